@@ -1,0 +1,176 @@
+"""The control socket's frames: what `ps`, `kill`, the Python client and host programs say to a supervisor.
+
+SEQPACKET, one msgpack array `[tag, field, ...]` per frame, at most `FRAME_LIMIT` bytes. A body up to `INLINE_LIMIT`
+bytes travels in the frame; a longer one is a sealed memfd attached to it, and `Attached` says how long.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from gen_worker.wire.messages import Encoding, ErrorDetail, ErrorKind
+
+CONTROL_PROTOCOL = 1
+
+
+class Attached(msgspec.Struct, array_like=True, frozen=True):
+    """The body is in the attached memfd, its first `length` bytes; `region` names it, 0 when it is used only once.
+
+    A memfd sent before under the same `region` by the same side is the same memory: keep its mapping and skip the new one.
+    """
+
+    length: int
+    region: int = 0
+
+
+Value: TypeAlias = bytes | Attached
+
+
+class _Message(msgspec.Struct, array_like=True, frozen=True, tag=lambda name: name.lower()):
+    """Base of all control frames."""
+
+
+# --- from a client ----------------------------------------------------------------------------------------------------
+
+
+class Open(_Message):
+    """The first frame of a client."""
+
+    protocol: int
+    client: str = ""  # who it is, for logs
+
+
+class Submit(_Message):
+    """Run a job. The same `(request_id, attempt)` again attaches this client to the job that exists."""
+
+    request_id: str
+    function: str
+    body: Value
+    encoding: Encoding = "msgpack"
+    attempt: int = 1
+    stream: bool = False
+    events: bool = False
+    timeout_ms: int = 0
+
+
+class Cancel(_Message):
+    """Ask a job to end; answered by `Canceled` when it has."""
+
+    request_id: str
+
+
+class Kill(_Message):
+    """End a job whatever it does; answered by `Killed` when it has."""
+
+    request_id: str
+    now: bool = False
+
+
+class List(_Message):
+    """Ask for the status document."""
+
+
+class Ack(_Message):
+    """The result was received; the supervisor may forget it."""
+
+    request_id: str
+    attempt: int = 1
+
+
+class More(_Message):
+    """The client took this many stream items."""
+
+    request_id: str
+    items: int
+
+
+class Release(_Message):
+    """The client read the region and does not look at it again."""
+
+    region: int
+
+
+ClientFrame: TypeAlias = Open | Submit | Cancel | Kill | List | Ack | More | Release
+
+
+# --- from the supervisor ----------------------------------------------------------------------------------------------
+
+
+class Opened(_Message):
+    """The answer to `Open`."""
+
+    protocol: int
+    boot_id: str
+    pid: int
+    version: str
+    serve: str | None = None
+
+
+class Accepted(_Message):
+    """The job is in the table; exactly one `Result` follows."""
+
+    request_id: str
+    attempt: int
+
+
+class Item(_Message):
+    """One stream item."""
+
+    request_id: str
+    body: Value
+
+
+class Event(_Message):
+    """Progress or a log line; `value` is a JSON object."""
+
+    request_id: str
+    event: Literal["progress", "log"]
+    value: bytes
+
+
+class Result(_Message):
+    """The job ended well. For a stream `body` is empty and `yielded` counts its items."""
+
+    request_id: str
+    attempt: int
+    body: Value
+    yielded: int = 0
+    run_s: float = 0.0
+
+
+class Error(_Message):
+    """The job ended badly, or (with `attempt` 0) a frame of the client's was refused."""
+
+    request_id: str
+    attempt: int
+    kind: ErrorKind
+    message: str
+    retryable: bool
+    detail: ErrorDetail | None = None
+
+
+class Canceled(_Message):
+    """The answer to `Cancel`: whether there was such a job and it ended by this."""
+
+    request_id: str
+    canceled: bool
+
+
+class Killed(_Message):
+    """The answer to `Kill`. `outcome`: how the job ended; "not_found" or "ambiguous" when nothing was touched."""
+
+    request_id: str
+    outcome: Literal["killed", "finished", "not_found", "ambiguous"]
+    rung: int | None = None
+    stack: list[str] = []
+    seconds: float = 0.0
+    candidates: list[str] = []
+
+
+class Listed(_Message):
+    """The status document as JSON."""
+
+    document: Value
+
+
+ServerFrame: TypeAlias = Opened | Accepted | Item | Event | Result | Error | Canceled | Killed | Listed

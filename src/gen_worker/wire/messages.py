@@ -1,0 +1,320 @@
+"""The frames between the supervisor and one child.
+
+Frames are msgpack arrays, `[generation, seq, [tag, field, ...]]`, at most `FRAME_LIMIT` bytes each, carried by
+`gen_worker.wire.channel`. This module only says what they are; it never sends, receives or judges one.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+FRAME_LIMIT = 64 * 1024  # SEQPACKET fails above ~208 KiB on stock kernels; 64 KiB leaves room for the ancillary data
+INLINE_LIMIT = 48 * 1024  # a longer body travels in a region, so that a frame with its other fields stays under the limit
+REGION_LIMIT = 1 << 30  # the longest body that travels at all
+WINDOW_ITEMS = 32  # stream items of one job that may be on their way before the child waits for `More`
+WINDOW_BYTES = 1 << 20
+
+Encoding: TypeAlias = Literal["json", "msgpack"]
+Shape: TypeAlias = Literal["sync", "async", "generator", "async_generator"]
+Lane: TypeAlias = Literal["device", "loop"]  # one job at a time on the device, many at once on the child's asyncio loop
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+
+class Region(msgspec.Struct, array_like=True, frozen=True):
+    """A body that lies in shared memory: the first `length` bytes of the region `index` of this sender.
+
+    The first message that names an index carries its memfd; later ones reuse the receiver's mapping of it.
+    """
+
+    index: int
+    length: int
+
+
+Body: TypeAlias = bytes | Region
+
+
+class ErrorDetail(msgspec.Struct, omit_defaults=True):
+    """What is known of a failure beyond its sentence; goes to clients as it is."""
+
+    cause: str | None = None
+    signal: str | None = None
+    exit_code: int | None = None
+    stack: list[str] | None = None
+    rung: int | None = None
+    stderr: list[str] | None = None
+
+
+ErrorKind: TypeAlias = Literal[
+    "usage",
+    "not_found",
+    "model_resolution",
+    "canceled",
+    "user_exception",
+    "invalid",
+    "child_died",
+    "killed",
+    "quarantined",
+    "deadline",
+    "out_of_memory",
+    "retryable",
+    "busy",
+    "draining",
+    "unavailable",
+    "internal",
+]
+
+
+class _Message(msgspec.Struct, array_like=True, frozen=True, tag=lambda name: name.lower()):
+    """Base of all frames."""
+
+
+# --- from the supervisor to its child ---------------------------------------------------------------------------------
+
+
+class Boot(_Message):
+    """The first frame: what to import and who it is."""
+
+    module: str
+    paths: list[str]  # go to the front of `sys.path`
+    device: str  # "cpu" or "cuda": what `ctx.device` shall be
+    environment: dict[str, str]
+    beat_s: float = 1.0
+
+
+class Load(_Message):
+    """Make the instance `instance` and run its `setup()` and `warmup()`."""
+
+    instance: str
+
+
+class Submit(_Message):
+    """Run this job; the child spends one credit of the function's lane on it."""
+
+    job: int
+    function: str
+    request_id: str
+    body: Body
+    encoding: Encoding
+    stream: bool = False
+    time_left_s: float | None = None  # seconds to the deadline, measured when the frame was made
+    events: bool = False  # someone listens to progress and logs
+
+
+class Cancel(_Message):
+    """Rung 1: ask the job to end."""
+
+    job: int
+
+
+class Interrupt(_Message):
+    """Rung 2: raise in the job's thread."""
+
+    job: int
+
+
+class Recall(_Message):
+    """Give this job back if it has not started; the answer is `Returned`, `Started` or the job's end."""
+
+    job: int
+
+
+class More(_Message):
+    """`items` stream items were taken by the reader; the handler may go on by as many."""
+
+    job: int
+    items: int
+
+
+class Grant(_Message):
+    """The answer to `Need`: an output region of `size` bytes, its memfd attached."""
+
+    index: int
+    size: int
+
+
+class Release(_Message):
+    """The reader is done with the region `index` of the other side, which may write to it again."""
+
+    index: int
+
+
+class Saved(_Message):
+    """The answer to `Save`: where the file is now, or why it could not be written."""
+
+    job: int
+    token: int
+    local_path: str = ""
+    size_bytes: int = 0
+    sha256: str = ""
+    error: str = ""
+
+
+class Drain(_Message):
+    """Run `shutdown()` of every instance and leave with status 0."""
+
+
+Order: TypeAlias = Boot | Load | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Saved | Drain
+
+
+# --- from the child to the supervisor ---------------------------------------------------------------------------------
+
+
+class Hello(_Message):
+    """The child runs; it has imported nothing of the author's yet."""
+
+    pid: int
+
+
+class Ready(_Message):
+    """The author's module is imported; `credits` says how many jobs each lane takes."""
+
+    functions: list[str]
+    credits: dict[Lane, int]
+    job_thread: int  # pthread id, as a stack dump prints it
+
+
+class ImportFailed(_Message):
+    """The author's module does not import in this child."""
+
+    message: str
+    stack: list[str]
+
+
+class Loaded(_Message):
+    """The instance is set up; `seconds` is what that took."""
+
+    instance: str
+    seconds: float
+
+
+class LoadFailed(_Message):
+    """`setup()` or `warmup()` raised."""
+
+    instance: str
+    message: str
+    stack: list[str]
+
+
+class Started(_Message):
+    """The handler of this job is about to be called."""
+
+    job: int
+
+
+class Item(_Message):
+    """One item of a stream, encoded as the job asked."""
+
+    job: int
+    body: Body
+
+
+class Done(_Message):
+    """The job ended well. `next_job` (0: none) has started in its place: it stands for that job's `Started`."""
+
+    job: int
+    body: Body
+    run_s: float
+    next_job: int = 0
+    yielded: int = 0
+
+
+class Failed(_Message):
+    """The job ended with an error of the author's or the caller's making."""
+
+    job: int
+    kind: ErrorKind
+    message: str
+    retryable: bool
+    run_s: float
+    next_job: int = 0
+    detail: ErrorDetail | None = None
+
+
+class Returned(_Message):
+    """A recalled job that had not started."""
+
+    job: int
+
+
+class Event(_Message):
+    """Progress or a log line of a job; `value` is a JSON object."""
+
+    job: int
+    event: Literal["progress", "log"]
+    value: bytes
+
+
+class Need(_Message):
+    """The child wants an output region of at least `size` bytes."""
+
+    size: int
+
+
+class Save(_Message):
+    """Keep a file of the job under `ref`; the bytes are inline or in the attached descriptor, from its start."""
+
+    job: int
+    token: int
+    ref: str
+    length: int
+    inline: bytes | None = None
+
+
+class Warned(_Message):
+    """Something the operator should read that belongs to no job."""
+
+    message: str
+
+
+Report: TypeAlias = (
+    Hello
+    | Ready
+    | ImportFailed
+    | Loaded
+    | LoadFailed
+    | Started
+    | Item
+    | Done
+    | Failed
+    | Returned
+    | Event
+    | Need
+    | Release
+    | Save
+    | Warned
+)
+
+
+# --- between the supervisor and its zygote ----------------------------------------------------------------------------
+
+
+class Fork(_Message):
+    """Make a child: attached are its socket, its two output pipes, its crash memfd and its status page, in this order."""
+
+    generation: int
+    environment: dict[str, str]
+    supervisor_pid: int
+
+
+class Warm(_Message):
+    """The zygote has imported what it could and serves; `failed` names what it could not import."""
+
+    imported: list[str]
+    failed: list[str]
+
+
+class Unfit(_Message):
+    """The zygote must not be forked from: why."""
+
+    reason: str
+
+
+class Forked(_Message):
+    """A child exists; its pidfd is attached."""
+
+    generation: int
+    pid: int
+
+
+ZygoteOrder: TypeAlias = Fork
+ZygoteReport: TypeAlias = Warm | Unfit | Forked

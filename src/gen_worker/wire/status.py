@@ -1,0 +1,122 @@
+"""The document of `gen-worker ps --json`: schema 1. Unknown values are null; within a schema number names are only added."""
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+
+
+class LinkStatus(msgspec.Struct):
+    """The connection to an orchestrator."""
+
+    state: str
+    addr: str | None = None
+    rtt_ms: float | None = None
+    since_s: float | None = None
+
+
+class ModelStatus(msgspec.Struct):
+    """A model that is resident on a device."""
+
+    ref: str
+    bytes: int | None = None
+
+
+class DeviceStatus(msgspec.Struct):
+    """One device and the child that owns it. A CPU slot counts as a device: `index` null, `name` "cpu:0"."""
+
+    index: int | None
+    uuid: str | None
+    name: str
+    pid: int | None
+    state: str
+    vram_used: int | None = None
+    vram_total: int | None = None
+    util: float | None = None
+    temp: float | None = None
+    power_w: float | None = None
+    models: list[ModelStatus] = []
+    job: str | None = None
+    heartbeat_age_s: float | None = None
+    restarts: int = 0
+    restart_in_s: float | None = None
+    rss: int | None = None
+    health: str = "ok"
+    jobs: int = 0
+    phase: str | None = None
+
+
+class JobStatus(msgspec.Struct):
+    """One job that has not ended."""
+
+    id: str
+    function: str
+    status: str
+    stage: str | None = None
+    progress: float | None = None
+    elapsed_s: float = 0.0
+    deadline_s: float | None = None
+    gpu: str | None = None
+    link: str | None = None
+    attempt: int = 1
+    queued_s: float | None = None
+
+
+class DownloadStatus(msgspec.Struct):
+    """One download."""
+
+    ref: str
+    bytes_done: int
+    bytes_total: int | None
+    bytes_per_s: float | None
+    state: str
+    wanted_by: list[str] = []
+    retries: int = 0
+
+
+class EventStatus(msgspec.Struct):
+    """One line of the supervisor's recent history."""
+
+    seq: int
+    ts: float
+    level: Literal["info", "warning", "error"]
+    source: str
+    message: str
+
+
+class FunctionStatus(msgspec.Struct):
+    """One function: whether it is served and how fast it has been."""
+
+    name: str
+    state: Literal["available", "unavailable"]
+    reason: str | None = None
+    queued: int = 0
+    median_run_s: float | None = None
+
+
+class Status(msgspec.Struct):
+    """One supervisor at one moment."""
+
+    ts: float
+    host: str
+    version: str
+    pid: int
+    uptime_s: float
+    schema: int = SCHEMA
+    link: LinkStatus | None = None
+    cpu_percent: float | None = None
+    ram_used: int | None = None
+    ram_total: int | None = None
+    disk_used: int | None = None
+    disk_total: int | None = None
+    net_bps: float | None = None
+    gpus: list[DeviceStatus] = []
+    jobs: list[JobStatus] = []
+    downloads: list[DownloadStatus] = []
+    events: list[EventStatus] = []
+    functions: list[FunctionStatus] = []
+    draining: bool = False
+    jobs_done: int = 0
+    jobs_failed: int = 0
+    serve: str | None = None
