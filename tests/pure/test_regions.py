@@ -103,6 +103,25 @@ def test_closing_leaves_no_descriptor() -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_region_knows_whether_its_bytes_are_still_looked_at() -> None:
+    with OwnRegion.create(SMALLEST, shared_with_readers_only=True) as own:
+        assert not own.lent
+        body = own.body(10)
+        part = body[2:4]
+        del body
+        assert own.lent
+        del part
+        assert not own.lent
+
+
+def test_a_view_outlives_the_region_it_was_taken_from() -> None:
+    own = OwnRegion.create(SMALLEST, shared_with_readers_only=True)
+    own.view[:4] = b"body"
+    body = own.body(4)
+    own.close()
+    assert body == b"body"
+
+
 @given(st.integers(0, REGION_LIMIT))
 def test_a_size_class_holds_the_body_and_wastes_at_most_half(length: int) -> None:
     size = size_class(length)

@@ -7,6 +7,8 @@ lock, and it never shrinks: a reader can only be shown other bytes, not be kille
 import errno
 import mmap
 import os
+import sys
+from contextlib import suppress
 from types import TracebackType
 
 from gen_worker.wire.messages import REGION_LIMIT
@@ -30,17 +32,26 @@ class _Region:
         self._memory = memory
         self.size = len(memory)
         self.view = memoryview(memory)
+        self._unlent = sys.getrefcount(self._memory)
 
     def body(self, length: int) -> memoryview:
         """Return the first `length` bytes, not copied; raise `RegionError` when the region is shorter."""
         if not 0 <= length <= self.size:
             raise RegionError(f"a body of {length} bytes does not fit a region of {self.size} bytes")
-        return self.view[:length]
+        return memoryview(self._memory)[:length]
+
+    @property
+    def lent(self) -> bool:
+        """Whether what `body()` returned, or a view made from that, is still alive somewhere."""
+        return (
+            sys.getrefcount(self._memory) > self._unlent
+        )  # each `memoryview(memory)` holds one until its last slice dies
 
     def close(self) -> None:
-        """Unmap the memory; raise `BufferError` while a slice of `view` is alive elsewhere."""
+        """Unmap the memory now or, where a view of it is alive elsewhere, when that view goes."""
         self.view.release()
-        self._memory.close()
+        with suppress(BufferError):
+            self._memory.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -80,7 +91,7 @@ class OwnRegion(_Region):
         return cls(fd, memory)
 
     def close(self) -> None:
-        """Unmap the memory and close `fd`; raise `BufferError` while a slice of `view` is alive elsewhere."""
+        """Close `fd`, and unmap the memory now or, where a view of it is alive elsewhere, when that view goes."""
         super().close()
         os.close(self.fd)
 
