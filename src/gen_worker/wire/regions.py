@@ -14,11 +14,10 @@ from types import TracebackType
 from gen_worker.wire.messages import REGION_LIMIT
 
 SMALLEST = 64 * 1024
-FINE_ABOVE = (
-    16 << 20
-)  # from here four classes to each doubling, so that a body of 32 MiB and a bit does not take 64 MiB
+FINE_ABOVE = 16 << 20  # from here four classes to each doubling: a body of 32 MiB and a bit does not take 64 MiB
 _FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, which `fcntl` does not name: later writes and writable mappings fail
 _MFD_NOEXEC_SEAL = 0x8  # Linux 6.3 warns in its log about memfds made without saying whether they may be executed
+_REFERENCES = 3  # to an unlent mapping: the attribute, `view`, the argument of `getrefcount`; each lent view adds one
 
 
 class RegionError(Exception):
@@ -32,7 +31,6 @@ class _Region:
         self._memory = memory
         self.size = len(memory)
         self.view = memoryview(memory)
-        self._unlent = sys.getrefcount(self._memory)
 
     def body(self, length: int) -> memoryview:
         """Return the first `length` bytes, not copied; raise `RegionError` when the region is shorter."""
@@ -43,9 +41,7 @@ class _Region:
     @property
     def lent(self) -> bool:
         """Whether what `body()` returned, or a view made from that, is still alive somewhere."""
-        return (
-            sys.getrefcount(self._memory) > self._unlent
-        )  # each `memoryview(memory)` holds one until its last slice dies
+        return sys.getrefcount(self._memory) > _REFERENCES
 
     def close(self) -> None:
         """Unmap the memory now or, where a view of it is alive elsewhere, when that view goes."""
@@ -53,9 +49,7 @@ class _Region:
         with suppress(BufferError):
             self._memory.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
 
