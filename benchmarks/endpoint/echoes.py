@@ -1,0 +1,28 @@
+"""Functions that do nothing: what they cost is what the product costs."""
+
+import msgspec
+
+from gen_worker import RequestContext, endpoint
+
+
+class Prompt(msgspec.Struct):
+    prompt: str
+
+
+class Blob(msgspec.Struct):
+    data: bytes
+
+
+@endpoint
+def echo(ctx: RequestContext, payload: Prompt) -> Prompt:
+    return payload
+
+
+@endpoint
+async def echo_async(ctx: RequestContext, payload: Prompt) -> Prompt:
+    return payload
+
+
+@endpoint
+def echo_bytes(ctx: RequestContext, payload: Blob) -> Blob:
+    return payload

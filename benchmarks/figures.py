@@ -1,0 +1,104 @@
+"""What a benchmark says: figures beside their floors, as a table or as a document."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What the figure, or its ratio to the floor, has to reach."""
+
+    of: Literal["value", "ratio"]
+    at: Literal["most", "least"]
+    limit: float
+
+    def met_by(self, figure: "Figure") -> bool:
+        number = figure.value if self.of == "value" else figure.ratio
+        if number is None:
+            return False
+        return number <= self.limit if self.at == "most" else number >= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.of} {'<=' if self.at == 'most' else '>='} {shown(self.limit)}"
+
+
+class Figure(msgspec.Struct):
+    """One measured thing: medians over the rounds; `ratio` is the median of the rounds' own ratios."""
+
+    name: str
+    unit: str
+    value: float
+    floor: float | None = None
+    floor_name: str = ""
+    ratio: float | None = None
+    target: Target | None = None
+    met: bool | None = None
+
+
+def figure(
+    name: str,
+    unit: str,
+    values: Sequence[float],
+    *,
+    floors: Sequence[float] = (),
+    floor_name: str = "",
+    target: Target | None = None,
+) -> Figure:
+    """The figure of some rounds; round N of `values` was measured right beside round N of `floors`."""
+    result = Figure(name, unit, statistics.median(values), floor_name=floor_name, target=target)
+    if floors:
+        result.floor = statistics.median(floors)
+        result.ratio = statistics.median(value / floor for value, floor in zip(values, floors, strict=True))
+    if target:
+        result.met = target.met_by(result)
+    return result
+
+
+def shown(number: float | None) -> str:
+    """The number with three or four digits that count."""
+    if number is None:
+        return ""
+    if abs(number) >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.3g}"
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures for a person; also a Markdown table."""
+    head = ("what", "figure", "unit", "floor", "of", "ratio", "target", "")
+    rows = [
+        (
+            f.name,
+            shown(f.value),
+            f.unit,
+            shown(f.floor),
+            f.floor_name,
+            "" if f.ratio is None else f"{f.ratio:.2f}",
+            str(f.target or ""),
+            {True: "met", False: "missed", None: ""}[f.met],
+        )
+        for f in figures
+    ]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = [head, tuple("-" * width for width in widths), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def main(measure: Callable[[int], list[Figure]], promise: str, *, rounds: int) -> None:
+    """The command of one benchmark."""
+    parser = argparse.ArgumentParser(description=promise)
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a document instead of a table")
+    options = parser.parse_args()
+    report(measure(options.rounds), as_json=options.json)
+
+
+def report(figures: Sequence[Figure], *, as_json: bool) -> None:
+    """Print the figures."""
+    print(json.dumps(msgspec.to_builtins(figures), indent=2) if as_json else table(figures), flush=True)

@@ -1,0 +1,87 @@
+"""What the product weighs and how long its commands take to start: `python -m benchmarks.footprint`."""
+
+import sys
+from pathlib import Path
+
+import psutil
+from gen_worker.client import Client
+
+from benchmarks import floors
+from benchmarks.figures import Figure, Target, figure, main
+from benchmarks.recover import CHILD
+from benchmarks.servers import product
+
+MIB = 1 << 20
+GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
+
+
+def measure(rounds: int) -> list[Figure]:
+    """Start-up times, then memory of a server that has done nothing yet."""
+    return [*start_up(rounds), *memory(rounds)]
+
+
+def start_up(rounds: int) -> list[Figure]:
+    """`gen-worker --help` and `import gen_worker` beside an interpreter that does nothing."""
+    helps, imports, bare = [], [], []
+    for _ in range(rounds):
+        bare.append(floors.seconds_of(sys.executable, "-c", "pass") * 1e3)
+        helps.append(floors.seconds_of(GEN_WORKER, "--help") * 1e3)
+        imports.append(floors.seconds_of(sys.executable, "-c", "import gen_worker") * 1e3)
+    added = [with_it - without for with_it, without in zip(imports, bare, strict=True)]
+    floor = "`python -c pass`"
+    return [
+        figure(
+            "`gen-worker --help`", "ms", helps, floors=bare, floor_name=floor, target=Target("value", "most", 150.0)
+        ),
+        figure("`import gen_worker`, added", "ms", added, target=Target("value", "most", 60.0)),
+    ]
+
+
+def memory(rounds: int) -> list[Figure]:
+    """Memory of an idle supervisor and of an idle forked child."""
+    supervisors, children, bare, forked = [], [], [], []
+    for _ in range(max(rounds // 3, 1)):
+        with product() as served, Client(served.control) as client, floors.forker(CHILD) as forker:
+            refuse_torch_in(served.pid)
+            (device,) = client.list().gpus
+            assert device.pid is not None
+            supervisors.append(psutil.Process(served.pid).memory_info().rss / MIB)
+            children.append(private_bytes(device.pid) / MIB)
+            with forker.child() as (pid, _):
+                forked.append(private_bytes(pid) / MIB)
+        with floors.forker() as interpreter:
+            bare.append(psutil.Process(interpreter.pid).memory_info().rss / MIB)
+    return [
+        figure(
+            "supervisor, resident",
+            "MiB",
+            supervisors,
+            floors=bare,
+            floor_name="bare interpreter",
+            target=Target("value", "most", 80.0),
+        ),
+        figure(
+            "idle forked child, private",
+            "MiB",
+            children,
+            floors=forked,
+            floor_name="bare fork",
+            target=Target("value", "most", 10.0),
+        ),
+    ]
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that the process shares with nobody."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def refuse_torch_in(pid: int) -> None:
+    """Raise if the process has mapped torch."""
+    if "libtorch" in Path(f"/proc/{pid}/maps").read_text():
+        raise RuntimeError("the supervisor has loaded torch")
+
+
+if __name__ == "__main__":
+    main(measure, __doc__, rounds=15)
