@@ -21,9 +21,11 @@ Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
 class Region(msgspec.Struct, array_like=True, frozen=True):
-    """A body that lies in shared memory: the first `length` bytes of the region `index` of this sender.
+    """A body that lies in shared memory: the first `length` bytes of the region `index`.
 
-    The first message that names an index carries its memfd; later ones reuse the receiver's mapping of it.
+    An input region is the supervisor's: its memfd rides on each frame that names it, and the child maps it for that job
+    only. An output region was granted to the child: the supervisor made it, so no memfd rides on the child's frames.
+    `Release(index)` from the reader lets the writer use the region again.
     """
 
     index: int

@@ -1,0 +1,190 @@
+"""Set up the author's classes and call the author's handlers, whatever their shape.
+
+Knows nothing of frames, sockets or processes: `gen-worker run` uses it in its own process, a child in its own.
+"""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError as FutureCancelled
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+
+from gen_worker.api.context import RequestContext
+from gen_worker.api.errors import CanceledError, FatalError, ValidationError
+from gen_worker.api.streaming import Done, Error
+from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.wire.messages import Encoding
+
+OnItem = Callable[[Any], Awaitable[None] | None]
+"""Takes a stream item; what it returns is awaited before an async generator goes on."""
+
+
+class LoopThread:
+    """An asyncio loop in a thread of its own, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="gen-worker-loop", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
+        """Schedule a coroutine from any other thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def close(self) -> None:
+        """Stop the loop and wait for its thread."""
+        if self._loop is None or self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._thread = None
+
+
+class Executor:
+    """The author's functions, ready to be called. One blocking call at a time; `run_on_loop` any number at once."""
+
+    def __init__(self, specs: Sequence[FunctionSpec]) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        self.async_side = LoopThread()
+        self._instances: dict[str, Any] = {}
+        self._handlers: dict[str, Callable[..., Any]] = {}
+        self._decoders: dict[tuple[str, Encoding], Callable[[bytes | memoryview], msgspec.Struct]] = {}
+        self._encoders: dict[Encoding, Callable[[Any], bytes]] = {
+            "json": msgspec.json.Encoder().encode,
+            "msgpack": msgspec.msgpack.Encoder().encode,
+        }
+        self._blocking: Future[Any] | None = None
+
+    def load(self, instance: str) -> None:
+        """Make the instance and run its `setup()` and `warmup()`; raise what the author's code raises."""
+        owner = next(spec.owner for spec in self.specs.values() if spec.instance == instance)
+        assert owner is not None
+        made = owner()
+        self._call_hook(made, "setup")
+        self._call_hook(made, "warmup")
+        self._instances[instance] = made
+
+    def _call_hook(self, instance: Any, name: str) -> None:
+        hook = getattr(instance, name, None)
+        if hook is None:
+            return
+        outcome = hook()
+        if inspect.iscoroutine(outcome):
+            self._wait(outcome)
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        self._blocking = self.async_side.start(work)
+        try:
+            return self._blocking.result()
+        except FutureCancelled:
+            raise CanceledError("canceled") from None
+        finally:
+            self._blocking = None
+
+    def cancel(self) -> None:
+        """Cancel the async handler that `run` waits for, if any; a sync one has only its context's flag."""
+        if self._blocking is not None:
+            self._blocking.cancel()
+
+    def decode(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> msgspec.Struct:
+        """Decode a payload straight into the author's type; raise `msgspec.ValidationError` naming the path."""
+        decode = self._decoders.get((spec.name, encoding))
+        if decode is None:
+            kind = msgspec.json.Decoder if encoding == "json" else msgspec.msgpack.Decoder
+            decode = self._decoders[spec.name, encoding] = kind(spec.payload_type).decode
+        return decode(body)
+
+    def encode(self, value: Any, encoding: Encoding) -> bytes:
+        """Encode an output or a stream item."""
+        return self._encoders[encoding](value)
+
+    def run(self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem) -> Any:
+        """Call the handler and wait for it; return its output, None for a stream; raise what the author raises.
+
+        A sync handler runs in the calling thread. An awaitable that `on_item` returns is for async generators only.
+        """
+        if spec.shape == "sync":
+            return _checked(spec, self._handler(spec)(ctx, payload))
+        if spec.shape == "generator":
+            return _pump(self._handler(spec)(ctx, payload), on_item)
+        return self._wait(self.run_on_loop(spec, ctx, payload, on_item))
+
+    async def run_on_loop(self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem) -> Any:
+        """Call an async handler on the loop this runs on; as `run` otherwise."""
+        ctx.raise_if_cancelled("canceled")
+        try:
+            if spec.shape == "async":
+                return _checked(spec, await self._handler(spec)(ctx, payload))
+            await _pump_async(self._handler(spec)(ctx, payload), on_item)
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
+            raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
+        return None
+
+    def _handler(self, spec: FunctionSpec) -> Callable[..., Any]:
+        handler = self._handlers.get(spec.name)
+        if handler is None:
+            handler = spec.function
+            if spec.owner is not None:
+                handler = handler.__get__(self._instances[spec.instance])
+            self._handlers[spec.name] = handler
+        return handler
+
+    def shutdown(self, on_error: Callable[[Exception], None]) -> None:
+        """Call every instance's `shutdown()`; an exception there goes to `on_error` and stops nothing."""
+        for instance in self._instances.values():
+            try:
+                self._call_hook(instance, "shutdown")
+            except Exception as error:  # noqa: BLE001 - around the author's code
+                on_error(error)
+        self._instances.clear()
+        self._handlers.clear()
+        self.async_side.close()
+
+
+def _checked(spec: FunctionSpec, output: Any) -> Any:
+    if isinstance(spec.output_type, type) and not isinstance(output, spec.output_type):
+        raise FatalError(f"`{spec.python_name}` returned a `{type(output).__name__}`, its annotation says `{spec.output_type.__name__}`")
+    return output
+
+
+def _ends(item: Any) -> bool:
+    if type(item) is Error:
+        raise ValidationError(item.message)
+    return type(item) is Done
+
+
+def _pump(items: Any, on_item: OnItem) -> None:
+    try:
+        for item in items:
+            if _ends(item):
+                break
+            on_item(item)
+    finally:
+        if hasattr(items, "close"):  # an Iterable handler may return a list
+            items.close()
+
+
+async def _pump_async(items: Any, on_item: OnItem) -> None:
+    try:
+        async for item in items:
+            if _ends(item):
+                break
+            waiting = on_item(item)
+            if waiting is not None:
+                await waiting
+    finally:
+        if hasattr(items, "aclose"):
+            await items.aclose()

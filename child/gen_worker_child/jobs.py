@@ -1,0 +1,399 @@
+"""Run jobs: on the job thread one at a time, or on the asyncio loop many at once.
+
+Every job ends in exactly one `Done`, `Failed` or `Returned` frame. Never reads a frame itself.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gen_worker.api.context import CancelFlag, RequestContext, SavedFile
+from gen_worker.api.errors import CanceledError, OutputTooLargeError, classify
+from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.discovery.stacks import author_stack
+from gen_worker.wire.channel import Channel
+from gen_worker.wire.messages import (
+    INLINE_LIMIT,
+    REGION_LIMIT,
+    Body,
+    Done,
+    ErrorDetail,
+    ErrorKind,
+    Event,
+    Failed,
+    Item,
+    Order,
+    Release,
+    Returned,
+    Save,
+    Saved,
+    Started,
+    Submit,
+)
+from gen_worker.wire.page import PageWriter
+from gen_worker.wire.regions import RegionError
+from gen_worker.wire.values import Piece, pieces, total_length
+from gen_worker_child.executor import Executor
+from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
+from gen_worker_child.output import InputBody, OutputRegions
+from gen_worker_child.windows import Window
+
+STACK_LINES = 20
+STACK_LINE_CHARS = 400
+EVENT_CHARS = 8192
+PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
+
+
+EXIT_BROKEN = 70  # the child's own code failed, as sysexits.h calls it
+
+
+class Interrupted(BaseException):
+    """Raised in the job's thread by rung 2 of the ladder; no `except Exception` of the author's stops it."""
+
+
+class Job:
+    """One job in this child, from its `Submit` to its end."""
+
+    def __init__(self, order: Submit, spec: FunctionSpec, body: InputBody) -> None:
+        self.number = order.job
+        self.order = order
+        self.spec = spec
+        self.body = body
+        self.cancel = CancelFlag()
+        self.window = Window()
+        self.taken = False
+        self.returned = False
+        self.yielded = 0
+        self.progress_due = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+
+class Jobs:
+    """All jobs of this child. `submit`, `cancel`, `recall`, `more` and `saved` are called by the frame loop."""
+
+    def __init__(self, channel: Channel[Order], executor: Executor, page: PageWriter, streams: MarkedStreams) -> None:
+        self._channel = channel
+        self._executor = executor
+        self._page = page
+        self._streams = streams
+        self.outputs = OutputRegions(channel.send)
+        self._jobs: dict[int, Job] = {}
+        self._taking = threading.Lock()
+        self._work: queue.SimpleQueue[Job | Callable[[], None]] = queue.SimpleQueue()
+        self._on_thread: Job | None = None
+        self._saves: dict[int, queue.SimpleQueue[Saved]] = {}
+        self._tokens = 0
+        self.thread = threading.Thread(target=self._serve_thread, name="gen-worker-job", daemon=True)
+        self.thread.start()
+
+    # --- called by the frame loop ---
+
+    def submit(self, order: Submit, descriptors: Sequence[int]) -> None:
+        """Take a job over; it starts as soon as its lane is free."""
+        job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors))
+        self._jobs[job.number] = job
+        if job.spec.lane == "loop":
+            self._executor.async_side.loop.call_soon_threadsafe(self._begin_on_loop, job)
+        else:
+            self._work.put(job)
+
+    def on_thread(self, work: Callable[[], None]) -> None:
+        """Run something on the job thread after the jobs before it."""
+        self._work.put(work)
+
+    def cancel(self, number: int) -> None:
+        """Rung 1: a job that has not started is given back, one that runs is told to end."""
+        job = self._jobs.get(number)
+        if job is None or self._give_back(job):
+            return
+        job.cancel.set()
+        job.window.close()
+        if job.task is not None:
+            self._executor.async_side.loop.call_soon_threadsafe(job.task.cancel)
+        elif job is self._on_thread:
+            self._executor.cancel()
+
+    def interrupt(self, number: int) -> None:
+        """Rung 2: raise `Interrupted` in the job thread while it runs this job."""
+        job = self._jobs.get(number)
+        if job is not None and job is self._on_thread and self.thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident), ctypes.py_object(Interrupted))
+
+    def recall(self, number: int) -> None:
+        """Give a job back unless it has started."""
+        job = self._jobs.get(number)
+        if job is not None:
+            self._give_back(job)
+
+    def more(self, number: int, items: int) -> None:
+        """The reader took stream items."""
+        job = self._jobs.get(number)
+        if job is not None:
+            job.window.taken(items)
+
+    def saved(self, answer: Saved) -> None:
+        """The answer to a `Save`."""
+        waiting = self._saves.pop(answer.token, None)
+        if waiting is not None:
+            waiting.put(answer)
+
+    def _give_back(self, job: Job) -> bool:
+        with self._taking:
+            if job.taken:
+                return False
+            job.returned = True
+        self._forget(job)
+        self._channel.send(Returned(job.number))
+        return True
+
+    def _take(self, job: Job) -> bool:
+        with self._taking:
+            job.taken = not job.returned
+            return job.taken
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.number, None)
+        job.body.close()
+        if job.body.region is not None:
+            self._channel.send(Release(job.body.region))
+
+    # --- on the job thread ---
+
+    def _serve_thread(self) -> None:
+        while True:
+            try:
+                self._serve_next()
+            except Interrupted:
+                continue  # aimed at a job that had just ended
+            except BaseException:  # noqa: BLE001 - a job thread that ends silently would hold its jobs for ever
+                traceback.print_exc()
+                os._exit(EXIT_BROKEN)
+
+    def _serve_next(self) -> None:
+        work: Job | Callable[[], None] | None = self._work.get()
+        if not isinstance(work, Job):
+            assert work is not None
+            work()
+        elif self._take(work):
+            self._channel.send(Started(work.number))
+            job: Job | None = work
+            while job is not None:
+                job = self._run_on_thread(job)
+
+    def _next_on_thread(self) -> Job | None:
+        """Take the job that starts in the place of the one that ends now, so that one frame tells both."""
+        while True:
+            try:
+                work = self._work.get_nowait()
+            except queue.Empty:
+                return None
+            if not isinstance(work, Job):
+                self._work.put(work)  # a `load` or the end: nothing more is leased before it is done
+                return None
+            if self._take(work):
+                return work
+
+    def _run_on_thread(self, job: Job) -> Job | None:
+        CURRENT_JOB.set(job.number)
+        self._page.job(job.number)
+        self._on_thread = job
+        began = time.monotonic()
+        ending = self._attempt(job)
+        self._on_thread = None
+        self._page.job(0)
+        CURRENT_JOB.set(0)
+        self._streams.end_job(job.number)
+        following = self._next_on_thread()
+        self._report(job, ending, time.monotonic() - began, following.number if following else 0)
+        return following
+
+    def _attempt(self, job: Job) -> Body | Failed:
+        try:
+            payload = self._executor.decode(job.spec, job.body.view, job.order.encoding)
+        except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
+            return _refused(job, error)
+        try:
+            ctx = self._context(job)
+            ctx.raise_if_cancelled("canceled")
+            emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
+            output = self._executor.run(job.spec, ctx, payload, partial(emit, job))
+            return b"" if output is None else self._place(job, output)
+        except (Exception, Interrupted, SystemExit, KeyboardInterrupt) as error:
+            return _failure(job, error)
+
+    def _place(self, job: Job, value: Any) -> Body:
+        ready: queue.SimpleQueue[Body] = queue.SimpleQueue()
+        self.outputs.place(self._encoded(job, value), ready.put)
+        return ready.get()
+
+    def _emit(self, job: Job, item: Any) -> None:
+        job.window.wait()
+        if job.cancel.is_set():
+            raise CanceledError("canceled")
+        parts = self._encoded(job, item)
+        ready: queue.SimpleQueue[Body] = queue.SimpleQueue()
+        self.outputs.place(parts, ready.put)
+        self._send_item(job, ready.get(), total_length(parts))
+
+    # --- on the asyncio loop ---
+
+    def _begin_on_loop(self, job: Job) -> None:
+        if self._take(job):
+            job.task = asyncio.get_running_loop().create_task(self._run_on_loop(job))
+            job.task.add_done_callback(_exit_if_broken)
+
+    async def _run_on_loop(self, job: Job) -> None:
+        CURRENT_JOB.set(job.number)
+        self._channel.send(Started(job.number))
+        began = time.monotonic()
+        ending = await self._attempt_on_loop(job)
+        self._streams.end_job(job.number)
+        self._report(job, ending, time.monotonic() - began, 0)
+
+    async def _attempt_on_loop(self, job: Job) -> Body | Failed:
+        try:
+            payload = self._executor.decode(job.spec, job.body.view, job.order.encoding)
+        except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
+            return _refused(job, error)
+        try:
+            ctx = self._context(job)
+            output = await self._executor.run_on_loop(job.spec, ctx, payload, partial(self._emit_on_loop, job))
+            return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
+        except (Exception, asyncio.CancelledError, Interrupted, SystemExit, KeyboardInterrupt) as error:
+            return _failure(job, error)
+
+    async def _place_on_loop(self, parts: Sequence[Piece]) -> Body:
+        placed: Future[Body] = Future()
+        self.outputs.place(parts, placed.set_result)
+        return placed.result() if placed.done() else await asyncio.wrap_future(placed)
+
+    async def _emit_on_loop(self, job: Job, item: Any) -> None:
+        waiting = job.window.wait_async()
+        if waiting is not None:
+            await waiting
+        if job.cancel.is_set():
+            raise CanceledError("canceled")
+        parts = self._encoded(job, item)
+        self._send_item(job, await self._place_on_loop(parts), total_length(parts))
+
+    # --- both ---
+
+    def _encoded(self, job: Job, value: Any) -> Sequence[Piece]:
+        if job.order.encoding == "msgpack":
+            parts: Sequence[Piece] = pieces(value)
+        else:
+            parts = [self._executor.encode(value, "json")]
+        length = total_length(parts)
+        if length > REGION_LIMIT:
+            raise OutputTooLargeError(size_bytes=length, max_bytes=REGION_LIMIT)
+        return parts
+
+    def _send_item(self, job: Job, body: Body, length: int) -> None:
+        job.window.add(length)
+        job.yielded += 1
+        self._channel.send(Item(job.number, body))
+
+    def _report(self, job: Job, ending: Body | Failed, run_s: float, next_job: int) -> None:
+        self._forget(job)
+        if isinstance(ending, Failed):
+            self._channel.send(msgspec.structs.replace(ending, run_s=run_s, next_job=next_job))
+        else:
+            self._channel.send(Done(job.number, ending, run_s, next_job, job.yielded))
+
+    def _context(self, job: Job) -> RequestContext:
+        return RequestContext(
+            request_id=job.order.request_id,
+            emitter=lambda event: self._event(job, event),
+            sink=_Sink(self, job),
+            cancel=job.cancel,
+            timeout_s=job.order.time_left_s,
+        )
+
+    def _event(self, job: Job, event: dict[str, object]) -> None:
+        value = event["payload"]
+        assert isinstance(value, dict)
+        if event["type"] == "request.progress":
+            now = time.monotonic()
+            if job.spec.lane == "device":
+                self._page.progress(job.number, float(value["progress"]), str(value.get("stage") or ""))
+            if now < job.progress_due and value["progress"] != 1:
+                return
+            job.progress_due = now + PROGRESS_INTERVAL_S
+            self._channel.send(Event(job.number, "progress", json.dumps(value).encode()))
+        else:
+            value = {**value, "message": str(value["message"])[:EVENT_CHARS]}
+            self._channel.send(Event(job.number, "log", json.dumps(value).encode()))
+
+    def save(self, job: Job, ref: str, data: bytes | None, path: Path | None) -> SavedFile:
+        """Hand a file to the supervisor and wait until it is kept."""
+        self._tokens += 1
+        token = self._tokens
+        answer: queue.SimpleQueue[Saved] = queue.SimpleQueue()
+        self._saves[token] = answer
+        if data is not None and len(data) <= INLINE_LIMIT:
+            self._channel.send(Save(job.number, token, ref, len(data), bytes(data)))
+        elif data is not None:
+            with _memory_file(data) as file:
+                self._channel.send(Save(job.number, token, ref, len(data)), [file.fileno()])
+        else:
+            assert path is not None
+            with path.open("rb") as file:
+                self._channel.send(Save(job.number, token, ref, path.stat().st_size), [file.fileno()])
+        saved = answer.get()
+        if saved.error:
+            raise OSError(f"`{ref}` was not saved: {saved.error}")
+        return SavedFile(saved.local_path, saved.size_bytes, saved.sha256)
+
+
+class _Sink:
+    """Where a job's context leaves its files: with the supervisor."""
+
+    def __init__(self, jobs: Jobs, job: Job) -> None:
+        self._jobs = jobs
+        self._job = job
+
+    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+        return self._jobs.save(self._job, ref, data, path)
+
+
+def _exit_if_broken(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        traceback.print_exception(error)
+        os._exit(EXIT_BROKEN)
+
+
+def _memory_file(data: bytes) -> Any:
+    file = os.fdopen(os.memfd_create("gen-worker-save", os.MFD_CLOEXEC), "r+b", buffering=0)
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+    return file
+
+
+def _refused(job: Job, error: Exception) -> Failed:
+    text = str(error) if isinstance(error, msgspec.MsgspecError | ValueError) else type(error).__name__
+    return Failed(job.number, "usage", f"the payload does not fit `{job.spec.name}`: {text}"[:1024], False, 0.0)
+
+
+def _failure(job: Job, error: BaseException) -> Failed:
+    kind: ErrorKind
+    if isinstance(error, Interrupted | asyncio.CancelledError) or (job.cancel.is_set() and isinstance(error, CanceledError)):
+        return Failed(job.number, "canceled", "canceled", False, 0.0)
+    if isinstance(error, RegionError):
+        return Failed(job.number, "internal", str(error), False, 0.0)
+    kind, message, retryable = classify(error)
+    stack = [line[:STACK_LINE_CHARS] for line in author_stack(error)[-STACK_LINES:]]
+    cause = "cuda_error" if "CUDA error" in str(error) else None
+    return Failed(job.number, kind, message, retryable, 0.0, detail=ErrorDetail(cause=cause, stack=stack or None))

@@ -1,0 +1,127 @@
+"""One end of the SEQPACKET socket between the supervisor and a child, or between the supervisor and its zygote.
+
+Carries whole frames and the descriptors attached to them. Never waits unless its socket does, never judges a frame.
+"""
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from gen_worker.wire.messages import FRAME_LIMIT
+
+Incoming = TypeVar("Incoming")
+
+MAX_DESCRIPTORS = 8
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not a frame of this protocol."""
+
+
+def take_descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors that came with a message; the caller owns them."""
+    found: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            whole = len(payload) - len(payload) % 4
+            found.extend(int.from_bytes(payload[i : i + 4], "little") for i in range(0, whole, 4))
+    return found
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close every descriptor in the list."""
+    for fd in descriptors:
+        socket.close(fd)
+
+
+def receive_packet(sock: socket.socket, buffer: memoryview) -> tuple[int, list[int]]:
+    """Receive one packet into `buffer`; return its length, 0 at the end of the stream, and its descriptors.
+
+    Raise `BlockingIOError` when nothing is there and `ProtocolError` when the packet or its descriptors were cut.
+    """
+    while True:
+        try:
+            length, ancillary, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            continue  # a dead peer is reported once before the frames it left behind: read on until the end
+        break
+    if not ancillary and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        return length, []
+    descriptors = take_descriptors(ancillary)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_all(descriptors)
+        raise ProtocolError(f"a packet was cut: over {len(buffer)} bytes or over {MAX_DESCRIPTORS} descriptors")
+    return length, descriptors
+
+
+def send_packet(sock: socket.socket, packet: bytes, descriptors: Sequence[int] = ()) -> None:
+    """Send one packet whole; raise `BlockingIOError` when a non-blocking socket has no room."""
+    if descriptors:
+        socket.send_fds(sock, [packet], list(descriptors), socket.MSG_NOSIGNAL)
+    else:
+        sock.send(packet, socket.MSG_NOSIGNAL)
+
+
+class Channel(Generic[Incoming]):
+    """A socket that speaks numbered frames of one generation. Sending is safe from any thread, receiving from one."""
+
+    def __init__(self, sock: socket.socket, *, generation: int, receives: Any) -> None:
+        self.sock = sock
+        self.generation = generation
+        self._decode: Callable[[memoryview], tuple[int, int, Incoming]]
+        self._decode = msgspec.msgpack.Decoder(tuple[int, int, receives]).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._sending = threading.Lock()
+        self._sent = 0
+        self._received = 0
+        self._view = memoryview(bytearray(FRAME_LIMIT + 1))
+
+    def send(self, message: object, descriptors: Sequence[int] = ()) -> None:
+        """Send one frame whole.
+
+        Raise `ProtocolError` when it is too long, `BlockingIOError` when a non-blocking socket has no room (the frame
+        was not sent and its number not used), `OSError` when the peer is gone.
+        """
+        with self._sending:
+            packet = self._encode((self.generation, self._sent, message))
+            if len(packet) > FRAME_LIMIT:
+                raise ProtocolError(f"a `{type(message).__name__}` frame of {len(packet)} bytes, the limit is {FRAME_LIMIT}")
+            send_packet(self.sock, packet, descriptors)
+            self._sent += 1
+
+    def receive(self) -> tuple[Incoming, list[int]] | None:
+        """Return the next frame and its descriptors, None at the end of the stream.
+
+        Raise `BlockingIOError` when a non-blocking socket has none, `ProtocolError` when the peer broke the protocol.
+        """
+        while True:
+            length, descriptors = receive_packet(self.sock, self._view)
+            if length == 0:
+                close_all(descriptors)
+                return None
+            try:
+                generation, number, message = self._decode(self._view[:length])
+            except _DECODE_ERRORS as error:
+                close_all(descriptors)
+                raise ProtocolError(f"not a frame: {error}") from error
+            if generation != self.generation:
+                close_all(descriptors)
+                continue
+            if number != self._received:
+                close_all(descriptors)
+                raise ProtocolError(f"frame {number} where {self._received} was due")
+            self._received += 1
+            return message, descriptors
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        """Close the socket; the peer reads what was sent and then the end."""
+        self.sock.close()

@@ -1,0 +1,114 @@
+"""The status page: 4 KiB of shared memory in which a child says what it does and from which anyone may read it.
+
+One writer, any number of readers, no lock: a sequence number is odd while the page changes. It is read without asking the
+child, so it works while the child hangs. It never carries anything that must arrive.
+"""
+
+import mmap
+import os
+import struct
+import threading
+import time
+from dataclasses import dataclass
+
+PAGE_BYTES = 4096
+_SEQUENCE = struct.Struct("<Q")
+_BEAT = struct.Struct("<QdQ")  # count, monotonic seconds, resident bytes
+_JOB = struct.Struct("<QdIId32s")  # job number, since, step, steps, fraction, stage
+_LOAD = struct.Struct("<QQ")  # bytes read, bytes in all
+_VRAM = struct.Struct("<QQQ")  # allocated, reserved, peak
+_BEAT_AT = 8
+_JOB_AT = _BEAT_AT + _BEAT.size
+_LOAD_AT = _JOB_AT + _JOB.size
+_VRAM_AT = _LOAD_AT + _LOAD.size
+_END = _VRAM_AT + _VRAM.size
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a child's status page said at one moment."""
+
+    beats: int
+    beat_at: float
+    rss: int
+    job: int
+    job_since: float
+    step: int
+    steps: int
+    fraction: float
+    stage: str
+    loaded_bytes: int
+    load_bytes: int
+    vram_allocated: int
+    vram_reserved: int
+    vram_peak: int
+
+
+def create_page() -> int:
+    """Return a memfd of one page that no holder can shrink or grow; the caller owns it."""
+    import fcntl
+
+    fd = os.memfd_create("gen-worker-status", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, PAGE_BYTES)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+class PageWriter:
+    """The child's side. Its threads take turns; nothing of that turn lies in the shared memory."""
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, PAGE_BYTES)
+        self._turn = threading.Lock()
+        self._sequence = 0
+        self._beats = 0
+
+    def _write(self, layout: struct.Struct, at: int, *values: object) -> None:
+        with self._turn:
+            _SEQUENCE.pack_into(self._map, 0, self._sequence + 1)
+            layout.pack_into(self._map, at, *values)
+            self._sequence += 2
+            _SEQUENCE.pack_into(self._map, 0, self._sequence)
+
+    def beat(self, rss: int) -> None:
+        """Record that the frame loop turns."""
+        self._beats += 1
+        self._write(_BEAT, _BEAT_AT, self._beats, time.monotonic(), rss)
+
+    def job(self, number: int) -> None:
+        """Record which job runs on the job thread; 0 for none."""
+        self._write(_JOB, _JOB_AT, number, time.monotonic(), 0, 0, -1.0, b"")
+
+    def progress(self, number: int, fraction: float, stage: str) -> None:
+        """Record how far the job is, 0 to 1, and what it is at."""
+        self._write(_JOB, _JOB_AT, number, time.monotonic(), 0, 0, fraction, stage.encode()[:32])
+
+
+class PageReader:
+    """The supervisor's side; keeps working after the child's death."""
+
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, PAGE_BYTES, prot=mmap.PROT_READ)
+
+    def read(self) -> Reading | None:
+        """Return a consistent reading, or None when the writer was stopped in the middle of a change."""
+        for _ in range(64):
+            (before,) = _SEQUENCE.unpack_from(self._map, 0)
+            copy = self._map[:_END]
+            (after,) = _SEQUENCE.unpack_from(self._map, 0)
+            if before == after and before % 2 == 0:
+                return _reading(copy)
+        return None
+
+    def close(self) -> None:
+        """Unmap the page."""
+        self._map.close()
+
+
+def _reading(page: bytes) -> Reading:
+    beats, beat_at, rss = _BEAT.unpack_from(page, _BEAT_AT)
+    job, since, step, steps, fraction, stage = _JOB.unpack_from(page, _JOB_AT)
+    loaded, load = _LOAD.unpack_from(page, _LOAD_AT)
+    allocated, reserved, peak = _VRAM.unpack_from(page, _VRAM_AT)
+    words = stage.rstrip(b"\0").decode(errors="replace")
+    return Reading(beats, beat_at, rss, job, since, step, steps, fraction, words, loaded, load, allocated, reserved, peak)

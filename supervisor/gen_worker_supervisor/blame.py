@@ -1,0 +1,80 @@
+"""Who is to blame for dead children: payloads that killed two are quarantined, functions with several such are stopped.
+
+Pure: takes what happened and the time, remembers and answers. A success clears its payload.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+QUARANTINE_DEATHS = 2
+QUARANTINE_S = 600.0
+BREAKER_PAYLOADS = 5  # distinct quarantined payloads of one function
+HASHED_WHOLE = 16 << 20  # above it the digest samples, so that the loop is never held for more than some 20 ms
+_SAMPLES = 256
+_SAMPLE_BYTES = 32 << 10
+
+
+def digest(body: bytes | memoryview) -> bytes:
+    """Return what tells payloads apart: a hash of all of a body, or of its length and even samples of a very long one."""
+    mark = hashlib.blake2b(len(body).to_bytes(8, "little"), digest_size=16)
+    if len(body) <= HASHED_WHOLE:
+        mark.update(body)
+    else:
+        stride = (len(body) - _SAMPLE_BYTES) // (_SAMPLES - 1)
+        for index in range(_SAMPLES):
+            mark.update(body[index * stride : index * stride + _SAMPLE_BYTES])
+    return mark.digest()
+
+
+@dataclass(slots=True)
+class Charge:
+    """What one payload of one function has done."""
+
+    deaths: int
+    until: float
+    cause: str
+    stack: list[str]
+
+
+class Blame:
+    """The charges that stand."""
+
+    def __init__(self) -> None:
+        self._charges: dict[str, dict[bytes, Charge]] = {}
+
+    def suspects(self, function: str) -> bool:
+        """Whether any payload of this function is charged; only then a new job's digest is worth computing."""
+        return function in self._charges
+
+    def charge(self, function: str, payload: bytes, now: float, *, cause: str, stack: list[str]) -> None:
+        """Count a child's death against the payload that alone can have caused it."""
+        charges = self._charges.setdefault(function, {})
+        known = charges.get(payload)
+        deaths = known.deaths + 1 if known is not None and known.until > now else 1
+        charges[payload] = Charge(deaths, now + QUARANTINE_S, cause, stack)
+
+    def clear(self, function: str, payload: bytes) -> None:
+        """A job with this payload succeeded."""
+        charges = self._charges.get(function, {})
+        charges.pop(payload, None)
+        if not charges:
+            self._charges.pop(function, None)
+
+    def quarantined(self, function: str, payload: bytes, now: float) -> Charge | None:
+        """Return the charge for which this payload is refused, if any."""
+        charge = self._charges.get(function, {}).get(payload)
+        if charge is None:
+            return None
+        if charge.until <= now:
+            self.clear(function, payload)
+            return None
+        return charge if charge.deaths >= QUARANTINE_DEATHS else None
+
+    def breaker(self, function: str, now: float) -> str | None:
+        """Return why no job of this function is taken at all, or None."""
+        charges = self._charges.get(function, {}).values()
+        open_until = sorted(c.until for c in charges if c.deaths >= QUARANTINE_DEATHS and c.until > now)
+        if len(open_until) < BREAKER_PAYLOADS:
+            return None
+        wait = open_until[-BREAKER_PAYLOADS] - now
+        return f"{len(open_until)} different payloads of it killed children; refused for {wait:.0f} s more"

@@ -1,0 +1,156 @@
+"""Decide which child runs the next job, which child loads what, and what is taken back from a busy child.
+
+Pure: reads the fleet and the time, records the leases it makes, returns the actions. Never sends, spawns or sleeps.
+"""
+
+from gen_worker.wire.messages import Load, Recall
+from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.state import (
+    LEASED_AHEAD,
+    Action,
+    Child,
+    Fleet,
+    Function,
+    Instance,
+    Job,
+    Run,
+    Send,
+    holds,
+    lane_of,
+)
+
+STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
+CROWDED = 4  # so many jobs leased ahead of their turn are shared with a child that idles at once
+
+
+def decide(fleet: Fleet, now: float) -> list[Action]:
+    """Lease what can be leased, start the loads that are worth it, recall what another child could do now."""
+    actions: list[Action] = []
+    children = fleet.serving()
+    if not children:
+        return actions
+    while fleet.waiting and _lease_round(fleet, children, actions):
+        pass
+    if not fleet.waiting and len(children) > 1:
+        _share(fleet, children, now, actions)
+    return actions
+
+
+def _lease_round(fleet: Fleet, children: list[Child], actions: list[Action]) -> bool:
+    """Give each function with a queue one turn, the one served longest ago first; say whether any got a job placed."""
+    leased = False
+    for function in list(fleet.waiting.values()):
+        job = fleet.first(function)
+        child = (_lonely_place if job.alone else _place)(fleet, children, job, actions)
+        if child is None:
+            continue
+        fleet.dequeue(job)
+        if function.waiting:
+            fleet.waiting[function.name] = fleet.waiting.pop(function.name)
+        _lease(child, job)
+        actions.append(Run(child, job))
+        leased = True
+    return leased
+
+
+def _lease(child: Child, job: Job) -> None:
+    job.move(JobState.LEASED)
+    job.child = child
+    child.leased[job.number] = job
+    child.used[lane_of(job.function)] += 1
+    child.settle_phase()
+
+
+def _room(child: Child, function: Function) -> int:
+    """Return how many more jobs of a function a child takes now."""
+    if child.reserved is not None:
+        return 0
+    lane = lane_of(function)
+    if lane == "device" and child.loading is not None:
+        return 0
+    ahead = LEASED_AHEAD if function.fast and lane == "device" else 0
+    return child.credits[lane] + ahead - child.used[lane]
+
+
+def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:
+    """Return the warm child where the next job of a function waits least, after starting a load where that is better."""
+    function = job.function
+    instance = function.surveyed.instance
+    best: Child | None = None
+    best_used = 0
+    warm = 0
+    lane = lane_of(function)
+    for child in children:
+        if instance not in child.loaded and instance != child.loading:
+            continue
+        if not holds(child.device, function):
+            continue
+        warm += 1
+        used = child.used[lane]
+        if (best is None or used < best_used) and instance in child.loaded and _room(child, function) > 0:
+            best, best_used = child, used
+    if best is not None and (instance == "" or best_used < best.credits[lane]):
+        return best
+    if instance:
+        _consider_load(fleet, children, function, warm, actions)
+    return best
+
+
+def _consider_load(fleet: Fleet, children: list[Child], function: Function, warm: int, actions: list[Action]) -> None:
+    """Load a function's instance on one more child when its queue would otherwise wait longer than the load takes."""
+    name = function.surveyed.instance
+    known = fleet.instances.setdefault(name, Instance())
+    if warm and function.waiting * function.run_s / warm <= known.load_s:
+        return
+    for child in children:
+        idle = child.loading is None and child.used["device"] == 0 and child.reserved is None
+        if idle and name not in child.loaded and holds(child.device, function):
+            _load(child, name, actions)
+            return
+
+
+def _lonely_place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:
+    """Return a child that does nothing else, for a job that may have killed one; until there is one, keep one free."""
+    able = [child for child in children if holds(child.device, job.function) and child.reserved in (None, job)]
+    if not able:
+        return None
+    chosen = min(able, key=lambda child: (_occupied(child), child.reserved is not job, len(child.leased)))
+    for child in able:
+        child.reserved = job if child is chosen else None
+    if _occupied(chosen):
+        return None
+    instance = job.function.surveyed.instance
+    if instance in chosen.loaded:
+        return chosen
+    fleet.instances.setdefault(instance, Instance())
+    _load(chosen, instance, actions)
+    return None
+
+
+def _occupied(child: Child) -> bool:
+    return bool(child.leased) or child.loading is not None
+
+
+def _load(child: Child, instance: str, actions: list[Action]) -> None:
+    child.loading = instance
+    child.settle_phase()
+    actions.append(Send(child, Load(instance)))
+
+
+def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
+    """Take a job that waits in a busy child back for one that idles."""
+    idle = [child for child in children if child.phase is Phase.READY]
+    if not idle:
+        return
+    for child in children:
+        ahead = [job for job in child.leased.values() if job.state is JobState.LEASED and not job.recalled]
+        if child.used["device"] < 2 or not ahead:
+            continue
+        since = min((job.started for job in child.leased.values() if job.started is not None), default=now)
+        if len(ahead) < CROWDED and now - since < STUCK_BEHIND_S:
+            fleet.arm(since + STUCK_BEHIND_S, ("look", None))
+            continue
+        job = ahead[-1]
+        if any(job.function.surveyed.instance in other.loaded and holds(other.device, job.function) for other in idle):
+            job.recalled = True
+            actions.append(Send(child, Recall(job.number)))

@@ -1,0 +1,78 @@
+"""How a job that must end is ended: the rungs, and when each of them is due.
+
+Pure: takes what is known of one ending and the time, returns the rungs to climb. Never signals anybody.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Reason(StrEnum):
+    """Why a job is being ended."""
+
+    CANCEL = "cancel"
+    DISCONNECT = "disconnect"
+    KILL = "kill"
+    DEADLINE = "deadline"
+    DRAIN = "drain"
+
+
+class Rung(IntEnum):
+    """One step of the ladder, from the gentlest."""
+
+    COOPERATE = 1
+    INTERRUPT = 2
+    DUMP = 3
+    TERMINATE = 4
+    KILL = 5
+
+
+GRACE_S = {Reason.CANCEL: 30.0, Reason.DISCONNECT: 30.0, Reason.KILL: 5.0, Reason.DEADLINE: 5.0, Reason.DRAIN: 10.0}
+INTERRUPT_BEFORE_S = 1.0  # rung 2 is tried this long before the grace ends
+TERMINATE_AFTER_S = 0.3  # what a stack dump may take
+KILL_AFTER_S = 1.3  # what the default action of SIGTERM may take, on two busy cores
+
+
+@dataclass(slots=True)
+class Ending:
+    """One job on its way out: why, since when, and how far up the ladder it is."""
+
+    reason: Reason
+    began: float
+    at_once: bool = False
+    rung: int = 0
+    stack: list[str] = field(default_factory=list)
+
+    def schedule(self) -> list[tuple[float, Rung]]:
+        """Return when each rung is due."""
+        if self.at_once:
+            ends = self.began
+            gentle: list[tuple[float, Rung]] = []
+        else:
+            ends = self.began + GRACE_S[self.reason]
+            gentle = [(self.began, Rung.COOPERATE), (ends - INTERRUPT_BEFORE_S, Rung.INTERRUPT)]
+        return [
+            *gentle,
+            (ends, Rung.DUMP),
+            (ends + TERMINATE_AFTER_S, Rung.TERMINATE),
+            (ends + KILL_AFTER_S, Rung.KILL),
+        ]
+
+    def next_due(self) -> float | None:
+        """Return when the next rung is due, None at the top of the ladder."""
+        return next((at for at, rung in self.schedule() if rung > self.rung), None)
+
+    def climb(self, now: float) -> list[Rung]:
+        """Return the rungs that are due and count them as climbed; a late call leaves none out."""
+        due = [rung for at, rung in self.schedule() if rung > self.rung and at <= now]
+        if due:
+            self.rung = due[-1]
+        return due
+
+    def hasten(self, reason: Reason, now: float, *, at_once: bool) -> None:
+        """A second order for the same job: the sooner end counts, and an operator's kill names the reason."""
+        other = Ending(reason, now, at_once)
+        if reason is Reason.KILL:
+            self.reason, self.began, self.at_once = reason, now, at_once
+        elif other.schedule()[-1][0] < self.schedule()[-1][0]:
+            self.reason, self.began, self.at_once = reason, now, at_once

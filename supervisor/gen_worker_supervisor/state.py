@@ -1,0 +1,440 @@
+"""What the supervisor knows: devices, their children, functions, jobs; and the words for what happens and what to do.
+
+Plain values. Nothing here sends, spawns, waits or looks at a clock.
+"""
+
+import heapq
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from gen_worker.wire.messages import Body, Encoding, ErrorDetail, ErrorKind, Event, Lane, Order, Region, Report
+from gen_worker.wire.survey import SurveyedFunction
+from gen_worker_supervisor.blame import Blame
+from gen_worker_supervisor.ladder import Ending, Reason
+from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
+
+FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
+LEASED_AHEAD = 16
+UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
+UNKNOWN_LOAD_S = 0.5
+
+
+class Payload(Protocol):
+    """A job's payload, which only the shell can read."""
+
+    def digest(self) -> bytes:
+        """Return what tells this payload from others."""
+        ...
+
+
+class Client(Protocol):
+    """Who gets a job's answer."""
+
+    link: str
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    """One routable function: its queue and what was learnt of it."""
+
+    surveyed: SurveyedFunction
+    queue: "deque[Job]" = field(default_factory=deque)  # jobs that ended while they waited stay until they are first
+    waiting: int = 0
+    runs: deque[float] = field(default_factory=lambda: deque(maxlen=31))
+    finished: int = 0
+    median_s: float | None = None
+    unavailable: str | None = None
+    available_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Its routable name."""
+        return self.surveyed.name
+
+    @property
+    def run_s(self) -> float:
+        """How long a run takes, as far as is known."""
+        return UNKNOWN_RUN_S if self.median_s is None else self.median_s
+
+    @property
+    def fast(self) -> bool:
+        """Whether it pays to lease its jobs ahead."""
+        return self.median_s is not None and self.median_s < FAST_RUN_S
+
+    def ran(self, seconds: float) -> None:
+        """Learn from a run that ended well."""
+        self.runs.append(seconds)
+        self.finished += 1
+        if self.finished < 8 or self.finished % 16 == 0:
+            self.median_s = statistics.median(self.runs)
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """What was learnt of setting up one instance of an author's class."""
+
+    load_s: float = UNKNOWN_LOAD_S
+    failures: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One accepted request, from its admission to its one answer."""
+
+    number: int
+    client: Client
+    request_id: str
+    attempt: int
+    function: Function
+    payload: Payload
+    encoding: Encoding
+    stream: bool
+    events: bool
+    submitted: float
+    deadline: float | None = None
+    state: JobState = JobState.QUEUED
+    child: "Child | None" = None
+    started: float | None = None
+    deaths: int = 0
+    alone: bool = False
+    waiting: bool = False  # in its function's queue
+    ending: Ending | None = None
+    recalled: bool = False
+    progress: float | None = None
+    stage: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was answered."""
+        return self.state in ENDED
+
+    def move(self, state: JobState) -> None:
+        """Go to another state of the table."""
+        self.state = step(NEXT_JOB, self.state, state)
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """What makes it the same job for its link."""
+        return (self.client.link, self.request_id, self.attempt)
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """One child process of one generation."""
+
+    device: "Device"
+    generation: int
+    born: float
+    phase: Phase = Phase.FORKING
+    pid: int | None = None
+    job_thread: int = 0
+    ready: bool = False
+    credits: dict[Lane, int] = field(default_factory=dict)
+    leased: dict[int, Job] = field(default_factory=dict)
+    used: dict[Lane, int] = field(default_factory=lambda: {"device": 0, "loop": 0})
+    loaded: set[str] = field(default_factory=lambda: {""})
+    loading: str | None = None
+    reserved: Job | None = None
+    retiring: bool = False
+    ending: Ending | None = None  # whose rung ended the process, when ours did
+    import_error: str | None = None
+
+    def move(self, phase: Phase) -> None:
+        """Go to another phase of the table."""
+        if phase is not self.phase:
+            self.phase = step(NEXT_PHASE, self.phase, phase)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it may be given work."""
+        return self.ready and not self.retiring and self.phase in (Phase.READY, Phase.BUSY, Phase.LOADING)
+
+    def settle_phase(self) -> None:
+        """Set the phase that follows from what it does."""
+        if self.phase in (Phase.READY, Phase.BUSY, Phase.LOADING):
+            self.move(Phase.LOADING if self.loading is not None else Phase.BUSY if self.leased else Phase.READY)
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """One GPU, or one CPU slot, and the child that owns it."""
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    index: int | None = None
+    uuid: str | None = None
+    vram_total: int | None = None
+    takes_gpu_functions: bool = True
+    takes_cpu_functions: bool = True
+    health: Health = Health.OK
+    child: Child | None = None
+    deaths_in_row: int = 0  # since a job last ended well here
+    early_deaths: int = 0  # in a row, each before the child was ready
+    restarts: int = 0
+    restart_at: float | None = None
+    given_up: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child's process ended."""
+
+    cause: str  # "SIGSEGV", "exit code 7"
+    signal: str | None = None
+    exit_code: int | None = None
+    stack: tuple[str, ...] = ()
+    stderr: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A job's one answer."""
+
+    state: JobState
+    body: Body = b""
+    yielded: int = 0
+    run_s: float = 0.0
+    kind: ErrorKind | None = None
+    message: str = ""
+    retryable: bool = False
+    detail: ErrorDetail | None = None
+
+
+# --- what happens -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Submitted:
+    """A link has a job; it is answered by an `Answer`, at once when it cannot be taken."""
+
+    job: Job
+
+
+@dataclass(slots=True)
+class Reported:
+    """A child sent a frame."""
+
+    child: Child
+    message: Report
+
+
+@dataclass(slots=True)
+class Spawned:
+    """A child's process exists."""
+
+    child: Child
+    pid: int
+
+
+@dataclass(slots=True)
+class Died:
+    """A child's process has ended, or could not be made, and its socket was read to the end."""
+
+    child: Child
+    death: Death
+
+
+@dataclass(slots=True)
+class Misbehaved:
+    """A child broke the protocol."""
+
+    child: Child
+    message: str
+
+
+@dataclass(slots=True)
+class EndAsked:
+    """Somebody wants a job ended."""
+
+    job: Job
+    reason: Reason
+    at_once: bool = False
+
+
+@dataclass(slots=True)
+class DrainAsked:
+    """The supervisor shall end: no new jobs, running ones end by the ladder, children are drained."""
+
+
+@dataclass(slots=True)
+class Ticked:
+    """A time that `Fleet.next_due` named has come."""
+
+
+Happening: TypeAlias = Submitted | Reported | Spawned | Died | Misbehaved | EndAsked | DrainAsked | Ticked
+
+
+# --- what to do -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Send:
+    """Send a child a frame."""
+
+    child: Child
+    message: Order
+
+
+@dataclass(slots=True)
+class Run:
+    """Send a child a job."""
+
+    child: Child
+    job: Job
+
+
+@dataclass(slots=True)
+class Answer:
+    """Give a job's client its one answer. `child` made the body, if it lies in a region."""
+
+    job: Job
+    outcome: Outcome
+    child: Child | None = None
+
+
+@dataclass(slots=True)
+class Deliver:
+    """Give a job's client a stream item."""
+
+    job: Job
+    child: Child
+    body: Body
+
+
+@dataclass(slots=True)
+class Tell:
+    """Give a job's client, and the log, an event."""
+
+    job: Job
+    child: Child
+    event: Event
+
+
+@dataclass(slots=True)
+class Discard:
+    """Give a region back to the child that wrote it: nobody reads it."""
+
+    child: Child
+    region: Region
+
+
+@dataclass(slots=True)
+class Spawn:
+    """Make a child's process."""
+
+    child: Child
+
+
+@dataclass(slots=True)
+class Signal:
+    """Send a child's process a signal; with `everyone`, its session and descendants too."""
+
+    child: Child
+    number: int
+
+
+@dataclass(slots=True)
+class Note:
+    """Write a line to the log and the events."""
+
+    level: Literal["info", "warning", "error"]
+    source: str
+    message: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Finish:
+    """End the supervisor with this status."""
+
+    status: int
+    message: str = ""
+
+
+Action: TypeAlias = Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | Note | Finish
+Timer: TypeAlias = tuple[Literal["deadline", "ending", "respawn", "boot", "drain", "unkillable", "look"], Any]
+
+
+@dataclass(slots=True, eq=False)
+class Fleet:
+    """Everything, at one moment."""
+
+    functions: dict[str, Function]
+    devices: list[Device]
+    max_queued: int
+    instances: dict[str, Instance] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
+    waiting: dict[str, Function] = field(default_factory=dict)  # functions with a queue, the one served longest ago first
+    queued: int = 0
+    blame: Blame = field(default_factory=Blame)
+    timers: list[tuple[float, int, Timer]] = field(default_factory=list)
+    armed: int = 0
+    generation: int = 0
+    number: int = 0
+    draining: bool = False
+    finished: bool = False
+    done: int = 0
+    failed: int = 0
+    lazy: bool = True
+
+    def arm(self, at: float, timer: Timer) -> None:
+        """Have `Ticked` look at something at this time."""
+        self.armed += 1
+        heapq.heappush(self.timers, (at, self.armed, timer))
+
+    def next_due(self) -> float | None:
+        """When `Ticked` must come."""
+        return self.timers[0][0] if self.timers else None
+
+    def serving(self) -> list[Child]:
+        """Return the children that may be given work."""
+        return [device.child for device in self.devices if device.child is not None and device.child.serving]
+
+    def enqueue(self, job: Job, *, front: bool = False) -> None:
+        """Put a job into its function's queue."""
+        function = job.function
+        if front:
+            function.queue.appendleft(job)
+        else:
+            function.queue.append(job)
+        job.waiting = True
+        function.waiting += 1
+        self.queued += 1
+        self.waiting.setdefault(function.name, function)
+
+    def first(self, function: Function) -> Job:
+        """Return the next job of a function that is in `waiting`."""
+        queue = function.queue
+        while not queue[0].waiting:
+            queue.popleft()
+        return queue[0]
+
+    def dequeue(self, job: Job) -> None:
+        """Take a job out of its function's queue, in constant time wherever it stands."""
+        function = job.function
+        if function.queue[0] is job:
+            function.queue.popleft()
+        job.waiting = False
+        function.waiting -= 1
+        self.queued -= 1
+        if not function.waiting:
+            function.queue.clear()
+            del self.waiting[function.name]
+
+
+def lane_of(function: Function) -> Lane:
+    """Return the lane a function's jobs run in."""
+    return function.surveyed.lane
+
+
+def holds(device: Device, function: Function) -> bool:
+    """Whether a function may run on a device at all."""
+    surveyed = function.surveyed
+    if not (device.takes_gpu_functions if surveyed.gpu else device.takes_cpu_functions):
+        return False
+    if surveyed.vram_gb is None or device.kind == "cpu" or device.vram_total is None:
+        return True
+    return round(device.vram_total / (1 << 30)) >= surveyed.vram_gb  # a 24 GB card reports 23.99 GiB
