@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 import pytest
@@ -27,6 +27,9 @@ UNWATCHED = ROOT / "tests" / "pure"  # these start nothing, and there are many o
 GRACE_S = 2.0  # for what is already ending, such as children whose supervisor was killed
 # Opened once by libraries and kept: not a leak of ours.
 KEPT_OPEN = ("/dev/null", "/dev/urandom", "/dev/random", str(ROOT / ".hypothesis"))
+
+
+T = TypeVar("T")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,7 +91,7 @@ def has_gpu() -> bool:
 class Traces(NamedTuple):
     """What exists at one moment that a test could leave behind."""
 
-    processes: frozenset[str]
+    processes: frozenset[psutil.Process]
     shared_memory: frozenset[str]
     files: dict[int, str]
 
@@ -102,8 +105,8 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     before = Traces(processes(), shared_memory(), open_files())
     yield
     left = [
-        *settled(lambda: processes() - before.processes),
-        *settled(lambda: {f"/dev/shm/{name}" for name in shared_memory() - before.shared_memory}),
+        *map(described, settled(lambda: processes() - before.processes)),
+        *(f"/dev/shm/{name}" for name in settled(lambda: shared_memory() - before.shared_memory)),
     ]
     if len(open_files()) > len(before.files):
         gc.collect()
@@ -114,7 +117,7 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
 
 
-def settled(look: Callable[[], set[str] | frozenset[str]]) -> set[str] | frozenset[str]:
+def settled(look: Callable[[], frozenset[T]]) -> frozenset[T]:
     """What is still there when it has had its grace to go."""
     deadline = time.monotonic() + GRACE_S
     while (found := look()) and time.monotonic() < deadline:
@@ -122,26 +125,27 @@ def settled(look: Callable[[], set[str] | frozenset[str]]) -> set[str] | frozens
     return found
 
 
-def processes() -> frozenset[str]:
+def processes() -> frozenset[psutil.Process]:
     """Processes that we started, or that were started by one we started, even if that one is gone."""
     mark = f"{SESSION}={os.environ[SESSION]}".encode()
-    ours = psutil.Process().children(recursive=True)
-    known = {process.pid for process in ours}
+    found = set(psutil.Process().children(recursive=True))
     for pid in psutil.pids():
         try:
-            if pid not in known and pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes():
-                ours.append(psutil.Process(pid))
+            if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes():
+                found.add(psutil.Process(pid))
         except (OSError, psutil.NoSuchProcess):  # it ended meanwhile, or is another user's
             continue
-    return frozenset(filter(None, map(named, ours)))
+    return frozenset(found)
 
 
-def named(process: psutil.Process) -> str:
-    """The process for a person; empty when it has ended."""
+def described(process: psutil.Process) -> str:
+    """The process for a person."""
     try:
-        return f"process {process.pid} ({process.status()}): {' '.join(process.cmdline()) or process.name()}"
+        return f"process {process.pid}: {' '.join(process.cmdline())}"
+    except psutil.ZombieProcess:
+        return f"process {process.pid}: ended, and nobody has waited for it"
     except psutil.NoSuchProcess:
-        return ""
+        return f"process {process.pid}: ended just now"
 
 
 def shared_memory() -> frozenset[str]:
