@@ -1,0 +1,93 @@
+"""What endpoint authors import: the decorator, the context, bindings, errors and values.
+
+A name is imported when it is first used, so that `import gen_worker` costs next to nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gen_worker import io
+    from gen_worker.api import (
+        HF,
+        Asset,
+        AudioAsset,
+        BatchItemDelta,
+        CanceledError,
+        Civitai,
+        Done,
+        Error,
+        ExpectedOutput,
+        FatalError,
+        Hub,
+        ImageAsset,
+        IncrementalTokenDelta,
+        ModelScope,
+        Resources,
+        RetryableError,
+        StringEnum,
+        ValidationError,
+        VideoAsset,
+        emit_diagnostic_log,
+        endpoint,
+        iter_transformers_text_deltas,
+    )
+    from gen_worker.api.context import RequestContext
+    from gen_worker.api.producers import ConversionContext, DatasetContext, TrainingContext
+
+    __version__: str
+
+__all__ = [
+    "HF",
+    "Asset",
+    "AudioAsset",
+    "BatchItemDelta",
+    "CanceledError",
+    "Civitai",
+    "ConversionContext",
+    "DatasetContext",
+    "Done",
+    "Error",
+    "ExpectedOutput",
+    "FatalError",
+    "Hub",
+    "ImageAsset",
+    "IncrementalTokenDelta",
+    "ModelScope",
+    "RequestContext",
+    "Resources",
+    "RetryableError",
+    "StringEnum",
+    "TrainingContext",
+    "ValidationError",
+    "VideoAsset",
+    "emit_diagnostic_log",
+    "endpoint",
+    "io",
+    "iter_transformers_text_deltas",
+]
+
+_HOMES = {
+    "RequestContext": "gen_worker.api.context",
+    "ConversionContext": "gen_worker.api.producers",
+    "DatasetContext": "gen_worker.api.producers",
+    "TrainingContext": "gen_worker.api.producers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("gen-worker")
+    elif name == "io":
+        value = importlib.import_module("gen_worker.io")
+    elif name in __all__:
+        value = getattr(importlib.import_module(_HOMES.get(name, "gen_worker.api")), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

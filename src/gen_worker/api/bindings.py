@@ -1,0 +1,119 @@
+"""Where an endpoint's weights come from. A binding is a value: it names a model and fetches nothing."""
+
+from collections.abc import Iterable
+from typing import ClassVar, TypeAlias
+
+import msgspec
+from msgspec.structs import force_setattr
+
+
+def _strip(binding: msgspec.Struct) -> None:
+    """Strip every text of a new binding and make its globs a tuple."""
+    for field in binding.__struct_fields__:
+        value = getattr(binding, field)
+        if field == "files":
+            force_setattr(binding, field, _globs(value))
+            continue
+        if not isinstance(value, str):
+            raise TypeError(f"`{type(binding).__name__}({field}=)` takes a string, got {value!r}")
+        force_setattr(binding, field, value.strip())
+
+
+def _globs(files: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(files, str):
+        raise TypeError(f"`files=` takes a tuple of globs, got the string {files!r}; write `files=({files!r},)`")
+    return tuple(stripped for glob in files if (stripped := glob.strip()))
+
+
+class HF(msgspec.Struct, frozen=True):
+    """A repository on Hugging Face, `owner/name`."""
+
+    provider: ClassVar[str] = "hf"
+
+    ref: str
+    revision: str = ""
+    dtype: str = ""
+    subfolder: str = ""
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _strip(self)
+        _need_owner(self.ref, "HF")
+
+    @property
+    def wire_ref(self) -> str:
+        """How messages name this model."""
+        return f"{self.ref}@{self.revision}" if self.revision else self.ref
+
+
+class Hub(msgspec.Struct, frozen=True):
+    """A repository on the platform's own hub."""
+
+    provider: ClassVar[str] = "tensorhub"
+
+    ref: str
+    tag: str = "prod"
+    flavor: str = ""
+
+    def __post_init__(self) -> None:
+        _strip(self)
+        _need_text(self.ref, "Hub")
+        if not self.tag:
+            force_setattr(self, "tag", "prod")
+
+    @property
+    def wire_ref(self) -> str:
+        """How messages name this model; the tag `prod` goes without saying."""
+        tag = "" if self.tag == "prod" else f":{self.tag}"
+        flavor = f"#{self.flavor}" if self.flavor else ""
+        return f"{self.ref}{tag}{flavor}"
+
+
+class Civitai(msgspec.Struct, frozen=True):
+    """A model on Civitai: `ref` is the model's id, `version` one of its versions' ids."""
+
+    provider: ClassVar[str] = "civitai"
+
+    ref: str
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        _strip(self)
+        _need_text(self.ref, "Civitai")
+
+    @property
+    def wire_ref(self) -> str:
+        """How messages name this model."""
+        return self.ref
+
+
+class ModelScope(msgspec.Struct, frozen=True):
+    """A repository on ModelScope, `owner/name`."""
+
+    provider: ClassVar[str] = "modelscope"
+
+    ref: str
+    revision: str = ""
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _strip(self)
+        _need_owner(self.ref, "ModelScope")
+
+    @property
+    def wire_ref(self) -> str:
+        """How messages name this model."""
+        return self.ref
+
+
+Binding: TypeAlias = HF | Hub | Civitai | ModelScope
+
+
+def _need_text(ref: str, binding: str) -> None:
+    if not ref:
+        raise ValueError(f"`{binding}` needs the id of a model, got an empty one")
+
+
+def _need_owner(ref: str, binding: str) -> None:
+    if "/" not in ref:
+        raise ValueError(f"`{binding}` needs a ref like `owner/name`, got `{ref}`")

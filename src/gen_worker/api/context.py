@@ -1,0 +1,261 @@
+"""What a handler is given besides its payload: its request, and the way back to whoever asked.
+
+The runtime makes one per job, so making one does no work that can wait until a member is used.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gen_worker.api.errors import CanceledError, OutputTooLargeError
+from gen_worker.api.types import Asset, AudioAsset, ImageAsset, VideoAsset, retyped
+from gen_worker.outputs import FolderSink, SavedFile, Sink, safe_ref
+from gen_worker.wire.messages import Level
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CancelFlag", "Emitter", "FolderSink", "RequestContext", "SavedFile", "Sink", "safe_ref"]
+
+SAVE_LIMIT_BYTES = 20 << 30
+INLINE_LIMIT_BYTES = 4 << 20
+DEVICE_VARIABLE = "GEN_WORKER_LOCAL_DEVICE"
+
+Emitter: TypeAlias = Callable[[dict[str, object]], None]
+
+
+class CancelFlag:
+    """Whether a job was asked to end. Setting it is one store: safe from any thread and from a signal handler."""
+
+    __slots__ = ("requested",)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def set(self) -> None:
+        """Ask the job to end."""
+        self.requested = True
+
+    def is_set(self) -> bool:
+        """Tell whether the job was asked to end."""
+        return self.requested
+
+
+class RequestContext:
+    """One request, as its handler sees it."""
+
+    __slots__ = (
+        "_cancel",
+        "_emitter",
+        "_ends_at",
+        "_inline",
+        "_invoker_id",
+        "_job_id",
+        "_models",
+        "_owner",
+        "_request_id",
+        "_sink",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        emitter: Emitter | None = None,
+        sink: Sink | None = None,
+        cancel: CancelFlag | None = None,
+        timeout_s: float | None = None,
+        timeout_ms: float | None = None,
+        models: Mapping[str, str] | None = None,
+        owner: str = "",
+        job_id: str = "",
+        invoker_id: str = "",
+        local_output_dir: str | os.PathLike[str] | None = None,
+        execution_hints: Mapping[str, object] | None = None,
+    ) -> None:
+        if timeout_ms is not None:
+            timeout_s = timeout_ms / 1000
+        self._request_id = request_id
+        self._emitter = emitter
+        self._sink = FolderSink(local_output_dir) if local_output_dir else sink
+        self._inline = execution_hints is not None and not local_output_dir and _asks_inline(execution_hints)
+        self._cancel = cancel
+        self._ends_at = None if timeout_s is None else time.monotonic() + timeout_s
+        self._models = models
+        self._owner = owner
+        self._job_id = job_id
+        self._invoker_id = invoker_id
+
+    # --- the request --------------------------------------------------------------------------------------------------
+
+    @property
+    def request_id(self) -> str:
+        """The name of this request."""
+        return self._request_id
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The ref of the model in each slot; a fresh copy at each read."""
+        return dict(self._models) if self._models else {}
+
+    @property
+    def deadline(self) -> float | None:
+        """When this request must have ended, as unix time; None when it may take for ever."""
+        return None if self._ends_at is None else time.time() + self._ends_at - time.monotonic()
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds to the deadline, at least 0; None without a deadline."""
+        return None if self._ends_at is None else max(0.0, self._ends_at - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the request was asked to end."""
+        return self._cancel is not None and self._cancel.requested
+
+    def raise_if_cancelled(self, message: str = "request cancelled") -> None:
+        """Raise `CanceledError` once the request was asked to end; call it wherever stopping is cheap."""
+        if self._cancel is not None and self._cancel.requested:
+            raise CanceledError(message)
+
+    # --- the device ---------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> "torch.device":
+        """The device that this request runs on; raise RuntimeError where torch is not installed."""
+        torch = _torch()
+        wanted = os.environ.get(DEVICE_VARIABLE, "").strip()
+        if wanted == "cpu" or (not wanted and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        if wanted and wanted.partition(":")[0] != "cuda":
+            raise RuntimeError(f"`{DEVICE_VARIABLE}` must be `cpu`, `cuda` or `cuda:N`, not `{wanted}`")
+        if not torch.cuda.is_available():
+            raise RuntimeError(f"`{DEVICE_VARIABLE}` is `{wanted}`, but torch finds no CUDA device")
+        return torch.device(wanted) if ":" in wanted else torch.device("cuda", torch.cuda.current_device())
+
+    def generator(self, seed: int | None = None) -> "torch.Generator":
+        """Return a new random generator on the device, seeded when a seed is given."""
+        generator = _torch().Generator(device=self.device)
+        if seed is not None:
+            generator.manual_seed(seed)
+        return generator
+
+    # --- news ---------------------------------------------------------------------------------------------------------
+
+    def progress(self, progress: float, stage: str | None = None) -> None:
+        """Tell the caller how far the request is, from 0 to 1, and what it is doing."""
+        if self._emitter is not None:
+            news: dict[str, object] = {"progress": float(progress)}
+            if stage is not None:
+                news["stage"] = stage
+            self._emit("request.progress", news)
+
+    def log(self, message: str, level: Level = "info") -> None:
+        """Tell the caller something."""
+        if self._emitter is not None:
+            self._emit("request.log", {"message": str(message), "level": level})
+
+    def _emit(self, type: str, payload: dict[str, object]) -> None:
+        if self._emitter is not None:
+            event = {"request_id": self._request_id, "type": type, "payload": payload, "timestamp": time.time()}
+            self._emitter(event)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save_bytes(self, ref: str, data: bytes | bytearray) -> Asset:
+        """Keep bytes under a name and return the asset that stands for them."""
+        if not isinstance(data, bytes | bytearray):
+            raise TypeError(f"`save_bytes` takes bytes or a bytearray, got {type(data).__name__}")
+        return self._keep(ref, data=bytes(data), path=None, size=len(data))
+
+    def save_file(self, ref: str, local_path: str | os.PathLike[str]) -> Asset:
+        """Keep a copy of a file under a name and return the asset that stands for it."""
+        if not os.fspath(local_path):
+            raise ValueError("`save_file` needs the path of a file, got an empty one")
+        path = Path(local_path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file `{path}`")
+        return self._keep(ref, data=None, path=path, size=path.stat().st_size)
+
+    def save_image(
+        self,
+        image: Any,
+        ref: str | None = None,
+        *,
+        format: str = "webp",
+        quality: int = 95,
+        lossless: bool = False,
+    ) -> ImageAsset:
+        """Keep a PIL image as jpg, png or webp."""
+        from gen_worker.api.media import encode_image, picture_format
+
+        kind = picture_format(format)
+        options: dict[str, object] = {} if kind == "PNG" else {"quality": quality}
+        if kind == "WEBP":
+            options["lossless"] = lossless
+        data = encode_image(image, format, **options)
+        asset = self.save_bytes(self._named(ref, "image", format), data)
+        return retyped(asset, ImageAsset, mime_type=f"image/{kind.lower()}")
+
+    def save_audio(
+        self, audio: Any, ref: str | None = None, *, sample_rate: int = 44100, format: str = "wav"
+    ) -> AudioAsset:
+        """Keep samples, an array or a tensor, as a sound file; bytes are kept as they are."""
+        data = audio
+        if not isinstance(audio, bytes | bytearray):
+            from gen_worker.api.media import encode_audio
+
+            data = encode_audio(audio, sample_rate, format)
+        asset = self.save_bytes(self._named(ref, "audio", format), data)
+        return retyped(asset, AudioAsset, mime_type=f"audio/{format.lower()}")
+
+    def save_video(
+        self, video: bytes | bytearray | str | os.PathLike[str], ref: str | None = None, *, format: str = "mp4"
+    ) -> VideoAsset:
+        """Keep a film, given as the bytes or the path of a file."""
+        name = self._named(ref, "video", format)
+        asset = self.save_bytes(name, video) if isinstance(video, bytes | bytearray) else self.save_file(name, video)
+        return retyped(asset, VideoAsset, mime_type=f"video/{format.lower()}")
+
+    def _named(self, ref: str | None, stem: str, extension: str) -> str:
+        """Return the name of a saved file: the default one, or the given one with an extension if it has none."""
+        if ref is None:
+            return f"outputs/{self._request_id}/{stem}.{extension.lower()}"
+        return ref if os.path.splitext(ref.strip())[1] else f"{ref.strip()}.{extension.lower()}"
+
+    def _keep(self, ref: str, *, data: bytes | None, path: Path | None, size: int) -> Asset:
+        name = safe_ref(ref)
+        if size > SAVE_LIMIT_BYTES:
+            raise OutputTooLargeError(size_bytes=size, max_bytes=SAVE_LIMIT_BYTES)
+        if self._sink is None:
+            raise RuntimeError(
+                f"`{name}` cannot be saved: this context was made without a sink; pass `sink=FolderSink(…)`"
+            )
+        saved = self._sink.save(name, data=data, path=path)
+        return Asset(
+            ref=name,
+            owner=self._owner or None,
+            local_path=saved.local_path or None,
+            size_bytes=saved.size_bytes,
+            sha256=saved.sha256,
+        )
+
+
+def _asks_inline(hints: Mapping[str, object]) -> bool:
+    return hints.get("output_format") == "inline"
+
+
+def _inlined(name: str, data: bytes | None) -> Asset:
+    import hashlib
+
+    data = data or b""
+    return Asset(ref=name, inline_bytes=data, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise RuntimeError("torch is not installed: `pip install 'gen-worker[torch]'`") from None
+    return torch

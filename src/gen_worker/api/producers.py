@@ -1,0 +1,74 @@
+"""What the handlers of producers are given: endpoints that make models or data sets rather than answers."""
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gen_worker.api.context import RequestContext
+from gen_worker.api.types import Compute
+from gen_worker.outputs import safe_ref
+
+CHECKPOINT_FOLDER = ".gen-worker-run/checkpoints"
+
+
+class _ProducerContext(RequestContext):
+    """The part that all producers share."""
+
+    __slots__ = ("compute", "destination", "hf_token", "source", "source_path")
+
+    def __init__(
+        self,
+        *,
+        hf_token: str = "",
+        compute: Compute | None = None,
+        source_info: Mapping[str, Any] | None = None,
+        source_path: str | None = None,
+        destination_info: Mapping[str, Any] | None = None,
+        **request: Any,
+    ) -> None:
+        super().__init__(**request)
+        self.hf_token = hf_token
+        self.compute = compute or Compute()
+        self.source = dict(source_info or {})
+        self.source_path = source_path
+        self.destination = dict(destination_info or {})
+
+
+class ConversionContext(_ProducerContext):
+    """The request of a conversion, with folders to work in."""
+
+    __slots__ = ("__weakref__", "_checkpoint_root", "_scratch")
+
+    def __init__(self, *, checkpoint_root: str | os.PathLike[str] = CHECKPOINT_FOLDER, **request: Any) -> None:
+        super().__init__(**request)
+        self._checkpoint_root = Path(checkpoint_root)
+        self._scratch: Path | None = None
+
+    def mktemp(self) -> Path:
+        """Make an empty folder that goes away with this context."""
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="gen-worker-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=self._scratch))
+
+    def checkpoint_dir(self, *, key: str) -> Path:
+        """Return a folder that outlives this attempt: the same one for every attempt of the job with this key."""
+        folder = self._checkpoint_root / safe_ref(self._job_id or self._request_id) / safe_ref(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+class DatasetContext(_ProducerContext):
+    """The request of an endpoint that makes a data set."""
+
+    __slots__ = ()
+
+
+class TrainingContext(_ProducerContext):
+    """The request of a training."""
+
+    __slots__ = ()

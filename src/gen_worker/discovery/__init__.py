@@ -1,0 +1,47 @@
+"""Find the endpoints of a project and describe them."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gen_worker.discovery.documents import describe, manifest, survey
+    from gen_worker.discovery.errors import DiscoveryError, author_stack
+    from gen_worker.discovery.names import did_you_mean, match_name, slugify_name
+    from gen_worker.discovery.project import ProjectConfig, import_paths, load_project_config
+    from gen_worker.discovery.specs import FunctionSpec, collect
+    from gen_worker.discovery.walk import import_main
+
+__all__ = [
+    "DiscoveryError",
+    "FunctionSpec",
+    "ProjectConfig",
+    "author_stack",
+    "collect",
+    "describe",
+    "did_you_mean",
+    "import_main",
+    "import_paths",
+    "load_project_config",
+    "manifest",
+    "match_name",
+    "slugify_name",
+    "survey",
+]
+
+_HOMES = {
+    "documents": ("describe", "manifest", "survey"),
+    "errors": ("DiscoveryError", "author_stack"),
+    "names": ("did_you_mean", "match_name", "slugify_name"),
+    "project": ("ProjectConfig", "import_paths", "load_project_config"),
+    "specs": ("FunctionSpec", "collect"),
+    "walk": ("import_main",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: the supervisor and the CLI need the light ones only."""
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,124 @@
+"""What a handler takes and gives, read from its annotations."""
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+from gen_worker.api.handlers import parameters
+from gen_worker.api.hints import UnresolvedAnnotationError, resolve
+from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.schemas import members, schema_of
+from gen_worker.wire.messages import Shape
+
+_STREAMS: dict[Any, Shape] = {
+    Iterator: "generator",
+    Iterable: "generator",
+    Generator: "generator",
+    AsyncIterator: "async_generator",
+    AsyncIterable: "async_generator",
+    AsyncGenerator: "async_generator",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How to call a handler and what comes back."""
+
+    shape: Shape
+    payload_type: type[msgspec.Struct]
+    output_type: Any  # a Struct, or of a stream the type, or the union of types, of its items
+
+
+def read_signature(label: str, function: Callable[..., Any], *, method: bool) -> Signature:
+    """Read a handler's types; raise DiscoveryError, with the place and the remedy, for one that cannot be served."""
+    payload_name = parameters(function, method=method)[1].name
+    payload = _resolved(label, function, payload_name)
+    if not _is_struct(payload):
+        raise DiscoveryError(
+            f"{place(function)}: the payload `{payload_name}` of `{label}` must be annotated with a `msgspec.Struct` "
+            f"subclass, it is {_told(payload)}",
+            f"declare `class Input(msgspec.Struct)` and write `{payload_name}: Input`",
+        )
+    shape, output = _read_output(label, function)
+    for type_ in (payload, output):
+        _check_schema(label, function, type_)
+    return Signature(shape, payload, output)
+
+
+def _read_output(label: str, function: Callable[..., Any]) -> tuple[Shape, Any]:
+    annotation = _resolved(label, function, "return")
+    stream = _STREAMS.get(get_origin(annotation))
+    actual = _actual_shape(function)
+    if stream is None:
+        if _is_struct(annotation) and actual in ("sync", "async"):
+            return actual, annotation
+        raise _wrong_return(label, function, annotation, actual)
+    item = get_args(annotation)[0]
+    if not all(_is_struct(member) for member in members(item)) or actual not in ("sync", stream):
+        raise _wrong_return(label, function, annotation, actual)
+    return stream, item  # a plain function may return an iterator that it got from elsewhere
+
+
+def _actual_shape(function: Callable[..., Any]) -> Shape:
+    """Tell what calling the function makes, seen through `functools.wraps`."""
+    plain = inspect.unwrap(function)
+    if inspect.isasyncgenfunction(plain):
+        return "async_generator"
+    if inspect.isgeneratorfunction(plain):
+        return "generator"
+    return "async" if inspect.iscoroutinefunction(plain) else "sync"
+
+
+_REMEDIES: dict[Shape, str] = {
+    "sync": "write `-> Output`, a `msgspec.Struct` subclass, or `-> Iterator[Item]` for a stream",
+    "async": "write `-> Output`, a `msgspec.Struct` subclass; a stream is an `async def` with `yield`",
+    "generator": "a function with `yield` is a stream: write `-> Iterator[Item]`, `Item` a `msgspec.Struct` subclass",
+    "async_generator": "an `async def` with `yield` is a stream: write `-> AsyncIterator[Item]`, "
+    "`Item` a `msgspec.Struct` subclass",
+}
+
+
+def _wrong_return(label: str, function: Callable[..., Any], annotation: Any, actual: Shape) -> DiscoveryError:
+    return DiscoveryError(
+        f"{place(function)}: `{label}` cannot be served with its return annotation: {_told(annotation)}",
+        _REMEDIES[actual],
+    )
+
+
+def _check_schema(label: str, function: Callable[..., Any], type_: Any) -> None:
+    try:
+        schema_of(type_)
+    except (TypeError, ValueError, NameError) as error:
+        raise DiscoveryError(
+            f"{place(function)}: `{_told(type_)}` of `{label}` cannot be sent: {error}",
+            "use fields that JSON and msgpack can carry",
+        ) from error
+
+
+def _resolved(label: str, function: Callable[..., Any], name: str) -> Any:
+    try:
+        return resolve(function, name)
+    except UnresolvedAnnotationError as error:
+        raise DiscoveryError(
+            f"{place(function)}: the annotation of `{name}` in `{label}` means nothing there: {error}",
+            "define or import the type at the top of the module, not under `TYPE_CHECKING`",
+        ) from error
+
+
+def place(function: Callable[..., Any]) -> str:
+    """Return where a function is written, as `file:line`."""
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _is_struct(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, msgspec.Struct) and annotation is not msgspec.Struct
+
+
+def _told(annotation: Any) -> str:
+    if annotation is None:
+        return "missing"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

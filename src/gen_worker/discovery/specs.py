@@ -1,0 +1,198 @@
+"""The routable functions of a module: everything that running one needs to know."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import msgspec
+
+from gen_worker.api.bindings import Binding
+from gen_worker.api.decorator import HANDLERS, RECORD, EndpointRecord, Kind, Runtime, slot_of
+from gen_worker.api.handlers import hook_of, injected_parameters, setup_parameters, takes_any_keyword
+from gen_worker.api.resources import Resources
+from gen_worker.api.variants import check_variant_field
+from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.names import slugify_name
+from gen_worker.discovery.signatures import place, read_signature
+from gen_worker.discovery.walk import marked_objects
+from gen_worker.wire.messages import Lane, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """One routable function."""
+
+    name: str  # as it is routed
+    python_name: str  # of the method or function
+    module: str  # the top package that was walked
+    declared_module: str
+    class_name: str  # "" for a function endpoint
+    kind: Kind
+    runtime: Runtime | None
+    resources: Resources
+    bindings: Mapping[str, Binding]  # by slot
+    shape: Shape
+    payload_type: type[msgspec.Struct]
+    output_type: Any  # the Struct that is returned; of a stream the type, or the union of types, of its items
+    owner: type | None  # the class to make an instance of
+    function: Callable[..., Any]  # the plain function, or the class attribute, unbound
+    instance: str  # "" for a function endpoint; specs with the same value share one instance
+    injected: tuple[str, ...]  # handler parameters after (ctx, payload) that take models
+    setup_slots: tuple[str, ...]  # `setup()` parameters that take models
+
+    @property
+    def lane(self) -> Lane:
+        """Whether jobs run one at a time on the device or many at once on the loop."""
+        return "loop" if self.shape in ("async", "async_generator") and not self.resources.gpu else "device"
+
+
+def collect(module: ModuleType) -> list[FunctionSpec]:
+    """Return the functions of a module's top package, sorted by name; raise DiscoveryError with every problem."""
+    specs: list[FunctionSpec] = []
+    problems: list[DiscoveryError] = []
+    for target in marked_objects(module):
+        for attempt in _specs_of(target, module.__name__.partition(".")[0]):
+            try:
+                specs.append(attempt())
+            except DiscoveryError as problem:
+                problems.append(problem)
+    problems += _duplicates(specs)
+    if problems:
+        raise _all_of(module.__name__, problems)
+    return sorted(specs, key=lambda spec: spec.name)
+
+
+def _all_of(module: str, problems: list[DiscoveryError]) -> DiscoveryError:
+    unique = {problem.message: problem for problem in problems}  # variants of one handler repeat what is wrong with it
+    if len(unique) == 1:
+        return next(iter(unique.values()))
+    told = [f"\n  {message}" + (f"\n    {each.hint}" if each.hint else "") for message, each in unique.items()]
+    return DiscoveryError(f"{len(told)} problems in `{module}`:" + "".join(told))
+
+
+def _duplicates(specs: list[FunctionSpec]) -> Iterator[DiscoveryError]:
+    seen: dict[str, FunctionSpec] = {}
+    for spec in specs:
+        first = seen.setdefault(spec.name, spec)
+        if first is not spec:
+            yield DiscoveryError(
+                f"two functions are routed as `{spec.name}`: {_where(first)} and {_where(spec)}", "rename one of them"
+            )
+
+
+def _where(spec: FunctionSpec) -> str:
+    owner = f"{spec.class_name}." if spec.class_name else ""
+    return f"`{owner}{spec.python_name}` at {place(spec.function)}"
+
+
+def _specs_of(target: Any, top: str) -> Iterator[Callable[[], FunctionSpec]]:
+    """Yield one attempt per routable function of a marked object, so that each failure is told."""
+    record: EndpointRecord = vars(target)[RECORD]
+    if record.is_function:
+        yield lambda: _spec(target, record, top, _Route(record.name or target.__name__, target.__name__, target))
+        return
+    for route in _routes(target, record):
+        yield lambda route=route: _spec(target, record, top, route)  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A name under which one handler is reached, with the weights and needs that go with the name."""
+
+    name: str
+    python_name: str
+    function: Callable[..., Any]
+    bindings: Mapping[str, Binding] | None = None  # None: those of the endpoint
+    resources: Resources | None = None
+    variant: str = ""
+
+
+def _routes(cls: type, record: EndpointRecord) -> Iterator[_Route]:
+    handlers: list[tuple[str, Callable[..., Any]]] = vars(cls)[HANDLERS]
+    if record.models or not record.variants:
+        for name, function in handlers:
+            yield _Route(name, name, function)
+    for name, variant in record.variants.items():
+        slot = next(iter(record.models), None) or slot_of(cls)
+        python_name, function = handlers[0]
+        bindings = {**record.models, slot: variant.binding}
+        yield _Route(name, python_name, function, bindings, variant.resources, name)
+
+
+def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> FunctionSpec:
+    owner = None if record.is_function else target
+    class_name = owner.__name__ if owner else ""
+    label = f"{class_name}.{route.python_name}" if owner else route.python_name
+    name = slugify_name(route.name)
+    if not name:
+        raise DiscoveryError(f"{place(route.function)}: `{route.name}` of `{label}` leaves no name to route by")
+    signature = read_signature(label, route.function, method=owner is not None)
+    bindings = record.models if route.bindings is None else route.bindings
+    if record.variants:
+        _check_variants(label, route, record)
+    return FunctionSpec(
+        name=name,
+        python_name=route.python_name,
+        module=top,
+        declared_module=target.__module__,
+        class_name=class_name,
+        kind=record.kind,
+        runtime=record.runtime,
+        resources=route.resources or record.resources,
+        bindings=MappingProxyType(dict(bindings)),
+        shape=signature.shape,
+        payload_type=signature.payload_type,
+        output_type=signature.output_type,
+        owner=owner,
+        function=route.function,
+        instance=_instance(owner, record, bindings) if owner else "",
+        injected=_injected(label, route.function, owner, bindings),
+        setup_slots=_setup_slots(owner, bindings, record) if owner else (),
+    )
+
+
+def _check_variants(label: str, route: _Route, record: EndpointRecord) -> None:
+    try:
+        check_variant_field(label, route.function, record.variants)
+    except ValueError as error:
+        raise DiscoveryError(f"{place(route.function)}: {error}") from error
+
+
+def _instance(cls: type, record: EndpointRecord, bindings: Mapping[str, Binding]) -> str:
+    """Name the instance by its class and, when its weights are not the class's own, by the first variant with them."""
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if dict(bindings) == dict(record.models):
+        return name
+    routes = _routes(cls, record)
+    return f"{name}[{next(route.variant for route in routes if route.bindings == bindings)}]"
+
+
+def _injected(
+    label: str, function: Callable[..., Any], owner: type | None, bindings: Mapping[str, Binding]
+) -> tuple[str, ...]:
+    extra = injected_parameters(function, method=owner is not None)
+    slots = {} if owner and hook_of(owner, "setup") else bindings
+    if unfilled := [each.name for each in extra if each.name not in slots and each.default is each.empty]:
+        raise DiscoveryError(
+            f"{place(function)}: nothing fills `{unfilled[0]}` of `{label}`",
+            f"bind a model to it with `models={{'{unfilled[0]}': …}}`"
+            + (", and take it in `setup()`" if owner and hook_of(owner, "setup") else ""),
+        )
+    return tuple(each.name for each in extra if each.name in slots)
+
+
+def _setup_slots(cls: type, bindings: Mapping[str, Binding], record: EndpointRecord) -> tuple[str, ...]:
+    setup = hook_of(cls, "setup")
+    if setup is None:
+        return ()
+    named = setup_parameters(setup)
+    if unfilled := [each.name for each in named if each.name not in bindings and each.default is each.empty]:
+        raise DiscoveryError(
+            f"{place(setup)}: nothing fills `{unfilled[0]}` of `{cls.__name__}.setup`",
+            f"bind a model to it with `models={{'{unfilled[0]}': …}}`, or give it a default",
+        )
+    names = [each.name for each in named if each.name in bindings]
+    if takes_any_keyword(setup):
+        names += [slot for slot in bindings if slot not in names]
+    return tuple(names)

@@ -1,0 +1,78 @@
+"""Import the author's package and find what is marked in it."""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator, Sequence
+from types import FunctionType, ModuleType
+from typing import Any
+
+from gen_worker.api.decorator import RECORD
+from gen_worker.discovery.errors import DiscoveryError, author_stack
+
+
+def import_main(module: str, paths: Sequence[str]) -> ModuleType:
+    """Import the module that declares the endpoints, its folders at the front of `sys.path`.
+
+    A module that is in `sys.modules` already is taken as it is. Failure raises DiscoveryError.
+    """
+    for path in reversed(paths):
+        if path in sys.path:
+            sys.path.remove(path)
+        sys.path.insert(0, path)
+    return _import(module)
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            hint = "it is looked for in: " + ", ".join(sys.path[:3])
+            raise DiscoveryError(f"no module `{error.name}`", hint) from error
+        raise _failed_import(module, error) from error
+    except (Exception, SystemExit) as error:  # importing runs the author's code
+        raise _failed_import(module, error) from error
+
+
+def _failed_import(module: str, error: BaseException) -> DiscoveryError:
+    said = str(error).strip().splitlines()
+    name = type(error).__name__
+    reason = f"{name}: {said[0]}" if said else name
+    return DiscoveryError(f"`{module}` does not import: {reason}", stack=author_stack(error))
+
+
+def marked_objects(main: ModuleType) -> list[Any]:
+    """Return every class and function marked with `@endpoint` in the top package of `main`, imported whole.
+
+    Raises DiscoveryError when a submodule does not import.
+    """
+    top = main.__name__.partition(".")[0]
+    found: dict[int, Any] = {}
+    for module in _modules(main, top):
+        for value in vars(module).values():
+            if isinstance(value, type | FunctionType) and RECORD in vars(value) and _within(value.__module__, top):
+                found[id(value)] = value
+    return sorted(found.values(), key=lambda value: (value.__module__, value.__qualname__))
+
+
+def _within(module: str, top: str) -> bool:
+    return module == top or module.startswith(f"{top}.")
+
+
+def _modules(main: ModuleType, top: str) -> Iterator[ModuleType]:
+    yield main
+    if getattr(main, "__file__", None) is None and not hasattr(main, "__path__"):  # made in memory
+        return
+    package = sys.modules[top]
+    yield package
+    yield from _submodules(package)
+
+
+def _submodules(package: ModuleType) -> Iterator[ModuleType]:
+    for entry in pkgutil.iter_modules(getattr(package, "__path__", [])):
+        if entry.name == "__main__":  # importing it would run the program
+            continue
+        module = _import(f"{package.__name__}.{entry.name}")
+        yield module
+        yield from _submodules(module)

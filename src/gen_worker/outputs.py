@@ -1,0 +1,92 @@
+"""Where the files that a job saves go: safe names, and a folder that keeps them."""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+_PIECE_BYTES = 1 << 20
+_PART_BYTES = 255  # the longest file name on every common file system
+
+
+class SavedFile(NamedTuple):
+    """A file that was kept."""
+
+    local_path: str
+    size_bytes: int
+    sha256: str
+
+
+class Sink(Protocol):
+    """Keeps what a job saves."""
+
+    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+        """Keep `data`, or the content of the file `path`, under the safe name `ref`; exactly one of them is given."""
+
+
+def safe_ref(ref: str) -> str:
+    """Return the ref as a relative path with "/" between its parts; raise ValueError when it could lead elsewhere."""
+    name = ref.strip().lstrip("/")
+    if name.lower().startswith(("http://", "https://")):
+        raise ValueError(f"a ref is a name, not a URL: `{ref}`")
+    for forbidden, meaning in (("\\", "a backslash"), ("\0", "a NUL")):
+        if forbidden in name:
+            raise ValueError(f"a ref must not contain {meaning}: {ref!r}")
+    parts = [part.strip() for part in name.split("/")]
+    parts = [part for part in parts if part not in ("", ".")]
+    if not parts:
+        raise ValueError(f"a ref must name a file: {ref!r}")
+    for part in parts:
+        _refuse_part(part, ref)
+    return "/".join(parts)
+
+
+def _refuse_part(part: str, ref: str) -> None:
+    if part == "..":
+        raise ValueError(f"a ref must not contain `..`: `{ref}`")
+    try:
+        length = len(part.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"a ref must be valid Unicode: {ref!r}") from None
+    if length > _PART_BYTES:
+        raise ValueError(f"a part of a ref has at most {_PART_BYTES} bytes, this one has {length}: `{part[:40]}…`")
+
+
+class FolderSink:
+    """Keeps saved files in one folder; a file appears under its name only when it is complete."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder).absolute()
+
+    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+        """Write the file under the folder; raise ValueError when a link would lead out of it."""
+        target = self._folder / safe_ref(ref)
+        if not target.parent.resolve().is_relative_to(self._folder.resolve()):
+            raise ValueError(f"`{ref}` leads out of `{self._folder}`")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".saving-{os.urandom(8).hex()}")
+        try:
+            with open(temporary, "xb") as file:
+                size, digest = _fill(file, data, path)
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+        return SavedFile(str(target), size, digest)
+
+
+def _fill(file: BinaryIO, data: bytes | None, path: Path | None) -> tuple[int, str]:
+    if data is not None:
+        file.write(data)
+        return len(data), hashlib.sha256(data).hexdigest()
+    if path is None:
+        raise TypeError("either `data` or `path` must be given")
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as source:
+        while piece := source.read(_PIECE_BYTES):
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
