@@ -1,14 +1,15 @@
-"""What it costs to send a small job through the product, beside the bare pair: `python -m benchmarks.dispatch`."""
+"""Small jobs through the product, beside the bare pair: `python -m benchmarks.dispatch`."""
 
 import statistics
 
-from benchmarks.figures import Figure, Target, figure, main
+from benchmarks.figures import Effort, Figure, Target, figure, main
 from benchmarks.load import latencies, throughput
 from benchmarks.servers import bare_pair, product
 
+SHOWS = "dispatch: what it costs to send a small job"
 CLIENTS = 64
 ROUND_TRIPS = 4000  # a p99 of forty
-SECONDS = 2.0
+MILLISECONDS = 2000
 PAIR = "bare pair"
 
 
@@ -17,18 +18,18 @@ def request(function: str) -> bytes:
     return b'{"function":"%b","payload":{"prompt":"a lighthouse at dusk, in oil"}}\n' % function.encode()
 
 
-def measure(rounds: int, *, round_trips: int = ROUND_TRIPS, seconds: float = SECONDS) -> list[Figure]:
+def measure(effort: Effort) -> list[Figure]:
     """Latency at one client and jobs per second at many, for the sync and the async function."""
     samples: dict[tuple[str, str], list[float]] = {}
     with bare_pair() as pair, product() as served:
         servers = {PAIR: (pair, "echo"), "echo": (served.socket, "echo"), "echo-async": (served.socket, "echo-async")}
-        for _ in range(rounds):
+        for _ in range(effort.rounds):
             for name, (path, function) in servers.items():
-                taken = latencies(path, request(function), rounds=round_trips)
+                taken = latencies(path, request(function), rounds=effort.times(ROUND_TRIPS))
                 samples.setdefault((name, "p50"), []).append(statistics.median(taken) / 1e3)
                 samples.setdefault((name, "p99"), []).append(statistics.quantiles(taken, n=100)[98] / 1e3)
             for name, (path, function) in servers.items():
-                rate = throughput(path, request(function), clients=CLIENTS, seconds=seconds)
+                rate = throughput(path, request(function), clients=CLIENTS, seconds=effort.times(MILLISECONDS) / 1000)
                 samples.setdefault((name, "rate"), []).append(rate)
     return [
         figure(
@@ -49,4 +50,4 @@ def measure(rounds: int, *, round_trips: int = ROUND_TRIPS, seconds: float = SEC
 
 
 if __name__ == "__main__":
-    main(measure, __doc__, rounds=5)
+    main({SHOWS: measure})

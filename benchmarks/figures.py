@@ -3,10 +3,21 @@
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import msgspec
+
+
+class Effort(NamedTuple):
+    """How long to measure; a brief run shows that a benchmark works, and no figure worth quoting."""
+
+    rounds: int
+    brief: bool = False
+
+    def times(self, count: int) -> int:
+        """How often to repeat within a round what takes `count` times in a full run."""
+        return max(count // 200, 1) if self.brief else count
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -90,15 +101,18 @@ def table(figures: Sequence[Figure]) -> str:
     )
 
 
-def main(measure: Callable[[int], list[Figure]], promise: str, *, rounds: int) -> None:
-    """The command of one benchmark."""
-    parser = argparse.ArgumentParser(description=promise)
+def main(measures: Mapping[str, Callable[[Effort], list[Figure]]], *, rounds: int = 5) -> None:
+    """The command of some benchmarks, each under what it shows; prints a table as soon as it has one."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="; ".join(measures))
     parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print a document instead of a table")
+    parser.add_argument("--brief", action="store_true", help="one short round, only to see that it works")
+    parser.add_argument("--json", action="store_true", help="print a document instead of tables")
     options = parser.parse_args()
-    report(measure(options.rounds), as_json=options.json)
-
-
-def report(figures: Sequence[Figure], *, as_json: bool) -> None:
-    """Print the figures."""
-    print(json.dumps(msgspec.to_builtins(figures), indent=2) if as_json else table(figures), flush=True)
+    effort = Effort(1, brief=True) if options.brief else Effort(options.rounds)
+    document: dict[str, list[Figure]] = {}
+    for what, measure in measures.items():
+        document[what] = measure(effort)
+        if not options.json:
+            print(f"{what}\n\n{table(document[what])}\n", flush=True)
+    if options.json:
+        print(json.dumps(msgspec.to_builtins(document), indent=2))

@@ -1,4 +1,4 @@
-"""What the product weighs and how long its commands take to start: `python -m benchmarks.footprint`."""
+"""Start-up times and memory, beside a bare interpreter and a bare fork: `python -m benchmarks.footprint`."""
 
 import sys
 from pathlib import Path
@@ -7,23 +7,24 @@ import psutil
 from gen_worker.client import Client
 
 from benchmarks import floors
-from benchmarks.figures import Figure, Target, figure, main
+from benchmarks.figures import Effort, Figure, Target, figure, main
 from benchmarks.recover import CHILD
 from benchmarks.servers import product
 
+SHOWS = "footprint: what it weighs and how long a command takes to start"
 MIB = 1 << 20
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 
 
-def measure(rounds: int) -> list[Figure]:
+def measure(effort: Effort) -> list[Figure]:
     """Start-up times, then memory of a server that has done nothing yet."""
-    return [*start_up(rounds), *memory(rounds)]
+    return [*start_up(effort), *memory(effort)]
 
 
-def start_up(rounds: int) -> list[Figure]:
+def start_up(effort: Effort) -> list[Figure]:
     """`gen-worker --help` and `import gen_worker` beside an interpreter that does nothing."""
     helps, imports, bare = [], [], []
-    for _ in range(rounds):
+    for _ in range(effort.rounds * effort.times(3)):
         bare.append(floors.seconds_of(sys.executable, "-c", "pass") * 1e3)
         helps.append(floors.seconds_of(GEN_WORKER, "--help") * 1e3)
         imports.append(floors.seconds_of(sys.executable, "-c", "import gen_worker") * 1e3)
@@ -37,10 +38,10 @@ def start_up(rounds: int) -> list[Figure]:
     ]
 
 
-def memory(rounds: int) -> list[Figure]:
+def memory(effort: Effort) -> list[Figure]:
     """Memory of an idle supervisor and of an idle forked child."""
     supervisors, children, bare, forked = [], [], [], []
-    for _ in range(max(rounds // 3, 1)):
+    for _ in range(effort.rounds):
         with product() as served, Client(served.control) as client, floors.forker(CHILD) as forker:
             refuse_torch_in(served.pid)
             (device,) = client.list().gpus
@@ -84,4 +85,4 @@ def refuse_torch_in(pid: int) -> None:
 
 
 if __name__ == "__main__":
-    main(measure, __doc__, rounds=15)
+    main({SHOWS: measure})

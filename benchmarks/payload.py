@@ -1,4 +1,4 @@
-"""What it costs to send bytes through the product, beside a copy of them: `python -m benchmarks.payload`."""
+"""Bytes through the product, beside a copy of them: `python -m benchmarks.payload`."""
 
 import os
 import socket
@@ -10,10 +10,11 @@ import msgspec
 from gen_worker.client import Client
 
 from benchmarks import floors
-from benchmarks.figures import Figure, Target, figure, main
+from benchmarks.figures import Effort, Figure, Target, figure, main
 from benchmarks.load import ask, checked, connection
 from benchmarks.servers import product
 
+SHOWS = "payload: how fast bytes come back from an echo"
 MIB = 1 << 20
 REPEAT = 9  # measurements in one round, of which the median counts
 
@@ -22,15 +23,15 @@ class Blob(msgspec.Struct):
     data: bytes
 
 
-def measure(rounds: int) -> list[Figure]:
+def measure(effort: Effort) -> list[Figure]:
     """Speeds of an echo, in bytes of payload per second of the round trip."""
     with product() as served:
         with connection(served.socket) as line:
-            figures = compare("1 MiB of text, NDJSON", MIB, over_ndjson(line, MIB), rounds)
+            figures = compare("1 MiB of text, NDJSON", MIB, over_ndjson(line, MIB), effort)
         with Client(served.control) as client:
             for size, target in ((MIB, None), (32 * MIB, Target("ratio", "least", 0.25))):
                 name = f"{size // MIB} MiB of bytes, control socket"
-                figures += compare(name, size, over_control(client, size), rounds, target)
+                figures += compare(name, size, over_control(client, size), effort, target)
     return figures
 
 
@@ -68,14 +69,16 @@ def over_control(client: Client, size: int) -> Callable[[], float]:
     return once
 
 
-def compare(name: str, size: int, once: Callable[[], float], rounds: int, target: Target | None = None) -> list[Figure]:
+def compare(
+    name: str, size: int, once: Callable[[], float], effort: Effort, target: Target | None = None
+) -> list[Figure]:
     """The speed of `once` beside a copy and beside two raw hops of as many bytes, round by round."""
     speeds: list[list[float]] = [[], [], []]
     copy = floors.copying(size)
     with floors.echoing(size) as hops:
-        for _ in range(rounds):
+        for _ in range(effort.rounds):
             for measurement, measured in zip((once, copy, hops), speeds, strict=True):
-                median = statistics.median(measurement() for _ in range(REPEAT))
+                median = statistics.median(measurement() for _ in range(effort.times(REPEAT)))
                 measured.append(size / median / 1e6)
     product_speeds, copies, raw = speeds
     return [
@@ -85,4 +88,4 @@ def compare(name: str, size: int, once: Callable[[], float], rounds: int, target
 
 
 if __name__ == "__main__":
-    main(measure, __doc__, rounds=5)
+    main({SHOWS: measure})

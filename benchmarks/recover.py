@@ -1,4 +1,4 @@
-"""How soon a killed child is replaced, beside a bare fork: `python -m benchmarks.recover`."""
+"""A killed child and its replacement, beside a bare fork: `python -m benchmarks.recover`."""
 
 import contextlib
 import ctypes
@@ -15,27 +15,28 @@ from gen_worker.client import Client
 
 from benchmarks import floors
 from benchmarks.dispatch import request
-from benchmarks.figures import Figure, Target, figure, main
+from benchmarks.figures import Effort, Figure, Target, figure, main
 from benchmarks.load import ask, checked, connection
 from benchmarks.servers import Served, product
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import Fork, Forked, Hello, Report, Warm, ZygoteReport
 from gen_worker.wire.page import create_page
 
+SHOWS = "recover: how soon a killed child is replaced"
 CHILD = "gen_worker_child.main"  # what every child has imported before it says hello
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def measure(rounds: int) -> list[Figure]:
+def measure(effort: Effort) -> list[Figure]:
     """Fork to hello and kill to next answer, without and with torch in the zygote."""
     figures = []
     setups: list[tuple[str, list[str], str]] = [("echoes", [], "bare")]
-    if importlib.util.find_spec("torch"):
+    if not effort.brief and importlib.util.find_spec("torch"):
         setups.append(("echoes_with_torch", ["torch"], "torch imported"))
     for module, modules, words in setups:
         forks, hellos, answers = [], [], []
         with floors.forker(CHILD, *modules) as forker, Zygote(modules) as zygote, product(module) as served:
-            for _ in range(rounds):
+            for _ in range(effort.rounds):
                 with forker.child() as (_, seconds):
                     forks.append(seconds * 1e3)
                 hellos.append(zygote.seconds_to_hello() * 1e3)
@@ -131,4 +132,4 @@ class Zygote(contextlib.AbstractContextManager["Zygote"]):
 
 
 if __name__ == "__main__":
-    main(measure, __doc__, rounds=9)
+    main({SHOWS: measure})

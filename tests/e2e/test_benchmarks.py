@@ -1,0 +1,65 @@
+"""Every benchmark works and says what it is meant to say; how fast things are is not judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FIGURES = {
+    "dispatch": {
+        "`echo`, round trip p50, 1 client",
+        "`echo`, round trip p99, 1 client",
+        "`echo`, 64 clients",
+        "`echo-async`, round trip p50, 1 client",
+        "`echo-async`, round trip p99, 1 client",
+        "`echo-async`, 64 clients",
+    },
+    "payload": {
+        "1 MiB of text, NDJSON",
+        "1 MiB of bytes, control socket",
+        "32 MiB of bytes, control socket",
+    },
+    "recover": {
+        "zygote forks, child says hello (bare)",
+        "the only child killed, next answer (bare)",
+    },
+    "footprint": {
+        "`gen-worker --help`",
+        "`import gen_worker`, added",
+        "supervisor, resident",
+        "idle forked child, private",
+    },
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_benchmark_measures_what_it_promises(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--brief", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    (figures,) = json.loads(done.stdout).values()
+    assert {figure["name"] for figure in figures} == FIGURES[name]
+    assert all(figure["value"] > 0 for figure in figures if not figure["name"].endswith("added"))
+
+
+PAIR = """
+from benchmarks.dispatch import request
+from benchmarks.load import latencies, throughput
+from benchmarks.servers import bare_pair
+
+with bare_pair() as path:
+    print(len(latencies(path, request("echo"), rounds=50)))
+    print(throughput(path, request("echo"), clients=8, seconds=0.05) > 0)
+"""
+
+
+def test_the_bare_pair_serves_one_client_and_many() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PAIR], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "50\nTrue\n"), done.stderr
