@@ -1,0 +1,29 @@
+"""How a command ends badly: one line that says what happened, one that says what to do, and an exit code."""
+
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+OK, USER_CODE, USAGE, NO_MODEL, UNREACHABLE, NOT_FOUND, CANCELED = 0, 1, 2, 3, 4, 5, 130
+
+
+class Failure(Exception):
+    """A command cannot go on; `main` prints it as `error: …` and `hint: …` and exits with its code."""
+
+    def __init__(self, message: str, hint: str = "", *, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+def say_error(message: str, hint: str = "") -> None:
+    """Print an error to stderr in the form that all commands use."""
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+    sys.stderr.flush()
+
+
+def nearest(wanted: str, names: Iterable[str], *, likeness: float = 0.6) -> str | None:
+    """Return the one of `names` that looks most like what a person typed, or None when none does."""
+    return next(iter(get_close_matches(wanted, list(names), n=1, cutoff=likeness)), None)
