@@ -115,6 +115,15 @@ def open_region(fd: int, length: int, *, writable: bool) -> Mapped:
     return Mapped(memory)
 
 
+def check_region(fd: int, length: int) -> None:
+    """Raise `RegionError`, and close `fd`, when a region that a peer sent could shrink or does not hold `length` bytes."""
+    try:
+        _judged_size(fd, length)
+    except RegionError:
+        os.close(fd)
+        raise
+
+
 def size_class(length: int) -> int:
     """Return the size of the region that a body of `length` bytes goes in, so that regions of few sizes serve all."""
     if length > REGION_LIMIT:
