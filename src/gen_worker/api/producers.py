@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_worker.api.context import RequestContext
+from gen_worker.api.decorator import Kind
 from gen_worker.api.types import Compute
 from gen_worker.outputs import safe_ref
 
@@ -72,3 +73,16 @@ class TrainingContext(_ProducerContext):
     """The request of a training."""
 
     __slots__ = ()
+
+
+_CONTEXTS: dict[Kind, type[RequestContext]] = {
+    "inference": RequestContext,
+    "conversion": ConversionContext,
+    "dataset": DatasetContext,
+    "training": TrainingContext,
+}
+
+
+def context_class(kind: Kind) -> type[RequestContext]:
+    """Return the context that the handlers of an endpoint of this kind receive."""
+    return _CONTEXTS[kind]

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen_worker.discovery.documents import describe, manifest, survey
-    from gen_worker.discovery.errors import DiscoveryError, author_stack
+    from gen_worker.discovery.errors import DiscoveryError
     from gen_worker.discovery.names import did_you_mean, match_name, slugify_name
     from gen_worker.discovery.project import ProjectConfig, import_paths, load_project_config
     from gen_worker.discovery.specs import FunctionSpec, collect
+    from gen_worker.discovery.stacks import author_stack
     from gen_worker.discovery.walk import import_main
 
 __all__ = [
@@ -29,10 +30,11 @@ __all__ = [
 
 _HOMES = {
     "documents": ("describe", "manifest", "survey"),
-    "errors": ("DiscoveryError", "author_stack"),
+    "errors": ("DiscoveryError",),
     "names": ("did_you_mean", "match_name", "slugify_name"),
     "project": ("ProjectConfig", "import_paths", "load_project_config"),
     "specs": ("FunctionSpec", "collect"),
+    "stacks": ("author_stack",),
     "walk": ("import_main",),
 }
 

@@ -1,10 +1,6 @@
 """What is wrong with the author's project, told so that the author can mend it."""
 
-import traceback
 from collections.abc import Iterable
-from types import FrameType, TracebackType
-
-_OURS = ("gen_worker", "gen_worker_child")
 
 
 class DiscoveryError(ValueError):
@@ -15,29 +11,3 @@ class DiscoveryError(ValueError):
         self.message = message
         self.hint = hint
         self.stack = list(stack)
-
-
-def author_stack(error: BaseException) -> list[str]:
-    """Return the lines of the traceback, of its causes too, without the frames of this package."""
-    told = traceback.TracebackException.from_exception(error)
-    _keep_author_frames(told, error)
-    return "".join(told.format()).splitlines()
-
-
-def _keep_author_frames(told: traceback.TracebackException, error: BaseException) -> None:
-    """Cut our frames out of what will be told; both trees have the same shape."""
-    told.stack = traceback.StackSummary.extract(_author_frames(error.__traceback__))
-    for told_part, part in (
-        (told.__cause__, error.__cause__),
-        (told.__context__, error.__context__),
-        *zip(getattr(told, "exceptions", None) or (), getattr(error, "exceptions", ()), strict=False),
-    ):
-        if told_part is not None and part is not None:
-            _keep_author_frames(told_part, part)
-
-
-def _author_frames(trace: TracebackType | None) -> Iterable[tuple[FrameType, int]]:
-    for frame, line in traceback.walk_tb(trace):
-        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if top not in _OURS and not frame.f_code.co_filename.startswith("<frozen "):
-            yield frame, line

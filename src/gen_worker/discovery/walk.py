@@ -8,7 +8,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from gen_worker.api.decorator import RECORD
-from gen_worker.discovery.errors import DiscoveryError, author_stack
+from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.stacks import author_stack
 
 
 def import_main(module: str, paths: Sequence[str]) -> ModuleType:

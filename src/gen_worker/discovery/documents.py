@@ -1,0 +1,176 @@
+"""What programs read about a project's functions: the description, the manifest, the survey.
+
+Pure: takes specs, returns documents.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from gen_worker.api.bindings import HF, Binding, Civitai, Hub, ModelScope
+from gen_worker.api.resources import Resources
+from gen_worker.discovery.schemas import digest, inlined, members, schema_of
+from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.wire.survey import Survey, SurveyedFunction
+
+Document: TypeAlias = dict[str, Any]
+
+DESCRIPTION_PROTOCOL = 1
+CAPABILITIES = ("describe", "list_functions", "cancel", "streaming", "serve_sidecar")
+
+_HEAVY = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "numpy", "PIL")
+
+
+# --- the description: what a person or a client may call ------------------------------------------------------------
+
+
+def describe(specs: Sequence[FunctionSpec], main_module: str) -> Document:
+    """Return the document of `gen-worker run --list`."""
+    from gen_worker import __version__
+
+    kinds = sorted({spec.kind for spec in specs})
+    return {
+        "protocol_version": DESCRIPTION_PROTOCOL,
+        "gen_worker_version": __version__,
+        "capabilities": list(CAPABILITIES),
+        "endpoint": {
+            "main_module": main_module,
+            "kind": kinds[0] if len(kinds) == 1 else kinds,
+            "classes": sorted({spec.class_name for spec in specs if spec.class_name}),
+        },
+        "functions": [_described(spec) for spec in sorted(specs, key=lambda spec: spec.name)],
+    }
+
+
+def _described(spec: FunctionSpec) -> Document:
+    return {
+        "name": spec.name,
+        "class": spec.class_name or None,
+        "method": spec.python_name if spec.owner else None,
+        "kind": spec.kind,
+        "is_generator": _streams(spec),
+        "input_schema": inlined(schema_of(spec.payload_type)),
+        "output": _type_name(spec.output_type),
+        "models": {slot: _described_binding(binding) for slot, binding in spec.bindings.items()},
+    }
+
+
+def _described_binding(binding: Binding) -> Document:
+    return {"type": type(binding).__name__, "provider": binding.provider, **_binding_fields(binding)}
+
+
+def _binding_fields(binding: Binding) -> Document:
+    """Return the ref and what else was said; a Hub's tag always."""
+    match binding:
+        case Hub():
+            optional = {"flavor": binding.flavor}
+            always = {"ref": binding.ref, "tag": binding.tag}
+        case HF() | Civitai() | ModelScope():
+            optional = msgspec.structs.asdict(binding)
+            always = {"ref": optional.pop("ref")}
+    return always | {name: list(value) if name == "files" else value for name, value in optional.items() if value}
+
+
+# --- the manifest: what the platform routes and validates by --------------------------------------------------------
+
+
+def manifest(specs: Sequence[FunctionSpec]) -> Document:
+    """Return the document of `python -m gen_worker.discover`."""
+    ordered = sorted(specs, key=lambda spec: (spec.declared_module, spec.function.__qualname__, spec.name))
+    return {"functions": [_manifest_entry(spec) for spec in ordered]}
+
+
+def _manifest_entry(spec: FunctionSpec) -> Document:
+    input_schema, output_schema = schema_of(spec.payload_type), schema_of(spec.output_type)
+    entry: Document = {
+        "name": spec.name,
+        "python_name": spec.python_name,
+        "module": spec.module,
+        "declared_module": spec.declared_module,
+        "class_name": spec.class_name,
+        "kind": spec.kind,
+        "runtime": spec.runtime,
+        "resources": _resources(spec.resources),
+        "bindings": {slot: _bound(slot, binding) for slot, binding in spec.bindings.items()},
+        "payload_type": _located(spec.payload_type),
+        "output_type": _located(spec.output_type),
+        "payload_schema_sha256": digest(input_schema),
+        "output_schema_sha256": digest(output_schema),
+        "input_schema": input_schema,
+        "output_schema": output_schema,
+        "output_mode": "incremental" if _streams(spec) else "single",
+        "incremental_output": _streams(spec),
+        "is_async": spec.shape in ("async", "async_generator"),
+    }
+    if _streams(spec):
+        entry |= {
+            "delta_type": entry["output_type"],
+            "delta_schema_sha256": entry["output_schema_sha256"],
+            "delta_output_schema": output_schema,
+        }
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _resources(resources: Resources) -> Document:
+    fields = msgspec.structs.asdict(resources)
+    return {name: list(value) if name == "libraries" else value for name, value in fields.items() if value}
+
+
+def _bound(slot: str, binding: Binding) -> Document:
+    return {"kind": "fixed", "provider": binding.provider, "slot_name": slot, **_binding_fields(binding)}
+
+
+def _located(type_: Any) -> Document:
+    """Return where a type is defined; of a union, where its first member is, and the names of all."""
+    return {"module": members(type_)[0].__module__, "qualname": _type_name(type_)}
+
+
+def _type_name(type_: Any) -> str:
+    return " | ".join(member.__qualname__ for member in members(type_))
+
+
+def _streams(spec: FunctionSpec) -> bool:
+    return spec.shape in ("generator", "async_generator")
+
+
+# --- the survey: what the supervisor dispatches by ------------------------------------------------------------------
+
+
+def survey(specs: Sequence[FunctionSpec], *, module: str, paths: Sequence[str], loaded: Mapping[str, object]) -> Survey:
+    """Return what a supervisor needs to know; `loaded` is `sys.modules` after the author's module was imported."""
+    return Survey(
+        module=module,
+        paths=list(paths),
+        functions=[_surveyed(spec) for spec in specs],
+        description=msgspec.Raw(msgspec.json.encode(describe(specs, module))),
+        preload=heavy_modules(name for name, value in loaded.items() if value is not None),
+    )
+
+
+def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
+    return SurveyedFunction(
+        name=spec.name,
+        python_name=spec.python_name,
+        class_name=spec.class_name,
+        instance=spec.instance,
+        shape=spec.shape,
+        lane=spec.lane,
+        gpu=spec.resources.gpu,
+        vram_gb=spec.resources.vram_gb,
+        models=[binding.wire_ref for binding in spec.bindings.values()],
+    )
+
+
+def heavy_modules(names: Iterable[str]) -> list[str]:
+    """Return, of the loaded modules, those that are worth importing once for all children, in their order.
+
+    The heavy packages themselves, and the modules that define pipelines and models: `import diffusers` is lazy and
+    loads neither.
+    """
+    return [name for name in names if name in _HEAVY or _holds_classes(name)]
+
+
+def _holds_classes(name: str) -> bool:
+    top, last = name.partition(".")[0], name.rpartition(".")[2]
+    return top in ("diffusers", "transformers") and last.startswith(("pipeline_", "modeling_"))
