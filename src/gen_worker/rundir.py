@@ -1,0 +1,171 @@
+"""Where supervisors leave their traces, and how to find the one that is meant.
+
+`<run dir>/<pid>/control.sock` is a supervisor's control socket and `supervisor.json` beside it says who it is. Only its
+own supervisor removes such a folder: whoever looks judges by what answers, and deletes nothing.
+"""
+
+import errno
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+CONTROL = "control.sock"
+DESCRIPTION = "supervisor.json"
+PROBE_TIMEOUT_S = 2.0  # a supervisor that does not take a connection in this time is not one to choose
+_ADDRESS_LIMIT = 107  # bytes of a Unix socket's address
+
+
+class SupervisorUnreachable(Exception):
+    """No supervisor answers there, or it has gone; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class SupervisorFile(msgspec.Struct, frozen=True):
+    """What a supervisor says of itself in its folder."""
+
+    pid: int
+    boot_id: str
+    control: str
+    serve: str | None
+    protocol: int
+
+    def write(self, folder: Path) -> None:
+        """Put the file into the supervisor's folder; readers see it whole or not at all."""
+        part = folder / f".{DESCRIPTION}"
+        part.write_bytes(msgspec.json.encode(self) + b"\n")
+        part.replace(folder / DESCRIPTION)
+
+
+class SeveralSupervisors(Exception):
+    """More than one supervisor is alive and none was named."""
+
+    def __init__(self, candidates: list[SupervisorFile]) -> None:
+        super().__init__(f"{len(candidates)} supervisors are alive")
+        self.candidates = candidates
+
+
+def run_dir(env: Mapping[str, str]) -> Path:
+    """Return the folder of supervisors' traces; it may not exist yet.
+
+    `GEN_WORKER_RUN_DIR`, else `/run/gen-worker` when it can be written, else `$XDG_RUNTIME_DIR/gen-worker`, else a
+    folder of this user's under the temporary one.
+    """
+    if chosen := env.get("GEN_WORKER_RUN_DIR"):
+        return Path(chosen).absolute()
+    system = Path("/run/gen-worker")
+    if os.access(system if system.exists() else system.parent, os.W_OK | os.X_OK):
+        return system
+    if runtime := env.get("XDG_RUNTIME_DIR"):
+        return Path(runtime, "gen-worker")
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir(), f"gen-worker-{user}")
+
+
+def make_private(folder: Path) -> None:
+    """Make the folder, for this user alone; raise `PermissionError` when it is there and somebody else's."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not _trusted(folder):
+        raise PermissionError(errno.EPERM, "other users can write to it", str(folder))
+
+
+def live_supervisors(folder: Path) -> list[SupervisorFile]:
+    """Return the supervisors of a run directory whose control sockets answer, by pid."""
+    if not folder.is_dir() or not _trusted(folder):
+        return []
+    described = [file for file in map(_read, folder.glob(f"[0-9]*/{DESCRIPTION}")) if file is not None]
+    return sorted((file for file in described if _answers(file.control)), key=lambda file: file.pid)
+
+
+def choose(socket_option: str | None, env: Mapping[str, str]) -> Path:
+    """Return the control socket that is meant: the one named, or that of the only supervisor alive.
+
+    `socket_option` may name a control socket or the one that `serve` listens on. Raises `SupervisorUnreachable` when
+    there is none, `SeveralSupervisors` when there is more than one to choose from.
+    """
+    folder = run_dir(env)
+    if socket_option is None:
+        alive = live_supervisors(folder)
+        if len(alive) > 1:
+            raise SeveralSupervisors(alive)
+        if not alive:
+            raise SupervisorUnreachable(f"no supervisor is alive in `{folder}`", "start one with `gen-worker serve`")
+        return Path(alive[0].control)
+    for file in live_supervisors(folder):
+        if file.serve is not None and _same(file.serve, socket_option):
+            return Path(file.control)
+    _refuse_unless_control(socket_option, folder)
+    return Path(socket_option)
+
+
+def connect(path: str | Path, kind: socket.SocketKind, timeout_s: float | None) -> socket.socket:
+    """Return a connected Unix socket, however long its path; raise `OSError` as `connect` does."""
+    sock = socket.socket(socket.AF_UNIX, kind)
+    try:
+        sock.settimeout(timeout_s)
+        if len(os.fsencode(path)) <= _ADDRESS_LIMIT:
+            sock.connect(os.fspath(path))
+        else:
+            _connect_from_its_folder(sock, Path(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_from_its_folder(sock: socket.socket, path: Path) -> None:
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+
+
+def _trusted(folder: Path) -> bool:
+    """Whether only this user, or root, can have put something there."""
+    if not hasattr(os, "getuid"):
+        return True
+    found = folder.stat()
+    return found.st_uid in (0, os.getuid()) and not found.st_mode & stat.S_IWOTH
+
+
+def _read(path: Path) -> SupervisorFile | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SupervisorFile)
+    except (OSError, msgspec.DecodeError):  # gone meanwhile, or of a version that says other things
+        return None
+
+
+def _answers(control: str) -> bool:
+    try:
+        connect(control, socket.SOCK_SEQPACKET, PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _same(served: str, wanted: str) -> bool:
+    return served == wanted or ("://" not in served and os.path.realpath(served) == os.path.realpath(wanted))
+
+
+def _refuse_unless_control(path: str, folder: Path) -> None:
+    try:
+        connect(path, socket.SOCK_SEQPACKET, PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        if error.errno == errno.EPROTOTYPE:
+            raise SupervisorUnreachable(
+                f"`{path}` takes requests, but no supervisor in `{folder}` says that it is its socket",
+                "set GEN_WORKER_RUN_DIR as it was for `serve`, or name the control socket",
+            ) from None
+        reason = error.strerror or str(error)
+        raise SupervisorUnreachable(f"no supervisor answers at `{path}`: {reason.lower()}") from None

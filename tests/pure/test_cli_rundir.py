@@ -1,0 +1,146 @@
+"""The run directory: where supervisors are found, and which one is meant."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from gen_worker.rundir import (
+    SeveralSupervisors,
+    SupervisorFile,
+    SupervisorUnreachable,
+    choose,
+    connect,
+    live_supervisors,
+    make_private,
+    run_dir,
+)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gw-") as made:  # short: a socket's address has 107 bytes
+        yield Path(made)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def listening(stack: ExitStack, path: Path, kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+    sock.bind(os.fspath(path))
+    sock.listen()
+    return sock
+
+
+def supervisor(stack: ExitStack, folder: Path, pid: int, serve: str | None = None) -> SupervisorFile:
+    own = folder / str(pid)
+    own.mkdir()
+    listening(stack, own / "control.sock")
+    file = SupervisorFile(pid=pid, boot_id="b", control=str(own / "control.sock"), serve=serve, protocol=1)
+    file.write(own)
+    return file
+
+
+def test_the_run_directory_is_what_the_variable_says() -> None:
+    assert run_dir({"GEN_WORKER_RUN_DIR": "/a/b", "XDG_RUNTIME_DIR": "/c"}) == Path("/a/b")
+
+
+def test_a_supervisor_that_answers_is_alive(folder: Path, stack: ExitStack) -> None:
+    files = [supervisor(stack, folder, 20), supervisor(stack, folder, 3)]
+    assert live_supervisors(folder) == files[::-1]
+
+
+def test_what_a_dead_supervisor_left_is_neither_alive_nor_deleted(folder: Path, stack: ExitStack) -> None:
+    with ExitStack() as short:
+        supervisor(short, folder, 20)
+    (folder / "30").mkdir()
+    (folder / "30" / "supervisor.json").write_text("not json")
+    (folder / "40").mkdir()
+    before = sorted(folder.rglob("*"))
+    assert live_supervisors(folder) == []
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_directory_that_is_not_there_holds_nobody(folder: Path) -> None:
+    assert live_supervisors(folder / "nowhere") == []
+
+
+def test_the_only_supervisor_is_chosen(folder: Path, stack: ExitStack) -> None:
+    file = supervisor(stack, folder, 20)
+    assert choose(None, {"GEN_WORKER_RUN_DIR": str(folder)}) == Path(file.control)
+
+
+def test_among_several_none_is_chosen(folder: Path, stack: ExitStack) -> None:
+    files = [supervisor(stack, folder, 20), supervisor(stack, folder, 30)]
+    with pytest.raises(SeveralSupervisors) as caught:
+        choose(None, {"GEN_WORKER_RUN_DIR": str(folder)})
+    assert caught.value.candidates == files
+
+
+def test_without_a_supervisor_the_hint_says_how_to_start_one(folder: Path) -> None:
+    with pytest.raises(SupervisorUnreachable, match="no supervisor is alive") as caught:
+        choose(None, {"GEN_WORKER_RUN_DIR": str(folder)})
+    assert caught.value.hint == "start one with `gen-worker serve`"
+
+
+def test_a_supervisor_can_be_named_by_either_of_its_sockets(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = folder / "serve.sock"
+    listening(stack, serve, socket.SOCK_STREAM)
+    files = [supervisor(stack, folder, 20, str(serve)), supervisor(stack, folder, 30, "tcp://127.0.0.1:80")]
+    env = {"GEN_WORKER_RUN_DIR": str(folder)}
+    monkeypatch.chdir(folder)
+    assert choose("serve.sock", env) == Path(files[0].control)
+    assert choose("tcp://127.0.0.1:80", env) == Path(files[1].control)
+    assert choose(files[1].control, env) == Path(files[1].control)
+
+
+def test_a_control_socket_of_another_run_directory_can_be_named(folder: Path, stack: ExitStack) -> None:
+    listening(stack, folder / "control.sock")
+    env = {"GEN_WORKER_RUN_DIR": str(folder / "elsewhere")}
+    assert choose(str(folder / "control.sock"), env) == folder / "control.sock"
+
+
+def test_a_socket_that_nobody_owns_to_is_refused(folder: Path, stack: ExitStack) -> None:
+    listening(stack, folder / "serve.sock", socket.SOCK_STREAM)
+    env = {"GEN_WORKER_RUN_DIR": str(folder)}
+    with pytest.raises(SupervisorUnreachable, match="takes requests, but no supervisor"):
+        choose(str(folder / "serve.sock"), env)
+    with pytest.raises(SupervisorUnreachable, match="no such file"):
+        choose(str(folder / "nothing.sock"), env)
+
+
+def test_a_socket_with_a_long_path_can_be_reached(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = folder / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    listening(stack, Path("control.sock"))
+    monkeypatch.chdir("/")
+    connect(deep / "control.sock", socket.SOCK_SEQPACKET, 1.0).close()
+    with pytest.raises(FileNotFoundError):
+        connect(deep / "nothing.sock", socket.SOCK_SEQPACKET, 1.0)
+
+
+def test_a_run_directory_is_for_its_user_alone(folder: Path) -> None:
+    make_private(folder / "a" / "run")
+    assert (folder / "a" / "run").stat().st_mode & 0o777 == 0o700
+    make_private(folder / "a" / "run")
+
+
+def test_a_run_directory_that_others_can_write_to_is_not_believed(folder: Path, stack: ExitStack) -> None:
+    supervisor(stack, folder, 20)
+    folder.chmod(0o777)
+    assert live_supervisors(folder) == []
+    with pytest.raises(PermissionError, match="other users can write to it"):
+        make_private(folder)
