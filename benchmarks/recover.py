@@ -21,6 +21,7 @@ from benchmarks.servers import Served, product
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import Fork, Forked, Hello, Report, Warm, ZygoteReport
 from gen_worker.wire.page import create_page
+from gen_worker_supervisor.environment import author_environment
 
 SHOWS = "recover: how soon a killed child is replaced"
 CHILD = "gen_worker_child.main"  # what every child has imported before it says hello
@@ -78,7 +79,7 @@ class Zygote(contextlib.AbstractContextManager["Zygote"]):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "gen_worker_child.zygote", "--socket", str(theirs.fileno())]
         command += ["--supervisor", str(os.getpid()), *modules]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self._process = subprocess.Popen(command, env=author_environment(os.environ), pass_fds=[theirs.fileno()])
         theirs.close()
         self._channel: Channel[ZygoteReport] = Channel(ours, generation=0, receives=ZygoteReport)
         self._generation = 0
@@ -100,7 +101,7 @@ class Zygote(contextlib.AbstractContextManager["Zygote"]):
         with contextlib.ExitStack() as files:
             link, descriptors = self._equipment(files)
             begin = time.perf_counter()
-            self._channel.send(Fork(self._generation, dict(os.environ), os.getpid()), descriptors)
+            self._channel.send(Fork(self._generation, author_environment(os.environ), os.getpid()), descriptors)
             received = link.receive()
             taken = time.perf_counter() - begin
         assert received is not None
