@@ -6,6 +6,16 @@ from difflib import get_close_matches
 
 OK, USER_CODE, USAGE, NO_MODEL, UNREACHABLE, NOT_FOUND, CANCELED = 0, 1, 2, 3, 4, 5, 130
 
+MEANINGS = {
+    OK: "success",
+    USER_CODE: "the endpoint's code failed",
+    USAGE: "wrong usage, or a payload that the function does not take",
+    NO_MODEL: "a model could not be resolved",
+    UNREACHABLE: "no supervisor answers",
+    NOT_FOUND: "no such request",
+    CANCELED: "canceled",
+}
+
 
 class Failure(Exception):
     """A command cannot go on; `main` prints it as `error: …` and `hint: …` and exits with its code."""

@@ -1,0 +1,139 @@
+"""The program that the commands are part of: its help, and what becomes of errors and signals.
+
+Imports no command before it is used, so that `--help` is quick.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, nearest, say_error
+
+BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
+
+_COMMANDS = {
+    "run": "Run one function once, in this process.",
+    "serve": "Serve an endpoint's functions from supervised child processes.",
+    "invoke": "Call a function of a running `gen-worker serve`.",
+    "ps": "Show what a supervisor's devices and jobs are doing.",
+    "kill": "End one request, whatever it does, and nothing else.",
+    "completion": "Print the completion script of a shell.",
+}
+
+
+class _Commands(Command, click.Group):
+    """The commands, known by name and one line of help until one is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"gen_worker.cli.{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        command = self.get_command(ctx, name)
+        if command is None:
+            near = nearest(name, _COMMANDS)
+            hint = f"did you mean `gen-worker {near}`?" if near else "`gen-worker --help` lists the commands"
+            raise Failure(f"no command `{name}`", hint)
+        return name, command, args[1:]
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import gen_worker
+
+        click.echo(f"gen-worker {gen_worker.__version__}")
+        ctx.exit()
+
+
+@click.command(
+    cls=_Commands,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    codes=tuple(MEANINGS),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+@click.pass_context
+def commands(ctx: click.Context) -> None:
+    """Write an AI endpoint as a Python function or class; run it, serve it, watch it, stop it.
+
+    Results go to stdout, everything else to stderr.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
+
+
+def main() -> NoReturn:
+    """Run the command that the process was started with, and end the process with its exit code."""
+    if "_GEN_WORKER_COMPLETE" in os.environ:  # a shell asks what could come next
+        commands.main(prog_name="gen-worker")
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; whatever goes wrong by a person's doing is said on stderr."""
+    try:
+        code = _run(list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        with commands.make_context("gen-worker", arguments) as ctx:
+            code = commands.invoke(ctx)
+    except Failure as failure:
+        say_error(str(failure), failure.hint)
+        return failure.code
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.ClickException as problem:
+        say_error(*_retold(problem))
+        return problem.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return CANCELED
+    return code if isinstance(code, int) else OK
+
+
+def _retold(problem: click.ClickException) -> tuple[str, str]:
+    """Return what click says in our words, and a hint."""
+    ctx = problem.ctx if isinstance(problem, click.UsageError) else None
+    hint = f"`{ctx.command_path} --help` says what it takes" if ctx is not None else ""
+    if isinstance(problem, click.NoSuchOption):
+        near = nearest(problem.option_name, problem.possibilities or ())
+        return f"no option `{problem.option_name}`", f"did you mean `{near}`?" if near else hint
+    if isinstance(problem, click.MissingParameter) and problem.param is not None:
+        return f"missing {problem.param.param_type_name} `{problem.param.human_readable_name}`", hint
+    told = problem.format_message().replace("'", "`").rstrip(".")
+    return told[:1].lower() + told[1:], hint
+
+
+def _forget_stdout() -> None:
+    """Let nothing more be written to a stdout that nobody reads, as the interpreter would when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
