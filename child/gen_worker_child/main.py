@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from gen_worker.discovery.errors import DiscoveryError
-from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
+from gen_worker.discovery.specs import FunctionSpec, collect
+from gen_worker.discovery.walk import import_main
 from gen_worker.wire.channel import Channel, close_all
 from gen_worker.wire.messages import (
     Boot,
@@ -117,8 +118,6 @@ class Child:
         return boot
 
     def _import(self, boot: Boot) -> list[FunctionSpec] | None:
-        from gen_worker.discovery.specs import collect, import_main
-
         os.environ.update(boot.environment)
         os.environ["GEN_WORKER_LOCAL_DEVICE"] = boot.device
         try:

@@ -62,7 +62,9 @@ def serve(channel: Channel[ZygoteOrder]) -> None:
         if middle == 0:
             _fork_again(channel, order, descriptors)
         close_all(descriptors)
-        os.waitpid(middle, 0)
+        _, status = os.waitpid(middle, 0)
+        if status == 0:
+            channel.count_sent()
 
 
 def _fork_again(channel: Channel[ZygoteOrder], order: Fork, descriptors: list[int]) -> None:

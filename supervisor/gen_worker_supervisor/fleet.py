@@ -7,7 +7,7 @@ Pure: `apply` takes the fleet, one happening and the time, changes the fleet and
 import heapq
 import signal
 from collections.abc import Callable
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from gen_worker.wire.messages import (
     Body,
@@ -158,6 +158,8 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         return failure("draining", "the worker is shutting down", retryable=True)
     if function.surveyed.models:
         return failure("model_resolution", f"no resolver for {', '.join(f'`{ref}`' for ref in function.surveyed.models)}")
+    if job.payload.length > fleet.max_input_bytes:
+        return _too_large("input", job.payload.length, fleet.max_input_bytes)
     if fleet.queued >= fleet.max_queued:
         return failure("busy", f"{fleet.queued} jobs wait already, the limit is {fleet.max_queued}", retryable=True)
     reason = _unavailable(fleet, function, now)
@@ -186,6 +188,16 @@ def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
 def _quarantine(job: Job, charge: Charge) -> Outcome:
     text = f"this payload of `{job.function.name}` has killed {charge.deaths} children: {charge.cause}"
     return failure("quarantined", text, detail=ErrorDetail(cause=charge.cause, stack=charge.stack or None))
+
+
+def body_length(body: Body) -> int:
+    """Return the length of a body wherever it lies."""
+    return body.length if isinstance(body, Region) else len(body)
+
+
+def _too_large(what: Literal["input", "output"], length: int, limit: int) -> Outcome:
+    variable = f"WORKER_MAX_{what.upper()}_BYTES"
+    return failure("invalid", f"the {what} has {length} bytes, the limit is {limit} (`{variable}`)")
 
 
 def failure(
@@ -269,6 +281,9 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
     elif job.ending is not None and job.ending.reason is Reason.DEADLINE:
         actions += _discard(child, message.body)
         actions.append(_end(fleet, job, _ended_outcome(job, None)))
+    elif body_length(message.body) > fleet.max_output_bytes:
+        actions += _discard(child, message.body)
+        actions.append(_end(fleet, job, _too_large("output", body_length(message.body), fleet.max_output_bytes)))
     else:
         _succeeded(fleet, child, job, message.run_s, now)
         outcome = Outcome(JobState.OK, message.body, message.yielded, message.run_s)

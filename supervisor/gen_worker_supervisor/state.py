@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from gen_worker.wire.messages import Body, Encoding, ErrorDetail, ErrorKind, Event, Lane, Order, Region, Report
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.blame import Blame
+from gen_worker_supervisor.bodies import OutputBody, Payload
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
 
@@ -21,18 +22,26 @@ UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child
 UNKNOWN_LOAD_S = 0.5
 
 
-class Payload(Protocol):
-    """A job's payload, which only the shell can read."""
-
-    def digest(self) -> bytes:
-        """Return what tells this payload from others."""
-        ...
-
-
 class Client(Protocol):
-    """Who gets a job's answer."""
+    """Who asked for a job. Each call is made on the loop and must return at once."""
 
     link: str
+
+    def answer(self, job: "Job", outcome: "Outcome", body: OutputBody) -> None:
+        """Take the job's one answer; an `Output` is to be released once it was passed on."""
+        ...
+
+    def item(self, job: "Job", body: OutputBody) -> None:
+        """Take a stream item; call `Supervisor.more` once it was passed on."""
+        ...
+
+    def event(self, job: "Job", event: Event) -> None:
+        """Take a progress or log event; only called for jobs that asked."""
+        ...
+
+    def rerun(self, job: "Job") -> None:
+        """Forget the items so far: the job starts again."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -363,7 +372,9 @@ class Fleet:
 
     functions: dict[str, Function]
     devices: list[Device]
-    max_queued: int
+    max_queued: int = 10_000
+    max_input_bytes: int = 64 << 20
+    max_output_bytes: int = 64 << 20
     instances: dict[str, Instance] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)

@@ -94,6 +94,11 @@ class Channel(Generic[Incoming]):
             send_packet(self.sock, packet, descriptors)
             self._sent += 1
 
+    def count_sent(self) -> None:
+        """Count a frame that a forked copy of this process sent in its stead."""
+        with self._sending:
+            self._sent += 1
+
     def receive(self) -> tuple[Incoming, list[int]] | None:
         """Return the next frame and its descriptors, None at the end of the stream.
 

@@ -1,0 +1,188 @@
+"""Where the supervisor keeps payloads and outputs: inline bytes, or regions whose bytes it never has to read.
+
+An input region belongs to one child generation and is written by the supervisor only; an output region is granted to one
+child generation and written by it only. Regions are reused, because the pages of a fresh one cost more than the copy.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gen_worker.wire.messages import REGION_LIMIT, Region
+from gen_worker.wire.regions import OwnRegion, check_region, open_region, size_class
+from gen_worker_supervisor.blame import digest
+
+GRANT_LIMIT = 4 * REGION_LIMIT  # output regions of one child; more than it could ever need at once
+KEPT_FREE = 4  # input regions kept for reuse by one child
+
+
+class InlinePayload:
+    """A payload the supervisor holds as bytes."""
+
+    __slots__ = ("data", "length")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.length = len(data)
+
+    def digest(self) -> bytes:
+        """Return what tells this payload from others."""
+        return digest(self.data)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RegionPayload:
+    """A payload in a client's own sealed memfd, which goes to a child as it is."""
+
+    __slots__ = ("fd", "length")
+
+    def __init__(self, fd: int, length: int) -> None:
+        """Take `fd` over; raise `RegionError`, and close it, when it is not sealed or too short."""
+        check_region(fd, length)
+        self.fd = fd
+        self.length = length
+
+    def digest(self) -> bytes:
+        """Return what tells this payload from others."""
+        with open_region(os.dup(self.fd), self.length, writable=False) as region:
+            return digest(region.body(self.length))
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+Payload: TypeAlias = InlinePayload | RegionPayload
+
+
+class InputRegions:
+    """The regions in which one child gets its big payloads."""
+
+    def __init__(self) -> None:
+        self._index = 0
+        self._used: dict[int, OwnRegion | None] = {}  # None: a client's region, which is not ours to reuse
+        self._free: list[OwnRegion] = []
+
+    def place(self, data: bytes) -> tuple[Region, int]:
+        """Copy a payload into a region; return its name and the descriptor to send along, which stays ours."""
+        fitting = [region for region in self._free if region.size >= len(data)]
+        if fitting:
+            region = min(fitting, key=lambda candidate: candidate.size)
+            self._free.remove(region)
+        else:
+            region = OwnRegion.create(size_class(len(data)), shared_with_readers_only=True)
+        region.view[: len(data)] = data
+        return Region(self._name(region), len(data)), region.fd
+
+    def relay(self, payload: RegionPayload) -> tuple[Region, int]:
+        """Name a client's region for this child."""
+        return Region(self._name(None), payload.length), payload.fd
+
+    def _name(self, region: OwnRegion | None) -> int:
+        self._index += 1
+        self._used[self._index] = region
+        return self._index
+
+    def released(self, index: int) -> None:
+        """The child has read the region."""
+        region = self._used.pop(index, None)
+        if region is None:
+            return
+        if len(self._free) < KEPT_FREE:
+            self._free.append(region)
+        else:
+            region.close()
+
+    def close(self) -> None:
+        """Close every region."""
+        for region in [*self._free, *self._used.values()]:
+            if region is not None:
+                region.close()
+        self._free.clear()
+        self._used.clear()
+
+
+@dataclass(slots=True, eq=False)
+class Output:
+    """An output in a region, until whoever reads it calls `release`."""
+
+    owner: "OutputRegions"
+    index: int
+    length: int
+    region: OwnRegion
+
+    @property
+    def name(self) -> int:
+        """What tells this region from every other of the same supervisor."""
+        return self.owner.generation << 32 | self.index
+
+    @property
+    def fd(self) -> int:
+        """The region's descriptor, open until `release`."""
+        return self.region.fd
+
+    def view(self) -> memoryview:
+        """Return the bytes, not copied; good until `release`."""
+        return self.region.body(self.length)
+
+    def release(self) -> None:
+        """Give the region back to the child that writes it."""
+        self.owner.done_with(self)
+
+
+OutputBody: TypeAlias = bytes | Output
+
+
+class OutputRegions:
+    """The regions one child writes its big outputs to. They outlive the child while somebody still reads one."""
+
+    def __init__(self, generation: int, on_free: Callable[[int], None]) -> None:
+        self.generation = generation
+        self._on_free = on_free
+        self._regions: dict[int, OwnRegion] = {}
+        self._lent: dict[int, Output] = {}
+        self._index = 0
+        self._bytes = 0
+        self._closed = False
+
+    def grant(self, size: int) -> tuple[int, OwnRegion] | None:
+        """Make a region for an output of `size` bytes; None when the child asks for more than it may hold."""
+        if not 0 < size <= REGION_LIMIT or self._bytes + size > GRANT_LIMIT:
+            return None
+        region = OwnRegion.create(size_class(size), shared_with_readers_only=False)
+        self._index += 1
+        self._bytes += region.size
+        self._regions[self._index] = region
+        return self._index, region
+
+    def lend(self, body: Region) -> bool:
+        """Keep the region a child named from being written to again; False when the child may not name it."""
+        region = self._regions.get(body.index)
+        if region is None or body.index in self._lent or not 0 <= body.length <= region.size:
+            return False
+        self._lent[body.index] = Output(self, body.index, body.length, region)
+        return True
+
+    def lent(self, index: int) -> Output:
+        """Return the output that lies in a lent region."""
+        return self._lent[index]
+
+    def done_with(self, output: Output) -> None:
+        """The reader of an output is done."""
+        if self._lent.pop(output.index, None) is None:
+            return
+        if self._closed:
+            self._regions.pop(output.index).close()
+        else:
+            self._on_free(output.index)
+
+    def close(self) -> None:
+        """The child is dead: close what nobody reads now, and the rest when its reader is done."""
+        self._closed = True
+        for index in [index for index in self._regions if index not in self._lent]:
+            self._regions.pop(index).close()

@@ -1,0 +1,457 @@
+"""The control socket: SEQPACKET, msgpack frames, big bodies as sealed memfds. What `ps`, `kill` and host programs use.
+
+Results stay here until the client acknowledges them, so that a client that lost its connection can come back for them.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+import msgspec
+
+from gen_worker.wire import control as wire
+from gen_worker.wire.channel import ProtocolError, close_all, receive_packet, send_packet
+from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, Event
+from gen_worker.wire.regions import OwnRegion, RegionError, size_class
+from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.state import Job, Outcome
+from gen_worker_supervisor.supervisor import Supervisor
+
+LINK = "control"
+KEPT_RESULTS = 1024
+KEPT_BYTES = 256 << 20
+KEPT_S = 600.0
+FRAMES_A_TURN = 64
+UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
+_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
+_decode = msgspec.msgpack.Decoder(wire.ClientFrame).decode
+_encode = msgspec.msgpack.Encoder().encode
+_PEER = struct.Struct("3i")
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One job of this link: who listens to it now, and its answer until that is acknowledged."""
+
+    request_id: str
+    attempt: int
+    desk: "ControlServer"
+    listener: "ControlClient | None"
+    stream: bool
+    events: bool
+    link: str = LINK
+    job: Job | None = None
+    outcome: Outcome | None = None
+    body: OutputBody = b""
+    answered_at: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What a client calls it."""
+        return (self.request_id, self.attempt)
+
+    def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
+        """Keep the answer and tell the listener."""
+        self.job, self.outcome, self.body = job, outcome, body
+        self.desk.keep(self)
+        if self.listener is not None:
+            self.tell_answer(self.listener)
+
+    def tell_answer(self, listener: "ControlClient") -> None:
+        """Send the answer."""
+        outcome = self.outcome
+        assert outcome is not None
+        if outcome.state is JobState.OK:
+            listener.send_body(
+                self.body,
+                lambda value: wire.Result(self.request_id, self.attempt, value, outcome.yielded, outcome.run_s),
+                lend=False,
+            )
+        else:
+            assert outcome.kind is not None
+            listener.send(
+                wire.Error(
+                    self.request_id, self.attempt, outcome.kind, outcome.message, outcome.retryable, outcome.detail
+                )
+            )
+
+    def item(self, job: Job, body: OutputBody) -> None:
+        """Send a stream item; the client says with `More` when it took it."""
+        self.job = job
+        if self.listener is None:
+            if isinstance(body, Output):
+                body.release()
+            return
+        self.listener.send_body(body, lambda value: wire.Item(self.request_id, value))
+        if not self.stream:
+            self.desk.supervisor.more(job, 1)
+
+    def event(self, job: Job, event: Event) -> None:
+        """Send a progress or log event, unless the client is slow."""
+        if self.listener is not None and self.listener.keeps_up:
+            self.listener.send(wire.Event(self.request_id, event.event, event.value))
+
+    def rerun(self, job: Job) -> None:
+        """Nothing was kept of the first run."""
+
+    def forget(self) -> None:
+        """Let go of the answer."""
+        if isinstance(self.body, Output):
+            self.body.release()
+        self.body = b""
+
+
+class ControlServer:
+    """Listens on the control socket and keeps unacknowledged results."""
+
+    def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop, hello: wire.Opened) -> None:
+        self.supervisor = supervisor
+        self.hello = hello
+        self.document: Callable[[], bytes]
+        self.dropped = 0
+        self._loop = loop
+        self._clients: set[ControlClient] = set()
+        self._tickets: OrderedDict[tuple[str, int], Ticket] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._kept_bytes = 0
+
+    def listen(self, sock: socket.socket) -> None:
+        """Accept clients on a bound socket."""
+        self._sock = sock
+        sock.setblocking(False)
+        sock.listen(128)
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptor left: try again when some may be free, not at once and for ever
+            self.supervisor.log.event("warning", "control", f"cannot accept: {error}")
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.call_later(0.1, self._loop.add_reader, self._sock.fileno(), self._accept)
+            return
+        _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid not in (os.geteuid(), 0):
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._clients.add(ControlClient(self, sock, self._loop))
+
+    def ticket(self, key: tuple[str, int]) -> Ticket | None:
+        """Return the job of this key, running or waiting for its `Ack`."""
+        return self._tickets.get(key)
+
+    def open_ticket(self, ticket: Ticket) -> None:
+        """Remember a job."""
+        self._tickets[ticket.key] = ticket
+
+    def keep(self, ticket: Ticket) -> None:
+        """Keep an answer until it is acknowledged; the oldest go when there are too many, too big or too old."""
+        now = self._loop.time()
+        ticket.answered_at = now
+        size = ticket.body.length if isinstance(ticket.body, Output) else len(ticket.body)
+        self._kept[ticket.key] = size
+        self._kept_bytes += size
+        while self._kept:
+            oldest = self._tickets[next(iter(self._kept))]
+            over = len(self._kept) > KEPT_RESULTS or self._kept_bytes > KEPT_BYTES
+            if oldest is ticket or not (over or now - oldest.answered_at > KEPT_S):
+                return
+            self.dropped += 1
+            self.acknowledge(oldest.key)
+
+    def acknowledge(self, key: tuple[str, int]) -> None:
+        """The client has the answer."""
+        size = self._kept.pop(key, None)
+        if size is None:
+            return
+        self._kept_bytes -= size
+        self._tickets.pop(key).forget()
+
+    def gone(self, client: "ControlClient") -> None:
+        """A client closed its connection: its streams end, its other jobs go on for its return."""
+        self._clients.discard(client)
+        for ticket in list(self._tickets.values()):
+            if ticket.listener is client:
+                ticket.listener = None
+                if ticket.stream and ticket.job is not None and not ticket.job.ended:
+                    self.supervisor.end(ticket.job, Reason.DISCONNECT)
+
+    def close(self) -> None:
+        """Close the socket and every connection."""
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        for client in list(self._clients):
+            client.close()
+        for key in list(self._kept):
+            self.acknowledge(key)
+
+
+@dataclass(slots=True)
+class _Unsent:
+    packet: bytes
+    descriptors: list[int] = field(default_factory=list)
+
+
+class ControlClient:
+    """One connection."""
+
+    def __init__(self, server: ControlServer, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._supervisor = server.supervisor
+        self._sock = sock
+        self._loop = loop
+        self._view = memoryview(bytearray(FRAME_LIMIT + 1))
+        self._unsent: deque[_Unsent] = deque()
+        self._lent: dict[int, Output] = {}
+        self._opened = False
+        self._closed = False
+        loop.add_reader(sock.fileno(), self._on_readable)
+
+    # --- in ---
+
+    def _on_readable(self) -> None:
+        for _ in range(FRAMES_A_TURN):
+            if self._closed:
+                return
+            try:
+                length, descriptors = receive_packet(self._sock, self._view)
+            except BlockingIOError:
+                return
+            except (ProtocolError, OSError):
+                self.close()
+                return
+            if length == 0:
+                close_all(descriptors)
+                self.close()
+                return
+            self._on_packet(self._view[:length], descriptors)
+
+    def _on_packet(self, packet: memoryview, descriptors: list[int]) -> None:
+        try:
+            frame = _decode(packet)
+        except _DECODE_ERRORS as error:
+            close_all(descriptors)
+            self._refuse("", f"not a frame: {str(error)[:200] or type(error).__name__}")
+            self.close()
+            return
+        if not isinstance(frame, wire.Submit):
+            close_all(descriptors)
+            descriptors = []
+        if not self._opened and not isinstance(frame, wire.Open):
+            close_all(descriptors)
+            self._refuse("", "the first frame must be `open`")
+            self.close()
+            return
+        self._perform(frame, descriptors)
+
+    def _perform(self, frame: wire.ClientFrame, descriptors: list[int]) -> None:
+        match frame:
+            case wire.Open():
+                self._open(frame)
+            case wire.Submit():
+                self._submit(frame, descriptors)
+            case wire.Ack(request_id, attempt):
+                self._server.acknowledge((request_id, attempt))
+            case wire.More(request_id, items):
+                self._more(request_id, items)
+            case wire.Release(region):
+                output = self._lent.pop(region, None)
+                if output is not None:
+                    output.release()
+            case wire.Cancel(request_id):
+                self._cancel(request_id)
+            case wire.Kill(request_id, now):
+                self._kill(request_id, now)
+            case wire.List():
+                self._list()
+            case _:
+                assert_never(frame)
+
+    def _open(self, frame: wire.Open) -> None:
+        if frame.protocol != wire.CONTROL_PROTOCOL:
+            ours = wire.CONTROL_PROTOCOL
+            self._refuse("", f"the client speaks control protocol {frame.protocol}, this supervisor speaks {ours}")
+            self.close()
+            return
+        self._opened = True
+        self.send(self._server.hello)
+
+    def _submit(self, frame: wire.Submit, descriptors: list[int]) -> None:
+        known = self._server.ticket((frame.request_id, frame.attempt))
+        if known is not None:
+            close_all(descriptors)
+            self._attach_to(known)
+            return
+        payload = self._payload(frame, descriptors)
+        if payload is None:
+            return
+        name = self._supervisor.routable(frame.function)
+        if name is None:
+            payload.close()
+            names = ", ".join(f"`{name}`" for name in sorted(self._supervisor.fleet.functions))
+            self._refuse(frame.request_id, f"no function `{frame.function}`; there are: {names}", "not_found")
+            return
+        ticket = Ticket(frame.request_id, frame.attempt, self._server, self, frame.stream, frame.events)
+        self._server.open_ticket(ticket)
+        self.send(wire.Accepted(frame.request_id, frame.attempt))
+        ticket.job = self._supervisor.submit(
+            ticket,
+            request_id=frame.request_id,
+            function=name,
+            payload=payload,
+            encoding=frame.encoding,
+            attempt=frame.attempt,
+            stream=frame.stream,
+            events=frame.events,
+            timeout_s=frame.timeout_ms / 1000 if frame.timeout_ms > 0 else None,
+        )
+
+    def _attach_to(self, ticket: Ticket) -> None:
+        ticket.listener = self
+        self.send(wire.Accepted(ticket.request_id, ticket.attempt))
+        if ticket.outcome is not None:
+            ticket.tell_answer(self)
+
+    def _payload(self, frame: wire.Submit, descriptors: list[int]) -> Payload | None:
+        if isinstance(frame.body, bytes):
+            close_all(descriptors)
+            return InlinePayload(frame.body)
+        if len(descriptors) != 1:
+            close_all(descriptors)
+            self._refuse(frame.request_id, f"a body came with {len(descriptors)} descriptors instead of 1")
+            return None
+        try:
+            return RegionPayload(descriptors[0], frame.body.length)
+        except RegionError as error:
+            self._refuse(frame.request_id, str(error))
+            return None
+
+    def _more(self, request_id: str, items: int) -> None:
+        ticket = next((t for t in self._server._tickets.values() if t.request_id == request_id and t.listener is self), None)
+        if ticket is not None and ticket.job is not None and items > 0:
+            self._supervisor.more(ticket.job, items)
+
+    def _cancel(self, request_id: str) -> None:
+        jobs = self._supervisor.find(request_id)
+        if len(jobs) != 1:
+            self.send(wire.Canceled(request_id, False))
+            return
+        self._supervisor.watch(
+            jobs[0], lambda outcome: self.send(wire.Canceled(request_id, outcome.state is JobState.CANCELED))
+        )
+        self._supervisor.end(jobs[0], Reason.CANCEL)
+
+    def _kill(self, request_id: str, now: bool) -> None:
+        jobs = self._supervisor.find(request_id)
+        if len(jobs) != 1:
+            candidates = [f"{job.client.link}/{job.request_id}" for job in jobs]
+            self.send(wire.Killed(request_id, "ambiguous" if jobs else "not_found", candidates=candidates))
+            return
+        job = jobs[0]
+        began = self._loop.time()
+
+        def tell(outcome: Outcome) -> None:
+            killed = outcome.kind == "killed"
+            detail = outcome.detail if killed else None
+            self.send(
+                wire.Killed(
+                    request_id,
+                    "killed" if killed else "finished",
+                    detail.rung if detail is not None else None,
+                    (detail.stack or []) if detail is not None else [],
+                    self._loop.time() - began,
+                )
+            )
+
+        self._supervisor.watch(job, tell)
+        self._supervisor.end(job, Reason.KILL, at_once=now)
+
+    def _list(self) -> None:
+        self.send_body(self._server.document(), wire.Listed)
+
+    def _refuse(self, request_id: str, message: str, kind: Any = "usage") -> None:
+        self.send(wire.Error(request_id, 0, kind, message, False))
+
+    # --- out ---
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the client has taken everything so far."""
+        return not self._unsent
+
+    def send_body(
+        self, body: OutputBody, frame_of: Callable[[wire.Value], wire.ServerFrame], *, lend: bool = True
+    ) -> None:
+        """Send a frame with a body, inline or as a memfd.
+
+        A child's region goes back to it when this client sends `Release`, or by the caller's doing when `lend` is false.
+        """
+        if isinstance(body, Output):
+            if lend:
+                self._lent[body.name] = body
+            self.send(frame_of(wire.Attached(body.length, body.name)), [body.fd])
+        elif len(body) <= INLINE_LIMIT:
+            self.send(frame_of(body))
+        else:
+            with OwnRegion.create(size_class(len(body)), shared_with_readers_only=True) as region:
+                region.view[: len(body)] = body
+                self.send(frame_of(wire.Attached(len(body))), [region.fd])
+
+    def send(self, frame: wire.ServerFrame, descriptors: Sequence[int] = ()) -> None:
+        """Send a frame now, or as soon as the client has read earlier ones."""
+        if self._closed:
+            return
+        packet = _encode(frame)
+        if not self._unsent:
+            try:
+                send_packet(self._sock, packet, descriptors)
+            except BlockingIOError:
+                self._loop.add_writer(self._sock.fileno(), self._on_writable)
+            except OSError:
+                self._loop.call_soon(self.close)
+                return
+            else:
+                return
+        if len(self._unsent) >= UNSENT_LIMIT:
+            self._loop.call_soon(self.close)
+            return
+        self._unsent.append(_Unsent(packet, [os.dup(fd) for fd in descriptors]))
+
+    def _on_writable(self) -> None:
+        while self._unsent:
+            waiting = self._unsent[0]
+            try:
+                send_packet(self._sock, waiting.packet, waiting.descriptors)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.close()
+                return
+            close_all(waiting.descriptors)
+            self._unsent.popleft()
+        self._loop.remove_writer(self._sock.fileno())
+
+    def close(self) -> None:
+        """Close the connection and give back what the client was reading."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        for waiting in self._unsent:
+            close_all(waiting.descriptors)
+        for output in self._lent.values():
+            output.release()
+        self._lent.clear()
+        self._server.gone(self)

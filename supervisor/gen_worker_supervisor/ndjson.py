@@ -1,0 +1,361 @@
+"""The NDJSON link: one JSON request a line in, answers out, on a stream socket.
+
+Payloads and results pass through as bytes: a request is decoded up to its payload, an answer is spliced around the
+child's own JSON. Never decides what happens to a job.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+
+from gen_worker.wire.messages import ErrorDetail, ErrorKind, Event
+from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.hangup import Hangups
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.state import Job, Outcome
+from gen_worker_supervisor.supervisor import Supervisor
+
+LINK = "serve"
+LINE_LIMIT = 16 << 20  # a longer line would hold the loop for over 50 ms while it is decoded
+PIECE_BYTES = 256 * 1024
+FIRST_LINE_S = 30.0  # a client that connects and says nothing is closed
+
+_OK_HEAD = b'{"ok":true,"events":['
+_RESULT = b'{"event":"result","value":'
+_YIELD = b'{"event":"yield","value":'
+_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
+
+
+class CancelBody(msgspec.Struct, frozen=True):
+    """What a cancel frame names."""
+
+    request_id: str
+
+
+class Request(msgspec.Struct, gc=False):
+    """One line from a client."""
+
+    function: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    request_id: str | None = None
+    stream: bool = False
+    events: bool = False
+    cancel: CancelBody | None = None
+
+
+_decode = msgspec.json.Decoder(Request).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def error_frame(kind: ErrorKind, message: str, retryable: bool, detail: ErrorDetail | None, id_tail: bytes) -> bytes:
+    """Return the line that tells a client of a failure."""
+    error: dict[str, object] = {"kind": kind, "message": message, "retryable": retryable}
+    if detail is not None:
+        error["detail"] = detail
+    return b'{"ok":false,"error":' + _encode(error) + id_tail + b"}\n"
+
+
+class Reply:
+    """The way back for one request of one connection."""
+
+    __slots__ = ("_held", "_items", "_tail", "connection", "finished", "job", "link", "stream")
+
+    def __init__(self, connection: "Connection", request: Request) -> None:
+        self.connection = connection
+        self.link = LINK
+        self.stream = request.stream
+        self.job: Job | None = None
+        self.finished = False
+        self._tail = b"" if request.request_id is None else b',"request_id":' + _encode(request.request_id)
+        self._items: list[bytes] = []
+        self._held: list[tuple[list[bytes | memoryview], Callable[[], None] | None]] = []
+
+    def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
+        """Write the job's end."""
+        if outcome.state is not JobState.OK:
+            assert outcome.kind is not None
+            self.fail(outcome.kind, outcome.message, outcome.retryable, outcome.detail)
+            return
+        release = body.release if isinstance(body, Output) else None
+        value: bytes | memoryview = body.view() if isinstance(body, Output) else body
+        if job.function.surveyed.streams:
+            value = b'{"yielded":%d}' % outcome.yielded
+        tail = self._tail
+        if self.stream:
+            parts = [_RESULT, value, tail + b'}\n{"ok":true,"done":true' + tail + b"}\n"]
+        else:
+            parts = [_OK_HEAD + b"".join(self._items) + _RESULT, value, tail + b"}]" + tail + b"}\n"]
+        self._write(parts, release, last=True)
+
+    def fail(self, kind: ErrorKind, message: str, retryable: bool = False, detail: ErrorDetail | None = None) -> None:
+        """Write an error, the end of this request."""
+        self._write([error_frame(kind, message, retryable, detail, self._tail)], None, last=True)
+
+    def item(self, job: Job, body: OutputBody) -> None:
+        """Write a stream item, or keep it for the buffered answer."""
+        more = self.connection.supervisor.more
+        if not self.stream:
+            data = bytes(body.view()) if isinstance(body, Output) else body
+            if isinstance(body, Output):
+                body.release()
+            self._items.append(_YIELD + data + self._tail + b"},")
+            more(job, 1)
+            return
+        value = body.view() if isinstance(body, Output) else body
+
+        def passed_on() -> None:
+            if isinstance(body, Output):
+                body.release()
+            more(job, 1)
+
+        self._write([_YIELD, value, self._tail + b"}\n"], passed_on)
+
+    def event(self, job: Job, event: Event) -> None:
+        """Write a progress or log event, unless the client is slow: those are dropped first."""
+        if self.stream or self.connection.idle:
+            head = b'{"event":"%b","value":' % event.event.encode()
+            self._write([head + event.value + self._tail + b"}\n"], None)
+
+    def rerun(self, job: Job) -> None:
+        """Forget the items of the first run."""
+        self._items.clear()
+
+    def _write(
+        self, parts: list[bytes | memoryview], then: Callable[[], None] | None, *, last: bool = False
+    ) -> None:
+        self.finished = self.finished or last
+        if self._tail or self.connection.is_turn_of(self):
+            self.connection.write(parts, then)
+            if last:
+                self.connection.finish(self)
+        else:
+            self._held.append((parts, then))
+
+    def take_turn(self) -> None:
+        """Write what was kept back while earlier requests without an id had the turn."""
+        held, self._held = self._held, []
+        for parts, then in held:
+            self.connection.write(parts, then)
+
+    @property
+    def named(self) -> bool:
+        """Whether the request had an id, so that its answer needs no turn."""
+        return bool(self._tail)
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, supervisor: Supervisor, hangups: Hangups, open_connections: "set[Connection]") -> None:
+        self.supervisor = supervisor
+        self._hangups = hangups
+        self._connections = open_connections
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._replies: set[Reply] = set()
+        self._turns: deque[Reply] = deque()
+        self._outbox: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
+        self._paused = False
+        self._ended = False
+        self._gone = False
+        self._fd = -1
+
+    # --- asyncio's side ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to listen."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=PIECE_BYTES)
+        self._connections.add(self)
+        sock = cast("socket.socket", transport.get_extra_info("socket"))
+        self._fd = sock.fileno()
+        self._hangups.watch(self._fd, self._hung_up)
+        loop = asyncio.get_running_loop()
+        self._first = loop.call_later(FIRST_LINE_S, self._transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Take whole lines as requests and keep the rest."""
+        if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one line, whole
+            self._line(data)
+            return
+        self._buffer += data
+        while (end := self._buffer.find(b"\n", self._scanned)) >= 0:
+            line = bytes(memoryview(self._buffer)[:end])
+            del self._buffer[: end + 1]
+            self._scanned = 0
+            self._line(line)
+        self._scanned = len(self._buffer)
+        if self._scanned > LINE_LIMIT:
+            self._refuse(f"a line of over {LINE_LIMIT} bytes; bigger values travel over the control socket")
+            self._transport.close()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it may still wait for answers."""
+        self._ended = True
+        if self._buffer:
+            line, self._buffer = bytes(self._buffer), bytearray()
+            self._line(line)
+        self._close_if_done()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._paused = False
+        self._pump()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._hangups.forget(self._fd)
+        self._hung_up()
+        self._connections.discard(self)
+
+    def _hung_up(self) -> None:
+        if self._gone:
+            return
+        self._gone = True
+        self._first.cancel()
+        outbox, self._outbox = self._outbox, deque()
+        for _, then in outbox:
+            if then is not None:
+                then()
+        for reply in list(self._replies):
+            reply.take_turn()
+            if reply.job is not None and not reply.job.ended:
+                self.supervisor.end(reply.job, Reason.DISCONNECT)
+        self._transport.abort()
+
+    # --- requests ---
+
+    def _line(self, line: bytes) -> None:
+        self._first.cancel()
+        if len(line) > LINE_LIMIT:
+            self._refuse(f"a line of {len(line)} bytes, the limit is {LINE_LIMIT}")
+            return
+        try:
+            request = _decode(line)
+        except _DECODE_ERRORS as error:
+            if line.strip():
+                self._refuse(f"not a request: {str(error)[:300] or type(error).__name__}")
+            return
+        if request.cancel is not None:
+            self._cancel(request.cancel.request_id)
+        else:
+            self._submit(request)
+
+    def _refuse(self, message: str) -> None:
+        self._fail(Request(), "usage", message)
+
+    def _fail(self, request: Request, kind: ErrorKind, message: str) -> None:
+        reply = self._begin(request)
+        reply.fail(kind, message)
+
+    def _begin(self, request: Request) -> Reply:
+        reply = Reply(self, request)
+        self._replies.add(reply)
+        if not reply.named:
+            self._turns.append(reply)
+        return reply
+
+    def _submit(self, request: Request) -> None:
+        name = self.supervisor.routable(request.function)
+        if name is None:
+            self._unknown(request)
+            return
+        if request.request_id is not None and (LINK, request.request_id, 1) in self.supervisor.fleet.by_identity:
+            self._fail(request, "usage", f"a request `{request.request_id}` is running already")
+            return
+        reply = self._begin(request)
+        reply.job = self.supervisor.submit(
+            reply,
+            request_id=request.request_id or "",
+            function=name,
+            payload=InlinePayload(bytes(request.payload)),
+            encoding="json",
+            stream=request.stream,
+            events=request.events,
+        )
+
+    def _unknown(self, request: Request) -> None:
+        if not request.function:
+            self._fail(request, "usage", "the request names no `function`")
+            return
+        names = ", ".join(f"`{name}`" for name in sorted(self.supervisor.fleet.functions))
+        self._fail(request, "not_found", f"no function `{request.function}`; there are: {names}")
+
+    def _cancel(self, request_id: str) -> None:
+        jobs = self.supervisor.find(request_id)
+        head = b'{"ok":true,"canceled":%b,"request_id":' + _encode(request_id) + b"}\n"
+        if not jobs:
+            self.write([head % b"false"], None)
+            return
+        self.supervisor.watch(
+            jobs[0],
+            lambda outcome: self.write([head % (b"true" if outcome.state is JobState.CANCELED else b"false")], None),
+        )
+        self.supervisor.end(jobs[0], Reason.CANCEL)
+
+    # --- answers ---
+
+    @property
+    def idle(self) -> bool:
+        """Whether the client has taken everything so far."""
+        return not self._paused and not self._outbox
+
+    def is_turn_of(self, reply: Reply) -> bool:
+        """Whether a request without an id may be answered: all earlier ones are."""
+        return self._turns[0] is reply
+
+    def finish(self, reply: Reply) -> None:
+        """A request was answered: the next one without an id has its turn."""
+        self._replies.discard(reply)
+        while self._turns and self._turns[0].finished and self._turns[0] not in self._replies:
+            self._turns.popleft()
+            if self._turns:
+                following = self._turns[0]
+                following.take_turn()
+                if following.finished:
+                    self._replies.discard(following)
+        self._close_if_done()
+
+    def write(self, parts: list[Any], then: Callable[[], None] | None) -> None:
+        """Write the parts one after the other as the client takes them, then call `then`."""
+        if self._gone:
+            if then is not None:
+                then()
+            return
+        if not self._paused and not self._outbox and sum(map(len, parts)) <= PIECE_BYTES:
+            self._transport.write(b"".join(parts))
+            if then is not None:
+                then()
+            return
+        for part in parts[:-1]:
+            self._outbox.append((memoryview(part), None))
+        self._outbox.append((memoryview(parts[-1]), then))
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._outbox and not self._paused and not self._gone:
+            part, then = self._outbox.popleft()
+            self._transport.write(part[:PIECE_BYTES])
+            if len(part) > PIECE_BYTES:
+                self._outbox.appendleft((part[PIECE_BYTES:], then))
+            elif then is not None:
+                then()
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._ended and not self._replies and not self._outbox and not self._gone:
+            self._transport.close()
+
+    def close(self) -> None:
+        """Close the connection once what was written has left."""
+        self._transport.close()

@@ -1,0 +1,244 @@
+"""One child process as the supervisor holds it: its socket, its pidfd, its output, its memory.
+
+Carries frames and notices; what they mean is decided elsewhere. Never waits for the child.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from gen_worker.wire.channel import Channel, ProtocolError, close_all
+from gen_worker.wire.messages import Order, Release, Report
+from gen_worker.wire.page import PageReader, Reading, create_page
+from gen_worker_supervisor.bodies import InputRegions, OutputRegions
+from gen_worker_supervisor.deaths import death, read_dump
+from gen_worker_supervisor.output import TAIL_LINES, OutputPipe
+from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.state import Child, Death
+
+FRAMES_A_TURN = 64  # of one child, before the others and the clients get theirs
+
+
+class Listener(Protocol):
+    """Who is told what a child does."""
+
+    def on_frames(self, process: "ChildProcess", frames: list[tuple[Report, list[int]]]) -> None:
+        """Frames came, in this order; descriptors are the listener's now."""
+        ...
+
+    def on_misbehaviour(self, process: "ChildProcess", what: str) -> None:
+        """The child broke the protocol."""
+        ...
+
+    def on_line(self, process: "ChildProcess", job: int, line: str) -> None:
+        """The child printed a line."""
+        ...
+
+    def on_birth(self, process: "ChildProcess") -> None:
+        """The process exists."""
+        ...
+
+    def on_death(self, process: "ChildProcess", death: Death) -> None:
+        """The process has ended and everything it left was read."""
+        ...
+
+
+class ChildProcess:
+    """A child's descriptors and buffers, from before its process exists until after its death."""
+
+    def __init__(self, child: Child, loop: asyncio.AbstractEventLoop, listener: Listener, reaper: Reaper) -> None:
+        self.child = child
+        self._loop = loop
+        self._listener = listener
+        self._reaper = reaper
+        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self.channel: Channel[Report] = Channel(ours, generation=child.generation, receives=Report)
+        out_read, self.out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, self.err_write = os.pipe2(os.O_CLOEXEC)
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._pipes = [OutputPipe(fd, self._on_line, self.tail) for fd in (out_read, err_read)]
+        self.crash_fd = os.memfd_create("gen-worker-crash", os.MFD_CLOEXEC)
+        self.page_fd = create_page()
+        self._page = PageReader(self.page_fd)
+        self._reading: Reading | None = None
+        self.inputs = InputRegions()
+        self.outputs = OutputRegions(child.generation, self._on_free_output)
+        self.pid = 0
+        self._pidfd = -1
+        self._unsent: deque[tuple[object, list[int]]] = deque()
+        self._deaf = False
+        self._closed = False
+
+    # --- birth ---
+
+    def descriptors(self) -> list[int]:
+        """Return what the new process must be given, in the order a `Fork` names."""
+        return [self.theirs.fileno(), self.out_write, self.err_write, self.crash_fd, self.page_fd]
+
+    def born(self, pid: int, pidfd: int) -> None:
+        """The process exists: close the child's ends and begin to listen."""
+        self.pid = pid
+        self._pidfd = pidfd
+        self._close_theirs()
+        self._reaper.own(pid, self.look_for_death)
+        self._loop.add_reader(pidfd, self.look_for_death)
+        self._loop.add_reader(self.channel.fileno(), self._on_readable)
+        for pipe in self._pipes:
+            self._loop.add_reader(pipe.fd, self._on_output, pipe)
+        self._listener.on_birth(self)
+
+    def _close_theirs(self) -> None:
+        self.theirs.close()
+        close_all([self.out_write, self.err_write])
+        self.out_write = self.err_write = -1
+
+    # --- frames ---
+
+    def send(self, message: Order, descriptors: Sequence[int] = ()) -> None:
+        """Send a frame now, or as soon as the child's socket has room; never wait, keep nothing for the dead."""
+        if self._deaf:
+            return
+        if self._unsent:
+            self._unsent.append((message, [os.dup(fd) for fd in descriptors]))
+            return
+        try:
+            self.channel.send(message, descriptors)
+        except BlockingIOError:
+            self._unsent.append((message, [os.dup(fd) for fd in descriptors]))
+            self._loop.add_writer(self.channel.fileno(), self._on_writable)
+        except (BrokenPipeError, ConnectionResetError):
+            self._deaf = True
+
+    def _on_writable(self) -> None:
+        while self._unsent:
+            message, descriptors = self._unsent[0]
+            try:
+                self.channel.send(message, descriptors)
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self._deaf = True
+                break
+            close_all(descriptors)
+            self._unsent.popleft()
+        self._loop.remove_writer(self.channel.fileno())
+
+    def _on_free_output(self, index: int) -> None:
+        self.send(Release(index))
+
+    def _on_readable(self) -> None:
+        frames, problem = self._read_frames(FRAMES_A_TURN)
+        if frames:
+            self._listener.on_frames(self, frames)
+        if problem is not None:
+            self._loop.remove_reader(self.channel.fileno())
+            if problem:
+                self._listener.on_misbehaviour(self, problem)
+
+    def _read_frames(self, limit: int) -> tuple[list[tuple[Report, list[int]]], str | None]:
+        """Read what is there; the second value is None while more may come, "" at the end, else what was wrong."""
+        frames: list[tuple[Report, list[int]]] = []
+        receive = self.channel.receive
+        while len(frames) < limit:
+            try:
+                received = receive()
+            except BlockingIOError:
+                return frames, None
+            except ProtocolError as error:
+                return frames, str(error)
+            if received is None:
+                return frames, ""
+            frames.append(received)
+        return frames, None
+
+    # --- output ---
+
+    def _on_output(self, pipe: OutputPipe) -> None:
+        if not pipe.read():
+            self._loop.remove_reader(pipe.fd)
+
+    def _on_line(self, job: int, line: str) -> None:
+        self._listener.on_line(self, job, line)
+
+    # --- looking at it ---
+
+    def reading(self) -> Reading | None:
+        """Return the latest consistent reading of the status page."""
+        self._reading = (self._page.read() or self._reading) if not self._closed else self._reading
+        return self._reading
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal; SIGKILL goes to its whole session."""
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+            if number == signal.SIGKILL:
+                os.killpg(self.pid, signal.SIGKILL)  # its own session: it called setsid, so its pid is the group
+        except ProcessLookupError:
+            return  # it was already gone, which is what we wanted
+
+    # --- death ---
+
+    def look_for_death(self) -> None:
+        """Take note of the process's death, if it has ended."""
+        if self._closed:
+            return
+        status = reap(self._pidfd)
+        if status is None:
+            return  # not our child yet: the zygote's middle process has still to end, and SIGCHLD brings us back
+        self._loop.remove_reader(self._pidfd)
+        self._reaper.disown(self.pid)
+        frames, problem = self._read_frames(1 << 30)  # a dead child's socket is read to its end before it is judged
+        if frames:
+            self._listener.on_frames(self, frames)
+        self._sweep()
+        self._close_io()
+        what = death(status, read_dump(self.crash_fd), self.child.job_thread, list(self.tail))
+        self.close()
+        if problem:
+            what = Death(f"protocol: {problem}", what.signal, what.exit_code, what.stack, what.stderr)
+        self._listener.on_death(self, what)
+
+    def _sweep(self) -> None:
+        """End what the child left behind in its session."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return  # nobody was left
+
+    def _close_io(self) -> None:
+        self._loop.remove_reader(self.channel.fileno())
+        self._loop.remove_writer(self.channel.fileno())
+        for pipe in self._pipes:
+            self._loop.remove_reader(pipe.fd)
+            pipe.close()
+
+    def close(self) -> None:
+        """Let go of every descriptor; outputs somebody still reads stay until they are released."""
+        if self._closed:
+            return
+        self.reading()
+        self._closed = self._deaf = True
+        for _, descriptors in self._unsent:
+            close_all(descriptors)
+        self._unsent.clear()
+        self.channel.close()
+        self.inputs.close()
+        self.outputs.close()
+        self._page.close()
+        close_all([self.crash_fd, self.page_fd, *([self._pidfd] if self._pidfd >= 0 else [])])
+        self._pidfd = -1
+
+    def stillborn(self, reason: str) -> None:
+        """The process could not be made: let go of everything."""
+        self._close_theirs()
+        for pipe in self._pipes:
+            pipe.close()
+        self.close()
+        self._listener.on_death(self, Death(f"not started: {reason}"))

@@ -1,0 +1,63 @@
+"""Reap the orphans that became ours as subreaper, and never a process somebody waits for."""
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Have the kernel give orphaned descendants to this process."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap(pidfd: int) -> os.waitid_result | None:
+    """Reap the process of a pidfd; None while it has not ended, or is not this process's own child yet."""
+    try:
+        return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+
+
+class Reaper:
+    """Looks at every death of a child of this process; those with an owner are left to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._owners: dict[int, Callable[[], None]] = {}
+        self.births = 0  # processes on their way to us whose pid is not known yet
+        loop.add_signal_handler(signal.SIGCHLD, self.look)
+
+    def own(self, pid: int, on_death: Callable[[], None]) -> None:
+        """Leave the reaping of a pid to `on_death`, which may be called more than once."""
+        self._owners[pid] = on_death
+        self.look()
+
+    def disown(self, pid: int) -> None:
+        """The pid was reaped by its owner."""
+        self._owners.pop(pid, None)
+        self.look()
+
+    def look(self) -> None:
+        """Tell the owners of dead processes and reap those that have none."""
+        while True:
+            try:
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if seen is None:
+                return
+            owner = self._owners.get(seen.si_pid)
+            if owner is not None:
+                self._loop.call_soon(owner)  # it reaps and then calls `disown`, which looks again
+                return
+            if self.births:
+                return
+            os.waitid(os.P_PID, seen.si_pid, os.WEXITED | os.WNOHANG)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._loop.remove_signal_handler(signal.SIGCHLD)

@@ -1,0 +1,141 @@
+"""Make the document of `gen-worker ps --json` from the fleet and the status pages; asks no child."""
+
+import importlib.metadata
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+
+from gen_worker.wire.status import DeviceStatus, FunctionStatus, JobStatus, Status
+from gen_worker_supervisor.phases import Health, JobState, Phase
+from gen_worker_supervisor.state import Device, Fleet, Function, Job
+from gen_worker_supervisor.supervisor import Supervisor
+
+STATES = {
+    Phase.FORKING: "starting",
+    Phase.IMPORTING: "starting",
+    Phase.READY: "idle",
+    Phase.LOADING: "loading",
+    Phase.BUSY: "busy",
+    Phase.DRAINING: "drain",
+    Phase.SUSPECT: "hung",
+    Phase.DYING: "dying",
+    Phase.SETTLING: "restart",
+    Phase.BACKOFF: "restart",
+}
+
+
+class Reporter:
+    """Knows what does not change about this supervisor."""
+
+    def __init__(self, supervisor: Supervisor, serve: str | None) -> None:
+        self._supervisor = supervisor
+        self._serve = serve
+        self._version = importlib.metadata.version("gen-worker")
+        self._host = socket.gethostname()
+        self._began = time.monotonic()
+
+    def document(self) -> bytes:
+        """Return the document as JSON."""
+        return msgspec.json.encode(self.status())
+
+    def status(self) -> Status:
+        """Return the document."""
+        now = time.monotonic()
+        fleet = self._supervisor.fleet
+        used, total = host_memory()
+        disk = shutil.disk_usage(Path.cwd())
+        return Status(
+            ts=time.time(),
+            host=self._host,
+            version=self._version,
+            pid=os.getpid(),
+            uptime_s=round(now - self._began, 3),
+            cpu_percent=None,
+            ram_used=used,
+            ram_total=total,
+            disk_used=disk.used,
+            disk_total=disk.total,
+            gpus=[self._device(device, now) for device in fleet.devices],
+            jobs=[_job(job, now) for job in fleet.jobs.values()],
+            events=list(self._supervisor.log.events),
+            functions=[_function(fleet, function, now) for function in fleet.functions.values()],
+            draining=fleet.draining,
+            jobs_done=fleet.done,
+            jobs_failed=fleet.failed,
+            serve=self._serve,
+        )
+
+    def _device(self, device: Device, now: float) -> DeviceStatus:
+        child = device.child
+        process = self._supervisor.process_of(child) if child is not None else None
+        reading = process.reading() if process is not None else None
+        running = [job for job in child.leased.values() if job.state is not JobState.LEASED] if child is not None else []
+        beat = reading.beat_at if reading is not None and reading.beats else None
+        return DeviceStatus(
+            index=device.index,
+            uuid=device.uuid,
+            name=device.name,
+            pid=child.pid if process is not None and child is not None else None,
+            state=_state(device),
+            vram_total=device.vram_total,
+            job=running[0].request_id if running else None,
+            jobs=len(child.leased) if child is not None else 0,
+            heartbeat_age_s=None if beat is None else round(now - beat, 3),
+            restarts=device.restarts,
+            restart_in_s=None if device.restart_at is None else round(max(0.0, device.restart_at - now), 3),
+            rss=reading.rss or None if reading is not None else None,
+            health=device.health.value,
+            phase=child.phase.value if child is not None else None,
+        )
+
+
+def _state(device: Device) -> str:
+    if device.health in (Health.WEDGED, Health.RETIRED):
+        return device.health.value
+    if device.given_up is not None:
+        return "failed"
+    return STATES[device.child.phase] if device.child is not None else "starting"
+
+
+def _job(job: Job, now: float) -> JobStatus:
+    started = job.started
+    return JobStatus(
+        id=job.request_id,
+        function=job.function.name,
+        status="ending" if job.ending is not None else "queued" if job.state is JobState.QUEUED else "running",
+        stage=job.stage,
+        progress=job.progress,
+        elapsed_s=round(now - started, 3) if started is not None else 0.0,
+        deadline_s=None if job.deadline is None else round(job.deadline - job.submitted, 3),
+        gpu=job.child.device.name if job.child is not None else None,
+        link=job.client.link,
+        attempt=job.attempt,
+        queued_s=round((started or now) - job.submitted, 3),
+    )
+
+
+def _function(fleet: Fleet, function: Function, now: float) -> FunctionStatus:
+    reason = function.unavailable if function.unavailable is not None and now < function.available_at else None
+    reason = reason or fleet.blame.breaker(function.name, now)
+    return FunctionStatus(
+        name=function.name,
+        state="available" if reason is None else "unavailable",
+        reason=reason,
+        queued=function.waiting,
+        median_run_s=function.median_s,
+    )
+
+
+def host_memory() -> tuple[int | None, int | None]:
+    """Return the used and total bytes of this host's memory, as `/proc/meminfo` has them."""
+    found: dict[str, int] = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            found[name] = int(rest.split()[0]) * 1024
+    total, available = found.get("MemTotal"), found.get("MemAvailable")
+    return (total - available if total is not None and available is not None else None, total)

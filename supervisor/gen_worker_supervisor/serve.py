@@ -1,0 +1,246 @@
+"""`gen-worker serve`: discover, own the devices, listen, until a signal.
+
+The supervisor never imports the author's module: a short-lived process looks at it and prints what dispatch must know.
+"""
+
+import asyncio
+import importlib.metadata
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from gen_worker.rundir import CONTROL, SupervisorFile, make_private
+from gen_worker.settings import Settings
+from gen_worker.wire import control as wire
+from gen_worker.wire.survey import Survey
+from gen_worker_supervisor import devices
+from gen_worker_supervisor.control import ControlServer
+from gen_worker_supervisor.environment import author_environment
+from gen_worker_supervisor.hangup import Hangups
+from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.ndjson import Connection
+from gen_worker_supervisor.reaper import Reaper, become_subreaper
+from gen_worker_supervisor.report import Reporter
+from gen_worker_supervisor.saving import Saver
+from gen_worker_supervisor.sockets import SocketInUseError, bind_unix
+from gen_worker_supervisor.state import Device, Fleet, Function
+from gen_worker_supervisor.supervisor import Supervisor
+
+PROTOCOL_VERSION = 1
+OK, USAGE, FAILED = 0, 2, 1
+FORCED = 130
+
+
+class StartError(Exception):
+    """The supervisor cannot start; the text is for a person, `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "", stack: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.stack = stack
+
+
+class _Refusal(msgspec.Struct):
+    error: str
+    hint: str = ""
+    stack: list[str] = []
+
+
+def survey_module(module: str, paths: list[str], environment: Mapping[str, str]) -> Survey:
+    """Return what a short-lived process finds in the author's module; raise `StartError` when it refuses."""
+    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module]
+    command += [argument for path in paths for argument in ("--path", path)]
+    found = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=author_environment(environment), check=False
+    )
+    try:
+        if found.returncode == 0:
+            return msgspec.json.decode(found.stdout, type=Survey)
+        refusal = msgspec.json.decode(found.stdout, type=_Refusal)
+    except msgspec.DecodeError:
+        raise StartError(f"looking at `{module}` ended with status {found.returncode}") from None
+    raise StartError(refusal.error, refusal.hint, tuple(refusal.stack))
+
+
+def serve(
+    *, module: str, paths: list[str], socket: str, devices: str, settings: Settings, environment: Mapping[str, str]
+) -> int:
+    """Serve until SIGINT or SIGTERM; return the exit code."""
+    try:
+        survey = survey_module(module, paths, environment)
+        owned = _own_devices(devices, survey)
+        if not survey.functions:
+            raise StartError(f"`{module}` declares no endpoint", "decorate a function or class with `@endpoint`")
+        path = Path(socket).absolute()
+        with asyncio.Runner() as runner:
+            return runner.run(_serve(survey, owned, path, settings, environment))
+    except StartError as error:
+        for line in error.stack:
+            print(line.rstrip(), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return USAGE
+
+
+def _own_devices(wanted: str, survey: Survey) -> list[Device]:
+    gpus = [] if wanted.startswith("cpu") else devices.list_gpus()
+    try:
+        return devices.choose(
+            wanted,
+            gpus,
+            gpu_functions=any(function.gpu for function in survey.functions),
+            cpu_functions=any(not function.gpu for function in survey.functions),
+        )
+    except devices.DeviceError as error:
+        raise StartError(str(error), "`--devices` takes `auto`, `cpu:N`, or GPU indices or UUIDs") from None
+
+
+async def _serve(
+    survey: Survey, owned: list[Device], path: Path, settings: Settings, environment: Mapping[str, str]
+) -> int:
+    try:
+        listener = bind_unix(path, socket.SOCK_STREAM)
+    except SocketInUseError as error:
+        raise StartError(str(error), "end that process, or choose another `--socket`") from None
+    except OSError as error:
+        raise StartError(f"cannot listen on `{path}`: {error.strerror or error}") from None
+    service = Service(survey, owned, path, listener, settings, environment)
+    try:
+        return await service.run()
+    finally:
+        await service.close()
+
+
+class Service:
+    """A supervisor with its sockets, from the first child to the last file removed."""
+
+    def __init__(
+        self,
+        survey: Survey,
+        owned: list[Device],
+        path: Path,
+        listener: socket.socket,
+        settings: Settings,
+        environment: Mapping[str, str],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        become_subreaper()
+        self._loop = loop
+        self._path = path
+        self._listener = listener
+        self._survey = survey
+        self._sidecar = Path(f"{path}.json")
+        self.log = Log()
+        self._reaper = Reaper(loop)
+        self._saver = Saver(loop, settings.local_output_dir)
+        fleet = Fleet(
+            {function.name: Function(function) for function in survey.functions},
+            owned,
+            settings.max_queued,
+            settings.max_input_bytes,
+            settings.max_output_bytes,
+        )
+        self.supervisor = Supervisor(
+            fleet,
+            survey,
+            loop=loop,
+            reaper=self._reaper,
+            log=self.log,
+            saver=self._saver,
+            environment=environment,
+        )
+        self._hangups = Hangups(loop)
+        self._connections: set[Connection] = set()
+        self._folder = settings.run_dir / str(os.getpid())
+        self._boot_id = uuid.uuid4().hex
+        self._version = importlib.metadata.version("gen-worker")
+        opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, str(path))
+        self._control = ControlServer(self.supervisor, loop, opened)
+        self._control.document = Reporter(self.supervisor, str(path)).document
+        self._server: asyncio.AbstractServer | None = None
+        self._stopping = False
+
+    async def run(self) -> int:
+        """Serve until told to end; return the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._stop)
+        self._open_control()
+        self.supervisor.start()
+        self._server = await self._loop.create_unix_server(
+            lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=512
+        )
+        self._announce()
+        return await self.supervisor.status
+
+    def _open_control(self) -> None:
+        try:
+            make_private(self._folder.parent)
+            if self._folder.exists():
+                shutil.rmtree(self._folder)  # of a dead process that had our pid
+            self._folder.mkdir(mode=0o700)
+            control = self._folder / CONTROL
+            self._control.listen(bind_unix(control, socket.SOCK_SEQPACKET))
+        except (OSError, SocketInUseError) as error:
+            raise StartError(
+                f"cannot open the control socket in `{self._folder}`: {error}", "set `GEN_WORKER_RUN_DIR` to a folder of yours"
+            ) from None
+        SupervisorFile(
+            os.getpid(), self._boot_id, str(control), str(self._path), wire.CONTROL_PROTOCOL
+        ).write(self._folder)
+
+    def _announce(self) -> None:
+        names = ", ".join(sorted(self.supervisor.fleet.functions))
+        self.log.line(f"listening on {self._path} (functions: {names})")
+        description = msgspec.json.decode(self._survey.description)
+        document = {
+            "protocol_version": PROTOCOL_VERSION,
+            "gen_worker_version": self._version,
+            "pid": os.getpid(),
+            "listen": str(self._path),
+            "ready_at": time.time(),
+            "idle_timeout": 0,
+            "functions": description["functions"],
+        }
+        part = self._sidecar.with_name(f".{self._sidecar.name}.{os.getpid()}")
+        part.write_bytes(msgspec.json.encode(document) + b"\n")
+        part.replace(self._sidecar)
+        self.log.line("ready")
+
+    def _stop(self) -> None:
+        """First signal: end the jobs and the children in order. Second: at once."""
+        if self._stopping:
+            if not self.supervisor.status.done():
+                self.supervisor.status.set_result(FORCED)
+            return
+        self._stopping = True
+        self.log.line("stopping: running requests are asked to end; press Ctrl-C again to end at once")
+        self.supervisor.drain()
+
+    async def close(self) -> None:
+        """Remove every trace: sockets, files, processes."""
+        if self._server is not None:
+            self._server.close()
+        self._sidecar.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
+        await asyncio.sleep(0)  # one turn of the loop, in which the last answers leave
+        self.supervisor.close()
+        self._control.close()
+        self._hangups.close()
+        self._reaper.close()
+        self._saver.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.log.line("stopped")
+        self.log.close()

@@ -1,0 +1,380 @@
+"""The supervisor's loop: something happens, the fleet changes, actions follow.
+
+All on one asyncio loop that no child and no client can hold. Judgement is in `fleet` and `decide`; this performs it.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Literal, assert_never
+
+from gen_worker.wire.channel import close_all
+from gen_worker.wire.messages import (
+    INLINE_LIMIT,
+    Body,
+    Boot,
+    Done,
+    Encoding,
+    Event,
+    Grant,
+    Item,
+    More,
+    Need,
+    Region,
+    Release,
+    Report,
+    Save,
+)
+from gen_worker.wire.messages import Submit as SubmitFrame
+from gen_worker.wire.survey import Survey
+from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
+from gen_worker_supervisor.decide import decide
+from gen_worker_supervisor.fleet import apply, start
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.nursery import Nursery
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.process import ChildProcess
+from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.saving import Saver
+from gen_worker_supervisor.state import (
+    Action,
+    Answer,
+    Child,
+    Client,
+    Death,
+    Deliver,
+    Died,
+    Discard,
+    DrainAsked,
+    EndAsked,
+    Finish,
+    Fleet,
+    Happening,
+    Job,
+    Misbehaved,
+    Note,
+    Outcome,
+    Reported,
+    Run,
+    Send,
+    Signal,
+    Spawn,
+    Spawned,
+    Submitted,
+    Tell,
+    Ticked,
+)
+
+
+class Supervisor:
+    """A fleet and everything that touches the world for it."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        survey: Survey,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        reaper: Reaper,
+        log: Log,
+        saver: Saver,
+        environment: Mapping[str, str],
+        use_zygote: bool = True,
+    ) -> None:
+        self.fleet = fleet
+        self.survey = survey
+        self.log = log
+        self.status: asyncio.Future[int] = loop.create_future()
+        self._spellings = {function.python_name: function.name for function in survey.functions}
+        self._loop = loop
+        self._saver = saver
+        self._reaper = reaper
+        self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
+        self._processes: dict[int, ChildProcess] = {}
+        self._happenings: deque[Happening] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
+
+    # --- the loop ---
+
+    def handle(self, *happenings: Happening) -> None:
+        """Record what happened, in order, and perform everything that follows."""
+        self._happenings.extend(happenings)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._happenings:
+                now = time.monotonic()
+                for action in apply(self.fleet, self._happenings.popleft(), now):
+                    self._perform(action)
+                if not self._happenings:
+                    for action in decide(self.fleet, now):
+                        self._perform(action)
+        finally:
+            self._busy = False
+        self._arm()
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Run(child, job):
+                self._run(child, job)
+            case Answer(job, outcome, child):
+                self._answer(job, outcome, child)
+            case Send(child, message):
+                self._processes[child.generation].send(message)
+            case Deliver(job, child, body):
+                job.client.item(job, self._lend(child, body))
+            case Tell(job, child, event):
+                self._tell(job, child, event)
+            case Discard(child, region):
+                self._processes[child.generation].outputs.lent(region.index).release()
+            case Spawn(child):
+                self._spawn(child)
+            case Signal(child, number):
+                self._processes[child.generation].signal(number)
+            case Note(level, source, message, lines):
+                self.log.event(level, source, message, lines)
+            case Finish(status, message):
+                self._finish(status, message)
+            case _:
+                assert_never(action)
+
+    def _arm(self) -> None:
+        due = self.fleet.next_due()
+        if due is None or due >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer_at = float("inf")
+        self._timer = None
+        self.handle(Ticked())
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Start the zygote and give every device a child."""
+        self._nursery.start()
+        for action in start(self.fleet, time.monotonic()):
+            self._perform(action)
+        self._arm()
+
+    def drain(self) -> None:
+        """End every job by the ladder and every child after its `shutdown()`; `status` is set when all are gone."""
+        self.handle(DrainAsked())
+
+    def _finish(self, status: int, message: str) -> None:
+        if message:
+            self.log.event("error", "supervisor", message)
+        if not self.status.done():
+            self.status.set_result(status)
+
+    def close(self) -> None:
+        """End what is left at once: children and zygote are killed, not asked."""
+        self._nursery.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        for process in list(self._processes.values()):
+            process.signal(signal.SIGKILL)
+            if process.pid:
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                process.look_for_death()
+
+    def _spawn(self, child: Child) -> None:
+        process = ChildProcess(child, self._loop, self, self._reaper)
+        self._processes[child.generation] = process
+        self._nursery.make(process)
+        paths, module = self.survey.paths, self.survey.module
+        process.send(Boot(module, paths, child.device.kind, {}))
+
+    # --- jobs ---
+
+    def submit(
+        self,
+        client: Client,
+        *,
+        request_id: str,
+        function: str,
+        payload: Payload,
+        encoding: Encoding,
+        attempt: int = 1,
+        stream: bool = False,
+        events: bool = False,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Put a job into the table; its answer may come before this returns."""
+        fleet = self.fleet
+        fleet.number += 1
+        now = time.monotonic()
+        job = Job(
+            fleet.number,
+            client,
+            request_id or f"local-{fleet.number:08x}",
+            attempt,
+            fleet.functions[function],
+            payload,
+            encoding,
+            stream,
+            events,
+            now,
+            None if timeout_s is None else now + timeout_s,
+        )
+        self.handle(Submitted(job))
+        return job
+
+    def routable(self, name: str) -> str | None:
+        """Return the routable name of a function by either of its spellings."""
+        return name if name in self.fleet.functions else self._spellings.get(name)
+
+    def end(self, job: Job, reason: Reason, *, at_once: bool = False) -> None:
+        """Have a job ended; its answer says how that went."""
+        self.handle(EndAsked(job, reason, at_once))
+
+    def find(self, request_id: str) -> list[Job]:
+        """Return the live jobs that a person may mean by a request id, or by `link/request_id`."""
+        jobs = self.fleet.jobs.values()
+        exact = [job for job in jobs if job.request_id == request_id]
+        return exact or [job for job in jobs if f"{job.client.link}/{job.request_id}" == request_id]
+
+    def watch(self, job: Job, then: Callable[[Outcome], None]) -> None:
+        """Call back with the outcome, after the job's client got it."""
+        self._watchers.setdefault(job.number, []).append(then)
+
+    def more(self, job: Job, items: int) -> None:
+        """Tell the job's child that the reader took stream items."""
+        if job.child is not None and not job.ended:
+            self._processes[job.child.generation].send(More(job.number, items))
+
+    def _run(self, child: Child, job: Job) -> None:
+        if job.deaths:
+            job.client.rerun(job)
+        process = self._processes[child.generation]
+        body: Body
+        descriptors: tuple[int, ...] = ()
+        payload = job.payload
+        if isinstance(payload, InlinePayload) and len(payload.data) <= INLINE_LIMIT:
+            body = payload.data
+        else:
+            region = process.inputs.place(payload.data) if isinstance(payload, InlinePayload) else process.inputs.relay(payload)
+            body, descriptors = region[0], (region[1],)
+        left = None if job.deadline is None else job.deadline - time.monotonic()
+        order = SubmitFrame(
+            job.number, job.function.name, job.request_id, body, job.encoding, job.stream, left, job.events
+        )
+        process.send(order, descriptors)
+
+    def _answer(self, job: Job, outcome: Outcome, child: Child | None) -> None:
+        body = b"" if child is None else self._lend(child, outcome.body)
+        if outcome.kind is not None:
+            self._note_failure(job, outcome)
+        job.client.answer(job, outcome, body)
+        job.payload.close()
+        for then in self._watchers.pop(job.number, ()):
+            then(outcome)
+
+    def _note_failure(self, job: Job, outcome: Outcome) -> None:
+        stack = tuple(outcome.detail.stack or ()) if outcome.detail is not None and outcome.kind == "user_exception" else ()
+        where = job.child.device.name if job.child is not None else job.function.name
+        level: Literal["info", "warning"] = "info" if outcome.state in ("canceled", "invalid") else "warning"
+        self.log.event(level, where, f"request {job.request_id} of `{job.function.name}`: {outcome.kind}: {outcome.message}", stack)
+
+    def _lend(self, child: Child, body: Body) -> OutputBody:
+        return self._processes[child.generation].outputs.lent(body.index) if isinstance(body, Region) else body
+
+    def _tell(self, job: Job, child: Child, event: Event) -> None:
+        value = json.loads(event.value)
+        if event.event == "progress":
+            job.progress, job.stage = value.get("progress"), value.get("stage")
+        else:
+            self._print(child, job, f"{value.get('level', 'info')}: {value.get('message', '')}")
+        if job.events:
+            job.client.event(job, event)
+
+    # --- what a child does ---
+
+    def on_frames(self, process: ChildProcess, frames: list[tuple[Report, list[int]]]) -> None:
+        """Frames came from a child."""
+        child = process.child
+        happenings: list[Happening] = []
+        for message, descriptors in frames:
+            if type(message) is Done or type(message) is Item:
+                if isinstance(message.body, Region) and not process.outputs.lend(message.body):
+                    happenings.append(Misbehaved(child, "an output in a region it does not hold"))
+                    break
+            elif type(message) is Need:
+                self._grant(process, message.size)
+                continue
+            elif type(message) is Release:
+                process.inputs.released(message.index)
+                continue
+            elif type(message) is Save:
+                self._save(process, message, descriptors)
+                continue
+            if descriptors:
+                close_all(descriptors)
+            happenings.append(Reported(child, message))
+        if happenings:
+            self.handle(*happenings)
+
+    def _grant(self, process: ChildProcess, size: int) -> None:
+        granted = process.outputs.grant(size)
+        if granted is None:
+            self.handle(Misbehaved(process.child, f"a wish for an output region of {size} bytes"))
+            return
+        index, region = granted
+        process.send(Grant(index, region.size), [region.fd])
+
+    def _save(self, process: ChildProcess, order: Save, descriptors: list[int]) -> None:
+        job = process.child.leased.get(order.job)
+        if job is None:
+            close_all(descriptors)
+            self.handle(Misbehaved(process.child, f"a file of job {order.job}, which it does not hold"))
+            return
+        self._saver.save(order, descriptors, process.send)
+
+    def on_misbehaviour(self, process: ChildProcess, what: str) -> None:
+        """A child broke the protocol."""
+        self.handle(Misbehaved(process.child, what))
+
+    def on_line(self, process: ChildProcess, job: int, line: str) -> None:
+        """A child printed a line."""
+        held = process.child.leased
+        known = held.get(job)
+        if known is None and not job and len(held) == 1:
+            known = next(iter(held.values()))
+        self._print(process.child, known, line)
+
+    def _print(self, child: Child, job: Job | None, line: str) -> None:
+        name = child.device.name
+        self.log.line(f"[{name} job={job.request_id}] {line}" if job is not None else f"[{name}] {line}")
+
+    def on_birth(self, process: ChildProcess) -> None:
+        """A child's process exists."""
+        self.handle(Spawned(process.child, process.pid))
+
+    def on_death(self, process: ChildProcess, death: Death) -> None:
+        """A child's process has ended."""
+        del self._processes[process.child.generation]
+        self.handle(Died(process.child, death))
+
+    def process_of(self, child: Child) -> ChildProcess | None:
+        """Return the process of a child, None when it is gone."""
+        return self._processes.get(child.generation)
+
+    def running(self) -> bool:
+        """Whether some child can take work or soon will."""
+        return any(
+            device.child is not None and device.child.phase in (Phase.READY, Phase.BUSY, Phase.LOADING)
+            for device in self.fleet.devices
+        )
