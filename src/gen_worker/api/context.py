@@ -228,10 +228,10 @@ class RequestContext:
         name = safe_ref(ref)
         if size > SAVE_LIMIT_BYTES:
             raise OutputTooLargeError(size_bytes=size, max_bytes=SAVE_LIMIT_BYTES)
+        if self._inline and size <= INLINE_LIMIT_BYTES:
+            return _inlined(name, path.read_bytes() if path is not None else data or b"")
         if self._sink is None:
-            raise RuntimeError(
-                f"`{name}` cannot be saved: this context was made without a sink; pass `sink=FolderSink(…)`"
-            )
+            raise RuntimeError(f"`{name}` cannot be saved: give the context a `local_output_dir=` or a `sink=`")
         saved = self._sink.save(name, data=data, path=path)
         return Asset(
             ref=name,
@@ -246,10 +246,9 @@ def _asks_inline(hints: Mapping[str, object]) -> bool:
     return hints.get("output_format") == "inline"
 
 
-def _inlined(name: str, data: bytes | None) -> Asset:
+def _inlined(name: str, data: bytes) -> Asset:
     import hashlib
 
-    data = data or b""
     return Asset(ref=name, inline_bytes=data, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -183,7 +183,7 @@ def slot_of(target: Any) -> str:
     if len(slots) != 1:
         listed = f"{len(slots)}: {', '.join(slots)}" if slots else "none"
         raise ValueError(
-            f"the parameter that takes the model must be the only one of {where}, there is {listed}; "
+            f"the parameter that takes the model must be the only one of {where}, found {listed}; "
             "name the slots with `models={'slot': …}` when there are several"
         )
     return slots[0]

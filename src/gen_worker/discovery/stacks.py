@@ -4,11 +4,11 @@ import traceback
 from collections.abc import Iterable
 from types import FrameType, TracebackType
 
-_OURS = ("gen_worker", "gen_worker_child")
+_NOT_THE_AUTHORS = ("gen_worker", "gen_worker_child", "importlib")
 
 
 def author_stack(error: BaseException) -> list[str]:
-    """Return the lines of the traceback, of its causes too, without the frames of this package."""
+    """Return the lines of the traceback, of its causes too, without the frames of gen-worker itself."""
     told = traceback.TracebackException.from_exception(error)
     _keep_author_frames(told, error)
     return "".join(told.format()).splitlines()
@@ -29,5 +29,5 @@ def _keep_author_frames(told: traceback.TracebackException, error: BaseException
 def _author_frames(trace: TracebackType | None) -> Iterable[tuple[FrameType, int]]:
     for frame, line in traceback.walk_tb(trace):
         top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if top not in _OURS and not frame.f_code.co_filename.startswith("<frozen "):
+        if top not in _NOT_THE_AUTHORS and not frame.f_code.co_filename.startswith("<frozen "):
             yield frame, line

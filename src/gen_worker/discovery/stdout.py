@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 
@@ -14,13 +14,13 @@ def reserved_stdout() -> Iterator[int]:
     That holds for native code too: descriptor 1 itself is redirected. It is not set back, because what the author's
     code left running may print at any later time.
     """
-    sys.stdout.flush()
+    _flush()
     real = os.dup(1)
     os.dup2(2, 1)
     try:
         yield real
     finally:
-        sys.stdout.flush()
+        _flush()
         os.close(real)
 
 
@@ -33,6 +33,11 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 def leave(status: int) -> NoReturn:
     """End the process at once: threads that the author's import started must not keep it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # the author's code may have replaced or closed it
+            stream.flush()

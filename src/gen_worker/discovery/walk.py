@@ -31,16 +31,17 @@ def _import(module: str) -> ModuleType:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             hint = "it is looked for in: " + ", ".join(sys.path[:3])
             raise DiscoveryError(f"no module `{error.name}`", hint) from error
-        raise _failed_import(module, error) from error
+        hint = f"install what provides `{error.name}`, or mend the import" if error.name else ""
+        raise _failed_import(module, error, hint) from error
     except (Exception, SystemExit) as error:  # importing runs the author's code
         raise _failed_import(module, error) from error
 
 
-def _failed_import(module: str, error: BaseException) -> DiscoveryError:
+def _failed_import(module: str, error: BaseException, hint: str = "") -> DiscoveryError:
     said = str(error).strip().splitlines()
     name = type(error).__name__
     reason = f"{name}: {said[0]}" if said else name
-    return DiscoveryError(f"`{module}` does not import: {reason}", stack=author_stack(error))
+    return DiscoveryError(f"`{module}` does not import: {reason}", hint, author_stack(error))
 
 
 def marked_objects(main: ModuleType) -> list[Any]:

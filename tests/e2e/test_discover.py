@@ -1,0 +1,218 @@
+"""`discover` and `probe`, as commands: one document on stdout, whatever the author's code does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gen_worker.wire.survey import Survey
+
+MAIN = """
+import msgspec
+from gen_worker import RequestContext, Resources, endpoint
+
+class Input(msgspec.Struct):
+    text: str
+
+class Output(msgspec.Struct):
+    text: str
+
+@endpoint(resources=Resources(gpu=True))
+def say_it(ctx: RequestContext, payload: Input) -> Output:
+    return Output(payload.text)
+"""
+
+NOISE = """
+import atexit, os, subprocess, sys
+print("printed")
+os.write(1, b"native\\n")
+subprocess.run([sys.executable, "-c", "print('a child of ours')"], check=True)
+atexit.register(print, "at the end")
+"""
+
+THREAD = """
+import threading
+threading.Thread(target=threading.Event().wait).start()
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\n[tool.gen_worker]\nmain = "mine.main"\n')
+    (tmp_path / "src" / "mine").mkdir(parents=True)
+    (tmp_path / "src" / "mine" / "__init__.py").touch()
+    (tmp_path / "src" / "mine" / "main.py").write_text(MAIN)
+    return tmp_path
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+
+
+def discover(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return python("-m", "gen_worker.discover", *arguments, cwd=cwd)
+
+
+def probe(root: Path) -> subprocess.CompletedProcess[str]:
+    paths = ["--path", str(root / "src"), "--path", str(root)]
+    return python("-m", "gen_worker.discovery.probe", "--module", "mine.main", *paths, cwd=root.parent)
+
+
+def prepend(root: Path, text: str) -> None:
+    main = root / "src" / "mine" / "main.py"
+    main.write_text(text + main.read_text())
+
+
+# --- discover ---------------------------------------------------------------------------------------------------------
+
+
+def test_discover_prints_the_manifest_of_the_current_project(root: Path) -> None:
+    done = discover(cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    (function,) = json.loads(done.stdout)["functions"]
+    assert (function["name"], function["python_name"], function["declared_module"]) == ("say-it", "say_it", "mine.main")
+    assert done.stdout.startswith('{\n  "functions": [')
+
+
+def test_discover_takes_a_project_or_a_module_from_elsewhere(root: Path) -> None:
+    here = json.loads(discover(cwd=root).stdout)
+    assert json.loads(discover("--config", str(root), cwd=root.parent).stdout) == here
+    assert json.loads(discover("--config", str(root / "pyproject.toml"), cwd=root.parent).stdout) == here
+    assert json.loads(discover("--module", "mine.main", cwd=root).stdout) == here
+
+
+def test_what_the_author_prints_on_import_corrupts_nothing(root: Path) -> None:
+    quiet = discover(cwd=root).stdout
+    prepend(root, NOISE)
+    noisy = discover(cwd=root)
+    assert noisy.stdout == quiet
+    assert sorted(noisy.stderr.splitlines()) == ["a child of ours", "native", "printed"]
+
+
+def test_a_thread_that_the_author_left_running_does_not_keep_discover(root: Path) -> None:
+    prepend(root, THREAD)
+    assert discover(cwd=root).returncode == 0
+
+
+def test_a_project_without_endpoints_is_a_warning(root: Path) -> None:
+    (root / "src" / "mine" / "main.py").write_text("")
+    done = discover(cwd=root)
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"functions": []}
+    assert done.stderr == "warning: no function or class is marked with `@endpoint`\n"
+
+
+def test_a_folder_without_a_project_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    done = discover(cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: no `{tmp_path / 'pyproject.toml'}`; run from the root of the endpoint")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_failing_import_shows_the_authors_traceback_and_one_line_of_ours(root: Path) -> None:
+    prepend(root, "import no_such_library\n")
+    done = discover(cwd=root)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "mine/main.py" in lines[1]
+    assert lines[-2].startswith("error: `mine.main` does not import: ModuleNotFoundError")
+    assert lines[-1] == "hint: install what provides `no_such_library`, or mend the import"
+    assert "gen_worker/" not in done.stderr
+
+
+# --- probe ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_probe_prints_a_survey(root: Path) -> None:
+    done = probe(root)
+    assert done.returncode == 0
+    survey = msgspec.json.decode(done.stdout, type=Survey)
+    assert (survey.module, survey.paths) == ("mine.main", [str(root / "src"), str(root)])
+    (function,) = survey.functions
+    assert (function.name, function.lane, function.gpu) == ("say-it", "device", True)
+    assert msgspec.json.decode(survey.description)["functions"][0]["name"] == "say-it"
+
+
+def test_the_probe_names_the_heavy_packages_that_the_author_imported(root: Path) -> None:
+    (root / "src" / "accelerate.py").touch()
+    prepend(root, "import accelerate\n")
+    assert "accelerate" in msgspec.json.decode(probe(root).stdout, type=Survey).preload
+
+
+def test_what_the_author_prints_does_not_reach_the_probes_document(root: Path) -> None:
+    quiet = probe(root).stdout
+    prepend(root, NOISE + THREAD)
+    assert probe(root).stdout == quiet
+
+
+def test_a_probe_that_fails_says_why_as_a_document(root: Path) -> None:
+    prepend(root, "1 / 0\n")
+    done = probe(root)
+    assert done.returncode == 2
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert told["error"] == "`mine.main` does not import: ZeroDivisionError: division by zero"
+    assert told["stack"][-1] == "ZeroDivisionError: division by zero"
+    assert list(told) == ["error", "hint", "stack"]
+
+
+def test_discovery_works_where_linux_only_calls_are_missing(root: Path) -> None:
+    hide = "import os, socket, sys\n" + "".join(
+        f"vars({module}).pop('{name}', None)\n"
+        for module, names in {
+            "os": ("memfd_create", "pidfd_open", "fork", "getuid", "geteuid", "sched_getaffinity"),
+            "socket": ("AF_UNIX", "SOCK_SEQPACKET", "send_fds", "recv_fds"),
+        }.items()
+        for name in names
+    )
+    discover = "from gen_worker.discover import main\nsys.exit(main([]))"
+    script = f"{hide}sys.modules['fcntl'] = None\n{discover}"
+    done = python("-c", script, cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["functions"][0]["name"] == "say-it"
+
+
+# --- what an import costs ---------------------------------------------------------------------------------------------
+
+HEAVY = {"torch", "numpy", "grpc", "huggingface_hub", "transformers", "diffusers", "safetensors", "PIL", "asyncio"}
+USE_ALL = "import gen_worker\nfor name in gen_worker.__all__: getattr(gen_worker, name)\n"
+
+
+def test_every_public_name_imports_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    script = (
+        USE_ALL + "import sys, gen_worker.api.payload_constraints, gen_worker.capability, gen_worker.discovery.specs\n"
+    )
+    loaded = set(python("-c", script + "print(*sys.modules)", cwd=tmp_path).stdout.split())
+    assert "gen_worker.api.context" in loaded
+    assert not loaded & HEAVY
+    assert not loaded & {"gen_worker.conversion", "gen_worker.clone"}
+
+
+def test_importing_everything_costs_less_than_60_ms(tmp_path: Path) -> None:
+    script = f"import time\nstart = time.perf_counter()\n{USE_ALL}print(time.perf_counter() - start)"
+    seconds = [float(python("-c", script, cwd=tmp_path).stdout) for _ in range(5)]
+    assert min(seconds) < 0.060
+
+
+@pytest.mark.parametrize(
+    "first", ["gen_worker.io", "gen_worker.api", "gen_worker.api.context", "gen_worker.api.errors"]
+)
+def test_any_module_may_be_imported_first(tmp_path: Path, first: str) -> None:
+    done = python("-c", f"import {first}\nfrom gen_worker import io, endpoint", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_public_names_are_these() -> None:
+    import gen_worker
+
+    assert len(gen_worker.__all__) == len(set(gen_worker.__all__)) == 27
+    assert set(gen_worker.__all__) <= set(dir(gen_worker))
+    assert gen_worker.__version__
+    with pytest.raises(AttributeError, match="no attribute 'is_canceled'"):
+        _ = gen_worker.is_canceled

@@ -1,0 +1,455 @@
+"""Finding what an author marked, and saying what is wrong with it."""
+
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gen_worker import HF, Resources
+from gen_worker.discovery import DiscoveryError, FunctionSpec, author_stack, collect, import_main
+
+PREAMBLE = """
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Optional
+import msgspec
+from gen_worker import HF, RequestContext, Resources, endpoint
+
+class Input(msgspec.Struct):
+    text: str
+
+class Output(msgspec.Struct):
+    text: str
+
+class Item(msgspec.Struct, tag=True):
+    text: str
+
+class Other(msgspec.Struct, tag=True):
+    number: int
+"""
+
+Collect = Callable[[str], dict[str, FunctionSpec]]
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_forgotten() -> Iterator[None]:
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.partition(".")[0] in ("mine", "alone"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., list[str]]:
+    """Write the modules of a package `mine` and return where it is."""
+
+    def write(**modules: str) -> list[str]:
+        for name, text in {"__init__": "", **modules}.items():
+            file = tmp_path / "mine" / f"{name.replace('__in__', '/')}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(textwrap.dedent(text))
+        return [str(tmp_path)]
+
+    return write
+
+
+def in_memory(text: str, name: str = "mine") -> dict[str, FunctionSpec]:
+    """Return the functions of a module that has no file."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(PREAMBLE + textwrap.dedent(text), "main.py", "exec"), vars(module))
+    return {spec.name: spec for spec in collect(module)}
+
+
+def refused(text: str) -> DiscoveryError:
+    with pytest.raises(DiscoveryError) as caught:
+        in_memory(text)
+    return caught.value
+
+
+# --- what is found ----------------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_routed_by_its_name_or_the_one_it_was_given() -> None:
+    specs = in_memory("""
+        @endpoint
+        def say_it(ctx, payload: Input) -> Output: ...
+
+        @endpoint(name="Say It Loud", resources=Resources(vram_gb=4))
+        def loud(ctx, payload: Input) -> Output: ...
+    """)
+    assert list(specs) == ["say-it", "say-it-loud"]
+    plain, loud = specs.values()
+    assert (plain.python_name, plain.class_name, plain.instance, plain.owner) == ("say_it", "", "", None)
+    assert (plain.module, plain.declared_module, plain.kind) == ("mine", "mine", "inference")
+    assert (plain.payload_type.__name__, plain.output_type.__name__) == ("Input", "Output")
+    assert loud.resources == Resources(gpu=True, vram_gb=4.0)
+
+
+def test_every_public_method_is_a_function_and_they_share_an_instance() -> None:
+    specs = in_memory("""
+        @endpoint(model=HF("a/b"))
+        class Painter:
+            def setup(self, pipe): ...
+            def paint(self, ctx, payload: Input) -> Output: ...
+            async def plan(self, ctx, payload: Input) -> Output: ...
+    """)
+    assert {spec.instance for spec in specs.values()} == {"mine:Painter"}
+    assert specs["paint"].owner is specs["plan"].owner
+    assert specs["paint"].setup_slots == ("pipe",)
+    assert specs["paint"].injected == ()
+    assert specs["paint"].bindings == {"pipe": HF("a/b")}
+    made = specs["paint"].owner
+    assert made is not None
+    assert specs["paint"].function is vars(made)["paint"]
+
+
+@pytest.mark.parametrize(
+    ("signature", "shape", "lane"),
+    [
+        ("def f(ctx, payload: Input) -> Output: ...", "sync", "device"),
+        ("async def f(ctx, payload: Input) -> Output: ...", "async", "loop"),
+        ("def f(ctx, payload: Input) -> Iterator[Item]:\n    yield Item('')", "generator", "device"),
+        ("def f(ctx, payload: Input) -> Iterable[Item]:\n    return []", "generator", "device"),
+        ("async def f(ctx, payload: Input) -> AsyncIterator[Item]:\n    yield Item('')", "async_generator", "loop"),
+        ("def f(ctx: 'Unknown', payload: 'Input') -> 'Output': ...", "sync", "device"),
+    ],
+)
+def test_the_shape_of_a_handler_decides_its_lane(signature: str, shape: str, lane: str) -> None:
+    spec = in_memory(f"@endpoint\n{signature}")["f"]
+    assert (spec.shape, spec.lane) == (shape, lane)
+
+
+def test_an_async_handler_that_needs_a_gpu_runs_on_the_device_lane() -> None:
+    spec = in_memory("@endpoint(resources=Resources(gpu=True))\nasync def f(ctx, payload: Input) -> Output: ...")["f"]
+    assert (spec.shape, spec.lane) == ("async", "device")
+
+
+def test_the_shape_is_seen_through_a_wrapper() -> None:
+    spec = in_memory("""
+        import functools
+
+        def logged(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                return function(*args)
+            return wrapper
+
+        @endpoint
+        @logged
+        async def f(ctx, payload: Input) -> Output: ...
+    """)["f"]
+    assert spec.shape == "async"
+
+
+def test_a_stream_may_have_several_types_of_items() -> None:
+    spec = in_memory("@endpoint\ndef f(ctx, payload: Input) -> Iterator[Item | Other]:\n    yield Item('')")["f"]
+    assert {member.__name__ for member in spec.output_type.__args__} == {"Item", "Other"}
+
+
+def test_models_go_to_handler_parameters_where_there_is_no_setup() -> None:
+    specs = in_memory("""
+        @endpoint(models={"a": HF("m/a"), "b": HF("m/b")})
+        def both(ctx, payload: Input, b: Path, a, steps=3) -> Output: ...
+
+        @endpoint(models={"a": HF("m/a"), "b": HF("m/b")})
+        class Direct:
+            def first(self, ctx, payload: Input, a) -> Output: ...
+            def second(self, ctx, payload: Input, *, b) -> Output: ...
+    """)
+    assert specs["both"].injected == ("b", "a")
+    assert (specs["first"].injected, specs["second"].injected) == (("a",), ("b",))
+    assert (specs["first"].setup_slots, specs["first"].instance) == ((), "mine:Direct")
+
+
+def test_setup_with_any_keywords_takes_every_slot() -> None:
+    spec = in_memory("""
+        @endpoint(models={"a": HF("m/a"), "b": HF("m/b")})
+        class Painter:
+            def setup(self, b, **others): ...
+            def paint(self, ctx, payload: Input) -> Output: ...
+    """)["paint"]
+    assert spec.setup_slots == ("b", "a")
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+VARIANTS = """
+    @endpoint({options}variants={{"fast": HF("m/fast"), "Best_One": (HF("m/best"), Resources(vram_gb=24))}})
+    class Painter:
+        def setup(self, pipe{slots}): ...
+        def paint(self, ctx, payload: Input) -> Output: ...
+"""
+
+
+def test_without_a_binding_of_the_class_only_its_variants_are_routed() -> None:
+    specs = in_memory(VARIANTS.format(options="", slots=""))
+    assert list(specs) == ["best-one", "fast"]
+    assert {spec.python_name for spec in specs.values()} == {"paint"}
+    assert specs["fast"].bindings == {"pipe": HF("m/fast")}
+    assert specs["best-one"].resources.vram_gb == 24
+    assert [spec.instance for spec in specs.values()] == ["mine:Painter[Best_One]", "mine:Painter[fast]"]
+
+
+def test_with_a_binding_of_the_class_the_method_is_routed_too() -> None:
+    specs = in_memory(VARIANTS.format(options='model=HF("m/base"), ', slots=""))
+    assert list(specs) == ["best-one", "fast", "paint"]
+    assert specs["paint"].instance == "mine:Painter"
+    assert specs["paint"].bindings == {"pipe": HF("m/base")}
+
+
+def test_a_variant_swaps_the_first_slot_and_inherits_the_others() -> None:
+    options = 'models={"pipe": HF("m/base"), "vae": HF("m/vae")}, '
+    specs = in_memory(VARIANTS.format(options=options, slots=", vae"))
+    assert specs["fast"].bindings == {"pipe": HF("m/fast"), "vae": HF("m/vae")}
+
+
+def test_variants_with_the_same_weights_share_an_instance() -> None:
+    specs = in_memory("""
+        variants = {"one": HF("m/b"), "two": (HF("m/b"), Resources(gpu=True)), "three": HF("m/a")}
+
+        @endpoint(model=HF("m/a"), variants=variants)
+        class Painter:
+            def setup(self, pipe): ...
+            def paint(self, ctx, payload: Input) -> Output: ...
+    """)
+    assert specs["one"].instance == specs["two"].instance == "mine:Painter[one]"
+    assert specs["three"].instance == specs["paint"].instance == "mine:Painter"
+
+
+# --- where things are looked for --------------------------------------------------------------------------------------
+
+
+def test_every_submodule_is_walked_and_a_reexport_counts_once(project: Any) -> None:
+    paths = project(
+        main=PREAMBLE + "from mine.deep.inner import hidden as also_hidden, hidden",
+        deep__in____init__="",
+        deep__in__inner=PREAMBLE + "@endpoint\ndef hidden(ctx, payload: Input) -> Output: ...",
+        loner=PREAMBLE + "@endpoint\ndef alone(ctx, payload: Input) -> Output: ...",
+        __main__="raise SystemExit('not to be run')",
+    )
+    specs = collect(import_main("mine.main", paths))
+    assert [(spec.name, spec.module, spec.declared_module) for spec in specs] == [
+        ("alone", "mine", "mine.loner"),
+        ("hidden", "mine", "mine.deep.inner"),
+    ]
+
+
+def test_what_another_package_declares_is_not_ours(project: Any) -> None:
+    in_memory("@endpoint\ndef theirs(ctx, payload: Input) -> Output: ...", name="alone")
+    paths = project(main="from alone import theirs")
+    assert collect(import_main("mine.main", paths)) == []
+
+
+def test_a_subclass_is_served_only_when_it_is_marked_itself() -> None:
+    specs = in_memory("""
+        @endpoint
+        class Base:
+            def paint(self, ctx, payload: Input) -> Output: ...
+
+        class Sub(Base): ...
+    """)
+    assert specs["paint"].class_name == "Base"
+
+
+def test_a_module_made_in_memory_is_taken_as_it_is() -> None:
+    module = types.ModuleType("mine")
+    sys.modules["mine"] = module
+    exec(PREAMBLE + "@endpoint\ndef f(ctx, payload: Input) -> Output: ...", vars(module))
+    assert import_main("mine", []) is module
+    assert [spec.name for spec in collect(import_main("mine", []))] == ["f"]
+
+
+def test_a_single_file_is_a_project_too(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(PREAMBLE + "@endpoint\ndef f(ctx, payload: Input) -> Output: ...")
+    assert [spec.name for spec in collect(import_main("alone", [str(tmp_path)]))] == ["f"]
+
+
+def test_the_given_folders_come_first(project: Any, tmp_path: Path) -> None:
+    paths = [*project(main=""), str(tmp_path / "second")]
+    import_main("mine.main", paths)
+    import_main("mine.main", paths)
+    assert sys.path[:2] == paths
+    assert sys.path.count(paths[0]) == 1
+
+
+# --- imports that fail ------------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    for module, missing in (("alone", "alone"), ("mine.main", "mine")):
+        with pytest.raises(DiscoveryError) as caught:
+            import_main(module, [str(tmp_path)])
+        assert caught.value.message == f"no module `{missing}`"
+        assert caught.value.hint.startswith(f"it is looked for in: {tmp_path}")
+        assert caught.value.stack == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("class A:", "IndentationError: expected an indented block"),
+        (PREAMBLE + "@endpoint\ndef f(ctx): ...", r"TypeError: `f` must take at least (ctx, payload)"),
+    ],
+)
+def test_a_failing_import_shows_the_authors_lines_only(project: Any, text: str, message: str) -> None:
+    paths = project(main="import mine.broken", broken=text)
+    with pytest.raises(DiscoveryError) as caught:
+        import_main("mine.main", paths)
+    error = caught.value
+    assert error.message.startswith(f"`mine.main` does not import: {message}")
+    assert error.stack[0] == "Traceback (most recent call last):"
+    assert [line for line in error.stack if "broken.py" in line]
+    assert not [line for line in error.stack if "gen_worker/" in line or "importlib" in line]
+
+
+def test_a_submodule_that_fails_is_an_error_and_not_a_silent_loss(project: Any) -> None:
+    main = import_main("mine.main", project(main="", helper="import no_such_library"))
+    with pytest.raises(DiscoveryError, match=r"`mine.helper` does not import: ModuleNotFoundError") as caught:
+        collect(main)
+    assert caught.value.hint == "install what provides `no_such_library`, or mend the import"
+
+
+def test_the_causes_of_an_error_are_told_too() -> None:
+    def outer() -> None:
+        try:
+            in_memory("boom")
+        except NameError as error:
+            raise RuntimeError("outer") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        outer()
+    told = "\n".join(author_stack(caught.value))
+    assert "NameError: name 'boom' is not defined" in told
+    assert "direct cause" in told
+    assert "RuntimeError: outer" in told
+
+
+# --- handlers that cannot be served -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("handler", "message", "hint"),
+    [
+        (
+            "def f(ctx, payload) -> Output: ...",
+            "the payload `payload` of `f` must be annotated with a `msgspec.Struct` subclass, it is missing",
+            "payload: Input",
+        ),
+        ("def f(ctx, payload: dict) -> Output: ...", "it is dict", "class Input(msgspec.Struct)"),
+        ("def f(ctx, payload: msgspec.Struct) -> Output: ...", "it is Struct", ""),
+        (
+            "def f(ctx, payload: 'Missing') -> Output: ...",
+            "the annotation of `payload` in `f` means nothing",
+            "at the top",
+        ),
+        ("def f(ctx, payload: Input): ...", "`f` cannot be served with its return annotation: missing", "-> Output"),
+        ("def f(ctx, payload: Input) -> None: ...", "return annotation: NoneType", "-> Output"),
+        ("def f(ctx, payload: Input) -> str: ...", "return annotation: str", ""),
+        ("def f(ctx, payload: Input) -> Output | Item: ...", "return annotation: mine.Output | mine.Item", ""),
+        ("def f(ctx, payload: Input) -> list[Item]: ...", "return annotation: list[mine.Item]", ""),
+        ("def f(ctx, payload: Input) -> Iterator[str]: ...", "return annotation", "-> Iterator[Item]"),
+        ("def f(ctx, payload: Input) -> Iterator[Item | None]: ...", "return annotation", ""),
+        ("def f(ctx, payload: Input) -> Iterator: ...", "return annotation", ""),
+        ("def f(ctx, payload: Input) -> Output:\n    yield 1", "return annotation: Output", "with `yield` is a stream"),
+        ("async def f(ctx, payload: Input) -> AsyncIterator[Item]: ...", "return annotation", "with `yield`"),
+        (
+            "async def f(ctx, payload: Input) -> Iterator[Item]:\n    yield Item('')",
+            "return annotation",
+            "-> AsyncIterator[Item]",
+        ),
+        ("def f(ctx, payload: Input, pipe) -> Output: ...", "nothing fills `pipe` of `f`", "models={'pipe': …}"),
+    ],
+)
+def test_a_handler_that_cannot_be_served_is_told_what_to_write(handler: str, message: str, hint: str) -> None:
+    error = refused(f"@endpoint\n{handler}")
+    assert error.message.startswith("main.py:")
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_a_type_that_cannot_be_sent_is_named() -> None:
+    error = refused("""
+        class Odd(msgspec.Struct):
+            value: complex
+
+        @endpoint
+        def f(ctx, payload: Odd) -> Output: ...
+    """)
+    assert "`Odd` of `f` cannot be sent" in error.message
+
+
+def test_a_parameter_of_setup_that_nothing_fills_is_an_error() -> None:
+    error = refused("""
+        @endpoint
+        class Painter:
+            def setup(self, pipe, steps=3): ...
+            def paint(self, ctx, payload: Input) -> Output: ...
+    """)
+    assert "nothing fills `pipe` of `Painter.setup`" in error.message
+
+
+def test_a_model_that_setup_takes_is_not_injected_into_handlers_as_well() -> None:
+    error = refused("""
+        @endpoint(model=HF("m/a"))
+        class Painter:
+            def setup(self, pipe): ...
+            def paint(self, ctx, payload: Input, pipe) -> Output: ...
+    """)
+    assert "nothing fills `pipe` of `Painter.paint`" in error.message
+    assert "take it in `setup()`" in error.hint
+
+
+def test_a_variant_field_defined_later_is_still_checked() -> None:
+    error = refused("""
+        @endpoint(variants={"fast": HF("m/a")})
+        class Painter:
+            def setup(self, pipe): ...
+            def paint(self, ctx, payload: "Late") -> Output: ...
+
+        class Late(msgspec.Struct):
+            variant: Literal["slow"]
+    """)
+    assert "`Late.variant` of `Painter.paint` names 'slow'" in error.message
+
+
+def test_two_functions_of_one_name_are_refused_with_both_places() -> None:
+    error = refused("""
+        @endpoint
+        def make_it(ctx, payload: Input) -> Output: ...
+
+        @endpoint
+        class Maker:
+            def setup(self): ...
+            def make__it(self, ctx, payload: Input) -> Output: ...
+    """)
+    assert error.message.startswith("two functions are routed as `make-it`: ")
+    assert "`make_it` at main.py:" in error.message
+    assert "`Maker.make__it` at main.py:" in error.message
+
+
+def test_a_name_that_leaves_nothing_to_route_by_is_refused() -> None:
+    error = refused("@endpoint(name='…')\ndef f(ctx, payload: Input) -> Output: ...")
+    assert "`…` of `f` leaves no name to route by" in error.message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    error = refused("""
+        @endpoint
+        def first(ctx, payload) -> Output: ...
+
+        @endpoint
+        def second(ctx, payload: Input): ...
+    """)
+    assert error.message.startswith("2 problems in `mine`:")
+    assert "`first`" in error.message
+    assert "`second`" in error.message
