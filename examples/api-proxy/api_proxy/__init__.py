@@ -1,0 +1,1 @@
+"""Another service's API, offered as an endpoint."""

@@ -1,0 +1,1 @@
+"""The pool game, as an endpoint."""
