@@ -266,6 +266,13 @@ def test_a_module_made_in_memory_is_taken_as_it_is() -> None:
     assert [spec.name for spec in collect(import_main("mine", []))] == ["f"]
 
 
+def test_what_a_program_puts_into_its_own_module_is_served() -> None:
+    elsewhere = in_memory("@endpoint\ndef f(ctx, payload: Input) -> Output: ...", name="alone")["f"]
+    module = types.ModuleType("mine")
+    vars(module)["f"] = elsewhere.function
+    assert [(spec.name, spec.declared_module) for spec in collect(module)] == [("f", "alone")]
+
+
 def test_a_single_file_is_a_project_too(tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(PREAMBLE + "@endpoint\ndef f(ctx, payload: Input) -> Output: ...")
     assert [spec.name for spec in collect(import_main("alone", [str(tmp_path)]))] == ["f"]

@@ -47,28 +47,31 @@ def _failed_import(module: str, error: BaseException, hint: str = "") -> Discove
 def marked_objects(main: ModuleType) -> list[Any]:
     """Return every class and function marked with `@endpoint` in the top package of `main`, imported whole.
 
+    What a package imports from elsewhere is not its own; what a program puts into a module that it made in memory is.
     Raises DiscoveryError when a submodule does not import.
     """
-    top = main.__name__.partition(".")[0]
-    found: dict[int, Any] = {}
-    for module in _modules(main, top):
-        for value in vars(module).values():
-            if isinstance(value, type | FunctionType) and RECORD in vars(value) and _within(value.__module__, top):
-                found[id(value)] = value
-    return sorted(found.values(), key=lambda value: (value.__module__, value.__qualname__))
+    if _made_in_memory(main):
+        found = list(_marked(main))
+    else:
+        top = main.__name__.partition(".")[0]
+        modules = [main, sys.modules[top], *_submodules(sys.modules[top])]
+        found = [value for module in modules for value in _marked(module) if _within(value.__module__, top)]
+    once = {id(value): value for value in found}
+    return sorted(once.values(), key=lambda value: (value.__module__, value.__qualname__))
+
+
+def _made_in_memory(module: ModuleType) -> bool:
+    return getattr(module, "__file__", None) is None and not hasattr(module, "__path__")
+
+
+def _marked(module: ModuleType) -> Iterator[Any]:
+    for value in list(vars(module).values()):
+        if isinstance(value, type | FunctionType) and RECORD in vars(value):
+            yield value
 
 
 def _within(module: str, top: str) -> bool:
     return module == top or module.startswith(f"{top}.")
-
-
-def _modules(main: ModuleType, top: str) -> Iterator[ModuleType]:
-    yield main
-    if getattr(main, "__file__", None) is None and not hasattr(main, "__path__"):  # made in memory
-        return
-    package = sys.modules[top]
-    yield package
-    yield from _submodules(package)
 
 
 def _submodules(package: ModuleType) -> Iterator[ModuleType]:
