@@ -187,10 +187,10 @@ class Jobs:
             assert work is not None
             work()
         elif self._take(work):
-            self._channel.send(Started(work.number))
             job: Job | None = work
             while job is not None:
                 job = self._run_on_thread(job)
+            self._page.job(0)
 
     def _next_on_thread(self) -> Job | None:
         """Take the job that starts in the place of the one that ends now, so that one frame tells both."""
@@ -207,12 +207,11 @@ class Jobs:
 
     def _run_on_thread(self, job: Job) -> Job | None:
         CURRENT_JOB.set(job.number)
-        self._page.job(job.number)
+        self._page.job(job.number)  # tells that it has started, for less than a frame costs, and outlives this process
         self._on_thread = job
         began = time.monotonic()
         ending = self._attempt(job)
         self._on_thread = None
-        self._page.job(0)
         CURRENT_JOB.set(0)
         self._streams.end_job(job.number)
         following = self._next_on_thread()

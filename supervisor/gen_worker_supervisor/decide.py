@@ -26,6 +26,8 @@ CROWDED = 4  # so many jobs leased ahead of their turn are shared with a child t
 def decide(fleet: Fleet, now: float) -> list[Action]:
     """Lease what can be leased, start the loads that are worth it, recall what another child could do now."""
     actions: list[Action] = []
+    if not fleet.waiting and len(fleet.devices) == 1:
+        return actions
     children = fleet.serving()
     if not children:
         return actions
@@ -146,7 +148,7 @@ def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action
         ahead = [job for job in child.leased.values() if job.state is JobState.LEASED and not job.recalled]
         if child.used["device"] < 2 or not ahead:
             continue
-        since = min((job.started for job in child.leased.values() if job.started is not None), default=now)
+        since = min((job.started for job in child.leased.values() if job.started is not None), default=now)  # as far as known
         if len(ahead) < CROWDED and now - since < STUCK_BEHIND_S:
             fleet.arm(since + STUCK_BEHIND_S, ("look", None))
             continue

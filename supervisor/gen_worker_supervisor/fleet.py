@@ -40,6 +40,7 @@ from gen_worker_supervisor.phases import NEXT_HEALTH, Health, JobState, Phase, s
 from gen_worker_supervisor.state import (
     Action,
     Answer,
+    Began,
     Child,
     Death,
     Deliver,
@@ -105,6 +106,11 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
             return _end_asked(fleet, job, reason, at_once, now)
         case Ticked():
             return _ticked(fleet, now)
+        case Began(child, number, since):
+            begun = child.leased.get(number)
+            if begun is not None and begun.state is JobState.LEASED:
+                _mark_started(begun, since)
+            return []
         case Spawned(child, pid):
             child.pid = pid
             return []
@@ -154,14 +160,16 @@ def _submitted(fleet: Fleet, job: Job, now: float) -> list[Action]:
 
 def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     function = job.function
-    if fleet.draining:
-        return failure("draining", "the worker is shutting down", retryable=True)
-    if function.surveyed.models:
-        return failure("model_resolution", f"no resolver for {', '.join(f'`{ref}`' for ref in function.surveyed.models)}")
     if job.payload.length > fleet.max_input_bytes:
         return _too_large("input", job.payload.length, fleet.max_input_bytes)
     if fleet.queued >= fleet.max_queued:
         return failure("busy", f"{fleet.queued} jobs wait already, the limit is {fleet.max_queued}", retryable=True)
+    if function.clear:
+        return None
+    if fleet.draining:
+        return failure("draining", "the worker is shutting down", retryable=True)
+    if function.surveyed.models:
+        return failure("model_resolution", f"no resolver for {', '.join(f'`{ref}`' for ref in function.surveyed.models)}")
     reason = _unavailable(fleet, function, now)
     if reason is not None:
         return failure("unavailable", f"`{function.name}` is unavailable: {reason}", retryable=True)
@@ -169,6 +177,8 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         charge = fleet.blame.quarantined(function.name, job.payload.digest(), now)
         if charge is not None:
             return _quarantine(job, charge)
+    else:
+        function.clear = True
     return None
 
 
@@ -298,7 +308,7 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
 def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:
     job.function.ran(run_s)
     child.device.deaths_in_row = 0
-    if fleet.blame.suspects(job.function.name):
+    if not job.function.clear and fleet.blame.suspects(job.function.name):
         fleet.blame.clear(job.function.name, job.payload.digest())
 
 
@@ -348,10 +358,14 @@ def _on_started(fleet: Fleet, child: Child, message: Started, now: float) -> lis
     job = child.leased.get(message.job)
     if job is None or (job.state is not JobState.LEASED and not job.ended):
         return _forged(fleet, child, f"the start of job {message.job}, which it may not", now)
+    _mark_started(job, now)
+    return []
+
+
+def _mark_started(job: Job, now: float) -> None:
     job.started = now
     if job.state is JobState.LEASED:
         job.move(JobState.STARTED)
-    return []
 
 
 def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Action]:
@@ -360,6 +374,8 @@ def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Acti
         return _forged(fleet, child, f"an item of job {message.job}, which it does not hold", now, message.body)
     if job.ended or job.ending is not None:
         return _discard(child, message.body)
+    if job.state is JobState.LEASED:
+        _mark_started(job, now)
     if job.stream and job.state is JobState.STARTED:
         job.move(JobState.EMITTED)
     return [Deliver(job, child, message.body)]
@@ -426,7 +442,7 @@ def _load_failed(fleet: Fleet, instance: str, text: str, stack: tuple[str, ...],
 def _make_unavailable(
     fleet: Fleet, function: Function, reason: str, stack: tuple[str, ...], now: float
 ) -> list[Action]:
-    function.unavailable, function.available_at = reason, now + UNAVAILABLE_S
+    function.unavailable, function.available_at, function.clear = reason, now + UNAVAILABLE_S, False
     outcome = failure(
         "unavailable",
         f"`{function.name}` is unavailable: {reason}",
@@ -529,6 +545,7 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     job.deaths += 1
     stack = list(death.stack)
     if charged:
+        job.function.clear = False
         fleet.blame.charge(job.function.name, job.payload.digest(), now, cause=death.cause, stack=stack)
     detail = death_detail(death)
     if job.state is JobState.EMITTED:
@@ -585,6 +602,7 @@ def backoff_s(deaths: int, salt: int) -> float:
 
 def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """A device is out: end what only it could run; end the supervisor when nothing is left."""
+    fleet.doubt()
     actions: list[Action] = []
     for function in fleet.functions.values():
         able = [other for other in fleet.devices if holds(other, function)]
@@ -746,6 +764,7 @@ def _drain(fleet: Fleet, now: float) -> list[Action]:
     if fleet.draining:
         return []
     fleet.draining = True
+    fleet.doubt()
     actions: list[Action] = []
     for job in list(fleet.jobs.values()):
         actions += _end_asked(fleet, job, Reason.DRAIN, False, now)

@@ -132,7 +132,8 @@ class ChildProcess:
         self.send(Release(index))
 
     def _on_readable(self) -> None:
-        frames, problem = self._read_frames(FRAMES_A_TURN)
+        # Not one frame more than is due: asking for another costs a call and an exception, and what is there comes next.
+        frames, problem = self._read_frames(min(len(self.child.leased), FRAMES_A_TURN) or 1)
         if frames:
             self._listener.on_frames(self, frames)
         if problem is not None:

@@ -44,6 +44,7 @@ class Reporter:
 
     def status(self) -> Status:
         """Return the document."""
+        self._supervisor.look_at_pages()
         now = time.monotonic()
         fleet = self._supervisor.fleet
         used, total = host_memory()

@@ -4,6 +4,7 @@ The supervisor never imports the author's module: a short-lived process looks at
 """
 
 import asyncio
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -38,6 +39,7 @@ from gen_worker_supervisor.supervisor import Supervisor
 PROTOCOL_VERSION = 1
 OK, USAGE, FAILED = 0, 2, 1
 FORCED = 130
+GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
 
 class StartError(Exception):
@@ -175,6 +177,9 @@ class Service:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._stop)
         self._open_control()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         self.supervisor.start()
         self._server = await self._loop.create_unix_server(
             lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=512

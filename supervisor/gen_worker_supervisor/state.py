@@ -22,6 +22,9 @@ UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child
 UNKNOWN_LOAD_S = 0.5
 
 
+_READY, _BUSY, _LOADING = Phase.READY, Phase.BUSY, Phase.LOADING  # read for every job
+
+
 class Client(Protocol):
     """Who asked for a job. Each call is made on the loop and must return at once."""
 
@@ -56,6 +59,7 @@ class Function:
     median_s: float | None = None
     unavailable: str | None = None
     available_at: float = 0.0
+    clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
 
     @property
     def name(self) -> str:
@@ -158,12 +162,16 @@ class Child:
     @property
     def serving(self) -> bool:
         """Whether it may be given work."""
-        return self.ready and not self.retiring and self.phase in (Phase.READY, Phase.BUSY, Phase.LOADING)
+        phase = self.phase
+        return (phase is _READY or phase is _BUSY or phase is _LOADING) and not self.retiring
 
     def settle_phase(self) -> None:
         """Set the phase that follows from what it does."""
-        if self.phase in (Phase.READY, Phase.BUSY, Phase.LOADING):
-            self.move(Phase.LOADING if self.loading is not None else Phase.BUSY if self.leased else Phase.READY)
+        phase = self.phase
+        if phase is _READY or phase is _BUSY or phase is _LOADING:
+            following = _LOADING if self.loading is not None else _BUSY if self.leased else _READY
+            if following is not phase:
+                self.phase = step(NEXT_PHASE, phase, following)
 
 
 @dataclass(slots=True, eq=False)
@@ -197,7 +205,7 @@ class Death:
     stderr: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """A job's one answer."""
 
@@ -227,6 +235,15 @@ class Reported:
 
     child: Child
     message: Report
+
+
+@dataclass(slots=True)
+class Began:
+    """A child's status page names the job that its job thread is at."""
+
+    child: Child
+    number: int
+    since: float
 
 
 @dataclass(slots=True)
@@ -272,7 +289,7 @@ class Ticked:
     """A time that `Fleet.next_due` named has come."""
 
 
-Happening: TypeAlias = Submitted | Reported | Spawned | Died | Misbehaved | EndAsked | DrainAsked | Ticked
+Happening: TypeAlias = Submitted | Reported | Began | Spawned | Died | Misbehaved | EndAsked | DrainAsked | Ticked
 
 
 # --- what to do -------------------------------------------------------------------------------------------------------
@@ -390,6 +407,11 @@ class Fleet:
     done: int = 0
     failed: int = 0
     lazy: bool = True
+
+    def doubt(self) -> None:
+        """Something changed that may stand against jobs: look again before the next one is taken."""
+        for function in self.functions.values():
+            function.clear = False
 
     def arm(self, at: float, timer: Timer) -> None:
         """Have `Ticked` look at something at this time."""

@@ -37,13 +37,14 @@ from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.nursery import Nursery
-from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.state import (
     Action,
     Answer,
+    Began,
     Child,
     Client,
     Death,
@@ -159,7 +160,20 @@ class Supervisor:
     def _on_timer(self) -> None:
         self._timer_at = float("inf")
         self._timer = None
+        self.look_at_pages()
         self.handle(Ticked())
+
+    def look_at_pages(self) -> None:
+        """Learn which leased jobs have started, which children write down rather than send."""
+        for process in list(self._processes.values()):
+            self._look_at_page(process)
+
+    def _look_at_page(self, process: ChildProcess) -> None:
+        if not any(job.state is JobState.LEASED for job in process.child.leased.values()):
+            return
+        reading = process.reading()
+        if reading is not None and reading.job:
+            self.handle(Began(process.child, reading.job, reading.job_since))
 
     # --- life ---
 
@@ -239,6 +253,8 @@ class Supervisor:
 
     def end(self, job: Job, reason: Reason, *, at_once: bool = False) -> None:
         """Have a job ended; its answer says how that went."""
+        if job.child is not None and job.child.generation in self._processes:
+            self._look_at_page(self._processes[job.child.generation])
         self.handle(EndAsked(job, reason, at_once))
 
     def find(self, request_id: str) -> list[Job]:
@@ -365,6 +381,7 @@ class Supervisor:
 
     def on_death(self, process: ChildProcess, death: Death) -> None:
         """A child's process has ended."""
+        self._look_at_page(process)
         del self._processes[process.child.generation]
         self.handle(Died(process.child, death))
 

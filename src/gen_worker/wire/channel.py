@@ -16,6 +16,9 @@ Incoming = TypeVar("Incoming")
 
 MAX_DESCRIPTORS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain numbers: the enum's operators cost more than the system call's overhead
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
@@ -46,14 +49,12 @@ def receive_packet(sock: socket.socket, buffer: memoryview) -> tuple[int, list[i
     """
     while True:
         try:
-            length, ancillary, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            length, ancillary, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, _CLOEXEC)
         except ConnectionResetError:
             continue  # a dead peer is reported once before the frames it left behind: read on until the end
         break
-    if not ancillary and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        return length, []
-    descriptors = take_descriptors(ancillary)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    descriptors = take_descriptors(ancillary) if ancillary else []
+    if flags & _CUT:
         close_all(descriptors)
         raise ProtocolError(f"a packet was cut: over {len(buffer)} bytes or over {MAX_DESCRIPTORS} descriptors")
     return length, descriptors
@@ -62,9 +63,9 @@ def receive_packet(sock: socket.socket, buffer: memoryview) -> tuple[int, list[i
 def send_packet(sock: socket.socket, packet: bytes, descriptors: Sequence[int] = ()) -> None:
     """Send one packet whole; raise `BlockingIOError` when a non-blocking socket has no room."""
     if descriptors:
-        socket.send_fds(sock, [packet], list(descriptors), socket.MSG_NOSIGNAL)
+        socket.send_fds(sock, [packet], list(descriptors), _NOSIGNAL)
     else:
-        sock.send(packet, socket.MSG_NOSIGNAL)
+        sock.send(packet, _NOSIGNAL)
 
 
 class Channel(Generic[Incoming]):

@@ -198,7 +198,10 @@ class LoadFailed(_Message):
 
 
 class Started(_Message):
-    """The handler of this job is about to be called."""
+    """The handler of this job is about to be called.
+
+    Only for jobs on the child's asyncio loop: one on the job thread is named by the status page before it starts.
+    """
 
     job: int
 
