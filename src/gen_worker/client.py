@@ -79,7 +79,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. Jobs that have not ended are canceled unless another client is attached to them."""
+        """Close the connection. Streams under way are canceled; other jobs go on, and `submit` with the same
+        `request_id` on a new connection gets what became of them.
+        """
         self._link.close()
         self._outbox.close()
         self._inbox.close()

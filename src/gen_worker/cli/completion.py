@@ -5,7 +5,6 @@ from click.shell_completion import get_completion_class
 
 from gen_worker.cli.program import commands
 
-
 _HELP = """Print the script that completes `gen-worker` in SHELL: bash, zsh or fish.
 
 \b

@@ -1,0 +1,56 @@
+"""`gen-worker kill`: end one request, whatever it does, and nothing else."""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest
+from gen_worker.cli.supervisors import connected, socket_option
+from gen_worker.cli.table import duration
+from gen_worker.client import Client
+from gen_worker.wire.control import Killed
+
+_RUNGS = {
+    1: "it ended when it was asked to",
+    2: "an exception raised in its thread",
+    3: "its child ended while its stack was taken",
+    4: "SIGTERM to its child",
+    5: "SIGKILL to its child",
+}
+
+
+@click.command("kill", cls=Command, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
+@click.argument("request")
+@click.option("--now", is_flag=True, help="Do not let it end by itself: take its stack, then end its child.")
+@socket_option
+def command(request: str, now: bool, socket_: str | None) -> int:
+    """End REQUEST, whatever it does, and nothing else.
+
+    It is asked to end first; if it does not, its child process is ended and replaced. Other requests go on.
+    """
+    with connected(socket_, "gen-worker kill") as client:
+        sys.stderr.write(f"waiting for `{request}` to end\n")
+        killed = client.kill(request, now)
+        if killed.outcome in ("not_found", "ambiguous"):
+            _refuse(request, killed, client)
+    click.echo(describe(request, killed))
+    return OK
+
+
+def describe(request: str, killed: Killed) -> str:
+    """Return what ended the request, and where it was."""
+    if killed.outcome == "finished":
+        return f"`{request}` finished by itself after {duration(killed.seconds)}"
+    rung = "" if killed.rung is None else f" by rung {killed.rung}, {_RUNGS.get(killed.rung, 'of unknown meaning')}"
+    return "\n".join([f"killed `{request}` after {duration(killed.seconds)}{rung}", *killed.stack])
+
+
+def _refuse(request: str, killed: Killed, client: Client) -> NoReturn:
+    if killed.outcome == "ambiguous":
+        listed = ", ".join(f"`{each}`" for each in killed.candidates)
+        raise Failure(f"`{request}` may mean {listed}", "name one of them", code=USAGE)
+    near = nearest(request, [job.id for job in client.list().jobs])
+    hint = f"did you mean `{near}`?" if near else "`gen-worker ps` shows the requests that have not ended"
+    raise Failure(f"no request `{request}`", hint, code=NOT_FOUND)

@@ -1,0 +1,104 @@
+"""Which endpoint a command is about, and what a short-lived process says of its functions."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+import msgspec
+
+from gen_worker.cli.failure import Failure
+from gen_worker.discovery.project import import_paths, load_project_config
+from gen_worker.wire.survey import Survey
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Project(NamedTuple):
+    """The module that declares the endpoint, and what goes to the front of `sys.path` to import it."""
+
+    module: str
+    paths: list[str]
+
+
+class _Refusal(msgspec.Struct):
+    error: str
+    hint: str = ""
+    stack: list[str] = []
+
+
+def project_options(function: Function) -> Function:
+    """Add the options that say which endpoint is meant."""
+    for option in (
+        click.option("--module", metavar="MODULE", help="The module that declares the endpoint, instead of a project."),
+        click.option("--config", metavar="PATH", help="The project, or its pyproject.toml. Default: this folder."),
+    ):
+        function = option(function)
+    return function
+
+
+def find_project(config: str | None, module: str | None) -> Project:
+    """Return the endpoint that the options mean, without importing it; raise `Failure` when there is none."""
+    if module is not None and config is None:
+        _refuse_odd(module)
+        return Project(module, import_paths(Path.cwd()))
+    try:
+        found = load_project_config(config)
+    except FileNotFoundError as error:
+        raise Failure(str(error), "or name the module: `--module my_endpoint.main`") from None
+    except (ValueError, OSError) as error:
+        raise Failure(str(error).rstrip()) from None
+    if module is not None:
+        _refuse_odd(module)
+    return Project(module or found.main, import_paths(found.root))
+
+
+def _refuse_odd(module: str) -> None:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise Failure(f"`{module}` is not a module name", "write it as Python imports it: `my_endpoint.main`")
+
+
+def survey_of(project: Project) -> Survey:
+    """Have a short-lived process import the module and say what it declares; what that prints goes to stderr."""
+    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", project.module]
+    for path in project.paths:
+        command += ["--path", path]
+    sys.stderr.flush()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    try:
+        if done.returncode == 0:
+            return msgspec.json.decode(done.stdout, type=Survey)
+        refusal = msgspec.json.decode(done.stdout, type=_Refusal)
+    except msgspec.DecodeError:
+        raise Failure(f"importing `{project.module}` ended the process: {_fate(done.returncode)}") from None
+    show_stack(refusal.stack)
+    raise Failure(refusal.error, refusal.hint)
+
+
+def _fate(status: int) -> str:
+    if status >= 0:
+        return f"exit code {status}"
+    import signal
+
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def functions_of(description: bytes) -> list[dict[str, Any]]:
+    """Return the functions of a description document or of a server's sidecar; none when it is something else."""
+    try:
+        document = msgspec.json.decode(description)
+    except msgspec.DecodeError:
+        return []
+    functions = document.get("functions") if isinstance(document, dict) else None
+    return [each for each in functions if isinstance(each, dict)] if isinstance(functions, list) else []
+
+
+def show_stack(lines: list[str]) -> None:
+    """Print the author's part of a traceback."""
+    for line in lines:
+        sys.stderr.write(f"{line}\n")

@@ -1,0 +1,26 @@
+"""A connection to the supervisor that a command means, with what can go wrong told in the commands' way."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from gen_worker.cli.failure import UNREACHABLE, USAGE, Failure
+from gen_worker.client import Client, SeveralSupervisors, SupervisorUnreachable
+
+socket_option = click.option(
+    "--socket", "socket_", metavar="PATH", help="A supervisor's socket, when there are several supervisors."
+)
+
+
+@contextmanager
+def connected(socket: str | None, name: str) -> Iterator[Client]:
+    """Connect to the supervisor named by a socket, or to the only one; raise `Failure` when that is not possible."""
+    try:
+        with Client(socket, name=name) as client:
+            yield client
+    except SeveralSupervisors as several:
+        listed = "".join(f"\n  {file.serve or file.control} (pid {file.pid})" for file in several.candidates)
+        raise Failure(f"{several}:{listed}", "choose one with `--socket`", code=USAGE) from None
+    except SupervisorUnreachable as unreachable:
+        raise Failure(str(unreachable), unreachable.hint, code=UNREACHABLE) from None

@@ -1,0 +1,42 @@
+"""Tables that fit a terminal of 80 columns, and the words in them."""
+
+from collections.abc import Sequence
+
+WIDTH = 80
+_GAP = "  "
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, elastic: Sequence[str], width: int = WIDTH) -> str:
+    """Return the rows under their heads; where they are too wide, the `elastic` columns are cut, the widest first."""
+    lines = [list(heads), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    may_shrink = [index for index, head in enumerate(heads) if head in elastic]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        widest = max(may_shrink, key=lambda index: widths[index], default=None)
+        if widest is None or widths[widest] <= len(heads[widest]):
+            break
+        widths[widest] -= 1
+    return "\n".join(
+        _GAP.join(_fitted(cell, room) for cell, room in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _fitted(cell: str, room: int) -> str:
+    return cell.ljust(room) if len(cell) <= room else cell[: room - 1] + "…"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time as a person says it: `3.2s`, `4m05s`, `2h03m`."""
+    if seconds is None:
+        return "-"
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def size(bytes_: int | None) -> str:
+    """Return an amount of memory: `120 MiB`, `23.9 GiB`."""
+    if bytes_ is None:
+        return "-"
+    return f"{bytes_ / (1 << 20):.0f} MiB" if bytes_ < 10 << 30 else f"{bytes_ / (1 << 30):.1f} GiB"
