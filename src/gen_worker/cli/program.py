@@ -6,6 +6,7 @@ Imports no command before it is used, so that `--help` is quick.
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -88,7 +89,9 @@ def main() -> NoReturn:
     """Run the command that the process was started with, and end the process with its exit code."""
     if "_GEN_WORKER_COMPLETE" in os.environ:  # a shell asks what could come next
         commands.main(prog_name="gen-worker")
-    sys.exit(execute(sys.argv[1:]))
+    code = execute(sys.argv[1:])
+    _leave_stray_threads(code)
+    sys.exit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -130,6 +133,15 @@ def _retold(problem: click.ClickException) -> tuple[str, str]:
         return f"missing {problem.param.param_type_name} `{problem.param.human_readable_name}`", hint
     told = problem.format_message().replace("'", "`").rstrip(".")
     return told[:1].lower() + told[1:], hint
+
+
+def _leave_stray_threads(code: int) -> None:
+    """End the process although the endpoint's code left threads running that would keep it for ever."""
+    stray = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    if stray:
+        sys.stderr.write(f"warning: the endpoint left threads running, they end now: {', '.join(stray)}\n")
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _forget_stdout() -> None:

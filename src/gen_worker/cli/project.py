@@ -47,7 +47,7 @@ def find_project(config: str | None, module: str | None) -> Project:
     try:
         found = load_project_config(config)
     except FileNotFoundError as error:
-        raise Failure(str(error), "or name the module: `--module my_endpoint.main`") from None
+        raise Failure(str(error), "a module needs no project: `--module my_endpoint.main`") from None
     except (ValueError, OSError) as error:
         raise Failure(str(error).rstrip()) from None
     if module is not None:

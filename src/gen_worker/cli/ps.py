@@ -32,6 +32,7 @@ def describe(status: Status, width: int = WIDTH) -> str:
     parts = [_headline(status), _devices(status.gpus, width)]
     if status.jobs:
         parts.append(_jobs(status.jobs, width))
+    parts += [f"device `{device.name}` is {device.health}" for device in status.gpus if device.health != "ok"]
     if closed := [function for function in status.functions if function.state == "unavailable"]:
         parts.append("\n".join(f"`{each.name}` is unavailable: {each.reason or 'no reason given'}" for each in closed))
     return "\n\n".join(parts)
@@ -45,28 +46,26 @@ def _headline(status: Status) -> str:
 def _devices(devices: list[DeviceStatus], width: int) -> str:
     rows = [
         (
-            device.name,
-            _state(device),
+            device.name if device.index is None else f"{device.index} {device.name}",
+            device.state if device.restart_in_s is None else f"{device.state} {duration(device.restart_in_s)}",
             "-" if device.pid is None else str(device.pid),
-            size(device.rss),
-            "-" if device.vram_total is None else f"{size(device.vram_used)} of {size(device.vram_total)}",
+            _memory(device),
             str(device.jobs),
             str(device.restarts),
             device.job or "-",
         )
         for device in devices
     ]
-    return table(
-        ("DEVICE", "STATE", "PID", "MEMORY", "VRAM", "JOBS", "RESTARTS", "JOB"),
-        rows,
-        elastic=("DEVICE", "JOB", "STATE"),
-        width=width,
-    )
+    heads = ("DEVICE", "STATE", "PID", "MEMORY", "JOBS", "RESTARTS", "JOB")
+    return table(heads, rows, elastic=("DEVICE", "JOB"), width=width)
 
 
-def _state(device: DeviceStatus) -> str:
-    state = device.state if device.restart_in_s is None else f"{device.state} {duration(device.restart_in_s)}"
-    return state if device.health == "ok" else f"{state} ({device.health})"
+def _memory(device: DeviceStatus) -> str:
+    """Return the device's own memory in use, for a CPU the child's."""
+    if device.vram_total is None:
+        return size(device.rss)
+    used = "-" if device.vram_used is None else f"{device.vram_used / (1 << 30):.1f}"
+    return f"{used}/{device.vram_total / (1 << 30):.1f} GiB"
 
 
 def _jobs(jobs: list[JobStatus], width: int) -> str:
@@ -82,12 +81,8 @@ def _jobs(jobs: list[JobStatus], width: int) -> str:
         )
         for job in jobs
     ]
-    return table(
-        ("JOB", "FUNCTION", "STATUS", "DEVICE", "ELAPSED", "LEFT", "PROGRESS"),
-        rows,
-        elastic=("JOB", "FUNCTION", "DEVICE", "PROGRESS"),
-        width=width,
-    )
+    heads = ("JOB", "FUNCTION", "STATUS", "DEVICE", "ELAPSED", "LEFT", "PROGRESS")
+    return table(heads, rows, elastic=("JOB", "FUNCTION", "DEVICE", "PROGRESS"), width=width)
 
 
 def _progress(job: JobStatus) -> str:

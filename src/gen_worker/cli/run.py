@@ -245,7 +245,7 @@ def _call(
         output.write("result", executor.encode({"yielded": yielded} if streams else value, "json"))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
         if output.lost is not None:
-            raise output.lost from None
+            raise output.failure() from None
         return _failed(error)
     return OK
 
@@ -298,6 +298,12 @@ class _Output:
         self.lost: OSError | None = None
         self._descriptor = descriptor
         self._pretty = pretty
+
+    def failure(self) -> Exception:
+        """Return what to raise because the results could not be written."""
+        if self.lost is None or isinstance(self.lost, BrokenPipeError):
+            return self.lost or BrokenPipeError()
+        return Failure(f"the result cannot be written: {(self.lost.strerror or str(self.lost)).lower()}")
 
     def write(self, event: str, value: bytes) -> None:
         """Write one event; an error is kept in `lost`, so that it is not taken for the author's."""

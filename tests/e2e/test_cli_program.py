@@ -1,0 +1,156 @@
+"""The program around the commands: help, version, wrong usage, signals, and how quickly it starts."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
+COMMANDS = ["run", "serve", "invoke", "ps", "kill", "completion"]
+
+
+def gen_worker(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [GEN_WORKER, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_help_lists_every_command_with_a_line_about_it() -> None:
+    done = gen_worker("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +[A-Z].*\.$", done.stdout, re.MULTILINE)
+    assert "Exit codes:" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    done = gen_worker(command, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: gen-worker {command} ")
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_the_module_is_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gen_worker.cli", "--help"], capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == gen_worker("--help").stdout
+
+
+def test_without_a_command_the_help_goes_to_stderr() -> None:
+    done = gen_worker()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == gen_worker("--help").stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    import gen_worker as package
+
+    assert gen_worker("--version").stdout == f"gen-worker {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stderr"),
+    [
+        (["rnu"], "error: no command `rnu`\nhint: did you mean `gen-worker run`?\n"),
+        (["zzzz"], "error: no command `zzzz`\nhint: `gen-worker --help` lists the commands\n"),
+        (["run", "--prety"], "error: no option `--prety`\nhint: did you mean `--pretty`?\n"),
+        (["kill"], "error: missing argument `REQUEST`\nhint: `gen-worker kill --help` says what it takes\n"),
+        (["invoke"], "error: missing argument `FUNCTION`\nhint: `gen-worker invoke --help` says what it takes\n"),
+        (
+            ["invoke", "f", "--timeout", "soon"],
+            "error: invalid value for `--timeout`: `soon` is not a valid float range\n"
+            "hint: `gen-worker invoke --help` says what it takes\n",
+        ),
+        (
+            ["serve", "--devices", "auto", "--device", "0"],
+            "error: `--devices` and `--device` together\nhint: give one of them\n",
+        ),
+    ],
+)
+def test_wrong_usage_is_said_in_our_form(arguments: list[str], stderr: str) -> None:
+    done = gen_worker(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", stderr)
+
+
+def test_a_setting_that_cannot_be_meant_is_named(tmp_path: Path) -> None:
+    done = gen_worker("run", "--module", "x", GEN_WORKER_MAX_QUEUED="lots")
+    assert (done.returncode, done.stderr) == (2, "error: `GEN_WORKER_MAX_QUEUED` must be a whole number, not `lots`\n")
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    with subprocess.Popen([GEN_WORKER, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (141, "")
+
+
+@pytest.mark.parametrize("hidden", ["os.memfd_create", "os.pidfd_open", "socket.AF_UNIX", "socket.SOCK_SEQPACKET"])
+def test_serve_refuses_a_system_without_the_calls_it_needs(hidden: str) -> None:
+    name = hidden.split(".")[1]
+    program = (
+        f"import os, socket\ndel {hidden}\nfrom gen_worker.cli import execute\nraise SystemExit(execute(['serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"error: `serve` needs Linux: this system has no `{name}`\nhint: `gen-worker run` works here\n"
+    )
+
+
+def test_run_works_on_a_system_without_those_calls(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(
+        "import msgspec\nfrom gen_worker import RequestContext, endpoint\n"
+        "class In(msgspec.Struct):\n    text: str\n"
+        "@endpoint\ndef alone(ctx: RequestContext, payload: In) -> In:\n    return payload\n"
+    )
+    program = (
+        "import os, socket\ndel os.memfd_create, os.pidfd_open, socket.AF_UNIX, socket.SOCK_SEQPACKET\n"
+        "from gen_worker.cli import execute\nraise SystemExit(execute(['run', '--module', 'alone', 'hello']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, '{"event":"result","value":{"text":"hello"}}\n'), done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom gen_worker.cli import execute\nexecute(['--help'])\n"
+        "heavy = {'asyncio', 'torch', 'numpy', 'grpc', 'psutil', 'pynvml', 'huggingface_hub', 'gen_worker.client'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["invoke", "ps", "kill", "serve", "run"])
+def test_a_command_imports_no_event_loop_before_it_works(command: str) -> None:
+    program = (
+        f"import sys\nfrom gen_worker.cli import execute\nexecute([{command!r}, '--help'])\n"
+        "heavy = {'asyncio', 'torch', 'psutil', 'gen_worker_supervisor', 'gen_worker_child'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str) -> None:
+    done = gen_worker("completion", shell)
+    assert done.returncode == 0
+    assert "_GEN_WORKER_COMPLETE" in done.stdout
+
+
+def test_a_shell_is_told_what_may_come_next() -> None:
+    done = gen_worker(_GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS="gen-worker in", COMP_CWORD="1")
+    assert done.stdout == "plain,invoke\n"

@@ -1,0 +1,423 @@
+"""`gen-worker run`, as a command: what it prints where, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+GEN_WORKER = [sys.executable, "-m", "gen_worker.cli"]
+
+MAIN = """
+import asyncio, os, sys, threading, time
+from collections.abc import AsyncIterator, Iterator
+import msgspec
+from gen_worker import HF, CanceledError, Done, RequestContext, Resources, RetryableError, ValidationError, endpoint
+
+print("printed on import")
+
+class In(msgspec.Struct):
+    text: str = ""
+    times: int = 1
+    data: bytes = b""
+
+class Out(msgspec.Struct):
+    text: str
+
+@endpoint
+def mine(ctx: RequestContext, payload: In) -> Out:
+    return Out(payload.text * payload.times)
+
+@endpoint
+class Cases:
+    def __init__(self) -> None:
+        self.log = []
+
+    def setup(self) -> None:
+        print("set up")
+        os.write(1, b"native\\n")
+
+    def shutdown(self) -> None:
+        sys.stderr.write("shut down\\n")
+
+    def count(self, ctx: RequestContext, payload: In) -> Iterator[Out]:
+        for number in range(payload.times):
+            yield Out(str(number))
+
+    async def later(self, ctx: RequestContext, payload: In) -> Out:
+        await asyncio.sleep(0.01)
+        return Out(payload.text)
+
+    async def count_later(self, ctx: RequestContext, payload: In) -> AsyncIterator[Out]:
+        for number in range(payload.times):
+            yield Out(str(number))
+
+    def boom(self, ctx: RequestContext, payload: In) -> Out:
+        raise RuntimeError("boom")
+
+    def boom_late(self, ctx: RequestContext, payload: In) -> Iterator[Out]:
+        yield Out("first")
+        raise RuntimeError("boom")
+
+    def refuse(self, ctx: RequestContext, payload: In) -> Out:
+        raise ValidationError("say please")
+
+    def no_number(self, ctx: RequestContext, payload: In) -> Out:
+        return Out(str(int(payload.text)))
+
+    def leave(self, ctx: RequestContext, payload: In) -> Out:
+        sys.exit(3)
+
+    def wrong(self, ctx: RequestContext, payload: In) -> Out:
+        return "text"
+
+    def tell(self, ctx: RequestContext, payload: In) -> Out:
+        print("from the handler")
+        ctx.progress(0.5, stage="half")
+        ctx.log("hello", level="warning")
+        asset = ctx.save_bytes("notes/a.txt", b"kept")
+        return Out(asset.local_path)
+
+    def secrets(self, ctx: RequestContext, payload: In) -> Out:
+        names = ("ACME_API_KEY", "HF_TOKEN", "WORKER_JWT", "AUTH_TOKEN")
+        return Out(",".join(name for name in names if name in os.environ))
+
+    def wait(self, ctx: RequestContext, payload: In) -> Out:
+        ctx.log("waiting")
+        while True:
+            ctx.raise_if_cancelled()
+            time.sleep(0.01)
+
+    async def wait_later(self, ctx: RequestContext, payload: In) -> Out:
+        ctx.log("waiting")
+        await asyncio.sleep(100)
+        return Out("")
+
+    def stubborn(self, ctx: RequestContext, payload: In) -> Out:
+        ctx.log("waiting")
+        while True:
+            time.sleep(0.01)
+
+    def stray(self, ctx: RequestContext, payload: In) -> Out:
+        threading.Thread(target=threading.Event().wait, name="forgotten").start()
+        return Out("done")
+
+@endpoint(model=HF("org/model"))
+def needs_model(ctx: RequestContext, payload: In, pipeline: str) -> Out:
+    return Out("")
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return project(tmp_path, MAIN)
+
+
+def project(root: Path, main: str) -> Path:
+    (root / "pyproject.toml").write_text('[project]\nname = "mine"\n[tool.gen_worker]\nmain = "mine.main"\n')
+    (root / "mine").mkdir()
+    (root / "mine" / "__init__.py").touch()
+    (root / "mine" / "main.py").write_text(main)
+    return root
+
+
+def run(*arguments: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*GEN_WORKER, "run", *arguments],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
+    )
+
+
+def events(done: subprocess.CompletedProcess[str]) -> list[Any]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def result(done: subprocess.CompletedProcess[str]) -> Any:
+    (event,) = events(done)
+    assert event["event"] == "result"
+    return event["value"]
+
+
+@contextmanager
+def started(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [*GEN_WORKER, "run", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(stream: IO[str] | None, text: str) -> None:
+    assert stream is not None
+    for line in stream:
+        if text in line:
+            return
+    raise AssertionError(f"the output ended before `{text}`")
+
+
+# --- what it prints ---------------------------------------------------------------------------------------------------
+
+
+def test_the_function_named_like_the_package_runs_without_being_chosen(root: Path) -> None:
+    done = run("hello ", "times=2", cwd=root)
+    assert (done.returncode, result(done)) == (0, {"text": "hello hello "})
+    assert "printed on import" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("later", [{"text": "a"}]),
+        ("count", [{"text": "0"}, {"text": "1"}, {"yielded": 2}]),
+        ("count-later", [{"text": "0"}, {"text": "1"}, {"yielded": 2}]),
+        ("count_later", [{"text": "0"}, {"text": "1"}, {"yielded": 2}]),
+    ],
+)
+def test_every_shape_of_handler_runs(root: Path, method: str, values: list[Any]) -> None:
+    done = run("--method", method, "a", "times=2", cwd=root)
+    assert done.returncode == 0
+    assert events(done) == [
+        *({"event": "yield", "value": value} for value in values[:-1]),
+        {"event": "result", "value": values[-1]},
+    ]
+
+
+def test_only_results_reach_stdout(root: Path) -> None:
+    done = run("--method", "tell", cwd=root)
+    saved = Path(result(done)["text"])
+    assert saved == root / ".gen-worker-run/outputs/notes/a.txt"
+    assert saved.read_bytes() == b"kept"
+    lines = done.stderr.splitlines()
+    assert {"printed on import", "set up", "native", "from the handler", "shut down"} <= set(lines)
+    progress, log = (json.loads(line) for line in lines if line.startswith("{"))
+    assert (progress["type"], progress["payload"]) == ("request.progress", {"progress": 0.5, "stage": "half"})
+    assert (log["type"], log["payload"]) == ("request.log", {"level": "warning", "message": "hello"})
+    assert list(progress) == sorted(progress)
+
+
+def test_saved_files_go_where_the_variable_says(root: Path, tmp_path: Path) -> None:
+    done = run("--method", "tell", cwd=root, GEN_WORKER_LOCAL_OUTPUT_DIR=str(tmp_path / "out"))
+    assert result(done)["text"] == str(tmp_path / "out" / "notes" / "a.txt")
+
+
+def test_pretty_json_is_indented(root: Path) -> None:
+    done = run("--pretty", "a", cwd=root)
+    assert done.stdout == '{\n  "event": "result",\n  "value": {\n    "text": "a"\n  }\n}\n'
+
+
+def test_fields_go_over_the_payload_from_a_file_or_stdin(root: Path) -> None:
+    (root / "payload.json").write_text('{"text": "a", "times": 3}')
+    assert result(run("--payload-file", "payload.json", "text=b", cwd=root)) == {"text": "bbb"}
+    assert result(run("--payload-file", "-", "times=1", cwd=root, stdin='{"text": "c"}')) == {"text": "c"}
+    assert result(run("--payload", '{"text": "d"}', cwd=root)) == {"text": "d"}
+
+
+def test_the_list_is_one_document_whatever_the_import_prints(root: Path) -> None:
+    done = run("--list", cwd=root)
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    assert document["endpoint"]["main_module"] == "mine.main"
+    assert "count-later" in [function["name"] for function in document["functions"]]
+    assert done.stderr == "printed on import\n"
+
+
+def test_a_module_can_be_named_without_a_project(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(MAIN)
+    assert result(run("--module", "alone", "--method", "mine", "a", cwd=tmp_path)) == {"text": "a"}
+    assert json.loads(run("--module", "alone", "--list", cwd=tmp_path).stdout)["endpoint"]["main_module"] == "alone"
+
+
+def test_a_project_can_be_named_from_elsewhere(root: Path) -> None:
+    assert result(run("--config", str(root), "a", cwd=Path("/"))) == {"text": "a"}
+    assert result(run("--config", str(root / "pyproject.toml"), "a", cwd=Path("/"))) == {"text": "a"}
+
+
+def test_the_list_and_the_functions_of_a_module_in_memory_can_be_had(root: Path) -> None:
+    program = f"""
+import sys, types
+main = types.ModuleType("made_up")
+sys.modules["made_up"] = main
+exec({MAIN!r}, main.__dict__)
+from gen_worker.cli import execute
+assert execute(["run", "--module", "made_up", "--list"]) == 0
+assert execute(["run", "--module", "made_up", "--method", "mine", "a"]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout[done.stdout.index("{") : done.stdout.rindex('{"event"')])
+    assert listed["endpoint"]["main_module"] == "made_up"
+    assert done.stdout.endswith('{"event":"result","value":{"text":"a"}}\n')
+
+
+def test_the_workers_secrets_do_not_reach_the_endpoint_and_its_own_do(root: Path) -> None:
+    done = run("--method", "secrets", cwd=root, ACME_API_KEY="1", HF_TOKEN="2", WORKER_JWT="3", AUTH_TOKEN="4")
+    assert result(done) == {"text": "ACME_API_KEY"}
+
+
+# --- how it fails -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["--method", "refuse"], 2, "error: say please"),
+        (["--method", "no-number", "abc"], 2, "error: invalid literal for int() with base 10: 'abc'"),
+        (["--method", "boom"], 1, "error: RuntimeError: boom"),
+        (["--method", "leave"], 1, "error: SystemExit: 3"),
+        (["--method", "wrong"], 1, "error: FatalError: `wrong` returned a `str`, its annotation says `Out`"),
+        (
+            ["--method", "needs-model"],
+            3,
+            "error: no resolver for `org/model` (hf), which `needs-model` needs as `pipeline`",
+        ),
+        (
+            ["--payload", '{"text": 5}'],
+            2,
+            "error: `mine` does not take this payload: Expected `str`, got `int` - at `$.text`",
+        ),
+        (["--payload", "{"], 2, "error: `--payload` is not JSON: Input data was truncated"),
+        (["--payload", "[1]"], 2, "error: a payload is a JSON object, `--payload` has '[1]'"),
+        (["--payload-file", "nothing"], 2, "error: cannot read `nothing`: no such file or directory"),
+        (["--payload", "{}", "--payload-file", "a"], 2, "error: `--payload` and `--payload-file` together"),
+        (["txet=1"], 2, "error: no field `txet`; the fields are `text`, `times`, `data`\nhint: did you mean `text`?"),
+        (["--method", "bom"], 2, "error: no function `bom` in `mine.main`\nhint: did you mean `boom`?"),
+        (["--class", "Case"], 2, "error: no endpoint class `Case` in `mine.main`\nhint: did you mean `Cases`?"),
+        (["--class", "Cases"], 2, "error: which function?"),
+        (["--device", "tpu"], 2, "error: `--device` must be `cpu`, `cuda` or `cuda:N`, not `tpu`"),
+        (["--module", "no-such"], 2, "error: `no-such` is not a module name"),
+        (["--module", "nothing.here"], 2, "error: no module `nothing`"),
+        (["--module", "nothing.here", "--list"], 2, "error: no module `nothing`"),
+        (["--config", "/nothing"], 2, "error: no `/nothing`"),
+    ],
+)
+def test_what_goes_wrong_is_said_with_its_exit_code(root: Path, arguments: list[str], code: int, error: str) -> None:
+    done = run(*arguments, cwd=root)
+    assert error in done.stderr
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert "gen_worker" not in done.stderr.replace("gen_worker.api.errors", ""), "a frame of ours is in the trace"
+
+
+def test_a_traceback_holds_the_authors_lines_and_only_those(root: Path) -> None:
+    done = run("--method", "boom-late", cwd=root)
+    assert events(done) == [{"event": "yield", "value": {"text": "first"}}]
+    assert 'raise RuntimeError("boom")' in done.stderr
+    assert "executor.py" not in done.stderr
+    assert done.stderr.endswith("error: RuntimeError: boom\nshut down\n")
+
+
+@pytest.mark.parametrize(
+    ("main", "error"),
+    [
+        (
+            "import nothing_like_it",
+            "error: `mine.main` does not import: ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
+        ("x = 1 / 0", "error: `mine.main` does not import: ZeroDivisionError: division by zero"),
+        ("x = 1", "error: no functions in `mine.main`\nhint: mark a class or a function with `@endpoint`"),
+        (
+            "from gen_worker import endpoint\n@endpoint\nclass A:\n    pass\n",
+            "error: `mine.main` does not import: TypeError",
+        ),
+        (
+            "from gen_worker import endpoint\n@endpoint\ndef f(ctx, payload): ...\n",
+            "must be annotated with a `msgspec.Struct`",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_served_is_refused(tmp_path: Path, main: str, error: str) -> None:
+    done = run(cwd=project(tmp_path, main))
+    assert error in done.stderr
+    assert done.returncode == 2
+
+
+def test_an_import_that_ends_the_process_is_told_by_its_cause(tmp_path: Path) -> None:
+    root = project(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    done = run("--list", cwd=root)
+    assert done.returncode == 2
+    assert done.stderr == "error: importing `mine.main` ended the process: SIGSEGV\n"
+
+
+def test_without_a_project_the_hint_says_what_to_do(tmp_path: Path) -> None:
+    done = run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: no `{tmp_path}/pyproject.toml`; "
+        "run from the root of the endpoint or say where it is with `--config PATH`\n"
+        "hint: a module needs no project: `--module my_endpoint.main`\n"
+    )
+
+
+def test_a_setup_that_fails_is_told_with_its_traceback(tmp_path: Path) -> None:
+    main = MAIN.replace('print("set up")', 'raise OSError("no weights")')
+    done = run("--method", "count", cwd=project(tmp_path, main))
+    assert done.returncode == 1
+    assert 'raise OSError("no weights")' in done.stderr
+    assert "error: `Cases` cannot be set up" in done.stderr
+
+
+def test_threads_that_the_endpoint_forgot_do_not_keep_the_process(root: Path) -> None:
+    done = run("--method", "stray", cwd=root)
+    assert (done.returncode, result(done)) == (0, {"text": "done"})
+    assert "warning: the endpoint left threads running, they end now: forgotten" in done.stderr
+
+
+# --- Ctrl-C, and nobody reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["wait", "wait-later"])
+def test_ctrl_c_asks_the_job_to_end(root: Path, method: str) -> None:
+    with started("--method", method, cwd=root) as process:
+        until(process.stderr, "waiting")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "canceling; press Ctrl-C again to stop at once" in stderr
+    assert "shut down" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_second_ctrl_c_ends_what_does_not_listen(root: Path) -> None:
+    with started("--method", "stubborn", cwd=root) as process:
+        until(process.stderr, "waiting")
+        process.send_signal(signal.SIGINT)
+        until(process.stderr, "canceling")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_ctrl_c_while_importing_ends_at_once(tmp_path: Path) -> None:
+    root = project(tmp_path, "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)\n")
+    with started(cwd=root) as process:
+        until(process.stderr, "importing")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_a_reader_that_goes_away_is_no_error_of_the_endpoint(root: Path) -> None:
+    with started("--method", "count", "times=1000000", cwd=root) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdout = None
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 141
+    assert "Traceback" not in stderr
+    assert stderr.endswith("shut down\n")

@@ -1,0 +1,109 @@
+"""What `ps` and `kill` print."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gen_worker.cli import kill, ps
+from gen_worker.cli.table import duration, size, table
+from gen_worker.wire.control import Killed
+from gen_worker.wire.status import DeviceStatus, FunctionStatus, JobStatus, Status
+
+MIB = 1 << 20
+
+
+def status(**changes: object) -> Status:
+    fields = {"ts": 1.0, "host": "box", "version": "1", "pid": 77, "uptime_s": 190.0, "jobs_done": 5, "jobs_failed": 1}
+    return Status(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_devices_come_before_jobs_and_unavailable_functions_last() -> None:
+    told = ps.describe(
+        status(
+            gpus=[
+                DeviceStatus(
+                    0, "GPU-1", "NVIDIA H100", 100, "busy", 40000 * MIB, 81559 * MIB, job="a", jobs=1, rss=900 * MIB
+                ),
+                DeviceStatus(None, None, "cpu:0", None, "backoff", restart_in_s=3.5, restarts=2, health="dirty"),
+            ],
+            jobs=[JobStatus("a", "generate", "running", stage="denoise", progress=0.5, elapsed_s=75.0, gpu="0")],
+            functions=[
+                FunctionStatus("generate", "available"),
+                FunctionStatus("upscale", "unavailable", reason="its setup failed 3 times"),
+            ],
+        )
+    )
+    assert told.splitlines() == [
+        "supervisor 77, up 3m10s: 5 jobs done, 1 failed",
+        "",
+        "DEVICE         STATE         PID  MEMORY         JOBS  RESTARTS  JOB",
+        "0 NVIDIA H100  busy          100  39.1/79.6 GiB  1     0         a",
+        "cpu:0          backoff 3.5s  -    -              0     2         -",
+        "",
+        "JOB  FUNCTION  STATUS   DEVICE  ELAPSED  LEFT  PROGRESS",
+        "a    generate  running  0       1m15s    -     50% denoise",
+        "",
+        "device `cpu:0` is dirty",
+        "",
+        "`upscale` is unavailable: its setup failed 3 times",
+    ]
+
+
+names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=60)
+
+
+@given(st.lists(st.builds(JobStatus, names, names, st.just("running"), stage=names, gpu=names), min_size=1, max_size=4))
+def test_the_tables_fit_80_columns(jobs: list[JobStatus]) -> None:
+    devices = [
+        DeviceStatus(0, "GPU-1", job.function, 4194304, "loading", 40000 * MIB, 81559 * MIB, job=job.id, rss=MIB)
+        for job in jobs
+    ]
+    told = ps.describe(status(gpus=devices, jobs=jobs))
+    assert max(map(len, told.splitlines())) <= 80
+
+
+def test_a_wider_terminal_shows_more() -> None:
+    job = JobStatus("a" * 60, "b" * 60, "running")
+    assert "a" * 60 in ps.describe(status(jobs=[job]), 200)
+    assert "a" * 60 not in ps.describe(status(jobs=[job]))
+
+
+def test_a_draining_supervisor_says_so() -> None:
+    assert ps.describe(status(draining=True)).startswith("supervisor 77, draining:")
+
+
+@given(st.lists(st.tuples(names, names), max_size=5), st.integers(10, 60))
+def test_a_table_cuts_its_widest_columns_only_as_far_as_needed(rows: list[tuple[str, str]], width: int) -> None:
+    lines = table(("A", "B"), rows, elastic=("A", "B"), width=width).splitlines()
+    assert len(lines) == len(rows) + 1
+    assert all(len(line) <= width for line in lines)
+    natural = max([len(a) for a, _ in rows] + [1]) + 2 + max([len(b) for _, b in rows] + [1])
+    assert ("…" in "".join(lines)) == (natural > width)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0, "0.0s"), (3.21, "3.2s"), (59.94, "59.9s"), (59.96, "1m00s"), (185, "3m05s"), (7380, "2h03m")],
+)
+def test_a_duration_is_said_as_a_person_would(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("amount", "text"), [(None, "-"), (120 * MIB, "120 MiB"), (24 << 30, "24.0 GiB")])
+def test_an_amount_of_memory_is_said_as_a_person_would(amount: int | None, text: str) -> None:
+    assert size(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("killed", "text"),
+    [
+        (
+            Killed("a", "killed", rung=4, stack=['  File "main.py", line 3'], seconds=0.31),
+            'killed `a` after 0.3s by rung 4, SIGTERM to its child\n  File "main.py", line 3',
+        ),
+        (Killed("a", "killed", seconds=1.0), "killed `a` after 1.0s"),
+        (Killed("a", "finished", seconds=0.2), "`a` finished by itself after 0.2s"),
+    ],
+)
+def test_kill_says_what_ended_the_request_and_where_it_was(killed: Killed, text: str) -> None:
+    assert kill.describe("a", killed) == text
