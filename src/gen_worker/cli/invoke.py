@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -71,15 +71,13 @@ def command(
 ) -> int:
     """Call a function of a running server."""
     address = parse_address(socket_)
-    connection = address.connect()
+    address.connect().close()  # without a server nothing else matters
     functions = _known_functions(address)
     if functions is None and (config or module):
-        connection.close()  # the server does not wait while a module is imported here
         functions = functions_of(survey_of(find_project(config, module)).description)
-        connection = address.connect()
     payload = _payload(arguments, _schema(function, functions))
-    call = _Call(address, connection, function, pretty)
-    with connection, _cooperative_interrupt(call):
+    call = _Call(address, function, pretty)
+    with closing(call), _cooperative_interrupt(call):
         call.send(payload, stream)
         return call.wait(timeout_s)
 
@@ -144,10 +142,11 @@ def _read(path: str) -> bytes:
 class _Call:
     """One request on its way."""
 
-    def __init__(self, address: Address, connection: Any, function: str, pretty: bool) -> None:
+    def __init__(self, address: Address, function: str, pretty: bool) -> None:
         self.request_id = f"invoke-{os.urandom(4).hex()}"
         self._address = address
-        self._lines = Lines(connection)
+        self._open = ExitStack()
+        self._lines = Lines(self._open.enter_context(address.connect()))
         self._function = function
         self._pretty = pretty
 
@@ -158,8 +157,12 @@ class _Call:
 
     def cancel(self) -> None:
         """Ask the server, on a connection of its own, to end the request."""
-        with self._address.connect() as connection:
-            Lines(connection).send({"cancel": {"request_id": self.request_id}})
+        connection = self._open.enter_context(self._address.connect())  # stays: a hang-up may overtake what was sent
+        Lines(connection).send({"cancel": {"request_id": self.request_id}})
+
+    def close(self) -> None:
+        """Close the connections; a request that has not ended is canceled by that."""
+        self._open.close()
 
     def wait(self, timeout_s: float) -> int:
         """Print what comes until the end of the request; return the exit code."""
