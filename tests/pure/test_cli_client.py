@@ -195,15 +195,20 @@ def test_a_view_of_the_output_holds_its_region_as_long_as_it_lives(client: Clien
     assert look.data.readonly
     client.list()
     assert supervisor.frames(control.Release) == []
+    assert supervisor.frames(control.Ack) == []
     del look
     client.call("echo", {})
+    client.list()
     assert [frame.region for frame in supervisor.frames(control.Release)] == [2]
+    assert len(supervisor.frames(control.Ack)) == 2
 
 
-def test_a_view_outlives_its_client(supervisor: Supervisor) -> None:
+def test_a_view_can_be_looked_at_after_its_client_and_the_result_is_acknowledged(supervisor: Supervisor) -> None:
     with Client(supervisor.path) as client:
         look = client.call("echo", {"data": BIG}, type=Look)
     assert bytes(look.data) == BIG
+    supervisor.close()
+    assert len(supervisor.frames(control.Ack)) == 1
 
 
 def test_answers_come_in_any_order(client: Client, supervisor: Supervisor) -> None:
