@@ -96,6 +96,22 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     assert (process.returncode, stderr) == (141, "")
 
 
+def test_a_full_disk_is_said_without_a_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([GEN_WORKER, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (2, "error: the output cannot be written: no space left on device\n")
+
+
+@pytest.mark.parametrize("command", [["ps"], ["kill", "a"]])
+def test_the_operators_commands_say_where_supervisors_run(command: list[str]) -> None:
+    program = (
+        "import socket\ndel socket.AF_UNIX, socket.SOCK_SEQPACKET, socket.CMSG_SPACE\n"
+        f"from gen_worker.cli import execute\nraise SystemExit(execute({command!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (4, "error: supervisors run on Linux only\n")
+
+
 @pytest.mark.parametrize("hidden", ["os.memfd_create", "os.pidfd_open", "socket.AF_UNIX", "socket.SOCK_SEQPACKET"])
 def test_serve_refuses_a_system_without_the_calls_it_needs(hidden: str) -> None:
     name = hidden.split(".")[1]

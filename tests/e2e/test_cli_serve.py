@@ -318,10 +318,12 @@ def _kill_the_holder(client: Client) -> None:
 
 
 def test_kill_asks_first(server: Path, client: Client) -> None:
-    client.submit("wait", {}, request_id="polite")
+    job = client.submit("wait", {}, request_id="polite")
     until(lambda: running(client, "polite"))
     done = gen_worker("kill", "polite")
     assert re.match(r"killed `polite` after \d\.\ds by rung 1, it ended when it was asked to\n", done.stdout)
+    with pytest.raises(JobError):
+        job.result(timeout_s=10)
 
 
 def test_kill_of_nothing_exits_5_and_touches_nothing(server: Path, client: Client) -> None:
@@ -332,6 +334,8 @@ def test_kill_of_nothing_exits_5_and_touches_nothing(server: Path, client: Clien
     assert done.stderr.endswith("error: no request `spaerd`\nhint: did you mean `spared`?\n")
     assert not job.done
     client.cancel("spared")
+    with pytest.raises(JobError):
+        job.result(timeout_s=10)
 
 
 def test_either_socket_names_the_supervisor(server: Path) -> None:

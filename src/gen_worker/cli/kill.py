@@ -1,7 +1,7 @@
 """`gen-worker kill`: end one request, whatever it does, and nothing else."""
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -9,8 +9,10 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
-from gen_worker.client import Client
 from gen_worker.wire.control import Killed
+
+if TYPE_CHECKING:
+    from gen_worker.client import Client
 
 _RUNGS = {
     1: "it ended when it was asked to",
@@ -47,7 +49,7 @@ def describe(request: str, killed: Killed) -> str:
     return "\n".join([f"killed `{request}` after {duration(killed.seconds)}{rung}", *killed.stack])
 
 
-def _refuse(request: str, killed: Killed, client: Client) -> NoReturn:
+def _refuse(request: str, killed: Killed, client: "Client") -> NoReturn:
     if killed.outcome == "ambiguous":
         listed = ", ".join(f"`{each}`" for each in killed.candidates)
         raise Failure(f"`{request}` may mean {listed}", "name one of them", code=USAGE)

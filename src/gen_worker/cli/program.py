@@ -3,6 +3,7 @@
 Imports no command before it is used, so that `--help` is quick.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, nearest, say_error
 
 BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 _COMMANDS = {
     "run": "Run one function once, in this process.",
@@ -102,6 +104,12 @@ def execute(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _forget_stdout()
+        say_error(f"the output cannot be written: {(error.strerror or str(error)).lower()}")
+        return USAGE
     return code
 
 

@@ -1,12 +1,17 @@
 """A connection to the supervisor that a command means, with what can go wrong told in the commands' way."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from gen_worker.cli.failure import UNREACHABLE, USAGE, Failure
-from gen_worker.client import Client, SeveralSupervisors, SupervisorUnreachable
+from gen_worker.rundir import SeveralSupervisors, SupervisorUnreachable
+
+if TYPE_CHECKING:
+    from gen_worker.client import Client
 
 socket_option = click.option(
     "--socket", "socket_", metavar="PATH", help="A supervisor's socket, when there are several supervisors."
@@ -14,10 +19,14 @@ socket_option = click.option(
 
 
 @contextmanager
-def connected(socket: str | None, name: str) -> Iterator[Client]:
+def connected(path: str | None, name: str) -> "Iterator[Client]":
     """Connect to the supervisor named by a socket, or to the only one; raise `Failure` when that is not possible."""
+    if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
+        raise Failure("supervisors run on Linux only", code=UNREACHABLE)
+    from gen_worker.client import Client
+
     try:
-        with Client(socket, name=name) as client:
+        with Client(path, name=name) as client:
             yield client
     except SeveralSupervisors as several:
         listed = "".join(f"\n  {file.serve or file.control} (pid {file.pid})" for file in several.candidates)
