@@ -122,7 +122,9 @@ class Executor:
             return _pump(self._handler(spec)(ctx, payload), on_item)
         return self._wait(self.run_on_loop(spec, ctx, payload, on_item))
 
-    async def run_on_loop(self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem) -> Any:
+    async def run_on_loop(
+        self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem
+    ) -> Any:
         """Call an async handler on the loop this runs on; as `run` otherwise."""
         ctx.raise_if_cancelled("canceled")
         try:
@@ -156,7 +158,9 @@ class Executor:
 
 def _checked(spec: FunctionSpec, output: Any) -> Any:
     if isinstance(spec.output_type, type) and not isinstance(output, spec.output_type):
-        raise FatalError(f"`{spec.python_name}` returned a `{type(output).__name__}`, its annotation says `{spec.output_type.__name__}`")
+        raise FatalError(
+            f"`{spec.python_name}` returned a `{type(output).__name__}`, its annotation says `{spec.output_type.__name__}`"
+        )
     return output
 
 

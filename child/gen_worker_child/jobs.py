@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -75,13 +75,17 @@ class Job:
         self.window = Window()
         self.taken = False
         self.returned = False
+        self.reported = False
         self.yielded = 0
         self.progress_due = 0.0
         self.task: asyncio.Task[None] | None = None
 
 
 class Jobs:
-    """All jobs of this child. `submit`, `cancel`, `recall`, `more` and `saved` are called by the frame loop."""
+    """All jobs of this child.
+
+    `run` is called on the job thread; everything else by whichever thread reads frames.
+    """
 
     def __init__(self, channel: Channel[Order], executor: Executor, page: PageWriter, streams: MarkedStreams) -> None:
         self._channel = channel
@@ -91,27 +95,20 @@ class Jobs:
         self.outputs = OutputRegions(channel.send)
         self._jobs: dict[int, Job] = {}
         self._taking = threading.Lock()
-        self._work: queue.SimpleQueue[Job | Callable[[], None]] = queue.SimpleQueue()
         self._on_thread: Job | None = None
         self._saves: dict[int, queue.SimpleQueue[Saved]] = {}
         self._tokens = 0
-        self.thread = threading.Thread(target=self._serve_thread, name="gen-worker-job", daemon=True)
-        self.thread.start()
 
-    # --- called by the frame loop ---
+    # --- called by the thread that reads frames ---
 
-    def submit(self, order: Submit, descriptors: Sequence[int]) -> None:
-        """Take a job over; it starts as soon as its lane is free."""
+    def submit(self, order: Submit, descriptors: Sequence[int]) -> Job | None:
+        """Take a job over: start it on the loop, or return it for the job thread to `run`."""
         job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors))
         self._jobs[job.number] = job
-        if job.spec.lane == "loop":
-            self._executor.async_side.loop.call_soon_threadsafe(self._begin_on_loop, job)
-        else:
-            self._work.put(job)
-
-    def on_thread(self, work: Callable[[], None]) -> None:
-        """Run something on the job thread after the jobs before it."""
-        self._work.put(work)
+        if job.spec.lane == "device":
+            return job
+        self._executor.async_side.loop.call_soon_threadsafe(self._begin_on_loop, job)
+        return None
 
     def cancel(self, number: int) -> None:
         """Rung 1: a job that has not started is given back, one that runs is told to end."""
@@ -125,11 +122,11 @@ class Jobs:
         elif job is self._on_thread:
             self._executor.cancel()
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: int, job_thread: int) -> None:
         """Rung 2: raise `Interrupted` in the job thread while it runs this job."""
         job = self._jobs.get(number)
-        if job is not None and job is self._on_thread and self.thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident), ctypes.py_object(Interrupted))
+        if job is not None and job is self._on_thread:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job_thread), ctypes.py_object(Interrupted))
 
     def recall(self, number: int) -> None:
         """Give a job back unless it has started."""
@@ -171,52 +168,30 @@ class Jobs:
 
     # --- on the job thread ---
 
-    def _serve_thread(self) -> None:
-        while True:
-            try:
-                self._serve_next()
-            except Interrupted:
-                continue  # aimed at a job that had just ended
-            except BaseException:  # noqa: BLE001 - a job thread that ends silently would hold its jobs for ever
-                traceback.print_exc()
-                os._exit(EXIT_BROKEN)
+    def run(self, job: Job) -> None:
+        """Run a job to its end, unless it was given back."""
+        if not self._take(job):
+            return
+        try:
+            CURRENT_JOB.set(job.number)
+            self._on_thread = job
+            self._page.job(
+                job.number
+            )  # tells that it has started, for less than a frame costs, and outlives this process
+            began = time.monotonic()
+            ending = self._attempt(job)
+            self._on_thread = None
+            CURRENT_JOB.set(0)
+            self._report(job, ending, time.monotonic() - began)
+        except Interrupted as error:  # aimed at this job, but it fired outside the handler
+            self._on_thread = None
+            CURRENT_JOB.set(0)
+            if not job.reported:
+                self._report(job, _failure(job, error), 0.0)
 
-    def _serve_next(self) -> None:
-        work: Job | Callable[[], None] | None = self._work.get()
-        if not isinstance(work, Job):
-            assert work is not None
-            work()
-        elif self._take(work):
-            job: Job | None = work
-            while job is not None:
-                job = self._run_on_thread(job)
-            self._page.job(0)
-
-    def _next_on_thread(self) -> Job | None:
-        """Take the job that starts in the place of the one that ends now, so that one frame tells both."""
-        while True:
-            try:
-                work = self._work.get_nowait()
-            except queue.Empty:
-                return None
-            if not isinstance(work, Job):
-                self._work.put(work)  # a `load` or the end: nothing more is leased before it is done
-                return None
-            if self._take(work):
-                return work
-
-    def _run_on_thread(self, job: Job) -> Job | None:
-        CURRENT_JOB.set(job.number)
-        self._page.job(job.number)  # tells that it has started, for less than a frame costs, and outlives this process
-        self._on_thread = job
-        began = time.monotonic()
-        ending = self._attempt(job)
-        self._on_thread = None
-        CURRENT_JOB.set(0)
-        self._streams.end_job(job.number)
-        following = self._next_on_thread()
-        self._report(job, ending, time.monotonic() - began, following.number if following else 0)
-        return following
+    def at_rest(self) -> None:
+        """The job thread waits for work: the status page says so."""
+        self._page.job(0)
 
     def _attempt(self, job: Job) -> Body | Failed:
         try:
@@ -258,8 +233,7 @@ class Jobs:
         self._channel.send(Started(job.number))
         began = time.monotonic()
         ending = await self._attempt_on_loop(job)
-        self._streams.end_job(job.number)
-        self._report(job, ending, time.monotonic() - began, 0)
+        self._report(job, ending, time.monotonic() - began)
 
     async def _attempt_on_loop(self, job: Job) -> Body | Failed:
         try:
@@ -304,12 +278,14 @@ class Jobs:
         job.yielded += 1
         self._channel.send(Item(job.number, body))
 
-    def _report(self, job: Job, ending: Body | Failed, run_s: float, next_job: int) -> None:
+    def _report(self, job: Job, ending: Body | Failed, run_s: float) -> None:
+        job.reported = True
+        self._streams.end_job(job.number)
         self._forget(job)
         if isinstance(ending, Failed):
-            self._channel.send(msgspec.structs.replace(ending, run_s=run_s, next_job=next_job))
+            self._channel.send(msgspec.structs.replace(ending, run_s=run_s))
         else:
-            self._channel.send(Done(job.number, ending, run_s, next_job, job.yielded))
+            self._channel.send(Done(job.number, ending, run_s, job.yielded))
 
     def _context(self, job: Job) -> RequestContext:
         return RequestContext(
@@ -388,7 +364,9 @@ def _refused(job: Job, error: Exception) -> Failed:
 
 def _failure(job: Job, error: BaseException) -> Failed:
     kind: ErrorKind
-    if isinstance(error, Interrupted | asyncio.CancelledError) or (job.cancel.is_set() and isinstance(error, CanceledError)):
+    if isinstance(error, Interrupted | asyncio.CancelledError) or (
+        job.cancel.is_set() and isinstance(error, CanceledError)
+    ):
         return Failed(job.number, "canceled", "canceled", False, 0.0)
     if isinstance(error, RegionError):
         return Failed(job.number, "internal", str(error), False, 0.0)

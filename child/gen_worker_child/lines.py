@@ -16,7 +16,9 @@ class MarkedStream(io.TextIOWrapper):
     """A text stream over a descriptor that marks every line with the job of the code that wrote it."""
 
     def __init__(self, fd: int) -> None:
-        super().__init__(io.FileIO(fd, "wb", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
+        super().__init__(
+            io.FileIO(fd, "wb", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+        )
         self._pending: dict[int, str] = {}
         self._fd = fd
 

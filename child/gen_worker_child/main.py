@@ -1,6 +1,7 @@
 """A child process: boots, imports the author's module, then obeys its supervisor's frames until the end.
 
-The main thread reads frames and never runs the author's handlers, so that a cancel reaches a busy child.
+The author's handlers run on the job thread, or on the asyncio loop's; the main thread never runs one, so that orders
+reach a busy child.
 """
 
 import argparse
@@ -8,19 +9,23 @@ import ctypes
 import faulthandler
 import gc
 import os
+import queue
 import signal
 import socket
 import struct
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import assert_never
 
 from gen_worker.discovery.errors import DiscoveryError
-from gen_worker.discovery.stacks import author_stack
 from gen_worker.discovery.specs import FunctionSpec, collect
+from gen_worker.discovery.stacks import author_stack
 from gen_worker.discovery.walk import import_main
-from gen_worker.wire.channel import Channel, close_all
+from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
     Boot,
     Cancel,
@@ -44,9 +49,11 @@ from gen_worker.wire.messages import (
 )
 from gen_worker.wire.page import PageWriter
 from gen_worker_child.executor import Executor
-from gen_worker_child.jobs import STACK_LINES, Jobs
+from gen_worker_child.jobs import EXIT_BROKEN, STACK_LINES, Interrupted, Jobs
 from gen_worker_child.lines import MarkedStreams
 
+WATCH_S = 0.002  # how late an order may reach a child whose job has just begun
+RESTED_LOOKS = 100  # after so many looks at an idle job thread the main thread waits to be woken
 CREDITS: dict[Lane, int] = {"device": 1, "loop": 64}
 PR_SET_PDEATHSIG = 1
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -85,15 +92,29 @@ def run_child(sock: socket.socket, generation: int, crash_fd: int, page_fd: int,
 
 
 class Child:
-    """The frame loop and what it needs."""
+    """A booted child: its two threads and who of them reads frames.
+
+    The job thread reads while it has nothing to do, so that a short job costs no hand-over between threads. When a job
+    takes longer than `WATCH_S` the main thread, which looks at it in that rhythm, takes the reading over, so that orders
+    reach a busy child. It gives the reading back with the next job. Exactly one of them reads at any time.
+    """
 
     def __init__(self, channel: Channel[Order], page: PageWriter, streams: MarkedStreams) -> None:
         self._channel = channel
         self._page = page
         self._streams = streams
+        self._turn = threading.Lock()
+        self._main_reads = False
+        self._task = 0  # counts what the job thread does; even while it waits for work
+        self._work: queue.SimpleQueue[tuple[Callable[[], None], bool]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._dozing = False
+        self._job_thread = threading.Thread(target=self._serve_jobs, name="gen-worker-job", daemon=True)
+
+    # --- boot ---
 
     def run(self) -> int:
-        """Boot, then obey frames; return the exit status."""
+        """Boot, then serve until the supervisor is gone or drains this child; return the exit status."""
         self._page.beat(resident_bytes())
         self._channel.send(Hello(os.getpid()))
         boot = self._boot()
@@ -106,8 +127,9 @@ class Child:
         self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._beat_s = boot.beat_s
         self._receive_for(boot.beat_s)
-        self._channel.send(Ready([spec.name for spec in specs], CREDITS, self._jobs.thread.ident or 0))
-        return self._obey()
+        self._job_thread.start()
+        self._channel.send(Ready([spec.name for spec in specs], CREDITS, self._job_thread.ident or 0))
+        return self._watch()
 
     def _boot(self) -> Boot | None:
         received = self._channel.receive()
@@ -136,72 +158,149 @@ class Child:
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, int((seconds - whole) * 1e6))
         )
 
-    def _obey(self) -> int:
+    # --- the job thread ---
+
+    def _serve_jobs(self) -> None:
+        while True:
+            try:
+                self._serve_next()
+            except Interrupted:
+                continue  # aimed at a job that had just ended
+            except BaseException:  # noqa: BLE001 - a job thread that ends silently would hold its jobs for ever
+                traceback.print_exc()
+                self._leave(EXIT_BROKEN)
+
+    def _serve_next(self) -> None:
+        if self._main_reads:
+            work, reads_on = self._work.get()
+            if reads_on:
+                with self._turn:
+                    self._main_reads = False
+            self._perform_task(work)
+            return
+        received = self._receive()
+        if received is not None:
+            task = self._obey(*received)
+            if task is not None:
+                self._perform_task(task)
+
+    def _perform_task(self, task: Callable[[], None]) -> None:
+        self._task += 1
+        if self._dozing:
+            self._wake.set()
+        try:
+            task()
+        finally:
+            self._task += 1
+
+    # --- the main thread ---
+
+    def _watch(self) -> int:
+        """Beat, and take the reading over whenever the job thread is at one thing for too long."""
+        while True:
+            self._page.beat(resident_bytes())
+            self._dozing = True
+            self._wake.wait(self._beat_s)
+            self._dozing = False
+            self._wake.clear()
+            self._follow_jobs()
+
+    def _follow_jobs(self) -> None:
+        """Look at the job thread in the rhythm of `WATCH_S`, until it has rested for a while."""
+        rested = 0
+        beat_due = time.monotonic() + self._beat_s
+        while rested < RESTED_LOOKS:
+            seen = self._task
+            time.sleep(WATCH_S)
+            if seen % 2 and self._task == seen and self._take_reading(seen):
+                self._read_for_job_thread()
+            rested = rested + 1 if seen == self._task else 0
+            if time.monotonic() >= beat_due:
+                self._page.beat(resident_bytes())
+                beat_due = time.monotonic() + self._beat_s
+
+    def _take_reading(self, task: int) -> bool:
+        with self._turn:
+            self._main_reads = self._task == task
+            return self._main_reads
+
+    def _read_for_job_thread(self) -> None:
+        """Obey frames; give the reading back with the first task that finds the job thread waiting."""
         beat_due = 0.0
         while True:
             now = time.monotonic()
             if now >= beat_due:
                 self._page.beat(resident_bytes())
                 beat_due = now + self._beat_s
-            try:
-                received = self._channel.receive()
-            except BlockingIOError:
-                continue
-            if received is None:
-                return 0
-            if isinstance(received[0], Drain):
-                self._shut_down()
-                return 0
-            self._perform(*received)
+            received = self._receive()
+            task = self._obey(*received) if received is not None else None
+            if task is not None:
+                waits = self._task % 2 == 0 and self._work.empty()
+                self._work.put((task, waits))
+                if waits:
+                    return
 
-    def _perform(self, order: Order, descriptors: list[int]) -> None:
+    # --- both ---
+
+    def _receive(self) -> tuple[Order, list[int]] | None:
+        try:
+            received = self._channel.receive()
+        except BlockingIOError:
+            return None
+        if received is None:
+            self._leave(0)  # the supervisor is gone
+        return received
+
+    def _leave(self, status: int) -> None:
+        self._streams.end()
+        os._exit(status)
+
+    def _obey(self, order: Order, descriptors: list[int]) -> Callable[[], None] | None:
+        """Do what a frame says, or return it as a task for the job thread."""
         match order:
             case Submit():
-                self._jobs.submit(order, descriptors)
-            case Cancel(job):
-                self._jobs.cancel(job)
-            case More(job, items):
-                self._jobs.more(job, items)
+                job = self._jobs.submit(order, descriptors)
+                return None if job is None else partial(self._jobs.run, job)
+            case Load(instance):
+                return partial(self._load, instance)
+            case Drain():
+                return self._shut_down
+            case Cancel(job_number):
+                self._jobs.cancel(job_number)
+            case More(job_number, items):
+                self._jobs.more(job_number, items)
             case Release(index):
                 self._jobs.outputs.released(index)
             case Grant():
                 self._jobs.outputs.granted(order, descriptors[0])
-            case Recall(job):
-                self._jobs.recall(job)
+            case Recall(job_number):
+                self._jobs.recall(job_number)
             case Saved():
                 self._jobs.saved(order)
-            case Load(instance):
-                self._jobs.on_thread(lambda: self._load(instance))
-            case Interrupt(job):
-                self._jobs.interrupt(job)
-            case Boot() | Drain():
-                close_all(descriptors)
-                raise RuntimeError(f"`{type(order).__name__}` is out of place")
+            case Interrupt(job_number):
+                self._jobs.interrupt(job_number, self._job_thread.ident or 0)
+            case Boot():
+                raise RuntimeError("`boot` is out of place")
             case _:
                 assert_never(order)
+        return None
+
+    # --- tasks of the job thread that are not jobs ---
 
     def _load(self, instance: str) -> None:
         began = time.monotonic()
         try:
             self._executor.load(instance)
-        except (Exception, SystemExit) as error:  # around the author's code
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
             message = f"{type(error).__name__}: {error}"[:1024]
             self._channel.send(LoadFailed(instance, message, author_stack(error)[-STACK_LINES:]))
         else:
             self._channel.send(Loaded(instance, time.monotonic() - began))
 
     def _shut_down(self) -> None:
-        """Run every `shutdown()` on the job thread, where `setup()` ran."""
-        import threading
-
-        done = threading.Event()
-
-        def work() -> None:
-            self._executor.shutdown(self._report_shutdown)
-            done.set()
-
-        self._jobs.on_thread(work)
-        done.wait()
+        """Run every `shutdown()`, in the thread where `setup()` ran, and end the process."""
+        self._executor.shutdown(self._report_shutdown)
+        self._leave(0)
 
     def _report_shutdown(self, error: Exception) -> None:
         self._channel.send(Warned(f"shutdown() raised {type(error).__name__}: {error}"[:2048]))

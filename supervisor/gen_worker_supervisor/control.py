@@ -337,7 +337,9 @@ class ControlClient:
             return None
 
     def _more(self, request_id: str, items: int) -> None:
-        ticket = next((t for t in self._server._tickets.values() if t.request_id == request_id and t.listener is self), None)
+        ticket = next(
+            (t for t in self._server._tickets.values() if t.request_id == request_id and t.listener is self), None
+        )
         if ticket is not None and ticket.job is not None and items > 0:
             self._supervisor.more(ticket.job, items)
 

@@ -148,7 +148,9 @@ def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action
         ahead = [job for job in child.leased.values() if job.state is JobState.LEASED and not job.recalled]
         if child.used["device"] < 2 or not ahead:
             continue
-        since = min((job.started for job in child.leased.values() if job.started is not None), default=now)  # as far as known
+        since = min(
+            (job.started for job in child.leased.values() if job.started is not None), default=now
+        )  # as far as known
         if len(ahead) < CROWDED and now - since < STUCK_BEHIND_S:
             fleet.arm(since + STUCK_BEHIND_S, ("look", None))
             continue

@@ -149,7 +149,8 @@ def _spawn(fleet: Fleet, device: Device, now: float) -> list[Action]:
 def _submitted(fleet: Fleet, job: Job, now: float) -> list[Action]:
     refusal = _refusal(fleet, job, now)
     fleet.jobs[job.number] = job
-    fleet.by_identity[job.identity] = job
+    if job.named:
+        fleet.by_identity[job.identity] = job
     if refusal is not None:
         return [_end(fleet, job, refusal)]
     fleet.enqueue(job)
@@ -169,7 +170,9 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     if fleet.draining:
         return failure("draining", "the worker is shutting down", retryable=True)
     if function.surveyed.models:
-        return failure("model_resolution", f"no resolver for {', '.join(f'`{ref}`' for ref in function.surveyed.models)}")
+        return failure(
+            "model_resolution", f"no resolver for {', '.join(f'`{ref}`' for ref in function.surveyed.models)}"
+        )
     reason = _unavailable(fleet, function, now)
     if reason is not None:
         return failure("unavailable", f"`{function.name}` is unavailable: {reason}", retryable=True)
@@ -227,7 +230,7 @@ def _end(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None) -
         fleet.dequeue(job)
     job.move(outcome.state)
     del fleet.jobs[job.number]
-    if fleet.by_identity.get(job.identity) is job:
+    if job.named and fleet.by_identity.get(job.identity) is job:
         del fleet.by_identity[job.identity]
     if outcome.state is JobState.OK:
         fleet.done += 1
@@ -298,8 +301,6 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
         _succeeded(fleet, child, job, message.run_s, now)
         outcome = Outcome(JobState.OK, message.body, message.yielded, message.run_s)
         actions.append(_end(fleet, job, outcome, child))
-    if message.next_job:
-        actions += _on_started(fleet, child, Started(message.next_job), now)
     if child.retiring or job.ending is not None:
         actions += _after_leave(fleet, child, job, now)
     return actions
@@ -325,8 +326,6 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
         if job.ending is not None:
             outcome = _ended_outcome(job, None)
         actions.append(_end(fleet, job, outcome))
-    if message.next_job:
-        actions += _on_started(fleet, child, Started(message.next_job), now)
     if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:
         note = Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
         return [*actions, note, *_retire(fleet, child, now)]
@@ -578,7 +577,9 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
     if not child.ready:
         device.early_deaths += 1
         if device.early_deaths >= BOOT_TRIES:
-            device.given_up = child.import_error or f"its child died {BOOT_TRIES} times before it was ready: {death.cause}"
+            device.given_up = (
+                child.import_error or f"its child died {BOOT_TRIES} times before it was ready: {death.cause}"
+            )
             return _after_loss(fleet, device, now)
     delay = 0.0 if wanted else backoff_s(device.deaths_in_row, child.generation)
     if not wanted:

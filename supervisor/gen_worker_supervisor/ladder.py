@@ -72,7 +72,5 @@ class Ending:
     def hasten(self, reason: Reason, now: float, *, at_once: bool) -> None:
         """A second order for the same job: the sooner end counts, and an operator's kill names the reason."""
         other = Ending(reason, now, at_once)
-        if reason is Reason.KILL:
-            self.reason, self.began, self.at_once = reason, now, at_once
-        elif other.schedule()[-1][0] < self.schedule()[-1][0]:
+        if reason is Reason.KILL or other.schedule()[-1][0] < self.schedule()[-1][0]:
             self.reason, self.began, self.at_once = reason, now, at_once

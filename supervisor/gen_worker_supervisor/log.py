@@ -41,7 +41,9 @@ class Log:
                 self._dropped += 1
             self._change.notify()
 
-    def event(self, level: Literal["info", "warning", "error"], source: str, message: str, lines: tuple[str, ...] = ()) -> None:
+    def event(
+        self, level: Literal["info", "warning", "error"], source: str, message: str, lines: tuple[str, ...] = ()
+    ) -> None:
         """Write a line and remember it for `ps`; `lines` go below it."""
         self._events += 1
         self.events.append(EventStatus(self._events, time.time(), level, source, message))

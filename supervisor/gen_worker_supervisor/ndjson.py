@@ -125,9 +125,7 @@ class Reply:
         """Forget the items of the first run."""
         self._items.clear()
 
-    def _write(
-        self, parts: list[bytes | memoryview], then: Callable[[], None] | None, *, last: bool = False
-    ) -> None:
+    def _write(self, parts: list[bytes | memoryview], then: Callable[[], None] | None, *, last: bool = False) -> None:
         self.finished = self.finished or last
         if self._tail or self.connection.is_turn_of(self):
             self.connection.write(parts, then)
@@ -148,6 +146,11 @@ class Reply:
         return bool(self._tail)
 
 
+def _joined(parts: list[Any]) -> bytes | None:
+    """Return the parts as one piece, None when they are too long to be copied."""
+    return b"".join(parts) if sum(map(len, parts)) <= PIECE_BYTES else None
+
+
 class Connection(asyncio.Protocol):
     """One client."""
 
@@ -164,6 +167,7 @@ class Connection(asyncio.Protocol):
         self._ended = False
         self._gone = False
         self._fd = -1
+        self._silent: asyncio.TimerHandle | None = None
 
     # --- asyncio's side ---
 
@@ -176,7 +180,7 @@ class Connection(asyncio.Protocol):
         self._fd = sock.fileno()
         self._hangups.watch(self._fd, self._hung_up)
         loop = asyncio.get_running_loop()
-        self._first = loop.call_later(FIRST_LINE_S, self._transport.close)
+        self._silent = loop.call_later(FIRST_LINE_S, self._transport.close)
 
     def data_received(self, data: bytes) -> None:
         """Take whole lines as requests and keep the rest."""
@@ -222,7 +226,8 @@ class Connection(asyncio.Protocol):
         if self._gone:
             return
         self._gone = True
-        self._first.cancel()
+        if self._silent is not None:
+            self._silent.cancel()
         outbox, self._outbox = self._outbox, deque()
         for _, then in outbox:
             if then is not None:
@@ -236,7 +241,9 @@ class Connection(asyncio.Protocol):
     # --- requests ---
 
     def _line(self, line: bytes) -> None:
-        self._first.cancel()
+        if self._silent is not None:
+            self._silent.cancel()
+            self._silent = None
         if len(line) > LINE_LIMIT:
             self._refuse(f"a line of {len(line)} bytes, the limit is {LINE_LIMIT}")
             return
@@ -317,6 +324,8 @@ class Connection(asyncio.Protocol):
     def finish(self, reply: Reply) -> None:
         """A request was answered: the next one without an id has its turn."""
         self._replies.discard(reply)
+        if self._turns and self._turns[0] is reply and len(self._turns) == 1:
+            self._turns.popleft()
         while self._turns and self._turns[0].finished and self._turns[0] not in self._replies:
             self._turns.popleft()
             if self._turns:
@@ -324,7 +333,8 @@ class Connection(asyncio.Protocol):
                 following.take_turn()
                 if following.finished:
                     self._replies.discard(following)
-        self._close_if_done()
+        if self._ended:
+            self._close_if_done()
 
     def write(self, parts: list[Any], then: Callable[[], None] | None) -> None:
         """Write the parts one after the other as the client takes them, then call `then`."""
@@ -332,8 +342,8 @@ class Connection(asyncio.Protocol):
             if then is not None:
                 then()
             return
-        if not self._paused and not self._outbox and sum(map(len, parts)) <= PIECE_BYTES:
-            self._transport.write(b"".join(parts))
+        if not self._paused and not self._outbox and (small := _joined(parts)) is not None:
+            self._transport.write(small)
             if then is not None:
                 then()
             return

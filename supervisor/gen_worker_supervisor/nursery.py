@@ -96,7 +96,14 @@ class Nursery:
     def _spawn(self, process: ChildProcess) -> None:
         sock, out, err, crash, page = process.descriptors()
         command = [sys.executable, "-m", "gen_worker_child.main", "--socket", str(sock), "--crash", str(crash)]
-        command += ["--page", str(page), "--generation", str(process.child.generation), "--supervisor", str(os.getpid())]
+        command += [
+            "--page",
+            str(page),
+            "--generation",
+            str(process.child.generation),
+            "--supervisor",
+            str(os.getpid()),
+        ]
         try:
             spawned = subprocess.Popen(
                 command,

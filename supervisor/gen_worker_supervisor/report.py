@@ -74,7 +74,9 @@ class Reporter:
         child = device.child
         process = self._supervisor.process_of(child) if child is not None else None
         reading = process.reading() if process is not None else None
-        running = [job for job in child.leased.values() if job.state is not JobState.LEASED] if child is not None else []
+        running = (
+            [job for job in child.leased.values() if job.state is not JobState.LEASED] if child is not None else []
+        )
         beat = reading.beat_at if reading is not None and reading.beats else None
         return DeviceStatus(
             index=device.index,

@@ -197,11 +197,12 @@ class Service:
             self._control.listen(bind_unix(control, socket.SOCK_SEQPACKET))
         except (OSError, SocketInUseError) as error:
             raise StartError(
-                f"cannot open the control socket in `{self._folder}`: {error}", "set `GEN_WORKER_RUN_DIR` to a folder of yours"
+                f"cannot open the control socket in `{self._folder}`: {error}",
+                "set `GEN_WORKER_RUN_DIR` to a folder of yours",
             ) from None
-        SupervisorFile(
-            os.getpid(), self._boot_id, str(control), str(self._path), wire.CONTROL_PROTOCOL
-        ).write(self._folder)
+        SupervisorFile(os.getpid(), self._boot_id, str(control), str(self._path), wire.CONTROL_PROTOCOL).write(
+            self._folder
+        )
 
     def _announce(self) -> None:
         names = ", ".join(sorted(self.supervisor.fleet.functions))

@@ -1,6 +1,7 @@
 """What the supervisor knows: devices, their children, functions, jobs; and the words for what happens and what to do.
 
-Plain values. Nothing here sends, spawns, waits or looks at a clock.
+Plain values; those made for every job are msgspec Structs, which are made three times as fast as dataclasses. Nothing here
+sends, spawns, waits or looks at a clock.
 """
 
 import heapq
@@ -8,6 +9,8 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
 
 from gen_worker.wire.messages import Body, Encoding, ErrorDetail, ErrorKind, Event, Lane, Order, Region, Report
 from gen_worker.wire.survey import SurveyedFunction
@@ -92,14 +95,14 @@ class Instance:
     failures: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One accepted request, from its admission to its one answer."""
 
     number: int
     client: Client
     request_id: str
     attempt: int
+    named: bool  # by its client; only then can it come again
     function: Function
     payload: Payload
     encoding: Encoding
@@ -205,8 +208,7 @@ class Death:
     stderr: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """A job's one answer."""
 
     state: JobState
@@ -222,23 +224,20 @@ class Outcome:
 # --- what happens -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Submitted:
+class Submitted(msgspec.Struct):
     """A link has a job; it is answered by an `Answer`, at once when it cannot be taken."""
 
     job: Job
 
 
-@dataclass(slots=True)
-class Reported:
+class Reported(msgspec.Struct):
     """A child sent a frame."""
 
     child: Child
     message: Report
 
 
-@dataclass(slots=True)
-class Began:
+class Began(msgspec.Struct):
     """A child's status page names the job that its job thread is at."""
 
     child: Child
@@ -246,32 +245,28 @@ class Began:
     since: float
 
 
-@dataclass(slots=True)
-class Spawned:
+class Spawned(msgspec.Struct):
     """A child's process exists."""
 
     child: Child
     pid: int
 
 
-@dataclass(slots=True)
-class Died:
+class Died(msgspec.Struct):
     """A child's process has ended, or could not be made, and its socket was read to the end."""
 
     child: Child
     death: Death
 
 
-@dataclass(slots=True)
-class Misbehaved:
+class Misbehaved(msgspec.Struct):
     """A child broke the protocol."""
 
     child: Child
     message: str
 
 
-@dataclass(slots=True)
-class EndAsked:
+class EndAsked(msgspec.Struct):
     """Somebody wants a job ended."""
 
     job: Job
@@ -279,13 +274,11 @@ class EndAsked:
     at_once: bool = False
 
 
-@dataclass(slots=True)
-class DrainAsked:
+class DrainAsked(msgspec.Struct):
     """The supervisor shall end: no new jobs, running ones end by the ladder, children are drained."""
 
 
-@dataclass(slots=True)
-class Ticked:
+class Ticked(msgspec.Struct):
     """A time that `Fleet.next_due` named has come."""
 
 
@@ -295,24 +288,21 @@ Happening: TypeAlias = Submitted | Reported | Began | Spawned | Died | Misbehave
 # --- what to do -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Send:
+class Send(msgspec.Struct):
     """Send a child a frame."""
 
     child: Child
     message: Order
 
 
-@dataclass(slots=True)
-class Run:
+class Run(msgspec.Struct):
     """Send a child a job."""
 
     child: Child
     job: Job
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """Give a job's client its one answer. `child` made the body, if it lies in a region."""
 
     job: Job
@@ -320,8 +310,7 @@ class Answer:
     child: Child | None = None
 
 
-@dataclass(slots=True)
-class Deliver:
+class Deliver(msgspec.Struct):
     """Give a job's client a stream item."""
 
     job: Job
@@ -329,8 +318,7 @@ class Deliver:
     body: Body
 
 
-@dataclass(slots=True)
-class Tell:
+class Tell(msgspec.Struct):
     """Give a job's client, and the log, an event."""
 
     job: Job
@@ -338,31 +326,27 @@ class Tell:
     event: Event
 
 
-@dataclass(slots=True)
-class Discard:
+class Discard(msgspec.Struct):
     """Give a region back to the child that wrote it: nobody reads it."""
 
     child: Child
     region: Region
 
 
-@dataclass(slots=True)
-class Spawn:
+class Spawn(msgspec.Struct):
     """Make a child's process."""
 
     child: Child
 
 
-@dataclass(slots=True)
-class Signal:
+class Signal(msgspec.Struct):
     """Send a child's process a signal; with `everyone`, its session and descendants too."""
 
     child: Child
     number: int
 
 
-@dataclass(slots=True)
-class Note:
+class Note(msgspec.Struct):
     """Write a line to the log and the events."""
 
     level: Literal["info", "warning", "error"]
@@ -371,8 +355,7 @@ class Note:
     lines: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class Finish:
+class Finish(msgspec.Struct):
     """End the supervisor with this status."""
 
     status: int
@@ -395,7 +378,9 @@ class Fleet:
     instances: dict[str, Instance] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
-    waiting: dict[str, Function] = field(default_factory=dict)  # functions with a queue, the one served longest ago first
+    waiting: dict[str, Function] = field(
+        default_factory=dict
+    )  # functions with a queue, the one served longest ago first
     queued: int = 0
     blame: Blame = field(default_factory=Blame)
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)
@@ -419,7 +404,7 @@ class Fleet:
         heapq.heappush(self.timers, (at, self.armed, timer))
 
     def next_due(self) -> float | None:
-        """When `Ticked` must come."""
+        """Return when `Ticked` must come."""
         return self.timers[0][0] if self.timers else None
 
     def serving(self) -> list[Child]:

@@ -8,9 +8,8 @@ import json
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Literal, assert_never
+from typing import Any, Literal
 
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.messages import (
@@ -19,7 +18,6 @@ from gen_worker.wire.messages import (
     Boot,
     Done,
     Encoding,
-    Event,
     Grant,
     Item,
     More,
@@ -42,7 +40,6 @@ from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.state import (
-    Action,
     Answer,
     Began,
     Child,
@@ -97,61 +94,50 @@ class Supervisor:
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
         self._processes: dict[int, ChildProcess] = {}
-        self._happenings: deque[Happening] = deque()
+        self._later: list[Happening] = []
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._performers: dict[type, Callable[[Any], None]] = {
+            Run: self._run,
+            Answer: self._answer,
+            Send: self._send,
+            Deliver: self._deliver,
+            Tell: self._tell,
+            Discard: self._discard,
+            Spawn: self._spawn,
+            Signal: self._signal,
+            Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
+            Finish: self._finish,
+        }
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
 
     # --- the loop ---
 
     def handle(self, *happenings: Happening) -> None:
         """Record what happened, in order, and perform everything that follows."""
-        self._happenings.extend(happenings)
         if self._busy:
+            self._later.extend(happenings)  # a client acted on its answer: its turn comes when this one is performed
             return
         self._busy = True
+        perform = self._performers
+        now = time.monotonic()
         try:
-            while self._happenings:
-                now = time.monotonic()
-                for action in apply(self.fleet, self._happenings.popleft(), now):
-                    self._perform(action)
-                if not self._happenings:
-                    for action in decide(self.fleet, now):
-                        self._perform(action)
+            for happening in happenings:
+                for action in apply(self.fleet, happening, now):
+                    perform[type(action)](action)
+            for action in decide(self.fleet, now):
+                perform[type(action)](action)
         finally:
             self._busy = False
-        self._arm()
+        if self._later:
+            later, self._later = self._later, []
+            self.handle(*later)
+        timers = self.fleet.timers
+        if timers and timers[0][0] < self._timer_at:
+            self._arm(timers[0][0])
 
-    def _perform(self, action: Action) -> None:
-        match action:
-            case Run(child, job):
-                self._run(child, job)
-            case Answer(job, outcome, child):
-                self._answer(job, outcome, child)
-            case Send(child, message):
-                self._processes[child.generation].send(message)
-            case Deliver(job, child, body):
-                job.client.item(job, self._lend(child, body))
-            case Tell(job, child, event):
-                self._tell(job, child, event)
-            case Discard(child, region):
-                self._processes[child.generation].outputs.lent(region.index).release()
-            case Spawn(child):
-                self._spawn(child)
-            case Signal(child, number):
-                self._processes[child.generation].signal(number)
-            case Note(level, source, message, lines):
-                self.log.event(level, source, message, lines)
-            case Finish(status, message):
-                self._finish(status, message)
-            case _:
-                assert_never(action)
-
-    def _arm(self) -> None:
-        due = self.fleet.next_due()
-        if due is None or due >= self._timer_at:
-            return
+    def _arm(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = due
@@ -181,18 +167,18 @@ class Supervisor:
         """Start the zygote and give every device a child."""
         self._nursery.start()
         for action in start(self.fleet, time.monotonic()):
-            self._perform(action)
-        self._arm()
+            self._performers[type(action)](action)
+        self.handle()
 
     def drain(self) -> None:
         """End every job by the ladder and every child after its `shutdown()`; `status` is set when all are gone."""
         self.handle(DrainAsked())
 
-    def _finish(self, status: int, message: str) -> None:
-        if message:
-            self.log.event("error", "supervisor", message)
+    def _finish(self, action: Finish) -> None:
+        if action.message:
+            self.log.event("error", "supervisor", action.message)
         if not self.status.done():
-            self.status.set_result(status)
+            self.status.set_result(action.status)
 
     def close(self) -> None:
         """End what is left at once: children and zygote are killed, not asked."""
@@ -205,7 +191,8 @@ class Supervisor:
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
                 process.look_for_death()
 
-    def _spawn(self, child: Child) -> None:
+    def _spawn(self, action: Spawn) -> None:
+        child = action.child
         process = ChildProcess(child, self._loop, self, self._reaper)
         self._processes[child.generation] = process
         self._nursery.make(process)
@@ -236,6 +223,7 @@ class Supervisor:
             client,
             request_id or f"local-{fleet.number:08x}",
             attempt,
+            bool(request_id),
             fleet.functions[function],
             payload,
             encoding,
@@ -272,7 +260,8 @@ class Supervisor:
         if job.child is not None and not job.ended:
             self._processes[job.child.generation].send(More(job.number, items))
 
-    def _run(self, child: Child, job: Job) -> None:
+    def _run(self, action: Run) -> None:
+        child, job = action.child, action.job
         if job.deaths:
             job.client.rerun(job)
         process = self._processes[child.generation]
@@ -282,7 +271,11 @@ class Supervisor:
         if isinstance(payload, InlinePayload) and len(payload.data) <= INLINE_LIMIT:
             body = payload.data
         else:
-            region = process.inputs.place(payload.data) if isinstance(payload, InlinePayload) else process.inputs.relay(payload)
+            region = (
+                process.inputs.place(payload.data)
+                if isinstance(payload, InlinePayload)
+                else process.inputs.relay(payload)
+            )
             body, descriptors = region[0], (region[1],)
         left = None if job.deadline is None else job.deadline - time.monotonic()
         order = SubmitFrame(
@@ -290,25 +283,44 @@ class Supervisor:
         )
         process.send(order, descriptors)
 
-    def _answer(self, job: Job, outcome: Outcome, child: Child | None) -> None:
+    def _answer(self, action: Answer) -> None:
+        job, outcome, child = action.job, action.outcome, action.child
         body = b"" if child is None else self._lend(child, outcome.body)
         if outcome.kind is not None:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)
         job.payload.close()
-        for then in self._watchers.pop(job.number, ()):
-            then(outcome)
+        if self._watchers:
+            for then in self._watchers.pop(job.number, ()):
+                then(outcome)
+
+    def _deliver(self, action: Deliver) -> None:
+        action.job.client.item(action.job, self._lend(action.child, action.body))
+
+    def _send(self, action: Send) -> None:
+        self._processes[action.child.generation].send(action.message)
+
+    def _discard(self, action: Discard) -> None:
+        self._processes[action.child.generation].outputs.lent(action.region.index).release()
+
+    def _signal(self, action: Signal) -> None:
+        self._processes[action.child.generation].signal(action.number)
 
     def _note_failure(self, job: Job, outcome: Outcome) -> None:
-        stack = tuple(outcome.detail.stack or ()) if outcome.detail is not None and outcome.kind == "user_exception" else ()
+        stack = (
+            tuple(outcome.detail.stack or ()) if outcome.detail is not None and outcome.kind == "user_exception" else ()
+        )
         where = job.child.device.name if job.child is not None else job.function.name
         level: Literal["info", "warning"] = "info" if outcome.state in ("canceled", "invalid") else "warning"
-        self.log.event(level, where, f"request {job.request_id} of `{job.function.name}`: {outcome.kind}: {outcome.message}", stack)
+        self.log.event(
+            level, where, f"request {job.request_id} of `{job.function.name}`: {outcome.kind}: {outcome.message}", stack
+        )
 
     def _lend(self, child: Child, body: Body) -> OutputBody:
         return self._processes[child.generation].outputs.lent(body.index) if isinstance(body, Region) else body
 
-    def _tell(self, job: Job, child: Child, event: Event) -> None:
+    def _tell(self, action: Tell) -> None:
+        job, child, event = action.job, action.child, action.event
         value = json.loads(event.value)
         if event.event == "progress":
             job.progress, job.stage = value.get("progress"), value.get("stage")

@@ -214,12 +214,11 @@ class Item(_Message):
 
 
 class Done(_Message):
-    """The job ended well. `next_job` (0: none) has started in its place: it stands for that job's `Started`."""
+    """The job ended well."""
 
     job: int
     body: Body
     run_s: float
-    next_job: int = 0
     yielded: int = 0
 
 
@@ -231,7 +230,6 @@ class Failed(_Message):
     message: str
     retryable: bool
     run_s: float
-    next_job: int = 0
     detail: ErrorDetail | None = None
 
 
