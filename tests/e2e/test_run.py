@@ -289,7 +289,7 @@ def test_the_workers_secrets_do_not_reach_the_endpoint_and_its_own_do(root: Path
             "error: `mine` does not take this payload: Expected `str`, got `int` - at `$.text`",
         ),
         (["--payload", "{"], 2, "error: `--payload` is not JSON: Input data was truncated"),
-        (["--payload", "[1]"], 2, "error: a payload is a JSON object, `--payload` has '[1]'"),
+        (["--payload", "[1]"], 2, "error: a payload is a JSON object, `--payload` holds something else"),
         (["--payload-file", "nothing"], 2, "error: cannot read `nothing`: no such file or directory"),
         (["--payload", "{}", "--payload-file", "a"], 2, "error: `--payload` and `--payload-file` together"),
         (["txet=1"], 2, "error: no field `txet`; the fields are `text`, `times`, `data`\nhint: did you mean `text`?"),

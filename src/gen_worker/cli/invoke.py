@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +17,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, nearest, say_error
 from gen_worker.cli.fields import Schema, payload_from, take_apart
 from gen_worker.cli.ndjson import Address, Line, Lines, NoAnswerInTime, WireError, parse_address
+from gen_worker.cli.payload import payload_in, read_file
 from gen_worker.cli.project import find_project, functions_of, project_options, show_stack, survey_of
 from gen_worker.discovery.names import slugify_name
 from gen_worker.wire.messages import ErrorDetail
@@ -107,36 +107,18 @@ def _payload(arguments: tuple[str, ...], schema: Schema | None) -> dict[str, Any
         whole = _whole(arguments[0])
         if whole is not None:
             return whole
-    return payload_from(arguments, over={}, schema=schema, read=_read)
+    return payload_from(arguments, over={}, schema=schema, read=read_file)
 
 
 def _whole(argument: str) -> dict[str, Any] | None:
     """Return the payload that an argument stands for, None when it is only a value."""
-    if argument == "-":
-        return _object(sys.stdin.buffer.read(), "stdin")
-    if argument.startswith("@"):
-        return _object(_read(argument[1:]), argument[1:])
+    if argument == "-" or argument.startswith("@"):
+        return payload_in(argument.removeprefix("@"))
     with suppress(msgspec.DecodeError):
         decoded = msgspec.json.decode(argument)
         if isinstance(decoded, dict):
             return decoded
     return None
-
-
-def _object(text: bytes, source: str) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.ValidationError:
-        raise Failure(f"a payload is a JSON object, `{source}` holds something else") from None
-    except msgspec.DecodeError as error:
-        raise Failure(f"`{source}` is not JSON: {error}") from None
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise Failure(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from None
 
 
 class _Call:

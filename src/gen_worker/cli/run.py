@@ -16,6 +16,7 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
+from gen_worker.cli.payload import parse_payload, payload_in, read_file
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of
 from gen_worker.settings import Settings, SettingsError
 
@@ -64,7 +65,7 @@ def command(
     """Run one function once, in this process."""
     if payload is not None and payload_file is not None:
         raise Failure("`--payload` and `--payload-file` together", "give one of them")
-    start = _payload(payload, payload_file)
+    start = payload_in(payload_file) if payload_file is not None else parse_payload(payload or "{}", "--payload")
     settings = _settings(device, offline)
     project = find_project(config, module)
     if wants_list:
@@ -99,28 +100,6 @@ def _settings(device: str | None, offline: bool) -> Settings:
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     return settings
-
-
-def _payload(text: str | None, path: str | None) -> dict[str, Any]:
-    source = "--payload"
-    if path is not None:
-        source = path
-        text = sys.stdin.read() if path == "-" else read_file(path).decode(errors="replace")
-    try:
-        payload = {} if text is None else msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise Failure(f"`{source}` is not JSON: {error}") from None
-    if not isinstance(payload, dict):
-        raise Failure(f"a payload is a JSON object, `{source}` has {text!r:.60}")
-    return payload
-
-
-def read_file(path: str) -> bytes:
-    """Return a file's content; raise `Failure` when it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise Failure(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from None
 
 
 # --- --list -----------------------------------------------------------------------------------------------------------
