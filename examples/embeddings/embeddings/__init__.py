@@ -1,0 +1,1 @@
+"""Sentence similarity, as an endpoint."""
