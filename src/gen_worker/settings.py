@@ -18,7 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that environment variables decide. Whoever needs a value is handed it."""
 
     run_dir: Path
-    """`GEN_WORKER_RUN_DIR`: where control sockets, logs and post-mortems are; see `gen_worker.rundir`."""
+    """`GEN_WORKER_RUN_DIR`: where supervisors keep their control sockets; see `gen_worker.rundir`."""
 
     max_queued: int = 10_000
     """`GEN_WORKER_MAX_QUEUED`: jobs that may wait; one more ends `busy`."""

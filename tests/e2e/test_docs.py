@@ -3,7 +3,7 @@
 Marks stand in an HTML comment before a block:
 
 - `file: NAME`    the block is a file of the page's folder
-- `server`        its command goes on; the next block waits until its output has come
+- `server`        its command goes on; the next block waits until its output has come and its children are ready
 - `meanwhile`     the same in another terminal; its output is compared at the end of the page
 - `output`        what the `python` block before it prints
 - `not run: WHY`  nothing is run
@@ -37,7 +37,7 @@ _BLOCK = re.compile(r"^```(\w*)[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*?))? -->\n\Z")
 _USES = re.compile(r"<!-- uses: (\S+) -->")
 _ID = r"invoke-[0-9a-f]{8}"
-_LOOSE = re.compile(rf"\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|MiB|GiB)\b)|\d{{4,}}|[ ]+")
+_LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|MiB|GiB)\b)|\d{{4,}}|[ ]+")
 
 
 class Block(NamedTuple):
@@ -92,11 +92,12 @@ class Reader:
                 target.write_text(block.text)
             case "output", _:
                 self.compare(block.text, self.printed)
-            case ("server" | "meanwhile"), "console":
+            case (("server" | "meanwhile"), "console"):
                 ((command, shown),) = commands_of(block)
                 log = self._stack.enter_context(self.running(command))
                 if block.mark == "server":
                     self.await_output(log, shown)
+                    self.await_children()
                 else:
                     self.pending.append((log, shown))
             case _, "console":
@@ -160,6 +161,17 @@ class Reader:
                     os.killpg(process.pid, signal.SIGKILL)
                     raise
 
+    def await_children(self) -> None:
+        """Wait as a person does until the children have started, so that jobs go where the page says."""
+        deadline = time.monotonic() + 30
+        while True:
+            document = self.run(["gen-worker", "ps", "--json"], strict=True)
+            states = {device["state"] for device in json.loads(document)["gpus"]}
+            if states == {"idle"}:
+                return
+            assert time.monotonic() < deadline, states
+            time.sleep(0.02)
+
     def await_output(self, log: Path, shown: str) -> None:
         deadline = time.monotonic() + 30
         while not self.matches(shown, log.read_text()) and time.monotonic() < deadline:
@@ -174,6 +186,8 @@ class Reader:
 
         def loosely(found: re.Match[str]) -> str:
             text = found[0]
+            if text == "\n...":
+                return r"(?:\n.*?)?"
             if text == "...":
                 return ".*?"
             if re.fullmatch(_ID, text):

@@ -1,0 +1,374 @@
+"""Write the parts of the reference that follow from the code: `python docs/generate.py`, or `make docs`.
+
+A page keeps its prose; what stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->` is replaced by what the
+part of that name returns. With `--check` nothing is written, and stale pages are an error.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from gen_worker.cli.failure import MEANINGS
+from gen_worker.cli.program import commands
+from gen_worker.settings import Settings
+from gen_worker.wire.status import Status
+from gen_worker_supervisor import fleet, ladder, phases
+
+DOCS = Path(__file__).resolve().parent
+SOURCE = DOCS.parent / "src" / "gen_worker"
+SCHEMA = DOCS / "reference" / "status.schema.json"
+
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def cli() -> str:
+    """Every command with its arguments, options and exit codes."""
+    top = click.Context(commands, info_name="gen-worker")
+    parts = []
+    for name in commands.list_commands(top):
+        command = commands.get_command(top, name)
+        assert command is not None
+        parts.append(_command(name, command))
+    return "\n\n".join(parts)
+
+
+def _command(name: str, command: click.Command) -> str:
+    arguments = [
+        str(each.metavar or (each.name or "").upper()) for each in command.params if each.param_type_name == "argument"
+    ]
+    usage = " ".join(["gen-worker", name, "[OPTIONS]", *arguments])
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    parts = [f"## gen-worker {name}", f"```text\n{usage}\n```", _help(inspect.cleandoc(command.help or ""))]
+    if options:
+        parts.append(_table(("option", "meaning"), map(_option, options)))
+    codes: Sequence[int] = getattr(command, "codes", ())
+    if codes:
+        parts.append("Exit codes: " + "; ".join(f"**{code}** {MEANINGS[code]}" for code in codes) + ".")
+    return "\n\n".join(parts)
+
+
+def _help(text: str) -> str:
+    """The help of a command, its literal lines as a block."""
+    prose, mark, literal = text.partition("\b\n")
+    block = f"\n\n```text\n{literal.strip()}\n```" if mark else ""
+    return prose.strip() + block
+
+
+def _option(option: click.Option) -> tuple[str, str]:
+    value = f" {option.metavar}" if option.metavar else ""
+    meaning = option.help or ""
+    if option.show_default is True:
+        meaning += f" Default: `{option.default}`."
+    meaning = re.sub(r"  \[default: (.*?)\]", r" Default: `\1`.", meaning)
+    return f"`{', '.join(option.opts)}{value}`", meaning
+
+
+def exit_codes() -> str:
+    """What the exit codes of the commands mean."""
+    return _table(("code", "meaning"), [(str(code), meaning) for code, meaning in MEANINGS.items()])
+
+
+# --- life cycles and the ladder ---------------------------------------------------------------------------------------
+
+
+def child_phases() -> str:
+    """The life of a child."""
+    return _diagram(phases.NEXT_PHASE, "forking")
+
+
+def job_states() -> str:
+    """The life of a job."""
+    return _diagram(phases.NEXT_JOB, "queued")
+
+
+def device_health() -> str:
+    """The health of a device."""
+    return _diagram(phases.NEXT_HEALTH, "ok")
+
+
+def _diagram(table: Mapping[phases.State, set[phases.State]], first: str) -> str:
+    lines = ["stateDiagram-v2", f"    [*] --> {first}"]
+    for state, following in table.items():
+        lines += [f"    {state} --> {then}" for then in table if then in following]
+        if not following:
+            lines.append(f"    {state} --> [*]")
+    return "```mermaid\n" + "\n".join(lines) + "\n```"
+
+
+_RUNG_MEANINGS = {
+    ladder.Rung.COOPERATE: "the job is asked to end: `ctx.cancelled` turns true, an async handler is cancelled",
+    ladder.Rung.INTERRUPT: "an exception is raised in the job's thread, which Python code notices at its next step",
+    ladder.Rung.DUMP: "the child's fault handler writes every thread's stack, whatever the child does",
+    ladder.Rung.TERMINATE: "SIGTERM with its default action: no Python code of the child has to run",
+    ladder.Rung.KILL: "SIGKILL to the child and its whole session",
+}
+
+
+def rungs() -> str:
+    """Every rung, and when it is due after each reason to end a job."""
+    endings = {str(reason): ladder.Ending(reason, 0.0) for reason in ladder.Reason}
+    endings["kill --now"] = ladder.Ending(ladder.Reason.KILL, 0.0, at_once=True)
+    due = {name: {rung: at for at, rung in ending.schedule()} for name, ending in endings.items()}
+    rows = [
+        (f"{rung.value} {rung.name.lower()}", _RUNG_MEANINGS[rung], *(_seconds(due[name].get(rung)) for name in due))
+        for rung in ladder.Rung
+    ]
+    return _table(("rung", "what is done", *due), rows)
+
+
+def _seconds(at: float | None) -> str:
+    return "-" if at is None else f"{at:g} s"
+
+
+def limits() -> str:
+    """The supervisor's own times and counts."""
+    values = {
+        "a child that is not ready is ended after": f"{fleet.BOOT_LIMIT_S:g} s",
+        "deaths before it was ready that give a device up": str(fleet.BOOT_TRIES),
+        "failed loads that make a function unavailable": str(fleet.LOAD_TRIES),
+        "an unavailable function is tried again after": f"{fleet.UNAVAILABLE_S:g} s",
+        "`shutdown()` may take": f"{fleet.DRAIN_LIMIT_S:g} s",
+        "the longest pause before a new child": f"{fleet.BACKOFF_LIMIT_S:g} s",
+        "a SIGKILL that was not reaped: the device is wedged after": f"{fleet.WEDGED_AFTER_S:g} s",
+        "the device is retired after": f"{fleet.RETIRED_AFTER_S:g} s",
+    }
+    return _table(("what", "value"), values.items())
+
+
+# --- types, read from their source ------------------------------------------------------------------------------------
+
+
+def control_client() -> str:
+    """The frames that a client sends."""
+    return _frames("from a client", "from the supervisor")
+
+
+def control_server() -> str:
+    """The frames that the supervisor sends."""
+    return _frames("from the supervisor", "\Z")
+
+
+def _frames(start: str, end: str) -> str:
+    text = (SOURCE / "wire" / "control.py").read_text()
+    begin = text.index(f"# --- {start}")
+    stop = text.find(f"# --- {end}")
+    lines = range(text.count("\n", 0, begin), text.count("\n", 0, stop if stop > begin else len(text)))
+    classes = [node for node in _classes(SOURCE / "wire" / "control.py") if node.lineno in lines]
+    return "\n\n".join(_frame(node) for node in classes)
+
+
+def _frame(node: ast.ClassDef) -> str:
+    fields = _fields(node)
+    layout = ", ".join([f'"{node.name.lower()}"', *(name for name, _, _ in fields)])
+    rows = [(f"`{name}`", f"`{kind}`", f"`{default}`" if default else "") for name, kind, default in fields]
+    table = f"\n\n{_table(('field', 'type', 'default'), rows)}" if rows else ""
+    return f"### {node.name.lower()}\n\n`[{layout}]` - {_doc(node)}{table}"
+
+
+def status_fields() -> str:
+    """Every struct of the status document."""
+    parts = []
+    for node in reversed(_classes(SOURCE / "wire" / "status.py")):
+        rows = [(f"`{name}`", f"`{kind}`") for name, kind, _ in _fields(node)]
+        parts.append(f"### {node.name}\n\n{_doc(node)}\n\n{_table(('field', 'type'), rows)}")
+    return "\n\n".join(parts)
+
+
+def status_schema() -> str:
+    """The JSON schema of the status document."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Status)), indent=2).decode() + "\n"
+
+
+def settings() -> str:
+    """Every variable that `Settings` reads, from the words below its fields."""
+    (node,) = [each for each in _classes(SOURCE / "settings.py") if each.name == "Settings"]
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
+    rows = []
+    for field, words in zip(node.body, node.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
+            variable, _, meaning = str(words.value.value).partition(": ")
+            default = defaults[ast.unparse(field.target)]
+            told = "see below" if default is msgspec.NODEFAULT else "unset" if default is None else f"`{default}`"
+            rows.append((variable, meaning.split("; see")[0].rstrip("."), told))
+    return _table(("variable", "meaning", "default"), rows)
+
+
+def reserved() -> str:
+    """Which variables never reach the author's code."""
+    names = {}
+    for node in ast.parse((SOURCE / "environment.py").read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names[node.targets[0].id] = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    listed = {name: ", ".join(f"`{value}`" for value in values) for name, values in names.items()}
+    rows = [
+        ("names that begin with", listed["_RESERVED"]),
+        ("the names", listed["_SECRETS"]),
+        ("but these pass", listed["_ALLOWED"]),
+    ]
+    return _table(("what", "which"), rows)
+
+
+# --- what authors import ----------------------------------------------------------------------------------------------
+
+
+def exports() -> str:
+    """Every name of `gen_worker.__all__`."""
+    import gen_worker
+
+    return "\n\n".join(_export(name) for name in gen_worker.__all__)
+
+
+def _export(name: str) -> str:
+    if name == "io":
+        module = ast.parse((SOURCE / "io.py").read_text())
+        functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+        return f"### io\n\n{_doc(module)}\n\n" + _members(
+            [f for f in functions if f.name != "resample"], "io.", method=False
+        )
+    node = _definition(name)
+    if isinstance(node, ast.FunctionDef):
+        return f"### {name}\n\n```text\n{name}{_signature(node, method=False)}\n```\n\n{_doc(node)}"
+    parts = [f"### {name}", _doc(node)]
+    if fields := _fields(node):
+        rows = [(f"`{field}`", f"`{kind}`", f"`{default}`" if default else "") for field, kind, default in fields]
+        parts.append(_table(("field", "type", "default"), rows))
+    methods = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"]
+    if methods:
+        parts.append(_members(methods, "", method=True))
+    return "\n\n".join(parts)
+
+
+def client() -> str:
+    """The Python client of a supervisor."""
+    parts = []
+    for node in _classes(SOURCE / "client.py"):
+        if node.name in ("Client", "Job", "JobError"):
+            functions = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+            (made,) = [each for each in functions if each.name == "__init__"]
+            methods = [each for each in functions if each.name[0] != "_" and ast.get_docstring(each)]
+            public = [each for each in methods if node.name != "Job" or each.name not in ("add", "end", "decode")]
+            call = f"```text\n{node.name}{_signature(made, method=True)}\n```\n\n" if node.name != "Job" else ""
+            members = f"\n\n{_members(public, '', method=True)}" if public else ""
+            parts.append(f"### {node.name}\n\n{call}{_doc(node)}{members}")
+    return "\n\n".join(parts)
+
+
+def _members(functions: Iterable[ast.FunctionDef], prefix: str, *, method: bool) -> str:
+    rows = []
+    for node in functions:
+        is_property = any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
+        returns = ast.unparse(node.returns).strip("'") if node.returns else ""
+        call = f": {returns}" if is_property else _signature(node, method=method)
+        rows.append((f"`{prefix}{node.name}{call}`", _doc(node)))
+    return _table(("member", "what it does"), rows)
+
+
+def _signature(node: ast.FunctionDef, *, method: bool) -> str:
+    arguments = ast.unparse(node.args)
+    if method:
+        arguments = arguments.removeprefix("self").removeprefix(", ")
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
+    return f"({arguments}){returns}".replace("'", "")
+
+
+def _definition(name: str) -> ast.ClassDef | ast.FunctionDef:
+    for file in sorted((SOURCE / "api").glob("*.py")):
+        found = [
+            node
+            for node in ast.parse(file.read_text()).body
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name and ast.get_docstring(node)
+        ]
+        if found:
+            return found[0]
+    raise LookupError(f"no definition of `{name}` in `{SOURCE / 'api'}`")
+
+
+# --- common -----------------------------------------------------------------------------------------------------------
+
+
+def _classes(file: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+
+
+def _fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
+    """Return name, type and default of every field."""
+    return [
+        (each.target.id, ast.unparse(each.annotation), _default(each))
+        for each in node.body
+        if isinstance(each, ast.AnnAssign)
+        and isinstance(each.target, ast.Name)
+        and "ClassVar" not in ast.unparse(each.annotation)
+    ]
+
+
+def _default(field: ast.AnnAssign) -> str:
+    return "" if field.value is None else ast.unparse(field.value).replace("'", '"')
+
+
+def _doc(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
+    text = ast.get_docstring(node) or ""
+    return " ".join(text.split())
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "cli": cli,
+    "exit-codes": exit_codes,
+    "child-phases": child_phases,
+    "job-states": job_states,
+    "device-health": device_health,
+    "rungs": rungs,
+    "limits": limits,
+    "control-client": control_client,
+    "control-server": control_server,
+    "status-fields": status_fields,
+    "settings": settings,
+    "reserved": reserved,
+    "exports": exports,
+    "client": client,
+}
+
+
+def fresh() -> dict[Path, str]:
+    """Return every page that has generated parts, as it should be."""
+    pages = {SCHEMA: status_schema()}
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text()
+        renewed = _PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", text)
+        if _PART.search(text):
+            pages[page] = renewed
+    return pages
+
+
+def stale() -> list[Path]:
+    """Return the pages that are not as they should be."""
+    return [page for page, text in fresh().items() if not page.exists() or page.read_text() != text]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the stale pages, or only name them."""
+    pages = fresh()
+    for page in stale():
+        if "--check" in arguments:
+            print(f"error: `{page}` is stale\nhint: `make docs`", file=sys.stderr)
+            return 1
+        page.write_text(pages[page])
+        print(f"wrote {page.relative_to(DOCS.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
