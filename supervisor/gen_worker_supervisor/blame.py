@@ -15,7 +15,7 @@ _SAMPLE_BYTES = 32 << 10
 
 
 def digest(body: bytes | memoryview) -> bytes:
-    """Return what tells payloads apart: a hash of all of a body, or of its length and even samples of a very long one."""
+    """Return what tells payloads apart: a hash of a body, or of the length and even samples of a very long one."""
     mark = hashlib.blake2b(len(body).to_bytes(8, "little"), digest_size=16)
     if len(body) <= HASHED_WHOLE:
         mark.update(body)
@@ -46,12 +46,15 @@ class Blame:
         """Whether any payload of this function is charged; only then a new job's digest is worth computing."""
         return function in self._charges
 
-    def charge(self, function: str, payload: bytes, now: float, *, cause: str, stack: list[str]) -> None:
-        """Count a child's death against the payload that alone can have caused it."""
+    def charge(self, function: str, payload: bytes, now: float, *, deaths: int, cause: str, stack: list[str]) -> None:
+        """Count a child's death against the payload that alone can have caused it.
+
+        `deaths` is how many its job has seen; the earlier ones, where others were suspects too, are its own by that.
+        """
         charges = self._charges.setdefault(function, {})
         known = charges.get(payload)
-        deaths = known.deaths + 1 if known is not None and known.until > now else 1
-        charges[payload] = Charge(deaths, now + QUARANTINE_S, cause, stack)
+        before = known.deaths if known is not None and known.until > now else 0
+        charges[payload] = Charge(max(before + 1, deaths), now + QUARANTINE_S, cause, stack)
 
     def clear(self, function: str, payload: bytes) -> None:
         """A job with this payload succeeded."""

@@ -545,7 +545,8 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     stack = list(death.stack)
     if charged:
         job.function.clear = False
-        fleet.blame.charge(job.function.name, job.payload.digest(), now, cause=death.cause, stack=stack)
+        name, payload = job.function.name, job.payload.digest()
+        fleet.blame.charge(name, payload, now, deaths=job.deaths, cause=death.cause, stack=stack)
     detail = death_detail(death)
     if job.state is JobState.EMITTED:
         text = f"its child died ({death.cause}) after part of the stream had left"

@@ -1,0 +1,278 @@
+"""An endpoint whose functions misbehave on demand: they crash, hang, wait for the test, print, save and count.
+
+`FAULTY_FOLDER` is where it and the test meet: jobs leave what they did there and wait for files to appear.
+"""
+
+import asyncio
+import ctypes
+import itertools
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+
+from gen_worker import Asset, RequestContext, endpoint
+
+FOLDER = Path(os.environ["FAULTY_FOLDER"])
+LIBC = ctypes.CDLL(None)
+POLL_S = 0.002
+
+
+class Order(msgspec.Struct):
+    text: str = ""
+    times: int = 0
+    gate: str = ""
+
+
+class Answer(msgspec.Struct):
+    text: str
+    pid: int
+
+
+class Blob(msgspec.Struct):
+    data: bytes
+
+
+class Nested(msgspec.Struct):
+    inner: list["Nested"] = []
+
+
+def note(ctx: RequestContext) -> None:
+    """Leave a line in `runs`: this request runs in this process."""
+    with (FOLDER / "runs").open("ab", buffering=0) as runs:
+        runs.write(f"{ctx.request_id} {os.getpid()}\n".encode())
+
+
+def wait_for(gate: str) -> None:
+    while not (FOLDER / gate).exists():
+        time.sleep(POLL_S)
+
+
+async def wait_on_loop_for(gate: str) -> None:
+    while not (FOLDER / gate).exists():  # noqa: ASYNC110 - the test that opens it is another process
+        await asyncio.sleep(POLL_S * 5)
+
+
+def answer(payload: Order) -> Answer:
+    return Answer(payload.text, os.getpid())
+
+
+# --- jobs that end well -----------------------------------------------------------------------------------------------
+
+
+@endpoint
+def echo(ctx: RequestContext, payload: Order) -> Answer:
+    return answer(payload)
+
+
+@endpoint
+def gated(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    wait_for(payload.gate)
+    return answer(payload)
+
+
+@endpoint
+async def gated_async(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    await wait_on_loop_for(payload.gate)
+    return answer(payload)
+
+
+@endpoint
+def echo_blob(ctx: RequestContext, payload: Blob) -> Blob:
+    return payload
+
+
+@endpoint
+def depth(ctx: RequestContext, payload: Nested) -> Answer:
+    return Answer("shallow", os.getpid())
+
+
+@endpoint
+def count(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
+    note(ctx)
+    for number in range(payload.times):
+        (FOLDER / "counted").write_text(str(number))
+        yield Answer(f"{number} {payload.text}", os.getpid())
+
+
+# --- jobs that end their child ----------------------------------------------------------------------------------------
+
+
+@endpoint
+def die(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    if payload.gate:
+        wait_for(payload.gate)
+    match payload.text:
+        case "SIGSEGV":
+            ctypes.string_at(0)
+        case "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
+        case "exit":
+            os._exit(7)
+    return answer(payload)
+
+
+@endpoint
+def count_and_die(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
+    note(ctx)
+    yield from (Answer(str(number), os.getpid()) for number in range(payload.times))
+    if payload.gate:
+        wait_for(payload.gate)
+    os._exit(7)
+
+
+# --- jobs that do not end ---------------------------------------------------------------------------------------------
+
+
+@endpoint
+def hold_the_interpreter(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    re.match("(a+)+$", "a" * 64 + "b")
+    return answer(payload)
+
+
+@endpoint
+def sleep_in_c(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    LIBC.sleep(100_000)
+    return answer(payload)
+
+
+@endpoint
+def swallow_everything(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    while True:
+        try:
+            for _ in itertools.count():
+                time.sleep(POLL_S)
+        except BaseException:  # noqa: BLE001, S112 - what this function is for
+            continue
+
+
+@endpoint
+def poll(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    while not (ctx.cancelled and (not payload.gate or (FOLDER / payload.gate).exists())):
+        time.sleep(POLL_S)
+    (FOLDER / "ended").write_text(ctx.request_id)
+    ctx.raise_if_cancelled()
+    return answer(payload)
+
+
+@endpoint
+async def poll_async(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        (FOLDER / "ended").write_text(ctx.request_id)
+    return answer(payload)
+
+
+@endpoint
+def tick(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
+    note(ctx)
+    try:
+        for number in itertools.count():
+            yield Answer(str(number), os.getpid())
+            time.sleep(POLL_S)
+    finally:
+        (FOLDER / "ended").write_text(ctx.request_id)
+
+
+@endpoint
+async def tick_async(ctx: RequestContext, payload: Order) -> AsyncIterator[Answer]:
+    note(ctx)
+    try:
+        for number in itertools.count():
+            yield Answer(str(number), os.getpid())
+            await asyncio.sleep(POLL_S)
+    finally:
+        (FOLDER / "ended").write_text(ctx.request_id)
+
+
+# --- what authors print and save --------------------------------------------------------------------------------------
+
+
+@endpoint
+def talk(ctx: RequestContext, payload: Order) -> Answer:
+    print(f"{payload.text} printed")
+    print(f"{payload.text} to stderr", file=sys.stderr)
+    os.write(1, f"{payload.text} os.write 1\n".encode())
+    os.write(2, f"{payload.text} os.write 2\n".encode())
+    LIBC.write(1, f"{payload.text} native\n".encode(), len(payload.text) + 8)
+    print('{"ok":true,"events":[]}')
+    print(f"{payload.text} without newline", end="")
+    return answer(payload)
+
+
+@endpoint
+async def talk_async(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    for number in range(payload.times):
+        print(f"{payload.text} says", end=" ")
+        await asyncio.sleep(POLL_S)
+        print(number)
+    return answer(payload)
+
+
+@endpoint
+def save_bytes(ctx: RequestContext, payload: Order) -> Asset:
+    return ctx.save_bytes(payload.text, b"x" * payload.times)
+
+
+@endpoint
+def save_file(ctx: RequestContext, payload: Order) -> Asset:
+    file = FOLDER / "to-save"
+    file.write_bytes(b"y" * payload.times)
+    return ctx.save_file(payload.text, file)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+@endpoint
+class Tidy:
+    def setup(self) -> None:
+        (FOLDER / f"set-up-{os.getpid()}").touch()
+
+    def tidy(self, ctx: RequestContext, payload: Order) -> Answer:
+        return answer(payload)
+
+    def shutdown(self) -> None:
+        (FOLDER / f"shut-down-{os.getpid()}").touch()
+
+
+@endpoint
+class Unprepared:
+    def setup(self) -> None:
+        with (FOLDER / "tries").open("ab", buffering=0) as tries:
+            tries.write(b".")
+        raise LookupError("no weights today")
+
+    def unprepared(self, ctx: RequestContext, payload: Order) -> Answer:
+        return answer(payload)
+
+
+@endpoint
+class Deadly:
+    def setup(self) -> None:
+        with (FOLDER / "tries").open("ab", buffering=0) as tries:
+            tries.write(b".")
+        os._exit(9)
+
+    def deadly(self, ctx: RequestContext, payload: Order) -> Answer:
+        return answer(payload)
+
+
+if (FOLDER / "import-dies").exists():
+    os._exit(11)

@@ -1,0 +1,21 @@
+"""Servers for the tests of this folder: one of the test's own, with as many children as its parameter says."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.served import Serve, Server, serving
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start servers with `serving`'s options; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Server:
+            return stack.enter_context(serving(tmp_path, **options))
+
+        yield start
