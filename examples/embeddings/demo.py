@@ -37,8 +37,9 @@ START_S = 60.0  # torch may be imported for the first time
 STEP_S = 20.0  # no other wait of the demo takes nearly as long
 WHOLE_S = 120.0
 STOP_S = 5.0  # for each of: asked to end, told to end at once, killed
-WAITING = 40  # requests that are always under way while something breaks
+CROWD = 40  # requests that are always under way while a child crashes: most of them wait
 CRASH_AFTER_S = 0.5
+FEW = 4  # while a child hangs: `ps` lists them
 SAME = 0.9999  # similarity of two vectors of one sentence
 
 Vector = list[float]
@@ -210,7 +211,7 @@ def embed_file(client: Client) -> dict[str, Vector]:
     expect("every vector to have length 1", all(abs(length - 1) < 1e-3 for length in lengths), lengths)
     line(
         "answered",
-        f"{len(known)} of {len(jobs)} over one connection, {len(lengths and known[sentences[0]])} numbers each",
+        f"{len(known)} of {len(jobs)} over one connection, {len(known[sentences[0]])} numbers each",
     )
     line("took", f"{took:.2f} s, loading the weights included: {len(jobs) / took:.0f} sentences/s")
     return known
@@ -242,7 +243,7 @@ class Sent(NamedTuple):
 class Traffic:
     """Sentences that keep coming while something breaks; every answer must be what it was before."""
 
-    def __init__(self, client: Client, known: dict[str, Vector], name: str) -> None:
+    def __init__(self, client: Client, known: dict[str, Vector], name: str, under_way: int) -> None:
         self.answered = 0
         self.status = client.list()
         self.answered_by: dict[int, float] = {}  # child's pid: when its first answer was seen
@@ -250,13 +251,14 @@ class Traffic:
         self._known = known
         self._sentences = list(known)
         self._name = name
+        self._under_way = under_way
         self._open: dict[str, Sent] = {}
         self._sent = 0
         self._first_of: dict[str, int] = {}  # request: the child that runs it as the first one seen
 
     def turn(self) -> None:
         """Fill up, wait a moment for an answer, take what came and look at the children."""
-        while len(self._open) < WAITING:
+        while len(self._open) < self._under_way:
             self._send()
         self._take(within_s=0.005)
 
@@ -327,7 +329,7 @@ def crash_one_child(server: Server, known: dict[str, Vector]) -> None:
     client = server.client
     payload = {"sentences": QUERIES, "after_s": CRASH_AFTER_S}
     before = server.last_event()
-    traffic = Traffic(client, known, "steady")
+    traffic = Traffic(client, known, "steady", CROWD)
     guilty = client.submit("crash", payload, request_id="crash-1", timeout_s=STEP_S)
     traffic.until("`crash-1` runs while others run and wait", lambda: in_the_middle(traffic))
     show_scene(traffic)
@@ -427,14 +429,14 @@ def hang_one_child(server: Server, known: dict[str, Vector]) -> None:
     heading("Hang a child for ever, holding the interpreter's lock")
     client = server.client
     before = server.last_event()
-    traffic = Traffic(client, known, "calm")
+    traffic = Traffic(client, known, "calm", FEW)
     stuck = client.submit("hang", {"sentences": QUERIES[:1]}, request_id="hang-1")
     traffic.until("`hang-1` runs", lambda: running(traffic.status, "hang-1"))
     pids = {device.name: device.pid for device in traffic.status.gpus}
     holder = running(traffic.status, "hang-1")
     assert holder is not None
     served = traffic.answered
-    traffic.until("the other child goes on", lambda: traffic.answered >= served + WAITING)
+    traffic.until("the other child goes on", lambda: traffic.answered >= served + 10 * FEW)
     meanwhile(traffic, server.command("ps"))
     began = time.monotonic()
     meanwhile(traffic, server.command("kill", "hang-1", "--now"))

@@ -1,0 +1,106 @@
+"""What the end-to-end tests of the examples stand on: an example served by the installed command, in its own folder."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gen_worker.client import Client
+
+GEN_WORKER = Path(sys.executable).with_name("gen-worker")
+READY_S = 60.0
+STOP_S = 20.0
+
+
+class Server:
+    """A running `gen-worker serve`."""
+
+    def __init__(self, folder: Path, place: Path, variables: dict[str, str]) -> None:
+        self.folder = folder
+        self.socket = place / "serve.sock"
+        self.outputs = place / "outputs"
+        self._log = place / "serve.log"
+        self._environment = {
+            **os.environ,
+            "GEN_WORKER_RUN_DIR": str(place / "run"),
+            "GEN_WORKER_LOCAL_OUTPUT_DIR": str(self.outputs),
+            **variables,
+        }
+
+    @contextmanager
+    def running(self, devices: str) -> Iterator[None]:
+        """Start it, wait until it is ready, and end it; it must end well."""
+        command = [GEN_WORKER, "serve", "--socket", self.socket, "--devices", devices]
+        with (
+            self._log.open("wb") as log,
+            subprocess.Popen(
+                command, cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL, stderr=log
+            ) as process,
+        ):
+            try:
+                self._wait_until_ready(process)
+                self.control = self.socket.parent / "run" / str(process.pid) / "control.sock"
+                yield
+            finally:
+                process.terminate()
+                try:
+                    process.wait(STOP_S)
+                finally:
+                    process.kill()
+        assert process.returncode == 0, self.log
+
+    def _wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
+        deadline = time.monotonic() + READY_S
+        while not Path(f"{self.socket}.json").exists():
+            assert process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.005)
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text()
+
+    def client(self) -> Client:
+        """A new connection to it."""
+        return Client(self.control)
+
+    def invoke(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run `gen-worker invoke`."""
+        return self._command("invoke", "--socket", str(self.socket), *arguments)
+
+    def ps(self) -> str:
+        """Return what `gen-worker ps --json` prints."""
+        return self._command("ps", "--json", "--socket", str(self.control)).stdout
+
+    def _command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [GEN_WORKER, *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+@contextmanager
+def serving(folder: Path, devices: str = "cpu:1", **variables: str) -> Iterator[Server]:
+    """Serve the example in a folder, with these environment variables."""
+    with tempfile.TemporaryDirectory(prefix="gw-example-") as place:
+        server = Server(folder, Path(place), variables)
+        with server.running(devices):
+            yield server
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., object]:
+    """Give what serves an example for the length of a `with` block."""
+    return serving
