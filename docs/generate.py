@@ -1,7 +1,7 @@
 """Write the parts of the reference that follow from the code: `python docs/generate.py`, or `make docs`.
 
-A page keeps its prose; what stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->` is replaced by what the
-part of that name returns. With `--check` nothing is written, and stale pages are an error.
+A page keeps its prose; what stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->` is replaced by what
+the part of that name returns. With `--check` nothing is written, and stale pages are an error.
 """
 
 import ast
@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from gen_worker.cli.failure import MEANINGS
 from gen_worker.cli.program import commands
 from gen_worker.settings import Settings
+from gen_worker.wire import control
 from gen_worker.wire.status import Status
 from gen_worker_supervisor import fleet, ladder, phases
 
@@ -82,24 +84,25 @@ def exit_codes() -> str:
 
 def child_phases() -> str:
     """The life of a child."""
-    return _diagram(phases.NEXT_PHASE, "forking")
+    return _diagram(phases.NEXT_PHASE, phases.Phase.FORKING)
 
 
 def job_states() -> str:
     """The life of a job."""
-    return _diagram(phases.NEXT_JOB, "queued")
+    return _diagram(phases.NEXT_JOB, phases.JobState.QUEUED)
 
 
 def device_health() -> str:
     """The health of a device."""
-    return _diagram(phases.NEXT_HEALTH, "ok")
+    return _diagram(phases.NEXT_HEALTH, phases.Health.OK)
 
 
-def _diagram(table: Mapping[phases.State, set[phases.State]], first: str) -> str:
+def _diagram(table: Mapping[phases.State, set[phases.State]], first: phases.State) -> str:
+    order = list(type(first))  # a set has none
     lines = ["stateDiagram-v2", f"    [*] --> {first}"]
-    for state, following in table.items():
-        lines += [f"    {state} --> {then}" for then in table if then in following]
-        if not following:
+    for state in order:
+        lines += [f"    {state} --> {then}" for then in order if then in table[state]]
+        if not table[state]:
             lines.append(f"    {state} --> [*]")
     return "```mermaid\n" + "\n".join(lines) + "\n```"
 
@@ -149,21 +152,17 @@ def limits() -> str:
 
 def control_client() -> str:
     """The frames that a client sends."""
-    return _frames("from a client", "from the supervisor")
+    return _frames(get_args(control.ClientFrame))
 
 
 def control_server() -> str:
     """The frames that the supervisor sends."""
-    return _frames("from the supervisor", "\Z")
+    return _frames(get_args(control.ServerFrame))
 
 
-def _frames(start: str, end: str) -> str:
-    text = (SOURCE / "wire" / "control.py").read_text()
-    begin = text.index(f"# --- {start}")
-    stop = text.find(f"# --- {end}")
-    lines = range(text.count("\n", 0, begin), text.count("\n", 0, stop if stop > begin else len(text)))
-    classes = [node for node in _classes(SOURCE / "wire" / "control.py") if node.lineno in lines]
-    return "\n\n".join(_frame(node) for node in classes)
+def _frames(kinds: Iterable[type]) -> str:
+    nodes = {node.name: node for node in _classes(SOURCE / "wire" / "control.py")}
+    return "\n\n".join(_frame(nodes[kind.__name__]) for kind in kinds)
 
 
 def _frame(node: ast.ClassDef) -> str:
@@ -207,7 +206,7 @@ def reserved() -> str:
     names = {}
     for node in ast.parse((SOURCE / "environment.py").read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            names[node.targets[0].id] = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+            names[node.targets[0].id] = [str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)]
     listed = {name: ", ".join(f"`{value}`" for value in values) for name, values in names.items()}
     rows = [
         ("names that begin with", listed["_RESERVED"]),

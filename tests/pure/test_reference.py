@@ -1,0 +1,139 @@
+"""The pages are fresh, complete, and lead somewhere; they speak of the product and of nothing else."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import click
+import pytest
+
+import gen_worker
+from gen_worker.cli import invoke
+from gen_worker.cli.program import commands
+from gen_worker.settings import _VARIABLES
+from gen_worker.wire import control
+from gen_worker.wire.messages import ErrorDetail, ErrorKind
+from gen_worker_supervisor.fleet import STATE_OF
+from gen_worker_supervisor.phases import JobState
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
+
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def reference(name: str) -> str:
+    return (DOCS / "reference" / f"{name}.md").read_text()
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors that headings of a page make."""
+    headings = re.findall(r"^#+ (.+)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_follows_from_the_code_is_fresh(generate: ModuleType) -> None:
+    assert [name_of(page) for page in generate.stale()] == [], "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_page_and_a_heading(page: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", page.read_text())):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in slugs(target), link
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in _LINK.findall((DOCS / "index.md").read_text())}
+    assert {page for page in PAGES if page.is_relative_to(DOCS)} - linked == {DOCS / "index.md"}
+
+
+def test_every_command_is_documented() -> None:
+    page = reference("cli")
+    context = click.Context(commands)
+    for name in commands.list_commands(context):
+        assert f"## gen-worker {name}\n" in page
+        command = commands.get_command(context, name)
+        assert command is not None
+        for option in [each for each in command.params if isinstance(each, click.Option)]:
+            assert f"`{option.opts[-1]}" in page
+
+
+def test_every_public_name_is_documented() -> None:
+    page = reference("python")
+    for name in gen_worker.__all__:
+        assert re.search(rf"^### {name}$", page, re.MULTILINE), name
+
+
+def test_every_frame_of_the_control_socket_is_documented() -> None:
+    page = reference("control-socket")
+    for frame in (*get_args(control.ClientFrame), *get_args(control.ServerFrame)):
+        assert f"### {frame.__name__.lower()}\n" in page
+
+
+def test_every_variable_is_documented() -> None:
+    page = reference("environment")
+    for variable, _ in _VARIABLES.values():
+        assert f"| `{variable}` |" in page
+
+
+def test_every_kind_of_error_is_documented_as_it_behaves() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \| (\d+) \|$", reference("errors"), re.MULTILINE)
+    assert {kind for kind, _, _ in rows} == set(get_args(ErrorKind))
+    retryable = {kind for kind, state in STATE_OF.items() if state is JobState.RETRYABLE}
+    for kind, again, code in rows:
+        assert (again == "yes") == (kind in retryable), kind
+        assert int(code) == invoke._CODES.get(kind, 1), kind
+
+
+def test_every_detail_of_an_error_is_documented() -> None:
+    for field in ErrorDetail.__struct_fields__:
+        assert f"| `{field}` |" in reference("errors")
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=name_of)
+def test_a_decision_says_its_context_its_choice_and_its_cost(page: Path) -> None:
+    text = page.read_text()
+    assert [text.count(f"\n**{part}.** ") for part in ("Context", "Choice", "Cost")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_speaks_to_its_reader(page: Path) -> None:
+    prose = _FENCED.sub("", page.read_text())
+    assert not re.search(r"\b(?:we|our|us|simply|just|easily|unfortunately)\b", prose, re.IGNORECASE)
+
+
+def test_the_repository_speaks_of_the_product_only() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    files = [ROOT / name for name in listed.split("\0") if name] or PAGES  # an unpacked sdist has no git
+    told = re.compile(
+        r"/wor[k]/|\.librar[y]/|\b(?:contrac[t]|desig[n]|promise[s]|style)\.m[d]\b|\bissue[s]? #?\d|\bupstrea[m]\b"
+    )
+    for file in files:
+        if file.suffix in (".py", ".md", ".toml", ".yml", ".yaml", "") and file.is_file():
+            found = told.search(file.read_text(errors="replace"))
+            assert found is None, f"{name_of(file)}: {found}"
