@@ -134,7 +134,7 @@ class Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """Start the server, hand it over when both children are up, end it whatever happens."""
-    environment = {**os.environ, "GEN_WORKER_RUN_DIR": str(folder / "run")}
+    environment = {**os.environ, "GEN_WORKER_RUN_DIR": str(folder / "run"), "TMPDIR": str(folder)}  # torch caches there
     arguments = ["serve", "--module", "rehearsal", "--devices", "cpu:2", "--socket", str(folder / "serve.sock")]
     print(f"  $ gen-worker {' '.join(arguments[:-2])}", flush=True)
     with (folder / "serve.log").open("wb") as log:
@@ -245,20 +245,20 @@ class Traffic:
 
     def __init__(self, client: Client, known: dict[str, Vector], name: str, under_way: int) -> None:
         self.answered = 0
+        self.under_way = under_way
         self.status = client.list()
         self.answered_by: dict[int, float] = {}  # child's pid: when its first answer was seen
         self._client = client
         self._known = known
         self._sentences = list(known)
         self._name = name
-        self._under_way = under_way
         self._open: dict[str, Sent] = {}
         self._sent = 0
         self._first_of: dict[str, int] = {}  # request: the child that runs it as the first one seen
 
     def turn(self) -> None:
         """Fill up, wait a moment for an answer, take what came and look at the children."""
-        while len(self._open) < self._under_way:
+        while len(self._open) < self.under_way:
             self._send()
         self._take(within_s=0.005)
 
@@ -406,7 +406,7 @@ def judge_crash(error: JobError, events: Sequence[EventStatus]) -> None:
     expect("the line of `rehearsal.py` in its stack", place is not None, detail)
     reruns = [event for event in events if "request crash-1 runs once more, alone" in event.message]
     expect("one rerun of `crash-1`", len(reruns) == 1, len(reruns))
-    line("`crash-1`", f"rerun once, alone, then ended as `{error.kind}`: SIGSEGV")
+    line("`crash-1`", f"rerun once, alone on {deaths(events)[-1].device}, then ended as `{error.kind}`: SIGSEGV")
     line("", short(str(place)))
 
 
@@ -442,6 +442,7 @@ def hang_one_child(server: Server, known: dict[str, Vector]) -> None:
     meanwhile(traffic, server.command("kill", "hang-1", "--now"))
     took = time.monotonic() - began
     error = ended_with(stuck)
+    traffic.under_way = CROWD  # so many that loading the weights in the new child is worth it
     traffic.until("the new child answers", lambda: is_back(traffic, holder.name, pids))
     traffic.drain()
     print()

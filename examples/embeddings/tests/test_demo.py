@@ -34,7 +34,7 @@ def test_it_shows_what_it_promises_and_leaves_nothing_behind(tmp_path: Path) -> 
         r"answered +222 of 222",
         r"Heavy rain is expected along the coast tonight",
         r"child \d+ died: SIGSEGV",
-        r"`crash-1` +rerun once, alone, then ended as `child_died`: SIGSEGV",
+        r"`crash-1` +rerun once, alone on cpu:[01], then ended as `child_died`: SIGSEGV",
         r"File \"rehearsal.py\", line \d+ in crash",
         r"other requests +(\d+) of \1 answered, each with the right vector",
         r"back: new child \d+ ms after the death, its first answer after \d+ ms",
