@@ -158,9 +158,8 @@ class Executor:
 
 def _checked(spec: FunctionSpec, output: Any) -> Any:
     if isinstance(spec.output_type, type) and not isinstance(output, spec.output_type):
-        raise FatalError(
-            f"`{spec.python_name}` returned a `{type(output).__name__}`, its annotation says `{spec.output_type.__name__}`"
-        )
+        returned, annotated = type(output).__name__, spec.output_type.__name__
+        raise FatalError(f"`{spec.python_name}` returned a `{returned}`, its annotation says `{annotated}`")
     return output
 
 

@@ -47,7 +47,7 @@ from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
 from gen_worker_child.executor import Executor
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
-from gen_worker_child.output import InputBody, OutputRegions
+from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.windows import Window
 
 STACK_LINES = 20
@@ -66,19 +66,51 @@ class Interrupted(BaseException):
 class Job:
     """One job in this child, from its `Submit` to its end."""
 
+    __slots__ = (
+        "_window",
+        "body",
+        "cancel",
+        "number",
+        "order",
+        "progress_due",
+        "reported",
+        "returned",
+        "spec",
+        "taken",
+        "task",
+        "yielded",
+    )
+
     def __init__(self, order: Submit, spec: FunctionSpec, body: InputBody) -> None:
         self.number = order.job
         self.order = order
         self.spec = spec
         self.body = body
         self.cancel = CancelFlag()
-        self.window = Window()
         self.taken = False
         self.returned = False
         self.reported = False
         self.yielded = 0
         self.progress_due = 0.0
         self.task: asyncio.Task[None] | None = None
+        self._window: Window | None = Window() if spec.shape in ("generator", "async_generator") else None
+
+    @property
+    def window(self) -> Window:
+        """The back-pressure of its stream; only a generator has one."""
+        assert self._window is not None
+        return self._window
+
+    def ask_to_end(self) -> None:
+        """Set its flag and end its waits."""
+        self.cancel.set()
+        if self._window is not None:
+            self._window.close()
+
+    def taken_by_reader(self, items: int) -> None:
+        """The reader took stream items."""
+        if self._window is not None:
+            self._window.taken(items)
 
 
 class Jobs:
@@ -93,6 +125,7 @@ class Jobs:
         self._page = page
         self._streams = streams
         self.outputs = OutputRegions(channel.send)
+        self._inputs = InputMappings()
         self._jobs: dict[int, Job] = {}
         self._taking = threading.Lock()
         self._on_thread: Job | None = None
@@ -103,7 +136,7 @@ class Jobs:
 
     def submit(self, order: Submit, descriptors: Sequence[int]) -> Job | None:
         """Take a job over: start it on the loop, or return it for the job thread to `run`."""
-        job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors))
+        job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors, self._inputs))
         self._jobs[job.number] = job
         if job.spec.lane == "device":
             return job
@@ -115,8 +148,7 @@ class Jobs:
         job = self._jobs.get(number)
         if job is None or self._give_back(job):
             return
-        job.cancel.set()
-        job.window.close()
+        job.ask_to_end()
         if job.task is not None:
             self._executor.async_side.loop.call_soon_threadsafe(job.task.cancel)
         elif job is self._on_thread:
@@ -138,7 +170,7 @@ class Jobs:
         """The reader took stream items."""
         job = self._jobs.get(number)
         if job is not None:
-            job.window.taken(items)
+            job.taken_by_reader(items)
 
     def saved(self, answer: Saved) -> None:
         """The answer to a `Save`."""
@@ -189,13 +221,9 @@ class Jobs:
             if not job.reported:
                 self._report(job, _failure(job, error), 0.0)
 
-    def at_rest(self) -> None:
-        """The job thread waits for work: the status page says so."""
-        self._page.job(0)
-
     def _attempt(self, job: Job) -> Body | Failed:
         try:
-            payload = self._executor.decode(job.spec, job.body.view, job.order.encoding)
+            payload = self._decode(job)
         except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
             return _refused(job, error)
         try:
@@ -203,13 +231,15 @@ class Jobs:
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
             output = self._executor.run(job.spec, ctx, payload, partial(emit, job))
-            return b"" if output is None else self._place(job, output)
-        except (Exception, Interrupted, SystemExit, KeyboardInterrupt) as error:
+            return b"" if output is None else self._place(self._encoded(job, output))
+        except (Exception, Interrupted, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
 
-    def _place(self, job: Job, value: Any) -> Body:
+    def _place(self, parts: Sequence[Piece]) -> Body:
+        if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:
+            return bytes(parts[0])
         ready: queue.SimpleQueue[Body] = queue.SimpleQueue()
-        self.outputs.place(self._encoded(job, value), ready.put)
+        self.outputs.place(parts, ready.put)
         return ready.get()
 
     def _emit(self, job: Job, item: Any) -> None:
@@ -217,9 +247,7 @@ class Jobs:
         if job.cancel.is_set():
             raise CanceledError("canceled")
         parts = self._encoded(job, item)
-        ready: queue.SimpleQueue[Body] = queue.SimpleQueue()
-        self.outputs.place(parts, ready.put)
-        self._send_item(job, ready.get(), total_length(parts))
+        self._send_item(job, self._place(parts), total_length(parts))
 
     # --- on the asyncio loop ---
 
@@ -237,14 +265,14 @@ class Jobs:
 
     async def _attempt_on_loop(self, job: Job) -> Body | Failed:
         try:
-            payload = self._executor.decode(job.spec, job.body.view, job.order.encoding)
+            payload = self._decode(job)
         except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
             return _refused(job, error)
         try:
             ctx = self._context(job)
             output = await self._executor.run_on_loop(job.spec, ctx, payload, partial(self._emit_on_loop, job))
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
-        except (Exception, asyncio.CancelledError, Interrupted, SystemExit, KeyboardInterrupt) as error:
+        except (Exception, asyncio.CancelledError, Interrupted, SystemExit) as error:  # noqa: BLE001 - as above
             return _failure(job, error)
 
     async def _place_on_loop(self, parts: Sequence[Piece]) -> Body:
@@ -262,6 +290,10 @@ class Jobs:
         self._send_item(job, await self._place_on_loop(parts), total_length(parts))
 
     # --- both ---
+
+    def _decode(self, job: Job) -> msgspec.Struct:
+        body = job.body.bytes_for(job.spec.payload_type)
+        return self._executor.decode(job.spec, body, job.order.encoding)
 
     def _encoded(self, job: Job, value: Any) -> Sequence[Piece]:
         if job.order.encoding == "msgpack":

@@ -1,6 +1,6 @@
-"""The child's standard output and error: whole lines, each marked with the job that printed it.
+r"""The child's standard output and error: whole lines, each marked with the job that printed it.
 
-The mark is `\\x1e<job>\\x1f` at the start of a line; the supervisor takes it off. What native code writes to the same
+The mark is `\x1e<job>\x1f` at the start of a line; the supervisor takes it off. What native code writes to the same
 descriptors carries no mark and is attributed by whoever reads it.
 """
 

@@ -1,12 +1,15 @@
 """The child's side of bodies: where an output over the inline limit is written, and where a big input is read from."""
 
+import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 from gen_worker.wire.messages import INLINE_LIMIT, REGION_LIMIT, Body, Grant, Need, Region
 from gen_worker.wire.regions import Mapped, RegionError, open_region
-from gen_worker.wire.values import Piece, copy_into, total_length
+from gen_worker.wire.values import Piece, copy_into, keeps_views, total_length
+
+KEPT_MAPPED_BYTES = 64 << 20
 
 Send = Callable[[object], None]
 OnBody = Callable[[Body], None]
@@ -77,23 +80,53 @@ class OutputRegions:
         self._fill(index, *fitting)
 
 
-class InputBody:
-    """One job's payload as it came: inline, or a region that is mapped while the job needs it."""
+class InputMappings:
+    """Mappings of regions that payloads came in, kept for a while: to map one anew costs a fault for every page.
 
-    def __init__(self, body: Body, descriptors: Sequence[int]) -> None:
+    A region is known by its inode, which is not given to another file while the mapping holds it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Mapped] = OrderedDict()
+        self._bytes = 0
+
+    def open(self, fd: int, length: int) -> Mapped:
+        """Return a mapping of the region, for reading; takes `fd` over. Raises `RegionError` as `open_region` does."""
+        inode = os.fstat(fd).st_ino
+        known = self._kept.get(inode)
+        if known is not None:
+            os.close(fd)
+            self._kept.move_to_end(inode)
+            return known
+        mapped = open_region(fd, length, writable=False)
+        self._kept[inode] = mapped
+        self._bytes += mapped.size
+        while self._bytes > KEPT_MAPPED_BYTES and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.size
+            oldest.close()
+        return mapped
+
+
+class InputBody:
+    """One job's payload as it came: inline, or in a region."""
+
+    def __init__(self, body: Body, descriptors: Sequence[int], mappings: InputMappings) -> None:
         self.region = body.index if isinstance(body, Region) else None
-        self._mapped: Mapped | None = None
         self.view: bytes | memoryview
         if isinstance(body, Region):
             if len(descriptors) != 1:
                 raise RegionError(f"a region came with {len(descriptors)} descriptors instead of 1")
-            self._mapped = open_region(descriptors[0], body.length, writable=False)
-            self.view = self._mapped.body(body.length)
+            self.view = mappings.open(descriptors[0], body.length).body(body.length)
         else:
             self.view = body
 
+    def bytes_for(self, payload_type: type) -> bytes | memoryview:
+        """Return what to decode; a copy where the decoded value would go on pointing into a region."""
+        if self.region is not None and keeps_views(payload_type):
+            return bytes(self.view)
+        return self.view
+
     def close(self) -> None:
-        """Unmap the payload."""
-        if self._mapped is not None and isinstance(self.view, memoryview):
-            self.view.release()
-            self._mapped.close()
+        """Look at the region no more."""
+        self.view = b""

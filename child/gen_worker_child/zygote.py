@@ -1,7 +1,7 @@
 """A process that has imported the heavy modules once and forks children from there.
 
-It only imports: no computation, no second thread, no user code. A child forked after one OpenMP operation would hang for
-ever, so the zygote looks at itself before it serves and refuses when it is not fit.
+It only imports: no computation, no second thread, no user code. A child forked after one OpenMP operation would hang
+for ever, so the zygote looks at itself before it serves and refuses when it is not fit.
 """
 
 import argparse

@@ -14,7 +14,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -67,7 +66,6 @@ class Client:
         self._numbers = itertools.count(1)
         self._outbox = Outbox()
         self._inbox = Inbox()
-        self._owed: dict[int, control.Ack] = {}
         try:
             self.supervisor = self._open(name or f"python {os.getpid()}", connect_timeout_s)
         except BaseException:
@@ -84,9 +82,6 @@ class Client:
         """Close the connection. Streams under way are canceled; other jobs go on, and `submit` with the same
         `request_id` on a new connection gets what became of them.
         """
-        with suppress(SupervisorUnreachable):  # it keeps what it sent until it is acknowledged, or until it ends
-            for ack in self._owed.values():
-                self._link.send(ack)
         self._link.close()
         self._outbox.close()
         self._inbox.close()
@@ -261,18 +256,12 @@ class Client:
         job = self._jobs.get(request_id)
         value, mismatch = (None, None) if body == b"" else self._decoded(body, descriptors, job)
         if attempt:
-            self._acknowledge(control.Ack(request_id, attempt), body, job)
+            self._link.send(control.Ack(request_id, attempt))
         elif job is None and error is not None:
             raise error  # a frame of ours was refused, and it was no job's
         if job is not None:
             self._forget(job)
             job.end(value, error or mismatch)
-
-    def _acknowledge(self, ack: control.Ack, body: control.Value, job: "Job | None") -> None:
-        if isinstance(body, control.Attached) and body.region and job is not None and job.views:
-            self._owed[body.region] = ack  # by it the supervisor may let the memory be written to again
-        else:
-            self._link.send(ack)
 
     def _decoded(self, body: control.Value, descriptors: Any, job: "Job | None") -> tuple[Any, Exception | None]:
         if job is None:
@@ -285,8 +274,6 @@ class Client:
     def _release(self) -> None:
         for region in self._inbox.released():
             self._link.send(control.Release(region))
-            if ack := self._owed.pop(region, None):
-                self._link.send(ack)
 
 
 @lru_cache(maxsize=256)

@@ -1,1 +1,1 @@
-"""The process that owns a host's devices: it keeps one child per device, hands out jobs and answers for every one of them."""
+"""The process that owns a host's devices: one child on each, and an answer for every job."""

@@ -1,7 +1,7 @@
 """Where the supervisor keeps payloads and outputs: inline bytes, or regions whose bytes it never has to read.
 
-An input region belongs to one child generation and is written by the supervisor only; an output region is granted to one
-child generation and written by it only. Regions are reused, because the pages of a fresh one cost more than the copy.
+An input region belongs to one child generation and is written by the supervisor only; an output region is granted to
+one child generation and written by it only. Regions are reused, as the pages of a fresh one cost more than the copy.
 """
 
 import os
@@ -68,8 +68,14 @@ class InputRegions:
         self._used: dict[int, OwnRegion | None] = {}  # None: a client's region, which is not ours to reuse
         self._free: list[OwnRegion] = []
 
-    def place(self, data: bytes) -> tuple[Region, int]:
-        """Copy a payload into a region; return its name and the descriptor to send along, which stays ours."""
+    def place(self, payload: Payload) -> tuple[Region, int]:
+        """Put a payload into a region; return its name and the descriptor to send along, which stays ours.
+
+        A payload that a client sent in a region goes to the child as it is.
+        """
+        if isinstance(payload, RegionPayload):
+            return Region(self._name(None), payload.length), payload.fd
+        data = payload.data
         fitting = [region for region in self._free if region.size >= len(data)]
         if fitting:
             region = min(fitting, key=lambda candidate: candidate.size)
@@ -78,10 +84,6 @@ class InputRegions:
             region = OwnRegion.create(size_class(len(data)), shared_with_readers_only=True)
         region.view[: len(data)] = data
         return Region(self._name(region), len(data)), region.fd
-
-    def relay(self, payload: RegionPayload) -> tuple[Region, int]:
-        """Name a client's region for this child."""
-        return Region(self._name(None), payload.length), payload.fd
 
     def _name(self, region: OwnRegion | None) -> int:
         self._index += 1
@@ -109,12 +111,13 @@ class InputRegions:
 
 @dataclass(slots=True, eq=False)
 class Output:
-    """An output in a region, until whoever reads it calls `release`."""
+    """An output in a region, until each of its readers has called `release`; the first one has it from the start."""
 
     owner: "OutputRegions"
     index: int
     length: int
     region: OwnRegion
+    readers: int = 1
 
     @property
     def name(self) -> int:
@@ -130,9 +133,15 @@ class Output:
         """Return the bytes, not copied; good until `release`."""
         return self.region.body(self.length)
 
+    def hold(self) -> None:
+        """Count one more reader."""
+        self.readers += 1
+
     def release(self) -> None:
-        """Give the region back to the child that writes it."""
-        self.owner.done_with(self)
+        """One reader is done; after the last the child may write to the region again."""
+        self.readers -= 1
+        if self.readers == 0:
+            self.owner.done_with(self)
 
 
 OutputBody: TypeAlias = bytes | Output

@@ -72,7 +72,7 @@ class Ticket:
             listener.send_body(
                 self.body,
                 lambda value: wire.Result(self.request_id, self.attempt, value, outcome.yielded, outcome.run_s),
-                lend=False,
+                keep=True,
             )
         else:
             assert outcome.kind is not None
@@ -149,6 +149,11 @@ class ControlServer:
     def ticket(self, key: tuple[str, int]) -> Ticket | None:
         """Return the job of this key, running or waiting for its `Ack`."""
         return self._tickets.get(key)
+
+    def ticket_of(self, request_id: str, listener: "ControlClient") -> Ticket | None:
+        """Return the job by which a client knows this request id."""
+        tickets = self._tickets.values()
+        return next((each for each in tickets if each.request_id == request_id and each.listener is listener), None)
 
     def open_ticket(self, ticket: Ticket) -> None:
         """Remember a job."""
@@ -337,9 +342,7 @@ class ControlClient:
             return None
 
     def _more(self, request_id: str, items: int) -> None:
-        ticket = next(
-            (t for t in self._server._tickets.values() if t.request_id == request_id and t.listener is self), None
-        )
+        ticket = self._server.ticket_of(request_id, self)
         if ticket is not None and ticket.job is not None and items > 0:
             self._supervisor.more(ticket.job, items)
 
@@ -392,15 +395,16 @@ class ControlClient:
         return not self._unsent
 
     def send_body(
-        self, body: OutputBody, frame_of: Callable[[wire.Value], wire.ServerFrame], *, lend: bool = True
+        self, body: OutputBody, frame_of: Callable[[wire.Value], wire.ServerFrame], *, keep: bool = False
     ) -> None:
-        """Send a frame with a body, inline or as a memfd.
+        """Send a frame with a body, inline or as a memfd which the client reads until it sends `Release`.
 
-        A child's region goes back to it when this client sends `Release`, or by the caller's doing when `lend` is false.
+        With `keep` the caller goes on holding the body too.
         """
         if isinstance(body, Output):
-            if lend:
-                self._lent[body.name] = body
+            if keep and body.name not in self._lent:
+                body.hold()
+            self._lent[body.name] = body
             self.send(frame_of(wire.Attached(body.length, body.name)), [body.fd])
         elif len(body) <= INLINE_LIMIT:
             self.send(frame_of(body))

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-from collections.abc import Sequence
 
 from gen_worker_supervisor.state import Death
 
@@ -13,13 +12,13 @@ _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<n
 _OURS = ("/gen_worker_child/", "/gen_worker/", "/gen_worker_supervisor/")
 
 
-def death(status: os.waitid_result, dump: str, job_thread: int, stderr: Sequence[str]) -> Death:
+def death(status: os.waitid_result, dump: str, job_thread: int, printed: tuple[tuple[int, str], ...]) -> Death:
     """Return what is known of a death: `status` by `waitid`, `dump` of the crash file, the last lines it printed."""
     stack = tuple(stack_of(dump, job_thread))
     if status.si_code == os.CLD_EXITED:
-        return Death(f"exit code {status.si_status}", exit_code=status.si_status, stack=stack, stderr=tuple(stderr))
+        return Death(f"exit code {status.si_status}", exit_code=status.si_status, stack=stack, printed=printed)
     name = signal.Signals(status.si_status).name
-    return Death(name, signal=name, stack=stack, stderr=tuple(stderr))
+    return Death(name, signal=name, stack=stack, printed=printed)
 
 
 def read_dump(fd: int) -> str:

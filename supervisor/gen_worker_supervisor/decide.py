@@ -75,7 +75,7 @@ def _room(child: Child, function: Function) -> int:
 
 
 def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:
-    """Return the warm child where the next job of a function waits least, after starting a load where that is better."""
+    """Return the warm child where a job waits least; start a load on one more where the queue is worth it."""
     function = job.function
     instance = function.surveyed.instance
     best: Child | None = None

@@ -39,7 +39,7 @@ def _gpu(nvml: Any, index: int) -> Device:
 def choose(wanted: str, gpus: Sequence[Device], *, gpu_functions: bool, cpu_functions: bool) -> list[Device]:
     """Return the devices for `--devices`: `auto`, `cpu:N`, or GPU indices or UUIDs with commas between.
 
-    Where GPU functions and others are served side by side, the others get a CPU child of their own. Raises `DeviceError`.
+    Where GPU functions and others are served side by side, the others get a CPU child. Raises `DeviceError`.
     """
     if found := _CPU.fullmatch(wanted.strip()):
         count = int(found[1] or 1)

@@ -2,42 +2,14 @@
 
 from collections.abc import Mapping
 
+from gen_worker.environment import passes
 from gen_worker_supervisor.state import Device
-
-RESERVED_PREFIXES = (
-    "WORKER_",
-    "HF_",
-    "TENSORHUB_",
-    "ORCHESTRATOR_",
-    "TRAINER_",
-    "RUNPOD_",
-    "GEN_WORKER_",
-    "COZY_",
-    "CIVITAI_",
-)
-SECRETS = {
-    "AUTH_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HUGGINGFACE_TOKEN",
-    "HUGGINGFACEHUB_API_TOKEN",
-    "SCHEDULER_JWKS_URL",
-}
-ALLOWED = {"HF_HOME", "GEN_WORKER_LOCAL_DEVICE"}
 
 FOR_IMPORTS = {
     "OPENBLAS_NUM_THREADS": "1",  # its threads would make the zygote unfit to fork from
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # so that asking whether CUDA is there does not initialise it
     "HF_HUB_OFFLINE": "1",
 }
-
-
-def passes(name: str) -> bool:
-    """Whether a variable of the worker's environment reaches the author's code."""
-    if name in SECRETS:
-        return False
-    if name in ALLOWED:
-        return True
-    return not name.startswith(RESERVED_PREFIXES)
 
 
 def author_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What each happening changes, and what must be done at once because of it.
 
-Pure: `apply` takes the fleet, one happening and the time, changes the fleet and returns actions. Which job runs where is
-`decide`'s business.
+Pure: `apply` takes the fleet, one happening and the time, changes the fleet and returns actions. Which job runs where
+is `decide`'s business.
 """
 
 import heapq
@@ -109,7 +109,7 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
         case Began(child, number, since):
             begun = child.leased.get(number)
             if begun is not None and begun.state is JobState.LEASED:
-                _mark_started(begun, since)
+                _mark_started(begun, since if begun.submitted <= since <= now else now)  # the child wrote it: maybe NaN
             return []
         case Spawned(child, pid):
             child.pid = pid
@@ -155,7 +155,7 @@ def _submitted(fleet: Fleet, job: Job, now: float) -> list[Action]:
         return [_end(fleet, job, refusal)]
     fleet.enqueue(job)
     if job.deadline is not None:
-        fleet.arm(job.deadline, ("deadline", job))
+        fleet.arm(job.deadline, ("deadline", job.number))  # not the job: it would be kept until then
     return []
 
 
@@ -193,8 +193,8 @@ def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
     devices = [device for device in fleet.devices if holds(device, function)]
     if not devices:
         return "no device of this host can hold it"
-    if all(device.given_up is not None for device in devices):
-        return str(devices[0].given_up)
+    if all(device.lost for device in devices):
+        return devices[0].given_up or f"{devices[0].name} is retired"
     return fleet.blame.breaker(function.name, now)
 
 
@@ -334,15 +334,16 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
 
 def _on_returned(fleet: Fleet, child: Child, message: Returned, now: float) -> list[Action]:
     job = child.leased.get(message.job)
-    if job is None or job.state not in (JobState.LEASED, JobState.CANCELED):
+    if job is None or (job.state is not JobState.LEASED and not job.ended):
         return _forged(fleet, child, f"job {message.job} back, which it may not", now)
     _leave(child, job)
-    if job.ended:
-        return []
-    if job.ending is not None:
-        return [_end(fleet, job, _ended_outcome(job, None))]
-    _requeue(fleet, job)
-    return _drain_if_empty(fleet, child, now) if child.retiring else []
+    actions: list[Action] = []
+    if not job.ended:
+        if job.ending is not None:
+            actions.append(_end(fleet, job, _ended_outcome(job, None)))
+        else:
+            _requeue(fleet, job)
+    return actions + (_drain_if_empty(fleet, child, now) if child.retiring else [])
 
 
 def _requeue(fleet: Fleet, job: Job) -> None:
@@ -386,12 +387,18 @@ def _on_event(fleet: Fleet, child: Child, message: Event, now: float) -> list[Ac
 
 
 def _on_hello(fleet: Fleet, child: Child, message: Hello, now: float) -> list[Action]:
+    if child.phase is Phase.DRAINING:
+        return []  # it was told to go before it came
+    if child.phase is not Phase.FORKING:
+        return _forged(fleet, child, "a greeting, out of turn", now)
     child.move(Phase.IMPORTING)
     took = f"{(now - child.born) * 1000:.0f} ms"
     return [Note("info", child.device.name, f"child {message.pid} says hello after {took}")]
 
 
 def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Action]:
+    if child.phase is Phase.DRAINING and not child.ready:
+        return []  # it was told to go before it was ready
     if child.phase is not Phase.IMPORTING:
         return _forged(fleet, child, "that it is ready, out of turn", now)
     child.move(Phase.READY)
@@ -408,6 +415,8 @@ def _on_import_failed(fleet: Fleet, child: Child, message: ImportFailed, now: fl
 
 
 def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[Action]:
+    if message.instance != child.loading:
+        return _forged(fleet, child, f"that `{message.instance}` is set up, which nobody asked for", now)
     child.loading = None
     child.loaded.add(message.instance)
     child.settle_phase()
@@ -418,6 +427,8 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
 
 
 def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
+    if message.instance != child.loading:
+        return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     child.loading = None
     child.settle_phase()
     text = f"setup of `{message.instance}` failed: {message.message}"
@@ -492,7 +503,9 @@ def _misbehaved(fleet: Fleet, child: Child, what: str, now: float) -> list[Actio
 
 def _kill(fleet: Fleet, child: Child, now: float) -> list[Action]:
     child.move(Phase.DYING)
-    fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
+    if not child.killed:  # whatever else wants it dead later, its time runs from the first SIGKILL
+        child.killed = True
+        fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
     return [Signal(child, signal.SIGKILL)]
 
 
@@ -506,7 +519,7 @@ def _died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
     actions: list[Action] = [] if wanted and death.exit_code == 0 else [_death_note(child, death)]
     if child.loading is not None and child.ending is None:
         text = f"setup of `{child.loading}` killed its child: {death.cause}"
-        actions += _load_failed(fleet, child.loading, text, death.stack or death.stderr, now)
+        actions += _load_failed(fleet, child.loading, text, death.stack or _printed(death), now)
     actions += _judge_jobs(fleet, child, death, now)
     if device.health is Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.OK)
@@ -517,8 +530,12 @@ def _died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
 
 
 def _death_note(child: Child, death: Death) -> Note:
-    lines = death.stack or death.stderr
+    lines = death.stack or _printed(death)
     return Note("error", child.device.name, f"child {child.pid} died: {death.cause}", lines)
+
+
+def _printed(death: Death) -> tuple[str, ...]:
+    return tuple(line for _, line in death.printed)
 
 
 def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
@@ -547,7 +564,7 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
         job.function.clear = False
         name, payload = job.function.name, job.payload.digest()
         fleet.blame.charge(name, payload, now, deaths=job.deaths, cause=death.cause, stack=stack)
-    detail = death_detail(death)
+    detail = death_detail(death, job)
     if job.state is JobState.EMITTED:
         text = f"its child died ({death.cause}) after part of the stream had left"
         return [_end(fleet, job, failure("retryable", text, retryable=True, detail=detail))]
@@ -559,14 +576,15 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     return [Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")]
 
 
-def death_detail(death: Death, rung: int | None = None) -> ErrorDetail:
-    """Return what a client is told of a death."""
+def death_detail(death: Death, job: Job, rung: int | None = None) -> ErrorDetail:
+    """Return what a job's client is told of its child's death; of all that was printed, what the job printed itself."""
+    printed = [line for number, line in death.printed if number == job.number]
     return ErrorDetail(
         cause=death.cause,
         signal=death.signal,
         exit_code=death.exit_code,
         stack=list(death.stack) or None,
-        stderr=list(death.stderr) or None,
+        stderr=printed or None,
         rung=rung,
     )
 
@@ -574,7 +592,7 @@ def death_detail(death: Death, rung: int | None = None) -> ErrorDetail:
 def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: float) -> list[Action]:
     device = child.device
     if device.health is Health.RETIRED:
-        return _after_loss(fleet, device, now)
+        return []  # it came too late; its loss is known
     if not child.ready:
         device.early_deaths += 1
         if device.early_deaths >= BOOT_TRIES:
@@ -608,9 +626,9 @@ def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
     actions: list[Action] = []
     for function in fleet.functions.values():
         able = [other for other in fleet.devices if holds(other, function)]
-        if able and all(other.given_up is not None or other.health is Health.RETIRED for other in able):
+        if able and all(other.lost for other in able):
             actions += _make_unavailable(fleet, function, device.given_up or f"{device.name} is retired", (), now)
-    if all(other.given_up is not None or other.health is Health.RETIRED for other in fleet.devices):
+    if all(other.lost for other in fleet.devices):
         fleet.finished = True
         actions.append(Finish(1, f"no device can serve: {device.given_up or 'all are retired'}"))
     return actions
@@ -633,7 +651,8 @@ def _end_asked(fleet: Fleet, job: Job, reason: Reason, at_once: bool, now: float
 
 def _climb(fleet: Fleet, job: Job, now: float) -> list[Action]:
     ending, child = job.ending, job.child
-    assert ending is not None and child is not None
+    assert ending is not None
+    assert child is not None
     actions: list[Action] = []
     for rung in ending.climb(now):
         if job.state is JobState.LEASED and rung >= Rung.DUMP:
@@ -659,12 +678,11 @@ def _perform_rung(fleet: Fleet, job: Job, child: Child, rung: Rung, now: float) 
             return [Signal(child, signal.SIGUSR2)]
         case Rung.TERMINATE:
             child.ending = job.ending
-            if child.phase is not Phase.DYING:
-                child.move(Phase.DYING)
+            child.move(Phase.DYING)
+            fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))  # the job may end now; the child must
             return [Signal(child, signal.SIGTERM)]
         case Rung.KILL:
-            fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
-            return [Signal(child, signal.SIGKILL)]
+            return _kill(fleet, child, now)
         case _:
             assert_never(rung)
 
@@ -676,7 +694,7 @@ def _ended_outcome(job: Job, death: Death | None) -> Outcome:
     rung = ending.rung or None
     detail = ErrorDetail(cause=str(ending.reason), rung=rung)
     if death is not None:
-        detail = death_detail(death, rung)
+        detail = death_detail(death, job, rung)
         detail.cause = str(ending.reason)
     if ending.reason is Reason.KILL:
         detail.cause = "killed"
@@ -707,7 +725,8 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
     kind, subject = timer
     match kind:
         case "deadline":
-            return _end_asked(fleet, subject, Reason.DEADLINE, False, now)
+            overdue = fleet.jobs.get(subject)
+            return [] if overdue is None else _end_asked(fleet, overdue, Reason.DEADLINE, False, now)
         case "ending":
             job: Job = subject
             gone = job.ended or job.child is None or job.number not in job.child.leased
@@ -737,10 +756,7 @@ def _drain_overdue(fleet: Fleet, child: Child, now: float) -> list[Action]:
         child.move(Phase.DYING)
         fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))
         return [Signal(child, signal.SIGTERM)]
-    if child.phase is Phase.DYING:
-        fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
-        return [Signal(child, signal.SIGKILL)]
-    return []
+    return _kill(fleet, child, now) if child.phase is Phase.DYING and not child.killed else []
 
 
 def _unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
@@ -756,7 +772,8 @@ def _unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
         return [Note("error", device.name, text), *_judge_jobs(fleet, child, death, now)]
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
     text = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL: the device is retired"
-    return [Note("error", device.name, text), *_after_loss(fleet, device, now)]
+    actions = [Note("error", device.name, text), *_after_loss(fleet, device, now)]
+    return actions + (_finish_if_drained(fleet) if fleet.draining else [])
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ class Hangups:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, Callable[[], object]] = {}
         loop.add_reader(self._epoll.fileno(), self._look)
 
-    def watch(self, fd: int, on_hangup: Callable[[], None]) -> None:
+    def watch(self, fd: int, on_hangup: Callable[[], object]) -> None:
         """Call `on_hangup` when the peer of this socket is gone."""
         self._watched[fd] = on_hangup
         self._epoll.register(fd, 0)

@@ -178,8 +178,8 @@ class Connection(asyncio.Protocol):
         self._connections.add(self)
         sock = cast("socket.socket", transport.get_extra_info("socket"))
         self._fd = sock.fileno()
-        self._hangups.watch(self._fd, self._hung_up)
         loop = asyncio.get_running_loop()
+        self._hangups.watch(self._fd, lambda: loop.call_soon(self._hung_up))  # after what it sent last was read
         self._silent = loop.call_later(FIRST_LINE_S, self._transport.close)
 
     def data_received(self, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """Make child processes: by the zygote when there is a fit one, else by a plain spawn.
 
-Everything here runs on the main thread: the kernel ends a child when the thread that made it ends. No `preexec_fn`, which
-would run fork handlers of whatever native libraries are loaded.
+Everything here runs on the main thread: the kernel ends a child when the thread that made it ends. No `preexec_fn`,
+which would run fork handlers of whatever native libraries are loaded.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """What children print: pipes read without ever waiting, cut into lines, told apart by job, the last ones kept."""
 
 import os
-from collections import deque
 from collections.abc import Callable
 
 READ_BYTES = 64 * 1024
@@ -15,11 +14,10 @@ OnLine = Callable[[int, str], None]
 class OutputPipe:
     """The read end of one output stream of one child."""
 
-    def __init__(self, fd: int, on_line: OnLine, tail: "deque[str]") -> None:
+    def __init__(self, fd: int, on_line: OnLine) -> None:
         self.fd = fd
         os.set_blocking(fd, False)
         self._on_line = on_line
-        self._tail = tail
         self._rest = b""
 
     def read(self) -> bool:
@@ -58,6 +56,4 @@ class OutputPipe:
             mark, found, text = line[1:].partition(b"\x1f")
             if found and mark.isdigit():
                 job, line = int(mark[:18]), text
-        readable = line.decode("utf-8", "replace").replace("\x1b", "\\x1b")
-        self._tail.append(readable)
-        self._on_line(job, readable)
+        self._on_line(job, line.decode("utf-8", "replace").replace("\x1b", "\\x1b"))

@@ -60,8 +60,8 @@ class ChildProcess:
         self.channel: Channel[Report] = Channel(ours, generation=child.generation, receives=Report)
         out_read, self.out_write = os.pipe2(os.O_CLOEXEC)
         err_read, self.err_write = os.pipe2(os.O_CLOEXEC)
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._pipes = [OutputPipe(fd, self._on_line, self.tail) for fd in (out_read, err_read)]
+        self.tail: deque[tuple[int, str]] = deque(maxlen=TAIL_LINES)  # the job that printed it, 0 when unknown
+        self._pipes = [OutputPipe(fd, self._on_line) for fd in (out_read, err_read)]
         self.crash_fd = os.memfd_create("gen-worker-crash", os.MFD_CLOEXEC)
         self.page_fd = create_page()
         self._page = PageReader(self.page_fd)
@@ -132,7 +132,7 @@ class ChildProcess:
         self.send(Release(index))
 
     def _on_readable(self) -> None:
-        # Not one frame more than is due: asking for another costs a call and an exception, and what is there comes next.
+        # Not one frame more than is due: asking for another costs a call and an exception, and epoll tells of it.
         frames, problem = self._read_frames(min(len(self.child.leased), FRAMES_A_TURN) or 1)
         if frames:
             self._listener.on_frames(self, frames)
@@ -200,10 +200,10 @@ class ChildProcess:
             self._listener.on_frames(self, frames)
         self._sweep()
         self._close_io()
-        what = death(status, read_dump(self.crash_fd), self.child.job_thread, list(self.tail))
+        what = death(status, read_dump(self.crash_fd), self.child.job_thread, tuple(self.tail))
         self.close()
         if problem:
-            what = Death(f"protocol: {problem}", what.signal, what.exit_code, what.stack, what.stderr)
+            what = Death(f"protocol: {problem}", what.signal, what.exit_code, what.stack, what.printed)
         self._listener.on_death(self, what)
 
     def _sweep(self) -> None:

@@ -181,10 +181,12 @@ class Service:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         self.supervisor.start()
-        self._server = await self._loop.create_unix_server(
-            lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=512
-        )
-        self._announce()
+        await asyncio.wait((self.supervisor.booted, self.supervisor.status), return_when=asyncio.FIRST_COMPLETED)
+        if not self.supervisor.status.done():
+            self._server = await self._loop.create_unix_server(
+                lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=512
+            )
+            self._announce()
         return await self.supervisor.status
 
     def _open_control(self) -> None:

@@ -1,7 +1,7 @@
 """What the supervisor knows: devices, their children, functions, jobs; and the words for what happens and what to do.
 
-Plain values; those made for every job are msgspec Structs, which are made three times as fast as dataclasses. Nothing here
-sends, spawns, waits or looks at a clock.
+Plain values; those made for every job are msgspec Structs, which are made three times as fast as dataclasses. Nothing
+here sends, spawns, waits or looks at a clock.
 """
 
 import heapq
@@ -155,6 +155,7 @@ class Child:
     reserved: Job | None = None
     retiring: bool = False
     ending: Ending | None = None  # whose rung ended the process, when ours did
+    killed: bool = False  # a SIGKILL was sent
     import_error: str | None = None
 
     def move(self, phase: Phase) -> None:
@@ -196,6 +197,11 @@ class Device:
     restart_at: float | None = None
     given_up: str | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether it will never have another child."""
+        return self.given_up is not None or self.health is Health.RETIRED
+
 
 @dataclass(frozen=True, slots=True)
 class Death:
@@ -205,7 +211,7 @@ class Death:
     signal: str | None = None
     exit_code: int | None = None
     stack: tuple[str, ...] = ()
-    stderr: tuple[str, ...] = ()
+    printed: tuple[tuple[int, str], ...] = ()  # the last lines, each with its job's number, 0 when unknown
 
 
 class Outcome(msgspec.Struct):

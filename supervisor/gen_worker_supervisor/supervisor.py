@@ -35,7 +35,7 @@ from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.nursery import Nursery
-from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
@@ -88,6 +88,7 @@ class Supervisor:
         self.survey = survey
         self.log = log
         self.status: asyncio.Future[int] = loop.create_future()
+        self.booted: asyncio.Future[None] = loop.create_future()
         self._spellings = {function.python_name: function.name for function in survey.functions}
         self._loop = loop
         self._saver = saver
@@ -271,12 +272,8 @@ class Supervisor:
         if isinstance(payload, InlinePayload) and len(payload.data) <= INLINE_LIMIT:
             body = payload.data
         else:
-            region = (
-                process.inputs.place(payload.data)
-                if isinstance(payload, InlinePayload)
-                else process.inputs.relay(payload)
-            )
-            body, descriptors = region[0], (region[1],)
+            body, fd = process.inputs.place(payload)
+            descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
         order = SubmitFrame(
             job.number, job.function.name, job.request_id, body, job.encoding, job.stream, left, job.events
@@ -354,6 +351,8 @@ class Supervisor:
             happenings.append(Reported(child, message))
         if happenings:
             self.handle(*happenings)
+            if not self.booted.done():
+                self._note_boot()
 
     def _grant(self, process: ChildProcess, size: int) -> None:
         granted = process.outputs.grant(size)
@@ -381,6 +380,7 @@ class Supervisor:
         known = held.get(job)
         if known is None and not job and len(held) == 1:
             known = next(iter(held.values()))
+        process.tail.append((known.number if known is not None else job, line))
         self._print(process.child, known, line)
 
     def _print(self, child: Child, job: Job | None, line: str) -> None:
@@ -396,14 +396,16 @@ class Supervisor:
         self._look_at_page(process)
         del self._processes[process.child.generation]
         self.handle(Died(process.child, death))
+        self._note_boot()
 
     def process_of(self, child: Child) -> ChildProcess | None:
         """Return the process of a child, None when it is gone."""
         return self._processes.get(child.generation)
 
-    def running(self) -> bool:
-        """Whether some child can take work or soon will."""
-        return any(
-            device.child is not None and device.child.phase in (Phase.READY, Phase.BUSY, Phase.LOADING)
+    def _note_boot(self) -> None:
+        """Set `booted` once every device's first child is ready, or has shown that it will not be at once."""
+        if not self.booted.done() and all(
+            device.restarts or device.early_deaths or (device.child is not None and device.child.ready)
             for device in self.fleet.devices
-        )
+        ):
+            self.booted.set_result(None)

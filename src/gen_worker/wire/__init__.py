@@ -1,1 +1,1 @@
-"""What the supervisor, its children and its clients say to each other: message types and the sockets that carry them."""
+"""What the supervisor, its children and its clients say to each other, and the sockets that carry it."""

@@ -8,6 +8,7 @@ from gen_worker.wire.messages import INLINE_LIMIT
 from gen_worker.wire.regions import Mapped, OwnRegion, RegionError, open_region, size_class
 from gen_worker.wire.values import copy_into, pieces, total_length
 
+MAPPED_REGIONS = 16  # of the supervisor's, kept mapped for later bodies
 POOL_BYTES = 256 << 20  # of regions kept for later payloads; one that does not fit in gets a region for itself
 
 
@@ -98,7 +99,14 @@ class Inbox:
         mapped = open_region(descriptors.pop(0), body.length, writable=False)
         if body.region:
             self._mapped[body.region] = mapped
+            self._forget_oldest()
         return mapped
+
+    def _forget_oldest(self) -> None:
+        """Unmap regions of children that may be long gone; one that comes again comes with its memory."""
+        for number in list(self._mapped)[:-MAPPED_REGIONS]:
+            if number not in self._read and not self._mapped[number].lent:
+                self._mapped.pop(number).close()
 
     def released(self) -> list[int]:
         """Return the regions that nobody here looks at any more, each once."""

@@ -91,7 +91,9 @@ class Channel(Generic[Incoming]):
         with self._sending:
             packet = self._encode((self.generation, self._sent, message))
             if len(packet) > FRAME_LIMIT:
-                raise ProtocolError(f"a `{type(message).__name__}` frame of {len(packet)} bytes, the limit is {FRAME_LIMIT}")
+                raise ProtocolError(
+                    f"a `{type(message).__name__}` frame of {len(packet)} bytes, the limit is {FRAME_LIMIT}"
+                )
             send_packet(self.sock, packet, descriptors)
             self._sent += 1
 

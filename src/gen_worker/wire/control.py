@@ -16,7 +16,7 @@ CONTROL_PROTOCOL = 1
 class Attached(msgspec.Struct, array_like=True, frozen=True):
     """The body is in the attached memfd, its first `length` bytes; `region` names it, 0 when it is used only once.
 
-    A memfd sent before under the same `region` by the same side is the same memory: keep its mapping and skip the new one.
+    A memfd sent before under the same `region` by the same side is the same memory: keep its mapping, skip the new one.
     """
 
     length: int
@@ -26,7 +26,7 @@ class Attached(msgspec.Struct, array_like=True, frozen=True):
 Value: TypeAlias = bytes | Attached
 
 
-class _Message(msgspec.Struct, array_like=True, frozen=True, tag=lambda name: name.lower()):
+class _Message(msgspec.Struct, array_like=True, tag=lambda name: name.lower()):
     """Base of all control frames."""
 
 

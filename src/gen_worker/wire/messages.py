@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 FRAME_LIMIT = 64 * 1024  # SEQPACKET fails above ~208 KiB on stock kernels; 64 KiB leaves room for the ancillary data
-INLINE_LIMIT = 48 * 1024  # a longer body travels in a region, so that a frame with its other fields stays under the limit
+INLINE_LIMIT = (
+    48 * 1024
+)  # a longer body travels in a region, so that a frame with its other fields stays under the limit
 REGION_LIMIT = 1 << 30  # the longest body that travels at all
 WINDOW_ITEMS = 32  # stream items of one job that may be on their way before the child waits for `More`
 WINDOW_BYTES = 1 << 20
@@ -66,7 +68,7 @@ ErrorKind: TypeAlias = Literal[
 ]
 
 
-class _Message(msgspec.Struct, array_like=True, frozen=True, tag=lambda name: name.lower()):
+class _Message(msgspec.Struct, array_like=True, tag=lambda name: name.lower()):
     """Base of all frames."""
 
 
@@ -292,7 +294,7 @@ Report: TypeAlias = (
 
 
 class Fork(_Message):
-    """Make a child: attached are its socket, its two output pipes, its crash memfd and its status page, in this order."""
+    """Make a child: attached are its socket, two output pipes, crash memfd and status page, in this order."""
 
     generation: int
     environment: dict[str, str]

@@ -1,7 +1,7 @@
 """The status page: 4 KiB of shared memory in which a child says what it does and from which anyone may read it.
 
-One writer, any number of readers, no lock: a sequence number is odd while the page changes. It is read without asking the
-child, so it works while the child hangs. It never carries anything that must arrive.
+One writer, any number of readers, no lock: a sequence number is odd while the page changes. It is read without asking
+the child, so it works while the child hangs, and after its death.
 """
 
 import mmap
@@ -14,34 +14,26 @@ from dataclasses import dataclass
 PAGE_BYTES = 4096
 _SEQUENCE = struct.Struct("<Q")
 _BEAT = struct.Struct("<QdQ")  # count, monotonic seconds, resident bytes
-_JOB = struct.Struct("<QdIId32s")  # job number, since, step, steps, fraction, stage
-_LOAD = struct.Struct("<QQ")  # bytes read, bytes in all
-_VRAM = struct.Struct("<QQQ")  # allocated, reserved, peak
+_JOB = struct.Struct("<Qd")  # the last job the job thread began, monotonic seconds
+_PROGRESS = struct.Struct("<Qd32s")  # job, fraction, stage
 _BEAT_AT = 8
 _JOB_AT = _BEAT_AT + _BEAT.size
-_LOAD_AT = _JOB_AT + _JOB.size
-_VRAM_AT = _LOAD_AT + _LOAD.size
-_END = _VRAM_AT + _VRAM.size
+_PROGRESS_AT = _JOB_AT + _JOB.size
+_END = _PROGRESS_AT + _PROGRESS.size
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a child's status page said at one moment."""
+    """What a child's status page said at one moment. Times are of the monotonic clock, which all processes share."""
 
     beats: int
     beat_at: float
     rss: int
     job: int
     job_since: float
-    step: int
-    steps: int
+    progress_job: int
     fraction: float
     stage: str
-    loaded_bytes: int
-    load_bytes: int
-    vram_allocated: int
-    vram_reserved: int
-    vram_peak: int
 
 
 def create_page() -> int:
@@ -76,12 +68,12 @@ class PageWriter:
         self._write(_BEAT, _BEAT_AT, self._beats, time.monotonic(), rss)
 
     def job(self, number: int) -> None:
-        """Record which job runs on the job thread; 0 for none."""
-        self._write(_JOB, _JOB_AT, number, time.monotonic(), 0, 0, -1.0, b"")
+        """Record that the job thread begins a job."""
+        self._write(_JOB, _JOB_AT, number, time.monotonic())
 
     def progress(self, number: int, fraction: float, stage: str) -> None:
-        """Record how far the job is, 0 to 1, and what it is at."""
-        self._write(_JOB, _JOB_AT, number, time.monotonic(), 0, 0, fraction, stage.encode()[:32])
+        """Record how far a job is, 0 to 1, and what it is at."""
+        self._write(_PROGRESS, _PROGRESS_AT, number, fraction, stage.encode()[:32])
 
 
 class PageReader:
@@ -107,8 +99,7 @@ class PageReader:
 
 def _reading(page: bytes) -> Reading:
     beats, beat_at, rss = _BEAT.unpack_from(page, _BEAT_AT)
-    job, since, step, steps, fraction, stage = _JOB.unpack_from(page, _JOB_AT)
-    loaded, load = _LOAD.unpack_from(page, _LOAD_AT)
-    allocated, reserved, peak = _VRAM.unpack_from(page, _VRAM_AT)
-    words = stage.rstrip(b"\0").decode(errors="replace")
-    return Reading(beats, beat_at, rss, job, since, step, steps, fraction, words, loaded, load, allocated, reserved, peak)
+    job, since = _JOB.unpack_from(page, _JOB_AT)
+    progress_job, fraction, stage = _PROGRESS.unpack_from(page, _PROGRESS_AT)
+    words = stage.rstrip(b"\0").decode(errors="ignore")
+    return Reading(beats, beat_at, rss, job, since, progress_job, fraction, words)

@@ -116,7 +116,7 @@ def open_region(fd: int, length: int, *, writable: bool) -> Mapped:
 
 
 def check_region(fd: int, length: int) -> None:
-    """Raise `RegionError`, and close `fd`, when a region that a peer sent could shrink or does not hold `length` bytes."""
+    """Raise `RegionError`, and close `fd`, when a peer's region could shrink or does not hold `length` bytes."""
     try:
         _judged_size(fd, length)
     except RegionError:

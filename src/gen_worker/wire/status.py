@@ -1,4 +1,4 @@
-"""The document of `gen-worker ps --json`: schema 1. Unknown values are null; within a schema number names are only added."""
+"""The document of `gen-worker ps --json`: unknown values are null; within a schema number names are only added."""
 
 from typing import Literal
 
