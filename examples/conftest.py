@@ -30,6 +30,7 @@ class Server:
             **os.environ,
             "GEN_WORKER_RUN_DIR": str(place / "run"),
             "GEN_WORKER_LOCAL_OUTPUT_DIR": str(self.outputs),
+            "TMPDIR": str(place),  # torch makes a cache there
             **variables,
         }
 
