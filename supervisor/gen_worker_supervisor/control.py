@@ -123,10 +123,9 @@ class ControlServer:
         self._kept_bytes = 0
 
     def listen(self, sock: socket.socket) -> None:
-        """Accept clients on a bound socket."""
+        """Accept clients on a listening socket."""
         self._sock = sock
         sock.setblocking(False)
-        sock.listen(128)
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def _accept(self) -> None:

@@ -36,7 +36,7 @@ from gen_worker.wire.messages import (
 )
 from gen_worker_supervisor.blame import Charge
 from gen_worker_supervisor.ladder import Ending, Reason, Rung
-from gen_worker_supervisor.phases import NEXT_HEALTH, Health, JobState, Phase, step
+from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.state import (
     Action,
     Answer,
@@ -135,7 +135,7 @@ def start(fleet: Fleet, now: float) -> list[Action]:
 def _spawn(fleet: Fleet, device: Device, now: float) -> list[Action]:
     fleet.generation += 1
     if device.child is not None:
-        device.child.move(Phase.FORKING)  # the table's way from the dead child to the next one
+        step(NEXT_PHASE, device.child.phase, Phase.FORKING)  # the table's way from the dead child, which stays dead
         device.restarts += 1
     device.restart_at = None
     child = device.child = Child(device, fleet.generation, now)

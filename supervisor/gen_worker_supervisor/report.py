@@ -113,7 +113,7 @@ def _job(job: Job, now: float) -> JobStatus:
         stage=job.stage,
         progress=job.progress,
         elapsed_s=round(now - started, 3) if started is not None else 0.0,
-        deadline_s=None if job.deadline is None else round(job.deadline - job.submitted, 3),
+        deadline_s=None if job.deadline is None else round(max(0.0, job.deadline - now), 3),
         gpu=job.child.device.name if job.child is not None else None,
         link=job.client.link,
         attempt=job.attempt,

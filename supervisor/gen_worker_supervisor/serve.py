@@ -32,7 +32,7 @@ from gen_worker_supervisor.ndjson import Connection
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.sockets import SocketInUseError, bind_unix
+from gen_worker_supervisor.sockets import BACKLOG, SocketInUseError, bind_unix
 from gen_worker_supervisor.state import Device, Fleet, Function
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -184,7 +184,7 @@ class Service:
         await asyncio.wait((self.supervisor.booted, self.supervisor.status), return_when=asyncio.FIRST_COMPLETED)
         if not self.supervisor.status.done():
             self._server = await self._loop.create_unix_server(
-                lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=512
+                lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=BACKLOG
             )
             self._announce()
         return await self.supervisor.status

@@ -8,6 +8,7 @@ import stat
 import struct
 from pathlib import Path
 
+BACKLOG = 512  # with 8, clients that connect at once were refused by the thousand
 _PEER = struct.Struct("3i")
 
 
@@ -16,7 +17,7 @@ class SocketInUseError(Exception):
 
 
 def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
-    """Return a bound Unix socket that only this user can open; a stale socket file is replaced.
+    """Return a listening Unix socket that only this user can open; a stale socket file is replaced.
 
     Raises `SocketInUseError` when a live server owns the path, naming its pid, and `OSError` as `bind` does.
     """
@@ -29,6 +30,7 @@ def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
         old = os.umask(0o177)
         try:
             sock.bind(address)
+            sock.listen(BACKLOG)  # at once: who probes it must find it alive, and clients may wait for us
         except OSError:
             sock.close()
             raise
