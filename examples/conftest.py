@@ -37,7 +37,7 @@ class Server:
     @contextmanager
     def running(self, devices: str) -> Iterator[None]:
         """Start it, wait until it is ready, and end it; it must end well."""
-        command = [GEN_WORKER, "serve", "--socket", self.socket, "--devices", devices]
+        command = [str(GEN_WORKER), "serve", "--socket", str(self.socket), "--devices", devices]
         with (
             self._log.open("wb") as log,
             subprocess.Popen(

