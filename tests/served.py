@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -211,7 +211,8 @@ class Server:
 
     def log(self) -> str:
         """Return what it wrote to standard error."""
-        return (self.folder / "log").read_text()
+        log = self.folder / "log"
+        return log.read_text() if log.exists() else ""
 
     def processes(self) -> list[int]:
         """Return the pids of its child processes: children and zygote."""
@@ -277,35 +278,36 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def launch(
-    folder: Path, *, module: str = "faulty", devices: str = "cpu:1", cwd: Path = ENDPOINTS, **variables: str
+    folder: Path,
+    *,
+    module: str = "faulty",
+    devices: str = "cpu:1",
+    cwd: Path = ENDPOINTS,
+    log: Path | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start the installed `gen-worker serve` with everything it makes in `folder`."""
     command = [*GEN_WORKER, "serve", "--module", module, "--devices", devices, "--socket", str(folder / "gw.sock")]
     own = {"GEN_WORKER_LOCAL_OUTPUT_DIR": str(folder / "outputs"), "PYTHONDONTWRITEBYTECODE": "1"}
-    with (folder / "log").open("ab") as log:
+    with (log or folder / "log").open("wb") as stderr:
         return subprocess.Popen(
             command,
             cwd=cwd,
-            env={**environment(folder), **own, **variables},
+            env={**environment(folder), **own, **(variables or {})},
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=stderr,
+            stderr=stderr,
         )
 
 
 @contextmanager
-def serving(
-    folder: Path, *, module: str = "faulty", devices: str = "cpu:1", cwd: Path = ENDPOINTS, **variables: str
-) -> Iterator[Server]:
-    """Serve until the body ends; the server is ready and its children idle when it begins."""
-    server = Server(launch(folder, module=module, devices=devices, cwd=cwd, **variables), folder)
+def serving(folder: Path, **options: Any) -> Iterator[Server]:
+    """Serve with `launch`'s options until the body ends; the server is ready, its children idle, when that begins."""
+    server = Server(launch(folder, **options), folder)
     try:
         until(lambda: server.sidecar.exists() or server.process.poll() is not None, what="the sidecar")
         assert server.process.poll() is None, server.log()
         server.until_idle()
         yield server
-    except BaseException:
-        sys.stderr.write(server.log()[-20_000:])
-        raise
     finally:
         server.close()

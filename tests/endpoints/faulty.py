@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -97,9 +98,10 @@ def depth(ctx: RequestContext, payload: Nested) -> Answer:
 @endpoint
 def count(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
     note(ctx)
-    for number in range(payload.times):
-        (FOLDER / "counted").write_text(str(number))
-        yield Answer(f"{number} {payload.text}", os.getpid())
+    with (FOLDER / "counted").open("wb", buffering=0) as counted:
+        for number in range(payload.times):
+            os.pwrite(counted.fileno(), f"{number}\n".encode(), 0)
+            yield Answer(f"{number} {payload.text}", os.getpid())
 
 
 # --- jobs that end their child ----------------------------------------------------------------------------------------
@@ -119,6 +121,12 @@ def die(ctx: RequestContext, payload: Order) -> Answer:
         case "exit":
             os._exit(7)
     return answer(payload)
+
+
+@endpoint
+def start_helper(ctx: RequestContext, payload: Order) -> Answer:
+    helper = subprocess.Popen(["sleep", "1000"])
+    return Answer(str(helper.pid), os.getpid())
 
 
 @endpoint
@@ -216,6 +224,13 @@ def talk(ctx: RequestContext, payload: Order) -> Answer:
 
 
 @endpoint
+def chatter(ctx: RequestContext, payload: Order) -> Answer:
+    for _ in range(payload.times):
+        print("x" * 200)
+    return answer(payload)
+
+
+@endpoint
 async def talk_async(ctx: RequestContext, payload: Order) -> Answer:
     note(ctx)
     for number in range(payload.times):
@@ -276,3 +291,5 @@ class Deadly:
 
 if (FOLDER / "import-dies").exists():
     os._exit(11)
+if (FOLDER / "import-raises").exists():
+    raise RuntimeError("no luck today")
