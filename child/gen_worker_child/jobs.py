@@ -21,6 +21,7 @@ import msgspec
 
 from gen_worker.api.context import CancelFlag, RequestContext, SavedFile
 from gen_worker.api.errors import CanceledError, OutputTooLargeError, classify
+from gen_worker.api.producers import context_class
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
 from gen_worker.wire.channel import Channel
@@ -320,7 +321,7 @@ class Jobs:
             self._channel.send(Done(job.number, ending, run_s, job.yielded))
 
     def _context(self, job: Job) -> RequestContext:
-        return RequestContext(
+        return context_class(job.spec.kind)(
             request_id=job.order.request_id,
             emitter=lambda event: self._event(job, event),
             sink=_Sink(self, job),

@@ -1,0 +1,51 @@
+"""What the status document says of a job."""
+
+from gen_worker.wire.messages import Event
+from gen_worker.wire.survey import SurveyedFunction
+from gen_worker_supervisor.bodies import InlinePayload, OutputBody
+from gen_worker_supervisor.report import _job
+from gen_worker_supervisor.state import Function, Job, Outcome
+
+
+class Nobody:
+    """A client that listens to nothing."""
+
+    link = "serve"
+
+    def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None: ...
+
+    def item(self, job: Job, body: OutputBody) -> None: ...
+
+    def event(self, job: Job, event: Event) -> None: ...
+
+    def rerun(self, job: Job) -> None: ...
+
+
+def job(deadline: float | None) -> Job:
+    surveyed = SurveyedFunction("echo", "echo", "", "", "sync", "device", False, None, [])
+    return Job(
+        number=1,
+        client=Nobody(),
+        request_id="r1",
+        attempt=1,
+        named=True,
+        function=Function(surveyed),
+        payload=InlinePayload(b"{}"),
+        encoding="json",
+        stream=False,
+        events=False,
+        submitted=100.0,
+        deadline=deadline,
+    )
+
+
+def test_the_deadline_of_a_job_is_the_time_it_has_left() -> None:
+    assert _job(job(deadline=130.0), now=110.0).deadline_s == 20.0
+
+
+def test_a_job_past_its_deadline_has_no_time_left() -> None:
+    assert _job(job(deadline=130.0), now=131.0).deadline_s == 0.0
+
+
+def test_a_job_without_a_deadline_has_none() -> None:
+    assert _job(job(deadline=None), now=110.0).deadline_s is None
