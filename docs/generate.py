@@ -235,8 +235,9 @@ def _export(name: str) -> str:
         )
     node = _definition(name)
     if isinstance(node, ast.FunctionDef):
-        return f"### {name}\n\n```text\n{name}{_signature(node, method=False)}\n```\n\n{_doc(node)}"
-    parts = [f"### {name}", _doc(node)]
+        typed = _overload(name) or node
+        return f"### {name}\n\n```text\n{name}{_signature(typed, method=False)}\n```\n\n{_doc(node)}"
+    parts = [f"### {name}", " ".join([_doc(node), *_based(node)])]
     if fields := _fields(node):
         rows = [(f"`{field}`", f"`{kind}`", f"`{default}`" if default else "") for field, kind, default in fields]
         parts.append(_table(("field", "type", "default"), rows))
@@ -265,30 +266,66 @@ def _members(functions: Iterable[ast.FunctionDef], prefix: str, *, method: bool)
     rows = []
     for node in functions:
         is_property = any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
-        returns = ast.unparse(node.returns).strip("'") if node.returns else ""
-        call = f": {returns}" if is_property else _signature(node, method=method)
+        call = f": {_type(node.returns)}" if is_property and node.returns else _signature(node, method=method)
         rows.append((f"`{prefix}{node.name}{call}`", _doc(node)))
     return _table(("member", "what it does"), rows)
 
 
 def _signature(node: ast.FunctionDef, *, method: bool) -> str:
-    arguments = ast.unparse(node.args)
-    if method:
-        arguments = arguments.removeprefix("self").removeprefix(", ")
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
-    return f"({arguments}){returns}".replace("'", "")
+    given = node.args
+    positional = [*given.posonlyargs, *given.args]
+    defaults = [None] * (len(positional) - len(given.defaults)) + given.defaults
+    parts = [_argument(each, default) for each, default in zip(positional, defaults, strict=True)][1 if method else 0 :]
+    if given.vararg or given.kwonlyargs:
+        parts.append(f"*{_argument(given.vararg, None)}" if given.vararg else "*")
+    parts += [_argument(each, default) for each, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    if given.kwarg:
+        parts.append(f"**{_argument(given.kwarg, None)}")
+    returns = f" -> {_type(node.returns)}" if node.returns and node.name != "__init__" else ""
+    return f"({', '.join(parts)}){returns}"
+
+
+def _argument(argument: ast.arg, default: ast.expr | None) -> str:
+    told = f"{argument.arg}: {_type(argument.annotation)}" if argument.annotation else argument.arg
+    return told if default is None else f"{told} = {_value(default)}"
+
+
+def _type(annotation: ast.expr) -> str:
+    return str(annotation.value) if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+
+
+def _value(default: ast.expr) -> str:
+    return ast.unparse(default).replace("'", '"')
+
+
+def _overload(name: str) -> ast.FunctionDef | None:
+    """The overload of a function that says the most of its types."""
+    found = [node for node in _top_level(name) if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    return max(found, key=lambda node: len(node.args.kwonlyargs), default=None)
+
+
+def _based(node: ast.ClassDef) -> list[str]:
+    """Say what a class is based on, where an author knows that."""
+    base = ast.unparse(node.bases[0]) if node.bases else ""
+    if base.startswith("_"):
+        (private,) = _top_level(base)
+        assert isinstance(private, ast.ClassDef)
+        return _based(private)
+    return [] if base in ("", "Exception") or "." in base else [f"Based on `{base}`."]
 
 
 def _definition(name: str) -> ast.ClassDef | ast.FunctionDef:
-    for file in sorted((SOURCE / "api").glob("*.py")):
-        found = [
-            node
-            for node in ast.parse(file.read_text()).body
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name and ast.get_docstring(node)
-        ]
-        if found:
-            return found[0]
+    for node in _top_level(name):
+        if ast.get_docstring(node):
+            return node
     raise LookupError(f"no definition of `{name}` in `{SOURCE / 'api'}`")
+
+
+def _top_level(name: str) -> list[ast.ClassDef | ast.FunctionDef]:
+    """Every definition of a name in the modules of `gen_worker.api`."""
+    files = [ast.parse(file.read_text()) for file in sorted((SOURCE / "api").glob("*.py"))]
+    nodes = [node for file in files for node in file.body]
+    return [node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name]
 
 
 # --- common -----------------------------------------------------------------------------------------------------------
@@ -310,7 +347,7 @@ def _fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
 
 
 def _default(field: ast.AnnAssign) -> str:
-    return "" if field.value is None else ast.unparse(field.value).replace("'", '"')
+    return "" if field.value is None else _value(field.value)
 
 
 def _doc(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
