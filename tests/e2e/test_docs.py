@@ -244,3 +244,23 @@ def test_what_is_shown_as_json_is_json(page: Path) -> None:
         if block.language == "json":
             for document in re.split(r"\n(?=[\[{])", block.text.strip()):
                 json.loads(document)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "same"),
+    [
+        ("done in 0.3 s", "done in 12 s", True),
+        ("pid 1234", "pid 99887", True),
+        ("1 jobs done", "2 jobs done", False),
+        ("a\n...\nd", "a\nb\nc\nd", True),
+        ("a\n...\nd", "a\nd", True),
+        ("a\n...", "a", True),
+        ("a", "a\nb", False),
+        ('{"sha256":"..."}', '{"sha256":"abc"}', True),
+        ("killed `invoke-0a1b2c3d`", "killed `invoke-99999999`", True),
+        ("cpu:0   idle  -", "cpu:0     idle      -", True),
+    ],
+)
+def test_output_is_compared_as_a_reader_would(shown: str, printed: str, same: bool, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        assert Reader(tmp_path, stack).matches(shown, printed) is same

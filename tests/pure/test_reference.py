@@ -14,8 +14,12 @@ import gen_worker
 from gen_worker.cli import invoke
 from gen_worker.cli.program import commands
 from gen_worker.settings import _VARIABLES
-from gen_worker.wire import control
+from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
+from gen_worker_child import jobs
+from gen_worker_child.main import CREDITS, WATCH_S
+from gen_worker_supervisor import blame, fleet, ladder, ndjson, state
+from gen_worker_supervisor import control as kept
 from gen_worker_supervisor.fleet import STATE_OF
 from gen_worker_supervisor.phases import JobState
 
@@ -113,6 +117,36 @@ def test_every_kind_of_error_is_documented_as_it_behaves() -> None:
 def test_every_detail_of_an_error_is_documented() -> None:
     for field in ErrorDetail.__struct_fields__:
         assert f"| `{field}` |" in reference("errors")
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        ("reference/ndjson", f"{ndjson.LINE_LIMIT >> 20} MiB"),
+        ("reference/ndjson", f"no line for {ndjson.FIRST_LINE_S:g} s"),
+        ("reference/control-socket", f"A frame has at most {messages.FRAME_LIMIT >> 10} KiB"),
+        ("reference/control-socket", f"up to {messages.INLINE_LIMIT >> 10} KiB is a msgpack `bin`"),
+        ("reference/control-socket", f"up to {messages.REGION_LIMIT >> 30} GiB, is a memfd"),
+        ("reference/control-socket", f"for {kept.KEPT_S / 60:g} minutes, and at most {kept.KEPT_RESULTS:,}"),
+        ("reference/control-socket", f"{kept.KEPT_BYTES >> 20} MiB of them"),
+        ("reference/control-socket", f"{kept.UNSENT_LIMIT:,} frames unread"),
+        ("reference/control-socket", f"{messages.WINDOW_ITEMS} items or {messages.WINDOW_BYTES >> 20} MiB"),
+        ("guides/streaming-and-progress", f"{messages.WINDOW_ITEMS} items or {messages.WINDOW_BYTES >> 20} MiB"),
+        ("guides/streaming-and-progress", f"{1 / jobs.PROGRESS_INTERVAL_S:g} progress reports a second"),
+        ("guides/kill-a-hung-job", f"has {ladder.GRACE_S[ladder.Reason.KILL]:g} seconds"),
+        ("guides/serve-and-invoke", f"have {ladder.GRACE_S[ladder.Reason.DRAIN]:g} seconds"),
+        ("endpoint-authoring", f"up to {CREDITS['loop']} at once"),
+        ("concepts/architecture", f"{CREDITS['loop']} at once"),
+        ("concepts/architecture", f"under {state.FAST_RUN_S * 1000:g} ms, up to {state.LEASED_AHEAD} jobs"),
+        ("concepts/faults", f"{blame.QUARANTINE_S / 60:g} minutes"),
+        ("decisions/sampled-digest", f"up to {blame.HASHED_WHOLE >> 20} MiB"),
+        ("decisions/unavailable-and-tried-again", f"{fleet.UNAVAILABLE_S:g} seconds later"),
+        ("decisions/who-reads-in-a-child", f"{WATCH_S * 1000:g} ms"),
+    ],
+)
+def test_a_number_on_a_page_is_the_codes(page: str, told: str) -> None:
+    prose = " ".join((DOCS / f"{page}.md").read_text().split())
+    assert told in prose
 
 
 @pytest.mark.parametrize("page", DECISIONS, ids=name_of)
