@@ -70,8 +70,19 @@ def _room(child: Child, function: Function) -> int:
     lane = lane_of(function)
     if lane == "device" and child.loading is not None:
         return 0
-    ahead = LEASED_AHEAD if function.fast and lane == "device" else 0
+    ahead = LEASED_AHEAD if lane == "device" and function.fast and _fast_ahead(child) else 0
     return child.credits[lane] + ahead - child.used[lane]
+
+
+def _fast_ahead(child: Child) -> bool:
+    """Whether what runs on the device is over soon, as far as is known; behind anything else nothing is leased ahead.
+
+    A job that holds the child's interpreter lock keeps what is leased behind it: a recall is not even read.
+    """
+    if child.used["device"] == 0:
+        return True
+    first = next(job for job in child.leased.values() if lane_of(job.function) == "device")
+    return first.function.fast
 
 
 def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:
@@ -148,11 +159,10 @@ def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action
         ahead = [job for job in child.leased.values() if job.state is JobState.LEASED and not job.recalled]
         if child.used["device"] < 2 or not ahead:
             continue
-        since = min(
-            (job.started for job in child.leased.values() if job.started is not None), default=now
-        )  # as far as known
-        if len(ahead) < CROWDED and now - since < STUCK_BEHIND_S:
-            fleet.arm(since + STUCK_BEHIND_S, ("look", None))
+        begun = (job.started for job in child.leased.values() if job.started is not None)
+        stuck_at = min(begun, default=now) + STUCK_BEHIND_S  # as far as known
+        if len(ahead) < CROWDED and now < stuck_at:
+            fleet.arm(stuck_at, ("look", None))
             continue
         job = ahead[-1]
         if any(job.function.surveyed.instance in other.loaded and holds(other.device, job.function) for other in idle):
