@@ -130,6 +130,12 @@ def start_helper(ctx: RequestContext, payload: Order) -> Answer:
 
 
 @endpoint
+def last_words(ctx: RequestContext, payload: Order) -> Answer:
+    print(payload.text)
+    os._exit(7)
+
+
+@endpoint
 def count_and_die(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
     note(ctx)
     yield from (Answer(str(number), os.getpid()) for number in range(payload.times))
