@@ -21,6 +21,8 @@ from gen_worker.wire.regions import OwnRegion, RegionError, size_class
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
+from gen_worker_supervisor.sockets import Acceptor
 from gen_worker_supervisor.state import Job, Outcome
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -111,12 +113,15 @@ class Ticket:
 class ControlServer:
     """Listens on the control socket and keeps unacknowledged results."""
 
-    def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop, hello: wire.Opened) -> None:
+    def __init__(
+        self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop, poller: Poller, hello: wire.Opened
+    ) -> None:
         self.supervisor = supervisor
         self.hello = hello
         self.document: Callable[[], bytes]
         self.dropped = 0
         self._loop = loop
+        self._poller = poller
         self._clients: set[ControlClient] = set()
         self._tickets: OrderedDict[tuple[str, int], Ticket] = OrderedDict()
         self._kept: OrderedDict[tuple[str, int], int] = OrderedDict()
@@ -124,26 +129,17 @@ class ControlServer:
 
     def listen(self, sock: socket.socket) -> None:
         """Accept clients on a listening socket."""
-        self._sock = sock
-        sock.setblocking(False)
-        self._loop.add_reader(sock.fileno(), self._accept)
+        log = self.supervisor.log
+        self._acceptor = Acceptor(
+            sock, self._loop, self._poller, self._admit, lambda problem: log.event("warning", "control", problem)
+        )
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._sock.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:  # no descriptor left: try again when some may be free, not at once and for ever
-            self.supervisor.log.event("warning", "control", f"cannot accept: {error}")
-            self._loop.remove_reader(self._sock.fileno())
-            self._loop.call_later(0.1, self._loop.add_reader, self._sock.fileno(), self._accept)
-            return
+    def _admit(self, sock: socket.socket) -> None:
         _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        if uid not in (os.geteuid(), 0):
+        if uid in (os.geteuid(), 0):
+            self._clients.add(ControlClient(self, sock, self._loop, self._poller))
+        else:
             sock.close()
-            return
-        sock.setblocking(False)
-        self._clients.add(ControlClient(self, sock, self._loop))
 
     def ticket(self, key: tuple[str, int]) -> Ticket | None:
         """Return the job of this key, running or waiting for its `Ack`."""
@@ -192,8 +188,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Close the socket and every connection."""
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
+        self._acceptor.close()
         for client in list(self._clients):
             client.close()
         for key in list(self._kept):
@@ -209,19 +204,28 @@ class _Unsent:
 class ControlClient:
     """One connection."""
 
-    def __init__(self, server: ControlServer, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: ControlServer, sock: socket.socket, loop: asyncio.AbstractEventLoop, poller: Poller
+    ) -> None:
         self._server = server
         self._supervisor = server.supervisor
         self._sock = sock
         self._loop = loop
+        self._poller = poller
         self._view = memoryview(bytearray(FRAME_LIMIT + 1))
         self._unsent: deque[_Unsent] = deque()
         self._lent: dict[int, Output] = {}
         self._opened = False
         self._closed = False
-        loop.add_reader(sock.fileno(), self._on_readable)
+        poller.watch(sock.fileno(), self._on_events)
 
     # --- in ---
+
+    def _on_events(self, events: int) -> None:
+        if events & WRITABLE:
+            self._on_writable()
+        if events & (READABLE | GONE) and not self._closed:
+            self._on_readable()
 
     def _on_readable(self) -> None:
         for _ in range(FRAMES_A_TURN):
@@ -421,7 +425,7 @@ class ControlClient:
             try:
                 send_packet(self._sock, packet, descriptors)
             except BlockingIOError:
-                self._loop.add_writer(self._sock.fileno(), self._on_writable)
+                self._poller.change(self._sock.fileno(), READABLE | WRITABLE)
             except OSError:
                 self._loop.call_soon(self.close)
                 return
@@ -444,15 +448,14 @@ class ControlClient:
                 return
             close_all(waiting.descriptors)
             self._unsent.popleft()
-        self._loop.remove_writer(self._sock.fileno())
+        self._poller.change(self._sock.fileno(), READABLE)
 
     def close(self) -> None:
         """Close the connection and give back what the client was reading."""
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
+        self._poller.forget(self._sock.fileno())
         self._sock.close()
         for waiting in self._unsent:
             close_all(waiting.descriptors)

@@ -79,10 +79,10 @@ def _fast_ahead(child: Child) -> bool:
 
     A job that holds the child's interpreter lock keeps what is leased behind it: a recall is not even read.
     """
-    if child.used["device"] == 0:
-        return True
-    first = next(job for job in child.leased.values() if lane_of(job.function) == "device")
-    return first.function.fast
+    for job in child.leased.values():
+        if lane_of(job.function) == "device":
+            return job.function.fast
+    return True
 
 
 def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:

@@ -8,21 +8,22 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from gen_worker.wire.messages import ErrorDetail, ErrorKind, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
-from gen_worker_supervisor.hangup import Hangups
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 from gen_worker_supervisor.state import Job, Outcome
 from gen_worker_supervisor.supervisor import Supervisor
 
 LINK = "serve"
 LINE_LIMIT = 16 << 20  # a longer line would hold the loop for over 50 ms while it is decoded
 PIECE_BYTES = 256 * 1024
+PIECES_A_TURN = 8
 FIRST_LINE_S = 30.0  # a client that connects and says nothing is closed
 
 _OK_HEAD = b'{"ok":true,"events":['
@@ -146,88 +147,83 @@ class Reply:
         return bool(self._tail)
 
 
-def _joined(parts: list[Any]) -> bytes | None:
-    """Return the parts as one piece, None when they are too long to be copied."""
-    return b"".join(parts) if sum(map(len, parts)) <= PIECE_BYTES else None
+class Connection:
+    """One client on a non-blocking stream socket."""
 
-
-class Connection(asyncio.Protocol):
-    """One client."""
-
-    def __init__(self, supervisor: Supervisor, hangups: Hangups, open_connections: "set[Connection]") -> None:
+    def __init__(self, sock: socket.socket, supervisor: Supervisor, poller: Poller, others: "set[Connection]") -> None:
         self.supervisor = supervisor
-        self._hangups = hangups
-        self._connections = open_connections
+        self._sock = sock
+        self._poller = poller
+        self._others = others
         self._buffer = bytearray()
         self._scanned = 0
         self._replies: set[Reply] = set()
         self._turns: deque[Reply] = deque()
         self._outbox: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
-        self._paused = False
         self._ended = False
         self._gone = False
-        self._fd = -1
-        self._silent: asyncio.TimerHandle | None = None
+        self._silent: asyncio.TimerHandle | None
+        self._silent = asyncio.get_running_loop().call_later(FIRST_LINE_S, self._hang_up)
+        others.add(self)
+        poller.watch(sock.fileno(), self._on_events)
 
-    # --- asyncio's side ---
+    # --- the socket ---
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to listen."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=PIECE_BYTES)
-        self._connections.add(self)
-        sock = cast("socket.socket", transport.get_extra_info("socket"))
-        self._fd = sock.fileno()
-        loop = asyncio.get_running_loop()
-        self._hangups.watch(self._fd, lambda: loop.call_soon(self._hung_up))  # after what it sent last was read
-        self._silent = loop.call_later(FIRST_LINE_S, self._transport.close)
+    def _on_events(self, events: int) -> None:
+        if events & READABLE:
+            self._read()
+        if events & WRITABLE and not self._gone:
+            self._pump()
+        if events & GONE and (self._ended or not events & READABLE):
+            self._hang_up()  # only after everything it sent was read
 
-    def data_received(self, data: bytes) -> None:
-        """Take whole lines as requests and keep the rest."""
-        if not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one line, whole
-            self._line(data)
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(PIECE_BYTES)
+        except BlockingIOError:
             return
+        except OSError:
+            self._hang_up()
+            return
+        if not data:
+            self._on_end()
+        elif not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one line, whole
+            self._line(data)
+        else:
+            self._split(data)
+
+    def _split(self, data: bytes) -> None:
         self._buffer += data
-        while (end := self._buffer.find(b"\n", self._scanned)) >= 0:
+        while not self._gone and (end := self._buffer.find(b"\n", self._scanned)) >= 0:
             line = bytes(memoryview(self._buffer)[:end])
             del self._buffer[: end + 1]
             self._scanned = 0
             self._line(line)
         self._scanned = len(self._buffer)
         if self._scanned > LINE_LIMIT:
+            self._buffer.clear()
             self._refuse(f"a line of over {LINE_LIMIT} bytes; bigger values travel over the control socket")
-            self._transport.close()
+            self._on_end()
 
-    def eof_received(self) -> bool:
-        """The client sends no more; it may still wait for answers."""
+    def _on_end(self) -> None:
+        """The client sends no more, or shall not be read any more; it may still wait for answers."""
         self._ended = True
+        self._poller.change(self._sock.fileno(), WRITABLE if self._outbox else 0)
         if self._buffer:
             line, self._buffer = bytes(self._buffer), bytearray()
             self._line(line)
         self._close_if_done()
-        return True
 
-    def pause_writing(self) -> None:
-        """The client reads slower than we write."""
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        """The client has caught up."""
-        self._paused = False
-        self._pump()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
-        self._hangups.forget(self._fd)
-        self._hung_up()
-        self._connections.discard(self)
-
-    def _hung_up(self) -> None:
+    def _hang_up(self) -> None:
+        """Close the socket; what was asked for through it is asked for no more."""
         if self._gone:
             return
         self._gone = True
         if self._silent is not None:
             self._silent.cancel()
+        self._poller.forget(self._sock.fileno())
+        self._sock.close()
+        self._others.discard(self)
         outbox, self._outbox = self._outbox, deque()
         for _, then in outbox:
             if then is not None:
@@ -236,7 +232,6 @@ class Connection(asyncio.Protocol):
             reply.take_turn()
             if reply.job is not None and not reply.job.ended:
                 self.supervisor.end(reply.job, Reason.DISCONNECT)
-        self._transport.abort()
 
     # --- requests ---
 
@@ -315,7 +310,7 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Whether the client has taken everything so far."""
-        return not self._paused and not self._outbox
+        return not self._outbox
 
     def is_turn_of(self, reply: Reply) -> bool:
         """Whether a request without an id may be answered: all earlier ones are."""
@@ -342,30 +337,53 @@ class Connection(asyncio.Protocol):
             if then is not None:
                 then()
             return
-        if not self._paused and not self._outbox and (small := _joined(parts)) is not None:
-            self._transport.write(small)
-            if then is not None:
-                then()
-            return
+        if not self._outbox and sum(map(len, parts)) <= PIECE_BYTES:
+            whole = b"".join(parts)
+            sent = self._send(whole)
+            if sent == len(whole):
+                if then is not None:
+                    then()
+                return
+            parts = [memoryview(whole)[sent:]]
         for part in parts[:-1]:
             self._outbox.append((memoryview(part), None))
         self._outbox.append((memoryview(parts[-1]), then))
-        self._pump()
+        self._watch()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except OSError:  # full, or gone: the poller tells which
+            return 0
 
     def _pump(self) -> None:
-        while self._outbox and not self._paused and not self._gone:
-            part, then = self._outbox.popleft()
-            self._transport.write(part[:PIECE_BYTES])
-            if len(part) > PIECE_BYTES:
-                self._outbox.appendleft((part[PIECE_BYTES:], then))
-            elif then is not None:
+        """Write as much as the client takes, but not more than a few pieces before others have their turn."""
+        for _ in range(PIECES_A_TURN):
+            if not self._outbox or self._gone:
+                break
+            part, then = self._outbox[0]
+            sent = self._send(part[:PIECE_BYTES])
+            if sent < len(part):
+                self._outbox[0] = (part[sent:], then)
+                if sent == 0:
+                    return
+                continue
+            self._outbox.popleft()
+            if then is not None:
                 then()
-        self._close_if_done()
+        if not self._gone:
+            self._watch()
+            self._close_if_done()
+
+    def _watch(self) -> None:
+        reading = 0 if self._ended else READABLE
+        self._poller.change(self._sock.fileno(), reading | (WRITABLE if self._outbox else 0))
 
     def _close_if_done(self) -> None:
-        if self._ended and not self._replies and not self._outbox and not self._gone:
-            self._transport.close()
+        if self._ended and not self._replies and not self._outbox:
+            self._hang_up()
 
     def close(self) -> None:
-        """Close the connection once what was written has left."""
-        self._transport.close()
+        """Close the connection after what its socket still takes."""
+        self._pump()
+        self._hang_up()

@@ -17,6 +17,7 @@ from gen_worker.wire.page import PageReader, Reading, create_page
 from gen_worker_supervisor.bodies import InputRegions, OutputRegions
 from gen_worker_supervisor.deaths import death, read_dump
 from gen_worker_supervisor.output import TAIL_LINES, OutputPipe
+from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 from gen_worker_supervisor.reaper import Reaper, reap
 from gen_worker_supervisor.state import Child, Death
 
@@ -50,9 +51,17 @@ class Listener(Protocol):
 class ChildProcess:
     """A child's descriptors and buffers, from before its process exists until after its death."""
 
-    def __init__(self, child: Child, loop: asyncio.AbstractEventLoop, listener: Listener, reaper: Reaper) -> None:
+    def __init__(
+        self,
+        child: Child,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
+        listener: Listener,
+        reaper: Reaper,
+    ) -> None:
         self.child = child
         self._loop = loop
+        self._poller = poller
         self._listener = listener
         self._reaper = reaper
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -87,7 +96,8 @@ class ChildProcess:
         self._close_theirs()
         self._reaper.own(pid, self.look_for_death)
         self._loop.add_reader(pidfd, self.look_for_death)
-        self._loop.add_reader(self.channel.fileno(), self._on_readable)
+        waits = WRITABLE if self._unsent else 0
+        self._poller.watch(self.channel.fileno(), self._on_events, READABLE | waits)
         for pipe in self._pipes:
             self._loop.add_reader(pipe.fd, self._on_output, pipe)
         self._listener.on_birth(self)
@@ -110,7 +120,7 @@ class ChildProcess:
             self.channel.send(message, descriptors)
         except BlockingIOError:
             self._unsent.append((message, [os.dup(fd) for fd in descriptors]))
-            self._loop.add_writer(self.channel.fileno(), self._on_writable)
+            self._watch(READABLE | WRITABLE)
         except (BrokenPipeError, ConnectionResetError):
             self._deaf = True
 
@@ -126,7 +136,17 @@ class ChildProcess:
                 break
             close_all(descriptors)
             self._unsent.popleft()
-        self._loop.remove_writer(self.channel.fileno())
+        self._watch(READABLE)
+
+    def _watch(self, events: int) -> None:
+        if self._pidfd >= 0:  # before the birth nobody reads; what waits is sent with the first event
+            self._poller.change(self.channel.fileno(), events)
+
+    def _on_events(self, events: int) -> None:
+        if events & WRITABLE and self._unsent:
+            self._on_writable()
+        if events & (READABLE | GONE):
+            self._on_readable()
 
     def _on_free_output(self, index: int) -> None:
         self.send(Release(index))
@@ -137,7 +157,7 @@ class ChildProcess:
         if frames:
             self._listener.on_frames(self, frames)
         if problem is not None:
-            self._loop.remove_reader(self.channel.fileno())
+            self._poller.forget(self.channel.fileno())
             if problem:
                 self._listener.on_misbehaviour(self, problem)
 
@@ -214,8 +234,7 @@ class ChildProcess:
             return  # nobody was left
 
     def _close_io(self) -> None:
-        self._loop.remove_reader(self.channel.fileno())
-        self._loop.remove_writer(self.channel.fileno())
+        self._poller.forget(self.channel.fileno())
         for pipe in self._pipes:
             self._loop.remove_reader(pipe.fd)
             pipe.close()

@@ -26,13 +26,13 @@ from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import devices
 from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.environment import author_environment
-from gen_worker_supervisor.hangup import Hangups
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.ndjson import Connection
+from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.sockets import BACKLOG, SocketInUseError, bind_unix
+from gen_worker_supervisor.sockets import Acceptor, SocketInUseError, bind_unix
 from gen_worker_supervisor.state import Device, Fleet, Function
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -143,6 +143,7 @@ class Service:
         self._survey = survey
         self._sidecar = Path(f"{path}.json")
         self.log = Log()
+        self._poller = Poller(loop)
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, settings.local_output_dir)
         fleet = Fleet(
@@ -156,20 +157,20 @@ class Service:
             fleet,
             survey,
             loop=loop,
+            poller=self._poller,
             reaper=self._reaper,
             log=self.log,
             saver=self._saver,
             environment=environment,
         )
-        self._hangups = Hangups(loop)
         self._connections: set[Connection] = set()
         self._folder = settings.run_dir / str(os.getpid())
         self._boot_id = uuid.uuid4().hex
         self._version = importlib.metadata.version("gen-worker")
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, str(path))
-        self._control = ControlServer(self.supervisor, loop, opened)
+        self._control = ControlServer(self.supervisor, loop, self._poller, opened)
         self._control.document = Reporter(self.supervisor, str(path)).document
-        self._server: asyncio.AbstractServer | None = None
+        self._acceptor: Acceptor | None = None
         self._stopping = False
 
     async def run(self) -> int:
@@ -183,11 +184,18 @@ class Service:
         self.supervisor.start()
         await asyncio.wait((self.supervisor.booted, self.supervisor.status), return_when=asyncio.FIRST_COMPLETED)
         if not self.supervisor.status.done():
-            self._server = await self._loop.create_unix_server(
-                lambda: Connection(self.supervisor, self._hangups, self._connections), sock=self._listener, backlog=BACKLOG
-            )
+            self._accept()
             self._announce()
         return await self.supervisor.status
+
+    def _accept(self) -> None:
+        self._acceptor = Acceptor(
+            self._listener,
+            self._loop,
+            self._poller,
+            lambda sock: Connection(sock, self.supervisor, self._poller, self._connections),
+            lambda problem: self.log.event("warning", "serve", problem),
+        )
 
     def _open_control(self) -> None:
         try:
@@ -236,17 +244,16 @@ class Service:
 
     async def close(self) -> None:
         """Remove every trace: sockets, files, processes."""
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         self._sidecar.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
         self._listener.close()
         for connection in list(self._connections):
             connection.close()
-        await asyncio.sleep(0)  # one turn of the loop, in which the last answers leave
         self.supervisor.close()
         self._control.close()
-        self._hangups.close()
+        self._poller.close()
         self._reaper.close()
         self._saver.close()
         shutil.rmtree(self._folder, ignore_errors=True)

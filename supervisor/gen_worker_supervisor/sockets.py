@@ -1,15 +1,66 @@
 """Bind the sockets a supervisor listens on: never another server's, never through a link, however long the path."""
 
+import asyncio
 import errno
 import fcntl
 import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
+
+from gen_worker_supervisor.poller import Poller
 
 BACKLOG = 512  # with 8, clients that connect at once were refused by the thousand
 _PEER = struct.Struct("3i")
+
+
+RETRY_S = 0.1
+
+
+class Acceptor:
+    """Hands over the clients of a listening socket; while no descriptor is left, it rests instead of spinning."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
+        on_client: Callable[[socket.socket], object],
+        on_problem: Callable[[str], None],
+    ) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._poller = poller
+        self._on_client = on_client
+        self._on_problem = on_problem
+        self._closed = False
+        sock.setblocking(False)
+        poller.watch(sock.fileno(), self._accept)
+
+    def _accept(self, _: int) -> None:
+        try:
+            client, _ = self._sock.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._on_problem(f"cannot accept: {error}")
+            self._poller.forget(self._sock.fileno())
+            self._loop.call_later(RETRY_S, self._resume)
+            return
+        client.setblocking(False)
+        self._on_client(client)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._poller.watch(self._sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept nobody any more and close the socket."""
+        self._closed = True
+        self._poller.forget(self._sock.fileno())
+        self._sock.close()
 
 
 class SocketInUseError(Exception):

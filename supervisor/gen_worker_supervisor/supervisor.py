@@ -36,6 +36,7 @@ from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.nursery import Nursery
 from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
@@ -78,6 +79,7 @@ class Supervisor:
         survey: Survey,
         *,
         loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         reaper: Reaper,
         log: Log,
         saver: Saver,
@@ -91,6 +93,7 @@ class Supervisor:
         self.booted: asyncio.Future[None] = loop.create_future()
         self._spellings = {function.python_name: function.name for function in survey.functions}
         self._loop = loop
+        self._poller = poller
         self._saver = saver
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
@@ -194,7 +197,7 @@ class Supervisor:
 
     def _spawn(self, action: Spawn) -> None:
         child = action.child
-        process = ChildProcess(child, self._loop, self, self._reaper)
+        process = ChildProcess(child, self._loop, self._poller, self, self._reaper)
         self._processes[child.generation] = process
         self._nursery.make(process)
         paths, module = self.survey.paths, self.survey.module
