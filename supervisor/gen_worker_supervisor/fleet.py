@@ -502,10 +502,11 @@ def _misbehaved(fleet: Fleet, child: Child, what: str, now: float) -> list[Actio
 
 
 def _kill(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    if child.killed:
+        return []  # its time runs from the first SIGKILL, whatever else wants it dead
     child.move(Phase.DYING)
-    if not child.killed:  # whatever else wants it dead later, its time runs from the first SIGKILL
-        child.killed = True
-        fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
+    child.killed = True
+    fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
     return [Signal(child, signal.SIGKILL)]
 
 
@@ -617,7 +618,7 @@ def backoff_s(deaths: int, salt: int) -> float:
     """
     if deaths == 0:
         return 0.0
-    return min(BACKOFF_LIMIT_S, 2.0 ** (deaths - 1)) * (1.0 - 0.2 * (salt * 2654435761 % 1000) / 1000)
+    return min(BACKOFF_LIMIT_S, 2.0 ** min(deaths - 1, 30)) * (1.0 - 0.2 * (salt * 2654435761 % 1000) / 1000)
 
 
 def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
@@ -756,7 +757,7 @@ def _drain_overdue(fleet: Fleet, child: Child, now: float) -> list[Action]:
         child.move(Phase.DYING)
         fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))
         return [Signal(child, signal.SIGTERM)]
-    return _kill(fleet, child, now) if child.phase is Phase.DYING and not child.killed else []
+    return _kill(fleet, child, now) if child.phase is Phase.DYING else []
 
 
 def _unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:

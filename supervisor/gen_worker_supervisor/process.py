@@ -9,6 +9,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
@@ -99,7 +100,7 @@ class ChildProcess:
         waits = WRITABLE if self._unsent else 0
         self._poller.watch(self.channel.fileno(), self._on_events, READABLE | waits)
         for pipe in self._pipes:
-            self._loop.add_reader(pipe.fd, self._on_output, pipe)
+            self._poller.watch(pipe.fd, partial(self._on_output, pipe))  # before its frames: see `Poller`
         self._listener.on_birth(self)
 
     def _close_theirs(self) -> None:
@@ -179,9 +180,9 @@ class ChildProcess:
 
     # --- output ---
 
-    def _on_output(self, pipe: OutputPipe) -> None:
+    def _on_output(self, pipe: OutputPipe, _: int) -> None:
         if not pipe.read():
-            self._loop.remove_reader(pipe.fd)
+            self._poller.forget(pipe.fd)
 
     def _on_line(self, job: int, line: str) -> None:
         self._listener.on_line(self, job, line)
@@ -236,7 +237,7 @@ class ChildProcess:
     def _close_io(self) -> None:
         self._poller.forget(self.channel.fileno())
         for pipe in self._pipes:
-            self._loop.remove_reader(pipe.fd)
+            self._poller.forget(pipe.fd)
             pipe.close()
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, Jo
 
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
+STALE_KEPT = 64  # ended jobs that a queue holds before it is tidied
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
 UNKNOWN_LOAD_S = 0.5
 
@@ -437,7 +438,7 @@ class Fleet:
         return queue[0]
 
     def dequeue(self, job: Job) -> None:
-        """Take a job out of its function's queue, in constant time wherever it stands."""
+        """Take a job out of its function's queue, in constant time wherever it stands, taken over many."""
         function = job.function
         if function.queue[0] is job:
             function.queue.popleft()
@@ -447,6 +448,8 @@ class Fleet:
         if not function.waiting:
             function.queue.clear()
             del self.waiting[function.name]
+        elif len(function.queue) > 2 * function.waiting + STALE_KEPT:
+            function.queue = deque(job for job in function.queue if job.waiting)
 
 
 def lane_of(function: Function) -> Lane:

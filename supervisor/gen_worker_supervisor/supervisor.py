@@ -69,6 +69,8 @@ from gen_worker_supervisor.state import (
     Ticked,
 )
 
+REMEMBERED_JOBS = 256
+
 
 class Supervisor:
     """A fleet and everything that touches the world for it."""
@@ -102,6 +104,7 @@ class Supervisor:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
+        self._recent: dict[int, str] = {}
         self._performers: dict[type, Callable[[Any], None]] = {
             Run: self._run,
             Answer: self._answer,
@@ -290,9 +293,18 @@ class Supervisor:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)
         job.payload.close()
+        self._remember(job)
         if self._watchers:
             for then in self._watchers.pop(job.number, ()):
                 then(outcome)
+
+    def _remember(self, job: Job) -> None:
+        """Keep a request's name for the lines of its job that are read after its end."""
+        recent = self._recent
+        recent[job.number] = job.request_id
+        if len(recent) > 2 * REMEMBERED_JOBS:
+            for number in list(recent)[:REMEMBERED_JOBS]:
+                del recent[number]
 
     def _deliver(self, action: Deliver) -> None:
         action.job.client.item(action.job, self._lend(action.child, action.body))
@@ -325,7 +337,7 @@ class Supervisor:
         if event.event == "progress":
             job.progress, job.stage = value.get("progress"), value.get("stage")
         else:
-            self._print(child, job, f"{value.get('level', 'info')}: {value.get('message', '')}")
+            self._print(child, job.request_id, f"{value.get('level', 'info')}: {value.get('message', '')}")
         if job.events:
             job.client.event(job, event)
 
@@ -380,15 +392,15 @@ class Supervisor:
     def on_line(self, process: ChildProcess, job: int, line: str) -> None:
         """A child printed a line."""
         held = process.child.leased
+        if not job and len(held) == 1:
+            job = next(iter(held))
+        process.tail.append((job, line))
         known = held.get(job)
-        if known is None and not job and len(held) == 1:
-            known = next(iter(held.values()))
-        process.tail.append((known.number if known is not None else job, line))
-        self._print(process.child, known, line)
+        self._print(process.child, known.request_id if known is not None else self._recent.get(job), line)
 
-    def _print(self, child: Child, job: Job | None, line: str) -> None:
+    def _print(self, child: Child, request_id: str | None, line: str) -> None:
         name = child.device.name
-        self.log.line(f"[{name} job={job.request_id}] {line}" if job is not None else f"[{name}] {line}")
+        self.log.line(f"[{name} job={request_id}] {line}" if request_id is not None else f"[{name}] {line}")
 
     def on_birth(self, process: ChildProcess) -> None:
         """A child's process exists."""
