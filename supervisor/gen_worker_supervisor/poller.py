@@ -1,8 +1,8 @@
 """Watch the sockets of children and clients in one epoll, beside asyncio's own.
 
 asyncio schedules each event as a callback of its own; here the events of one turn are handled in one go, and the loop
-is given back when no more come. A client that is really gone is told from one that only closed its sending half, as both
-come as events of the same socket. What became ready first is handled first: what a child printed before its answer.
+is given back when no more come. A client that is really gone is told from one that only closed its sending half, since
+both are events of the same socket. What became ready first is handled first: what a child printed before its answer.
 """
 
 import asyncio
