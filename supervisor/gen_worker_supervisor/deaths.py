@@ -7,8 +7,11 @@ import signal
 from gen_worker_supervisor.state import Death
 
 STACK_LINES = 20
+LINE_CHARS = 400
 _READ_BYTES = 256 * 1024
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<name>.*)$')
+_THREAD = re.compile(r"^(?:(?P<current>Current t)|T)hread 0x(?P<thread>[0-9a-f]{1,16})\b")
+_CURRENT = 0
 _OURS = ("/gen_worker_child/", "/gen_worker/", "/gen_worker_supervisor/")
 
 
@@ -17,8 +20,15 @@ def death(status: os.waitid_result, dump: str, job_thread: int, printed: tuple[t
     stack = tuple(stack_of(dump, job_thread))
     if status.si_code == os.CLD_EXITED:
         return Death(f"exit code {status.si_status}", exit_code=status.si_status, stack=stack, printed=printed)
-    name = signal.Signals(status.si_status).name
+    name = _signal_name(status.si_status)
     return Death(name, signal=name, stack=stack, printed=printed)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > signal.SIGRTMIN else f"signal {number}"
 
 
 def read_dump(fd: int) -> str:
@@ -27,15 +37,23 @@ def read_dump(fd: int) -> str:
 
 
 def stack_of(dump: str, job_thread: int) -> list[str]:
-    """Return the stack worth showing of a fault handler's dump: the job thread's, else the one it calls current.
+    """Return the stack worth showing of a fault handler's dump, whatever the child made of it.
 
-    The innermost frame comes first, as the fault handler prints it; frames of the runtime itself are left out.
+    After a crash the crashed thread's, else the job thread's, else any that is in the author's code. The innermost frame
+    comes first, as the fault handler prints it; frames of the runtime itself are left out.
     """
-    heading = next((line for line in dump.splitlines() if line.startswith("Fatal Python error")), None)
+    heading = next((line[:LINE_CHARS] for line in dump.splitlines() if line.startswith("Fatal Python error")), None)
     blocks = _blocks(dump)
-    chosen = blocks.get(job_thread) or blocks.get(0) or []
-    frames = [line.strip() for line in chosen if (found := _FRAME.match(line)) and not _is_ours(found["file"])]
+    order = [_CURRENT, job_thread] if heading else [job_thread, _CURRENT]
+    stacks = (_frames(blocks.get(thread, [])) for thread in [*order, *blocks])
+    frames = next((stack for stack in stacks if stack), [])
     return ([heading] if heading else []) + frames[:STACK_LINES]
+
+
+def _frames(lines: list[str]) -> list[str]:
+    return [
+        line.strip()[:LINE_CHARS] for line in lines if (found := _FRAME.match(line)) and not _is_ours(found["file"])
+    ]
 
 
 def _is_ours(file: str) -> bool:
@@ -43,14 +61,14 @@ def _is_ours(file: str) -> bool:
 
 
 def _blocks(dump: str) -> dict[int, list[str]]:
-    """Return the frames by thread; the current thread's stand under 0 too. A later dump replaces an earlier one."""
+    """Return the frames by thread; the current thread's stand under `_CURRENT` too. A later dump replaces an earlier."""
     blocks: dict[int, list[str]] = {}
     into: list[str] = []
     for line in dump.splitlines():
-        if line.startswith(("Thread 0x", "Current thread 0x")):
-            into = blocks[int(line.partition("0x")[2].split()[0], 16)] = []
-            if line.startswith("Current"):
-                blocks[0] = into
+        if heading := _THREAD.match(line):
+            into = blocks[int(heading["thread"], 16)] = []
+            if heading["current"]:
+                blocks[_CURRENT] = into
         elif line.startswith("  File"):
             into.append(line)
     return blocks

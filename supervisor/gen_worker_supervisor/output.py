@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 READ_BYTES = 64 * 1024
+LAST_READS = 16  # a full pipe, by its usual size; a descendant that goes on printing does not hold the supervisor
 LINE_BYTES = 16 * 1024  # a longer line is cut
 TAIL_LINES = 20
 
@@ -33,8 +34,8 @@ class OutputPipe:
     def close(self) -> None:
         """Read what is left, without waiting for a descendant that still holds the stream, and close it."""
         try:
-            while data := os.read(self.fd, READ_BYTES):
-                self._take(data)
+            for _ in range(LAST_READS):
+                self._take(os.read(self.fd, READ_BYTES))
         except BlockingIOError:
             pass  # a descendant of the child's has it still; what it may yet print belongs to nobody
         if self._rest:

@@ -58,9 +58,9 @@ SEGV = Death(
 )
 
 
-def loop_host(**options: int) -> Host:
+def loop_host() -> Host:
     """A host whose function runs many at once in a child."""
-    return Host(function("loop", shape="async", lane="loop"), **options)
+    return Host(function("loop", shape="async", lane="loop"))
 
 
 def fast_host(devices: int = 1) -> Host:
@@ -498,9 +498,10 @@ def test_two_kills_of_one_child_do_not_retire_its_device_early() -> None:
         host.ends(job, Reason.KILL, at_once=True)
         host.passes(0.2)
     host.passes(12)
-    assert host.fleet.devices[0].health is Health.WEDGED
+    states = [host.fleet.devices[0].health]
     host.passes(15)
-    assert host.fleet.devices[0].health is Health.WEDGED
+    states.append(host.fleet.devices[0].health)
+    assert states == [Health.WEDGED, Health.WEDGED]
 
 
 def test_a_retired_device_takes_its_functions_with_it_for_good() -> None:
