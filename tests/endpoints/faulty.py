@@ -226,6 +226,8 @@ def talk(ctx: RequestContext, payload: Order) -> Answer:
     LIBC.write(1, f"{payload.text} native\n".encode(), len(payload.text) + 8)
     print('{"ok":true,"events":[]}')
     print(f"{payload.text} without newline", end="")
+    if payload.gate:
+        wait_for(payload.gate)
     return answer(payload)
 
 

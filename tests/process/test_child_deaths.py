@@ -152,8 +152,10 @@ def test_jobs_that_ran_side_by_side_in_a_killed_child_are_rerun_alone(serve: Ser
 
 def test_jobs_that_were_handed_out_but_had_not_begun_are_not_suspects(serve: Serve) -> None:
     server = serve()
-    for number in range(10):
-        server.ask("echo", text=str(number))  # known to be fast, so that such jobs are handed out ahead
+    server.open("open")
+    for function in ("echo", "gated"):
+        for number in range(10):
+            server.ask(function, text=str(number), gate="open")  # known to be fast, so that more are handed out ahead
     with server.connect() as connection:
         connection.send("gated", "busy", text="busy", gate="go")
         server.until_running("busy")
