@@ -39,20 +39,23 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
 
 
 def _lease_round(fleet: Fleet, children: list[Child], actions: list[Action]) -> bool:
-    """Give each function with a queue one turn, the one served longest ago first; say whether any got a job placed."""
-    leased = False
+    """Give each function with a queue one turn, the one served longest ago first; say whether another may help."""
+    again = False
     for function in list(fleet.waiting.values()):
+        if function.fast and function.refused_at == fleet.changes:
+            continue  # it looks again when one of its jobs ends, which is soon
         job = fleet.first(function)
         child = (_lonely_place if job.alone else _place)(fleet, children, job, actions)
         if child is None:
+            function.refused_at = fleet.changes
             continue
         fleet.dequeue(job)
         if function.waiting:
             fleet.waiting[function.name] = fleet.waiting.pop(function.name)
         _lease(child, job)
         actions.append(Run(child, job))
-        leased = True
-    return leased
+        again = again or len(children) > 1 or _room(child, function) > 0
+    return again
 
 
 def _lease(child: Child, job: Job) -> None:

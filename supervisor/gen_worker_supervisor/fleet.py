@@ -97,20 +97,19 @@ STATE_OF: dict[ErrorKind, JobState] = {
 
 def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     """Record what happened and return what follows from it at once."""
+    if isinstance(happening, Submitted):  # first, as a job takes the two first of these
+        return _submitted(fleet, happening.job, now)
+    fleet.changes += 1
+    if isinstance(happening, Reported):
+        handler = _REPORTS.get(type(happening.message))
+        return handler(fleet, happening.child, happening.message, now) if handler is not None else []
     match happening:
-        case Reported(child, message):
-            return _reported(fleet, child, message, now)
-        case Submitted(job):
-            return _submitted(fleet, job, now)
         case EndAsked(job, reason, at_once):
             return _end_asked(fleet, job, reason, at_once, now)
         case Ticked():
             return _ticked(fleet, now)
         case Began(child, number, since):
-            begun = child.leased.get(number)
-            if begun is not None and begun.state is JobState.LEASED:
-                _mark_started(begun, since if begun.submitted <= since <= now else now)  # the child wrote it: maybe NaN
-            return []
+            return _on_began(child, number, since, now)
         case Spawned(child, pid):
             child.pid = pid
             return []
@@ -278,11 +277,6 @@ def _drain_if_empty(fleet: Fleet, child: Child, now: float) -> list[Action]:
 # --- a child reports --------------------------------------------------------------------------------------------------
 
 
-def _reported(fleet: Fleet, child: Child, message: Any, now: float) -> list[Action]:
-    handler = _REPORTS.get(type(message))
-    return handler(fleet, child, message, now) if handler is not None else []
-
-
 def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Action]:
     job = child.leased.get(message.job)
     if job is None:
@@ -359,6 +353,13 @@ def _on_started(fleet: Fleet, child: Child, message: Started, now: float) -> lis
     if job is None or (job.state is not JobState.LEASED and not job.ended):
         return _forged(fleet, child, f"the start of job {message.job}, which it may not", now)
     _mark_started(job, now)
+    return []
+
+
+def _on_began(child: Child, number: int, since: float, now: float) -> list[Action]:
+    job = child.leased.get(number)
+    if job is not None and job.state is JobState.LEASED:
+        _mark_started(job, since if job.submitted <= since <= now else now)  # the child wrote it: maybe NaN
     return []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gen_worker.wire.messages import ErrorDetail, ErrorKind, Event
+from gen_worker.wire.messages import REQUEST_ID_CHARS, ErrorDetail, ErrorKind, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
@@ -24,8 +24,10 @@ LINK = "serve"
 LINE_LIMIT = 16 << 20  # a longer line would hold the loop for over 50 ms while it is decoded
 PIECE_BYTES = 256 * 1024
 PIECES_A_TURN = 8
+UNREAD_LIMIT = 4096  # pieces a client may leave unread before nothing more is read from it
 FIRST_LINE_S = 30.0  # a client that connects and says nothing is closed
 
+_PLAIN = b'{"ok":true,"events":[{"event":"result","value":%b}]}\n'
 _OK_HEAD = b'{"ok":true,"events":['
 _RESULT = b'{"event":"result","value":'
 _YIELD = b'{"event":"yield","value":'
@@ -64,7 +66,7 @@ def error_frame(kind: ErrorKind, message: str, retryable: bool, detail: ErrorDet
 class Reply:
     """The way back for one request of one connection."""
 
-    __slots__ = ("_held", "_items", "_tail", "connection", "finished", "job", "link", "stream")
+    __slots__ = ("_held", "_items", "_kept", "_overflowed", "_tail", "connection", "finished", "job", "link", "stream")
 
     def __init__(self, connection: "Connection", request: Request) -> None:
         self.connection = connection
@@ -74,24 +76,34 @@ class Reply:
         self.finished = False
         self._tail = b"" if request.request_id is None else b',"request_id":' + _encode(request.request_id)
         self._items: list[bytes] = []
+        self._kept = 0
+        self._overflowed = ""
         self._held: list[tuple[list[bytes | memoryview], Callable[[], None] | None]] = []
 
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Write the job's end."""
-        if outcome.state is not JobState.OK:
+        if outcome.state is not JobState.OK or self._overflowed:
+            self._answer_badly(outcome)
+        elif isinstance(body, bytes) and body and not (self._tail or self._items or self.stream):
+            self._write([_PLAIN % body], None, last=True)  # the usual case
+        else:
+            release = body.release if isinstance(body, Output) else None
+            value: bytes | memoryview = body.view() if isinstance(body, Output) else body
+            if job.function.surveyed.streams:
+                value = b'{"yielded":%d}' % outcome.yielded
+            tail = self._tail
+            if self.stream:
+                parts = [_RESULT, value, tail + b'}\n{"ok":true,"done":true' + tail + b"}\n"]
+            else:
+                parts = [_OK_HEAD + b"".join(self._items) + _RESULT, value, tail + b"}]" + tail + b"}\n"]
+            self._write(parts, release, last=True)
+
+    def _answer_badly(self, outcome: Outcome) -> None:
+        if self._overflowed:
+            self.fail("invalid", self._overflowed)
+        else:
             assert outcome.kind is not None
             self.fail(outcome.kind, outcome.message, outcome.retryable, outcome.detail)
-            return
-        release = body.release if isinstance(body, Output) else None
-        value: bytes | memoryview = body.view() if isinstance(body, Output) else body
-        if job.function.surveyed.streams:
-            value = b'{"yielded":%d}' % outcome.yielded
-        tail = self._tail
-        if self.stream:
-            parts = [_RESULT, value, tail + b'}\n{"ok":true,"done":true' + tail + b"}\n"]
-        else:
-            parts = [_OK_HEAD + b"".join(self._items) + _RESULT, value, tail + b"}]" + tail + b"}\n"]
-        self._write(parts, release, last=True)
 
     def fail(self, kind: ErrorKind, message: str, retryable: bool = False, detail: ErrorDetail | None = None) -> None:
         """Write an error, the end of this request."""
@@ -101,10 +113,7 @@ class Reply:
         """Write a stream item, or keep it for the buffered answer."""
         more = self.connection.supervisor.more
         if not self.stream:
-            data = bytes(body.view()) if isinstance(body, Output) else body
-            if isinstance(body, Output):
-                body.release()
-            self._items.append(_YIELD + data + self._tail + b"},")
+            self._keep(job, body)
             more(job, 1)
             return
         value = body.view() if isinstance(body, Output) else body
@@ -116,6 +125,18 @@ class Reply:
 
         self._write([_YIELD, value, self._tail + b"}\n"], passed_on)
 
+    def _keep(self, job: Job, body: OutputBody) -> None:
+        data = bytes(body.view()) if isinstance(body, Output) else body
+        if isinstance(body, Output):
+            body.release()
+        self._items.append(_YIELD + data + self._tail + b"},")
+        self._kept += len(data)
+        limit = self.connection.supervisor.fleet.max_output_bytes
+        if self._kept > limit and not self._overflowed:
+            self._items.clear()
+            self._overflowed = f"the items have over {limit} bytes (`WORKER_MAX_OUTPUT_BYTES`); ask for a stream"
+            self.connection.supervisor.end(job, Reason.CANCEL)
+
     def event(self, job: Job, event: Event) -> None:
         """Write a progress or log event, unless the client is slow: those are dropped first."""
         if self.stream or self.connection.idle:
@@ -125,6 +146,7 @@ class Reply:
     def rerun(self, job: Job) -> None:
         """Forget the items of the first run."""
         self._items.clear()
+        self._kept = 0
 
     def _write(self, parts: list[bytes | memoryview], then: Callable[[], None] | None, *, last: bool = False) -> None:
         self.finished = self.finished or last
@@ -272,6 +294,10 @@ class Connection:
         if name is None:
             self._unknown(request)
             return
+        if request.request_id is not None and len(request.request_id) > REQUEST_ID_CHARS:
+            length = len(request.request_id)
+            self._refuse(f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
+            return
         if request.request_id is not None and (LINK, request.request_id, 1) in self.supervisor.fleet.by_identity:
             self._fail(request, "usage", f"a request `{request.request_id}` is running already")
             return
@@ -291,18 +317,19 @@ class Connection:
             self._fail(request, "usage", "the request names no `function`")
             return
         names = ", ".join(f"`{name}`" for name in sorted(self.supervisor.fleet.functions))
-        self._fail(request, "not_found", f"no function `{request.function}`; there are: {names}")
+        self._fail(request, "not_found", f"no function `{request.function[:100]}`; there are: {names}")
 
     def _cancel(self, request_id: str) -> None:
         jobs = self.supervisor.find(request_id)
-        head = b'{"ok":true,"canceled":%b,"request_id":' + _encode(request_id) + b"}\n"
+        tail = b',"request_id":' + _encode(request_id) + b"}\n"
+
+        def tell(canceled: bool) -> None:
+            self.write([b'{"ok":true,"canceled":%b' % (b"true" if canceled else b"false") + tail], None)
+
         if not jobs:
-            self.write([head % b"false"], None)
+            tell(False)
             return
-        self.supervisor.watch(
-            jobs[0],
-            lambda outcome: self.write([head % (b"true" if outcome.state is JobState.CANCELED else b"false")], None),
-        )
+        self.supervisor.watch(jobs[0], lambda outcome: tell(outcome.state is JobState.CANCELED))
         self.supervisor.end(jobs[0], Reason.CANCEL)
 
     # --- answers ---
@@ -338,7 +365,7 @@ class Connection:
                 then()
             return
         if not self._outbox and sum(map(len, parts)) <= PIECE_BYTES:
-            whole = b"".join(parts)
+            whole = b"".join(parts) if len(parts) > 1 else parts[0]
             sent = self._send(whole)
             if sent == len(whole):
                 if then is not None:
@@ -376,7 +403,7 @@ class Connection:
             self._close_if_done()
 
     def _watch(self) -> None:
-        reading = 0 if self._ended else READABLE
+        reading = 0 if self._ended or len(self._outbox) > UNREAD_LIMIT else READABLE
         self._poller.change(self._sock.fileno(), reading | (WRITABLE if self._outbox else 0))
 
     def _close_if_done(self) -> None:

@@ -63,6 +63,7 @@ class Function:
     median_s: float | None = None
     unavailable: str | None = None
     available_at: float = 0.0
+    refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
 
     @property
@@ -394,6 +395,7 @@ class Fleet:
     armed: int = 0
     generation: int = 0
     number: int = 0
+    changes: int = 0  # happenings that may have made room for a job
     draining: bool = False
     finished: bool = False
     done: int = 0
