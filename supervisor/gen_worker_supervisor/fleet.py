@@ -78,6 +78,7 @@ WEDGED_AFTER_S = 10.0  # a SIGKILL that was not reaped
 RETIRED_AFTER_S = 30.0
 LOAD_TRIES = 3
 BOOT_TRIES = 3
+LOSSES = 2  # children that a job was handed to and that died, before it counts as started
 UNAVAILABLE_S = 30.0  # after that the next job of the function tries once more
 BACKOFF_LIMIT_S = 60.0
 
@@ -533,7 +534,8 @@ def _died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
 
 def _death_note(child: Child, death: Death) -> Note:
     lines = death.stack or _printed(death)
-    return Note("error", child.device.name, f"child {child.pid} died: {death.cause}", lines)
+    text = f"child {child.pid} died: {death.cause}" if child.pid is not None else f"child {death.cause}"
+    return Note("error", child.device.name, text, lines)
 
 
 def _printed(death: Death) -> tuple[str, ...]:
@@ -546,17 +548,27 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
     child.reserved = None
     actions: list[Action] = []
     unfinished = [job for job in held if not job.ended and job.ending is None]
-    suspects = [job for job in unfinished if job.state in (JobState.STARTED, JobState.EMITTED)]
     innocent = child.ending is not None or child.retiring
+    suspects = [job for job in unfinished if _is_suspect(job, innocent=innocent)]
     for job in held:
         if not job.ended and job.ending is not None:
             actions.append(_end(fleet, job, _ended_outcome(job, death)))
     for job in reversed(unfinished):  # each goes to the front, so the first is the first again
-        if job.state is JobState.LEASED or (innocent and job.state is JobState.STARTED):
-            _requeue(fleet, job)
-        else:
+        if job in suspects:
             actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1 and not innocent)
+        else:
+            _requeue(fleet, job)
     return actions
+
+
+def _is_suspect(job: Job, *, innocent: bool) -> bool:
+    """Whether a job may have killed its child: it had started; or it was lost before, for its child may not tell."""
+    if job.state is JobState.EMITTED:
+        return True
+    if innocent:
+        return False
+    job.losses += job.state is JobState.LEASED
+    return job.state is JobState.STARTED or job.losses >= LOSSES
 
 
 def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged: bool) -> list[Action]:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
@@ -65,11 +66,20 @@ class ChildProcess:
         self._poller = poller
         self._listener = listener
         self._reaper = reaper
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ExitStack() as made:  # what was made is closed again when the rest cannot be
+            ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            made.callback(ours.close)
+            made.callback(self.theirs.close)
+            out_read, self.out_write = os.pipe2(os.O_CLOEXEC)
+            made.callback(close_all, [out_read, self.out_write])
+            err_read, self.err_write = os.pipe2(os.O_CLOEXEC)
+            made.callback(close_all, [err_read, self.err_write])
+            self.crash_fd = os.memfd_create("gen-worker-crash", os.MFD_CLOEXEC)
+            made.callback(os.close, self.crash_fd)
+            self.page_fd = create_page()
+            made.pop_all()
         ours.setblocking(False)
         self.channel: Channel[Report] = Channel(ours, generation=child.generation, receives=Report)
-        out_read, self.out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, self.err_write = os.pipe2(os.O_CLOEXEC)
         self.tail: deque[tuple[int, str]] = deque(maxlen=TAIL_LINES)  # the job that printed it, 0 when unknown
         self._pipes = [OutputPipe(fd, self._on_line) for fd in (out_read, err_read)]
         self.crash_fd = os.memfd_create("gen-worker-crash", os.MFD_CLOEXEC)

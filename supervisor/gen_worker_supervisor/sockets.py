@@ -36,6 +36,7 @@ class Acceptor:
         self._on_client = on_client
         self._on_problem = on_problem
         self._closed = False
+        self._rests = False
         sock.setblocking(False)
         poller.watch(sock.fileno(), self._accept)
 
@@ -45,10 +46,13 @@ class Acceptor:
         except BlockingIOError:
             return
         except OSError as error:
-            self._on_problem(f"cannot accept: {error}")
+            if not self._rests:  # said once, not with every try
+                self._on_problem(f"cannot accept: {error.strerror}")
+            self._rests = True
             self._poller.forget(self._sock.fileno())
             self._loop.call_later(RETRY_S, self._resume)
             return
+        self._rests = False
         client.setblocking(False)
         self._on_client(client)
 

@@ -116,6 +116,7 @@ class Job(msgspec.Struct, eq=False):
     child: "Child | None" = None
     started: float | None = None
     deaths: int = 0
+    losses: int = 0  # children that died with it before it was seen to start
     alone: bool = False
     waiting: bool = False  # in its function's queue
     ending: Ending | None = None

@@ -200,7 +200,11 @@ class Supervisor:
 
     def _spawn(self, action: Spawn) -> None:
         child = action.child
-        process = ChildProcess(child, self._loop, self._poller, self, self._reaper)
+        try:
+            process = ChildProcess(child, self._loop, self._poller, self, self._reaper)
+        except OSError as error:  # no descriptor left, or no memory
+            self.handle(Died(child, Death(f"not started: {error.strerror}")))
+            return
         self._processes[child.generation] = process
         self._nursery.make(process)
         paths, module = self.survey.paths, self.survey.module

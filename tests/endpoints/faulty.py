@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import os
@@ -11,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -142,6 +144,38 @@ def count_and_die(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
     if payload.gate:
         wait_for(payload.gate)
     os._exit(7)
+
+
+@endpoint
+def vandalise(ctx: RequestContext, payload: Order) -> Answer:
+    """Do to the process's own descriptors and interpreter what no handler should."""
+    note(ctx)
+    match payload.text:
+        case "write to every descriptor":
+            for fd in range(3, 64):
+                with contextlib.suppress(OSError):
+                    os.write(fd, b"garbage")
+        case "close every descriptor":
+            os.closerange(3, 1024)
+        case "close the standard streams":
+            os.closerange(0, 3)
+        case "close sys.stdout":
+            sys.stdout.close()
+        case "exit the interpreter":
+            sys.exit(3)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "recurse":
+            vandalise_deeper(0)
+        case "leave a thread":
+            threading.Thread(target=threading.Event().wait).start()
+        case "return another type":
+            return "not an answer"  # type: ignore[return-value]
+    return answer(payload)
+
+
+def vandalise_deeper(depth: int) -> int:
+    return vandalise_deeper(depth + 1) + 1
 
 
 # --- jobs that do not end ---------------------------------------------------------------------------------------------
