@@ -82,8 +82,6 @@ class ChildProcess:
         self.channel: Channel[Report] = Channel(ours, generation=child.generation, receives=Report)
         self.tail: deque[tuple[int, str]] = deque(maxlen=TAIL_LINES)  # the job that printed it, 0 when unknown
         self._pipes = [OutputPipe(fd, self._on_line) for fd in (out_read, err_read)]
-        self.crash_fd = os.memfd_create("gen-worker-crash", os.MFD_CLOEXEC)
-        self.page_fd = create_page()
         self._page = PageReader(self.page_fd)
         self._reading: Reading | None = None
         self.inputs = InputRegions()
