@@ -31,7 +31,6 @@ from gen_worker.wire.messages import (
     Body,
     Done,
     ErrorDetail,
-    ErrorKind,
     Event,
     Failed,
     Item,
@@ -62,6 +61,10 @@ EXIT_BROKEN = 70  # the child's own code failed, as sysexits.h calls it
 
 class Interrupted(BaseException):
     """Raised in the job's thread by rung 2 of the ladder; no `except Exception` of the author's stops it."""
+
+
+class _PayloadError(Exception):
+    """The payload is not what the author's type asks for."""
 
 
 class Job:
@@ -208,9 +211,7 @@ class Jobs:
         try:
             CURRENT_JOB.set(job.number)
             self._on_thread = job
-            self._page.job(
-                job.number
-            )  # tells that it has started, for less than a frame costs, and outlives this process
+            self._page.job(job.number)  # says that it has started, for less than a frame costs, and outlives us
             began = time.monotonic()
             ending = self._attempt(job)
             self._on_thread = None
@@ -225,15 +226,12 @@ class Jobs:
     def _attempt(self, job: Job) -> Body | Failed:
         try:
             payload = self._decode(job)
-        except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
-            return _refused(job, error)
-        try:
             ctx = self._context(job)
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
             output = self._executor.run(job.spec, ctx, payload, partial(emit, job))
             return b"" if output is None else self._place(self._encoded(job, output))
-        except (Exception, Interrupted, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - around the author's handler
+        except (Exception, Interrupted, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the author's handler
             return _failure(job, error)
 
     def _place(self, parts: Sequence[Piece]) -> Body:
@@ -267,9 +265,6 @@ class Jobs:
     async def _attempt_on_loop(self, job: Job) -> Body | Failed:
         try:
             payload = self._decode(job)
-        except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
-            return _refused(job, error)
-        try:
             ctx = self._context(job)
             output = await self._executor.run_on_loop(job.spec, ctx, payload, partial(self._emit_on_loop, job))
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
@@ -277,6 +272,8 @@ class Jobs:
             return _failure(job, error)
 
     async def _place_on_loop(self, parts: Sequence[Piece]) -> Body:
+        if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:
+            return bytes(parts[0])
         placed: Future[Body] = Future()
         self.outputs.place(parts, placed.set_result)
         return placed.result() if placed.done() else await asyncio.wrap_future(placed)
@@ -294,7 +291,11 @@ class Jobs:
 
     def _decode(self, job: Job) -> msgspec.Struct:
         body = job.body.bytes_for(job.spec.payload_type)
-        return self._executor.decode(job.spec, body, job.order.encoding)
+        try:
+            return self._executor.decode(job.spec, body, job.order.encoding)
+        except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
+            text = str(error) if isinstance(error, msgspec.MsgspecError | ValueError) else type(error).__name__
+            raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {text}"[:1024]) from error
 
     def _encoded(self, job: Job, value: Any) -> Sequence[Piece]:
         if job.order.encoding == "msgpack":
@@ -334,15 +335,17 @@ class Jobs:
         assert isinstance(value, dict)
         if event["type"] == "request.progress":
             now = time.monotonic()
+            progress, stage = min(1.0, max(0.0, float(value["progress"]))), _shortened(value, "stage")
+            value = {"progress": progress, **stage}
             if job.spec.lane == "device":
-                self._page.progress(job.number, float(value["progress"]), str(value.get("stage") or ""))
+                self._page.progress(job.number, progress, stage.get("stage", ""))
             if now < job.progress_due and value["progress"] != 1:
                 return
             job.progress_due = now + PROGRESS_INTERVAL_S
-            self._channel.send(Event(job.number, "progress", json.dumps(value).encode()))
+            self._channel.send(Event(job.number, "progress", _json(value)))
         else:
-            value = {**value, "message": str(value["message"])[:EVENT_CHARS]}
-            self._channel.send(Event(job.number, "log", json.dumps(value).encode()))
+            value = _shortened(value, "message") | _shortened(value, "level")
+            self._channel.send(Event(job.number, "log", _json(value)))
 
     def save(self, job: Job, ref: str, data: bytes | None, path: Path | None) -> SavedFile:
         """Hand a file to the supervisor and wait until it is kept."""
@@ -363,6 +366,15 @@ class Jobs:
         if saved.error:
             raise OSError(f"`{ref}` was not saved: {saved.error}")
         return SavedFile(saved.local_path, saved.size_bytes, saved.sha256)
+
+
+def _shortened(event: dict[str, object], name: str) -> dict[str, str]:
+    """Return one text of an event, cut so that it fits a frame; nothing when it is not there."""
+    return {name: str(event[name])[:EVENT_CHARS]} if name in event else {}
+
+
+def _json(value: dict[str, object]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
 
 class _Sink:
@@ -390,16 +402,11 @@ def _memory_file(data: bytes) -> Any:
     return file
 
 
-def _refused(job: Job, error: Exception) -> Failed:
-    text = str(error) if isinstance(error, msgspec.MsgspecError | ValueError) else type(error).__name__
-    return Failed(job.number, "usage", f"the payload does not fit `{job.spec.name}`: {text}"[:1024], False, 0.0)
-
-
 def _failure(job: Job, error: BaseException) -> Failed:
-    kind: ErrorKind
-    if isinstance(error, Interrupted | asyncio.CancelledError) or (
-        job.cancel.is_set() and isinstance(error, CanceledError)
-    ):
+    if isinstance(error, _PayloadError):
+        return Failed(job.number, "usage", str(error), False, 0.0)
+    asked = job.cancel.is_set() and isinstance(error, CanceledError)
+    if asked or isinstance(error, Interrupted | asyncio.CancelledError):
         return Failed(job.number, "canceled", "canceled", False, 0.0)
     if isinstance(error, RegionError):
         return Failed(job.number, "internal", str(error), False, 0.0)

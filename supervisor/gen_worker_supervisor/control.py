@@ -16,7 +16,7 @@ import msgspec
 
 from gen_worker.wire import control as wire
 from gen_worker.wire.channel import ProtocolError, close_all, receive_packet, send_packet
-from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, Event
+from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, REQUEST_ID_CHARS, Event
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
 from gen_worker_supervisor.ladder import Reason
@@ -295,6 +295,11 @@ class ControlClient:
         self.send(self._server.hello)
 
     def _submit(self, frame: wire.Submit, descriptors: list[int]) -> None:
+        if len(frame.request_id) > REQUEST_ID_CHARS:
+            close_all(descriptors)
+            length = len(frame.request_id)
+            self._refuse("", f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
+            return
         known = self._server.ticket((frame.request_id, frame.attempt))
         if known is not None:
             close_all(descriptors)
@@ -307,7 +312,7 @@ class ControlClient:
         if name is None:
             payload.close()
             names = ", ".join(f"`{name}`" for name in sorted(self._supervisor.fleet.functions))
-            self._refuse(frame.request_id, f"no function `{frame.function}`; there are: {names}", "not_found")
+            self._refuse(frame.request_id, f"no function `{frame.function[:100]}`; there are: {names}", "not_found")
             return
         ticket = Ticket(frame.request_id, frame.attempt, self._server, self, frame.stream, frame.events)
         self._server.open_ticket(ticket)

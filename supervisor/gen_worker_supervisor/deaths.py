@@ -39,8 +39,8 @@ def read_dump(fd: int) -> str:
 def stack_of(dump: str, job_thread: int) -> list[str]:
     """Return the stack worth showing of a fault handler's dump, whatever the child made of it.
 
-    After a crash the crashed thread's, else the job thread's, else any that is in the author's code. The innermost frame
-    comes first, as the fault handler prints it; frames of the runtime itself are left out.
+    After a crash the crashed thread's, else the job thread's, else any that is in the author's code. The innermost
+    frame comes first, as the fault handler prints it; frames of the runtime itself are left out.
     """
     heading = next((line[:LINE_CHARS] for line in dump.splitlines() if line.startswith("Fatal Python error")), None)
     blocks = _blocks(dump)
@@ -61,7 +61,7 @@ def _is_ours(file: str) -> bool:
 
 
 def _blocks(dump: str) -> dict[int, list[str]]:
-    """Return the frames by thread; the current thread's stand under `_CURRENT` too. A later dump replaces an earlier."""
+    """Return the frames by thread; the current thread's stand under `_CURRENT` too. A later dump counts."""
     blocks: dict[int, list[str]] = {}
     into: list[str] = []
     for line in dump.splitlines():

@@ -81,6 +81,7 @@ BOOT_TRIES = 3
 LOSSES = 2  # children that a job was handed to and that died, before it counts as started
 UNAVAILABLE_S = 30.0  # after that the next job of the function tries once more
 BACKOFF_LIMIT_S = 60.0
+PRINTED_CHARS = 400  # of each line of a job's last words that its client is told, so that they fit a frame
 
 STATE_OF: dict[ErrorKind, JobState] = {
     "usage": JobState.INVALID,
@@ -592,7 +593,7 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
 
 def death_detail(death: Death, job: Job, rung: int | None = None) -> ErrorDetail:
     """Return what a job's client is told of its child's death; of all that was printed, what the job printed itself."""
-    printed = [line for number, line in death.printed if number == job.number]
+    printed = [line[:PRINTED_CHARS] for number, line in death.printed if number == job.number]
     return ErrorDetail(
         cause=death.cause,
         signal=death.signal,

@@ -23,6 +23,7 @@ from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 from gen_worker_supervisor.reaper import Reaper, reap
 from gen_worker_supervisor.state import Child, Death
 
+DEAF_LIMIT_S = 2.0  # a child may close its socket so long before it ends
 FRAMES_A_TURN = 64  # of one child, before the others and the clients get theirs
 
 
@@ -88,6 +89,7 @@ class ChildProcess:
         self.outputs = OutputRegions(child.generation, self._on_free_output)
         self.pid = 0
         self._pidfd = -1
+        self._burst = 1
         self._unsent: deque[tuple[object, list[int]]] = deque()
         self._deaf = False
         self._closed = False
@@ -161,14 +163,22 @@ class ChildProcess:
         self.send(Release(index))
 
     def _on_readable(self) -> None:
-        # Not one frame more than is due: asking for another costs a call and an exception, and epoll tells of it.
-        frames, problem = self._read_frames(min(len(self.child.leased), FRAMES_A_TURN) or 1)
+        # As many frames as came last time: asking for one more costs a call and an exception, and epoll tells of it.
+        frames, problem = self._read_frames(self._burst)
+        self._burst = min(2 * self._burst, FRAMES_A_TURN) if len(frames) == self._burst else len(frames) or 1
         if frames:
             self._listener.on_frames(self, frames)
         if problem is not None:
             self._poller.forget(self.channel.fileno())
             if problem:
                 self._listener.on_misbehaviour(self, problem)
+            else:
+                self._loop.call_later(DEAF_LIMIT_S, self._look_for_life)
+
+    def _look_for_life(self) -> None:
+        """A child that has closed its socket is about to end; one that is still there can never be told anything."""
+        if not self._closed:
+            self._listener.on_misbehaviour(self, "its socket is closed and it lives on")
 
     def _read_frames(self, limit: int) -> tuple[list[tuple[Report, list[int]]], str | None]:
         """Read what is there; the second value is None while more may come, "" at the end, else what was wrong."""

@@ -4,12 +4,13 @@ All on one asyncio loop that no child and no client can hold. Judgement is in `f
 """
 
 import asyncio
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
+
+import msgspec
 
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.messages import (
@@ -28,6 +29,7 @@ from gen_worker.wire.messages import (
     Save,
 )
 from gen_worker.wire.messages import Submit as SubmitFrame
+from gen_worker.wire.regions import RegionError
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
 from gen_worker_supervisor.decide import decide
@@ -70,6 +72,19 @@ from gen_worker_supervisor.state import (
 )
 
 REMEMBERED_JOBS = 256
+_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
+
+
+class _Told(msgspec.Struct):
+    """What a child's event says, as far as the supervisor uses it."""
+
+    progress: float | None = None
+    stage: str | None = None
+    level: str = "info"
+    message: str = ""
+
+
+_decode_told = msgspec.json.Decoder(_Told).decode
 
 
 class Supervisor:
@@ -337,11 +352,18 @@ class Supervisor:
 
     def _tell(self, action: Tell) -> None:
         job, child, event = action.job, action.child, action.event
-        value = json.loads(event.value)
+        try:
+            told = _decode_told(event.value)
+        except _DECODE_ERRORS as error:
+            self.handle(Misbehaved(child, f"an event that is none: {error}"))
+            return
+        if b"\n" in event.value:  # links pass it on as it is, in one line
+            self.handle(Misbehaved(child, "an event of several lines"))
+            return
         if event.event == "progress":
-            job.progress, job.stage = value.get("progress"), value.get("stage")
+            job.progress, job.stage = told.progress, told.stage
         else:
-            self._print(child, job.request_id, f"{value.get('level', 'info')}: {value.get('message', '')}")
+            self._print(child, job.request_id, f"{told.level}: {told.message}")
         if job.events:
             job.client.event(job, event)
 
@@ -351,30 +373,34 @@ class Supervisor:
         """Frames came from a child."""
         child = process.child
         happenings: list[Happening] = []
-        for message, descriptors in frames:
+        for at, (message, descriptors) in enumerate(frames):
             if type(message) is Done or type(message) is Item:
                 if isinstance(message.body, Region) and not process.outputs.lend(message.body):
                     happenings.append(Misbehaved(child, "an output in a region it does not hold"))
+                    close_all([fd for _, unread in frames[at:] for fd in unread])
                     break
-            elif type(message) is Need:
-                self._grant(process, message.size)
-                continue
-            elif type(message) is Release:
-                process.inputs.released(message.index)
-                continue
             elif type(message) is Save:
                 self._save(process, message, descriptors)
                 continue
             if descriptors:
                 close_all(descriptors)
-            happenings.append(Reported(child, message))
+            if type(message) is Need:
+                self._grant(process, message.size)
+            elif type(message) is Release:
+                process.inputs.released(message.index)
+            else:
+                happenings.append(Reported(child, message))
         if happenings:
             self.handle(*happenings)
             if not self.booted.done():
                 self._note_boot()
 
     def _grant(self, process: ChildProcess, size: int) -> None:
-        granted = process.outputs.grant(size)
+        try:
+            granted = process.outputs.grant(size)
+        except RegionError as error:
+            self.handle(Misbehaved(process.child, f"a wish that cannot be granted: {error}"))
+            return
         if granted is None:
             self.handle(Misbehaved(process.child, f"a wish for an output region of {size} bytes"))
             return
