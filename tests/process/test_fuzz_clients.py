@@ -1,0 +1,274 @@
+"""Clients that send anything: the server answers or closes, serves on, and keeps no descriptor of theirs."""
+
+import fcntl
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gen_worker.wire import control
+from gen_worker.wire.messages import FRAME_LIMIT
+from tests.served import Serve, Server, descriptors, text_of, until
+
+pytestmark = pytest.mark.process
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@contextmanager
+def unharmed(server: Server) -> Iterator[None]:
+    """The server keeps its children, its descriptors and its countenance."""
+    assert text_of(server.ask("echo", text="before")) == "before"
+    server.until_idle()
+    pids, before = server.pids(), len(descriptors(server.pid))
+    yield
+    assert text_of(server.ask("echo", text="after")) == "after"
+    until(lambda: len(descriptors(server.pid)) <= before, what="no descriptor more than before")
+    assert server.pids() == pids
+    assert "Traceback" not in server.log()
+
+
+def said(server: Server, data: bytes) -> list[dict[str, object]]:
+    """Send bytes and the end on a connection of its own; return what is answered before the server closes."""
+    with server.connect() as connection:
+        connection.write(data)
+        connection.end()
+        answers = []
+        while (frame := connection.read()) is not None:
+            answers.append(frame)
+        return answers
+
+
+LINES = [
+    b"",
+    b"\n\n \n",
+    b"rubbish\n",
+    b"\x00\xff\xfe\n",
+    b'{"function":"ech',
+    b'{"function":1}\n',
+    b'{"function":"echo","payload":{"text":1}}\n',
+    b'{"function":"echo","payload":}\n',
+    b'{"function":"echo","payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+    b"[" * 1_000_000 + b"\n",
+    b'{"function":"' + b"e" * 300_000 + b'"}\n',
+    b'{"function":"echo","request_id":"' + b"r" * 300_000 + b'"}\n',
+    b'{"function":"echo","request_id":"\\ud800"}\n',
+    b'{"cancel":{"request_id":"100%"}}\n',
+    b'{"cancel":{}}\n',
+    b'{"cancel":{"request_id":"' + b"r" * 300_000 + b'"}}\n',
+    b'{"function":"echo","request_id":""}\n',
+]
+
+
+def test_each_line_that_is_no_request_has_its_answer_and_harms_nobody(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server):
+        for line in LINES:
+            answers = said(server, line)
+            assert len(answers) == (1 if line.strip() else 0), line[:60]
+        assert said(server, b'{"cancel":{"request_id":"100%"}}\n') == [
+            {"ok": True, "canceled": False, "request_id": "100%"}
+        ]
+        (answer,) = said(server, b'{"function":"echo","request_id":"' + b"r" * 300 + b'"}\n')
+        assert "a `request_id` of 300 characters, the limit is 256" in json.dumps(answer)
+
+        @QUICK
+        @given(st.lists(st.binary(max_size=40) | st.sampled_from(LINES[:8]), max_size=8))
+        def anything(pieces: list[bytes]) -> None:
+            for answer in said(server, b"\n".join(pieces)):
+                assert answer["ok"] in (True, False)
+
+        anything()
+
+
+def test_a_line_that_never_ends_is_refused_and_not_kept(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server), server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
+        for _ in range(40):
+            connection.write(b"x" * (1 << 20))
+    assert server.status().gpus[0].state == "idle"
+
+
+def test_a_client_that_sends_for_ever_and_reads_nothing_is_read_no_more(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server), server.connect() as connection:
+        connection.sock.settimeout(1.0)
+        before = rss(server.pid)
+        with pytest.raises(TimeoutError):
+            while True:
+                connection.write(b"x\n" * 50_000)
+        assert rss(server.pid) - before < 100 << 20
+
+
+def rss(pid: int) -> int:
+    """Return the resident bytes of a process."""
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- the control socket -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def control_socket(server: Server, *, opened: bool = True) -> Iterator[socket.socket]:
+    """A bare socket to the control socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(20)
+        sock.connect(str(server.control))
+        if opened:
+            sock.send(msgspec.msgpack.encode(control.Open(control.CONTROL_PROTOCOL)))
+            assert isinstance(answer(sock), control.Opened)
+        yield sock
+
+
+def answer(sock: socket.socket) -> control.ServerFrame | None:
+    """Return the next frame, None at the end of the connection."""
+    try:
+        data, fds, _, _ = socket.recv_fds(sock, FRAME_LIMIT + 1, 8)
+    except ConnectionResetError:
+        return answer(sock)
+    for fd in fds:
+        os.close(fd)
+    return msgspec.msgpack.decode(data, type=control.ServerFrame) if data else None
+
+
+RUBBISH = [
+    b"x",
+    b"\x91" * 60_000,
+    b"\xdd\xff\xff\xff\xff",
+    msgspec.msgpack.encode(["submit"]),
+    msgspec.msgpack.encode(["submit", "r", "echo", -1]),
+    msgspec.msgpack.encode(["open", "1"]),
+    msgspec.msgpack.encode(control.Open(99)),
+    msgspec.msgpack.encode(control.List()) + b"more",
+]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_client_that_speaks_rubbish_is_told_so_and_cut_off(serve: Serve, opened: bool) -> None:
+    server = serve(module="liar")
+    frames = RUBBISH if opened else [*RUBBISH, *map(msgspec.msgpack.encode, (control.List(), control.Kill("x")))]
+    with unharmed(server), open(os.devnull) as null:
+        for frame in frames:
+            with control_socket(server, opened=opened) as sock:
+                socket.send_fds(sock, [frame], [null.fileno()] * 3)
+                refusal = answer(sock)
+                assert isinstance(refusal, control.Error), frame[:40]
+                assert (refusal.kind, refusal.attempt) == ("usage", 0)
+                assert answer(sock) is None
+        for count, data in ((20, b"x"), (1, b"x" * 70_000), (2, b"")):
+            with control_socket(server, opened=opened) as sock:
+                socket.send_fds(sock, [data], [null.fileno()] * count)
+                assert answer(sock) is None
+
+
+def memfd(size: int, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> int:
+    """Return a memfd of this size with these seals."""
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def test_bodies_in_memory_that_cannot_be_trusted_are_refused_and_the_client_goes_on(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server), control_socket(server) as sock, tempfile.TemporaryFile() as file, open(os.devnull) as null:
+        file.write(b"x" * 5000)
+        file.flush()
+        cases = [
+            ([memfd(4096, 0)], 100, "not sealed"),
+            ([memfd(4096, fcntl.F_SEAL_GROW)], 100, "not sealed"),
+            ([memfd(4096)], 4097, "does not fit"),
+            ([memfd(4096)], -1, "at most"),
+            ([memfd(4096)], 2**63, "at most"),
+            ([memfd(0)], 0, "1 to"),
+            ([os.dup(file.fileno())], 100, "sealed|not a memfd"),
+            ([os.dup(null.fileno())], 100, "not a memfd"),
+            ([], 100, "0 descriptors"),
+            ([memfd(4096), memfd(4096)], 100, "2 descriptors"),
+        ]
+        for number, (fds, length, reason) in enumerate(cases):
+            frame = control.Submit(f"r{number}", "echo", control.Attached(length))
+            socket.send_fds(sock, [msgspec.msgpack.encode(frame)], fds)
+            for fd in fds:
+                os.close(fd)
+            refusal = answer(sock)
+            assert isinstance(refusal, control.Error)
+            assert refusal.request_id == f"r{number}"
+            assert any(part in refusal.message for part in reason.split("|")), refusal
+        sock.send(msgspec.msgpack.encode(control.List()))
+        assert isinstance(answer(sock), control.Listed)
+
+
+def test_frames_that_mean_nothing_change_nothing(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server), control_socket(server) as sock:
+        frames = [
+            control.Ack("nobody"),
+            control.More("nobody", 2**62),
+            control.More("nobody", -5),
+            control.Release(2**60),
+            control.Submit("r" * 300, "echo", b"\x80"),
+            control.Submit("r1", "e" * 50_000, b"\x80"),
+            control.Submit("r2", "echo", b"\x91" * 40_000, attempt=-7, timeout_ms=2**62),
+            control.Submit("r3", "echo", b"\xc1"),
+            control.Submit("r4", "echo", b"{}", encoding="json", timeout_ms=-3),
+            control.Cancel("nobody%s"),
+            control.Kill("nobody", True),
+        ]
+        for frame in frames:
+            sock.send(msgspec.msgpack.encode(frame))
+        ends = {}
+        while len(ends) < 7:
+            told = answer(sock)
+            assert told is not None
+            if not isinstance(told, control.Accepted):
+                ends[getattr(told, "request_id", "")] = type(told).__name__
+        assert ends == {
+            "": "Error",
+            "r1": "Error",
+            "r2": "Error",
+            "r3": "Error",
+            "r4": "Result",
+            "nobody%s": "Canceled",
+            "nobody": "Killed",
+        }
+
+
+FRAMES = st.lists(
+    st.one_of(
+        st.binary(min_size=1, max_size=60),
+        st.sampled_from(RUBBISH),
+        st.builds(
+            lambda tag, fields: msgspec.msgpack.encode([tag, *fields]),
+            st.sampled_from(["open", "submit", "cancel", "kill", "list", "ack", "more", "release"]),
+            st.lists(
+                st.sampled_from(["r", "echo", b"\x80", 0, 1, -1, 2**64 - 1, None, True, [5, 1], [], {}]), max_size=8
+            ),
+        ),
+    ),
+    max_size=6,
+)
+
+
+def test_any_frames_in_any_order_leave_a_server_that_serves(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server), open(os.devnull) as null:
+
+        @QUICK
+        @given(FRAMES, st.booleans(), st.integers(0, 3))
+        def anything(frames: list[bytes], opened: bool, attached: int) -> None:
+            with control_socket(server, opened=opened) as sock:
+                try:
+                    for frame in frames:
+                        socket.send_fds(sock, [frame], [null.fileno()] * attached)
+                except (BrokenPipeError, ConnectionResetError):
+                    return  # it was cut off
+
+        anything()
