@@ -90,6 +90,7 @@ class ChildProcess:
         self.pid = 0
         self._pidfd = -1
         self._burst = 1
+        self._breach = ""  # how it broke the protocol
         self._unsent: deque[tuple[object, list[int]]] = deque()
         self._deaf = False
         self._closed = False
@@ -171,6 +172,7 @@ class ChildProcess:
         if problem is not None:
             self._poller.forget(self.channel.fileno())
             if problem:
+                self._breach = problem
                 self._listener.on_misbehaviour(self, problem)
             else:
                 self._loop.call_later(DEAF_LIMIT_S, self._look_for_life)
@@ -234,7 +236,8 @@ class ChildProcess:
             return  # not our child yet: the zygote's middle process has still to end, and SIGCHLD brings us back
         self._loop.remove_reader(self._pidfd)
         self._reaper.disown(self.pid)
-        frames, problem = self._read_frames(1 << 30)  # a dead child's socket is read to its end before it is judged
+        # A dead child's socket is read to its end before it is judged; one that broke the protocol is not believed.
+        frames, problem = ([], self._breach) if self._breach else self._read_frames(1 << 30)
         if frames:
             self._listener.on_frames(self, frames)
         self._sweep()
