@@ -144,3 +144,9 @@ def hold(ctx: RequestContext, payload: Text) -> Text:
     while True:
         ctx.raise_if_cancelled()
         time.sleep(0.005)
+
+
+@endpoint
+def whole(ctx: RequestContext, payload: Text) -> Text:
+    """Return how long the text was."""
+    return Text(str(len(payload.text)))

@@ -67,6 +67,7 @@ def test_a_descendant_that_prints_for_ever_does_not_hold_whoever_closes_the_pipe
                 except BrokenPipeError:
                     return
 
+        os.write(write_end, b"first\n")
         thread = threading.Thread(target=babble)
         thread.start()
         output.close()
@@ -74,4 +75,4 @@ def test_a_descendant_that_prints_for_ever_does_not_hold_whoever_closes_the_pipe
         thread.join(10)
         os.close(write_end)
         assert not thread.is_alive()
-        assert lines
+        assert lines[0] == (0, "first")

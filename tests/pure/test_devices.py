@@ -1,0 +1,64 @@
+"""Which devices `--devices` names."""
+
+import pytest
+
+from gen_worker_supervisor.devices import DeviceError, choose
+from gen_worker_supervisor.state import Device
+
+
+def gpus() -> list[Device]:
+    """Two GPUs of one host."""
+    return [Device(f"cuda:{n}", "cuda", index=n, uuid=f"GPU-{n}{n}{n}", vram_total=8 << 30) for n in range(2)]
+
+
+def names(wanted: str, *, gpu: bool = True, cpu: bool = False) -> list[str]:
+    """Return the names of the devices chosen on a host with two GPUs."""
+    return [device.name for device in choose(wanted, gpus(), gpu_functions=gpu, cpu_functions=cpu)]
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("cpu", 1), ("cpu:1", 1), ("cpu:3", 3), (" cpu:2 ", 2)])
+def test_cpu_slots_take_functions_of_every_kind(wanted: str, count: int) -> None:
+    chosen = choose(wanted, gpus(), gpu_functions=True, cpu_functions=True)
+    assert [device.name for device in chosen] == [f"cpu:{n}" for n in range(count)]
+    assert all(device.takes_gpu_functions and device.takes_cpu_functions for device in chosen)
+
+
+@pytest.mark.parametrize("wanted", ["cpu:0", "cpu:257"])
+def test_an_absurd_number_of_cpu_slots_is_refused(wanted: str) -> None:
+    with pytest.raises(DeviceError, match="takes 1 to 256 slots"):
+        names(wanted)
+
+
+def test_auto_is_every_gpu() -> None:
+    assert names("auto") == ["cuda:0", "cuda:1"]
+
+
+def test_auto_without_a_gpu_is_one_cpu_slot_that_stands_for_it() -> None:
+    (only,) = choose("auto", [], gpu_functions=True, cpu_functions=True)
+    assert (only.name, only.takes_gpu_functions, only.takes_cpu_functions) == ("cpu:0", True, True)
+
+
+def test_auto_takes_no_gpu_for_functions_that_need_none() -> None:
+    assert names("auto", gpu=False, cpu=True) == ["cpu:0"]
+
+
+def test_beside_gpus_other_functions_have_a_child_of_their_own() -> None:
+    chosen = choose("auto", gpus(), gpu_functions=True, cpu_functions=True)
+    takes = [(device.name, device.takes_gpu_functions, device.takes_cpu_functions) for device in chosen]
+    assert takes == [("cuda:0", True, False), ("cuda:1", True, False), ("cpu:0", False, True)]
+
+
+@pytest.mark.parametrize("wanted", ["1,0", "cuda:1, cuda:0", "GPU-111,GPU-000", "GPU-1,0,"])
+def test_gpus_are_named_by_index_or_uuid_and_keep_that_order(wanted: str) -> None:
+    assert names(wanted) == ["cuda:1", "cuda:0"]
+
+
+@pytest.mark.parametrize("wanted", ["2", "GPU-", "0,0", "0,GPU-000", "gpu", "-1"])
+def test_a_gpu_that_is_not_there_or_not_one_is_refused_with_those_there_are(wanted: str) -> None:
+    with pytest.raises(DeviceError, match=r"there are: 0 \(GPU-000\), 1 \(GPU-111\)"):
+        names(wanted)
+
+
+def test_a_gpu_on_a_host_without_any_is_refused() -> None:
+    with pytest.raises(DeviceError, match="there are: none"):
+        choose("0", [], gpu_functions=True, cpu_functions=False)
