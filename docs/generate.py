@@ -20,7 +20,7 @@ from gen_worker.cli.program import commands
 from gen_worker.settings import Settings
 from gen_worker.wire import control
 from gen_worker.wire.status import Status
-from gen_worker_supervisor import fleet, ladder, phases
+from gen_worker_supervisor import fates, ladder, phases, steps
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "gen_worker"
@@ -135,14 +135,14 @@ def _seconds(at: float | None) -> str:
 def limits() -> str:
     """The supervisor's own times and counts."""
     values = {
-        "a child that is not ready is ended after": f"{fleet.BOOT_LIMIT_S:g} s",
-        "deaths before it was ready that give a device up": str(fleet.BOOT_TRIES),
-        "failed loads that make a function unavailable": str(fleet.LOAD_TRIES),
-        "an unavailable function is tried again after": f"{fleet.UNAVAILABLE_S:g} s",
-        "`shutdown()` may take": f"{fleet.DRAIN_LIMIT_S:g} s",
-        "the longest pause before a new child": f"{fleet.BACKOFF_LIMIT_S:g} s",
-        "a SIGKILL that was not reaped: the device is wedged after": f"{fleet.WEDGED_AFTER_S:g} s",
-        "the device is retired after": f"{fleet.RETIRED_AFTER_S:g} s",
+        "a child that is not ready is ended after": f"{fates.BOOT_LIMIT_S:g} s",
+        "deaths before it was ready that give a device up": str(fates.BOOT_TRIES),
+        "failed loads that make a function unavailable": str(steps.LOAD_TRIES),
+        "an unavailable function is tried again after": f"{steps.UNAVAILABLE_S:g} s",
+        "`shutdown()` may take": f"{steps.DRAIN_LIMIT_S:g} s",
+        "the longest pause before a new child": f"{fates.BACKOFF_LIMIT_S:g} s",
+        "a SIGKILL that was not reaped: the device is wedged after": f"{steps.WEDGED_AFTER_S:g} s",
+        "the device is retired after": f"{fates.RETIRED_AFTER_S:g} s",
     }
     return _table(("what", "value"), values.items())
 

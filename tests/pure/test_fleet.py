@@ -24,7 +24,7 @@ from gen_worker.wire.messages import (
     Returned,
     Started,
 )
-from gen_worker_supervisor.fleet import BOOT_LIMIT_S, UNAVAILABLE_S
+from gen_worker_supervisor.fates import BOOT_LIMIT_S
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
@@ -40,6 +40,7 @@ from gen_worker_supervisor.state import (
     Reported,
     Spawn,
 )
+from gen_worker_supervisor.steps import UNAVAILABLE_S
 from tests.pure.host import (
     CREDITS,
     KILLED,

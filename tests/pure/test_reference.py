@@ -18,9 +18,9 @@ from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
 from gen_worker_child import jobs
 from gen_worker_child.main import CREDITS, WATCH_S
-from gen_worker_supervisor import blame, fleet, ladder, ndjson, state
+from gen_worker_supervisor import blame, ladder, ndjson, state, steps
 from gen_worker_supervisor import control as kept
-from gen_worker_supervisor.fleet import STATE_OF
+from gen_worker_supervisor.outcomes import STATE_OF
 from gen_worker_supervisor.phases import JobState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,7 @@ def test_every_detail_of_an_error_is_documented() -> None:
         ("concepts/architecture", f"under {state.FAST_RUN_S * 1000:g} ms, up to {state.LEASED_AHEAD} jobs"),
         ("concepts/faults", f"{blame.QUARANTINE_S / 60:g} minutes"),
         ("decisions/sampled-digest", f"up to {blame.HASHED_WHOLE >> 20} MiB"),
-        ("decisions/unavailable-and-tried-again", f"{fleet.UNAVAILABLE_S:g} seconds later"),
+        ("decisions/unavailable-and-tried-again", f"{steps.UNAVAILABLE_S:g} seconds later"),
         ("decisions/who-reads-in-a-child", f"{WATCH_S * 1000:g} ms"),
     ],
 )

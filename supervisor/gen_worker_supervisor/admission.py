@@ -1,0 +1,58 @@
+"""Take a job into the table, or say why not."""
+
+from gen_worker_supervisor.outcomes import failure, quarantine, too_large
+from gen_worker_supervisor.state import Action, Fleet, Function, Job, Outcome, holds
+from gen_worker_supervisor.steps import end_job
+
+
+def submit(fleet: Fleet, job: Job, now: float) -> list[Action]:
+    """Put a job into its function's queue, or end it at once with the reason."""
+    refusal = _refusal(fleet, job, now)
+    fleet.jobs[job.number] = job
+    if job.named:
+        fleet.by_identity[job.identity] = job
+    if refusal is not None:
+        return [end_job(fleet, job, refusal)]
+    fleet.enqueue(job)
+    if job.deadline is not None:
+        fleet.arm(job.deadline, ("deadline", job.number))  # not the job: it would be kept until then
+    return []
+
+
+def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
+    function = job.function
+    if job.payload.length > fleet.max_input_bytes:
+        return too_large("input", job.payload.length, fleet.max_input_bytes)
+    if fleet.queued >= fleet.max_queued:
+        return failure("busy", f"{fleet.queued} jobs wait already, the limit is {fleet.max_queued}", retryable=True)
+    if function.clear:
+        return None
+    if fleet.draining:
+        return failure("draining", "the worker is shutting down", retryable=True)
+    if function.surveyed.models:
+        return failure(
+            "model_resolution", f"no resolver for {', '.join(f'`{ref}`' for ref in function.surveyed.models)}"
+        )
+    reason = _unavailable(fleet, function, now)
+    if reason is not None:
+        return failure("unavailable", f"`{function.name}` is unavailable: {reason}", retryable=True)
+    if fleet.blame.suspects(function.name):
+        charge = fleet.blame.quarantined(function.name, job.payload.digest(), now)
+        if charge is not None:
+            return quarantine(job, charge)
+    else:
+        function.clear = True
+    return None
+
+
+def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
+    if function.unavailable is not None:
+        if now < function.available_at:
+            return function.unavailable
+        function.unavailable = None
+    devices = [device for device in fleet.devices if holds(device, function)]
+    if not devices:
+        return "no device of this host can hold it"
+    if all(device.lost for device in devices):
+        return devices[0].given_up or f"{devices[0].name} is retired"
+    return fleet.blame.breaker(function.name, now)

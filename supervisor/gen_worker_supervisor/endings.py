@@ -1,0 +1,89 @@
+"""End what somebody wants ended: one job by the ladder, or all of them and their children."""
+
+import signal
+from typing import assert_never
+
+from gen_worker.wire.messages import Cancel, Interrupt
+from gen_worker_supervisor.ladder import Ending, Reason, Rung
+from gen_worker_supervisor.outcomes import ended_outcome
+from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.state import Action, Child, Fleet, Job, Send, Signal
+from gen_worker_supervisor.steps import end_job, finish_if_drained, kill_child, retire_child
+
+TERMINATE_LIMIT_S = 1.0
+
+
+def end_asked(fleet: Fleet, job: Job, reason: Reason, at_once: bool, now: float) -> list[Action]:
+    """Begin to end a job, or hasten what has begun; one that waits ends at once."""
+    if job.ended:
+        return []
+    if job.ending is None:
+        job.ending = Ending(reason, now, at_once)
+    else:
+        job.ending.hasten(reason, now, at_once=at_once)
+    if job.state is JobState.QUEUED:
+        return [end_job(fleet, job, ended_outcome(job, None))]
+    return climb(fleet, job, now)
+
+
+def climb(fleet: Fleet, job: Job, now: float) -> list[Action]:
+    """Climb the rungs of the ladder that are due."""
+    ending, child = job.ending, job.child
+    assert ending is not None
+    assert child is not None
+    actions: list[Action] = []
+    for rung in ending.climb(now):
+        if job.state is JobState.LEASED and rung >= Rung.DUMP:
+            actions.append(Send(child, Cancel(job.number)))
+            actions.append(end_job(fleet, job, ended_outcome(job, None)))
+            return actions
+        actions += _perform_rung(fleet, job, child, rung, now)
+    due = ending.next_due()
+    if due is not None:
+        fleet.arm(due, ("ending", job))
+    return actions
+
+
+def _perform_rung(fleet: Fleet, job: Job, child: Child, rung: Rung, now: float) -> list[Action]:
+    match rung:
+        case Rung.COOPERATE:
+            return [Send(child, Cancel(job.number))]
+        case Rung.INTERRUPT:
+            return [Send(child, Interrupt(job.number))]
+        case Rung.DUMP:
+            if child.phase in (Phase.READY, Phase.BUSY, Phase.LOADING):
+                child.move(Phase.SUSPECT)
+            return [Signal(child, signal.SIGUSR2)]
+        case Rung.TERMINATE:
+            child.ending = job.ending
+            child.move(Phase.DYING)
+            fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))  # the job may end now; the child must
+            return [Signal(child, signal.SIGTERM)]
+        case Rung.KILL:
+            return kill_child(fleet, child, now)
+        case _:
+            assert_never(rung)
+
+
+def drain_overdue(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """A drained child is still there: SIGTERM, and after that SIGKILL."""
+    if child.phase is Phase.DRAINING:
+        child.move(Phase.DYING)
+        fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))
+        return [Signal(child, signal.SIGTERM)]
+    return kill_child(fleet, child, now) if child.phase is Phase.DYING else []
+
+
+def drain_fleet(fleet: Fleet, now: float) -> list[Action]:
+    """Take no more jobs, end the ones there are, drain every child."""
+    if fleet.draining:
+        return []
+    fleet.draining = True
+    fleet.doubt()
+    actions: list[Action] = []
+    for job in list(fleet.jobs.values()):
+        actions += end_asked(fleet, job, Reason.DRAIN, False, now)
+    for device in fleet.devices:
+        if device.child is not None and device.child.phase is not Phase.BACKOFF:
+            actions += retire_child(fleet, device.child, now)
+    return actions + finish_if_drained(fleet)

@@ -1,0 +1,169 @@
+"""A child's death: what becomes of its jobs, who is to blame, when the next child comes."""
+
+from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
+from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
+from gen_worker_supervisor.state import Action, Child, Death, Device, Finish, Fleet, Job, Note, Spawn, holds
+from gen_worker_supervisor.steps import (
+    WEDGED_AFTER_S,
+    end_job,
+    finish_if_drained,
+    load_failed,
+    make_unavailable,
+    requeue,
+)
+
+BOOT_LIMIT_S = 300.0  # a child that is not ready by then is ended like one that died
+RETIRED_AFTER_S = 30.0
+BOOT_TRIES = 3
+LOSSES = 2  # children that a job was handed to and that died, before it counts as started
+BACKOFF_LIMIT_S = 60.0
+
+
+def spawn_child(fleet: Fleet, device: Device, now: float) -> list[Action]:
+    """Give a device a child of a new generation."""
+    fleet.generation += 1
+    if device.child is not None:
+        step(NEXT_PHASE, device.child.phase, Phase.FORKING)  # the table's way from the dead child, which stays dead
+        device.restarts += 1
+    device.restart_at = None
+    child = device.child = Child(device, fleet.generation, now)
+    fleet.arm(now + BOOT_LIMIT_S, ("boot", child))
+    return [Spawn(child)]
+
+
+def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
+    """Judge what a death means for its jobs, its device and the next child."""
+    device = child.device
+    wanted = child.retiring or child.ending is not None or fleet.draining
+    child.move(Phase.SETTLING)
+    actions: list[Action] = [] if wanted and death.exit_code == 0 else [_death_note(child, death)]
+    if child.loading is not None and child.ending is None:
+        text = f"setup of `{child.loading}` killed its child: {death.cause}"
+        actions += load_failed(fleet, child.loading, text, death.stack or _printed(death), now)
+    actions += _judge_jobs(fleet, child, death, now)
+    if device.health is Health.WEDGED:
+        device.health = step(NEXT_HEALTH, device.health, Health.OK)
+    child.move(Phase.BACKOFF)
+    if fleet.draining:
+        return actions + finish_if_drained(fleet)
+    return actions + _plan_respawn(fleet, child, death, wanted, now)
+
+
+def _death_note(child: Child, death: Death) -> Note:
+    lines = death.stack or _printed(death)
+    text = f"child {child.pid} died: {death.cause}" if child.pid is not None else f"child {death.cause}"
+    return Note("error", child.device.name, text, lines)
+
+
+def _printed(death: Death) -> tuple[str, ...]:
+    return tuple(line for _, line in death.printed)
+
+
+def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
+    held = list(child.leased.values())
+    child.leased.clear()
+    child.reserved = None
+    actions: list[Action] = []
+    unfinished = [job for job in held if not job.ended and job.ending is None]
+    innocent = child.ending is not None or child.retiring
+    suspects = [job for job in unfinished if _is_suspect(job, innocent=innocent)]
+    for job in held:
+        if not job.ended and job.ending is not None:
+            actions.append(end_job(fleet, job, ended_outcome(job, death)))
+    for job in reversed(unfinished):  # each goes to the front, so the first is the first again
+        if job in suspects:
+            actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1 and not innocent)
+        else:
+            requeue(fleet, job)
+    return actions
+
+
+def _is_suspect(job: Job, *, innocent: bool) -> bool:
+    """Whether a job may have killed its child: it had started; or it was lost before, for its child may not tell."""
+    if job.state is JobState.EMITTED:
+        return True
+    if innocent:
+        return False
+    job.losses += job.state is JobState.LEASED
+    return job.state is JobState.STARTED or job.losses >= LOSSES
+
+
+def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged: bool) -> list[Action]:
+    job.deaths += 1
+    stack = list(death.stack)
+    if charged:
+        job.function.clear = False
+        name, payload = job.function.name, job.payload.digest()
+        fleet.blame.charge(name, payload, now, deaths=job.deaths, cause=death.cause, stack=stack)
+    detail = death_detail(death, job)
+    if job.state is JobState.EMITTED:
+        text = f"its child died ({death.cause}) after part of the stream had left"
+        return [end_job(fleet, job, failure("retryable", text, retryable=True, detail=detail))]
+    if job.deaths >= 2:
+        text = f"`{job.function.name}` killed its child twice, the second time alone in it: {death.cause}"
+        return [end_job(fleet, job, failure("child_died", text, detail=detail))]
+    job.alone = True
+    requeue(fleet, job)
+    return [Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")]
+
+
+def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: float) -> list[Action]:
+    device = child.device
+    if device.health is Health.RETIRED:
+        return []  # it came too late; its loss is known
+    if not child.ready:
+        device.early_deaths += 1
+        if device.early_deaths >= BOOT_TRIES:
+            device.given_up = (
+                child.import_error or f"its child died {BOOT_TRIES} times before it was ready: {death.cause}"
+            )
+            return _after_loss(fleet, device, now)
+    delay = 0.0 if wanted else backoff_s(device.deaths_in_row, child.generation)
+    if not wanted:
+        device.deaths_in_row += 1
+    if delay == 0.0:
+        return spawn_child(fleet, device, now)
+    device.restart_at = now + delay
+    fleet.arm(device.restart_at, ("respawn", device))
+    return [Note("info", device.name, f"a new child in {delay:.1f} s")]
+
+
+def backoff_s(deaths: int, salt: int) -> float:
+    """Return the pause before the next child after this many earlier deaths in a row: 0, then 1, 2, 4 … 60 s, jittered.
+
+    The jitter comes from `salt` (up to a fifth less), so that the decision stays a function of its arguments.
+    """
+    if deaths == 0:
+        return 0.0
+    return min(BACKOFF_LIMIT_S, 2.0 ** min(deaths - 1, 30)) * (1.0 - 0.2 * (salt * 2654435761 % 1000) / 1000)
+
+
+def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
+    """A device is out: end what only it could run; end the supervisor when nothing is left."""
+    fleet.doubt()
+    actions: list[Action] = []
+    for function in fleet.functions.values():
+        able = [other for other in fleet.devices if holds(other, function)]
+        if able and all(other.lost for other in able):
+            actions += make_unavailable(fleet, function, device.given_up or f"{device.name} is retired", (), now)
+    if all(other.lost for other in fleet.devices):
+        fleet.finished = True
+        actions.append(Finish(1, f"no device can serve: {device.given_up or 'all are retired'}"))
+    return actions
+
+
+def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """A SIGKILL was not reaped: answer the jobs, give the device up in two steps, leave the process to the kernel."""
+    device = child.device
+    if child is not device.child or child.phase is not Phase.DYING or device.health is Health.RETIRED:
+        return []
+    if device.health is not Health.WEDGED:
+        device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
+        fleet.arm(now + RETIRED_AFTER_S - WEDGED_AFTER_S, ("unkillable", child))
+        text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL: the device is wedged"
+        death = Death(cause="unkillable", signal="SIGKILL")
+        return [Note("error", device.name, text), *_judge_jobs(fleet, child, death, now)]
+    device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
+    text = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL: the device is retired"
+    actions = [Note("error", device.name, text), *_after_loss(fleet, device, now)]
+    return actions + (finish_if_drained(fleet) if fleet.draining else [])

@@ -1,0 +1,87 @@
+"""The answers that jobs get when they do not end well, in words and in kinds.
+
+Pure: a value in, an `Outcome` out.
+"""
+
+from typing import Literal
+
+from gen_worker.wire.messages import Body, ErrorDetail, ErrorKind, Region
+from gen_worker_supervisor.blame import Charge
+from gen_worker_supervisor.ladder import Ending, Reason, Rung
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.state import Death, Job, Outcome
+
+PRINTED_CHARS = 400  # of each line of a job's last words that its client is told, so that they fit a frame
+STATE_OF: dict[ErrorKind, JobState] = {
+    "usage": JobState.INVALID,
+    "not_found": JobState.INVALID,
+    "invalid": JobState.INVALID,
+    "canceled": JobState.CANCELED,
+    "killed": JobState.CANCELED,
+    "retryable": JobState.RETRYABLE,
+    "out_of_memory": JobState.RETRYABLE,
+    "busy": JobState.RETRYABLE,
+    "draining": JobState.RETRYABLE,
+    "unavailable": JobState.RETRYABLE,
+}
+
+
+def failure(
+    kind: ErrorKind, message: str, *, retryable: bool = False, run_s: float = 0.0, detail: ErrorDetail | None = None
+) -> Outcome:
+    """Return the outcome of a job that ended badly."""
+    state = STATE_OF.get(kind, JobState.RETRYABLE if retryable else JobState.FATAL)
+    return Outcome(state, kind=kind, message=message, retryable=retryable, run_s=run_s, detail=detail)
+
+
+def body_length(body: Body) -> int:
+    """Return the length of a body wherever it lies."""
+    return body.length if isinstance(body, Region) else len(body)
+
+
+def too_large(what: Literal["input", "output"], length: int, limit: int) -> Outcome:
+    """Return the outcome of a payload or output over its limit."""
+    variable = f"WORKER_MAX_{what.upper()}_BYTES"
+    return failure("invalid", f"the {what} has {length} bytes, the limit is {limit} (`{variable}`)")
+
+
+def quarantine(job: Job, charge: Charge) -> Outcome:
+    """Return the outcome of a job whose payload is quarantined."""
+    text = f"this payload of `{job.function.name}` has killed {charge.deaths} children: {charge.cause}"
+    return failure("quarantined", text, detail=ErrorDetail(cause=charge.cause, stack=charge.stack or None))
+
+
+def death_detail(death: Death, job: Job, rung: int | None = None) -> ErrorDetail:
+    """Return what a job's client is told of its child's death; of all that was printed, what the job printed itself."""
+    printed = [line[:PRINTED_CHARS] for number, line in death.printed if number == job.number]
+    return ErrorDetail(
+        cause=death.cause,
+        signal=death.signal,
+        exit_code=death.exit_code,
+        stack=list(death.stack) or None,
+        stderr=printed or None,
+        rung=rung,
+    )
+
+
+def ended_outcome(job: Job, death: Death | None) -> Outcome:
+    """Return the answer of a job that somebody wanted ended; the ladder's last rung is said."""
+    ending = job.ending
+    assert ending is not None
+    rung = ending.rung or None
+    detail = ErrorDetail(cause=str(ending.reason), rung=rung)
+    if death is not None:
+        detail = death_detail(death, job, rung)
+        detail.cause = str(ending.reason)
+    if ending.reason is Reason.KILL:
+        detail.cause = "killed"
+        return failure("killed", f"killed by an operator{_by_rung(ending)}", detail=detail)
+    if ending.reason is Reason.DEADLINE:
+        return failure("deadline", "deadline exceeded", detail=detail)
+    if ending.reason is Reason.DRAIN:
+        return failure("draining", "the worker is shutting down", retryable=True, detail=detail)
+    return failure("canceled", "canceled", detail=detail)
+
+
+def _by_rung(ending: Ending) -> str:
+    return f" (rung {ending.rung}: {Rung(ending.rung).name.lower()})" if ending.rung else " before it started"

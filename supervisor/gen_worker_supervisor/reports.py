@@ -1,0 +1,217 @@
+"""What each frame of a child changes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gen_worker.wire.messages import (
+    Body,
+    Done,
+    Event,
+    Failed,
+    Hello,
+    ImportFailed,
+    Item,
+    Loaded,
+    LoadFailed,
+    Ready,
+    Returned,
+    Started,
+    Warned,
+)
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large
+from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.state import Action, Child, Deliver, Fleet, Instance, Job, Note, Outcome, Tell
+from gen_worker_supervisor.steps import (
+    after_leave,
+    discard,
+    drain_if_empty,
+    end_job,
+    kill_child,
+    leave_child,
+    load_failed,
+    mark_started,
+    requeue,
+    retire_child,
+)
+
+
+def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Action]:
+    job = child.leased.get(message.job)
+    if job is None:
+        return _forged(fleet, child, f"the result of job {message.job}, which it does not hold", now, message.body)
+    leave_child(child, job)
+    actions: list[Action] = []
+    if job.ended:
+        actions += discard(child, message.body)
+    elif job.ending is not None and job.ending.reason is Reason.DEADLINE:
+        actions += discard(child, message.body)
+        actions.append(end_job(fleet, job, ended_outcome(job, None)))
+    elif body_length(message.body) > fleet.max_output_bytes:
+        actions += discard(child, message.body)
+        actions.append(end_job(fleet, job, too_large("output", body_length(message.body), fleet.max_output_bytes)))
+    else:
+        _succeeded(fleet, child, job, message.run_s, now)
+        outcome = Outcome(JobState.OK, message.body, message.yielded, message.run_s)
+        actions.append(end_job(fleet, job, outcome, child))
+    if child.retiring or job.ending is not None:
+        actions += after_leave(fleet, child, job, now)
+    return actions
+
+
+def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:
+    job.function.ran(run_s)
+    child.device.deaths_in_row = 0
+    if not job.function.clear and fleet.blame.suspects(job.function.name):
+        fleet.blame.clear(job.function.name, job.payload.digest())
+
+
+def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[Action]:
+    job = child.leased.get(message.job)
+    if job is None:
+        return _forged(fleet, child, f"the end of job {message.job}, which it does not hold", now)
+    leave_child(child, job)
+    actions: list[Action] = []
+    if not job.ended:
+        outcome = failure(
+            message.kind, message.message, retryable=message.retryable, run_s=message.run_s, detail=message.detail
+        )
+        if job.ending is not None:
+            outcome = ended_outcome(job, None)
+        actions.append(end_job(fleet, job, outcome))
+    if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:
+        note = Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
+        return [*actions, note, *retire_child(fleet, child, now)]
+    return actions + after_leave(fleet, child, job, now)
+
+
+def _on_returned(fleet: Fleet, child: Child, message: Returned, now: float) -> list[Action]:
+    job = child.leased.get(message.job)
+    if job is None or (job.state is not JobState.LEASED and not job.ended):
+        return _forged(fleet, child, f"job {message.job} back, which it may not", now)
+    leave_child(child, job)
+    actions: list[Action] = []
+    if not job.ended:
+        if job.ending is not None:
+            actions.append(end_job(fleet, job, ended_outcome(job, None)))
+        else:
+            requeue(fleet, job)
+    return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
+
+
+def _on_started(fleet: Fleet, child: Child, message: Started, now: float) -> list[Action]:
+    job = child.leased.get(message.job)
+    if job is None or (job.state is not JobState.LEASED and not job.ended):
+        return _forged(fleet, child, f"the start of job {message.job}, which it may not", now)
+    mark_started(job, now)
+    return []
+
+
+def on_began(child: Child, number: int, since: float, now: float) -> list[Action]:
+    """Learn from a status page that a job has started."""
+    job = child.leased.get(number)
+    if job is not None and job.state is JobState.LEASED:
+        mark_started(job, since if job.submitted <= since <= now else now)  # the child wrote it: maybe NaN
+    return []
+
+
+def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Action]:
+    job = child.leased.get(message.job)
+    if job is None:
+        return _forged(fleet, child, f"an item of job {message.job}, which it does not hold", now, message.body)
+    if job.ended or job.ending is not None:
+        return discard(child, message.body)
+    if job.state is JobState.LEASED:
+        mark_started(job, now)
+    if job.stream and job.state is JobState.STARTED:
+        job.move(JobState.EMITTED)
+    return [Deliver(job, child, message.body)]
+
+
+def _on_event(fleet: Fleet, child: Child, message: Event, now: float) -> list[Action]:
+    job = child.leased.get(message.job)
+    return [] if job is None or job.ended else [Tell(job, child, message)]
+
+
+def _on_hello(fleet: Fleet, child: Child, message: Hello, now: float) -> list[Action]:
+    if child.phase is Phase.DRAINING:
+        return []  # it was told to go before it came
+    if child.phase is not Phase.FORKING:
+        return _forged(fleet, child, "a greeting, out of turn", now)
+    child.move(Phase.IMPORTING)
+    took = f"{(now - child.born) * 1000:.0f} ms"
+    return [Note("info", child.device.name, f"child {message.pid} says hello after {took}")]
+
+
+def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Action]:
+    if child.phase is Phase.DRAINING and not child.ready:
+        return []  # it was told to go before it was ready
+    if child.phase is not Phase.IMPORTING:
+        return _forged(fleet, child, "that it is ready, out of turn", now)
+    child.move(Phase.READY)
+    child.ready = True
+    child.credits = dict(message.credits)
+    child.job_thread = message.job_thread
+    child.device.early_deaths = 0
+    return [Note("info", child.device.name, f"child {child.pid} ready after {now - child.born:.2f} s")]
+
+
+def _on_import_failed(fleet: Fleet, child: Child, message: ImportFailed, now: float) -> list[Action]:
+    child.import_error = message.message
+    return [Note("error", child.device.name, message.message, tuple(message.stack))]
+
+
+def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[Action]:
+    if message.instance != child.loading:
+        return _forged(fleet, child, f"that `{message.instance}` is set up, which nobody asked for", now)
+    child.loading = None
+    child.loaded.add(message.instance)
+    child.settle_phase()
+    known = fleet.instances.setdefault(message.instance, Instance())
+    known.load_s, known.failures = message.seconds, 0
+    note = Note("info", child.device.name, f"`{message.instance}` set up in {message.seconds:.2f} s")
+    return [note, *(drain_if_empty(fleet, child, now) if child.retiring else [])]
+
+
+def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
+    if message.instance != child.loading:
+        return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
+    child.loading = None
+    child.settle_phase()
+    text = f"setup of `{message.instance}` failed: {message.message}"
+    note = Note("error", child.device.name, text, tuple(message.stack))
+    return [note, *load_failed(fleet, message.instance, text, tuple(message.stack), now)]
+
+
+def _on_warned(fleet: Fleet, child: Child, message: Warned, now: float) -> list[Action]:
+    return [Note("warning", child.device.name, message.message)]
+
+
+def _forged(fleet: Fleet, child: Child, what: str, now: float, body: Body = b"") -> list[Action]:
+    return [*discard(child, body), *misbehaved(fleet, child, f"it sent {what}", now)]
+
+
+def misbehaved(fleet: Fleet, child: Child, what: str, now: float) -> list[Action]:
+    """A child that breaks the protocol is not believed any more: it dies, and its jobs with it as in any death."""
+    if child.phase in (Phase.DYING, Phase.SETTLING, Phase.BACKOFF):
+        return []
+    return [
+        Note("error", child.device.name, f"child {child.pid} broke the protocol: {what}"),
+        *kill_child(fleet, child, now),
+    ]
+
+
+REPORTS: dict[type, Callable[[Fleet, Child, Any, float], list[Action]]] = {
+    Done: _on_done,
+    Started: _on_started,
+    Failed: _on_failed,
+    Item: _on_item,
+    Event: _on_event,
+    Returned: _on_returned,
+    Hello: _on_hello,
+    Ready: _on_ready,
+    ImportFailed: _on_import_failed,
+    Loaded: _on_loaded,
+    LoadFailed: _on_load_failed,
+    Warned: _on_warned,
+}

@@ -1,0 +1,152 @@
+"""The small changes to a fleet that several happenings have in common.
+
+Pure, like everything that `apply` is made of.
+"""
+
+import signal
+
+from gen_worker.wire.messages import Body, Drain, ErrorDetail, Recall, Region
+from gen_worker_supervisor.ladder import Rung
+from gen_worker_supervisor.outcomes import failure
+from gen_worker_supervisor.phases import Health, JobState, Phase
+from gen_worker_supervisor.state import (
+    Action,
+    Answer,
+    Child,
+    Discard,
+    Finish,
+    Fleet,
+    Function,
+    Instance,
+    Job,
+    Outcome,
+    Send,
+    Signal,
+    lane_of,
+)
+
+DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take
+WEDGED_AFTER_S = 10.0  # a SIGKILL that was not reaped
+LOAD_TRIES = 3
+UNAVAILABLE_S = 30.0  # after that the next job of the function tries once more
+
+
+def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None) -> Action:
+    """Give a job its one answer; it may still be in a child, whose later frames for it are dropped."""
+    if job.waiting:
+        fleet.dequeue(job)
+    job.move(outcome.state)
+    del fleet.jobs[job.number]
+    if job.named and fleet.by_identity.get(job.identity) is job:
+        del fleet.by_identity[job.identity]
+    if outcome.state is JobState.OK:
+        fleet.done += 1
+    else:
+        fleet.failed += 1
+    if job.alone:
+        for device in fleet.devices:
+            if device.child is not None and device.child.reserved is job:
+                device.child.reserved = None
+    return Answer(job, outcome, child)
+
+
+def requeue(fleet: Fleet, job: Job) -> None:
+    """Put a job that a child gave back, or died with, first into its queue again."""
+    job.move(JobState.QUEUED)
+    job.child = None
+    job.started = None
+    job.recalled = False
+    fleet.enqueue(job, front=True)
+
+
+def mark_started(job: Job, now: float) -> None:
+    """Record that a job's handler was called."""
+    job.started = now
+    if job.state is JobState.LEASED:
+        job.move(JobState.STARTED)
+
+
+def leave_child(child: Child, job: Job) -> None:
+    """Free what a job held in its child."""
+    if child.leased.pop(job.number, None) is not None:
+        child.used[lane_of(job.function)] -= 1
+    if child.reserved is job:
+        child.reserved = None
+    child.settle_phase()
+
+
+def after_leave(fleet: Fleet, child: Child, job: Job, now: float) -> list[Action]:
+    """A child whose job needed rung 2 or more is replaced: the interrupt may have fired inside a lock."""
+    if job.ending is not None and job.ending.rung >= Rung.INTERRUPT and not child.retiring:
+        return retire_child(fleet, child, now)
+    return drain_if_empty(fleet, child, now) if child.retiring else []
+
+
+def retire_child(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """Give a child no more work and drain it when it has none left."""
+    child.retiring = True
+    recalls: list[Action] = [
+        Send(child, Recall(job.number)) for job in child.leased.values() if job.state is JobState.LEASED
+    ]
+    return recalls + drain_if_empty(fleet, child, now)
+
+
+def drain_if_empty(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """Drain a child that is to go and has nothing left to do."""
+    if child.leased or child.phase in (Phase.DRAINING, Phase.DYING, Phase.SETTLING, Phase.BACKOFF):
+        return []
+    child.move(Phase.DRAINING)
+    fleet.arm(now + DRAIN_LIMIT_S, ("drain", child))
+    return [Send(child, Drain())]
+
+
+def kill_child(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """Kill a child; watch that it dies."""
+    if child.killed:
+        return []  # its time runs from the first SIGKILL, whatever else wants it dead
+    child.move(Phase.DYING)
+    child.killed = True
+    fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
+    return [Signal(child, signal.SIGKILL)]
+
+
+def load_failed(fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], now: float) -> list[Action]:
+    """Count a failed load; after the last try the instance's functions are unavailable and their queues end."""
+    known = fleet.instances.setdefault(instance, Instance())
+    known.failures += 1
+    if known.failures < LOAD_TRIES:
+        return []
+    actions: list[Action] = []
+    for function in fleet.functions.values():
+        if function.surveyed.instance == instance:
+            actions += make_unavailable(fleet, function, text, stack, now)
+    return actions
+
+
+def make_unavailable(fleet: Fleet, function: Function, reason: str, stack: tuple[str, ...], now: float) -> list[Action]:
+    """End what waits for a function and refuse its jobs for a while."""
+    function.unavailable, function.available_at, function.clear = reason, now + UNAVAILABLE_S, False
+    outcome = failure(
+        "unavailable",
+        f"`{function.name}` is unavailable: {reason}",
+        retryable=True,
+        detail=ErrorDetail(stack=list(stack) or None),
+    )
+    return [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
+
+
+def discard(child: Child, body: Body) -> list[Action]:
+    """Give the region of a body that nobody reads back to its child."""
+    return [Discard(child, body)] if isinstance(body, Region) else []
+
+
+def finish_if_drained(fleet: Fleet) -> list[Action]:
+    """End the supervisor once every child is gone."""
+    gone = all(
+        device.child is None or device.child.phase is Phase.BACKOFF or device.health is Health.RETIRED
+        for device in fleet.devices
+    )
+    if not gone or fleet.finished:
+        return []
+    fleet.finished = True
+    return [Finish(0)]
