@@ -14,6 +14,7 @@ from gen_worker.wire.regions import OwnRegion, check_region, open_region, size_c
 from gen_worker_supervisor.blame import digest
 
 GRANT_LIMIT = 4 * REGION_LIMIT  # output regions of one child; more than it could ever need at once
+GRANTS = 256
 KEPT_FREE = 4  # input regions kept for reuse by one child
 
 
@@ -137,6 +138,10 @@ class Output:
         """Count one more reader."""
         self.readers += 1
 
+    def is_one_line(self) -> bool:
+        """Whether the bytes have no line feed."""
+        return not self.region.holds(b"\n", self.length)
+
     def release(self) -> None:
         """One reader is done; after the last the child may write to the region again."""
         self.readers -= 1
@@ -161,7 +166,7 @@ class OutputRegions:
 
     def grant(self, size: int) -> tuple[int, OwnRegion] | None:
         """Make a region for an output of `size` bytes; None when the child asks for more than it may hold."""
-        if not 0 < size <= REGION_LIMIT or self._bytes + size > GRANT_LIMIT:
+        if not 0 < size <= REGION_LIMIT or self._bytes + size > GRANT_LIMIT or len(self._regions) >= GRANTS:
             return None
         region = OwnRegion.create(size_class(size), shared_with_readers_only=False)
         self._index += 1

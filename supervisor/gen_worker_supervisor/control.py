@@ -31,6 +31,7 @@ KEPT_RESULTS = 1024
 KEPT_BYTES = 256 << 20
 KEPT_S = 600.0
 FRAMES_A_TURN = 64
+UNSENT_DESCRIPTORS = 64
 UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 _decode = msgspec.msgpack.Decoder(wire.ClientFrame).decode
@@ -436,7 +437,8 @@ class ControlClient:
                 return
             else:
                 return
-        if len(self._unsent) >= UNSENT_LIMIT:
+        held = sum(len(waiting.descriptors) for waiting in self._unsent) if descriptors else 0
+        if len(self._unsent) >= UNSENT_LIMIT or held >= UNSENT_DESCRIPTORS:
             self._loop.call_soon(self.close)
             return
         self._unsent.append(_Unsent(packet, [os.dup(fd) for fd in descriptors]))

@@ -5,11 +5,12 @@ from typing import assert_never
 
 from gen_worker.wire.messages import Cancel, Interrupt
 from gen_worker_supervisor.ladder import Ending, Reason, Rung
-from gen_worker_supervisor.outcomes import ended_outcome
+from gen_worker_supervisor.outcomes import ended_outcome, failure
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import Action, Child, Fleet, Job, Send, Signal
-from gen_worker_supervisor.steps import end_job, finish_if_drained, kill_child, retire_child
+from gen_worker_supervisor.steps import after_leave, end_job, finish_if_drained, kill_child, leave_child, retire_child
 
+LOOK_AGAIN_S = 1.0
 TERMINATE_LIMIT_S = 1.0
 
 
@@ -36,6 +37,7 @@ def climb(fleet: Fleet, job: Job, now: float) -> list[Action]:
         if job.state is JobState.LEASED and rung >= Rung.DUMP:
             actions.append(Send(child, Cancel(job.number)))
             actions.append(end_job(fleet, job, ended_outcome(job, None)))
+            fleet.arm(now + LOOK_AGAIN_S, ("look", None))  # it may have begun just now: then the ladder goes on
             return actions
         actions += _perform_rung(fleet, job, child, rung, now)
     due = ending.next_due()
@@ -63,6 +65,13 @@ def _perform_rung(fleet: Fleet, job: Job, child: Child, rung: Rung, now: float) 
             return kill_child(fleet, child, now)
         case _:
             assert_never(rung)
+
+
+def unsent(fleet: Fleet, child: Child, job: Job, reason: str, now: float) -> list[Action]:
+    """A leased job could not be handed over: end it, so that its caller may try again."""
+    leave_child(child, job)
+    outcome = failure("retryable", reason, retryable=True)
+    return [end_job(fleet, job, outcome), *after_leave(fleet, child, job, now)]
 
 
 def drain_overdue(fleet: Fleet, child: Child, now: float) -> list[Action]:

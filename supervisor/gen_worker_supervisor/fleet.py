@@ -8,7 +8,7 @@ import heapq
 from typing import assert_never
 
 from gen_worker_supervisor.admission import submit
-from gen_worker_supervisor.endings import climb, drain_fleet, drain_overdue, end_asked
+from gen_worker_supervisor.endings import climb, drain_fleet, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
@@ -31,6 +31,7 @@ from gen_worker_supervisor.state import (
     Submitted,
     Ticked,
     Timer,
+    Unsent,
 )
 from gen_worker_supervisor.steps import kill_child
 
@@ -49,7 +50,7 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
         case Ticked():
             return _ticked(fleet, now)
         case Began(child, number, since):
-            return on_began(child, number, since, now)
+            return on_began(fleet, child, number, since, now)
         case Spawned(child, pid):
             child.pid = pid
             return []
@@ -57,6 +58,8 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
             return child_died(fleet, child, death, now)
         case Misbehaved(child, message):
             return misbehaved(fleet, child, message, now)
+        case Unsent(child, job, reason):
+            return unsent(fleet, child, job, reason, now)
         case DrainAsked():
             return drain_fleet(fleet, now)
         case _:
@@ -84,7 +87,7 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
             return [] if overdue is None else end_asked(fleet, overdue, Reason.DEADLINE, False, now)
         case "ending":
             job: Job = subject
-            gone = job.ended or job.child is None or job.number not in job.child.leased
+            gone = job.child is None or job.number not in job.child.leased
             return [] if gone else climb(fleet, job, now)
         case "respawn":
             device: Device = subject

@@ -27,6 +27,7 @@ PIECES_A_TURN = 8
 UNREAD_LIMIT = 4096  # pieces a client may leave unread before nothing more is read from it
 FIRST_LINE_S = 30.0  # a client that connects and says nothing is closed
 
+_NOT_ONE_LINE = "the child's answer is not one line of JSON"
 _PLAIN = b'{"ok":true,"events":[{"event":"result","value":%b}]}\n'
 _OK_HEAD = b'{"ok":true,"events":['
 _RESULT = b'{"event":"result","value":'
@@ -55,6 +56,11 @@ _decode = msgspec.json.Decoder(Request).decode
 _encode = msgspec.json.Encoder().encode
 
 
+def _is_one_line(body: OutputBody) -> bool:
+    """Whether a child's output can stand in a line of ours; its encoder writes no line feed, its job may have."""
+    return b"\n" not in body if isinstance(body, bytes) else body.is_one_line()
+
+
 def error_frame(kind: ErrorKind, message: str, retryable: bool, detail: ErrorDetail | None, id_tail: bytes) -> bytes:
     """Return the line that tells a client of a failure."""
     error: dict[str, object] = {"kind": kind, "message": message, "retryable": retryable}
@@ -66,7 +72,7 @@ def error_frame(kind: ErrorKind, message: str, retryable: bool, detail: ErrorDet
 class Reply:
     """The way back for one request of one connection."""
 
-    __slots__ = ("_held", "_items", "_kept", "_overflowed", "_tail", "connection", "finished", "job", "link", "stream")
+    __slots__ = ("_broken", "_held", "_items", "_kept", "_tail", "connection", "finished", "job", "link", "stream")
 
     def __init__(self, connection: "Connection", request: Request) -> None:
         self.connection = connection
@@ -77,13 +83,18 @@ class Reply:
         self._tail = b"" if request.request_id is None else b',"request_id":' + _encode(request.request_id)
         self._items: list[bytes] = []
         self._kept = 0
-        self._overflowed = ""
+        self._broken = ""
         self._held: list[tuple[list[bytes | memoryview], Callable[[], None] | None]] = []
 
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Write the job's end."""
-        if outcome.state is not JobState.OK or self._overflowed:
+        if outcome.state is not JobState.OK or self._broken:
             self._answer_badly(outcome)
+        elif not _is_one_line(body):
+            self._break(_NOT_ONE_LINE)
+            self._answer_badly(outcome)
+            if isinstance(body, Output):
+                body.release()
         elif isinstance(body, bytes) and body and not (self._tail or self._items or self.stream):
             self._write([_PLAIN % body], None, last=True)  # the usual case
         else:
@@ -99,8 +110,8 @@ class Reply:
             self._write(parts, release, last=True)
 
     def _answer_badly(self, outcome: Outcome) -> None:
-        if self._overflowed:
-            self.fail("invalid", self._overflowed)
+        if self._broken:
+            self.fail("invalid", self._broken)
         else:
             assert outcome.kind is not None
             self.fail(outcome.kind, outcome.message, outcome.retryable, outcome.detail)
@@ -112,6 +123,13 @@ class Reply:
     def item(self, job: Job, body: OutputBody) -> None:
         """Write a stream item, or keep it for the buffered answer."""
         more = self.connection.supervisor.more
+        if not _is_one_line(body):
+            if isinstance(body, Output):
+                body.release()
+            if not self._broken:
+                self._break(_NOT_ONE_LINE)
+                self.connection.supervisor.end(job, Reason.CANCEL)
+            return
         if not self.stream:
             self._keep(job, body)
             more(job, 1)
@@ -132,10 +150,14 @@ class Reply:
         self._items.append(_YIELD + data + self._tail + b"},")
         self._kept += len(data)
         limit = self.connection.supervisor.fleet.max_output_bytes
-        if self._kept > limit and not self._overflowed:
-            self._items.clear()
-            self._overflowed = f"the items have over {limit} bytes (`WORKER_MAX_OUTPUT_BYTES`); ask for a stream"
+        if self._kept > limit and not self._broken:
+            self._break(f"the items have over {limit} bytes (`WORKER_MAX_OUTPUT_BYTES`); ask for a stream")
             self.connection.supervisor.end(job, Reason.CANCEL)
+
+    def _break(self, reason: str) -> None:
+        """Give nothing of the job's output to the client but this."""
+        self._items.clear()
+        self._broken = reason
 
     def event(self, job: Job, event: Event) -> None:
         """Write a progress or log event, unless the client is slow: those are dropped first."""

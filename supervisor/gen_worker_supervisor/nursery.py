@@ -151,11 +151,11 @@ class Nursery:
             self._fork(process)
 
     def _on_forked(self, generation: int, pid: int, descriptors: list[int]) -> None:
-        process = self._expected.pop(generation, None)
-        if process is None or len(descriptors) != 1:
+        if generation not in self._expected or len(descriptors) != 1:
             close_all(descriptors)
-            self._lose_zygote(f"it answered for generation {generation}, which nobody asked for")
+            self._lose_zygote(f"it answered for generation {generation} with {len(descriptors)} descriptors")
             return
+        process = self._expected.pop(generation)
         self._reaper.births -= 1
         process.born(pid, descriptors[0])
 

@@ -103,16 +103,22 @@ def _on_started(fleet: Fleet, child: Child, message: Started, now: float) -> lis
     job = child.leased.get(message.job)
     if job is None or (job.state is not JobState.LEASED and not job.ended):
         return _forged(fleet, child, f"the start of job {message.job}, which it may not", now)
-    mark_started(job, now)
+    _began(fleet, job, now, now)
     return []
 
 
-def on_began(child: Child, number: int, since: float, now: float) -> list[Action]:
+def on_began(fleet: Fleet, child: Child, number: int, since: float, now: float) -> list[Action]:
     """Learn from a status page that a job has started."""
     job = child.leased.get(number)
-    if job is not None and job.state is JobState.LEASED:
-        mark_started(job, since if job.submitted <= since <= now else now)  # the child wrote it: maybe NaN
+    if job is not None and job.started is None:
+        _began(fleet, job, since if job.submitted <= since <= now else now, now)  # the child wrote it: maybe NaN
     return []
+
+
+def _began(fleet: Fleet, job: Job, since: float, now: float) -> None:
+    mark_started(job, since)
+    if job.ended and job.ending is not None:
+        fleet.arm(now, ("ending", job))  # it was answered as one that had not begun; the ladder goes on until it ends
 
 
 def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Action]:

@@ -121,6 +121,7 @@ class Job(msgspec.Struct, eq=False):
     waiting: bool = False  # in its function's queue
     ending: Ending | None = None
     recalled: bool = False
+    again: bool = False  # it was with a child before
     progress: float | None = None
     stage: str | None = None
 
@@ -275,6 +276,14 @@ class Misbehaved(msgspec.Struct):
     message: str
 
 
+class Unsent(msgspec.Struct):
+    """A leased job could not be handed over: no memory or descriptor for its payload."""
+
+    child: Child
+    job: Job
+    reason: str
+
+
 class EndAsked(msgspec.Struct):
     """Somebody wants a job ended."""
 
@@ -291,7 +300,9 @@ class Ticked(msgspec.Struct):
     """A time that `Fleet.next_due` named has come."""
 
 
-Happening: TypeAlias = Submitted | Reported | Began | Spawned | Died | Misbehaved | EndAsked | DrainAsked | Ticked
+Happening: TypeAlias = (
+    Submitted | Reported | Began | Spawned | Died | Misbehaved | Unsent | EndAsked | DrainAsked | Ticked
+)
 
 
 # --- what to do -------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def requeue(fleet: Fleet, job: Job) -> None:
     job.child = None
     job.started = None
     job.recalled = False
+    job.again = True
     fleet.enqueue(job, front=True)
 
 

@@ -37,7 +37,6 @@ from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.nursery import Nursery
-from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper
@@ -69,6 +68,7 @@ from gen_worker_supervisor.state import (
     Submitted,
     Tell,
     Ticked,
+    Unsent,
 )
 
 REMEMBERED_JOBS = 256
@@ -177,7 +177,7 @@ class Supervisor:
             self._look_at_page(process)
 
     def _look_at_page(self, process: ChildProcess) -> None:
-        if not any(job.state is JobState.LEASED for job in process.child.leased.values()):
+        if all(job.started is not None for job in process.child.leased.values()):
             return
         reading = process.reading()
         if reading is not None and reading.job:
@@ -288,7 +288,7 @@ class Supervisor:
 
     def _run(self, action: Run) -> None:
         child, job = action.child, action.job
-        if job.deaths:
+        if job.again:
             job.client.rerun(job)
         process = self._processes[child.generation]
         body: Body
@@ -297,7 +297,11 @@ class Supervisor:
         if isinstance(payload, InlinePayload) and len(payload.data) <= INLINE_LIMIT:
             body = payload.data
         else:
-            body, fd = process.inputs.place(payload)
+            try:
+                body, fd = process.inputs.place(payload)
+            except RegionError as error:
+                self.handle(Unsent(child, job, str(error)))
+                return
             descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
         order = SubmitFrame(

@@ -73,7 +73,7 @@ class PageWriter:
 
     def progress(self, number: int, fraction: float, stage: str) -> None:
         """Record how far a job is, 0 to 1, and what it is at."""
-        self._write(_PROGRESS, _PROGRESS_AT, number, fraction, stage.encode()[:32])
+        self._write(_PROGRESS, _PROGRESS_AT, number, fraction, stage.encode("utf-8", "replace")[:32])
 
 
 class PageReader:

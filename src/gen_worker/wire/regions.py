@@ -38,6 +38,10 @@ class _Region:
             raise RegionError(f"a body of {length} bytes does not fit a region of {self.size} bytes")
         return memoryview(self._memory)[:length]
 
+    def holds(self, pattern: bytes, length: int) -> bool:
+        """Whether the pattern is somewhere in the first `length` bytes."""
+        return self._memory.find(pattern, 0, length) >= 0
+
     @property
     def lent(self) -> bool:
         """Whether what `body()` returned, or a view made from that, is still alive somewhere."""
