@@ -6,6 +6,7 @@ which would run fork handlers of whatever native libraries are loaded.
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -171,7 +172,7 @@ class Nursery:
         self._channel.close()
         self._channel = None
         self._warm = False
-        self._process.kill()
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)  # `Popen.kill` would reap it behind the reaper's back
         self._on_zygote_death()
 
     def _on_zygote_death(self) -> None:
@@ -215,9 +216,7 @@ class Nursery:
         self._closing = True
         self._expected.clear()
         if self._process is not None:
-            process = self._process
             self._end_zygote()
-            if self._process is not None:  # killed, not reaped yet: nothing can stop a SIGKILL for long
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
-                self._on_zygote_death()
-            del process
+        if self._process is not None:  # killed, not reaped yet: nothing can stop a SIGKILL for long
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
+            self._on_zygote_death()
