@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import psutil
-from gen_worker.client import Client
 
 from benchmarks import floors
 from benchmarks.figures import Effort, Figure, Target, figure, main
 from benchmarks.recover import CHILD
 from benchmarks.servers import product
+from gen_worker.client import Client
 
 SHOWS = "footprint: what it weighs and how long a command takes to start"
 MIB = 1 << 20
