@@ -7,7 +7,6 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
 from typing import Any
 
@@ -39,18 +38,56 @@ class LoopThread:
             self._thread.start()
         return self._loop
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        """Schedule a coroutine from any other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+    def start(self, work: Coroutine[Any, Any, Any]) -> "LoopCall":
+        """Begin a coroutine from any other thread."""
+        return LoopCall(self.loop, work)
 
     def close(self) -> None:
-        """Stop the loop and wait for its thread."""
+        """Cancel what still runs, stop the loop and wait for its thread."""
         if self._loop is None or self._thread is None:
             return
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._loop = self._thread = None
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+class LoopCall:
+    """A coroutine on the loop that another thread waits for; a canceled one is waited for to its real end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self._done: Future[Any] = Future()
+        loop.call_soon_threadsafe(self._begin, work)
+
+    def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._task = self._loop.create_task(work)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: "asyncio.Task[Any]") -> None:
+        error = CanceledError("canceled") if task.cancelled() else task.exception()
+        if error is None:
+            self._done.set_result(task.result())
+        else:
+            self._done.set_exception(error)
+
+    def wait(self) -> Any:
+        """Return what the coroutine returns, raise what it raises."""
+        return self._done.result()
+
+    def cancel(self) -> None:
+        """Cancel the coroutine, if it has begun."""
+        if self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 class Executor:
@@ -66,7 +103,7 @@ class Executor:
             "json": msgspec.json.Encoder().encode,
             "msgpack": msgspec.msgpack.Encoder().encode,
         }
-        self._blocking: Future[Any] | None = None
+        self._blocking: LoopCall | None = None
 
     def load(self, instance: str) -> None:
         """Make the instance and run its `setup()` and `warmup()`; raise what the author's code raises."""
@@ -88,9 +125,7 @@ class Executor:
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         self._blocking = self.async_side.start(work)
         try:
-            return self._blocking.result()
-        except FutureCancelled:
-            raise CanceledError("canceled") from None
+            return self._blocking.wait()
         finally:
             self._blocking = None
 
@@ -119,7 +154,7 @@ class Executor:
         if spec.shape == "sync":
             return _checked(spec, self._handler(spec)(ctx, payload))
         if spec.shape == "generator":
-            return _pump(self._handler(spec)(ctx, payload), on_item)
+            return _pump(self._handler(spec)(ctx, payload), on_item, ctx)
         return self._wait(self.run_on_loop(spec, ctx, payload, on_item))
 
     async def run_on_loop(
@@ -130,7 +165,7 @@ class Executor:
         try:
             if spec.shape == "async":
                 return _checked(spec, await self._handler(spec)(ctx, payload))
-            await _pump_async(self._handler(spec)(ctx, payload), on_item)
+            await _pump_async(self._handler(spec)(ctx, payload), on_item, ctx)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None
@@ -169,9 +204,10 @@ def _ends(item: Any) -> bool:
     return type(item) is Done
 
 
-def _pump(items: Any, on_item: OnItem) -> None:
+def _pump(items: Any, on_item: OnItem, ctx: RequestContext) -> None:
     try:
         for item in items:
+            ctx.raise_if_cancelled("canceled")
             if _ends(item):
                 break
             on_item(item)
@@ -180,9 +216,10 @@ def _pump(items: Any, on_item: OnItem) -> None:
             items.close()
 
 
-async def _pump_async(items: Any, on_item: OnItem) -> None:
+async def _pump_async(items: Any, on_item: OnItem, ctx: RequestContext) -> None:
     try:
         async for item in items:
+            ctx.raise_if_cancelled("canceled")
             if _ends(item):
                 break
             waiting = on_item(item)

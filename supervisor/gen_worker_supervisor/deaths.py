@@ -12,7 +12,8 @@ _READ_BYTES = 256 * 1024
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<name>.*)$')
 _THREAD = re.compile(r"^(?:(?P<current>Current t)|T)hread 0x(?P<thread>[0-9a-f]{1,16})\b")
 _CURRENT = 0
-_OURS = ("/gen_worker_child/", "/gen_worker/", "/gen_worker_supervisor/")
+_PLUMBING = ("/threading.py", "/concurrent/futures/thread.py", "/concurrent/futures/_base.py", "/selectors.py")
+_OURS = ("<frozen ", "/asyncio/", "/gen_worker_child/", "/gen_worker/", "/gen_worker_supervisor/")
 
 
 def death(status: os.waitid_result, dump: str, job_thread: int, printed: tuple[tuple[int, str], ...]) -> Death:
@@ -57,7 +58,7 @@ def _frames(lines: list[str]) -> list[str]:
 
 
 def _is_ours(file: str) -> bool:
-    return any(part in file for part in _OURS) or file.endswith(("/threading.py", "/concurrent/futures/thread.py"))
+    return any(part in file for part in _OURS) or file.endswith(_PLUMBING)
 
 
 def _blocks(dump: str) -> dict[int, list[str]]:

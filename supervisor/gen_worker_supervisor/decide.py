@@ -94,6 +94,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action])
     instance = function.surveyed.instance
     best: Child | None = None
     best_used = 0
+    best_rank = (False, 0)
     warm = 0
     lane = lane_of(function)
     for child in children:
@@ -103,8 +104,10 @@ def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action])
             continue
         warm += 1
         used = child.used[lane]
-        if (best is None or used < best_used) and instance in child.loaded and _room(child, function) > 0:
-            best, best_used = child, used
+        # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does.
+        rank = (lane == "loop" and child.used["device"] > 0, used)
+        if (best is None or rank < best_rank) and instance in child.loaded and _room(child, function) > 0:
+            best, best_used, best_rank = child, used, rank
     if best is not None and (instance == "" or best_used < best.credits[lane]):
         return best
     if instance:

@@ -39,6 +39,7 @@ from gen_worker_supervisor.supervisor import Supervisor
 PROTOCOL_VERSION = 1
 OK, USAGE, FAILED = 0, 2, 1
 FORCED = 130
+ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
 
@@ -171,7 +172,7 @@ class Service:
         self._control = ControlServer(self.supervisor, loop, self._poller, opened)
         self._control.document = Reporter(self.supervisor, str(path)).document
         self._acceptor: Acceptor | None = None
-        self._stopping = False
+        self._stopping_since: float | None = None
 
     async def run(self) -> int:
         """Serve until told to end; return the exit code."""
@@ -217,6 +218,12 @@ class Service:
     def _announce(self) -> None:
         names = ", ".join(sorted(self.supervisor.fleet.functions))
         self.log.line(f"listening on {self._path} (functions: {names})")
+        for function in self._survey.functions:
+            if function.models:
+                refs = ", ".join(f"`{ref}`" for ref in function.models)
+                self.log.event(
+                    "warning", function.name, f"needs {refs}, which nothing resolves: its requests are refused"
+                )
         description = msgspec.json.decode(self._survey.description)
         document = {
             "protocol_version": PROTOCOL_VERSION,
@@ -234,11 +241,12 @@ class Service:
 
     def _stop(self) -> None:
         """First signal: end the jobs and the children in order. Second: at once."""
-        if self._stopping:
-            if not self.supervisor.status.done():
+        now = self._loop.time()
+        if self._stopping_since is not None:
+            if now - self._stopping_since > ONE_SIGNAL_S and not self.supervisor.status.done():
                 self.supervisor.status.set_result(FORCED)
             return
-        self._stopping = True
+        self._stopping_since = now
         self.log.line("stopping: running requests are asked to end; press Ctrl-C again to end at once")
         self.supervisor.drain()
 

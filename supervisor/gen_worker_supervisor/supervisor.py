@@ -343,7 +343,9 @@ class Supervisor:
 
     def _note_failure(self, job: Job, outcome: Outcome) -> None:
         stack = (
-            tuple(outcome.detail.stack or ()) if outcome.detail is not None and outcome.kind == "user_exception" else ()
+            tuple(outcome.detail.stack or ())
+            if outcome.detail is not None and outcome.kind in ("user_exception", "invalid")
+            else ()
         )
         where = job.child.device.name if job.child is not None else job.function.name
         level: Literal["info", "warning"] = "info" if outcome.state in ("canceled", "invalid") else "warning"
@@ -452,9 +454,10 @@ class Supervisor:
         return self._processes.get(child.generation)
 
     def _note_boot(self) -> None:
-        """Set `booted` once every device's first child is ready, or has shown that it will not be at once."""
-        if not self.booted.done() and all(
-            device.restarts or device.early_deaths or (device.child is not None and device.child.ready)
-            for device in self.fleet.devices
-        ):
+        """Set `booted` once a child is ready and every other device's is too, or has died at least once."""
+        if self.booted.done():
+            return
+        ready = [device.child is not None and device.child.ready for device in self.fleet.devices]
+        died = [device.restarts > 0 or device.early_deaths > 0 for device in self.fleet.devices]
+        if any(ready) and all(one or other for one, other in zip(ready, died, strict=True)):
             self.booted.set_result(None)
