@@ -220,3 +220,10 @@ def test_time_that_stands_still_asks_for_no_end_of_looks() -> None:
     host.passes(STUCK_BEHIND_S / 2)
     host.passes(STUCK_BEHIND_S)
     assert host.fleet.armed - before < 10
+
+
+def test_an_async_job_goes_where_nothing_is_at_work_on_the_device() -> None:
+    host = Host(function("f"), function("loop", shape="async", lane="loop"), devices=2)
+    busy = host.submit("f")
+    beside = host.submit("loop")
+    assert held_by(beside) is not held_by(busy)
