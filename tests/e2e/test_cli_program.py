@@ -102,6 +102,27 @@ def test_a_full_disk_is_said_without_a_traceback() -> None:
     assert (done.returncode, done.stderr) == (2, "error: the output cannot be written: no space left on device\n")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["--help", "ps --json", "invoke f -", "run --module nothing", "serve --module 1"])
+def test_a_command_does_without_a_standard_stream_that_is_closed(closed: str, command: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path)}
+    whole, without = (
+        subprocess.run(
+            ["sh", "-c", f'"$0" {command} {redirection}', GEN_WORKER],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        for redirection in ("", closed)
+    )
+    assert without.returncode == whole.returncode
+    assert without.stdout == ("" if ">&-" in closed.split() else whole.stdout)
+    assert without.stderr == ("" if "2>&-" in closed else whole.stderr)
+
+
 @pytest.mark.parametrize("command", [["ps"], ["kill", "a"]])
 def test_the_operators_commands_say_where_supervisors_run(command: list[str]) -> None:
     program = (

@@ -89,6 +89,7 @@ def commands(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command that the process was started with, and end the process with its exit code."""
+    _open_missing_streams()
     if "_GEN_WORKER_COMPLETE" in os.environ:  # a shell asks what could come next
         commands.main(prog_name="gen-worker")
     code = execute(sys.argv[1:])
@@ -141,6 +142,17 @@ def _retold(problem: click.ClickException) -> tuple[str, str]:
         return f"missing {problem.param.param_type_name} `{problem.param.human_readable_name}`", hint
     told = problem.format_message().replace("'", "`").rstrip(".")
     return told[:1].lower() + told[1:], hint
+
+
+def _open_missing_streams() -> None:
+    """Open nothing, `/dev/null`, for each of stdin, stdout and stderr that this process was started without."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, descriptor)
+            if nowhere != descriptor:
+                os.close(nowhere)
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - as long as the process
 
 
 def _leave_stray_threads(code: int) -> None:
