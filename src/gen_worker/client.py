@@ -100,6 +100,7 @@ class Client:
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
+        Of a function that streams it is the list of its items, each decoded as `type`.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it.
         """
         job = self.submit(function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event)
@@ -115,7 +116,10 @@ class Client:
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
     ) -> Iterator[Any]:
-        """Run a function that streams and return its items as they come; see `Job.items`."""
+        """Run a function that streams and return its items as they come; see `Job.items`.
+
+        Of a function that does not stream the only item is its output.
+        """
         job = self.submit(
             function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event, stream=True
         )
@@ -149,7 +153,7 @@ class Client:
         frame = control.Submit(
             request_id, function, payload_out.body, stream=stream, events=on_event is not None, timeout_ms=timeout_ms
         )
-        job = self._jobs[request_id] = Job(self, request_id, payload_out, type, on_event)
+        job = self._jobs[request_id] = Job(self, request_id, payload_out, type, on_event, stream)
         try:
             self._link.send(frame, payload_out.descriptors)
         except BaseException:
@@ -226,8 +230,8 @@ class Client:
         match frame:
             case control.Item(request_id, body):
                 self._take_item(request_id, body, descriptors)
-            case control.Result(request_id, attempt, body):
-                self._take_end(request_id, attempt, body, None, descriptors)
+            case control.Result(request_id, attempt, body, yielded):
+                self._take_end(request_id, attempt, body, None, descriptors, yielded)
             case control.Error(request_id, attempt):
                 error = JobError(frame.kind, frame.message, frame.retryable, frame.detail)
                 self._take_end(request_id, attempt, b"", error, descriptors)
@@ -251,7 +255,13 @@ class Client:
             job.add(item, mismatch)
 
     def _take_end(
-        self, request_id: str, attempt: int, body: control.Value, error: Exception | None, descriptors: Any
+        self,
+        request_id: str,
+        attempt: int,
+        body: control.Value,
+        error: Exception | None,
+        descriptors: Any,
+        yielded: int = 0,
     ) -> None:
         job = self._jobs.get(request_id)
         value, mismatch = (None, None) if body == b"" else self._decoded(body, descriptors, job)
@@ -261,7 +271,7 @@ class Client:
             raise error  # a frame of ours was refused, and it was no job's
         if job is not None:
             self._forget(job)
-            job.end(value, error or mismatch)
+            job.end(value, error or mismatch, yielded if body == b"" else None)
 
     def _decoded(self, body: control.Value, descriptors: Any, job: "Job | None") -> tuple[Any, Exception | None]:
         if job is None:
@@ -284,7 +294,9 @@ def _decoder(type: Any) -> tuple[Callable[[Any], Any], bool]:
 class Job:
     """A job that was submitted: its output comes from `result()`, or, if it streams, its items from `items()`."""
 
-    def __init__(self, client: Client, request_id: str, payload: Outgoing, type: Any, on_event: OnEvent | None) -> None:
+    def __init__(
+        self, client: Client, request_id: str, payload: Outgoing, type: Any, on_event: OnEvent | None, stream: bool
+    ) -> None:
         self.request_id = request_id
         self.done = False
         self.payload = payload
@@ -292,26 +304,35 @@ class Job:
         self.decode, self.views = _decoder(Any if type is None else type)
         self._client = client
         self._items: deque[Any] = deque()
+        self._stream = stream
+        self._came = 0
         self._taken = 0
+        self._taken_early = 0  # the first items of `_items` that are counted already
+        self._yields = False
         self._unwanted = False
         self._value: Any = None
         self._error: Exception | None = None
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the end and return the output, None for a stream; raise `JobError` when it ended badly.
+        """Wait for the end and return the output; raise `JobError` when it ended badly.
 
+        Of a function that streams it is the list of the items that `items()` has not given.
         Raises `TimeoutError` after `timeout_s`; the job goes on, and can be waited for again.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not self.done:
+            self._taken += len(self._items) - self._taken_early
+            self._taken_early = len(self._items)
+            self._say_taken()
             self._client._pump(deadline)
         if self._error is not None:
             raise self._error
-        return self._value
+        return list(self._items) if self._yields else self._value
 
     def items(self) -> Iterator[Any]:
         """Return the items of a stream as they come; raise `JobError` at its end when it ended badly.
 
+        Of a function that does not stream the only item is its output.
         Closing the iterator early asks the supervisor to cancel the job, and does not wait for that.
         """
         try:
@@ -321,11 +342,16 @@ class Job:
                     self._client._pump(None)
                     continue
                 item = self._items.popleft()
-                self._taken += 1
+                if self._taken_early:
+                    self._taken_early -= 1
+                else:
+                    self._taken += 1
                 if self._taken >= _MORE_EVERY:
                     self._say_taken()
                 yield item
-            self.result()
+            output = self.result()
+            if not self._yields:
+                yield output
         finally:
             self._unwanted = True
             self._items.clear()
@@ -333,18 +359,25 @@ class Job:
                 self._client._link.send(control.Cancel(self.request_id))
 
     def _say_taken(self) -> None:
-        if self._taken and not self.done:
+        if self._stream and self._taken and not self.done:
             self._client._link.send(control.More(self.request_id, self._taken))
         self._taken = 0
 
     def add(self, item: Any, mismatch: Exception | None) -> None:
         """Keep an item that came; the client calls this."""
+        self._came += 1
         self._error = self._error or mismatch
         if not self._unwanted and mismatch is None:
             self._items.append(item)
 
-    def end(self, value: Any, error: Exception | None) -> None:
-        """Take the end that came; the client calls this."""
+    def end(self, value: Any, error: Exception | None, yielded: int | None = None) -> None:
+        """Take the end that came, `yielded` counts the items of a stream; the client calls this."""
+        if yielded is not None:
+            self._yields = True
+            while len(self._items) > yielded:  # the first are of a run that died with its child
+                self._items.popleft()
+            if lost := max(0, yielded - self._came):
+                error = error or JobError("retryable", f"{lost} of {yielded} items went to an earlier connection", True)
         self._value, self._error, self.done = value, error or self._error, True
 
 

@@ -255,6 +255,63 @@ def test_before_waiting_for_an_item_the_ones_taken_are_said(client: Client, supe
     assert list(client.stream("count", {})) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_result_of_a_function_that_streams_is_the_list_of_its_items(
+    client: Client, supervisor: Supervisor, stream: bool
+) -> None:
+    def one_by_one(frame: Any) -> Answers:
+        match frame:
+            case control.Submit(request_id):
+                items = [control.Item(request_id, msgspec.msgpack.encode(number)) for number in range(3)]
+                return items if stream else [*items, control.Result(request_id, 1, b"", yielded=3)]
+            case control.More(request_id) if sum(more.items for more in supervisor.frames(control.More)) == 3:
+                return [control.Result(request_id, 1, b"", yielded=3)]
+        return []
+
+    supervisor.answer = one_by_one
+    job = client.submit("count", {}, stream=stream)
+    assert job.result() == job.result() == [0, 1, 2]
+    assert list(job.items()) == [0, 1, 2]
+    assert bool(supervisor.frames(control.More)) == stream
+
+
+def test_a_stream_without_items_is_an_empty_list(client: Client, supervisor: Supervisor) -> None:
+    supervisor.answer = lambda frame: (
+        [control.Result(frame.request_id, 1, b"")] if isinstance(frame, control.Submit) else []
+    )
+    assert client.call("count", {}) == []
+    assert list(client.stream("count", {})) == []
+
+
+def test_items_that_went_to_an_earlier_connection_are_not_passed_over(client: Client, supervisor: Supervisor) -> None:
+    def rest(frame: Any) -> Answers:
+        if not isinstance(frame, control.Submit):
+            return []
+        item = control.Item(frame.request_id, msgspec.msgpack.encode(2))
+        return [item, control.Result(frame.request_id, 1, b"", yielded=3)]
+
+    supervisor.answer = rest
+    with pytest.raises(JobError, match="2 of 3 items went to an earlier connection") as caught:
+        client.call("count", {})
+    assert (caught.value.kind, caught.value.retryable) == ("retryable", True)
+
+
+def test_items_of_a_run_that_died_with_its_child_are_not_in_the_list(client: Client, supervisor: Supervisor) -> None:
+    def twice(frame: Any) -> Answers:
+        if not isinstance(frame, control.Submit):
+            return []
+        items = [control.Item(frame.request_id, msgspec.msgpack.encode(number)) for number in (0, 1, 0, 1, 2)]
+        return [*items, control.Result(frame.request_id, 1, b"", yielded=3)]
+
+    supervisor.answer = twice
+    assert client.call("count", {}) == [0, 1, 2]
+
+
+def test_the_only_item_of_a_function_that_does_not_stream_is_its_output(client: Client) -> None:
+    assert list(client.stream("echo", {"a": 1})) == [{"a": 1}]
+    assert list(client.submit("echo", 5).items()) == [5]
+
+
 def test_leaving_a_stream_early_cancels_its_job_only(client: Client, supervisor: Supervisor) -> None:
     submitted: list[str] = []
 
