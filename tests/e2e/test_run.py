@@ -225,6 +225,16 @@ def test_fields_go_over_the_payload_from_a_file_or_stdin(root: Path) -> None:
     assert result(run("--payload", '{"text": "d"}', cwd=root)) == {"text": "d"}
 
 
+def test_the_only_word_can_be_the_whole_payload(root: Path) -> None:
+    (root / "it.json").write_text('{"text": "a"}')
+    assert result(run("--method", "mine", "@it.json", cwd=root)) == {"text": "a"}
+    assert result(run("--method", "mine", "-", cwd=root, stdin='{"text": "b"}')) == {"text": "b"}
+    assert result(run("--method", "mine", ' {"text": "c"}', cwd=root)) == {"text": "c"}
+    done = run("--method", "mine", "--payload", "{}", "-", cwd=root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: `--payload` or `--payload-file`, and `-`, which is a whole payload\nhint: give one" in done.stderr
+
+
 def test_the_list_is_one_document_whatever_the_import_prints(root: Path) -> None:
     done = run("--list", cwd=root)
     assert done.returncode == 0

@@ -121,11 +121,11 @@ def test_the_primary_field_is_the_first_required_text_else_the_first_required_el
 
 def test_words_go_over_the_payload_and_leave_the_rest_of_it() -> None:
     over = {"prompt": "a", "style": {"name": "ink", "weight": 1}, "extra": 1}
-    assert fields("prompt=b", "style.weight=3", "steps=1", "steps=2", over=over) == {
+    assert fields("prompt=b", "style.weight=3", "steps=1", over=over) == {
         "prompt": "b",
         "style": {"name": "ink", "weight": 3.0},
         "extra": 1,
-        "steps": 2,
+        "steps": 1,
     }
     assert over == {"prompt": "a", "style": {"name": "ink", "weight": 1}, "extra": 1}
 
@@ -145,7 +145,14 @@ def test_words_go_over_the_payload_and_leave_the_rest_of_it() -> None:
         (["hd=maybe"], "`hd` takes true or false, not `maybe`", ""),
         (["sizes=1,2"], "`sizes` takes a JSON array, not `1,2`", "write `sizes:=[…]`"),
         (["style=oil"], "`style` takes a JSON object, not `oil`", "write `style:={…}` or `style.name=value`"),
-        (["sizes:=[1,"], "`sizes` is not JSON", "`sizes=value` takes plain text"),
+        (["sizes:=[1,"], "`sizes` is not JSON", 'texts are quoted in JSON: `sizes:=["a", "b"]`'),
+        (["style:={a"], "`style` is not JSON", 'texts are quoted in JSON: `style:={"name": "value"}`'),
+        (["prompt:=a"], "`prompt` is not JSON", "`prompt=value` takes a plain value"),
+        (['{"a": 1'], '`{"a": 1` is not JSON', "text is `field=…`, JSON for a field `field:=…`"),
+        (["[a] cat", "steps=1"], "`[a] cat` is not JSON", "text is `field=…`"),
+        (["steps=1", "steps=2"], "`steps` is given twice: `steps=1` and `steps=2`", "a field takes one value"),
+        (["a cat", "prompt=b"], "`prompt` is given twice: `a cat` and `prompt=b`", ""),
+        (["style.name=x", "style:={}"], "`style:={}` would replace `style.name=x`", "give `style` first"),
         (["prompt.a=1"], "`prompt` is not an object, so it has no `a`", ""),
         (["style..name=1"], "a field name with an empty part: `.name`", ""),
         (["style.=1"], "a field name with an empty part: `style.`", ""),
@@ -259,7 +266,7 @@ def test_files_are_read_only_where_a_field_asks_for_one() -> None:
         return b""
 
     reader: Callable[[str], bytes] = spy
-    payload_from(["prompt=a@b", "me@home.org"], over={}, schema=SCHEMA, read=reader)
+    payload_from(["url=a@b", "me@home.org"], over={}, schema=SCHEMA, read=reader)
     assert seen == []
     payload_from(["url@x=1"], over={}, schema=SCHEMA, read=reader)
     assert seen == ["x=1"]

@@ -38,6 +38,7 @@ def payload_from(
     """
     payload = over
     bare: str | None = None
+    given: dict[str, str] = {}
     for word in words:
         token = take_apart(word, schema)
         if not token.key:
@@ -46,8 +47,11 @@ def payload_from(
                     f"two values without a field name: `{bare}` and `{word}`",
                     "write `field=value`, or quote a value with spaces",
                 )
+            _refuse_broken_json(word)
             bare = word
             token = Token(_primary(word, schema), "=", word)
+        _refuse_repeated(token.key, word, given)
+        given[token.key] = word
         payload = _put(payload, token, _Place(schema, schema or {}), read)
     return payload
 
@@ -73,6 +77,22 @@ def take_apart(word: str, schema: Schema | None) -> Token:
             raise _unknown(key, known, f"did you mean `{near}@{value}`? As text it is `field={word}`")
         return Token("", "", word)
     return Token(key, marker, value)
+
+
+def _refuse_broken_json(word: str) -> None:
+    if word.startswith(("{", "[")):
+        try:
+            msgspec.json.decode(word)
+        except msgspec.DecodeError as error:
+            raise Failure(f"`{word}` is not JSON: {error}", "text is `field=…`, JSON for a field `field:=…`") from None
+
+
+def _refuse_repeated(key: str, word: str, given: dict[str, str]) -> None:
+    for before, its_word in given.items():
+        if before == key:
+            raise Failure(f"`{key}` is given twice: `{its_word}` and `{word}`", "a field takes one value")
+        if before.startswith(f"{key}."):
+            raise Failure(f"`{word}` would replace `{its_word}`", f"give `{key}` first, then its members")
 
 
 class _Place(NamedTuple):
@@ -127,7 +147,7 @@ def _value(token: Token, place: _Place, read: Callable[[str], bytes]) -> Any:
     if token.marker == "=":
         return _coerce(token.key, token.value, place)
     if token.marker == ":=":
-        return _json(token.key, token.value)
+        return _json(token.key, token.value, place)
     content = read(token.value)
     if _is_bytes(place):
         return base64.b64encode(content).decode()
@@ -139,15 +159,19 @@ def _value(token: Token, place: _Place, read: Callable[[str], bytes]) -> Any:
     if not kinds.isdisjoint(("string", "")):
         return text
     if kinds <= {"array", "object", "null"}:
-        return _json(token.key, text)
+        return _json(token.key, text, place)
     return _coerce(token.key, text.strip(), place)
 
 
-def _json(key: str, text: str) -> Any:
+def _json(key: str, text: str, place: _Place) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise Failure(f"`{key}` is not JSON: {error}", f"`{key}=value` takes plain text") from None
+        kinds = {_type(member) for member in _members(place)} - {"null"}
+        plain = f"`{key}=value` takes a plain value"
+        example = f'{key}:=["a", "b"]' if "array" in kinds else f'{key}:={{"name": "value"}}'
+        hint = f"texts are quoted in JSON: `{example}`" if kinds <= {"array", "object"} else plain
+        raise Failure(f"`{key}` is not JSON: {error}", hint) from None
 
 
 # --- values by their type ---------------------------------------------------------------------------------------------

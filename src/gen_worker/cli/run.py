@@ -16,7 +16,7 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
-from gen_worker.cli.payload import parse_payload, payload_in, read_file
+from gen_worker.cli.payload import parse_payload, payload_in, payload_of
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of
 from gen_worker.settings import Settings, SettingsError
 
@@ -30,7 +30,8 @@ PRESS_AGAIN_S = 2.0  # a second Ctrl-C in this time ends the process at once
 _HELP = """Run one function once, in this process, and print its output.
 
 FIELD=VALUE fills one field of the payload: `steps=20`, `text@notes.txt` (the content of a file), `sizes:=[1,2]`
-(JSON), `style.name=oil`. A word without a field name fills the first text field.
+(JSON), `style.name=oil`. A word without a field name fills the first text field. The only word can be the whole
+payload: JSON, `@payload.json`, or `-` for stdin.
 
 \b
 gen-worker run "a cat in the snow" steps=20
@@ -65,7 +66,7 @@ def command(
     """Run one function once, in this process."""
     if payload is not None and payload_file is not None:
         raise Failure("`--payload` and `--payload-file` together", "give one of them")
-    start = payload_in(payload_file) if payload_file is not None else parse_payload(payload or "{}", "--payload")
+    start = _start(payload, payload_file)
     settings = _settings(device, offline)
     project = find_project(config, module)
     if wants_list:
@@ -134,11 +135,16 @@ def _import(project: Project) -> "tuple[list[FunctionSpec], ModuleType]":
         raise Failure(error.message, error.hint) from None
 
 
-def _encoded(spec: "FunctionSpec", fields: Sequence[str], start: dict[str, Any]) -> bytes:
-    from gen_worker.cli.fields import payload_from
+def _start(payload: str | None, payload_file: str | None) -> dict[str, Any] | None:
+    if payload_file is not None:
+        return payload_in(payload_file)
+    return None if payload is None else parse_payload(payload, "--payload")
+
+
+def _encoded(spec: "FunctionSpec", fields: Sequence[str], start: dict[str, Any] | None) -> bytes:
     from gen_worker.discovery.schemas import schema_of
 
-    return msgspec.json.encode(payload_from(fields, over=start, schema=schema_of(spec.payload_type), read=read_file))
+    return msgspec.json.encode(payload_of(fields, schema_of(spec.payload_type), start=start))
 
 
 def _run(
