@@ -154,6 +154,13 @@ def test_either_spelling_of_a_function_is_known(server: Server, sidecar: Path) -
         (["zzz", "a"], "error: no function `zzz`\nhint: available: `echo-it`\n"),
         (["echo-it", "txet=a"], "error: no field `txet`; the fields are `text`, `steps`\nhint: did you mean `text`?\n"),
         (["echo-it", "a", "b"], "error: two values without a field name: `a` and `b`\n"),
+        (
+            ["echo-it", "-", "steps=1"],
+            "error: `-` is a whole payload, and there are other words\nhint: as text it is `",
+        ),
+        (["echo-it", "steps=1", "@it.json"], "error: `@it.json` is a whole payload, and there are other words\n"),
+        (["echo-it", '{"text": "a"}', "steps=1"], 'error: `{"text": "a"}` is a whole payload, and there are'),
+        (["echo-it", '{"text": "a"'], 'error: `{"text": "a"` is not JSON: Input data was truncated\nhint: text is `'),
         (["echo-it", "@nothing"], "error: cannot read `nothing`: no such file or directory\n"),
         (["echo-it", "-"], "error: `stdin` is not JSON: Input data was truncated\n"),
     ],
@@ -262,6 +269,16 @@ def test_a_death_is_told_with_its_cause_its_rung_and_the_last_lines_of_its_stack
         '  File "main.py", line 3 in f\n'
         "error: the child died (cause SIGSEGV, exit code 7, rung 4)\n"
         "hint: the log of `gen-worker serve` has the rest of what the child said\n"
+    )
+
+
+def test_a_payload_that_the_function_does_not_take_comes_with_the_command_that_shows_what_it_takes(
+    server: Server,
+) -> None:
+    server.answer = lambda request: [failed("usage", "`echo` does not take this payload")]
+    done = invoke("echo")
+    assert done.stderr == (
+        "error: `echo` does not take this payload\nhint: `gen-worker run --list` shows what it takes\n"
     )
 
 

@@ -331,7 +331,7 @@ def test_kill_of_nothing_exits_5_and_touches_nothing(server: Path, client: Clien
     until(lambda: running(client, "spared"))
     done = gen_worker("kill", "spaerd")
     assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr.endswith("error: no request `spaerd`\nhint: did you mean `spared`?\n")
+    assert done.stderr == "error: no request `spaerd`\nhint: did you mean `spared`?\n"
     assert not job.done
     client.cancel("spared")
     with pytest.raises(JobError):

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,9 +15,9 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, nearest, say_error
-from gen_worker.cli.fields import Schema, payload_from, take_apart
+from gen_worker.cli.fields import Schema
 from gen_worker.cli.ndjson import Address, Line, Lines, NoAnswerInTime, WireError, parse_address
-from gen_worker.cli.payload import payload_in, read_file
+from gen_worker.cli.payload import payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, show_stack, survey_of
 from gen_worker.discovery.names import slugify_name
 from gen_worker.wire.messages import ErrorDetail
@@ -75,7 +75,7 @@ def command(
     functions = _known_functions(address)
     if functions is None and (config or module):
         functions = functions_of(survey_of(find_project(config, module)).description)
-    payload = _payload(arguments, _schema(function, functions))
+    payload = payload_of(arguments, _schema(function, functions))
     call = _Call(address, function, pretty)
     with closing(call), _cooperative_interrupt(call):
         call.send(payload, stream)
@@ -100,25 +100,6 @@ def _schema(function: str, functions: list[dict[str, Any]] | None) -> Schema | N
         raise Failure(f"no function `{function}`", f"did you mean `{near}`?" if near else f"available: {listed}")
     schema = by_name[slug]
     return schema if isinstance(schema, dict) else None
-
-
-def _payload(arguments: tuple[str, ...], schema: Schema | None) -> dict[str, Any]:
-    if len(arguments) == 1 and not take_apart(arguments[0], schema).key:
-        whole = _whole(arguments[0])
-        if whole is not None:
-            return whole
-    return payload_from(arguments, over={}, schema=schema, read=read_file)
-
-
-def _whole(argument: str) -> dict[str, Any] | None:
-    """Return the payload that an argument stands for, None when it is only a value."""
-    if argument == "-" or argument.startswith("@"):
-        return payload_in(argument.removeprefix("@"))
-    with suppress(msgspec.DecodeError):
-        decoded = msgspec.json.decode(argument)
-        if isinstance(decoded, dict):
-            return decoded
-    return None
 
 
 class _Call:
@@ -185,6 +166,7 @@ class _Call:
 _CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolution": NO_MODEL, "canceled": CANCELED}
 
 _HINTS = {
+    "usage": "`gen-worker run --list` shows what it takes",
     "child_died": "the log of `gen-worker serve` has the rest of what the child said",
     "quarantined": "this payload ended several children; change it, or wait until the quarantine passes",
     "busy": "too many requests wait; try again later",

@@ -1,7 +1,7 @@
 """`gen-worker kill`: end one request, whatever it does, and nothing else."""
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -10,9 +10,6 @@ from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, 
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Killed
-
-if TYPE_CHECKING:
-    from gen_worker.client import Client
 
 _RUNGS = {
     1: "it ended when it was asked to",
@@ -33,10 +30,13 @@ def command(request: str, now: bool, socket_: str | None) -> int:
     It is asked to end first; if it does not, its child process is ended and replaced. Other requests go on.
     """
     with connected(socket_, "gen-worker kill") as client:
-        sys.stderr.write(f"waiting for `{request}` to end\n")
+        known = [job.id for job in client.list().jobs]
+        meant = [name for name in known if request == name or request.endswith(f"/{name}")]
+        if len(meant) == 1:
+            sys.stderr.write(f"waiting for `{request}` to end\n")
         killed = client.kill(request, now)
-        if killed.outcome in ("not_found", "ambiguous"):
-            _refuse(request, killed, client)
+    if killed.outcome in ("not_found", "ambiguous"):
+        _refuse(request, killed, known)
     click.echo(describe(request, killed))
     return OK
 
@@ -49,10 +49,10 @@ def describe(request: str, killed: Killed) -> str:
     return "\n".join([f"killed `{request}` after {duration(killed.seconds)}{rung}", *killed.stack])
 
 
-def _refuse(request: str, killed: Killed, client: "Client") -> NoReturn:
+def _refuse(request: str, killed: Killed, known: list[str]) -> NoReturn:
     if killed.outcome == "ambiguous":
         listed = ", ".join(f"`{each}`" for each in killed.candidates)
         raise Failure(f"`{request}` may mean {listed}", "name one of them", code=USAGE)
-    near = nearest(request, [job.id for job in client.list().jobs])
+    near = nearest(request, known)
     hint = f"did you mean `{near}`?" if near else "`gen-worker ps` shows the requests that have not ended"
     raise Failure(f"no request `{request}`", hint, code=NOT_FOUND)

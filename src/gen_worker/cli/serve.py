@@ -6,14 +6,14 @@ import socket
 import click
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import OK, USAGE, Failure
+from gen_worker.cli.failure import CANCELED, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.project import find_project, project_options
 from gen_worker.settings import Settings, SettingsError
 
 _NEEDED = ((os, "memfd_create"), (os, "pidfd_open"), (socket, "AF_UNIX"), (socket, "SOCK_SEQPACKET"))
 
 
-@click.command("serve", cls=Command, codes=(OK, USAGE))
+@click.command("serve", cls=Command, codes=(OK, USER_CODE, USAGE, CANCELED))
 @project_options
 @click.option(
     "--socket",
