@@ -5,9 +5,12 @@ Knows nothing of frames, sockets or processes: `gen-worker run` uses it in its o
 
 import asyncio
 import inspect
+import os
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -22,21 +25,34 @@ OnItem = Callable[[Any], Awaitable[None] | None]
 """Takes a stream item; what it returns is awaited before an async generator goes on."""
 
 
+EXIT_BROKEN = 70  # software error, as sysexits.h calls it
+CLOSE_LIMIT_S = 5.0  # for tasks that were cancelled
+
+
 class LoopThread:
     """An asyncio loop in a thread of its own, started when it is first needed."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closing = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The running loop."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="gen-worker-loop", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="gen-worker-loop", daemon=True)
             self._thread.start()
         return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.run_forever()
+        finally:
+            if not self._closing:  # a task of the author's raised SystemExit: every job on the loop is lost
+                traceback.print_exc()
+                os._exit(EXIT_BROKEN)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> "LoopCall":
         """Begin a coroutine from any other thread."""
@@ -46,7 +62,9 @@ class LoopThread:
         """Cancel what still runs, stop the loop and wait for its thread."""
         if self._loop is None or self._thread is None:
             return
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
+        with suppress(TimeoutError):  # a task that takes no cancel ends with the process
+            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result(CLOSE_LIMIT_S)
+        self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -45,7 +45,7 @@ from gen_worker.wire.messages import (
 from gen_worker.wire.page import PageWriter
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
-from gen_worker_child.executor import Executor
+from gen_worker_child.executor import EXIT_BROKEN, Executor
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.windows import Window
@@ -54,9 +54,6 @@ STACK_LINES = 20
 STACK_LINE_CHARS = 400
 EVENT_CHARS = 8192
 PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
-
-
-EXIT_BROKEN = 70  # the child's own code failed, as sysexits.h calls it
 
 
 class Interrupted(BaseException):
@@ -231,7 +228,7 @@ class Jobs:
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
             output = self._executor.run(job.spec, ctx, payload, partial(emit, job))
             return b"" if output is None else self._place(self._encoded(job, output))
-        except (Exception, Interrupted, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the author's handler
+        except BaseException as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
 
     def _place(self, parts: Sequence[Piece]) -> Body:
@@ -268,7 +265,7 @@ class Jobs:
             ctx = self._context(job)
             output = await self._executor.run_on_loop(job.spec, ctx, payload, partial(self._emit_on_loop, job))
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
-        except (Exception, asyncio.CancelledError, Interrupted, SystemExit) as error:  # noqa: BLE001 - as above
+        except BaseException as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
 
     async def _place_on_loop(self, parts: Sequence[Piece]) -> Body:

@@ -48,8 +48,8 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker.wire.page import PageWriter
-from gen_worker_child.executor import Executor
-from gen_worker_child.jobs import EXIT_BROKEN, STACK_LINES, Interrupted, Jobs
+from gen_worker_child.executor import EXIT_BROKEN, Executor
+from gen_worker_child.jobs import STACK_LINES, Interrupted, Jobs
 from gen_worker_child.lines import MarkedStreams
 
 WATCH_S = 0.002  # how late an order may reach a child whose job has just begun
@@ -119,6 +119,8 @@ class Child:
         self._streams = streams
         self._turn = threading.Lock()
         self._main_reads = False
+        self._handed = 0  # tasks that the main thread gave to the job thread
+        self._taken_over = 0  # of those, the ones that have ended
         self._task = 0  # counts what the job thread does; even while it waits for work
         self._work: queue.SimpleQueue[tuple[Callable[[], None], bool]] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -190,7 +192,10 @@ class Child:
             if reads_on:
                 with self._turn:
                     self._main_reads = False
-            self._perform_task(work)
+            try:
+                self._perform_task(work)
+            finally:
+                self._taken_over += 1
             return
         received = self._receive()
         if received is not None:
@@ -249,7 +254,8 @@ class Child:
             received = self._receive()
             task = self._obey(*received) if received is not None else None
             if task is not None:
-                waits = self._task % 2 == 0 and self._work.empty()
+                waits = self._task % 2 == 0 and self._handed == self._taken_over
+                self._handed += 1
                 self._work.put((task, waits))
                 if waits:
                     return

@@ -63,26 +63,30 @@ def serve(channel: Channel[ZygoteOrder]) -> None:
             _fork_again(channel, order, descriptors)
         close_all(descriptors)
         _, status = os.waitpid(middle, 0)
-        if status == 0:
-            channel.count_sent()
+        if status != 0:
+            raise RuntimeError(f"the middle process ended with status {status}: no child was made")
+        channel.count_sent()
 
 
 def _fork_again(channel: Channel[ZygoteOrder], order: Fork, descriptors: list[int]) -> None:
     """Fork the child and end, so that it becomes the supervisor's own."""
+    middle = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become_child(channel, order, descriptors)
+        _become_child(channel, order, descriptors, middle)
     pidfd = os.pidfd_open(pid)
     channel.send(Forked(order.generation, pid), [pidfd])
     os._exit(0)
 
 
-def _become_child(channel: Channel[ZygoteOrder], order: Fork, descriptors: list[int]) -> None:
+def _become_child(channel: Channel[ZygoteOrder], order: Fork, descriptors: list[int], middle: int) -> None:
     sock_fd, out_fd, err_fd, crash_fd, page_fd = descriptors
     while os.getppid() != order.supervisor_pid:
-        if os.getppid() == 1 and order.supervisor_pid != 1:
+        if os.getppid() not in (middle, order.supervisor_pid):
             os._exit(1)  # the supervisor died in between
         os.sched_yield()
+    if (drawn := sys.modules.get("numpy.random")) is not None:
+        drawn.seed()  # each child its own numbers
     os.setsid()
     channel.close()
     os.dup2(out_fd, 1)

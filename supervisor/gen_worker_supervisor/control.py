@@ -91,6 +91,8 @@ class Ticket:
         if self.listener is None:
             if isinstance(body, Output):
                 body.release()
+            if not self.stream:
+                self.desk.supervisor.more(job, 1)
             return
         self.listener.send_body(body, lambda value: wire.Item(self.request_id, value))
         if not self.stream:
@@ -121,6 +123,7 @@ class ControlServer:
         self.hello = hello
         self.document: Callable[[], bytes]
         self.dropped = 0
+        self._acceptor: Acceptor | None = None
         self._loop = loop
         self._poller = poller
         self._clients: set[ControlClient] = set()
@@ -189,7 +192,8 @@ class ControlServer:
 
     def close(self) -> None:
         """Close the socket and every connection."""
-        self._acceptor.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for client in list(self._clients):
             client.close()
         for key in list(self._kept):
@@ -325,16 +329,23 @@ class ControlClient:
             payload=payload,
             encoding=frame.encoding,
             attempt=frame.attempt,
-            stream=frame.stream,
+            stream=frame.stream or self._supervisor.fleet.functions[name].surveyed.streams,
             events=frame.events,
             timeout_s=frame.timeout_ms / 1000 if frame.timeout_ms > 0 else None,
         )
 
     def _attach_to(self, ticket: Ticket) -> None:
+        if ticket.listener is not None and ticket.listener is not self:
+            ticket.listener.replaced(ticket)
         ticket.listener = self
         self.send(wire.Accepted(ticket.request_id, ticket.attempt))
         if ticket.outcome is not None:
             ticket.tell_answer(self)
+
+    def replaced(self, ticket: Ticket) -> None:
+        """Another connection asked for the same job: the answer goes there."""
+        text = f"another connection has taken `{ticket.request_id}` over"
+        self.send(wire.Error(ticket.request_id, ticket.attempt, "usage", text, False))
 
     def _payload(self, frame: wire.Submit, descriptors: list[int]) -> Payload | None:
         if isinstance(frame.body, bytes):

@@ -111,14 +111,14 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
     device = child.device
     if device.health is Health.RETIRED:
         return []  # it came too late; its loss is known
-    if not child.ready:
+    if not child.ready and not death.unborn:  # one that was never born says nothing of the module
         device.early_deaths += 1
         if device.early_deaths >= BOOT_TRIES:
             device.given_up = (
                 child.import_error or f"its child died {BOOT_TRIES} times before it was ready: {death.cause}"
             )
             return _after_loss(fleet, device, now)
-    delay = 0.0 if wanted else backoff_s(device.deaths_in_row, child.generation)
+    delay = 0.0 if wanted else backoff_s(device.deaths_in_row + death.unborn, child.generation)
     if not wanted:
         device.deaths_in_row += 1
     if delay == 0.0:

@@ -8,7 +8,7 @@ import heapq
 from typing import assert_never
 
 from gen_worker_supervisor.admission import submit
-from gen_worker_supervisor.endings import climb, drain_fleet, drain_overdue, end_asked, unsent
+from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
@@ -104,6 +104,14 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
         case "unkillable":
             return unkillable(fleet, subject, now)
         case "look":
+            _look_again(fleet, now)
             return []  # `decide` looks after every happening
         case _:
             assert_never(kind)
+
+
+def _look_again(fleet: Fleet, now: float) -> None:
+    """Go on looking while some child holds a job that was answered before it was seen to begin."""
+    children = [device.child for device in fleet.devices if device.child is not None]
+    if any(job.ended and job.started is None for child in children for job in child.leased.values()):
+        fleet.arm(now + LOOK_AGAIN_S, ("look", None))

@@ -72,5 +72,8 @@ class Ending:
     def hasten(self, reason: Reason, now: float, *, at_once: bool) -> None:
         """A second order for the same job: the sooner end counts, and an operator's kill names the reason."""
         other = Ending(reason, now, at_once)
-        if reason is Reason.KILL or other.schedule()[-1][0] < self.schedule()[-1][0]:
-            self.reason, self.began, self.at_once = reason, now, at_once
+        sooner = other.schedule()[-1][0] < self.schedule()[-1][0]
+        if sooner:
+            self.began, self.at_once = now, at_once
+        if sooner or reason is Reason.KILL:
+            self.reason = reason

@@ -24,6 +24,7 @@ LINK = "serve"
 LINE_LIMIT = 16 << 20  # a longer line would hold the loop for over 50 ms while it is decoded
 PIECE_BYTES = 256 * 1024
 PIECES_A_TURN = 8
+LINES_A_TURN = 64
 UNREAD_LIMIT = 4096  # pieces a client may leave unread before nothing more is read from it
 FIRST_LINE_S = 30.0  # a client that connects and says nothing is closed
 
@@ -161,7 +162,7 @@ class Reply:
 
     def event(self, job: Job, event: Event) -> None:
         """Write a progress or log event, unless the client is slow: those are dropped first."""
-        if self.stream or self.connection.idle:
+        if self.connection.idle and not self._held:
             head = b'{"event":"%b","value":' % event.event.encode()
             self._write([head + event.value + self._tail + b"}\n"], None)
 
@@ -201,6 +202,8 @@ class Connection:
         self._others = others
         self._buffer = bytearray()
         self._scanned = 0
+        self._backlog = False  # whole lines that wait for their turn
+        self._turn_comes = False
         self._replies: set[Reply] = set()
         self._turns: deque[Reply] = deque()
         self._outbox: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
@@ -237,17 +240,38 @@ class Connection:
             self._split(data)
 
     def _split(self, data: bytes) -> None:
+        """Take the whole lines, but not more than a few before others have their turn."""
         self._buffer += data
-        while not self._gone and (end := self._buffer.find(b"\n", self._scanned)) >= 0:
+        for _ in range(LINES_A_TURN):
+            end = self._buffer.find(b"\n", self._scanned)
+            if end < 0 or self._gone:
+                break
             line = bytes(memoryview(self._buffer)[:end])
             del self._buffer[: end + 1]
             self._scanned = 0
             self._line(line)
+        else:
+            self._backlog = True
+            self._watch()
+            self._split_soon()
+            return
         self._scanned = len(self._buffer)
         if self._scanned > LINE_LIMIT:
             self._buffer.clear()
             self._refuse(f"a line of over {LINE_LIMIT} bytes; bigger values travel over the control socket")
             self._on_end()
+
+    def _split_soon(self) -> None:
+        if self._backlog and not self._turn_comes and len(self._outbox) <= UNREAD_LIMIT:
+            self._turn_comes = True
+            asyncio.get_running_loop().call_soon(self._split_on)
+
+    def _split_on(self) -> None:
+        self._turn_comes = self._backlog = False
+        if not self._gone:
+            self._split(b"")
+        if not self._gone and not self._backlog:
+            self._watch()
 
     def _on_end(self) -> None:
         """The client sends no more, or shall not be read any more; it may still wait for answers."""
@@ -422,10 +446,12 @@ class Connection:
                 then()
         if not self._gone:
             self._watch()
+            self._split_soon()
             self._close_if_done()
 
     def _watch(self) -> None:
-        reading = 0 if self._ended or len(self._outbox) > UNREAD_LIMIT else READABLE
+        full = self._ended or self._backlog or len(self._outbox) > UNREAD_LIMIT
+        reading = 0 if full else READABLE
         self._poller.change(self._sock.fileno(), reading | (WRITABLE if self._outbox else 0))
 
     def _close_if_done(self) -> None:

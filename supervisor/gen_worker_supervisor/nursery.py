@@ -20,6 +20,7 @@ from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper, reap
 
 ZYGOTE_TRIES = 3
+FORK_LIMIT_S = 5.0  # measured: 5 to 50 ms
 
 
 class Nursery:
@@ -57,15 +58,21 @@ class Nursery:
         ours.setblocking(False)
         command = [sys.executable, "-m", "gen_worker_child.zygote", "--socket", str(theirs.fileno())]
         command += ["--supervisor", str(os.getpid()), *self._preload]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            pass_fds=[theirs.fileno()],
-            env=author_environment(self._environment),
-            start_new_session=True,
-        )
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+                env=author_environment(self._environment),
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory, no descriptor, no process left
+            ours.close()
+            self._log.event("warning", "zygote", f"not started: {error}; children are spawned")
+            return
+        finally:
+            theirs.close()
         self._pidfd = os.pidfd_open(self._process.pid)
         self._channel = Channel(ours, generation=0, receives=ZygoteReport)
         self._reaper.own(self._process.pid, self._on_zygote_death)
@@ -93,6 +100,11 @@ class Nursery:
             self._spawn(process)
         else:
             self._reaper.births += 1
+            self._loop.call_later(FORK_LIMIT_S, self._look_for_birth, process.child.generation)
+
+    def _look_for_birth(self, generation: int) -> None:
+        if generation in self._expected and self._warm:
+            self._lose_zygote(f"it did not fork within {FORK_LIMIT_S:g} s")
 
     def _spawn(self, process: ChildProcess) -> None:
         sock, out, err, crash, page = process.descriptors()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 4 * 1024  # a turn's worth: 4,096 empty lines hold the loop for some 15 ms
 LAST_READS = 16  # a full pipe, by its usual size; a descendant that goes on printing does not hold the supervisor
 LINE_BYTES = 16 * 1024  # a longer line is cut
 TAIL_LINES = 20

@@ -5,6 +5,7 @@ Carries frames and notices; what they mean is decided elsewhere. Never waits for
 
 import asyncio
 import os
+import select
 import signal
 import socket
 from collections import deque
@@ -90,6 +91,7 @@ class ChildProcess:
         self.pid = 0
         self._pidfd = -1
         self._burst = 1
+        self._signal_at_birth = 0
         self._breach = ""  # how it broke the protocol
         self._unsent: deque[tuple[object, list[int]]] = deque()
         self._deaf = False
@@ -113,6 +115,8 @@ class ChildProcess:
         for pipe in self._pipes:
             self._poller.watch(pipe.fd, partial(self._on_output, pipe))  # before its frames: see `Poller`
         self._listener.on_birth(self)
+        if self._signal_at_birth:
+            self.signal(self._signal_at_birth)
 
     def _close_theirs(self) -> None:
         self.theirs.close()
@@ -171,6 +175,7 @@ class ChildProcess:
             self._listener.on_frames(self, frames)
         if problem is not None:
             self._poller.forget(self.channel.fileno())
+            self._deaf = True
             if problem:
                 self._breach = problem
                 self._listener.on_misbehaviour(self, problem)
@@ -217,6 +222,7 @@ class ChildProcess:
     def signal(self, number: int) -> None:
         """Send the process a signal; SIGKILL goes to its whole session."""
         if self._pidfd < 0:
+            self._signal_at_birth = number
             return
         try:
             signal.pidfd_send_signal(self._pidfd, number)
@@ -247,6 +253,11 @@ class ChildProcess:
         if problem:
             what = Death(f"protocol: {problem}", what.signal, what.exit_code, what.stack, what.printed)
         self._listener.on_death(self, what)
+
+    def wait_for_death(self, seconds: float) -> None:
+        """Wait a little for a process that was killed, and take note of its death."""
+        if self._pidfd >= 0 and select.select([self._pidfd], [], [], seconds)[0]:
+            self.look_for_death()
 
     def _sweep(self) -> None:
         """End what the child left behind in its session."""
@@ -283,4 +294,4 @@ class ChildProcess:
         for pipe in self._pipes:
             pipe.close()
         self.close()
-        self._listener.on_death(self, Death(f"not started: {reason}"))
+        self._listener.on_death(self, Death(f"not started: {reason}", unborn=True))

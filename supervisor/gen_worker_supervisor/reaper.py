@@ -3,10 +3,13 @@
 import asyncio
 import ctypes
 import os
+import select
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+ORPHAN_LIMIT_S = 1.0  # how long one that SIGKILL does not end is waited for
 
 
 def become_subreaper() -> None:
@@ -20,6 +23,14 @@ def reap(pidfd: int) -> os.waitid_result | None:
         return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
         return None
+
+
+def children_of_this_process() -> list[int]:
+    """Return the pids of this process's children, zombies included."""
+    found: list[int] = []
+    for thread in Path("/proc/self/task").iterdir():
+        found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 class Reaper:
@@ -57,6 +68,17 @@ class Reaper:
             if self.births:
                 return
             os.waitid(os.P_PID, seen.si_pid, os.WEXITED | os.WNOHANG)
+
+    def end_orphans(self) -> None:
+        """Kill every process that became ours and has no owner, and what becomes ours by that; reap them all."""
+        left: set[int] = set(self._owners)
+        while orphans := [pid for pid in children_of_this_process() if pid not in left]:
+            for pid in orphans:
+                pidfd = os.pidfd_open(pid)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                if not select.select([pidfd], [], [], ORPHAN_LIMIT_S)[0] or reap(pidfd) is None:
+                    left.add(pid)
+                os.close(pidfd)
 
     def close(self) -> None:
         """Stop looking."""

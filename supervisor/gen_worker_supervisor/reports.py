@@ -35,6 +35,8 @@ from gen_worker_supervisor.steps import (
     retire_child,
 )
 
+MOST_CREDITS = 1024  # of one lane
+
 
 def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Action]:
     job = child.leased.get(message.job)
@@ -154,6 +156,8 @@ def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Ac
         return []  # it was told to go before it was ready
     if child.phase is not Phase.IMPORTING:
         return _forged(fleet, child, "that it is ready, out of turn", now)
+    if not all(0 <= message.credits.get(lane, -1) <= MOST_CREDITS for lane in child.used):
+        return _forged(fleet, child, f"credits that make no sense: {message.credits}", now)
     child.move(Phase.READY)
     child.ready = True
     child.credits = dict(message.credits)

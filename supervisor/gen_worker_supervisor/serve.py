@@ -7,6 +7,7 @@ import asyncio
 import gc
 import importlib.metadata
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -138,6 +139,9 @@ class Service:
     ) -> None:
         loop = asyncio.get_running_loop()
         become_subreaper()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each child, client and big payload takes some
         self._loop = loop
         self._path = path
         self._listener = listener

@@ -216,6 +216,7 @@ class Death:
     exit_code: int | None = None
     stack: tuple[str, ...] = ()
     printed: tuple[tuple[int, str], ...] = ()  # the last lines, each with its job's number, 0 when unknown
+    unborn: bool = False  # there was no process: no memory, descriptor or pid for one
 
 
 class Outcome(msgspec.Struct):

@@ -4,7 +4,6 @@ All on one asyncio loop that no child and no client can hold. Judgement is in `f
 """
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from gen_worker.wire.messages import (
     Release,
     Report,
     Save,
+    Saved,
 )
 from gen_worker.wire.messages import Submit as SubmitFrame
 from gen_worker.wire.regions import RegionError
@@ -42,6 +42,7 @@ from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.state import (
+    Action,
     Answer,
     Began,
     Child,
@@ -72,6 +73,8 @@ from gen_worker_supervisor.state import (
 )
 
 REMEMBERED_JOBS = 256
+GRANT_AGAIN_S = 0.1
+UNKILLABLE_S = 1.0  # how long the end waits for a child that SIGKILL does not end
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
@@ -147,9 +150,15 @@ class Supervisor:
         try:
             for happening in happenings:
                 for action in apply(self.fleet, happening, now):
-                    perform[type(action)](action)
+                    try:
+                        perform[type(action)](action)
+                    except (OSError, RegionError) as error:
+                        self._go_on_without(action, error)
             for action in decide(self.fleet, now):
-                perform[type(action)](action)
+                try:
+                    perform[type(action)](action)
+                except (OSError, RegionError) as error:
+                    self._go_on_without(action, error)
         finally:
             self._busy = False
         if self._later:
@@ -158,6 +167,12 @@ class Supervisor:
         timers = self.fleet.timers
         if timers and timers[0][0] < self._timer_at:
             self._arm(timers[0][0])
+
+    def _go_on_without(self, action: Action, error: Exception) -> None:
+        """An action failed for lack of memory or descriptors: the others are performed all the same."""
+        self.log.event("error", "supervisor", f"{type(action).__name__.lower()} failed: {error}")
+        if isinstance(action, Run):
+            self._later.append(Unsent(action.child, action.job, str(error)))
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:
@@ -209,16 +224,15 @@ class Supervisor:
             self._timer.cancel()
         for process in list(self._processes.values()):
             process.signal(signal.SIGKILL)
-            if process.pid:
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-                process.look_for_death()
+            process.wait_for_death(UNKILLABLE_S)
+        self._reaper.end_orphans()
 
     def _spawn(self, action: Spawn) -> None:
         child = action.child
         try:
             process = ChildProcess(child, self._loop, self._poller, self, self._reaper)
         except OSError as error:  # no descriptor left, or no memory
-            self.handle(Died(child, Death(f"not started: {error.strerror}")))
+            self.handle(Died(child, Death(f"not started: {error.strerror}", unborn=True)))
             return
         self._processes[child.generation] = process
         self._nursery.make(process)
@@ -405,7 +419,8 @@ class Supervisor:
         try:
             granted = process.outputs.grant(size)
         except RegionError as error:
-            self.handle(Misbehaved(process.child, f"a wish that cannot be granted: {error}"))
+            self.log.event("warning", process.child.device.name, f"an output waits for memory: {error}")
+            self._loop.call_later(GRANT_AGAIN_S, self._grant, process, size)
             return
         if granted is None:
             self.handle(Misbehaved(process.child, f"a wish for an output region of {size} bytes"))
@@ -417,7 +432,10 @@ class Supervisor:
         job = process.child.leased.get(order.job)
         if job is None:
             close_all(descriptors)
-            self.handle(Misbehaved(process.child, f"a file of job {order.job}, which it does not hold"))
+            if order.job in self._recent:  # a thread of the author's that outlived its job
+                process.send(Saved(order.job, order.token, error="the job has ended"))
+            else:
+                self.handle(Misbehaved(process.child, f"a file of job {order.job}, which it does not hold"))
             return
         self._saver.save(order, descriptors, process.send)
 
