@@ -42,8 +42,8 @@ def measure(effort: Effort) -> list[Figure]:
             target=target if name == "echo" else None,
         )
         for key, what, unit, target in (
-            ("p50", "round trip p50, 1 client", "us", Target("ratio", "most", 2.0)),
-            ("p99", "round trip p99, 1 client", "us", None),
+            ("p50", "round trip p50, 1 client", "µs", Target("ratio", "most", 2.0)),
+            ("p99", "round trip p99, 1 client", "µs", None),
             ("rate", f"{CLIENTS} clients", "jobs/s", Target("ratio", "least", 0.5)),
         )
         for name in ("echo", "echo-async")
