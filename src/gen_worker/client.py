@@ -185,9 +185,12 @@ class Client:
         assert isinstance(document, bytes)  # `_heed` opened it
         return document
 
-    def _ask(self, question: object, answer: type[Answer], timeout_s: float | None) -> Answer:
+    def _ask(
+        self, question: control.Cancel | control.Kill | control.List, answer: type[Answer], timeout_s: float | None
+    ) -> Answer:
         self._link.send(question)
-        return self._wait_for(answer, None if timeout_s is None else time.monotonic() + timeout_s)
+        asked_for = None if isinstance(question, control.List) else question.request_id
+        return self._wait_for(answer, None if timeout_s is None else time.monotonic() + timeout_s, asked_for)
 
     def _open(self, name: str, timeout_s: float) -> control.Opened:
         self._link.send(control.Open(control.CONTROL_PROTOCOL, name))
@@ -204,12 +207,13 @@ class Client:
             )
         return opened
 
-    def _wait_for(self, kind: type[Answer], deadline: float | None) -> Answer:
+    def _wait_for(self, kind: type[Answer], deadline: float | None, asked_for: str | None = None) -> Answer:
         while True:
             while self._answers:
                 answer = self._answers.popleft()
-                if isinstance(answer, kind):  # any other came too late for who asked
-                    return answer
+                told_of = answer.request_id if isinstance(answer, control.Canceled | control.Killed) else None
+                if isinstance(answer, kind) and told_of == asked_for:
+                    return answer  # any other came too late for who asked
             self._pump(deadline)
 
     # --- frames -------------------------------------------------------------------------------------------------------
