@@ -62,6 +62,14 @@ def test_an_operators_kill_hastens_a_cancel_and_gives_the_reason() -> None:
     assert ending.next_due() == BEGAN + 2.3
 
 
+def test_asking_for_a_kill_again_puts_nothing_off() -> None:
+    ending = Ending(Reason.KILL, BEGAN, at_once=True)
+    before = after(ending)
+    ending.hasten(Reason.KILL, BEGAN + 0.2, at_once=False)
+    ending.hasten(Reason.KILL, BEGAN + 0.2, at_once=True)
+    assert after(ending) == before
+
+
 def test_a_cancel_does_not_slow_a_deadline_down() -> None:
     ending = Ending(Reason.DEADLINE, BEGAN)
     ending.hasten(Reason.CANCEL, BEGAN + 1, at_once=False)
