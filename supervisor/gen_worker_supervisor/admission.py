@@ -25,6 +25,9 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         return too_large("input", job.payload.length, fleet.max_input_bytes)
     if fleet.queued >= fleet.max_queued:
         return failure("busy", f"{fleet.queued} jobs wait already, the limit is {fleet.max_queued}", retryable=True)
+    if fleet.queued and fleet.queued_bytes + job.payload.length > fleet.max_queued_bytes:
+        held, limit = fleet.queued_bytes, fleet.max_queued_bytes
+        return failure("busy", f"the jobs that wait hold {held} bytes already, the limit is {limit}", retryable=True)
     if function.clear:
         return None
     if fleet.draining:

@@ -69,6 +69,7 @@ class Ticket:
 
     def tell_answer(self, listener: "ControlClient") -> None:
         """Send the answer."""
+        listener.awaited.pop(self.request_id, None)
         outcome = self.outcome
         assert outcome is not None
         if outcome.state is JobState.OK:
@@ -117,12 +118,19 @@ class ControlServer:
     """Listens on the control socket and keeps unacknowledged results."""
 
     def __init__(
-        self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop, poller: Poller, hello: wire.Opened
+        self,
+        supervisor: Supervisor,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
+        hello: wire.Opened,
+        *,
+        kept_s: float = KEPT_S,
     ) -> None:
         self.supervisor = supervisor
         self.hello = hello
         self.document: Callable[[], bytes]
         self.dropped = 0
+        self.kept_s = kept_s
         self._acceptor: Acceptor | None = None
         self._loop = loop
         self._poller = poller
@@ -130,6 +138,7 @@ class ControlServer:
         self._tickets: OrderedDict[tuple[str, int], Ticket] = OrderedDict()
         self._kept: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._kept_bytes = 0
+        self._tidying: asyncio.TimerHandle | None = None
 
     def listen(self, sock: socket.socket) -> None:
         """Accept clients on a listening socket."""
@@ -149,29 +158,34 @@ class ControlServer:
         """Return the job of this key, running or waiting for its `Ack`."""
         return self._tickets.get(key)
 
-    def ticket_of(self, request_id: str, listener: "ControlClient") -> Ticket | None:
-        """Return the job by which a client knows this request id."""
-        tickets = self._tickets.values()
-        return next((each for each in tickets if each.request_id == request_id and each.listener is listener), None)
-
     def open_ticket(self, ticket: Ticket) -> None:
         """Remember a job."""
         self._tickets[ticket.key] = ticket
 
     def keep(self, ticket: Ticket) -> None:
         """Keep an answer until it is acknowledged; the oldest go when there are too many, too big or too old."""
-        now = self._loop.time()
-        ticket.answered_at = now
+        ticket.answered_at = self._loop.time()
         size = ticket.body.length if isinstance(ticket.body, Output) else len(ticket.body)
         self._kept[ticket.key] = size
         self._kept_bytes += size
+        while len(self._kept) > 1 and (len(self._kept) > KEPT_RESULTS or self._kept_bytes > KEPT_BYTES):
+            self._drop_oldest()
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(self.kept_s, self._tidy)
+
+    def _drop_oldest(self) -> None:
+        self.dropped += 1
+        self.acknowledge(next(iter(self._kept)))
+
+    def _tidy(self) -> None:
+        """Drop the answers that nobody came back for in time."""
+        self._tidying = None
         while self._kept:
-            oldest = self._tickets[next(iter(self._kept))]
-            over = len(self._kept) > KEPT_RESULTS or self._kept_bytes > KEPT_BYTES
-            if oldest is ticket or not (over or now - oldest.answered_at > KEPT_S):
+            due = self._tickets[next(iter(self._kept))].answered_at + self.kept_s
+            if due > self._loop.time():
+                self._tidying = self._loop.call_at(due, self._tidy)
                 return
-            self.dropped += 1
-            self.acknowledge(oldest.key)
+            self._drop_oldest()
 
     def acknowledge(self, key: tuple[str, int]) -> None:
         """The client has the answer."""
@@ -184,7 +198,7 @@ class ControlServer:
     def gone(self, client: "ControlClient") -> None:
         """A client closed its connection: its streams end, its other jobs go on for its return."""
         self._clients.discard(client)
-        for ticket in list(self._tickets.values()):
+        for ticket in list(client.awaited.values()):
             if ticket.listener is client:
                 ticket.listener = None
                 if ticket.stream and ticket.job is not None and not ticket.job.ended:
@@ -194,6 +208,8 @@ class ControlServer:
         """Close the socket and every connection."""
         if self._acceptor is not None:
             self._acceptor.close()
+        if self._tidying is not None:
+            self._tidying.cancel()
         for client in list(self._clients):
             client.close()
         for key in list(self._kept):
@@ -220,6 +236,7 @@ class ControlClient:
         self._view = memoryview(bytearray(FRAME_LIMIT + 1))
         self._unsent: deque[_Unsent] = deque()
         self._lent: dict[int, Output] = {}
+        self.awaited: dict[str, Ticket] = {}  # the jobs whose answers go here
         self._opened = False
         self._closed = False
         poller.watch(sock.fileno(), self._on_events)
@@ -321,6 +338,7 @@ class ControlClient:
             return
         ticket = Ticket(frame.request_id, frame.attempt, self._server, self, frame.stream, frame.events)
         self._server.open_ticket(ticket)
+        self.awaited[frame.request_id] = ticket
         self.send(wire.Accepted(frame.request_id, frame.attempt))
         ticket.job = self._supervisor.submit(
             ticket,
@@ -338,12 +356,14 @@ class ControlClient:
         if ticket.listener is not None and ticket.listener is not self:
             ticket.listener.replaced(ticket)
         ticket.listener = self
+        self.awaited[ticket.request_id] = ticket
         self.send(wire.Accepted(ticket.request_id, ticket.attempt))
         if ticket.outcome is not None:
             ticket.tell_answer(self)
 
     def replaced(self, ticket: Ticket) -> None:
         """Another connection asked for the same job: the answer goes there."""
+        self.awaited.pop(ticket.request_id, None)
         text = f"another connection has taken `{ticket.request_id}` over"
         self.send(wire.Error(ticket.request_id, ticket.attempt, "usage", text, False))
 
@@ -362,8 +382,8 @@ class ControlClient:
             return None
 
     def _more(self, request_id: str, items: int) -> None:
-        ticket = self._server.ticket_of(request_id, self)
-        if ticket is not None and ticket.job is not None and items > 0:
+        ticket = self.awaited.get(request_id)
+        if ticket is not None and ticket.listener is self and ticket.job is not None and items > 0:
             self._supervisor.more(ticket.job, items)
 
     def _cancel(self, request_id: str) -> None:

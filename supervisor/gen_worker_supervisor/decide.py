@@ -17,6 +17,7 @@ from gen_worker_supervisor.state import (
     Send,
     holds,
     lane_of,
+    unloaded,
 )
 
 STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
@@ -26,13 +27,15 @@ CROWDED = 4  # so many jobs leased ahead of their turn are shared with a child t
 def decide(fleet: Fleet, now: float) -> list[Action]:
     """Lease what can be leased, start the loads that are worth it, recall what another child could do now."""
     actions: list[Action] = []
-    if not fleet.waiting and len(fleet.devices) == 1:
+    if not fleet.waiting and len(fleet.devices) == 1 and not fleet.eager:
         return actions
     children = fleet.serving()
     if not children:
         return actions
     while fleet.waiting and _lease_round(fleet, children, actions):
         pass
+    if fleet.eager:
+        _load_the_rest(fleet, children, actions)
     if not fleet.waiting and len(children) > 1:
         _share(fleet, children, now, actions)
     return actions
@@ -154,6 +157,14 @@ def _load(child: Child, instance: str, actions: list[Action]) -> None:
     child.loading = instance
     child.settle_phase()
     actions.append(Send(child, Load(instance)))
+
+
+def _load_the_rest(fleet: Fleet, children: list[Child], actions: list[Action]) -> None:
+    """Have each child that does nothing set up one more of the instances it can hold."""
+    for child in children:
+        if not _occupied(child) and child.reserved is None and (rest := unloaded(fleet, child)):
+            fleet.instances.setdefault(rest[0], Instance())
+            _load(child, rest[0], actions)
 
 
 def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:

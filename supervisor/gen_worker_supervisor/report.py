@@ -48,7 +48,7 @@ class Reporter:
         now = time.monotonic()
         fleet = self._supervisor.fleet
         used, total = host_memory()
-        disk = shutil.disk_usage(Path.cwd())
+        disk_used, disk_total = disk()
         return Status(
             ts=time.time(),
             host=self._host,
@@ -58,8 +58,8 @@ class Reporter:
             cpu_percent=None,
             ram_used=used,
             ram_total=total,
-            disk_used=disk.used,
-            disk_total=disk.total,
+            disk_used=disk_used,
+            disk_total=disk_total,
             gpus=[self._device(device, now) for device in fleet.devices],
             jobs=[_job(job, now) for job in fleet.jobs.values()],
             events=list(self._supervisor.log.events),
@@ -68,6 +68,8 @@ class Reporter:
             jobs_done=fleet.done,
             jobs_failed=fleet.failed,
             serve=self._serve,
+            loop_lag_p99_s=self._supervisor.pulse.p99_s(),
+            loop_lag_max_s=self._supervisor.pulse.max_s(),
         )
 
     def _device(self, device: Device, now: float) -> DeviceStatus:
@@ -131,6 +133,15 @@ def _function(fleet: Fleet, function: Function, now: float) -> FunctionStatus:
         queued=function.waiting,
         median_run_s=function.median_s,
     )
+
+
+def disk() -> tuple[int | None, int | None]:
+    """Return the used and total bytes of the disk below the current folder; None when that folder is gone."""
+    try:
+        found = shutil.disk_usage(".")
+    except FileNotFoundError:
+        return (None, None)
+    return (found.used, found.total)
 
 
 def host_memory() -> tuple[int | None, int | None]:

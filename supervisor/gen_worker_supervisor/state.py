@@ -155,6 +155,7 @@ class Child:
     leased: dict[int, Job] = field(default_factory=dict)
     used: dict[Lane, int] = field(default_factory=lambda: {"device": 0, "loop": 0})
     loaded: set[str] = field(default_factory=lambda: {""})
+    complete: bool = False  # it has set up all that an eager fleet asks of it
     loading: str | None = None
     reserved: Job | None = None
     retiring: bool = False
@@ -394,6 +395,7 @@ class Fleet:
     functions: dict[str, Function]
     devices: list[Device]
     max_queued: int = 10_000
+    max_queued_bytes: int = 1 << 30
     max_input_bytes: int = 64 << 20
     max_output_bytes: int = 64 << 20
     instances: dict[str, Instance] = field(default_factory=dict)
@@ -403,6 +405,7 @@ class Fleet:
         default_factory=dict
     )  # functions with a queue, the one served longest ago first
     queued: int = 0
+    queued_bytes: int = 0
     blame: Blame = field(default_factory=Blame)
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)
     armed: int = 0
@@ -413,7 +416,8 @@ class Fleet:
     finished: bool = False
     done: int = 0
     failed: int = 0
-    lazy: bool = True
+    eager: bool = False  # children set up every instance they can hold, whether a job waits for it or not
+    booting: bool = True  # nobody was told yet that this fleet is ready
 
     def doubt(self) -> None:
         """Something changed that may stand against jobs: look again before the next one is taken."""
@@ -443,6 +447,7 @@ class Fleet:
         job.waiting = True
         function.waiting += 1
         self.queued += 1
+        self.queued_bytes += job.payload.length
         self.waiting.setdefault(function.name, function)
 
     def first(self, function: Function) -> Job:
@@ -460,6 +465,7 @@ class Fleet:
         job.waiting = False
         function.waiting -= 1
         self.queued -= 1
+        self.queued_bytes -= job.payload.length
         if not function.waiting:
             function.queue.clear()
             del self.waiting[function.name]
@@ -470,6 +476,20 @@ class Fleet:
 def lane_of(function: Function) -> Lane:
     """Return the lane a function's jobs run in."""
     return function.surveyed.lane
+
+
+def unloaded(fleet: Fleet, child: Child) -> list[str]:
+    """Return the instances that an eager child has yet to set up, those that cannot be set up now left out."""
+    if child.complete:
+        return []
+    wanted = {
+        function.surveyed.instance: None
+        for function in fleet.functions.values()
+        if holds(child.device, function) and not function.surveyed.models and function.unavailable is None
+    }
+    left = [instance for instance in wanted if instance not in child.loaded]
+    child.complete = not left
+    return left
 
 
 def holds(device: Device, function: Function) -> bool:

@@ -115,6 +115,9 @@ def load_failed(fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], 
     """Count a failed load; after the last try the instance's functions are unavailable and their queues end."""
     known = fleet.instances.setdefault(instance, Instance())
     known.failures += 1
+    if fleet.eager and fleet.booting:
+        fleet.finished = True
+        return [Finish(1, text)]
     if known.failures < LOAD_TRIES:
         return []
     actions: list[Action] = []

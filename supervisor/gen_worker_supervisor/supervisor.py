@@ -39,6 +39,7 @@ from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.nursery import Nursery
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.process import ChildProcess
+from gen_worker_supervisor.pulse import Pulse
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.state import (
@@ -70,6 +71,7 @@ from gen_worker_supervisor.state import (
     Tell,
     Ticked,
     Unsent,
+    unloaded,
 )
 
 REMEMBERED_JOBS = 256
@@ -111,6 +113,7 @@ class Supervisor:
         self.log = log
         self.status: asyncio.Future[int] = loop.create_future()
         self.booted: asyncio.Future[None] = loop.create_future()
+        self.pulse = Pulse(loop)
         self._spellings = {function.python_name: function.name for function in survey.functions}
         self._loop = loop
         self._poller = poller
@@ -219,6 +222,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End what is left at once: children and zygote are killed, not asked."""
+        self.pulse.close()
         self._nursery.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -475,7 +479,11 @@ class Supervisor:
         """Set `booted` once a child is ready and every other device's is too, or has died at least once."""
         if self.booted.done():
             return
-        ready = [device.child is not None and device.child.ready for device in self.fleet.devices]
+        ready = [self._is_ready(device.child) for device in self.fleet.devices]
         died = [device.restarts > 0 or device.early_deaths > 0 for device in self.fleet.devices]
         if any(ready) and all(one or other for one, other in zip(ready, died, strict=True)):
+            self.fleet.booting = False
             self.booted.set_result(None)
+
+    def _is_ready(self, child: Child | None) -> bool:
+        return child is not None and child.ready and not (self.fleet.eager and unloaded(self.fleet, child))

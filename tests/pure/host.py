@@ -101,11 +101,13 @@ class Host:
         *functions: Function,
         devices: int | list[Device] = 1,
         max_queued: int = 10_000,
+        max_queued_bytes: int = 1 << 30,
+        eager: bool = False,
         up: bool = True,
     ) -> None:
         made = [Device(f"cpu:{index}", "cpu") for index in range(devices)] if isinstance(devices, int) else devices
         table = {known.name: known for known in functions or (function(),)}
-        self.fleet = Fleet(table, made, max_queued=max_queued)
+        self.fleet = Fleet(table, made, max_queued=max_queued, max_queued_bytes=max_queued_bytes, eager=eager)
         self.now = 1000.0
         self.actions: list[Action] = []
         self.answers: dict[int, list[Outcome]] = {}

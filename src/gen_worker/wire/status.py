@@ -120,3 +120,5 @@ class Status(msgspec.Struct):
     jobs_done: int = 0
     jobs_failed: int = 0
     serve: str | None = None
+    loop_lag_p99_s: float | None = None
+    loop_lag_max_s: float | None = None

@@ -1,0 +1,79 @@
+"""An eager fleet sets everything up before it is asked to: stories on the pure core."""
+
+from gen_worker.wire.messages import Load
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.state import Device, unloaded
+from gen_worker_supervisor.steps import LOAD_TRIES
+from tests.pure.host import Host, finishes, function, sent
+
+
+def test_every_child_sets_up_all_it_can_hold_one_after_the_other() -> None:
+    host = Host(function("a", instance="A"), function("b", instance="B"), devices=2, eager=True)
+    for index in (0, 1):
+        child = host.child(index)
+        loads = []
+        while child.loading is not None:
+            loads.append(child.loading)
+            host.loaded(child)
+        assert loads == ["A", "B"]
+        assert child.phase is Phase.READY
+        assert unloaded(host.fleet, child) == []
+
+
+def test_a_child_sets_up_nothing_that_its_device_cannot_hold() -> None:
+    devices = [Device("cuda:0", "cuda", index=0, takes_cpu_functions=False), Device("cpu:0", "cpu")]
+    devices[1].takes_gpu_functions = False
+    host = Host(function("g", instance="G", gpu=True), function("c", instance="C"), devices=devices, eager=True)
+    assert [host.child(index).loading for index in (0, 1)] == ["G", "C"]
+
+
+def test_what_needs_models_that_nothing_resolves_is_left_out() -> None:
+    host = Host(function("m", instance="M", models=["a/b"]), function("p", instance="P"), eager=True)
+    assert host.child().loading == "P"
+    host.loaded(host.child())
+    assert host.child().loading is None
+
+
+def test_a_setup_that_raises_at_boot_ends_the_supervisor_with_a_failure() -> None:
+    host = Host(function("a", instance="A"), eager=True)
+    assert finishes(host.load_fails(host.child())) == [1]
+
+
+def test_a_setup_that_kills_its_child_at_boot_ends_the_supervisor_with_a_failure() -> None:
+    host = Host(function("a", instance="A"), eager=True)
+    assert finishes(host.dies(host.child())) == [1]
+
+
+def test_after_boot_a_setup_that_fails_is_tried_again_and_then_left_to_the_jobs() -> None:
+    host = Host(function("a", instance="A"), eager=True)
+    host.loaded(host.child())
+    host.fleet.booting = False
+    host.dies(host.child())
+    child = host.boot()
+    for _ in range(LOAD_TRIES):
+        assert child.loading == "A"
+        assert not finishes(host.load_fails(child))
+    assert child.loading is None
+
+
+def test_a_new_child_is_set_up_again_without_a_job() -> None:
+    host = Host(function("a", instance="A"), eager=True)
+    host.loaded(host.child())
+    host.fleet.booting = False
+    host.dies(host.child())
+    assert host.boot().loading == "A"
+
+
+def test_a_job_that_waits_comes_before_what_nobody_waits_for() -> None:
+    host = Host(function("a", instance="A"), function("b", instance="B"), eager=True, up=False)
+    host.submit("b")
+    child = host.boot()
+    assert child.loading == "B"
+    host.loaded(child)
+    assert len(child.leased) == 1
+    assert child.loading is None
+
+
+def test_a_lazy_fleet_sets_nothing_up_before_a_job_comes() -> None:
+    host = Host(function("a", instance="A"))
+    assert not sent(host.actions, Load)
