@@ -154,9 +154,9 @@ class Service:
         fleet = Fleet(
             {function.name: Function(function) for function in survey.functions},
             owned,
-            settings.max_queued,
-            settings.max_input_bytes,
-            settings.max_output_bytes,
+            max_queued=settings.max_queued,
+            max_input_bytes=settings.max_input_bytes,
+            max_output_bytes=settings.max_output_bytes,
         )
         self.supervisor = Supervisor(
             fleet,
