@@ -24,6 +24,7 @@ from gen_worker import Asset, RequestContext, endpoint
 FOLDER = Path(os.environ["FAULTY_FOLDER"])
 LIBC = ctypes.CDLL(None)
 POLL_S = 0.002
+STRAYS: list["asyncio.Task[None]"] = []
 
 
 class Order(msgspec.Struct):
@@ -292,6 +293,44 @@ def save_file(ctx: RequestContext, payload: Order) -> Asset:
     file = FOLDER / "to-save"
     file.write_bytes(b"y" * payload.times)
     return ctx.save_file(payload.text, file)
+
+
+@endpoint
+def save_too_late(ctx: RequestContext, payload: Order) -> Answer:
+    """Leave a thread that saves a file when the test lets it, long after the job has ended."""
+
+    def save() -> None:
+        wait_for(payload.gate)
+        try:
+            ctx.save_bytes("late.txt", b"late")
+        except OSError as error:
+            (FOLDER / "late").write_text(str(error))
+
+    threading.Thread(target=save, daemon=True).start()
+    return answer(payload)
+
+
+# --- what authors leave behind ----------------------------------------------------------------------------------------
+
+
+@endpoint
+async def leave_a_task_that_exits(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+
+    async def leave() -> None:
+        await wait_on_loop_for(payload.gate)
+        raise SystemExit(3)
+
+    STRAYS.append(asyncio.get_running_loop().create_task(leave()))
+    return answer(payload)
+
+
+@endpoint
+def start_a_daemon(ctx: RequestContext, payload: Order) -> Answer:
+    """Start a process in a session of its own whose parent ends at once."""
+    script = "sleep 1000 >/dev/null 2>&1 & echo $!"
+    done = subprocess.run(["setsid", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
+    return Answer(done.stdout.decode().strip(), os.getpid())
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,41 @@
+"""What a job leaves behind, threads, tasks and processes, costs nobody else anything and ends with its supervisor."""
+
+import signal
+
+import pytest
+
+from tests.served import Serve, alive, text_of, until
+
+pytestmark = pytest.mark.process
+
+
+def test_a_file_saved_after_its_job_has_ended_is_refused_and_its_child_lives(serve: Serve) -> None:
+    server = serve()
+    pids = server.pids()
+    assert text_of(server.ask("save_too_late", text="done", gate="go")) == "done"
+    server.open("go")
+    until(lambda: (server.folder / "late").exists(), what="the late save")
+    until(lambda: "the job has ended" in (server.folder / "late").read_text(), what="the reason")
+    assert server.pids() == pids
+    assert text_of(server.ask("echo", text="on")) == "on"
+
+
+def test_a_task_that_exits_the_interpreter_costs_its_child_only(serve: Serve) -> None:
+    server = serve(devices="cpu:2")
+    pids = server.pids()
+    assert text_of(server.ask("leave_a_task_that_exits", "left", text="done", gate="go")) == "done"
+    (home,) = server.homes("left")
+    server.open("go")
+    until(lambda: not alive(home), what="the end of the child")
+    assert text_of(server.ask("echo", text="on")) == "on"
+    sibling = next(name for name, pid in pids.items() if pid != home)
+    assert server.pids()[sibling] == pids[sibling]
+
+
+def test_a_daemon_that_a_job_started_ends_with_the_supervisor(serve: Serve) -> None:
+    server = serve()
+    daemon = int(text_of(server.ask("start_a_daemon")))
+    assert alive(daemon)
+    server.signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+    until(lambda: not alive(daemon), what="the end of the daemon")
