@@ -17,7 +17,7 @@ import msgspec
 
 from gen_worker.cli.failure import MEANINGS
 from gen_worker.cli.program import commands
-from gen_worker.settings import Settings
+from gen_worker.settings import CONTAINER, LOCAL, Settings, Variable
 from gen_worker.wire import control
 from gen_worker.wire.status import Status
 from gen_worker_supervisor import fates, ladder, phases, steps
@@ -188,17 +188,39 @@ def status_schema() -> str:
 
 
 def settings() -> str:
-    """Every variable that `Settings` reads, from the words below its fields."""
-    (node,) = [each for each in _classes(SOURCE / "settings.py") if each.name == "Settings"]
+    """The settings of the commands on a person's machine, from the words below the fields."""
+    return _settings(LOCAL)
+
+
+def container_settings() -> str:
+    """The settings of a worker in a container, from the words below the fields."""
+    return _settings(CONTAINER)
+
+
+def _settings(variables: Mapping[str, Variable]) -> str:
     defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
-    rows = []
-    for field, words in zip(node.body, node.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant):
-            variable, _, meaning = str(words.value.value).partition(": ")
-            default = defaults[ast.unparse(field.target)]
-            told = "see below" if default is msgspec.NODEFAULT else "unset" if default is None else f"`{default}`"
-            rows.append((variable, meaning.split("; see")[0].rstrip("."), told))
-    return _table(("variable", "meaning", "default"), rows)
+    meanings = _meanings()
+    rows = [
+        (", ".join(f"`{name}`" for name in variable.names), f"`{field}`", meanings[field], _told(defaults[field]))
+        for field, variable in variables.items()
+    ]
+    return _table(("variable", "field", "meaning", "default"), rows)
+
+
+def _meanings() -> dict[str, str]:
+    """Return the words below each field of `Settings`."""
+    (node,) = [each for each in _classes(SOURCE / "settings.py") if each.name == "Settings"]
+    return {
+        ast.unparse(field.target): str(words.value.value).rstrip(".")
+        for field, words in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant)
+    }
+
+
+def _told(default: object) -> str:
+    if default is msgspec.NODEFAULT:
+        return "see below"
+    return f"`{default}`" if default not in (None, "") else "unset"
 
 
 def reserved() -> str:
@@ -372,6 +394,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "control-server": control_server,
     "status-fields": status_fields,
     "settings": settings,
+    "container-settings": container_settings,
     "reserved": reserved,
     "exports": exports,
     "client": client,

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, assert_never
 import msgspec
 
 from gen_worker.rundir import SeveralSupervisors, SupervisorUnreachable, choose, connect
+from gen_worker.settings import Settings
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Inbox, Outbox, Outgoing
 from gen_worker.wire.channel import ProtocolError, close_all, receive_packet, send_packet
@@ -449,11 +450,11 @@ class _Link:
 def _connected(path: str | Path | None, timeout_s: float) -> socket.socket:
     if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
         raise SupervisorUnreachable("the control socket needs Linux")
-    chosen = choose(None, os.environ) if path is None else path
+    chosen = choose(None, Settings.load().run_dir) if path is None else path
     try:
         return connect(chosen, socket.SOCK_SEQPACKET, timeout_s)
     except OSError as error:
         if error.errno != errno.EPROTOTYPE:
             reason = error.strerror or str(error)
             raise SupervisorUnreachable(f"no supervisor answers at `{chosen}`: {reason.lower()}") from error
-    return connect(choose(os.fspath(chosen), os.environ), socket.SOCK_SEQPACKET, timeout_s)
+    return connect(choose(os.fspath(chosen), Settings.load().run_dir), socket.SOCK_SEQPACKET, timeout_s)

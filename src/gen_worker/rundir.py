@@ -8,8 +8,6 @@ import errno
 import os
 import socket
 import stat
-import tempfile
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,23 +51,6 @@ class SeveralSupervisors(Exception):
         self.candidates = candidates
 
 
-def run_dir(env: Mapping[str, str]) -> Path:
-    """Return the folder of supervisors' traces; it may not exist yet.
-
-    `GEN_WORKER_RUN_DIR`, else `/run/gen-worker` when it can be written, else `$XDG_RUNTIME_DIR/gen-worker`, else a
-    folder of this user's under the temporary one.
-    """
-    if chosen := env.get("GEN_WORKER_RUN_DIR"):
-        return Path(chosen).absolute()
-    system = Path("/run/gen-worker")
-    if os.access(system if system.exists() else system.parent, os.W_OK | os.X_OK):
-        return system
-    if runtime := env.get("XDG_RUNTIME_DIR"):
-        return Path(runtime, "gen-worker")
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir(), f"gen-worker-{user}")
-
-
 def make_private(folder: Path) -> None:
     """Make the folder, for this user alone; raise `PermissionError` when it is there and somebody else's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +68,12 @@ def live_supervisors(folder: Path) -> list[SupervisorFile]:
     return sorted((file for file in described if _answers(file.control)), key=lambda file: file.pid)
 
 
-def choose(socket_option: str | None, env: Mapping[str, str]) -> Path:
-    """Return the control socket that is meant: the one named, or that of the only supervisor alive.
+def choose(socket_option: str | None, folder: Path) -> Path:
+    """Return the control socket that is meant: the one named, or that of the only supervisor alive in a run directory.
 
     `socket_option` may name a control socket or the one that `serve` listens on. Raises `SupervisorUnreachable` when
     there is none, `SeveralSupervisors` when there is more than one to choose from.
     """
-    folder = run_dir(env)
     if socket_option is None:
         alive = live_supervisors(folder)
         if len(alive) > 1:

@@ -84,7 +84,10 @@ def test_wrong_usage_is_said_in_our_form(arguments: list[str], stderr: str) -> N
 
 def test_a_setting_that_cannot_be_meant_is_named(tmp_path: Path) -> None:
     done = gen_worker("run", "--module", "x", GEN_WORKER_MAX_QUEUED="lots")
-    assert (done.returncode, done.stderr) == (2, "error: `GEN_WORKER_MAX_QUEUED` must be a whole number, not `lots`\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: `GEN_WORKER_MAX_QUEUED` in the environment must be a whole number, not `lots`\n",
+    )
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback() -> None:

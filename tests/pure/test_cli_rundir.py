@@ -17,7 +17,6 @@ from gen_worker.rundir import (
     connect,
     live_supervisors,
     make_private,
-    run_dir,
 )
 
 
@@ -49,10 +48,6 @@ def supervisor(stack: ExitStack, folder: Path, pid: int, serve: str | None = Non
     return file
 
 
-def test_the_run_directory_is_what_the_variable_says() -> None:
-    assert run_dir({"GEN_WORKER_RUN_DIR": "/a/b", "XDG_RUNTIME_DIR": "/c"}) == Path("/a/b")
-
-
 def test_a_supervisor_that_answers_is_alive(folder: Path, stack: ExitStack) -> None:
     files = [supervisor(stack, folder, 20), supervisor(stack, folder, 3)]
     assert live_supervisors(folder) == files[::-1]
@@ -75,19 +70,19 @@ def test_a_run_directory_that_is_not_there_holds_nobody(folder: Path) -> None:
 
 def test_the_only_supervisor_is_chosen(folder: Path, stack: ExitStack) -> None:
     file = supervisor(stack, folder, 20)
-    assert choose(None, {"GEN_WORKER_RUN_DIR": str(folder)}) == Path(file.control)
+    assert choose(None, folder) == Path(file.control)
 
 
 def test_among_several_none_is_chosen(folder: Path, stack: ExitStack) -> None:
     files = [supervisor(stack, folder, 20), supervisor(stack, folder, 30)]
     with pytest.raises(SeveralSupervisors) as caught:
-        choose(None, {"GEN_WORKER_RUN_DIR": str(folder)})
+        choose(None, folder)
     assert caught.value.candidates == files
 
 
 def test_without_a_supervisor_the_hint_says_how_to_start_one(folder: Path) -> None:
     with pytest.raises(SupervisorUnreachable, match="no supervisor is alive") as caught:
-        choose(None, {"GEN_WORKER_RUN_DIR": str(folder)})
+        choose(None, folder)
     assert caught.value.hint == "start one with `gen-worker serve`"
 
 
@@ -97,26 +92,23 @@ def test_a_supervisor_can_be_named_by_either_of_its_sockets(
     serve = folder / "serve.sock"
     listening(stack, serve, socket.SOCK_STREAM)
     files = [supervisor(stack, folder, 20, str(serve)), supervisor(stack, folder, 30, "tcp://127.0.0.1:80")]
-    env = {"GEN_WORKER_RUN_DIR": str(folder)}
     monkeypatch.chdir(folder)
-    assert choose("serve.sock", env) == Path(files[0].control)
-    assert choose("tcp://127.0.0.1:80", env) == Path(files[1].control)
-    assert choose(files[1].control, env) == Path(files[1].control)
+    assert choose("serve.sock", folder) == Path(files[0].control)
+    assert choose("tcp://127.0.0.1:80", folder) == Path(files[1].control)
+    assert choose(files[1].control, folder) == Path(files[1].control)
 
 
 def test_a_control_socket_of_another_run_directory_can_be_named(folder: Path, stack: ExitStack) -> None:
     listening(stack, folder / "control.sock")
-    env = {"GEN_WORKER_RUN_DIR": str(folder / "elsewhere")}
-    assert choose(str(folder / "control.sock"), env) == folder / "control.sock"
+    assert choose(str(folder / "control.sock"), folder / "elsewhere") == folder / "control.sock"
 
 
 def test_a_socket_that_nobody_owns_to_is_refused(folder: Path, stack: ExitStack) -> None:
     listening(stack, folder / "serve.sock", socket.SOCK_STREAM)
-    env = {"GEN_WORKER_RUN_DIR": str(folder)}
     with pytest.raises(SupervisorUnreachable, match="takes requests, but no supervisor"):
-        choose(str(folder / "serve.sock"), env)
+        choose(str(folder / "serve.sock"), folder)
     with pytest.raises(SupervisorUnreachable, match="no such file"):
-        choose(str(folder / "nothing.sock"), env)
+        choose(str(folder / "nothing.sock"), folder)
 
 
 def test_a_socket_with_a_long_path_can_be_reached(

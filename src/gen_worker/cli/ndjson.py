@@ -1,7 +1,6 @@
 """The client's side of the request socket: JSON, one object a line."""
 
 import errno
-import os
 import socket
 import time
 from pathlib import Path
@@ -11,7 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gen_worker.cli.failure import Failure
-from gen_worker.rundir import connect, live_supervisors, run_dir
+from gen_worker.rundir import connect, live_supervisors
+from gen_worker.settings import Settings
 from gen_worker.wire.messages import ErrorDetail
 
 CONNECT_TIMEOUT_S = 10.0
@@ -74,7 +74,7 @@ class Address(NamedTuple):
 
 
 def _elsewhere() -> str:
-    served = [file.serve for file in live_supervisors(run_dir(os.environ)) if file.serve]
+    served = [file.serve for file in live_supervisors(Settings.load().run_dir) if file.serve]
     if not served:
         return "start one with `gen-worker serve`"
     return "there are servers at " + ", ".join(f"`{address}`" for address in served) + ": name one with `--socket`"

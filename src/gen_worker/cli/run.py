@@ -87,17 +87,15 @@ def _settings(device: str | None, offline: bool) -> Settings:
     from gen_worker.environment import passes
 
     environment = dict(os.environ)
-    if device is not None:
-        environment["GEN_WORKER_LOCAL_DEVICE"] = device
     try:
-        settings = Settings.from_env(environment)
+        settings = Settings.load({"local_device": device}, env=environment)
     except SettingsError as error:
-        raise Failure(str(error).replace("`GEN_WORKER_LOCAL_DEVICE`", "`--device`") if device else str(error)) from None
+        raise Failure(str(error).replace("`local_device` must", "`--device` must")) from None
     for name in environment:
         if not passes(name):
             os.environ.pop(name, None)
-    if device is not None:
-        os.environ["GEN_WORKER_LOCAL_DEVICE"] = device
+    if settings.local_device is not None:
+        os.environ["GEN_WORKER_LOCAL_DEVICE"] = settings.local_device
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     return settings

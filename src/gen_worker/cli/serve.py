@@ -40,7 +40,7 @@ def command(config: str | None, module: str | None, socket_: str, devices: str |
     if devices is not None and device is not None:
         raise Failure("`--devices` and `--device` together", "give one of them")
     try:
-        settings = Settings.from_env(os.environ)
+        settings = Settings.load()
     except SettingsError as error:
         raise Failure(str(error)) from None
     project = find_project(config, module)

@@ -9,6 +9,7 @@ import click
 
 from gen_worker.cli.failure import UNREACHABLE, USAGE, Failure
 from gen_worker.rundir import SeveralSupervisors, SupervisorUnreachable
+from gen_worker.settings import SettingsError
 
 if TYPE_CHECKING:
     from gen_worker.client import Client
@@ -28,6 +29,8 @@ def connected(path: str | None, name: str) -> "Iterator[Client]":
     try:
         with Client(path, name=name) as client:
             yield client
+    except SettingsError as error:
+        raise Failure(str(error)) from None
     except SeveralSupervisors as several:
         listed = "".join(f"\n  {file.serve or file.control} (pid {file.pid})" for file in several.candidates)
         raise Failure(f"{several}:{listed}", "choose one with `--socket`", code=USAGE) from None
