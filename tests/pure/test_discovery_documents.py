@@ -90,13 +90,16 @@ def test_the_description_names_the_endpoint_and_its_functions(specs: list[Functi
     assert document["protocol_version"] == 1
     assert document["endpoint"] == {"main_module": "documented", "kind": "inference", "classes": ["Painter"]}
     assert [function["name"] for function in document["functions"]] == ["paint-it", "plain", "walk"]
-    assert {"describe", "list_functions", "cancel", "streaming", "serve_sidecar"} <= set(document["capabilities"])
+    assert {"describe", "list_functions", "cancel", "streaming", "tcp_listen", "serve_sidecar"} <= set(
+        document["capabilities"]
+    )
     json.dumps(document)
 
 
 def test_a_described_function_shows_what_it_takes_and_gives(specs: list[FunctionSpec]) -> None:
     function = entry(describe(specs, "documented"), "plain")
     schema = function.pop("input_schema")
+    assert function.pop("output_schema")["properties"] == {"text": {"type": "string"}}
     assert function == {
         "name": "plain",
         "class": None,

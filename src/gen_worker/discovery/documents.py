@@ -17,7 +17,7 @@ from gen_worker.wire.survey import Survey, SurveyedFunction
 Document: TypeAlias = dict[str, Any]
 
 DESCRIPTION_PROTOCOL = 1
-CAPABILITIES = ("describe", "list_functions", "cancel", "streaming", "serve_sidecar")
+CAPABILITIES = ("describe", "list_functions", "cancel", "streaming", "tcp_listen", "serve_sidecar")
 
 _HEAVY = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "numpy", "PIL")
 
@@ -52,6 +52,7 @@ def _described(spec: FunctionSpec) -> Document:
         "is_generator": _streams(spec),
         "input_schema": inlined(schema_of(spec.payload_type)),
         "output": _type_name(spec.output_type),
+        "output_schema": inlined(schema_of(spec.output_type)),
         "models": {slot: _described_binding(binding) for slot, binding in spec.bindings.items()},
     }
 
