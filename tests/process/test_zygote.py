@@ -86,6 +86,15 @@ def test_children_outlive_their_zygote_and_are_still_replaced(serve: Serve) -> N
     assert any("zygote: died" in event for event in server.events())
 
 
+def test_a_zygote_that_is_stuck_does_not_keep_a_device_without_a_child(serve: Serve) -> None:
+    server = serve()
+    zygote = server.zygote()
+    os.kill(zygote, signal.SIGSTOP)
+    os.kill(server.pids()["cpu:0"], signal.SIGKILL)
+    assert text_of(server.ask("echo", text="next")) == "next"
+    assert not alive(zygote)
+
+
 def test_when_no_zygote_lives_long_enough_children_are_spawned(serve: Serve) -> None:
     server = serve()
 

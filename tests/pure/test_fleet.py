@@ -15,6 +15,7 @@ from gen_worker.wire.messages import (
     ImportFailed,
     Interrupt,
     Item,
+    Lane,
     Loaded,
     LoadFailed,
     Ready,
@@ -39,6 +40,7 @@ from gen_worker_supervisor.state import (
     Note,
     Reported,
     Spawn,
+    Spawned,
 )
 from gen_worker_supervisor.steps import UNAVAILABLE_S
 from tests.pure.host import (
@@ -582,6 +584,15 @@ def test_the_pause_between_deaths_grows_and_a_good_job_resets_it() -> None:
 def test_a_child_that_is_never_ready_is_killed() -> None:
     host = Host(up=False)
     assert signals(host.passes(BOOT_LIMIT_S)) == [signal.SIGKILL]
+
+
+@pytest.mark.parametrize("credits", [{}, {"device": 1}, {"device": -1, "loop": 64}, {"device": 1, "loop": 10**9}])
+def test_a_child_that_grants_credits_that_make_no_sense_is_not_believed(credits: dict[Lane, int]) -> None:
+    host = Host(up=False)
+    child = host.child()
+    host.happens(Spawned(child, 7), Reported(child, Hello(7)))
+    assert signals(host.reports(child, Ready(["f"], credits, 7))) == [signal.SIGKILL]
+    assert host.submit().state is JobState.QUEUED
 
 
 def test_a_dead_child_is_left_in_peace_however_young_it_died() -> None:
