@@ -221,7 +221,7 @@ class Service:
 
     def _announce(self) -> None:
         names = ", ".join(sorted(self.supervisor.fleet.functions))
-        self.log.line(f"listening on {self._path} (functions: {names})")
+        self.log.say(f"listening on {self._path} (functions: {names})")
         for function in self._survey.functions:
             if function.models:
                 refs = ", ".join(f"`{ref}`" for ref in function.models)
@@ -241,7 +241,7 @@ class Service:
         part = self._sidecar.with_name(f".{self._sidecar.name}.{os.getpid()}")
         part.write_bytes(msgspec.json.encode(document) + b"\n")
         part.replace(self._sidecar)
-        self.log.line("ready")
+        self.log.say("ready")
 
     def _stop(self) -> None:
         """First signal: end the jobs and the children in order. Second: at once."""
@@ -251,7 +251,7 @@ class Service:
                 self.supervisor.status.set_result(FORCED)
             return
         self._stopping_since = now
-        self.log.line("stopping: running requests are asked to end; press Ctrl-C again to end at once")
+        self.log.say("stopping: running requests are asked to end; press Ctrl-C again to end at once")
         self.supervisor.drain()
 
     async def close(self) -> None:
@@ -269,5 +269,5 @@ class Service:
         self._reaper.close()
         self._saver.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        self.log.line("stopped")
+        self.log.say("stopped")
         self.log.close()

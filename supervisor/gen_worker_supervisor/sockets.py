@@ -3,20 +3,36 @@
 import asyncio
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from gen_worker.wire.address import TcpAddress
 from gen_worker_supervisor.poller import Poller
 
 BACKLOG = 512  # with 8, clients that connect at once were refused by the thousand
+RETRY_S = 0.1
+KEEPALIVE_S = (20, 5, 2)  # a TCP client whose host has vanished is noticed after 30 s of silence
 _PEER = struct.Struct("3i")
 
 
-RETRY_S = 0.1
+class ListenError(Exception):
+    """Nothing can listen there; the text is for a person, `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class SocketInUseError(ListenError):
+    """Another process listens there, or something that is no socket lies there."""
 
 
 class Acceptor:
@@ -43,7 +59,7 @@ class Acceptor:
     def _accept(self, _: int) -> None:
         try:
             client, _ = self._sock.accept()
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
             if not self._rests:  # said once, not with every try
@@ -61,14 +77,15 @@ class Acceptor:
             self._poller.watch(self._sock.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept nobody any more and close the socket."""
+        """Accept nobody any more and close the socket; closing twice is allowed."""
+        if self._closed:
+            return
         self._closed = True
         self._poller.forget(self._sock.fileno())
         self._sock.close()
 
 
-class SocketInUseError(Exception):
-    """Another process listens there, or something that is no socket lies there."""
+# --- Unix -------------------------------------------------------------------------------------------------------------
 
 
 def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
@@ -76,9 +93,7 @@ def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
 
     Raises `SocketInUseError` when a live server owns the path, naming its pid, and `OSError` as `bind` does.
     """
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # two supervisors that both find a stale file must not both replace it
+    with _locked(path.parent) as folder:  # two supervisors that both find a stale file must not both replace it
         address = f"/proc/self/fd/{folder}/{path.name}"  # short, whatever the length of the path
         _remove_if_stale(path, address, kind)
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
@@ -92,8 +107,16 @@ def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
         finally:
             os.umask(old)
         return sock
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _remove_if_stale(path: Path, address: str, kind: socket.SocketKind) -> None:
@@ -102,15 +125,128 @@ def _remove_if_stale(path: Path, address: str, kind: socket.SocketKind) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise SocketInUseError(f"`{path}` exists and is not a socket")
+        what = "is a folder" if stat.S_ISDIR(found.st_mode) else "exists and is not a socket"
+        raise SocketInUseError(f"`{path}` {what}", "choose another path; nothing but a socket is replaced")
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(2.0)
         try:
             probe.connect(address)
         except OSError as error:
             if error.errno != errno.ECONNREFUSED:
-                raise SocketInUseError(f"`{path}` is in use: {error.strerror or error}") from error
+                reason = (error.strerror or str(error)).lower()
+                raise SocketInUseError(f"`{path}` is in use: {reason}", "choose another path") from error
         else:
-            pid, _, _ = _PEER.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-            raise SocketInUseError(f"`{path}` is in use by pid {pid}")
+            pid = peer(probe)[0]
+            raise SocketInUseError(f"`{path}` is in use by pid {pid}", "end that process, or choose another path")
     os.unlink(address)
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """Return the pid and the uid of whoever is at the other end of a Unix socket, or listens there."""
+    pid, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFile:
+    """A file or socket that this process has made, told from one that another puts in its place later."""
+
+    path: Path
+    device: int
+    inode: int
+
+    @classmethod
+    def at(cls, path: Path) -> "OwnFile":
+        """Return the one that lies at this path now."""
+        found = os.lstat(path)
+        return cls(path, found.st_dev, found.st_ino)
+
+    def remove(self) -> None:
+        """Remove it, if it is still there; raise `OSError` where that is not possible."""
+        with suppress(FileNotFoundError), _locked(self.path.parent):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                self.path.unlink()
+
+
+# --- TCP --------------------------------------------------------------------------------------------------------------
+
+
+def bind_tcp(address: TcpAddress, *, guarded: bool) -> tuple[socket.socket, TcpAddress]:
+    """Return a listening TCP socket and where it listens: at the first of the host's addresses that can be had.
+
+    Raises `ListenError` when it cannot listen there, and, unless clients are `guarded` by a token, when one of the
+    host's addresses can be reached from elsewhere. Blocks while the name is looked up.
+    """
+    found = _resolve(address)
+    elsewhere = [place[0] for _, place in found if not ipaddress.ip_address(place[0]).is_loopback]
+    if elsewhere and not guarded:
+        raise ListenError(
+            f"`{address}` can be reached from other machines ({elsewhere[0]})",
+            "set GEN_WORKER_TOKEN to a secret that clients must show, or listen on 127.0.0.1",
+        )
+    problem: OSError | None = None
+    for family, place in found:
+        try:
+            sock = _listen(family, place)
+        except OSError as error:
+            problem = problem or error
+        else:
+            host, port, *_ = sock.getsockname()
+            return sock, TcpAddress(host, port)
+    assert problem is not None
+    raise _told(problem, address)
+
+
+_Place: TypeAlias = tuple[Any, ...]  # what `bind` takes: (host, port), and two numbers more for IPv6
+
+
+def _resolve(address: TcpAddress) -> list[tuple[int, _Place]]:
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ListenError(
+            f"cannot listen on `{address}`: {reason}", "name an address of this machine, as 127.0.0.1"
+        ) from None
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def _listen(family: int, place: _Place) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that still close do not count
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(place)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _told(error: OSError, address: TcpAddress) -> ListenError:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return SocketInUseError(
+                f"port {address.port} of `{address.host}` is in use",
+                "end the process that listens there, or choose another port; 0 takes any that is free",
+            )
+        case errno.EADDRNOTAVAIL:
+            return ListenError(
+                f"`{address.host}` is no address of this machine", "127.0.0.1 always is; 0.0.0.0 stands for all"
+            )
+        case errno.EACCES:
+            return ListenError(f"port {address.port} is not for this user", "choose a port from 1024 on")
+    return ListenError(f"cannot listen on `{address}`: {(error.strerror or str(error)).lower()}")
+
+
+def tune_tcp(sock: socket.socket) -> None:
+    """Have a connection send at once, and notice a client whose host has vanished."""
+    idle, interval, probes = KEEPALIVE_S
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)

@@ -387,7 +387,7 @@ class Supervisor:
         if event.event == "progress":
             job.progress, job.stage = told.progress, told.stage
         else:
-            self._print(child, job.request_id, f"{told.level}: {told.message}")
+            self.log.logged(child.device.name, job.request_id, told.level, told.message)
         if job.events:
             job.client.event(job, event)
 
@@ -454,11 +454,8 @@ class Supervisor:
             job = next(iter(held))
         process.tail.append((job, line))
         known = held.get(job)
-        self._print(process.child, known.request_id if known is not None else self._recent.get(job), line)
-
-    def _print(self, child: Child, request_id: str | None, line: str) -> None:
-        name = child.device.name
-        self.log.line(f"[{name} job={request_id}] {line}" if request_id is not None else f"[{name}] {line}")
+        request_id = known.request_id if known is not None else self._recent.get(job)
+        self.log.printed(process.child.device.name, request_id, line)
 
     def on_birth(self, process: ChildProcess) -> None:
         """A child's process exists."""
