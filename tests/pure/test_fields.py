@@ -2,7 +2,6 @@
 
 import base64
 import enum
-from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen_worker.api.types import Asset, ImageAsset
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.fields import payload_from
 
@@ -46,14 +46,22 @@ SCHEMA = msgspec.json.schema(Paint)
 FILES = {"cat.png": b"\x89PNG\xff", "prompt.txt": "ein Bär\n".encode(), "steps": b" 12 \n", "sizes.json": b"[1, 2]"}
 
 
-def read(path: str) -> bytes:
-    if path not in FILES:
-        raise Failure(f"no file `{path}`")
-    return FILES[path]
+class MadeUpFiles:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def read(self, path: str) -> bytes:
+        self.seen.append(path)
+        if path not in FILES:
+            raise Failure(f"no file `{path}`")
+        return FILES[path]
+
+    def asset(self, path: str) -> dict[str, Any]:
+        return {"ref": path, "size_bytes": len(self.read(path))}
 
 
 def fields(*words: str, over: dict[str, Any] | None = None, schema: dict[str, Any] | None = SCHEMA) -> dict[str, Any]:
-    return payload_from(words, over=over or {}, schema=schema, read=read)
+    return payload_from(words, over=over or {}, schema=schema, files=MadeUpFiles())
 
 
 @pytest.mark.parametrize(
@@ -259,14 +267,59 @@ def test_a_schema_that_refers_to_itself_ends() -> None:
 
 
 def test_files_are_read_only_where_a_field_asks_for_one() -> None:
-    seen: list[str] = []
+    files = MadeUpFiles()
+    payload_from(["url=a@b", "me@home.org"], over={}, schema=SCHEMA, files=files)
+    assert files.seen == []
+    with pytest.raises(Failure):
+        payload_from(["url@x=1"], over={}, schema=SCHEMA, files=files)
+    assert files.seen == ["x=1"]
 
-    def spy(path: str) -> bytes:
-        seen.append(path)
-        return b""
 
-    reader: Callable[[str], bytes] = spy
-    payload_from(["url=a@b", "me@home.org"], over={}, schema=SCHEMA, read=reader)
-    assert seen == []
-    payload_from(["url@x=1"], over={}, schema=SCHEMA, read=reader)
-    assert seen == ["x=1"]
+# --- files that are passed as such ------------------------------------------------------------------------------------
+
+
+class Framed(msgspec.Struct):
+    image: ImageAsset
+    width: int = 1
+
+
+class Collage(msgspec.Struct):
+    title: str
+    images: list[Asset] = []
+    mask: Asset | None = None
+    frame: Framed | None = None
+
+
+COLLAGE = msgspec.json.schema(Collage)
+
+
+def test_a_field_for_a_file_takes_one_by_its_path() -> None:
+    cat = {"ref": "cat.png", "size_bytes": 5}
+    assert fields("mask@cat.png", "frame.image@cat.png", schema=COLLAGE) == {"mask": cat, "frame": {"image": cat}}
+    assert fields("image@cat.png", schema=msgspec.json.schema(Framed)) == {"image": cat}
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["mask@nothing.png"], "no file `nothing.png`", ""),
+        (["mask=cat.png"], "`mask` takes a file, not `cat.png`", "write `mask@cat.png`"),
+        (["images@cat.png"], "`images` takes a list of files, `@` gives one: `cat.png`", "write `images:=[{"),
+        (["images=cat.png"], "`images` takes a JSON array, not `cat.png`", "write `images:=[…]`"),
+    ],
+)
+def test_a_file_where_none_fits_says_what_to_write(words: list[str], message: str, hint: str) -> None:
+    with pytest.raises(Failure) as caught:
+        fields(*words, schema=COLLAGE)
+    assert str(caught.value).startswith(message)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_bare_word_for_a_file_says_how_to_pass_it() -> None:
+    with pytest.raises(Failure, match="`image` takes a file, not") as caught:
+        fields("cat.png", schema=msgspec.json.schema(Framed))
+    assert caught.value.hint == "write `image@cat.png`"
+
+
+def test_a_list_of_files_can_come_from_a_file_of_json() -> None:
+    assert fields("images@sizes.json", schema=COLLAGE) == {"images": [1, 2]}

@@ -1,19 +1,18 @@
 """Turn the words after a command into a payload: `steps=20`, `sizes:=[1,2]`, `text@notes.txt`, `style.name=oil`, `cat`.
 
-Pure: takes words, a JSON schema and a way to read a file; never looks at the endpoint's code, never prints.
+Pure: takes words, a JSON schema and a way to files; never looks at the endpoint's code, never prints.
 """
 
 import base64
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from gen_worker.cli.failure import Failure, nearest
-
-Schema: TypeAlias = dict[str, Any]
+from gen_worker.cli.schema import Place, Schema
 
 _TOKEN = re.compile(r"([A-Za-z_][\w.]*)(:=|@|=)(.*)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
@@ -29,9 +28,17 @@ class Token(NamedTuple):
     value: str
 
 
-def payload_from(
-    words: Sequence[str], *, over: dict[str, Any], schema: Schema | None, read: Callable[[str], bytes]
-) -> dict[str, Any]:
+class Files(Protocol):
+    """The way to the files that words name."""
+
+    def read(self, path: str) -> bytes:
+        """Return a file's content; raise `Failure` when it cannot be read."""
+
+    def asset(self, path: str) -> dict[str, Any]:
+        """Return what stands for a file in a payload; raise `Failure` when there is none."""
+
+
+def payload_from(words: Sequence[str], *, over: dict[str, Any], schema: Schema | None, files: Files) -> dict[str, Any]:
     """Return the payload `over` with the fields that `words` name put in; raise `Failure` for a word that does not fit.
 
     `schema` is the function's input schema, or None when it is not known: then values are guessed and any key goes.
@@ -52,7 +59,7 @@ def payload_from(
             token = Token(_primary(word, schema), "=", word)
         _refuse_repeated(token.key, word, given)
         given[token.key] = word
-        payload = _put(payload, token, _Place(schema, schema or {}), read)
+        payload = _put(payload, token, Place(schema, schema or {}), files)
     return payload
 
 
@@ -62,7 +69,7 @@ def take_apart(word: str, schema: Schema | None) -> Token:
         word.encode()
     except UnicodeEncodeError:
         raise Failure(f"not UTF-8: {word!r}", "put the bytes into a file and pass `field@file`") from None
-    known = _properties(schema, schema or {})
+    known = Place(schema, schema or {}).fields()
     for key in sorted(known, key=len, reverse=True):  # a schema may name keys that do not look like one, as `num-steps`
         for marker in (":=", "@", "="):
             if word.startswith(key + marker):
@@ -95,45 +102,18 @@ def _refuse_repeated(key: str, word: str, given: dict[str, str]) -> None:
             raise Failure(f"`{word}` would replace `{its_word}`", f"give `{key}` first, then its members")
 
 
-class _Place(NamedTuple):
-    """Where in the payload a value goes, as far as the schema says: the whole schema, and the part for this place."""
-
-    root: Schema | None
-    here: Schema
-
-    def resolved(self) -> "_Place":
-        reference = self.here.get("$ref")
-        if not isinstance(reference, str) or self.root is None:
-            return self
-        part: Any = self.root
-        for step in reference.removeprefix("#/").split("/"):
-            part = part.get(step) if isinstance(part, dict) else None
-        return _Place(self.root, part if isinstance(part, dict) else {})
-
-    def below(self, name: str) -> "_Place | None":
-        """Return the place of the member `name`, or None when the schema forbids it."""
-        properties = _properties(self.root, self.here)
-        if name in properties:
-            return _Place(self.root, properties[name])
-        whole = _object_schema(self.root, self.here)
-        others = whole.get("additionalProperties")
-        if isinstance(others, dict):
-            return _Place(self.root, others)
-        return None if "properties" in whole else _Place(self.root, {})
-
-
-def _put(payload: dict[str, Any], token: Token, place: _Place, read: Callable[[str], bytes]) -> dict[str, Any]:
-    known = _properties(place.root, place.here)
+def _put(payload: dict[str, Any], token: Token, place: Place, files: Files) -> dict[str, Any]:
+    known = place.fields()
     name, rest = (token.key, None) if token.key in known else _split(token.key)
     inner = place.below(name)
     if inner is None:
         raise _unknown(name, known)
     if rest is None:
-        return {**payload, name: _value(token, inner.resolved(), read)}
+        return {**payload, name: _value(token, inner.resolved(), files)}
     nested = payload.get(name, {})
-    if not isinstance(nested, dict) or {_type(member) for member in _members(inner)}.isdisjoint(("object", "")):
+    if not isinstance(nested, dict) or inner.kinds().isdisjoint(("object", "")):
         raise Failure(f"`{name}` is not an object, so it has no `{rest}`")
-    return {**payload, name: _put(nested, token._replace(key=rest), inner.resolved(), read)}
+    return {**payload, name: _put(nested, token._replace(key=rest), inner.resolved(), files)}
 
 
 def _split(key: str) -> tuple[str, str | None]:
@@ -143,31 +123,39 @@ def _split(key: str) -> tuple[str, str | None]:
     return name, rest or None
 
 
-def _value(token: Token, place: _Place, read: Callable[[str], bytes]) -> Any:
+def _value(token: Token, place: Place, files: Files) -> Any:
     if token.marker == "=":
         return _coerce(token.key, token.value, place)
     if token.marker == ":=":
         return _json(token.key, token.value, place)
-    content = read(token.value)
-    if _is_bytes(place):
+    if place.is_asset():
+        return files.asset(token.value)
+    content = files.read(token.value)
+    if place.is_bytes():
         return base64.b64encode(content).decode()
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        raise Failure(f"`{token.value}` is not text, and `{token.key}` is not a bytes field") from None
-    kinds = {_type(member) for member in _members(place)}
-    if not kinds.isdisjoint(("string", "")):
+        raise _not_text(token, place) from None
+    if not place.kinds().isdisjoint(("string", "")):
         return text
-    if kinds <= {"array", "object", "null"}:
+    if place.kinds() <= {"array", "object", "null"}:
         return _json(token.key, text, place)
     return _coerce(token.key, text.strip(), place)
 
 
-def _json(key: str, text: str, place: _Place) -> Any:
+def _not_text(token: Token, place: Place) -> Failure:
+    if place.item(0).is_asset():
+        example = f'`{token.key}:=[{{"ref": "local/a.png", "local_path": "/path/of/a.png"}}, …]`'
+        return Failure(f"`{token.key}` takes a list of files, `@` gives one: `{token.value}`", f"write {example}")
+    return Failure(f"`{token.value}` is not text, and `{token.key}` is not a bytes field")
+
+
+def _json(key: str, text: str, place: Place) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        kinds = {_type(member) for member in _members(place)} - {"null"}
+        kinds = place.kinds() - {"null"}
         plain = f"`{key}=value` takes a plain value"
         example = f'{key}:=["a", "b"]' if "array" in kinds else f'{key}:={{"name": "value"}}'
         hint = f"texts are quoted in JSON: `{example}`" if kinds <= {"array", "object"} else plain
@@ -177,9 +165,9 @@ def _json(key: str, text: str, place: _Place) -> Any:
 # --- values by their type ---------------------------------------------------------------------------------------------
 
 
-def _coerce(key: str, text: str, place: _Place) -> Any:
-    members = _members(place)
-    kinds = [_type(member) for member in members]
+def _coerce(key: str, text: str, place: Place) -> Any:
+    members = place.members()
+    kinds = [member.kind for member in members]
     if text == "" and "null" in kinds:
         return None
     refusal: Failure | None = None
@@ -192,42 +180,17 @@ def _coerce(key: str, text: str, place: _Place) -> Any:
     raise refusal
 
 
-def _members(place: _Place) -> list[_Place]:
-    """Return the alternatives at a place: those of its unions, in their order, or the place itself."""
-    found: list[_Place] = []
-    waiting, seen = [place.resolved()], 0
-    while waiting and seen < 1000:  # a reference in a schema from elsewhere may go round in a circle
-        here, seen = waiting.pop(0), seen + 1
-        union = here.here.get("anyOf") or here.here.get("oneOf")
-        if isinstance(union, list):
-            waiting[:0] = [_Place(here.root, member).resolved() for member in union if isinstance(member, dict)]
-        else:
-            found.append(here)
-    return found or [_Place(place.root, {})]
-
-
-def _type(place: _Place) -> str:
-    if "enum" in place.here or "const" in place.here:
-        return "enum"
-    kind = place.here.get("type")
-    return kind if isinstance(kind, str) and kind in _BY_TYPE else ""
-
-
-def _is_bytes(place: _Place) -> bool:
-    return any(member.here.get("contentEncoding") == "base64" for member in _members(place))
-
-
-def _text(_key: str, text: str, _place: _Place) -> str:
+def _text(_key: str, text: str, _place: Place) -> str:
     return text
 
 
-def _whole(key: str, text: str, _place: _Place) -> int:
+def _whole(key: str, text: str, _place: Place) -> int:
     if _INTEGER.fullmatch(text.strip()) is None:
         raise Failure(f"`{key}` takes a whole number, not `{text}`")
     return int(text)
 
 
-def _number(key: str, text: str, _place: _Place) -> float:
+def _number(key: str, text: str, _place: Place) -> float:
     try:
         number = float(text)
     except ValueError:
@@ -237,26 +200,28 @@ def _number(key: str, text: str, _place: _Place) -> float:
     return number
 
 
-def _truth(key: str, text: str, _place: _Place) -> bool:
+def _truth(key: str, text: str, _place: Place) -> bool:
     word = text.lower()
     if word not in _TRUE | _FALSE:
         raise Failure(f"`{key}` takes true or false, not `{text}`")
     return word in _TRUE
 
 
-def _nothing(key: str, text: str, _place: _Place) -> None:
+def _nothing(key: str, text: str, _place: Place) -> None:
     if text.lower() not in ("", "null", "none"):
         raise Failure(f"`{key}` takes null only, not `{text}`")
 
 
-def _choice(_key: str, text: str, place: _Place) -> Any:
+def _choice(_key: str, text: str, place: Place) -> Any:
     choices = place.here.get("enum", [place.here.get("const")])
     return text if not isinstance(choices, list) or text in choices else guess(text)
 
 
-def _container(key: str, text: str, place: _Place) -> Any:
-    example = f"`{key}:=[…]`" if _type(place) == "array" else f"`{key}:={{…}}` or `{key}.name=value`"
-    raise Failure(f"`{key}` takes a JSON {_type(place)}, not `{text}`", f"write {example}")
+def _container(key: str, text: str, place: Place) -> Any:
+    if place.is_asset():
+        raise Failure(f"`{key}` takes a file, not `{text}`", f"write `{key}@{text}`")
+    example = f"`{key}:=[…]`" if place.kind == "array" else f"`{key}:={{…}}` or `{key}.name=value`"
+    raise Failure(f"`{key}` takes a JSON {place.kind}, not `{text}`", f"write {example}")
 
 
 def guess(text: str) -> bool | int | float | str | None:
@@ -275,7 +240,7 @@ def guess(text: str) -> bool | int | float | str | None:
     return number if math.isfinite(number) and "_" not in text else text
 
 
-_BY_TYPE: dict[str, Callable[[str, str, _Place], Any]] = {
+_BY_TYPE: dict[str, Callable[[str, str, Place], Any]] = {
     "string": _text,
     "integer": _whole,
     "number": _number,
@@ -291,32 +256,18 @@ _BY_TYPE: dict[str, Callable[[str, str, _Place], Any]] = {
 # --- what the schema knows --------------------------------------------------------------------------------------------
 
 
-def _object_schema(root: Schema | None, here: Schema) -> Schema:
-    for member in _members(_Place(root, here)):
-        if member.here.get("type") == "object":
-            return member.here
-    return {}
-
-
-def _properties(root: Schema | None, here: Schema) -> dict[str, Schema]:
-    properties = _object_schema(root, here).get("properties")
-    if not isinstance(properties, dict):
-        return {}
-    return {name: part for name, part in properties.items() if isinstance(part, dict)}
-
-
 def _primary(word: str, schema: Schema | None) -> str:
     """Return the field that a bare word fills: the first required text, else the first required, else the first."""
     if schema is None:
         raise Failure(f"which field is `{word}` for? The function's fields are not known here", f"write `field={word}`")
-    whole = _object_schema(schema, schema)
+    whole = Place(schema, schema).whole()
     fields = {
-        name: _Place(schema, part).resolved()
-        for name, part in _properties(schema, schema).items()
+        name: Place(schema, part).resolved()
+        for name, part in whole.fields().items()
         if len(part.get("enum", ("a", "b"))) > 1  # a struct's tag is no field
     }
-    required = [name for name in fields if name in whole.get("required", ())]
-    texts = [name for name in required if fields[name].here.get("type") == "string" and not _is_bytes(fields[name])]
+    required = [name for name in fields if name in whole.here.get("required", ())]
+    texts = [name for name in required if fields[name].here.get("type") == "string" and not fields[name].is_bytes()]
     if not fields:
         raise Failure(f"the function takes no fields, so no value: `{word}`")
     return (texts or required or list(fields))[0]

@@ -15,10 +15,10 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, nearest, say_error
-from gen_worker.cli.fields import Schema
 from gen_worker.cli.ndjson import Address, Line, Lines, NoAnswerInTime, WireError, parse_address
 from gen_worker.cli.payload import payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, show_stack, survey_of
+from gen_worker.cli.schema import Schema
 from gen_worker.discovery.names import slugify_name
 from gen_worker.wire.messages import ErrorDetail
 

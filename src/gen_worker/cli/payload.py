@@ -1,18 +1,63 @@
 """Payloads: whole ones, as JSON from the command line, a file or stdin, and those that words make."""
 
+import base64
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from gen_worker.cli.failure import Failure
-from gen_worker.cli.fields import Schema, payload_from, take_apart
+from gen_worker.cli.fields import payload_from, take_apart
+from gen_worker.cli.schema import Schema
 
 
-def payload_of(words: Sequence[str], schema: Schema | None, *, start: dict[str, Any] | None = None) -> dict[str, Any]:
+class LocalFiles(NamedTuple):
+    """The files of this machine. Whoever gets a payload reads them from here, or has them `inline` in it."""
+
+    inline: bool = False
+
+    def read(self, path: str) -> bytes:
+        """Return a file's content; raise `Failure` when it cannot be read."""
+        try:
+            return Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
+
+    def asset(self, path: str) -> dict[str, Any]:
+        """Return what stands for a file in a payload; raise `Failure` when it cannot be read."""
+        from gen_worker.filetypes import HEAD_BYTES, mime_type
+
+        try:
+            with open(path, "rb") as file:
+                head = file.read(HEAD_BYTES)
+                size = os.fstat(file.fileno()).st_size
+                whole = head + file.read() if self.inline else b""
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
+        place = {"inline_bytes": base64.b64encode(whole).decode()} if self.inline else {"local_path": _absolute(path)}
+        kind = mime_type(head, path)
+        return {"ref": f"local/{Path(path).name}", **place, "size_bytes": size} | ({"mime_type": kind} if kind else {})
+
+
+def _unreadable(path: str, error: OSError | ValueError) -> Failure:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    return Failure(f"cannot read `{path}`: {reason.lower()}")
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise Failure("the folder that this command runs in is gone", "change to one that is there") from None
+
+
+def payload_of(
+    words: Sequence[str], schema: Schema | None, *, start: dict[str, Any] | None = None, files: LocalFiles | None = None
+) -> dict[str, Any]:
     """Return the payload that the words after a command mean: a whole one, or `start` with their fields put in."""
     for word in words:
         if take_apart(word, schema).key or not _is_whole(word):
@@ -25,7 +70,7 @@ def payload_of(words: Sequence[str], schema: Schema | None, *, start: dict[str, 
                 f"`--payload` or `--payload-file`, and `{word}`, which is a whole payload", "give one of them"
             )
         return payload_in(word.removeprefix("@")) if word.startswith(("-", "@")) else parse_payload(word, word)
-    return payload_from(words, over=start or {}, schema=schema, read=read_file)
+    return payload_from(words, over=start or {}, schema=schema, files=files or LocalFiles())
 
 
 def _is_whole(word: str) -> bool:
@@ -36,17 +81,10 @@ def _is_whole(word: str) -> bool:
     return False
 
 
-def read_file(path: str) -> bytes:
-    """Return a file's content; raise `Failure` when it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise Failure(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}") from None
-
-
 def payload_in(path: str) -> dict[str, Any]:
     """Return the payload that a file holds, or stdin for `-`."""
-    return parse_payload(sys.stdin.buffer.read(), "stdin") if path == "-" else parse_payload(read_file(path), path)
+    source, content = ("stdin", sys.stdin.buffer.read()) if path == "-" else (path, LocalFiles().read(path))
+    return parse_payload(content, source)
 
 
 def parse_payload(text: bytes | str, source: str) -> dict[str, Any]:
