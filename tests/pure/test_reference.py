@@ -123,8 +123,8 @@ def test_every_detail_of_an_error_is_documented() -> None:
 @pytest.mark.parametrize(
     ("page", "told"),
     [
-        ("reference/ndjson", f"{ndjson.LINE_LIMIT >> 20} MiB"),
-        ("reference/ndjson", f"no line for {ndjson.FIRST_LINE_S:g} s"),
+        ("host-integration", f"{ndjson.LINE_LIMIT >> 20} MiB"),
+        ("host-integration", f"no line for {ndjson.FIRST_LINE_S:g} s"),
         ("reference/control-socket", f"A frame has at most {messages.FRAME_LIMIT >> 10} KiB"),
         ("reference/control-socket", f"up to {messages.INLINE_LIMIT >> 10} KiB is a msgpack `bin`"),
         ("reference/control-socket", f"up to {messages.REGION_LIMIT >> 30} GiB, is a memfd"),
