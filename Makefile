@@ -32,7 +32,7 @@ test: $(STAMP) ## run the whole test suite; torch must be there
 	  echo "error: torch is not installed in $(VENV)" >&2; \
 	  echo "hint: \`rm -r $(VENV)\`, then \`make setup\`; or run the part that needs no torch: \`$(BIN)/python -m pytest\`" >&2; \
 	  exit 1; }
-	GEN_WORKER_TESTS_NEED_ALL=1 $(BIN)/python -m pytest
+	GW_TESTS_NEED_ALL=1 $(BIN)/python -m pytest
 
 test-repeat: $(STAMP) ## run the process tests twenty times in a row (REPEAT=20)
 	$(BIN)/python -m pytest tests/process --count $(REPEAT) --repeat-scope session -x

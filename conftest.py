@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("gen_worker", "gen_worker_supervisor", "gen_worker_child")
-NEED_ALL = os.environ.get("GEN_WORKER_TESTS_NEED_ALL") == "1"  # `make test`: what is missing fails instead of skipping
+NEED_ALL = os.environ.get("GW_TESTS_NEED_ALL") == "1"  # `make test`: what is missing fails instead of skipping
 SESSION = "GW_TESTS_SESSION"  # inherited by every process a test starts and all they start: how orphans are found
 UNWATCHED = ROOT / "tests" / "pure"  # these start nothing, and there are many of them
 GRACE_S = 2.0  # for what is already ending, such as children whose supervisor was killed

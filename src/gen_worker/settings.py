@@ -5,12 +5,11 @@ import re
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
-from gen_worker.sources import Found, SettingsError, Source, default_run_dir, find, read_sources, unknown_names
-from gen_worker.wire.messages import REGION_LIMIT
+from gen_worker.sources import SettingsError, Source, default_run_dir, find, read_sources, warnings
 
 __all__ = ["CONTAINER", "LOCAL", "VARIABLES", "Secret", "Settings", "SettingsError", "Variable"]
 
@@ -114,13 +113,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         `.env` in `folder`, `/run/secrets`, `/etc/gen-worker/config.yaml` or else `gen-worker.yaml` in `folder`, and the
         defaults. An empty value counts as unset. `root` is where `/run` and `/etc` are.
         """
+        if unknown := (given or {}).keys() - VARIABLES.keys():
+            raise TypeError(f"no settings: {', '.join(sorted(unknown))}")
         sources = read_sources(given or {}, env, folder, root)
         values: dict[str, Any] = {field: value for field in VARIABLES if (value := _value(field, sources)) is not None}
         values.setdefault("run_dir", default_run_dir(env))
-        return cls(**values, warnings=unknown_names(sources, VARIABLES))
+        return cls(**values, warnings=tuple(warnings(sources, _NAMES, VARIABLES, ELSEWHERE)))
 
 
-class Variable(NamedTuple):
+class Variable(msgspec.Struct, frozen=True):
     """How a field is set: under which names, and what its text means."""
 
     names: tuple[str, ...]
@@ -131,15 +132,14 @@ class Variable(NamedTuple):
 
 
 def _value(field: str, sources: list[Source]) -> object:
-    found = find(sources, (*VARIABLES[field].names, field))
-    return None if found is None else _parsed(found, VARIABLES[field].parse)
-
-
-def _parsed(found: Found, parse: Callable[[str], Any]) -> object:
+    variable = VARIABLES[field]
+    found = find(sources, field, variable.names)
+    if found is None:
+        return None
     try:
-        return parse(found.text)
+        return variable.parse(found.text)
     except ValueError as error:
-        shown = "" if parse is _secret else f", not `{_shown(found.text)}`"
+        shown = "" if variable.parse is _secret else f", not `{_shown(found.text)}`"
         raise SettingsError(f"{found.place} must be {error}{shown}") from None
 
 
@@ -152,7 +152,7 @@ def _shown(text: str) -> str:
 # --- what texts mean --------------------------------------------------------------------------------------------------
 
 
-_SIZE = re.compile(r"([0-9]{1,18})(?:([kKMG])(?:iB)?)?")
+_SIZE = r"([0-9]{1,18})(?:([kKMG])(?:iB)?)?"
 _UNITS = {"k": 10, "K": 10, "M": 20, "G": 30}
 
 
@@ -167,11 +167,13 @@ def _bytes(text: str) -> int:
 
 
 def _body_bytes(text: str) -> int:
+    from gen_worker.wire.messages import REGION_LIMIT
+
     return min(_size(text) or REGION_LIMIT, REGION_LIMIT)
 
 
 def _size(text: str) -> int:
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     if found is None:
         raise ValueError("a whole number of bytes, as `16777216` or `16M`")
     return int(found[1]) << _UNITS.get(found[2], 0)
@@ -270,3 +272,24 @@ CONTAINER: Mapping[str, Variable] = {
 
 VARIABLES: Mapping[str, Variable] = {**LOCAL, **CONTAINER}
 """Every field that can be set."""
+
+ELSEWHERE = frozenset(
+    """
+    AUTH_TOKEN CIVITAI_API_KEY CIVITAI_TOKEN COZY_HF_ALLOW_ROOT_JSON COZY_HF_COMPONENTS COZY_HF_FULL_REPO_DOWNLOAD
+    COZY_HF_INCLUDE_OPTIONAL_COMPONENTS COZY_HF_WEIGHT_PRECISIONS COZY_HUB_TOKEN COZY_HUB_URL CUDA_VERSION DEPLOYMENT_ID
+    FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION
+    ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY
+    SCHEDULER_ADDR SCHEDULER_ADDRS SCHEDULER_JWKS_TTL_SECONDS SCHEDULER_JWKS_URL SCHEDULER_JWT_AUDIENCE
+    SCHEDULER_JWT_ISSUER TENANT_ID TENSORHUB_CACHE_DIR TENSORHUB_CAS_DIR USER USER_MODULES USE_TLS WORKER_CACHE_DIR
+    WORKER_CUDA_VERSION WORKER_DEVICE WORKER_DOWNLOAD_RETRIES WORKER_DRAIN_TIMEOUT_SECONDS WORKER_FAKE_GPU_COUNT
+    WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES WORKER_FAKE_GPU_NAME WORKER_GIT_COMMIT WORKER_IMAGE_DIGEST
+    WORKER_LOCAL_CACHE_GB WORKER_MAX_CONCURRENCY WORKER_MAX_CONCURRENT_DOWNLOADS WORKER_MAX_INPUT_FILE_BYTES
+    WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS WORKER_MAX_OUTPUT_FILE_BYTES WORKER_MAX_UPLOAD_BYTES
+    WORKER_MAX_VRAM_GB WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_MODEL_CACHE_DIR WORKER_RUN_DIR
+    WORKER_RUNTIME_LOADERS_JSON WORKER_SM WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION
+    WORKER_VRAM_SAFETY_MARGIN_GB
+    """.split()  # noqa: SIM905 - a list would be a page long
+)
+"""Names that containers of workers carry and no command goes by: nothing is said about them."""
+
+_NAMES = frozenset(name for variable in VARIABLES.values() for name in variable.names)

@@ -119,10 +119,10 @@ def test_what_needs_an_absent_module_skips_with_the_reason_and_fails_where_all_i
     test = tmp_path / "test_needy.py"
     test.write_text("import pytest\n\n@pytest.mark.needs('no_such_module')\ndef test_it(): pass\n")
     command = ("-m", "pytest", "-p", "conftest", "--rootdir", str(ROOT), "-rs", str(test))
-    skipped = run(*command, PYTHONPATH=str(ROOT), GEN_WORKER_TESTS_NEED_ALL="0")
+    skipped = run(*command, PYTHONPATH=str(ROOT), GW_TESTS_NEED_ALL="0")
     assert skipped.returncode == 0
     assert "needs no_such_module" in skipped.stdout
-    failed = run(*command, PYTHONPATH=str(ROOT), GEN_WORKER_TESTS_NEED_ALL="1")
+    failed = run(*command, PYTHONPATH=str(ROOT), GW_TESTS_NEED_ALL="1")
     assert failed.returncode == 1
     assert "needs no_such_module: not installed" in failed.stdout
 

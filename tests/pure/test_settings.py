@@ -1,48 +1,116 @@
 """Settings: what each variable does, and what a bad value says."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from gen_worker.settings import Settings, SettingsError
+from gen_worker.settings import VARIABLES, Secret, Settings, SettingsError
 from gen_worker.wire.messages import REGION_LIMIT
 
 
+def load(env: Mapping[str, str], **given: object) -> Settings:
+    """Read the settings of an environment, where there is no file."""
+    return Settings.load(given, env=env, folder=Path("/nowhere"), root=Path("/nowhere"))
+
+
 def test_without_variables_the_documented_defaults_hold() -> None:
-    settings = Settings.load(env={"GEN_WORKER_RUN_DIR": "/somewhere"})
-    assert settings == Settings(
+    assert load({"GEN_WORKER_RUN_DIR": "/somewhere"}) == Settings(
         run_dir=Path("/somewhere"),
         max_queued=10_000,
+        max_queued_bytes=1 << 30,
         max_input_bytes=64 << 20,
         max_output_bytes=64 << 20,
+        max_line_bytes=16 << 20,
+        token=None,
         local_output_dir=Path(".gen-worker-run/outputs"),
         local_device=None,
+        log_format="auto",
+        log_level="info",
+        hf_token=Secret(""),
+        hf_home="",
+        tensorhub_public_url="",
+        orchestrator_public_addr="",
+        grpc_ca_bundle="",
+        worker_id="",
+        worker_mode="inference",
+        endpoint_lock_path="/app/.tensorhub/endpoint.lock",
+        worker_jwt=Secret(""),
+        trainer_job_spec_path="",
+        runpod_pod_id="",
+        worker_disconnected_timeout_s=600.0,
+        warnings=(),
     )
 
 
-def test_each_variable_sets_its_field() -> None:
-    settings = Settings.load(
-        env={
-            "GEN_WORKER_RUN_DIR": "/somewhere",
-            "GEN_WORKER_MAX_QUEUED": "5",
-            "WORKER_MAX_INPUT_BYTES": "1000",
-            "WORKER_MAX_OUTPUT_BYTES": "0",
-            "GEN_WORKER_LOCAL_OUTPUT_DIR": "/outputs",
-            "GEN_WORKER_LOCAL_DEVICE": "cuda:1",
-        }
-    )
-    assert settings == Settings(
-        run_dir=Path("/somewhere"),
-        max_queued=5,
-        max_input_bytes=1000,
-        max_output_bytes=REGION_LIMIT,
-        local_output_dir=Path("/outputs"),
-        local_device="cuda:1",
-    )
+EXAMPLES: Mapping[str, tuple[str, object]] = {
+    "run_dir": ("/somewhere", Path("/somewhere")),
+    "max_queued": ("5", 5),
+    "max_queued_bytes": ("2G", 2 << 30),
+    "max_input_bytes": ("1000", 1000),
+    "max_output_bytes": ("0", REGION_LIMIT),
+    "max_line_bytes": ("4MiB", 4 << 20),
+    "token": ("open sesame", Secret("open sesame")),
+    "local_output_dir": ("outputs", Path("outputs")),
+    "local_device": ("cuda:1", "cuda:1"),
+    "log_format": ("json", "json"),
+    "log_level": ("debug", "debug"),
+    "hf_token": ("hf_abc", Secret("hf_abc")),
+    "hf_home": ("/models", "/models"),
+    "tensorhub_public_url": ("https://hub.example", "https://hub.example"),
+    "orchestrator_public_addr": ("host:443", "host:443"),
+    "grpc_ca_bundle": ("/etc/ca.pem", "/etc/ca.pem"),
+    "worker_id": ("007", "007"),
+    "worker_mode": ("trainer", "trainer"),
+    "endpoint_lock_path": ("/lock", "/lock"),
+    "worker_jwt": ("a.b.c", Secret("a.b.c")),
+    "trainer_job_spec_path": ("/job.json", "/job.json"),
+    "runpod_pod_id": ("pod", "pod"),
+    "worker_disconnected_timeout_s": ("1.5", 1.5),
+}
+
+
+def test_every_field_can_be_set() -> None:
+    fields = {field.name for field in msgspec.structs.fields(Settings)}
+    assert fields == {*VARIABLES, "warnings"} == {*EXAMPLES, "warnings"}
+
+
+@pytest.mark.parametrize("field", EXAMPLES)
+def test_each_variable_sets_its_field(field: str) -> None:
+    text, value = EXAMPLES[field]
+    for name in VARIABLES[field].names:
+        settings = load({name: f" {text}\n"})
+        assert (getattr(settings, field), settings.warnings) == (value, ())
+
+
+@pytest.mark.parametrize("field", EXAMPLES)
+def test_an_argument_may_be_a_text_or_the_value_itself(field: str) -> None:
+    text, value = EXAMPLES[field]
+    assert getattr(load({}, **{field: text}), field) == getattr(load({}, **{field: value}), field) == value
+
+
+def test_an_argument_that_is_none_is_not_given() -> None:
+    assert load({"GEN_WORKER_LOCAL_DEVICE": "cpu"}, local_device=None).local_device == "cpu"
+
+
+def test_an_argument_that_is_no_setting_is_a_mistake_of_the_program() -> None:
+    with pytest.raises(TypeError, match="no settings: max_qued"):
+        load({}, max_qued=5)
+
+
+def test_the_first_of_a_settings_names_counts() -> None:
+    env = {"HUGGINGFACE_TOKEN": "third", "HUGGING_FACE_HUB_TOKEN": "second", "HF_TOKEN": "first"}
+    assert load(env).hf_token == "first"
+    assert load(env | {"HF_TOKEN": ""}).hf_token == "second"
+
+
+def test_a_field_is_no_name_in_the_environment() -> None:
+    assert load({"token": "open sesame", "run_dir": "/elsewhere"}).token is None
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    assert Settings.load(env={"GEN_WORKER_MAX_QUEUED": " ", "GEN_WORKER_LOCAL_DEVICE": ""}).max_queued == 10_000
+    assert load({"GEN_WORKER_MAX_QUEUED": " ", "GEN_WORKER_LOCAL_DEVICE": ""}).max_queued == 10_000
 
 
 @pytest.mark.parametrize(
@@ -50,13 +118,17 @@ def test_an_empty_variable_counts_as_unset() -> None:
     [
         ("GEN_WORKER_MAX_QUEUED", "many", "a whole number"),
         ("GEN_WORKER_MAX_QUEUED", "0", "above 0"),
+        ("GEN_WORKER_MAX_QUEUED", "٣", "a whole number"),
+        ("GEN_WORKER_MAX_LINE", "0", "above 0"),
         ("WORKER_MAX_INPUT_BYTES", "64MB", "a whole number of bytes, as `16777216` or `16M`"),
         ("WORKER_MAX_OUTPUT_BYTES", "-1", "a whole number of bytes, as `16777216` or `16M`"),
         ("GEN_WORKER_LOCAL_DEVICE", "gpu", "`cpu`, `cuda` or `cuda:N`"),
         ("GEN_WORKER_LOCAL_DEVICE", "cpu:1", "`cpu`, `cuda` or `cuda:N`"),
+        ("GEN_WORKER_LOCAL_OUTPUT_DIR", "a\0b", "a path"),
         ("GEN_WORKER_LOG_FORMAT", "xml", "`auto`, `text` or `json`"),
         ("WORKER_MODE", "training", "`inference` or `trainer`"),
         ("WORKER_DISCONNECTED_TIMEOUT_S", "nan", "a number of seconds, 0 or more"),
+        ("WORKER_DISCONNECTED_TIMEOUT_S", "soon", "a number of seconds, 0 or more"),
         ("WORKER_ID", "a\nb", "one line of text"),
     ],
 )
@@ -64,6 +136,47 @@ def test_a_bad_value_names_the_variable_where_it_is_set_and_what_is_allowed(
     name: str, value: str, allowed: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.load(env={name: value})
-    shown = value.replace("\n", "\\n")
+        load({name: value})
+    shown = value.replace("\n", "\\n").replace("\0", "\\x00")
     assert str(caught.value) == f"`{name}` in the environment must be {allowed}, not `{shown}`"
+
+
+def test_a_long_value_is_told_in_part() -> None:
+    with pytest.raises(SettingsError, match=r"not `x{80}…`$"):
+        load({"GEN_WORKER_MAX_QUEUED": "x" * 10_000})
+
+
+def test_a_bad_argument_is_named_by_its_field() -> None:
+    with pytest.raises(SettingsError, match=r"^`max_queued` must be a whole number, not `True`$"):
+        load({}, max_queued=True)
+
+
+def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error() -> None:
+    secrets = {"GEN_WORKER_TOKEN": "canary", "HF_TOKEN": "canary", "WORKER_JWT": "canary"}
+    settings = load(secrets)
+    assert "canary" not in repr(settings)
+    assert (settings.token, settings.hf_token, settings.worker_jwt) == ("canary",) * 3
+    for name in secrets:
+        with pytest.raises(SettingsError) as caught:
+            load({name: "canary\ncanary"})
+        assert str(caught.value) == f"`{name}` in the environment must be one line of text"
+
+
+def test_a_run_directory_is_absolute_wherever_it_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"GEN_WORKER_RUN_DIR": "run"}).run_dir == tmp_path / "run"
+
+
+def test_settings_can_be_read_where_the_current_folder_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert Settings.load(env={"GEN_WORKER_RUN_DIR": "/run/here"}).run_dir == Path("/run/here")
+    with pytest.raises(SettingsError, match="must be an absolute path, as the current folder is gone, not `run`"):
+        Settings.load(env={"GEN_WORKER_RUN_DIR": "run"})
+
+
+def test_without_one_that_is_set_the_run_directory_is_the_systems_or_the_users(tmp_path: Path) -> None:
+    assert load({"XDG_RUNTIME_DIR": str(tmp_path)}).run_dir in (Path("/run/gen-worker"), tmp_path / "gen-worker")
+    assert load({}).run_dir.name.startswith("gen-worker")
