@@ -1,8 +1,12 @@
 """How a command ends badly: one line that says what happened, one that says what to do, and an exit code."""
 
+import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
+
+from gen_worker.terminal import Style, colours, paint
 
 OK, USER_CODE, USAGE, NO_MODEL, UNREACHABLE, NOT_FOUND, CANCELED = 0, 1, 2, 3, 4, 5, 130
 
@@ -16,6 +20,8 @@ MEANINGS = {
     CANCELED: "canceled",
 }
 
+_STYLES: dict[str, Style] = {"error": "red", "warning": "yellow", "hint": "blue"}
+
 
 class Failure(Exception):
     """A command cannot go on; `main` prints it as `error: …` and `hint: …` and exits with its code."""
@@ -26,12 +32,20 @@ class Failure(Exception):
         self.code = code
 
 
-def say_error(message: str, hint: str = "") -> None:
-    """Print an error to stderr in the form that all commands use."""
-    sys.stderr.write(f"error: {message}\n")
-    if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+def say(what: Literal["error", "warning", "hint"], text: str) -> None:
+    """Print one line to stderr in the form that all commands use."""
+    mark = f"{what}:"
+    if colours(sys.stderr, os.environ):
+        mark = paint(mark, _STYLES[what])
+    sys.stderr.write(f"{mark} {text}\n")
     sys.stderr.flush()
+
+
+def say_error(message: str, hint: str = "") -> None:
+    """Print an error to stderr, and what to do about it."""
+    say("error", message)
+    if hint:
+        say("hint", hint)
 
 
 def nearest(wanted: str, names: Iterable[str], *, likeness: float = 0.6) -> str | None:

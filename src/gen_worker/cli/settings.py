@@ -1,0 +1,40 @@
+"""The settings as a command reads them, and the options that several commands have for them."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from gen_worker.cli.failure import Failure, say
+from gen_worker.settings import Settings, SettingsError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OPTIONS = {"local_device": "--device", "max_line_bytes": "--max-line"}  # where the option has another name
+
+log_format_option = click.option(
+    "--log-format",
+    "log_format",
+    type=click.Choice(["auto", "text", "json"]),
+    metavar="FORMAT",
+    help="How progress and log lines look: `text`, `json`, or `auto`, which is text on a terminal, else JSON lines.",
+)
+
+
+def read_settings(**given: object) -> Settings:
+    """Read the settings, those `given` by options first; raise `Failure` for a value that cannot be meant.
+
+    Names that look like settings and are none are said on stderr.
+    """
+    try:
+        settings = Settings.load(given)
+    except SettingsError as error:
+        text = str(error)
+        for field, value in given.items():
+            if value is not None:
+                option = _OPTIONS.get(field, f"--{field.replace('_', '-')}")
+                text = text.replace(f"`{field}`", f"`{option}`")
+        raise Failure(text) from None
+    for warning in settings.warnings:
+        say("warning", warning)
+    return settings
