@@ -5,11 +5,13 @@ the part of that name returns. With `--check` nothing is written, and stale page
 """
 
 import ast
+import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import get_args
 
 import click
@@ -269,6 +271,57 @@ def _export(name: str) -> str:
     return "\n\n".join(parts)
 
 
+ELSEWHERE = (
+    "gen_worker.api",
+    "gen_worker.api.types",
+    "gen_worker.api.payload_constraints",
+    "gen_worker.api.errors",
+    "gen_worker.capability",
+    "gen_worker.discovery",
+)
+
+
+def elsewhere() -> str:
+    """What is public and is not in `gen_worker.__all__`, module by module."""
+    import gen_worker
+
+    told = set(gen_worker.__all__)
+    parts = []
+    for module in ELSEWHERE:
+        names = [name for name in public(module) if name not in told]
+        told |= set(names)
+        home = importlib.import_module(module)
+        parts.append(f"### {module}\n\n" + _table(("name", "what it is"), [_listed(home, name) for name in names]))
+    return "\n\n".join(parts)
+
+
+def public(module: str) -> list[str]:
+    """Return what others may import from a module: its `__all__`, else the structs and exceptions it defines."""
+    home = importlib.import_module(module)
+    kinds = (msgspec.Struct, Exception)
+    found = [name for name, value in vars(home).items() if isinstance(value, type) and issubclass(value, kinds)]
+    return list(getattr(home, "__all__", ())) or [n for n in found if vars(home)[n].__module__ == module]
+
+
+def _listed(home: ModuleType, name: str) -> tuple[str, str]:
+    value = getattr(home, name)
+    if not isinstance(value, type | FunctionType):
+        return f"`{name}`", f"`{_aliased(value)}`"
+    text = inspect.getdoc(value) or ""
+    told = " ".join(text.partition("\n\n")[0].split())
+    if isinstance(value, type) and issubclass(value, Exception) and "__init__" not in vars(value):
+        return f"`{name}`", told
+    taken = [each.replace(annotation=each.empty) for each in inspect.signature(value).parameters.values()]
+    call = str(inspect.Signature(taken[:8])).replace("'", '"').replace("<factory>", "…")
+    return f"`{name}{call}`" if len(taken) <= 8 else f"`{name}{call[:-1]}, …)`", told
+
+
+def _aliased(value: object) -> str:
+    """A type alias as an author would write it."""
+    parts = [getattr(each, "__name__", repr(each)) for each in get_args(value)]
+    return f"Annotated[{', '.join(parts)}]" if hasattr(value, "__metadata__") else " | ".join(parts)
+
+
 def client() -> str:
     """The Python client of a supervisor."""
     parts = []
@@ -397,6 +450,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "container-settings": container_settings,
     "reserved": reserved,
     "exports": exports,
+    "elsewhere": elsewhere,
     "client": client,
 }
 

@@ -252,7 +252,9 @@ class Stage:
             "PYTHONDONTWRITEBYTECODE": "1",
             "USER": "ada",
             "GEN_WORKER_RUN_DIR": str(place / "run"),
-            **{name: value for name, value in os.environ.items() if name.startswith("GW_TESTS")},
+            **{
+                name: value for name, value in os.environ.items() if name == "PYTHONPATH" or name.startswith("GW_TESTS")
+            },
         }
         self._id = ""
         self._jobs: list[Job] = []

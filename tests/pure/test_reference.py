@@ -87,10 +87,17 @@ def test_every_command_is_documented() -> None:
             assert f"`{option.opts[-1]}" in page
 
 
-def test_every_public_name_is_documented() -> None:
+def test_every_name_that_an_author_imports_is_documented() -> None:
     page = reference("python")
     for name in gen_worker.__all__:
         assert re.search(rf"^### {name}$", page, re.MULTILINE), name
+
+
+def test_every_public_name_is_documented(generate: ModuleType) -> None:
+    told = "\n".join(page.read_text() for page in PAGES)
+    for module in (*generate.ELSEWHERE, "gen_worker.client", "gen_worker.io"):
+        missing = [name for name in generate.public(module) if not re.search(rf"\b{name}\b", told)]
+        assert missing == [], module
 
 
 def test_every_frame_of_the_control_socket_is_documented() -> None:
