@@ -1,12 +1,50 @@
-"""Which of the worker's environment variables the author's code may see: all that are not the worker's own."""
+"""Which of the worker's environment variables the author's code may see, and which values nobody may see in a log."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from gen_worker.settings import Secret, Settings
 
 _RESERVED = ("WORKER_", "HF_", "TENSORHUB_", "ORCHESTRATOR_", "TRAINER_", "RUNPOD_", "GEN_WORKER_", "COZY_", "CIVITAI_")
 _SECRETS = frozenset(
-    ("AUTH_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "SCHEDULER_JWKS_URL")
+    (
+        "AUTH_TOKEN",
+        "FILE_API_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HUGGINGFACE_TOKEN",
+        "HUGGINGFACEHUB_API_TOKEN",
+        "SCHEDULER_JWKS_URL",
+    )
 )
-_ALLOWED = frozenset(("HF_HOME", "HF_HUB_OFFLINE", "GEN_WORKER_LOCAL_DEVICE"))
+_ALLOWED = frozenset(
+    (
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_DATASETS_CACHE",
+        "HF_HUB_OFFLINE",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "HF_ENABLE_PARALLEL_LOADING",
+        "HF_DEACTIVATE_ASYNC_LOAD",
+        "GEN_WORKER_LOCAL_DEVICE",
+    )
+)
+_SECRET_ENDINGS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "JWT", "CREDENTIALS")
+_LEAST_SECRET = 8  # characters; shorter values occur by chance in what a log says
 
 
 def passes(name: str) -> bool:
     """Whether a variable of the worker's environment reaches the author's code."""
     return name in _ALLOWED or not (name in _SECRETS or name.startswith(_RESERVED))
+
+
+def secret_values(environment: Mapping[str, str], settings: Settings) -> tuple[str, ...]:
+    """Return what must not appear in a log, the longest first: secrets of the worker and of the author's code.
+
+    Of a secret of several lines, each line counts too, since a log is written line by line.
+    """
+    values: list[str] = [value for value in msgspec.structs.astuple(settings) if isinstance(value, Secret)]
+    values += [value for name, value in environment.items() if name.upper().endswith(_SECRET_ENDINGS)]
+    secrets = {each.strip() for value in values for each in (value, *value.splitlines())}
+    return tuple(sorted((each for each in secrets if len(each) >= _LEAST_SECRET), key=lambda each: (-len(each), each)))
