@@ -206,8 +206,10 @@ def test_a_stream_is_printed_as_it_is_made_and_progress_goes_to_stderr(server: S
         release.set()
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (0, '{"yielded": 1}\n')
-    assert stderr == '{"event":"progress","value":{"progress": 0.5}}\n'
     request = server.seen.get_nowait()
+    event = json.loads(stderr)
+    assert (event["type"], event["payload"]) == ("request.progress", {"progress": 0.5})
+    assert event["request_id"] == request["request_id"]
     assert (request["stream"], request["events"], request["function"]) == (True, True, "count")
 
 
@@ -299,7 +301,8 @@ def test_without_a_server_the_hint_says_how_to_start_one(folder: Path) -> None:
 def test_an_address_that_is_none_is_refused(folder: Path, address: str) -> None:
     done = invoke("echo", "--socket", address)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: `{address}` is not an address\n")
+    assert done.stderr.startswith(f"error: `{address}` is not an address: ")
+    assert done.stderr.endswith("\nhint: write `tcp://host:port`, `unix:///path` or a path\n")
 
 
 def test_a_server_that_hangs_up_is_said(server: Server) -> None:

@@ -3,15 +3,13 @@
 import errno
 import socket
 import time
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
 from gen_worker.cli.failure import Failure
 from gen_worker.rundir import connect, live_supervisors
 from gen_worker.settings import Settings
+from gen_worker.wire.address import Address, AddressError, TcpAddress, parse_address
 from gen_worker.wire.messages import ErrorDetail
 
 CONNECT_TIMEOUT_S = 10.0
@@ -46,31 +44,30 @@ class NoAnswerInTime(Exception):
     """The deadline passed before a line came."""
 
 
-class Address(NamedTuple):
-    """Where a server listens: a Unix socket's path, or a host and a port."""
+def address_of(text: str) -> Address:
+    """Read `tcp://host:port`, `unix:///path` or a path; raise `Failure` for anything that cannot be connected to."""
+    try:
+        address = parse_address(text)
+    except AddressError as error:
+        raise Failure(str(error), error.hint) from None
+    if isinstance(address, TcpAddress) and not address.port:
+        raise Failure(f"`{text}` is not an address: port 0 is no port to connect to", "the server says its port")
+    return address
 
-    text: str
-    host: str = ""
-    port: int = 0
 
-    @property
-    def sidecar(self) -> Path:
-        """The file that a server keeps beside its socket while it is ready."""
-        return Path("./.gen-worker.serve.json") if self.host else Path(f"{self.text}.json")
-
-    def connect(self) -> socket.socket:
-        """Return a connection; raise `Failure` when no server is there."""
-        try:
-            if self.host:
-                return socket.create_connection((self.host, self.port), CONNECT_TIMEOUT_S)
-            return connect(self.text, socket.SOCK_STREAM, CONNECT_TIMEOUT_S)
-        except OSError as error:
-            if error.errno == errno.EPROTOTYPE:
-                raise Failure(f"`{self.text}` is a control socket, not one for requests", _elsewhere()) from None
-            reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-            raise Failure(f"no server at `{self.text}`: {reason.lower()}", _elsewhere()) from None
-        except AttributeError:
-            raise Failure("this system has no Unix sockets", "name the server as `tcp://host:port`") from None
+def open_connection(address: Address) -> socket.socket:
+    """Return a connection to a server; raise `Failure` when none is there."""
+    try:
+        if isinstance(address, TcpAddress):
+            return socket.create_connection((address.host, address.port), CONNECT_TIMEOUT_S)
+        return connect(address.path, socket.SOCK_STREAM, CONNECT_TIMEOUT_S)
+    except OSError as error:
+        if error.errno == errno.EPROTOTYPE:
+            raise Failure(f"`{address}` is a control socket, not one for requests", _elsewhere()) from None
+        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise Failure(f"no server at `{address}`: {reason.lower()}", _elsewhere()) from None
+    except AttributeError:
+        raise Failure("this system has no Unix sockets", "name the server as `tcp://host:port`") from None
 
 
 def _elsewhere() -> str:
@@ -78,22 +75,6 @@ def _elsewhere() -> str:
     if not served:
         return "start one with `gen-worker serve`"
     return "there are servers at " + ", ".join(f"`{address}`" for address in served) + ": name one with `--socket`"
-
-
-def parse_address(text: str) -> Address:
-    """Read `tcp://host:port`, `unix:///path` or a path; raise `Failure` for anything else."""
-    if "://" not in text:
-        return Address(text)
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port or 0
-    except ValueError:
-        host, port, parts = "", 0, urlsplit("")
-    if parts.scheme == "unix" and not parts.netloc and parts.path:
-        return Address(parts.path)
-    if parts.scheme == "tcp" and host and port and not parts.path:
-        return Address(text, host, port)
-    raise Failure(f"`{text}` is not an address", "write a path, `unix:///path` or `tcp://host:port`")
 
 
 class Lines:
@@ -105,11 +86,11 @@ class Lines:
         self._searched = 0
         self._decode = msgspec.json.Decoder(Line).decode
 
-    def send(self, message: object) -> None:
+    def send(self, line: bytes) -> None:
         """Send one line; raise `Failure` when the server is gone."""
         self._connection.settimeout(None)
         try:
-            self._connection.sendall(msgspec.json.encode(message) + b"\n")
+            self._connection.sendall(line)
         except OSError as error:
             raise Failure(f"the server is gone: {(error.strerror or str(error)).lower()}") from None
 

@@ -88,16 +88,6 @@ def _fate(status: int) -> str:
         return f"signal {-status}"
 
 
-def functions_of(description: bytes) -> list[dict[str, Any]]:
-    """Return the functions of a description document or of a server's sidecar; none when it is something else."""
-    try:
-        document = msgspec.json.decode(description)
-    except msgspec.DecodeError:
-        return []
-    functions = document.get("functions") if isinstance(document, dict) else None
-    return [each for each in functions if isinstance(each, dict)] if isinstance(functions, list) else []
-
-
 def show_stack(lines: list[str]) -> None:
     """Print the author's part of a traceback."""
     for line in lines:

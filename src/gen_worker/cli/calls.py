@@ -1,0 +1,143 @@
+"""One request to a server, from its line to its end, as `invoke`, `run --attach` and `repl` make it."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NoReturn
+
+import msgspec
+
+from gen_worker.cli.events import Events
+from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
+from gen_worker.cli.interrupts import announce, interrupts
+from gen_worker.cli.ndjson import Line, Lines, NoAnswerInTime, WireError, open_connection
+from gen_worker.cli.project import show_stack
+from gen_worker.cli.servers import Server
+from gen_worker.wire.messages import ErrorDetail
+
+NOTICE_AFTER_S = 15.0
+
+Take = Callable[[str, bytes], None]
+"""Is handed what a request gives: `yield` and an item, or `result` and the output, as JSON."""
+
+
+class Call:
+    """One request on its way; what it tells while it runs goes to `events`."""
+
+    def __init__(self, server: Server, function: str, events: Events, take: Take, *, name: str) -> None:
+        self.request_id = f"{name}-{os.urandom(4).hex()}"
+        self._server = server
+        self._function = function
+        self._events = events
+        self._take = take
+        self._open = ExitStack()
+        self._lines = Lines(self._open.enter_context(open_connection(server.address)))
+
+    def run(self, payload: dict[str, Any], *, stream: bool, timeout_s: float = 0.0) -> int:
+        """Send the request and wait for its end, 0 seconds for ever; return the exit code.
+
+        The first Ctrl-C cancels the request, a second one soon after raises `KeyboardInterrupt`. A request that has not
+        ended when this returns or raises is canceled by the server: the connection is closed.
+        """
+        request: dict[str, Any] = {"request_id": self.request_id, "function": self._function, "payload": payload}
+        request |= {"stream": stream, "events": True}
+        if timeout_s:
+            request["timeout_ms"] = math.ceil(timeout_s * 1000)
+        with self._open, interrupts(self._cancel, _stop_waiting):
+            try:
+                self._send(self._lines, request)
+                return self._wait(timeout_s)
+            finally:
+                self._events.hide()
+
+    def _send(self, lines: Lines, message: dict[str, Any]) -> None:
+        if self._server.token is not None:
+            message["token"] = self._server.token
+        line = msgspec.json.encode(message) + b"\n"
+        if len(line) > self._server.line_limit + 1:
+            raise Failure(
+                f"the payload makes a line of {len(line) - 1} bytes, the server takes {self._server.line_limit}",
+                "big values travel over the control socket: `gen_worker.client.Client().call(…)` in Python",
+            )
+        lines.send(line)
+
+    def _cancel(self) -> None:
+        """Ask the server, on a connection of its own, to end the request."""
+        announce("canceling; press Ctrl-C again to stop waiting", self._events.erasing)
+        try:
+            connection = self._open.enter_context(open_connection(self._server.address))  # a hang-up may overtake it
+            self._send(Lines(connection), {"cancel": {"request_id": self.request_id}})
+        except Failure as failure:
+            say_error(f"cannot cancel: {failure}")
+
+    def _wait(self, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s if timeout_s else None
+        notice_at = None if deadline else time.monotonic() + NOTICE_AFTER_S
+        while True:
+            try:
+                line = self._lines.receive(deadline or notice_at)
+            except NoAnswerInTime:
+                if deadline:
+                    raise Failure(f"no answer within {timeout_s:g} s; the request is canceled") from None
+                notice_at = None
+                self._events.hide()
+                sys.stderr.write(f"still waiting for `{self._function}`; `gen-worker ps` shows what it does\n")
+                continue
+            if line is None:
+                raise Failure("the server closed the connection before its answer", code=USER_CODE)
+            if line.error is not None:
+                _report(line.error, timed=timeout_s > 0)
+            if self._is_last(line):
+                return OK
+
+    def _is_last(self, line: Line) -> bool:
+        for event in line.events or ([line] if line.event else []):
+            if event.event in ("yield", "result"):
+                self._events.hide()
+                self._take(event.event, bytes(event.value))
+            else:
+                self._show(event.event, bytes(event.value))
+        return bool(line.ok)
+
+    def _show(self, what: str, value: bytes) -> None:
+        content = msgspec.json.decode(value)
+        if isinstance(content, dict):
+            self._events.show(self._function, self.request_id, what, content, time.time())
+
+
+def _stop_waiting() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+# --- how it ended badly -----------------------------------------------------------------------------------------------
+
+_CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolution": NO_MODEL, "canceled": CANCELED}
+
+_HINTS = {
+    "usage": "`gen-worker run --list` shows what it takes",
+    "child_died": "the log of `gen-worker serve` has the rest of what the child said",
+    "quarantined": "this payload ended several children; change it, or wait until the quarantine passes",
+    "busy": "too many requests wait; try again later",
+    "draining": "the server is stopping",
+}
+
+
+def _report(error: WireError, *, timed: bool) -> NoReturn:
+    """Say why the request failed; `timed` is whether its deadline was this command's."""
+    detail = error.detail or ErrorDetail()
+    if error.kind not in ("invalid", "canceled"):  # those are told in full by their message
+        show_stack(detail.stack or detail.stderr or [])
+    facts = (("cause", detail.cause), ("exit code", detail.exit_code), ("rung", detail.rung))
+    told = ", ".join(
+        f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
+    )
+    hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "")
+    code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
+    raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
+
+
+def _says(message: str, name: str, value: object) -> bool:
+    return f"{name} {value}" in message or (isinstance(value, str) and value in message)

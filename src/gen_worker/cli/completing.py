@@ -1,0 +1,113 @@
+"""What could come next on a command line: functions, fields, files and requests.
+
+Asks the file beside a server's socket, the disk or a supervisor, and never imports the author's module.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from gen_worker.cli.failure import Failure
+from gen_worker.cli.ndjson import address_of
+from gen_worker.cli.schema import Place
+from gen_worker.cli.servers import DEFAULT_SOCKET, described, field_names, functions_in, served_here, sidecar
+
+OPEN = "open"  # the kind of a candidate that something has to follow: no space comes after it
+
+
+def _functions(ctx: click.Context) -> list[dict[str, Any]]:
+    try:
+        return functions_in(sidecar(address_of(ctx.params.get("socket_") or DEFAULT_SOCKET)))
+    except Failure:
+        return []
+
+
+def complete_function(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the functions of the server that the command line means."""
+    return _items(name for name in _names(_functions(ctx)) if name.startswith(begun))
+
+
+def complete_method(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the functions of the server at the default socket, which most often serves the project here."""
+    return _items(name for name in _names(served_here()) if name.startswith(begun))
+
+
+def complete_fields(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the fields of the function that `invoke` names, and files after `@`."""
+    return _items(fields(_known(ctx.params.get("function"), _functions(ctx)), begun))
+
+
+def complete_run_fields(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the fields of the function that `run` means, as far as a server here tells, and files after `@`."""
+    functions = served_here()
+    name = ctx.params.get("method") or (functions[0].get("name") if len(functions) == 1 else None)
+    return _items(fields(_known(name, functions), begun))
+
+
+def complete_address(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the sockets here."""
+    return _items(files(begun, lambda path: path.is_socket()))
+
+
+def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the requests of the supervisor that the command line means."""
+    from gen_worker.cli.supervisors import connected
+
+    try:
+        with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
+            return _items(job.id for job in client.list().jobs if job.id.startswith(begun))
+    except Failure:
+        return []
+
+
+def _names(functions: list[dict[str, Any]]) -> list[str]:
+    return [str(each.get("name")) for each in functions]
+
+
+def _known(name: object, functions: list[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return described(str(name), functions) if name else {}
+    except Failure:
+        return {}
+
+
+def fields(function: dict[str, Any], begun: str) -> list[str]:
+    """Return how a word that fills a field of the function could go on; a file's name after `field@` and `@`."""
+    field, at, path = begun.partition("@")
+    if at and "=" not in field:
+        return [f"{field}@{each}" for each in files(path)]
+    words = [f"{name}{_marker(place)}" for name, place in field_names(function).items()]
+    return [word for word in words if word.startswith(begun)]
+
+
+def _marker(place: Place) -> str:
+    if place.is_asset() or place.is_bytes():
+        return "@"
+    return ":=" if place.kinds() - {"null"} <= {"array", "object"} else "="
+
+
+def files(begun: str, wanted: Callable[[Path], bool] = lambda _path: True) -> list[str]:
+    """Return the paths that begin so, folders with a `/` at their end."""
+    folder, _, start = begun.rpartition("/")
+    place = Path(f"{folder}/") if "/" in begun else Path()
+    prefix = begun[: len(begun) - len(start)]
+    found = []
+    try:
+        entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    for entry in entries:
+        if entry.name.startswith(start) and (start.startswith(".") or not entry.name.startswith(".")):
+            if entry.is_dir():
+                found.append(f"{prefix}{entry.name}/")
+            elif wanted(Path(entry.path)):
+                found.append(f"{prefix}{entry.name}")
+    return found
+
+
+def _items(words: Iterable[str]) -> list[CompletionItem]:
+    return [CompletionItem(word, type=OPEN if word.endswith(("=", "@", "/")) else "plain") for word in words]
