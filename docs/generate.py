@@ -203,7 +203,12 @@ def _settings(variables: Mapping[str, Variable]) -> str:
     defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
     meanings = _meanings()
     rows = [
-        (", ".join(f"`{name}`" for name in variable.names), f"`{field}`", meanings[field], _told(defaults[field]))
+        (
+            ", ".join(f"`{name}`" for name in variable.names),
+            f"`{field}`",
+            meanings[field],
+            _told(field, defaults[field]),
+        )
         for field, variable in variables.items()
     ]
     return _table(("variable", "field", "meaning", "default"), rows)
@@ -213,16 +218,26 @@ def _meanings() -> dict[str, str]:
     """Return the words below each field of `Settings`."""
     (node,) = [each for each in _classes(SOURCE / "settings.py") if each.name == "Settings"]
     return {
-        ast.unparse(field.target): str(words.value.value).rstrip(".")
+        ast.unparse(field.target): _in_a_table(str(words.value.value))
         for field, words in zip(node.body, node.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant)
     }
 
 
-def _told(default: object) -> str:
+def _in_a_table(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:].rstrip(".")
+
+
+def _told(field: str, default: object) -> str:
     if default is msgspec.NODEFAULT:
         return "see below"
-    return f"`{default}`" if default not in (None, "") else "unset"
+    if default in (None, ""):
+        return "unset"
+    if isinstance(default, float):
+        return f"`{default:g}`"
+    if field.endswith("_bytes") and isinstance(default, int):
+        return f"`{default >> 20}M`" if default % (1 << 30) else f"`{default >> 30}G`"
+    return f"`{default}`"
 
 
 def reserved() -> str:
