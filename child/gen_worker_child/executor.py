@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from gen_worker.api.clamping import clamping_of
 from gen_worker.api.context import RequestContext
 from gen_worker.api.errors import CanceledError, FatalError, ValidationError
 from gen_worker.api.streaming import Done, Error
@@ -153,11 +154,13 @@ class Executor:
             self._blocking.cancel()
 
     def decode(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> msgspec.Struct:
-        """Decode a payload straight into the author's type; raise `msgspec.ValidationError` naming the path."""
+        """Decode a payload straight into the author's type, its numbers brought into the ranges of their Clamps.
+
+        Raises `msgspec.ValidationError` naming the path.
+        """
         decode = self._decoders.get((spec.name, encoding))
         if decode is None:
-            kind = msgspec.json.Decoder if encoding == "json" else msgspec.msgpack.Decoder
-            decode = self._decoders[spec.name, encoding] = kind(spec.payload_type).decode
+            decode = self._decoders[spec.name, encoding] = _decoder(spec.payload_type, encoding)
         return decode(body)
 
     def encode(self, value: Any, encoding: Encoding) -> bytes:
@@ -207,6 +210,13 @@ class Executor:
         self._instances.clear()
         self._handlers.clear()
         self.async_side.close()
+
+
+def _decoder(type_: type[msgspec.Struct], encoding: Encoding) -> Callable[[bytes | memoryview], msgspec.Struct]:
+    kind = msgspec.json.Decoder if encoding == "json" else msgspec.msgpack.Decoder
+    decode: Callable[[bytes | memoryview], msgspec.Struct] = kind(type_).decode
+    clamping = clamping_of(type_)
+    return decode if clamping is None else lambda body: clamping(decode(body))
 
 
 def _checked(spec: FunctionSpec, output: Any) -> Any:

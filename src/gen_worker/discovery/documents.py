@@ -10,6 +10,7 @@ import msgspec
 
 from gen_worker.api.bindings import HF, Binding, Civitai, Hub, ModelScope
 from gen_worker.api.resources import Resources
+from gen_worker.discovery.marks import expected_outputs, moderation
 from gen_worker.discovery.schemas import digest, inlined, members, schema_of
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.wire.survey import Survey, SurveyedFunction
@@ -77,13 +78,14 @@ def _binding_fields(binding: Binding) -> Document:
 
 
 def manifest(specs: Sequence[FunctionSpec]) -> Document:
-    """Return the document of `python -m gen_worker.discover`."""
+    """Return the document of `python -m gen_worker.discovery`; it holds no nulls at any depth, as TOML has none."""
     ordered = sorted(specs, key=lambda spec: (spec.declared_module, spec.function.__qualname__, spec.name))
     return {"functions": [_manifest_entry(spec) for spec in ordered]}
 
 
 def _manifest_entry(spec: FunctionSpec) -> Document:
-    input_schema, output_schema = schema_of(spec.payload_type), schema_of(spec.output_type)
+    input_schema = _without_nulls(schema_of(spec.payload_type))
+    output_schema = _without_nulls(schema_of(spec.output_type))
     entry: Document = {
         "name": spec.name,
         "python_name": spec.python_name,
@@ -100,6 +102,8 @@ def _manifest_entry(spec: FunctionSpec) -> Document:
         "output_schema_sha256": digest(output_schema),
         "input_schema": input_schema,
         "output_schema": output_schema,
+        "moderation": moderation(spec.payload_type),
+        "expected_outputs": expected_outputs(spec.output_type, spec.payload_type),
         "output_mode": "incremental" if _streams(spec) else "single",
         "incremental_output": _streams(spec),
         "is_async": spec.shape in ("async", "async_generator"),
@@ -111,6 +115,14 @@ def _manifest_entry(spec: FunctionSpec) -> Document:
             "delta_output_schema": output_schema,
         }
     return {key: value for key, value in entry.items() if value is not None}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value if each is not None]
+    return value
 
 
 def _resources(resources: Resources) -> Document:

@@ -3,11 +3,33 @@
 import hashlib
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 import msgspec
+import msgspec.inspect
+
+from gen_worker.api.clamping import Range, clamped
+from gen_worker.api.payload_constraints import Clamp
+from gen_worker.api.shapes import (
+    Choice,
+    Fixed,
+    Many,
+    Marks,
+    Plain,
+    Record,
+    Table,
+    fields_of,
+    last_mark,
+    records_of,
+    shape_of,
+)
+from gen_worker.discovery.unions import always_sent, told_apart_by_tag
 
 Schema: typing.TypeAlias = dict[str, Any]
+
+_REF = "#/$defs/"
+_JSON_NUMBERS = {int: "integer", float: "number"}
 
 
 def members(type_: Any) -> tuple[Any, ...]:
@@ -16,10 +38,106 @@ def members(type_: Any) -> tuple[Any, ...]:
 
 
 def schema_of(type_: Any) -> Schema:
-    """Return the JSON schema of a Struct or a union of Structs; raise TypeError for what cannot be encoded."""
-    schemas, components = msgspec.json.schema_components(members(type_), ref_template="#/$defs/{name}")
-    top = schemas[0] if len(schemas) == 1 else {"oneOf": list(schemas)}
-    return {**top, "$defs": components} if components else dict(top)
+    """Return the JSON schema of a Struct or a union of Structs; raise TypeError or ValueError for what cannot be sent.
+
+    Of a union each value fits exactly one of the members' schemas.
+    """
+    tops, records = members(type_), records_of(type_)
+    schemas, components = msgspec.json.schema_components(
+        [*tops, *(record.type for record in records)], ref_template=_REF + "{name}"
+    )
+    for record, reference in zip(records, schemas[len(tops) :], strict=True):
+        _complete(components[_name(reference)], record)
+    return {**_top(schemas[: len(tops)], tops), "$defs": components}
+
+
+def _top(schemas: tuple[Schema, ...], tops: tuple[Any, ...]) -> Schema:
+    if len(tops) == 1:
+        return schemas[0]
+    if told_apart_by_tag(tops):
+        mapping = {member.__struct_config__.tag: each["$ref"] for each, member in zip(schemas, tops, strict=True)}
+        field = tops[0].__struct_config__.tag_field
+        return {"oneOf": list(schemas), "discriminator": {"propertyName": field, "mapping": mapping}}
+    return {"oneOf": [_exact(each, member) for each, member in zip(schemas, tops, strict=True)]}
+
+
+def _exact(reference: Schema, member: type[msgspec.Struct]) -> Schema:
+    """Return the schema of what is really sent of a member: all of its fields, and no others."""
+    if member.__struct_config__.array_like:
+        return reference
+    return {**reference, "required": always_sent(member), "unevaluatedProperties": False}
+
+
+def _name(reference: Schema) -> str:
+    return str(reference["$ref"]).removeprefix(_REF)
+
+
+def _complete(schema: Schema, record: Record) -> None:
+    """Put the bounds of Clamps into the schema of a record, and give its defaults the order that they always have."""
+    fields = fields_of(record)
+    nodes = schema.get("properties", {})
+    if "prefixItems" in schema:  # encoded as an array, after its tag if it has one
+        placed = schema["prefixItems"][len(schema["prefixItems"]) - len(fields) :]
+        nodes = {field.encoded: node for field, node in zip(fields, placed, strict=True)}
+    annotations = {field.encoded: field.annotation for field in fields}
+    for name, annotation in annotations.items():
+        _bound(annotation, list(_alternatives(nodes[name])), ())
+    for name, default in _defaults(record):
+        if "default" in nodes[name]:
+            value = clamped(annotations[name], default)
+            nodes[name]["default"] = msgspec.to_builtins(value, str_keys=True, order="deterministic")
+
+
+def _defaults(record: Record) -> Iterator[tuple[str, Any]]:
+    told = msgspec.inspect.type_info(record.type)
+    assert hasattr(told, "fields")
+    for field in told.fields:
+        if field.default is not msgspec.NODEFAULT:
+            yield field.encode_name, field.default
+
+
+def _alternatives(schema: Schema) -> Iterator[Schema]:
+    """Yield the schema, or the ones of which a value may fit any."""
+    if "anyOf" in schema:
+        for each in schema["anyOf"]:
+            yield from _alternatives(each)
+    else:
+        yield schema
+
+
+def _bound(annotation: Any, nodes: list[Schema], around: Marks) -> None:
+    """Bound the numbers of a type in the schemas that stand for it; records are bounded where they are defined."""
+    shape, own = shape_of(annotation)
+    marks = around + own
+    match shape:
+        case Plain(type=kind):
+            clamp = last_mark(marks, Clamp)
+            for node in nodes:
+                if clamp is not None and node.get("type") == _JSON_NUMBERS.get(kind, ""):
+                    _bound_number(node, *Range.of(clamp, marks, kind).ends)
+        case Many(part) | Table(part):
+            key = "items" if isinstance(shape, Many) else "additionalProperties"
+            inner = [each for node in nodes if isinstance(node.get(key), dict) for each in _alternatives(node[key])]
+            _bound(part, inner, marks)
+        case Fixed(parts):
+            for node in [node for node in nodes if "prefixItems" in node]:
+                for part, each in zip(parts, node["prefixItems"], strict=True):
+                    _bound(part, list(_alternatives(each)), marks)
+        case Choice(parts):
+            for part in parts:
+                _bound(part, nodes, marks)
+        case Record():
+            pass
+
+
+def _bound_number(schema: Schema, low: float, high: float) -> None:
+    """Narrow the bounds of a number; a bound that excludes its end and is at least as narrow stays."""
+    if low >= schema.get("minimum", low) and low > schema.get("exclusiveMinimum", -float("inf")):
+        schema.pop("exclusiveMinimum", None)
+        schema["minimum"] = low
+    if high <= schema.get("maximum", high) and high < schema.get("exclusiveMaximum", float("inf")):
+        schema.pop("exclusiveMaximum", None)
+        schema["maximum"] = high
 
 
 def digest(schema: Schema) -> str:
@@ -29,10 +147,10 @@ def digest(schema: Schema) -> str:
 
 def inlined(schema: Schema) -> Schema:
     """Return the schema with its top-level `$ref` replaced by what it refers to."""
-    name = schema.get("$ref", "").removeprefix("#/$defs/")
+    name = schema.get("$ref", "").removeprefix(_REF)
     if not name:
         return schema
     top = schema["$defs"][name]
-    recursive = f'"#/$defs/{name}"'.encode() in msgspec.json.encode(schema["$defs"])
+    recursive = f'"{_REF}{name}"'.encode() in msgspec.json.encode(schema["$defs"])
     rest = {key: value for key, value in schema["$defs"].items() if key != name or recursive}
     return {**top, "$defs": rest} if rest else dict(top)

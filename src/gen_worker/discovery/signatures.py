@@ -3,14 +3,18 @@
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 
+from gen_worker.api.clamping import clamping_of
 from gen_worker.api.handlers import parameters
 from gen_worker.api.hints import UnresolvedAnnotationError, resolve
+from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.marks import expected_outputs, moderation
 from gen_worker.discovery.schemas import members, schema_of
+from gen_worker.discovery.unions import confused
 from gen_worker.wire.messages import Shape
 
 _STREAMS: dict[Any, Shape] = {
@@ -29,7 +33,7 @@ class Signature:
 
     shape: Shape
     payload_type: type[msgspec.Struct]
-    output_type: Any  # a Struct, or of a stream the type, or the union of types, of its items
+    output_type: Any  # a Struct, or of a stream the type, or the union of types, of the items that are sent
 
 
 def read_signature(label: str, function: Callable[..., Any], *, method: bool) -> Signature:
@@ -45,6 +49,7 @@ def read_signature(label: str, function: Callable[..., Any], *, method: bool) ->
     shape, output = _read_output(label, function)
     for type_ in (payload, output):
         _check_schema(label, function, type_)
+    _check_marks(label, function, payload, output)
     return Signature(shape, payload, output)
 
 
@@ -59,7 +64,24 @@ def _read_output(label: str, function: Callable[..., Any]) -> tuple[Shape, Any]:
     item = get_args(annotation)[0]
     if not all(_is_struct(member) for member in members(item)) or actual not in ("sync", stream):
         raise _wrong_return(label, function, annotation, actual)
-    return stream, item  # a plain function may return an iterator that it got from elsewhere
+    return stream, _sent(label, function, item)  # a plain function may return an iterator that it got from elsewhere
+
+
+def _sent(label: str, function: Callable[..., Any], item: Any) -> Any:
+    """Return what a caller sees of a stream's items: `Done` and `Error` end the stream and are not sent."""
+    sent = tuple(member for member in members(item) if member not in (Done, Error))
+    if not sent:
+        raise DiscoveryError(
+            f"{place(function)}: `{label}` streams nothing: {_told(item)}",
+            "write the type of its items too: `-> Iterator[Item | Done]`",
+        )
+    if pair := confused(sent):
+        one, other = (member.__name__ for member in pair)
+        raise DiscoveryError(
+            f"{place(function)}: callers of `{label}` could not tell its items `{one}` and `{other}` apart",
+            f"give them tags: `class {one}(msgspec.Struct, tag=True)`, and the same for `{other}`",
+        )
+    return Union[sent]  # noqa: UP007 - of as many as there are
 
 
 def _actual_shape(function: Callable[..., Any]) -> Shape:
@@ -96,6 +118,15 @@ def _check_schema(label: str, function: Callable[..., Any], type_: Any) -> None:
             f"{place(function)}: `{_told(type_)}` of `{label}` cannot be sent: {error}",
             "use fields that JSON and msgpack can carry",
         ) from error
+
+
+def _check_marks(label: str, function: Callable[..., Any], payload: Any, output: Any) -> None:
+    try:
+        clamping_of(payload)
+        moderation(payload)
+        expected_outputs(output, payload)
+    except ValueError as error:
+        raise DiscoveryError(f"{place(function)}: a type of `{label}` is marked wrongly: {error}") from error
 
 
 def _resolved(label: str, function: Callable[..., Any], name: str) -> Any:

@@ -50,8 +50,8 @@ class FunctionSpec:
 def collect(module: ModuleType) -> list[FunctionSpec]:
     """Return the functions of a module's top package, sorted by name; raise DiscoveryError with every problem."""
     specs: list[FunctionSpec] = []
-    problems: list[DiscoveryError] = []
-    for target in marked_objects(module):
+    targets, problems = marked_objects(module)
+    for target in targets:
         for attempt in _specs_of(target, module.__name__.partition(".")[0]):
             try:
                 specs.append(attempt())
@@ -59,16 +59,8 @@ def collect(module: ModuleType) -> list[FunctionSpec]:
                 problems.append(problem)
     problems += _duplicates(specs)
     if problems:
-        raise _all_of(module.__name__, problems)
+        raise DiscoveryError.of(module.__name__, problems)
     return sorted(specs, key=lambda spec: spec.name)
-
-
-def _all_of(module: str, problems: list[DiscoveryError]) -> DiscoveryError:
-    unique = {problem.message: problem for problem in problems}  # variants of one handler repeat what is wrong with it
-    if len(unique) == 1:
-        return next(iter(unique.values()))
-    told = [f"\n  {message}" + (f"\n    {each.hint}" if each.hint else "") for message, each in unique.items()]
-    return DiscoveryError(f"{len(told)} problems in `{module}`:" + "".join(told))
 
 
 def _duplicates(specs: list[FunctionSpec]) -> Iterator[DiscoveryError]:

@@ -44,23 +44,26 @@ def _failed_import(module: str, error: BaseException, hint: str = "") -> Discove
     return DiscoveryError(f"`{module}` does not import: {reason}", hint, author_stack(error))
 
 
-def marked_objects(main: ModuleType) -> list[Any]:
+def marked_objects(main: ModuleType) -> tuple[list[Any], list[DiscoveryError]]:
     """Return every class and function marked with `@endpoint` in the top package of `main`, imported whole.
 
     What a package imports from elsewhere is not its own; what a program puts into a module that it made in memory is.
-    Raises DiscoveryError when a submodule does not import.
+    Submodules that do not import are the errors beside them.
     """
-    if _made_in_memory(main):
+    problems: list[DiscoveryError] = []
+    if made_in_memory(main):
         found = list(_marked(main))
     else:
         top = main.__name__.partition(".")[0]
-        modules = [main, sys.modules[top], *_submodules(sys.modules[top])]
+        modules = [main, sys.modules[top], *_submodules(sys.modules[top], problems)]
+        modules += [module for name, module in list(sys.modules.items()) if _within(name, top)]  # in plain folders too
         found = [value for module in modules for value in _marked(module) if _within(value.__module__, top)]
     once = {id(value): value for value in found}
-    return sorted(once.values(), key=lambda value: (value.__module__, value.__qualname__))
+    return sorted(once.values(), key=lambda value: (value.__module__, value.__qualname__)), problems
 
 
-def _made_in_memory(module: ModuleType) -> bool:
+def made_in_memory(module: ModuleType) -> bool:
+    """Tell whether a program made the module, so that no other process can import it."""
     return getattr(module, "__file__", None) is None and not hasattr(module, "__path__")
 
 
@@ -74,10 +77,14 @@ def _within(module: str, top: str) -> bool:
     return module == top or module.startswith(f"{top}.")
 
 
-def _submodules(package: ModuleType) -> Iterator[ModuleType]:
+def _submodules(package: ModuleType, problems: list[DiscoveryError]) -> Iterator[ModuleType]:
     for entry in pkgutil.iter_modules(getattr(package, "__path__", [])):
         if entry.name == "__main__":  # importing it would run the program
             continue
-        module = _import(f"{package.__name__}.{entry.name}")
+        try:
+            module = _import(f"{package.__name__}.{entry.name}")
+        except DiscoveryError as problem:
+            problems.append(problem)
+            continue
         yield module
-        yield from _submodules(module)
+        yield from _submodules(module, problems)
