@@ -79,6 +79,14 @@ def test_no_package_of_ours_loads_a_heavy_library(package: str) -> None:
     assert not loaded_by(package) & set(HEAVY)
 
 
+def test_reading_settings_loads_nothing_for_files_and_names_that_are_not_there(tmp_path: Path) -> None:
+    read = f"import pathlib, sys; from gen_worker.settings import Settings; place = pathlib.Path({str(tmp_path)!r}); "
+    read += "Settings.load(env={}, folder=place, root=place); print(*sys.modules)"
+    loaded = set(run("-c", read).stdout.split())
+    assert "gen_worker.sources" in loaded
+    assert not loaded & {"yaml", "difflib", "socket", "asyncio", "gen_worker.wire.messages"}
+
+
 def test_the_supervisor_loads_nothing_of_the_child() -> None:
     assert not [name for name in loaded_by("gen_worker_supervisor") if name.startswith("gen_worker_child")]
 
