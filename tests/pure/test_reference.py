@@ -11,15 +11,16 @@ import click
 import pytest
 
 import gen_worker
-from gen_worker.cli import invoke
+from gen_worker.cli import calls
 from gen_worker.cli.program import commands
 from gen_worker.settings import VARIABLES
 from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
 from gen_worker_child import jobs
 from gen_worker_child.main import CREDITS, WATCH_S
-from gen_worker_supervisor import blame, ladder, ndjson, state, steps
+from gen_worker_supervisor import blame, ladder, state, steps
 from gen_worker_supervisor import control as kept
+from gen_worker_supervisor.line_socket import Limits
 from gen_worker_supervisor.outcomes import STATE_OF
 from gen_worker_supervisor.phases import JobState
 
@@ -119,7 +120,7 @@ def test_every_kind_of_error_is_documented_as_it_behaves() -> None:
     retryable = {kind for kind, state in STATE_OF.items() if state is JobState.RETRYABLE}
     for kind, again, code in rows:
         assert (again == "yes") == (kind in retryable), kind
-        assert int(code) == invoke._CODES.get(kind, 1), kind
+        assert int(code) == calls._CODES.get(kind, 1), kind
 
 
 def test_every_detail_of_an_error_is_documented() -> None:
@@ -130,8 +131,8 @@ def test_every_detail_of_an_error_is_documented() -> None:
 @pytest.mark.parametrize(
     ("page", "told"),
     [
-        ("host-integration", f"{ndjson.LINE_LIMIT >> 20} MiB"),
-        ("host-integration", f"no line for {ndjson.FIRST_LINE_S:g} s"),
+        ("host-integration", f"{Limits().line_bytes >> 20} MiB"),
+        ("host-integration", f"no line for {Limits().first_line_s:g} s"),
         ("reference/control-socket", f"A frame has at most {messages.FRAME_LIMIT >> 10} KiB"),
         ("reference/control-socket", f"up to {messages.INLINE_LIMIT >> 10} KiB is a msgpack `bin`"),
         ("reference/control-socket", f"up to {messages.REGION_LIMIT >> 30} GiB, is a memfd"),
