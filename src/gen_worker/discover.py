@@ -3,20 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from gen_worker.discovery import (
-    DiscoveryError,
-    FunctionSpec,
-    collect,
-    import_main,
-    import_paths,
-    load_project_config,
-    manifest,
-)
-from gen_worker.discovery.stdout import leave, reserved_stdout, write_all
+from gen_worker.discovery.command import print_manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,37 +16,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", metavar="PATH", help="the project's folder or its pyproject.toml")
     parser.add_argument("--module", help="the module that declares the endpoints, in place of the project file's")
     options = parser.parse_args(arguments)
-    with reserved_stdout() as stdout:
-        try:
-            specs = _discover(options.config, options.module)
-        except DiscoveryError as error:
-            for line in error.stack:
-                print(line, file=sys.stderr)
-            _complain(error.message, error.hint)
-            return 1
-        except (FileNotFoundError, ValueError) as error:
-            _complain(str(error))
-            return 1
-        if not specs:
-            print("warning: no function or class is marked with `@endpoint`", file=sys.stderr)
-        document = msgspec.json.format(msgspec.json.encode(manifest(specs)), indent=2)
-        write_all(stdout, document + b"\n")
-    return 0
+    return print_manifest(options.config, options.module, _to_json)
 
 
-def _discover(config: str | None, module: str | None) -> list[FunctionSpec]:
-    if module is not None:
-        root = Path(config or ".").absolute()
-        return collect(import_main(module, import_paths(root if root.is_dir() else root.parent)))
-    project = load_project_config(config)
-    return collect(import_main(project.main, import_paths(project.root)))
-
-
-def _complain(message: str, hint: str = "") -> None:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+def _to_json(document: dict[str, Any]) -> str:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

@@ -5,20 +5,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gen_worker.discovery.documents import describe, manifest, survey
     from gen_worker.discovery.errors import DiscoveryError
+    from gen_worker.discovery.lock import discover, to_toml
     from gen_worker.discovery.names import did_you_mean, match_name, slugify_name
     from gen_worker.discovery.project import ProjectConfig, import_paths, load_project_config
     from gen_worker.discovery.specs import FunctionSpec, collect
     from gen_worker.discovery.stacks import author_stack
+    from gen_worker.discovery.validation import Finding, Validation, validate_endpoint, validate_endpoint_lock
     from gen_worker.discovery.walk import import_main
 
 __all__ = [
     "DiscoveryError",
+    "Finding",
     "FunctionSpec",
     "ProjectConfig",
+    "Validation",
     "author_stack",
     "collect",
     "describe",
     "did_you_mean",
+    "discover",
     "import_main",
     "import_paths",
     "load_project_config",
@@ -26,15 +31,20 @@ __all__ = [
     "match_name",
     "slugify_name",
     "survey",
+    "to_toml",
+    "validate_endpoint",
+    "validate_endpoint_lock",
 ]
 
 _HOMES = {
     "documents": ("describe", "manifest", "survey"),
     "errors": ("DiscoveryError",),
+    "lock": ("discover", "to_toml"),
     "names": ("did_you_mean", "match_name", "slugify_name"),
     "project": ("ProjectConfig", "import_paths", "load_project_config"),
     "specs": ("FunctionSpec", "collect"),
     "stacks": ("author_stack",),
+    "validation": ("Finding", "Validation", "validate_endpoint", "validate_endpoint_lock"),
     "walk": ("import_main",),
 }
 

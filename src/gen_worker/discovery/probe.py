@@ -1,16 +1,17 @@
 """The short-lived process that looks at the author's module in a supervisor's stead: one JSON document on stdout.
 
-`python -m gen_worker.discovery.probe --module MODULE --path FOLDER…` prints a survey and exits 0, or
-`{"error", "hint", "stack"}` and exits 2.
+`python -m gen_worker.discovery.probe --module MODULE --path FOLDER…` prints a survey, with `--manifest` the manifest,
+and exits 0, or `{"error", "hint", "stack", "problems"}` and exits 2.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from gen_worker.discovery.documents import survey
+from gen_worker.discovery.documents import manifest, survey
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.specs import collect
 from gen_worker.discovery.stdout import leave, reserved_stdout, write_all
@@ -23,21 +24,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gen_worker.discovery.probe", description="Survey a module.")
     parser.add_argument("--module", required=True, help="the module that declares the endpoints")
     parser.add_argument("--path", action="append", default=[], help="a folder for the front of `sys.path`; repeatable")
+    parser.add_argument("--manifest", action="store_true", help="print the manifest instead of a survey")
     options = parser.parse_args(arguments)
     with reserved_stdout() as stdout:
         try:
-            document = msgspec.json.encode(_look(options.module, options.path))
+            document = msgspec.json.encode(_look(options.module, options.path, options.manifest))
         except DiscoveryError as error:
-            told = {"error": error.message, "hint": error.hint, "stack": error.stack}
-            write_all(stdout, msgspec.json.encode(told))
+            problems = [_told(problem) for problem in error.problems if problem is not error]
+            write_all(stdout, msgspec.json.encode({**_told(error), "problems": problems}))
             return 2
         write_all(stdout, document)
     return 0
 
 
-def _look(module: str, paths: Sequence[str]) -> Survey:
+def _look(module: str, paths: Sequence[str], wants_manifest: bool) -> Survey | dict[str, Any]:
     specs = collect(import_main(module, paths))
+    if wants_manifest:
+        return manifest(specs)
     return survey(specs, module=module, paths=paths, loaded=sys.modules)
+
+
+def _told(error: DiscoveryError) -> dict[str, Any]:
+    return {"error": error.message, "hint": error.hint, "stack": error.stack}
 
 
 if __name__ == "__main__":

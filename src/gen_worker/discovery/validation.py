@@ -1,0 +1,111 @@
+"""Whether the platform can take an endpoint: its folder, and its lock.
+
+Never imports the author's code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from gen_worker.discovery.names import slugify_name
+from gen_worker.discovery.project import load_project_config
+
+NO_ENDPOINTS = "no function or class is marked with `@endpoint`"
+
+
+class Finding(str):
+    """What was found, in a sentence; `hint` says what to do about it."""
+
+    hint: str
+
+    def __new__(cls, message: str, hint: str = "") -> "Finding":
+        """Make the sentence, with its hint."""
+        finding = super().__new__(cls, message)
+        finding.hint = hint
+        return finding
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What speaks against an endpoint: errors do, warnings may."""
+
+    errors: list[Finding]
+    warnings: list[Finding]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return not self.errors
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def validate_endpoint(root: str | Path, *, require_uv_lock: bool = False) -> Validation:
+    """Check the files of a project that an image is to be built from."""
+    folder = Path(root)
+    errors = _project_faults(folder)
+    warnings: list[Finding] = []
+    if not (folder / "Dockerfile").is_file():
+        errors.append(Finding(f"no `{folder / 'Dockerfile'}`", "the platform builds the image of the endpoint from it"))
+    if (folder / "requirements.txt").exists():
+        hint = "move what it lists to `[project] dependencies` of `pyproject.toml` and remove it"
+        errors.append(Finding(f"`{folder / 'requirements.txt'}` is not read", hint))
+    if not (folder / "uv.lock").is_file():
+        unlocked = Finding(f"no `{folder / 'uv.lock'}`: each build may get other versions", "`uv lock` writes it")
+        (errors if require_uv_lock else warnings).append(unlocked)
+    return Validation(errors, warnings)
+
+
+def _project_faults(folder: Path) -> list[Finding]:
+    try:
+        project = load_project_config(folder / "pyproject.toml")
+    except FileNotFoundError:
+        return [Finding(f"no `{folder / 'pyproject.toml'}`", "say where the root of the endpoint is")]
+    except (ValueError, OSError) as error:
+        return [Finding(str(error).rstrip())]
+    if slugify_name(project.name):
+        return []
+    said = f"`{project.name}` leaves nothing to call the endpoint by" if project.name else "there is none"
+    hint = 'add to `pyproject.toml`: `[project]`, `name = "my-endpoint"`'
+    return [Finding(f"`[project].name` of `{folder / 'pyproject.toml'}`: {said}", hint)]
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+
+
+def validate_endpoint_lock(lock: Any) -> Validation:
+    """Check a manifest, as a table of Python values."""
+    functions = lock.get("functions") if isinstance(lock, Mapping) else None
+    if not isinstance(functions, list):
+        return Validation(
+            [Finding("the lock has no list `functions`", "`python -m gen_worker.discovery` writes it")], []
+        )
+    errors: list[Finding] = []
+    seen: dict[tuple[str, str, str], str] = {}
+    for number, entry in enumerate(functions, start=1):
+        if not isinstance(entry, Mapping):
+            errors.append(Finding(f"entry {number} of `functions` is no table: {entry!r}"))
+            continue
+        errors += _entry_faults(number, entry)
+        name = str(entry.get("name") or "")
+        home = (str(entry.get("declared_module") or entry.get("module") or ""), str(entry.get("class_name") or ""))
+        slug = slugify_name(name)
+        if slug and (first := seen.setdefault((*home, slug), name)) is not name:
+            where = ".".join(part for part in home if part)
+            both = f"`{first}` and `{name}`" if first != name else f"two entries `{name}`"
+            errors.append(Finding(f"{both} of `{where}` are both routed as `{slug}`", "rename one of them"))
+    return Validation(errors, [] if functions else [Finding(NO_ENDPOINTS)])
+
+
+def _entry_faults(number: int, entry: Mapping[str, Any]) -> list[Finding]:
+    from gen_worker.api.decorator import Kind
+
+    kinds, name, faults = get_args(Kind), entry.get("name"), []
+    told = f"entry {number} of `functions`" + (f", `{name}`" if name else "")
+    if not isinstance(name, str) or not slugify_name(name):
+        faults.append(Finding(f"{told}: the name {name!r} leaves nothing to route by"))
+    if entry.get("kind") not in kinds:
+        faults.append(Finding(f"{told}: the kind is one of {', '.join(kinds)}, not {entry.get('kind')!r}"))
+    return faults
