@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gen_worker import __version__
 from gen_worker.client import Client, JobError, SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.channel import close_all, receive_packet, send_packet
@@ -421,9 +422,11 @@ def test_a_place_where_nobody_listens_is_said(folder: Path) -> None:
 
 def test_another_protocol_is_refused_with_the_version_to_use(folder: Path) -> None:
     supervisor = Supervisor(folder, protocol=7)
-    with pytest.raises(SupervisorUnreachable, match="speaks control protocol 7") as caught:
+    with pytest.raises(
+        SupervisorUnreachable, match=r"\(gen-worker 9.9\) speaks control protocol 7, .* speaks 1"
+    ) as caught:
         Client(supervisor.path)
-    assert caught.value.hint == "use the client of gen-worker 9.9"
+    assert caught.value.hint == f"use the client of gen-worker 9.9, or serve with gen-worker {__version__}"
     supervisor.close()
 
 

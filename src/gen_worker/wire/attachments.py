@@ -1,14 +1,16 @@
 """Bodies on the control socket as a client sends and receives them: inline, or in shared memory that is used again."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from threading import Lock
+from typing import NamedTuple
 
 from gen_worker.wire.control import Attached, Value
 from gen_worker.wire.messages import INLINE_LIMIT
 from gen_worker.wire.regions import Mapped, OwnRegion, RegionError, open_region, size_class
-from gen_worker.wire.values import copy_into, pieces, total_length
+from gen_worker.wire.values import Piece, copy_into, pieces, total_length
 
 MAPPED_REGIONS = 16  # of the supervisor's, kept mapped for later bodies
+LENT_REGIONS = 32  # that bodies nobody has read yet may hold; the next such body is copied out, or its child would wait
 POOL_BYTES = 256 << 20  # of regions kept for later payloads; one that does not fit in gets a region for itself
 
 
@@ -25,47 +27,62 @@ class Outgoing(NamedTuple):
 
 
 class Outbox:
-    """Encodes payloads; those over `INLINE_LIMIT` into regions, which are kept and used again."""
+    """Encodes payloads; those over `INLINE_LIMIT` into regions, which are kept and used again. For any thread."""
 
     def __init__(self) -> None:
         self._numbers: dict[OwnRegion, int] = {}
         self._idle: list[OwnRegion] = []
+        self._closed = False
+        self._lock = Lock()
 
     def pack(self, payload: object) -> Outgoing:
-        """Encode a payload; raise `RegionError` when it is too long to travel."""
-        parts = pieces(payload)
+        """Encode a payload; raise `RegionError` when it is too long to travel. It is the caller's to `recycle`."""
+        return self.place(pieces(payload))
+
+    def place(self, parts: Sequence[Piece]) -> Outgoing:
+        """Join the pieces of an encoded payload as `pack` does: long ones are copied here."""
         length = total_length(parts)
         if length <= INLINE_LIMIT:
             return Outgoing(b"".join(parts), None)
-        region = self._region(size_class(length))
-        copy_into(region.view, parts)
-        return Outgoing(Attached(length, self._numbers.get(region, 0)), region)
+        with self._lock:
+            region, number = self._region(size_class(length))
+        outgoing = Outgoing(Attached(length, number), region)
+        try:
+            copy_into(region.view, parts)
+        except BaseException:
+            self.recycle(outgoing)
+            raise
+        return outgoing
 
-    def _region(self, size: int) -> OwnRegion:
+    def _region(self, size: int) -> tuple[OwnRegion, int]:
         for region in self._idle:
             if region.size == size:
                 self._idle.remove(region)
-                return region
+                return region, self._numbers[region]
         region = OwnRegion.create(size, shared_with_readers_only=True)
-        if sum(known.size for known in self._numbers) + size <= POOL_BYTES:
+        if not self._closed and sum(known.size for known in self._numbers) + size <= POOL_BYTES:
             self._numbers[region] = len(self._numbers) + 1
-        return region
+        return region, self._numbers.get(region, 0)
 
     def recycle(self, outgoing: Outgoing) -> None:
         """Take the memory back: its job has ended, or never began."""
-        if outgoing.region is None:
+        region = outgoing.region
+        if region is None:
             return
-        if outgoing.region in self._numbers:
-            self._idle.append(outgoing.region)
-        else:
-            outgoing.region.close()
+        with self._lock:
+            if region in self._numbers and not self._closed:
+                self._idle.append(region)
+            else:
+                region.close()
 
     def close(self) -> None:
-        """Give all kept memory back to the system."""
-        for region in self._numbers:
-            region.close()
-        self._numbers.clear()
-        self._idle.clear()
+        """Keep no memory from now on; what is in use is given back to the system with its `recycle`."""
+        with self._lock:
+            self._closed = True
+            for region in self._idle:
+                region.close()
+            self._idle.clear()
+            self._numbers.clear()
 
 
 class Inbox:
@@ -73,22 +90,23 @@ class Inbox:
 
     def __init__(self) -> None:
         self._mapped: dict[int, Mapped] = {}
-        self._read: list[int] = []
-        self._lent: list[int] = []
+        self.lent: set[int] = set()  # regions that the supervisor leaves as they are for us
 
-    def unpack(self, body: Value, descriptors: list[int], decode: Callable[[Any], Any], *, views: bool) -> Any:
-        """Return `decode` of the body; takes from `descriptors` what it uses. `views`: the value points into the body.
+    def open(self, body: Value, descriptors: list[int]) -> bytes | memoryview:
+        """Return the body, where it can be not copied; takes from `descriptors` what it uses.
 
-        Raises what `decode` raises, `RegionError` for a region that cannot be used.
+        The supervisor leaves a region as it is for as long as something of it is looked at.
+        Raises `RegionError` for a region that cannot be used.
         """
         if isinstance(body, bytes):
-            return decode(body)
+            return body
         mapped = self._map(body, descriptors)
         if body.region == 0:
-            with mapped:  # views keep the memory beyond this
-                return decode(mapped.body(body.length))
-        (self._lent if views else self._read).append(body.region)
-        return decode(mapped.body(body.length))
+            with mapped:  # the view keeps the memory beyond this
+                return mapped.body(body.length)
+        self.lent.add(body.region)
+        view = mapped.body(body.length)
+        return view if len(self.lent) <= LENT_REGIONS else bytes(view)
 
     def _map(self, body: Attached, descriptors: list[int]) -> Mapped:
         known = self._mapped.get(body.region)
@@ -105,15 +123,13 @@ class Inbox:
     def _forget_oldest(self) -> None:
         """Unmap regions of children that may be long gone; one that comes again comes with its memory."""
         for number in list(self._mapped)[:-MAPPED_REGIONS]:
-            if number not in self._read and not self._mapped[number].lent:
+            if number not in self.lent:
                 self._mapped.pop(number).close()
 
     def released(self) -> list[int]:
         """Return the regions that nobody here looks at any more, each once."""
-        done, self._read = self._read, []
-        if self._lent:
-            done += [number for number in self._lent if not self._mapped[number].lent]
-            self._lent = [number for number in self._lent if self._mapped[number].lent]
+        done = [number for number in self.lent if not self._mapped[number].lent]
+        self.lent.difference_update(done)
         return done
 
     def close(self) -> None:
@@ -121,5 +137,4 @@ class Inbox:
         for mapped in self._mapped.values():
             mapped.close()
         self._mapped.clear()
-        self._read.clear()
-        self._lent.clear()
+        self.lent.clear()
