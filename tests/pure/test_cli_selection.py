@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gen_worker.cli.failure import Failure
-from gen_worker.cli.selection import select
+from gen_worker.cli.selection import Wanted, select
 from gen_worker.discovery.specs import FunctionSpec, collect
 
 MAIN = """
@@ -43,7 +43,7 @@ def specs() -> Iterator[list[FunctionSpec]]:
 
 
 def name(specs: list[FunctionSpec], class_name: str | None, method: str | None, module: str = "elsewhere.main") -> str:
-    return select(specs, module=module, class_name=class_name, method=method).name
+    return select(specs, Wanted(module, class_name, method)).name
 
 
 @pytest.mark.parametrize(
@@ -100,5 +100,5 @@ def test_what_is_not_one_function_is_refused_with_what_there_is(
 
 def test_an_endpoint_without_functions_says_how_to_make_one() -> None:
     with pytest.raises(Failure, match="no functions in `empty`") as caught:
-        select([], module="empty", class_name=None, method=None)
+        select([], Wanted("empty", None, None))
     assert caught.value.hint == "mark a class or a function with `@endpoint`"

@@ -3,18 +3,23 @@
 Knows nothing of requests and sockets: it is handed one event after the other.
 """
 
+import io
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TextIO, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 import msgspec
 
 from gen_worker.settings import Settings
 from gen_worker.terminal import Style, colours, paint
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 Form: TypeAlias = Literal["json", "text", "bar"]
 """`bar` is text whose progress is one line that is drawn again and again; only a terminal can show it."""
@@ -32,17 +37,6 @@ def form_of(wanted: str, stream: TextIO, env: Mapping[str, str]) -> Form:
     if wanted == "json" or (wanted == "auto" and not stream.isatty()):
         return "json"
     return "bar" if drawable else "text"
-
-
-def events_on_stderr(settings: Settings) -> "Events":
-    """Return the way for events to stderr that the settings want."""
-    form = form_of(settings.log_format, sys.stderr, os.environ)
-    return Events(form, _to_stderr, settings.log_level, coloured=colours(sys.stderr, os.environ))
-
-
-def _to_stderr(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
 
 
 class Events:
@@ -69,7 +63,7 @@ class Events:
         self._last = ("", "", -1)
 
     def show(self, function: str, request_id: str, what: str, value: Mapping[str, Any], at: float) -> None:
-        """Show an event of a request: its `progress` or a `log` line, told at a unix time."""
+        """Show an event of a request, most often its `progress` or a `log` line, told at a unix time."""
         level = str(value.get("level", "info")) if what == "log" else "info"
         if level in _LEVELS and _LEVELS.index(level) < self._least and what == "log":
             return
@@ -78,6 +72,8 @@ class Events:
             self._write(msgspec.json.encode(event, order="sorted").decode() + "\n")
         elif what == "progress":
             self._progress(function, request_id, value)
+        elif what != "log":
+            self._line(f"[{function}] {what}: {msgspec.json.encode(value, order='sorted').decode()}\n")
         else:
             self._line(f"[{function}] {self._marked(level)}{_printable(str(value.get('message', '')))}\n")
 
@@ -116,6 +112,51 @@ class Events:
     def erasing(self) -> str:
         """What to write before a line that does not go through here, to take the progress bar away."""
         return ERASE if self._bar else ""
+
+
+def events_on_stderr(settings: Settings) -> "Events":
+    """Return the way for events to stderr that the settings want."""
+    stream = sys.stderr  # this one, even if the author's code gets another
+
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    form = form_of(settings.log_format, stream, os.environ)
+    return Events(form, write, settings.log_level, coloured=colours(stream, os.environ))
+
+
+@contextmanager
+def prints_beside(events: Events) -> Iterator[None]:
+    """Have whatever Python code prints take the progress bar off the terminal first; native code is not noticed."""
+    if events.form != "bar":
+        yield
+        return
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        _opened(_Polite(descriptor, events), stream) for descriptor, stream in ((1, before[0]), (2, before[1]))
+    )
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _opened(raw: io.FileIO, like: TextIO) -> TextIO:
+    return io.TextIOWrapper(io.BufferedWriter(raw), like.encoding, like.errors, line_buffering=True)
+
+
+class _Polite(io.FileIO):
+    """A descriptor of the terminal, written to when no progress bar is in the way."""
+
+    def __init__(self, descriptor: int, events: Events) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._events = events
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        self._events.hide()
+        return super().write(data)
 
 
 def progress_bar(share: float, stage: str, width: int) -> str:

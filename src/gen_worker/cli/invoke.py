@@ -1,10 +1,8 @@
 """`gen-worker invoke`: call a function of a running server."""
 
-import sys
 from typing import Any
 
 import click
-import msgspec
 
 from gen_worker.cli.binary import Folder
 from gen_worker.cli.calls import Call
@@ -13,8 +11,9 @@ from gen_worker.cli.completing import complete_address, complete_fields, complet
 from gen_worker.cli.events import events_on_stderr
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.payload import LocalFiles, payload_of
-from gen_worker.cli.project import find_project, project_options, survey_of
-from gen_worker.cli.servers import DEFAULT_SOCKET, described, find_server, functions_in, schema_in
+from gen_worker.cli.project import find_project, functions_of, project_options, survey_of
+from gen_worker.cli.results import Results, SavedResults
+from gen_worker.cli.servers import DEFAULT_SOCKET, described, find_server, schema_in
 from gen_worker.cli.settings import log_format_option, read_settings
 
 _HELP = """Call FUNCTION of a running `gen-worker serve` and print its output.
@@ -80,55 +79,27 @@ def command(
     module: str | None,
 ) -> int:
     """Call a function of a running server."""
+    if force and path is None:
+        raise Failure("`--force` without `-o`", "`-o PATH` says which file is to be written")
     settings = read_settings(log_format=log_format)
     server = find_server(socket_, settings)
     known = server.function(function)
     if server.functions is None and (config or module):
         survey = survey_of(find_project(config, module))
-        known = described(function, functions_in(msgspec.json.decode(survey.description)))
+        known = described(function, functions_of(survey.description))
     payload = payload_of(arguments, schema_in(known), files=LocalFiles(inline=server.is_remote))
-    results = Results(pretty, _folder(path, force, known))
-    call = Call(server, function, events_on_stderr(settings), results.take, name="invoke")
+    results: Results | SavedResults = Results(pretty=pretty)
+    if path is not None:
+        results = SavedResults(Results(pretty=pretty), _folder(path, force, known))
+    call = Call(server, function, events_on_stderr(settings), results.value, name="invoke")
     code = call.run(payload, stream=stream, timeout_s=timeout_s)
-    results.refuse_none()
+    if isinstance(results, SavedResults):
+        results.refuse_none()
     return code
 
 
-def _folder(path: str | None, force: bool, function: dict[str, Any]) -> Folder | None:
-    if path is None:
-        if force:
-            raise Failure("`--force` without `-o`", "`-o PATH` says which file is to be written")
-        return None
+def _folder(path: str, force: bool, function: dict[str, Any]) -> Folder:
     schema = schema_in(function, "output_schema")
     folder = Folder(path, force=force, schema=schema, streams=bool(function.get("is_generator")))
     folder.refuse_early()
     return folder
-
-
-class Results:
-    """The values that a call gives, one JSON a line on stdout, their binary parts in a folder if there is one."""
-
-    def __init__(self, pretty: bool, folder: Folder | None = None) -> None:
-        self._pretty = pretty
-        self._folder = folder
-
-    def take(self, event: str, value: bytes) -> None:
-        """Print an item or an output."""
-        if self._folder is None:
-            self._print(value)
-            return
-        try:
-            self._print(self._folder.take(value))
-        except Failure:
-            self._print(value)  # as it came: what could not be written is not lost
-            raise
-
-    def _print(self, value: bytes) -> None:
-        out = sys.stdout.buffer
-        out.write((msgspec.json.format(value, indent=2) if self._pretty else value) + b"\n")
-        out.flush()
-
-    def refuse_none(self) -> None:
-        """Raise `Failure` when binary values were asked for and there was none."""
-        if self._folder is not None and not self._folder.written:
-            raise Failure("nothing in the output is binary, so `-o` wrote nothing", "the output is on stdout")

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from gen_worker.cli.failure import Failure
+from gen_worker.cli.servers import functions_in
 from gen_worker.discovery.project import import_paths, load_project_config
 from gen_worker.wire.survey import Survey
 
@@ -86,6 +87,15 @@ def _fate(status: int) -> str:
         return signal.Signals(-status).name
     except ValueError:
         return f"signal {-status}"
+
+
+def functions_of(description: bytes) -> list[dict[str, Any]]:
+    """Return the functions of a description document; none when it is something else."""
+    try:
+        document = msgspec.json.decode(description)
+    except msgspec.DecodeError:
+        return []
+    return functions_in(document) if isinstance(document, dict) else []
 
 
 def show_stack(lines: list[str]) -> None:

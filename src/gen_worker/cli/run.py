@@ -1,54 +1,60 @@
 """`gen-worker run`: one function, once, in this process."""
 
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import msgspec
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
+from gen_worker.cli.completing import complete_method, complete_run_fields
+from gen_worker.cli.events import Events, events_on_stderr, prints_beside
+from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
+from gen_worker.cli.interrupts import announce, interrupts_of_native_code
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of
-from gen_worker.settings import Settings, SettingsError
+from gen_worker.cli.results import Results
+from gen_worker.cli.selection import Wanted, select
+from gen_worker.cli.settings import log_format_option, read_settings
+from gen_worker.settings import Settings
 
 if TYPE_CHECKING:
     from gen_worker.api.context import CancelFlag, RequestContext
     from gen_worker.discovery.specs import FunctionSpec
     from gen_worker_child.executor import Executor
 
-PRESS_AGAIN_S = 2.0  # a second Ctrl-C in this time ends the process at once
-
 _HELP = """Run one function once, in this process, and print its output.
 
 FIELD=VALUE fills one field of the payload: `steps=20`, `text@notes.txt` (the content of a file), `sizes:=[1,2]`
-(JSON), `style.name=oil`. A word without a field name fills the first text field. The only word can be the whole
-payload: JSON, `@payload.json`, or `-` for stdin.
+(JSON), `style.name=oil`; `image@cat.png` passes the file itself to a field for one. A word without a field name fills
+the first text field. The only word can be the whole payload: JSON, `@payload.json`, or `-` for stdin.
+
+Ctrl-C asks the job to end; a second one ends the process at once. The endpoint's code runs in this process: code that
+crashes or leaves it ends the command without a word. `--attach` runs it in a server that is up already.
 
 \b
 gen-worker run "a cat in the snow" steps=20
 gen-worker run --method upscale image@cat.png
+gen-worker run --attach --method upscale image@cat.png
 gen-worker run --list"""
 
 
 @click.command("run", cls=Command, help=_HELP, codes=(OK, USER_CODE, USAGE, NO_MODEL, CANCELED))
-@click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
+@click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...", shell_complete=complete_run_fields)
 @click.option("--class", "class_name", metavar="NAME", help="Only functions of this class.")
-@click.option("--method", metavar="NAME", help="Only the function with this name.")
+@click.option("--method", metavar="NAME", shell_complete=complete_method, help="Only the function with this name.")
 @click.option("--payload", metavar="JSON", help="The payload that the fields are put into.")
 @click.option("--payload-file", metavar="PATH", help="The same from a file; `-` is stdin.")
 @project_options
 @click.option("--offline", is_flag=True, help="Use only what local caches hold.")
 @click.option("--device", metavar="DEVICE", help="What `ctx.device` is: `cpu`, `cuda` or `cuda:N`.")
+@click.option("--attach", is_flag=True, help="Run it in the `gen-worker serve` of this folder, which is warm.")
 @click.option("--pretty", is_flag=True, help="Indent the JSON.")
+@log_format_option
 @click.option("--list", "wants_list", is_flag=True, help="Print what the endpoint's functions are and take.")
 def command(
     fields: tuple[str, ...],
@@ -60,45 +66,58 @@ def command(
     module: str | None,
     offline: bool,
     device: str | None,
+    attach: bool,
     pretty: bool,
+    log_format: str | None,
     wants_list: bool,
 ) -> int:
     """Run one function once, in this process."""
     if payload is not None and payload_file is not None:
         raise Failure("`--payload` and `--payload-file` together", "give one of them")
     start = _start(payload, payload_file)
-    settings = _settings(device, offline)
+    settings = read_settings(local_device=device, log_format=log_format)
+    if attach and not wants_list:
+        if device or offline:
+            raise Failure("`--attach` with `--device` or `--offline`", "those are the server's: `gen-worker serve`")
+        from gen_worker.cli.attached import run_attached
+
+        wanted = Wanted(_module_here(config, module), class_name, method)
+        return run_attached(fields, start, wanted, settings, Results(pretty=pretty))
+    _leave_to_author(settings, offline)
     project = find_project(config, module)
     if wants_list:
         return _print_list(project, pretty)
     from gen_worker.discovery.stdout import reserved_stdout
 
-    with reserved_stdout() as stdout:
-        output = _Output(stdout, pretty)
+    events = events_on_stderr(settings)
+    with reserved_stdout() as stdout, prints_beside(events):
         specs, main = _import(project)
-        from gen_worker.cli.selection import select
+        spec = select(specs, Wanted(main.__name__, class_name, method))
+        return _run(
+            spec, specs, _encoded(spec, fields, start), settings, _Shown(Results(stdout, pretty=pretty), events)
+        )
 
-        spec = select(specs, module=main.__name__, class_name=class_name, method=method)
-        return _run(spec, specs, _encoded(spec, fields, start), settings, output)
+
+def _module_here(config: str | None, module: str | None) -> str:
+    try:
+        return find_project(config, module).module
+    except Failure:
+        if config or module:
+            raise
+        return ""  # the server is asked, whatever is here
 
 
-def _settings(device: str | None, offline: bool) -> Settings:
-    """Read the settings, then leave in the environment only what the author's code may see, as in a child."""
+def _leave_to_author(settings: Settings, offline: bool) -> None:
+    """Leave in the environment only what the author's code may see, as in a child."""
     from gen_worker.environment import passes
 
-    environment = dict(os.environ)
-    try:
-        settings = Settings.load({"local_device": device}, env=environment)
-    except SettingsError as error:
-        raise Failure(str(error).replace("`local_device` must", "`--device` must")) from None
-    for name in environment:
+    for name in list(os.environ):
         if not passes(name):
             os.environ.pop(name, None)
     if settings.local_device is not None:
         os.environ["GEN_WORKER_LOCAL_DEVICE"] = settings.local_device
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    return settings
 
 
 # --- --list -----------------------------------------------------------------------------------------------------------
@@ -145,9 +164,14 @@ def _encoded(spec: "FunctionSpec", fields: Sequence[str], start: dict[str, Any] 
     return msgspec.json.encode(payload_of(fields, schema_of(spec.payload_type), start=start))
 
 
-def _run(
-    spec: "FunctionSpec", specs: "Sequence[FunctionSpec]", body: bytes, settings: Settings, output: "_Output"
-) -> int:
+class _Shown(NamedTuple):
+    """Where a job's results and events go."""
+
+    results: Results
+    events: Events
+
+
+def _run(spec: "FunctionSpec", specs: "Sequence[FunctionSpec]", body: bytes, settings: Settings, shown: _Shown) -> int:
     from gen_worker.api.context import CancelFlag
     from gen_worker_child.executor import Executor
 
@@ -160,13 +184,20 @@ def _run(
     _refuse_models(spec)
     _warn_without_gpu(spec, settings)
     cancel = CancelFlag()
-    context = _context(spec, settings, cancel)
+    context = _context(spec, settings, cancel, shown.events)
     try:
         if spec.instance and (failed := _set_up(executor, spec)):
             return failed
-        with _cooperative_interrupt(executor, cancel):
-            return _call(executor, spec, context, payload, output)
+
+        def ask() -> None:
+            cancel.set()
+            executor.cancel()
+            announce("canceling; press Ctrl-C again to stop at once", shown.events.erasing)
+
+        with interrupts_of_native_code(ask, lambda: os._exit(CANCELED)):
+            return _call(executor, spec, context, payload, shown)
     finally:
+        shown.events.hide()
         executor.shutdown(lambda error: _tell(error, "`shutdown()` failed"))
 
 
@@ -182,25 +213,27 @@ def _refuse_models(spec: "FunctionSpec") -> None:
 def _warn_without_gpu(spec: "FunctionSpec", settings: Settings) -> None:
     here = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
     if spec.resources.gpu and settings.local_device is None and sys.platform == "linux" and not here:
-        sys.stderr.write(f"warning: `{spec.name}` is made for a GPU and there is none: it runs on the CPU\n")
+        say("warning", f"`{spec.name}` is made for a GPU and there is none: it runs on the CPU")
 
 
-def _context(spec: "FunctionSpec", settings: Settings, cancel: "CancelFlag") -> "RequestContext":
+def _context(spec: "FunctionSpec", settings: Settings, cancel: "CancelFlag", events: Events) -> "RequestContext":
     from gen_worker.api.producers import context_class
     from gen_worker.outputs import FolderSink
+
+    def emit(event: dict[str, Any]) -> None:
+        value = dict(event["payload"])
+        if "progress" in value:
+            value["progress"] = min(1.0, max(0.0, value["progress"]))
+        what = str(event["type"]).removeprefix("request.")
+        events.show(spec.name, event["request_id"], what, value, event["timestamp"])
 
     return context_class(spec.kind)(
         request_id=f"local-{os.urandom(4).hex()}",
         owner=os.environ.get("USER") or "local-dev",
-        emitter=_emit,
+        emitter=emit,
         sink=FolderSink(settings.local_output_dir),
         cancel=cancel,
     )
-
-
-def _emit(event: dict[str, object]) -> None:
-    sys.stderr.write(msgspec.json.encode(event, order="sorted").decode() + "\n")
-    sys.stderr.flush()
 
 
 def _set_up(executor: "Executor", spec: "FunctionSpec") -> int:
@@ -213,22 +246,27 @@ def _set_up(executor: "Executor", spec: "FunctionSpec") -> int:
 
 
 def _call(
-    executor: "Executor", spec: "FunctionSpec", context: "RequestContext", payload: msgspec.Struct, output: "_Output"
+    executor: "Executor", spec: "FunctionSpec", context: "RequestContext", payload: msgspec.Struct, shown: _Shown
 ) -> int:
     yielded = 0
 
     def on_item(item: Any) -> None:
         nonlocal yielded
-        output.write("yield", executor.encode(item, "json"))
+        document = executor.encode(item, "json")
+        shown.events.hide()
+        shown.results.event("yield", document)
         yielded += 1
 
     try:
         value = executor.run(spec, context, payload, on_item)
         streams = spec.shape in ("generator", "async_generator")
-        output.write("result", executor.encode({"yielded": yielded} if streams else value, "json"))
+        document = executor.encode({"yielded": yielded} if streams else value, "json")
+        shown.events.hide()
+        shown.results.event("result", document)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
-        if output.lost is not None:
-            raise output.failure() from None
+        if shown.results.lost is not None:
+            raise shown.results.failure() from None
+        shown.events.hide()
         return _failed(error)
     return OK
 
@@ -247,56 +285,3 @@ def _tell(error: BaseException, message: str, *, stack: bool = True) -> None:
     if stack:
         show_stack(author_stack(error))
     say_error(message)
-
-
-@contextmanager
-def _cooperative_interrupt(executor: "Executor", cancel: "CancelFlag") -> Iterator[None]:
-    """Make the first Ctrl-C ask the job to end, and a second one soon after end the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = -PRESS_AGAIN_S
-
-    def on_press(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        now = time.monotonic()
-        if now - pressed < PRESS_AGAIN_S:
-            os._exit(CANCELED)
-        pressed = now
-        cancel.set()
-        executor.cancel()
-        os.write(2, b"canceling; press Ctrl-C again to stop at once\n")
-
-    before = signal.signal(signal.SIGINT, on_press)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Output:
-    """The real stdout, for results only: whatever the author's code prints goes to stderr."""
-
-    def __init__(self, descriptor: int, pretty: bool) -> None:
-        self.lost: OSError | None = None
-        self._descriptor = descriptor
-        self._pretty = pretty
-
-    def failure(self) -> Exception:
-        """Return what to raise because the results could not be written."""
-        if self.lost is None or isinstance(self.lost, BrokenPipeError):
-            return self.lost or BrokenPipeError()
-        return Failure(f"the result cannot be written: {(self.lost.strerror or str(self.lost)).lower()}")
-
-    def write(self, event: str, value: bytes) -> None:
-        """Write one event; an error is kept in `lost`, so that it is not taken for the author's."""
-        from gen_worker.discovery.stdout import write_all
-
-        document = b'{"event":"%b","value":%b}' % (event.encode(), value)
-        if self._pretty:
-            document = msgspec.json.format(document, indent=2)
-        try:
-            write_all(self._descriptor, document + b"\n")
-        except OSError as error:
-            self.lost = error
-            raise
