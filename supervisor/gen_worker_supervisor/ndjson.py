@@ -1,38 +1,40 @@
-"""The NDJSON link: one JSON request a line in, answers out, on a stream socket.
+"""The NDJSON link: one JSON request a line in, answers out.
 
 Payloads and results pass through as bytes: a request is decoded up to its payload, an answer is spliced around the
 child's own JSON. Never decides what happens to a job.
 """
 
-import asyncio
+import os
+import re
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
 from gen_worker.wire.messages import REQUEST_ID_CHARS, ErrorDetail, ErrorKind, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.gate import Gate
 from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.line_socket import Limits, LineSocket, Pool
 from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
+from gen_worker_supervisor.poller import Poller
+from gen_worker_supervisor.sockets import peer, tune_tcp
 from gen_worker_supervisor.state import Job, Outcome
 from gen_worker_supervisor.supervisor import Supervisor
 
 LINK = "serve"
-LINE_LIMIT = 16 << 20  # a longer line would hold the loop for over 50 ms while it is decoded
-PIECE_BYTES = 256 * 1024
-PIECES_A_TURN = 8
-LINES_A_TURN = 64
-UNREAD_LIMIT = 4096  # pieces a client may leave unread before nothing more is read from it
-FIRST_LINE_S = 30.0  # a client that connects and says nothing is closed
+COPIED_BYTES = 1 << 20  # an output that waits for a slow reader and is not longer gives its shared memory back
+LONGEST_TIMEOUT_MS = 10**12
 
 _NOT_ONE_LINE = "the child's answer is not one line of JSON"
 _PLAIN = b'{"ok":true,"events":[{"event":"result","value":%b}]}\n'
 _OK_HEAD = b'{"ok":true,"events":['
 _RESULT = b'{"event":"result","value":'
 _YIELD = b'{"event":"yield","value":'
+_HTTP = re.compile(rb"^[A-Z]+ \S+ HTTP/1\.")
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
@@ -50,6 +52,8 @@ class Request(msgspec.Struct, gc=False):
     request_id: str | None = None
     stream: bool = False
     events: bool = False
+    timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_TIMEOUT_MS)] = 0
+    token: str | None = None
     cancel: CancelBody | None = None
 
 
@@ -89,18 +93,16 @@ class Reply:
 
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Write the job's end."""
-        if outcome.state is not JobState.OK or self._broken:
-            self._answer_badly(outcome)
-        elif not _is_one_line(body):
+        if outcome.state is JobState.OK and not _is_one_line(body):
             self._break(_NOT_ONE_LINE)
+        if outcome.state is not JobState.OK or self._broken:
             self._answer_badly(outcome)
             if isinstance(body, Output):
                 body.release()
         elif isinstance(body, bytes) and body and not (self._tail or self._items or self.stream):
             self._write([_PLAIN % body], None, last=True)  # the usual case
         else:
-            release = body.release if isinstance(body, Output) else None
-            value: bytes | memoryview = body.view() if isinstance(body, Output) else body
+            value, release = self._taken(body)
             if job.function.surveyed.streams:
                 value = b'{"yielded":%d}' % outcome.yielded
             tail = self._tail
@@ -109,6 +111,19 @@ class Reply:
             else:
                 parts = [_OK_HEAD + b"".join(self._items) + _RESULT, value, tail + b"}]" + tail + b"}\n"]
             self._write(parts, release, last=True)
+
+    def _taken(self, body: OutputBody) -> tuple[bytes | memoryview, Callable[[], None] | None]:
+        """Return an output's bytes, and what gives its shared memory back once they are written."""
+        if isinstance(body, bytes):
+            return body, None
+        if body.length > COPIED_BYTES or (self._may_write() and self.connection.idle):
+            return body.view(), body.release
+        data = bytes(body.view())
+        body.release()
+        return data, None
+
+    def _may_write(self) -> bool:
+        return bool(self._tail) or self.connection.is_turn_of(self)
 
     def _answer_badly(self, outcome: Outcome) -> None:
         if self._broken:
@@ -173,17 +188,19 @@ class Reply:
 
     def _write(self, parts: list[bytes | memoryview], then: Callable[[], None] | None, *, last: bool = False) -> None:
         self.finished = self.finished or last
-        if self._tail or self.connection.is_turn_of(self):
+        if self._may_write():
             self.connection.write(parts, then)
             if last:
                 self.connection.finish(self)
         else:
             self._held.append((parts, then))
+            self.connection.set_aside(sum(map(len, parts)))
 
     def take_turn(self) -> None:
         """Write what was kept back while earlier requests without an id had the turn."""
         held, self._held = self._held, []
         for parts, then in held:
+            self.connection.set_aside(-sum(map(len, parts)))
             self.connection.write(parts, then)
 
     @property
@@ -192,137 +209,87 @@ class Reply:
         return bool(self._tail)
 
 
-class Connection:
-    """One client on a non-blocking stream socket."""
+class NdjsonServer:
+    """Turns clients into connections: from a Unix socket, over TCP, and this process's standard streams."""
 
-    def __init__(self, sock: socket.socket, supervisor: Supervisor, poller: Poller, others: "set[Connection]") -> None:
+    def __init__(self, supervisor: Supervisor, poller: Poller, limits: Limits, gate: Gate | None) -> None:
         self.supervisor = supervisor
-        self._sock = sock
+        self.gate = gate
         self._poller = poller
-        self._others = others
-        self._buffer = bytearray()
-        self._scanned = 0
-        self._backlog = False  # whole lines that wait for their turn
-        self._turn_comes = False
+        self._pool = Pool(limits, lambda problem: supervisor.log.event("warning", LINK, problem))
+
+    def admit_unix(self, sock: socket.socket) -> None:
+        """Take a client of the Unix socket, if it is of this user."""
+        if peer(sock)[1] in (os.geteuid(), 0):
+            Connection(sock, self, self._poller, self._pool)
+        else:
+            sock.close()
+
+    def admit_tcp(self, sock: socket.socket) -> None:
+        """Take a client that came over TCP, unless its address guesses tokens."""
+        try:
+            address = sock.getpeername()[0]
+            tune_tcp(sock)
+        except OSError:  # it has gone already
+            sock.close()
+            return
+        if self.gate is not None and self.gate.is_shut(address, time.monotonic()):
+            sock.close()
+        else:
+            TcpConnection(sock, self, self._poller, self._pool, address)
+
+    def admit_streams(self, sock: socket.socket) -> None:
+        """Take the socket that stands for standard input and output."""
+        StreamsConnection(sock, self, self._poller, self._pool)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in list(self._pool.connections):
+            connection.close()
+
+
+class Connection(LineSocket):
+    """One client that sends requests."""
+
+    def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool) -> None:
+        self.supervisor = server.supervisor
         self._replies: set[Reply] = set()
         self._turns: deque[Reply] = deque()
-        self._outbox: deque[tuple[memoryview, Callable[[], None] | None]] = deque()
-        self._ended = False
-        self._gone = False
-        self._silent: asyncio.TimerHandle | None
-        self._silent = asyncio.get_running_loop().call_later(FIRST_LINE_S, self._hang_up)
-        others.add(self)
-        poller.watch(sock.fileno(), self._on_events)
-
-    # --- the socket ---
-
-    def _on_events(self, events: int) -> None:
-        if events & READABLE:
-            self._read()
-        if events & WRITABLE and not self._gone:
-            self._pump()
-        if events & GONE and (self._ended or not events & READABLE):
-            self._hang_up()  # only after everything it sent was read
-
-    def _read(self) -> None:
-        try:
-            data = self._sock.recv(PIECE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._hang_up()
-            return
-        if not data:
-            self._on_end()
-        elif not self._buffer and data.find(b"\n") == len(data) - 1:  # the usual case: one line, whole
-            self._line(data)
-        else:
-            self._split(data)
-
-    def _split(self, data: bytes) -> None:
-        """Take the whole lines, but not more than a few before others have their turn."""
-        self._buffer += data
-        for _ in range(LINES_A_TURN):
-            end = self._buffer.find(b"\n", self._scanned)
-            if end < 0 or self._gone:
-                break
-            line = bytes(memoryview(self._buffer)[:end])
-            del self._buffer[: end + 1]
-            self._scanned = 0
-            self._line(line)
-        else:
-            self._backlog = True
-            self._watch()
-            self._split_soon()
-            return
-        self._scanned = len(self._buffer)
-        if self._scanned > LINE_LIMIT:
-            self._buffer.clear()
-            self._refuse(f"a line of over {LINE_LIMIT} bytes; bigger values travel over the control socket")
-            self._on_end()
-
-    def _split_soon(self) -> None:
-        if self._backlog and not self._turn_comes and len(self._outbox) <= UNREAD_LIMIT:
-            self._turn_comes = True
-            asyncio.get_running_loop().call_soon(self._split_on)
-
-    def _split_on(self) -> None:
-        self._turn_comes = self._backlog = False
-        if not self._gone:
-            self._split(b"")
-        if not self._gone and not self._backlog:
-            self._watch()
-
-    def _on_end(self) -> None:
-        """The client sends no more, or shall not be read any more; it may still wait for answers."""
-        self._ended = True
-        self._poller.change(self._sock.fileno(), WRITABLE if self._outbox else 0)
-        if self._buffer:
-            line, self._buffer = bytes(self._buffer), bytearray()
-            self._line(line)
-        self._close_if_done()
-
-    def _hang_up(self) -> None:
-        """Close the socket; what was asked for through it is asked for no more."""
-        if self._gone:
-            return
-        self._gone = True
-        if self._silent is not None:
-            self._silent.cancel()
-        self._poller.forget(self._sock.fileno())
-        self._sock.close()
-        self._others.discard(self)
-        outbox, self._outbox = self._outbox, deque()
-        for _, then in outbox:
-            if then is not None:
-                then()
-        for reply in list(self._replies):
-            reply.take_turn()
-            if reply.job is not None and not reply.job.ended:
-                self.supervisor.end(reply.job, Reason.DISCONNECT)
+        super().__init__(sock, poller, pool)
 
     # --- requests ---
 
-    def _line(self, line: bytes) -> None:
-        if self._silent is not None:
-            self._silent.cancel()
-            self._silent = None
-        if len(line) > LINE_LIMIT:
-            self._refuse(f"a line of {len(line)} bytes, the limit is {LINE_LIMIT}")
-            return
+    def on_line(self, line: bytes) -> None:
+        """Take a request, a cancel, or what is neither."""
         try:
             request = _decode(line)
         except _DECODE_ERRORS as error:
             if line.strip():
-                self._refuse(f"not a request: {str(error)[:300] or type(error).__name__}")
+                self.on_nonsense(line, f"not a request: {str(error)[:300] or type(error).__name__}")
+            return
+        if not self.admits(request):
             return
         if request.cancel is not None:
             self._cancel(request.cancel.request_id)
         else:
             self._submit(request)
 
-    def _refuse(self, message: str) -> None:
-        self._fail(Request(), "usage", message)
+    def admits(self, request: Request) -> bool:
+        """Whether the client may ask for something at all; if not, it was told so."""
+        return True
+
+    def on_nonsense(self, line: bytes, reason: str) -> None:
+        """Answer a line that is no request."""
+        self.on_bad_line(reason)
+
+    def on_bad_line(self, reason: str) -> None:
+        """Answer what cannot be taken."""
+        self._fail(Request(), "usage", reason)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._replies)
 
     def _fail(self, request: Request, kind: ErrorKind, message: str) -> None:
         reply = self._begin(request)
@@ -342,7 +309,7 @@ class Connection:
             return
         if request.request_id is not None and len(request.request_id) > REQUEST_ID_CHARS:
             length = len(request.request_id)
-            self._refuse(f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
+            self.on_bad_line(f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
             return
         if request.request_id is not None and (LINK, request.request_id, 1) in self.supervisor.fleet.by_identity:
             self._fail(request, "usage", f"a request `{request.request_id}` is running already")
@@ -356,6 +323,7 @@ class Connection:
             encoding="json",
             stream=request.stream,
             events=request.events,
+            timeout_s=request.timeout_ms / 1000 if request.timeout_ms else None,
         )
 
     def _unknown(self, request: Request) -> None:
@@ -380,11 +348,6 @@ class Connection:
 
     # --- answers ---
 
-    @property
-    def idle(self) -> bool:
-        """Whether the client has taken everything so far."""
-        return not self._outbox
-
     def is_turn_of(self, reply: Reply) -> bool:
         """Whether a request without an id may be answered: all earlier ones are."""
         return self._turns[0] is reply
@@ -401,64 +364,50 @@ class Connection:
                 following.take_turn()
                 if following.finished:
                     self._replies.discard(following)
-        if self._ended:
-            self._close_if_done()
+        self.go_on()
+        self.close_if_done()
 
-    def write(self, parts: list[Any], then: Callable[[], None] | None) -> None:
-        """Write the parts one after the other as the client takes them, then call `then`."""
-        if self._gone:
-            if then is not None:
-                then()
-            return
-        if not self._outbox and sum(map(len, parts)) <= PIECE_BYTES:
-            whole = b"".join(parts) if len(parts) > 1 else parts[0]
-            sent = self._send(whole)
-            if sent == len(whole):
-                if then is not None:
-                    then()
-                return
-            parts = [memoryview(whole)[sent:]]
-        for part in parts[:-1]:
-            self._outbox.append((memoryview(part), None))
-        self._outbox.append((memoryview(parts[-1]), then))
-        self._watch()
+    def on_gone(self) -> None:
+        """End the requests of a client that is gone."""
+        for reply in list(self._replies):
+            reply.take_turn()
+            if reply.job is not None and not reply.job.ended:
+                self.supervisor.end(reply.job, Reason.DISCONNECT)
 
-    def _send(self, data: bytes | memoryview) -> int:
-        try:
-            return self._sock.send(data)
-        except OSError:  # full, or gone: the poller tells which
-            return 0
 
-    def _pump(self) -> None:
-        """Write as much as the client takes, but not more than a few pieces before others have their turn."""
-        for _ in range(PIECES_A_TURN):
-            if not self._outbox or self._gone:
-                break
-            part, then = self._outbox[0]
-            sent = self._send(part[:PIECE_BYTES])
-            if sent < len(part):
-                self._outbox[0] = (part[sent:], then)
-                if sent == 0:
-                    return
-                continue
-            self._outbox.popleft()
-            if then is not None:
-                then()
-        if not self._gone:
-            self._watch()
-            self._split_soon()
-            self._close_if_done()
+class TcpConnection(Connection):
+    """A client that may be on another machine: with a token set, it shows that in every line."""
 
-    def _watch(self) -> None:
-        full = self._ended or self._backlog or len(self._outbox) > UNREAD_LIMIT
-        reading = 0 if full else READABLE
-        self._poller.change(self._sock.fileno(), reading | (WRITABLE if self._outbox else 0))
+    def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool, address: str) -> None:
+        self._gate = server.gate
+        self._address = address
+        super().__init__(sock, server, poller, pool)
 
-    def _close_if_done(self) -> None:
-        if self._ended and not self._replies and not self._outbox:
-            self._hang_up()
+    def admits(self, request: Request) -> bool:
+        """Whether the line shows the token; if not, the client is turned away."""
+        if self._gate is None or self._gate.admits(request.token):
+            return True
+        self._turn_away("a line without `token`" if request.token is None else "a wrong `token`", request.request_id)
+        return False
 
-    def close(self) -> None:
-        """Close the connection after what its socket still takes."""
-        self._pump()
-        self._hang_up()
+    def on_nonsense(self, line: bytes, reason: str) -> None:
+        """Turn away who shows no token, and browsers: a page could make one send a request in a form's text."""
+        if self._gate is not None:
+            self._turn_away("a line without `token`")
+        elif _HTTP.search(line) is not None:
+            self._turn_away("this is no HTTP server: it takes one JSON object a line")
+        else:
+            self.on_bad_line(reason)
+
+    def _turn_away(self, reason: str, request_id: str | None = None) -> None:
+        if self._gate is not None:
+            self._gate.note_wrong(self._address, time.monotonic())
+        tail = b"" if request_id is None else b',"request_id":' + _encode(request_id)
+        self.turn_away(error_frame("usage", reason, False, None, tail))
+
+
+class StreamsConnection(Connection):
+    """Standard input and output: its own user, who may take any time."""
+
+    unlimited = True
+    window = 64  # a batch is read as its answers are made, so that it never fills the queue

@@ -1,4 +1,4 @@
-"""`gen-worker serve`: discover, own the devices, listen, until a signal.
+"""`gen-worker serve`: discover, own the devices, listen, until a signal or until there is nothing more to do.
 
 The supervisor never imports the author's module: a short-lived process looks at it and prints what dispatch must know.
 """
@@ -11,30 +11,33 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
+from gen_worker.environment import secret_values
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
+from gen_worker.wire.address import Address, TcpAddress
 from gen_worker.wire.survey import Survey
-from gen_worker_supervisor import devices
+from gen_worker_supervisor import start
 from gen_worker_supervisor.control import ControlServer
-from gen_worker_supervisor.environment import author_environment
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.ndjson import Connection
+from gen_worker_supervisor.gate import Gate
+from gen_worker_supervisor.idle import IdleClock
+from gen_worker_supervisor.line_socket import Limits
+from gen_worker_supervisor.log import Log, Look, stderr_look
+from gen_worker_supervisor.ndjson import NdjsonServer
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.sockets import Acceptor, SocketInUseError, bind_unix
+from gen_worker_supervisor.sockets import Acceptor, ListenError, OwnFile, bind_unix
+from gen_worker_supervisor.start import Listener, StartError
 from gen_worker_supervisor.state import Device, Fleet, Function
+from gen_worker_supervisor.stdio import End, StandardStreams
 from gen_worker_supervisor.supervisor import Supervisor
 
 PROTOCOL_VERSION = 1
@@ -44,81 +47,61 @@ ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its gro
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
 
-class StartError(Exception):
-    """The supervisor cannot start; the text is for a person, `hint` says what to do."""
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person asks of this one server, beside the settings."""
 
-    def __init__(self, message: str, hint: str = "", stack: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.hint = hint
-        self.stack = stack
-
-
-class _Refusal(msgspec.Struct):
-    error: str
-    hint: str = ""
-    stack: list[str] = []
+    module: str
+    paths: list[str]
+    address: Address
+    devices: str = "auto"
+    functions: tuple[str, ...] = ()
+    eager: bool = False
+    idle_timeout_s: float = 0.0
+    stdin: bool = True
 
 
-def survey_module(module: str, paths: list[str], environment: Mapping[str, str]) -> Survey:
-    """Return what a short-lived process finds in the author's module; raise `StartError` when it refuses."""
-    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module]
-    command += [argument for path in paths for argument in ("--path", path)]
-    found = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=author_environment(environment), check=False
-    )
+def serve(options: Options, settings: Settings, environment: Mapping[str, str], *, limits: Limits | None = None) -> int:
+    """Serve until SIGINT or SIGTERM, the end of a batch, or the idle timeout; return the exit code."""
+    look = stderr_look(settings.log_format, settings.log_level, environment, secret_values(environment, settings))
+    if limits is None:
+        unsent = max(Limits().unsent_bytes, 2 * settings.max_output_bytes)
+        limits = Limits(line_bytes=settings.max_line_bytes, unsent_bytes=unsent)
     try:
-        if found.returncode == 0:
-            return msgspec.json.decode(found.stdout, type=Survey)
-        refusal = msgspec.json.decode(found.stdout, type=_Refusal)
-    except msgspec.DecodeError:
-        raise StartError(f"looking at `{module}` ended with status {found.returncode}") from None
-    raise StartError(refusal.error, refusal.hint, tuple(refusal.stack))
-
-
-def serve(
-    *, module: str, paths: list[str], socket: str, devices: str, settings: Settings, environment: Mapping[str, str]
-) -> int:
-    """Serve until SIGINT or SIGTERM; return the exit code."""
-    try:
-        survey = survey_module(module, paths, environment)
-        owned = _own_devices(devices, survey)
-        if not survey.functions:
-            raise StartError(f"`{module}` declares no endpoint", "decorate a function or class with `@endpoint`")
-        path = Path(socket).absolute()
+        survey = start.survey_module(options.module, options.paths, environment)
+        survey = start.chosen(survey, options.functions)
+        owned = start.own_devices(options.devices, survey)
+        listener = start.listen(options.address, guarded=settings.token is not None)
         with asyncio.Runner() as runner:
-            return runner.run(_serve(survey, owned, path, settings, environment))
+            return runner.run(_serve(options, survey, owned, listener, settings, environment, limits, look))
     except StartError as error:
-        for line in error.stack:
-            print(line.rstrip(), file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        _tell(error, look)
         return USAGE
 
 
-def _own_devices(wanted: str, survey: Survey) -> list[Device]:
-    gpus = [] if wanted.startswith("cpu") else devices.list_gpus()
-    try:
-        return devices.choose(
-            wanted,
-            gpus,
-            gpu_functions=any(function.gpu for function in survey.functions),
-            cpu_functions=any(not function.gpu for function in survey.functions),
-        )
-    except devices.DeviceError as error:
-        raise StartError(str(error), "`--devices` takes `auto`, `cpu:N`, or GPU indices or UUIDs") from None
+def _tell(error: StartError, look: Look) -> None:
+    log = Log(look)
+    if look.form == "json":
+        log.event("error", "serve", "; ".join(filter(None, (str(error), error.hint))), error.stack)
+    else:
+        for line in error.stack:
+            log.say(line.rstrip())
+        log.say(str(error), "error")
+        if error.hint:
+            log.say(f"hint: {error.hint}")
+    log.close()
 
 
 async def _serve(
-    survey: Survey, owned: list[Device], path: Path, settings: Settings, environment: Mapping[str, str]
+    options: Options,
+    survey: Survey,
+    owned: list[Device],
+    listener: Listener,
+    settings: Settings,
+    environment: Mapping[str, str],
+    limits: Limits,
+    look: Look,
 ) -> int:
-    try:
-        listener = bind_unix(path, socket.SOCK_STREAM)
-    except SocketInUseError as error:
-        raise StartError(str(error), "end that process, or choose another `--socket`") from None
-    except OSError as error:
-        raise StartError(f"cannot listen on `{path}`: {error.strerror or error}") from None
-    service = Service(survey, owned, path, listener, settings, environment)
+    service = Service(options, survey, owned, listener, settings, environment, limits, look)
     try:
         return await service.run()
     finally:
@@ -130,12 +113,14 @@ class Service:
 
     def __init__(
         self,
+        options: Options,
         survey: Survey,
         owned: list[Device],
-        path: Path,
-        listener: socket.socket,
+        listener: Listener,
         settings: Settings,
         environment: Mapping[str, str],
+        limits: Limits,
+        look: Look,
     ) -> None:
         loop = asyncio.get_running_loop()
         become_subreaper()
@@ -143,11 +128,12 @@ class Service:
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each child, client and big payload takes some
         self._loop = loop
-        self._path = path
-        self._listener = listener
+        self._options = options
         self._survey = survey
-        self._sidecar = Path(f"{path}.json")
-        self.log = Log()
+        self._listener = listener
+        self._address = str(listener.address)
+        self._own_files = [listener.file] if listener.file is not None else []
+        self.log = Log(look)
         self._poller = Poller(loop)
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, settings.local_output_dir)
@@ -155,8 +141,10 @@ class Service:
             {function.name: Function(function) for function in survey.functions},
             owned,
             max_queued=settings.max_queued,
+            max_queued_bytes=settings.max_queued_bytes,
             max_input_bytes=settings.max_input_bytes,
             max_output_bytes=settings.max_output_bytes,
+            eager=options.eager,
         )
         self.supervisor = Supervisor(
             fleet,
@@ -168,39 +156,42 @@ class Service:
             saver=self._saver,
             environment=environment,
         )
-        self._connections: set[Connection] = set()
+        gate = Gate(settings.token) if settings.token is not None and self._is_tcp else None
+        self._requests = NdjsonServer(self.supervisor, self._poller, limits, gate)
         self._folder = settings.run_dir / str(os.getpid())
         self._boot_id = uuid.uuid4().hex
         self._version = importlib.metadata.version("gen-worker")
-        opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, str(path))
+        opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, self._address)
         self._control = ControlServer(self.supervisor, loop, self._poller, opened)
-        self._control.document = Reporter(self.supervisor, str(path)).document
+        self._control.document = Reporter(self.supervisor, self._address).document
         self._acceptor: Acceptor | None = None
+        self._streams: StandardStreams | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._stopping_since: float | None = None
+        self._status = OK
+
+    @property
+    def _is_tcp(self) -> bool:
+        return isinstance(self._listener.address, TcpAddress)
 
     async def run(self) -> int:
         """Serve until told to end; return the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._loop.add_signal_handler(number, self._stop)
+            self._loop.add_signal_handler(number, self._on_signal)
         self._open_control()
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         self.supervisor.start()
         await asyncio.wait((self.supervisor.booted, self.supervisor.status), return_when=asyncio.FIRST_COMPLETED)
-        if not self.supervisor.status.done():
+        if not self.supervisor.status.done() and self._stopping_since is None:
             self._accept()
             self._announce()
-        return await self.supervisor.status
+            self._read_stdin()
+            self._watch_idleness()
+        return await self.supervisor.status or self._status
 
-    def _accept(self) -> None:
-        self._acceptor = Acceptor(
-            self._listener,
-            self._loop,
-            self._poller,
-            lambda sock: Connection(sock, self.supervisor, self._poller, self._connections),
-            lambda problem: self.log.event("warning", "serve", problem),
-        )
+    # --- its beginning ---
 
     def _open_control(self) -> None:
         try:
@@ -210,59 +201,114 @@ class Service:
             self._folder.mkdir(mode=0o700)
             control = self._folder / CONTROL
             self._control.listen(bind_unix(control, socket.SOCK_SEQPACKET))
-        except (OSError, SocketInUseError) as error:
+        except (OSError, ListenError) as error:
             raise StartError(
                 f"cannot open the control socket in `{self._folder}`: {error}",
                 "set `GEN_WORKER_RUN_DIR` to a folder of yours",
             ) from None
-        SupervisorFile(os.getpid(), self._boot_id, str(control), str(self._path), wire.CONTROL_PROTOCOL).write(
+        SupervisorFile(os.getpid(), self._boot_id, str(control), self._address, wire.CONTROL_PROTOCOL).write(
             self._folder
+        )
+
+    def _accept(self) -> None:
+        self._acceptor = Acceptor(
+            self._listener.sock,
+            self._loop,
+            self._poller,
+            self._requests.admit_tcp if self._is_tcp else self._requests.admit_unix,
+            lambda problem: self.log.event("warning", "serve", problem),
         )
 
     def _announce(self) -> None:
         names = ", ".join(sorted(self.supervisor.fleet.functions))
-        self.log.say(f"listening on {self._path} (functions: {names})")
+        self.log.say(f"listening on {self._address} (functions: {names})")
         for function in self._survey.functions:
             if function.models:
                 refs = ", ".join(f"`{ref}`" for ref in function.models)
                 self.log.event(
                     "warning", function.name, f"needs {refs}, which nothing resolves: its requests are refused"
                 )
-        description = msgspec.json.decode(self._survey.description)
+        self._write_sidecar()
+        self.log.say("ready")
+
+    def _write_sidecar(self) -> None:
+        """Say to programs that this server is ready: they see the file whole or not at all."""
         document = {
             "protocol_version": PROTOCOL_VERSION,
             "gen_worker_version": self._version,
             "pid": os.getpid(),
-            "listen": str(self._path),
+            "listen": self._address,
             "ready_at": time.time(),
-            "idle_timeout": 0,
-            "functions": description["functions"],
+            "idle_timeout": self._options.idle_timeout_s,
+            "functions": msgspec.json.decode(self._survey.description)["functions"],
         }
-        part = self._sidecar.with_name(f".{self._sidecar.name}.{os.getpid()}")
-        part.write_bytes(msgspec.json.encode(document) + b"\n")
-        part.replace(self._sidecar)
-        self.log.say("ready")
+        path = self._listener.sidecar
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            part.write_bytes(msgspec.json.encode(document) + b"\n")
+            part.replace(path)
+            self._own_files.append(OwnFile.at(path))
+        except OSError as error:
+            self.log.event("warning", "serve", f"no sidecar: `{path}` cannot be written: {error.strerror or error}")
 
-    def _stop(self) -> None:
+    def _read_stdin(self) -> None:
+        if self._options.stdin:
+            self._streams = StandardStreams(self._loop, self._on_streams_end)
+            self._requests.admit_streams(self._streams.start())
+
+    def _watch_idleness(self) -> None:
+        if self._options.idle_timeout_s:
+            clock = IdleClock(self._options.idle_timeout_s, self._loop.time())
+            self._idle = self._loop.call_later(clock.look_every_s, self._look_for_idleness, clock)
+
+    # --- its end ---
+
+    def _look_for_idleness(self, clock: IdleClock) -> None:
+        fleet = self.supervisor.fleet
+        if clock.has_passed(requests=fleet.number, live=len(fleet.jobs), now=self._loop.time()):
+            self._stop(f"no request for {clock.limit_s:g} s: stopping")
+        else:
+            self._idle = self._loop.call_later(clock.look_every_s, self._look_for_idleness, clock)
+
+    def _on_streams_end(self, end: End) -> None:
+        if end is End.ANSWERED:
+            self._stop("standard input has ended and everything it asked for is answered: stopping")
+        elif end is End.UNREAD:
+            self._status = FAILED
+            self._stop("nobody reads standard output any more: stopping")
+
+    def _on_signal(self) -> None:
         """First signal: end the jobs and the children in order. Second: at once."""
         now = self._loop.time()
+        if self._stopping_since is None:
+            self._stop("stopping: running requests are asked to end; press Ctrl-C again to end at once")
+        elif now - self._stopping_since > ONE_SIGNAL_S and not self.supervisor.status.done():
+            self.supervisor.status.set_result(FORCED)
+
+    def _stop(self, reason: str) -> None:
         if self._stopping_since is not None:
-            if now - self._stopping_since > ONE_SIGNAL_S and not self.supervisor.status.done():
-                self.supervisor.status.set_result(FORCED)
             return
-        self._stopping_since = now
-        self.log.say("stopping: running requests are asked to end; press Ctrl-C again to end at once")
+        self._stopping_since = self._loop.time()
+        self.log.say(reason)
+        if self._acceptor is not None:
+            self._acceptor.close()
         self.supervisor.drain()
 
     async def close(self) -> None:
         """Remove every trace: sockets, files, processes."""
         if self._acceptor is not None:
             self._acceptor.close()
-        self._sidecar.unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)
-        self._listener.close()
-        for connection in list(self._connections):
-            connection.close()
+        if self._idle is not None:
+            self._idle.cancel()
+        for file in self._own_files:
+            try:
+                file.remove()
+            except OSError as error:
+                self.log.event("warning", "serve", f"`{file.path}` stays: {error.strerror or error}")
+        self._listener.sock.close()
+        self._requests.close()
+        if self._streams is not None:
+            self._streams.close()
         self.supervisor.close()
         self._control.close()
         self._poller.close()

@@ -1,19 +1,37 @@
-"""`gen-worker serve`: an endpoint's functions, served by supervised children."""
+"""`gen-worker serve`: an endpoint's functions, served by supervised child processes."""
 
 import os
 import socket
+from typing import Any
 
 import click
+import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, OK, USAGE, USER_CODE, Failure
-from gen_worker.cli.project import find_project, project_options
-from gen_worker.settings import Settings, SettingsError
+from gen_worker.cli.project import Project, find_project, project_options, survey_of
+from gen_worker.cli.settings import read_settings
+from gen_worker.wire.address import Address, AddressError, parse_address
+from gen_worker.wire.survey import NoFunctionError
 
 _NEEDED = ((os, "memfd_create"), (os, "pidfd_open"), (socket, "AF_UNIX"), (socket, "SOCK_SEQPACKET"))
 
+_HELP = """Serve an endpoint's functions from supervised child processes.
 
-@click.command("serve", cls=Command, codes=(OK, USER_CODE, USAGE, CANCELED))
+There is one child for each device; a crash or a hang costs one job and one child, never the server. Call the functions
+with `gen-worker invoke`, watch them with `gen-worker ps`, end one with `gen-worker kill`. Ctrl-C or SIGTERM stops the
+server.
+
+Requests come from the socket and from stdin, one JSON object a line; what stdin asked for is answered on stdout. When
+a file or a pipe on stdin ends, so does the server.
+
+\b
+gen-worker serve --devices cpu:2
+gen-worker serve --listen tcp://127.0.0.1:8765 --idle-timeout 600
+gen-worker serve < requests.ndjson > answers.ndjson"""
+
+
+@click.command("serve", cls=Command, help=_HELP, codes=(OK, USER_CODE, USAGE, CANCELED))
 @project_options
 @click.option(
     "--socket",
@@ -24,36 +42,141 @@ _NEEDED = ((os, "memfd_create"), (os, "pidfd_open"), (socket, "AF_UNIX"), (socke
     help="The Unix socket to listen on.",
 )
 @click.option(
+    "--listen",
+    metavar="ADDRESS",
+    help="Listen here instead: tcp://host:port (port 0: any), unix:///path or a path. Beyond loopback needs "
+    "GEN_WORKER_TOKEN.",
+)
+@click.option("--no-stdin", is_flag=True, help="Read no requests from stdin.")
+@click.option(
     "--devices",
     metavar="DEVICES",
     help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas.  [default: auto]",
 )
 @click.option("--device", metavar="DEVICE", help="The same for a single device.")
-def command(config: str | None, module: str | None, socket_: str, devices: str | None, device: str | None) -> int:
-    """Serve an endpoint's functions from supervised child processes.
-
-    There is one child for each device; a crash or a hang costs one job and one child, never the server. Call the
-    functions with `gen-worker invoke`, watch them with `gen-worker ps`, end one with `gen-worker kill`. Ctrl-C or
-    SIGTERM stops the server.
-    """
+@click.option(
+    "--function",
+    "functions",
+    metavar="NAME",
+    multiple=True,
+    help="Serve only this function and its class; repeatable, or several with commas.",
+)
+@click.option("--list-functions", is_flag=True, help="Print what would be served, and start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --list-functions: as JSON, with the schemas.")
+@click.option(
+    "--eager", is_flag=True, help="Run every setup() in every child before saying ready; exit 1 if one fails."
+)
+@click.option(
+    "--idle-timeout",
+    "idle_timeout_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Stop after so long without a request; 0 never does.  [default: 0]",
+)
+@click.option(
+    "--max-line",
+    "max_line_bytes",
+    metavar="BYTES",
+    help="The longest line that is taken, as 100k or 64M.  [default: 16M]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    metavar="FORMAT",
+    help="How the log looks: `text`, `json`, or `auto`, which is text, but JSON lines in a container.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    metavar="LEVEL",
+    help="The least that the log tells: `debug`, `info`, `warning`, `error`.  [default: info]",
+)
+def command(
+    config: str | None,
+    module: str | None,
+    socket_: str,
+    listen: str | None,
+    no_stdin: bool,
+    devices: str | None,
+    device: str | None,
+    functions: tuple[str, ...],
+    list_functions: bool,
+    as_json: bool,
+    eager: bool,
+    idle_timeout_s: float,
+    max_line_bytes: str | None,
+    log_format: str | None,
+    log_level: str | None,
+) -> int:
+    """Serve an endpoint's functions from supervised child processes."""
+    names = _names(functions)
+    if as_json and not list_functions:
+        raise Failure("`--json` without `--list-functions`", "requests and answers of a server are JSON anyhow")
+    if list_functions:
+        return _list_functions(find_project(config, module), names, as_json)
     _refuse_other_systems()
-    if devices is not None and device is not None:
-        raise Failure("`--devices` and `--device` together", "give one of them")
-    try:
-        settings = Settings.load()
-    except SettingsError as error:
-        raise Failure(str(error)) from None
+    settings = read_settings(max_line_bytes=max_line_bytes, log_format=log_format, log_level=log_level)
+    wanted = _devices(devices, device)
+    address = _address(socket_, listen)
     project = find_project(config, module)
-    from gen_worker_supervisor.serve import serve
+    from gen_worker_supervisor.serve import Options, serve
 
-    return serve(
+    options = Options(
         module=project.module,
         paths=project.paths,
-        socket=socket_,
-        devices=devices or device or "auto",
-        settings=settings,
-        environment=os.environ,
+        address=address,
+        devices=wanted,
+        functions=names,
+        eager=eager,
+        idle_timeout_s=idle_timeout_s,
+        stdin=not no_stdin,
     )
+    return serve(options, settings, os.environ)
+
+
+def _names(given: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name.strip() for part in given for name in part.split(","))
+    if not all(names):
+        raise Failure("`--function` names no function", "several are separated by commas: `--function embed,rank`")
+    return names
+
+
+def _devices(devices: str | None, device: str | None) -> str:
+    if devices is not None and device is not None:
+        raise Failure("`--devices` and `--device` together", "give one of them")
+    wanted = device if devices is None else devices
+    if wanted is None:
+        return "auto"
+    if not wanted.replace(",", "").strip():
+        raise Failure(f"`{wanted}` names no device", "`--devices` takes `auto`, `cpu:N`, or GPU indices or UUIDs")
+    return wanted
+
+
+def _address(socket_: str, listen: str | None) -> Address:
+    try:
+        return parse_address(socket_ if listen is None else listen)
+    except AddressError as error:
+        raise Failure(str(error), error.hint) from None
+
+
+def _list_functions(project: Project, names: tuple[str, ...], as_json: bool) -> int:
+    try:
+        survey = survey_of(project).of_owners(names)
+    except NoFunctionError as error:
+        raise Failure(str(error), error.hint) from None
+    described = msgspec.json.decode(survey.description)["functions"]
+    if as_json:
+        click.echo(msgspec.json.encode({"functions": described}))
+    else:
+        for each in described:
+            click.echo(_listed(each))
+    return OK
+
+
+def _listed(function: dict[str, Any]) -> str:
+    owner = function.get("class")
+    return f"{function['name']}  ({owner})" if owner else str(function["name"])
 
 
 def _refuse_other_systems() -> None:

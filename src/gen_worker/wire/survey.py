@@ -1,5 +1,8 @@
 """What a short-lived discovery process tells the supervisor about the author's module."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 import msgspec
 
 from gen_worker.wire.messages import Lane, Shape
@@ -24,6 +27,16 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
         return self.shape in ("generator", "async_generator")
 
 
+class NoFunctionError(LookupError):
+    """A module has no function of that name; `hint` says which it has."""
+
+    def __init__(self, name: str, survey: "Survey") -> None:
+        super().__init__(f"no function `{name}` in `{survey.module}`")
+        there = sorted(function.name for function in survey.functions)
+        near = get_close_matches(name, there, n=1)
+        self.hint = f"did you mean `{near[0]}`?" if near else "available: " + ", ".join(f"`{each}`" for each in there)
+
+
 class Survey(msgspec.Struct, frozen=True):
     """Everything the supervisor learns of the author's module, which it never imports itself."""
 
@@ -32,3 +45,27 @@ class Survey(msgspec.Struct, frozen=True):
     functions: list[SurveyedFunction]
     description: msgspec.Raw  # the document of `gen-worker run --list`
     preload: list[str]  # heavy modules that importing the author's module brought in, in that order
+
+    def of_owners(self, names: Sequence[str]) -> "Survey":
+        """Return the survey of the named functions, in either spelling, and of what shares a class with one of them.
+
+        Raises `NoFunctionError` for a name that no function has. Without names it is the whole survey.
+        """
+        if not names:
+            return self
+        known = {name: function for function in self.functions for name in (function.python_name, function.name)}
+        for name in names:
+            if name not in known:
+                raise NoFunctionError(name, self)
+        wanted = {_owner(known[name]) for name in names}
+        functions = [function for function in self.functions if _owner(function) in wanted]
+        described = msgspec.json.decode(self.description)
+        kept = {function.name for function in functions}
+        described["functions"] = [each for each in described["functions"] if each["name"] in kept]
+        description = msgspec.Raw(msgspec.json.encode(described))
+        return msgspec.structs.replace(self, functions=functions, description=description)
+
+
+def _owner(function: SurveyedFunction) -> tuple[str, str]:
+    """Return what a function's siblings have in common with it, and a function endpoint with nothing."""
+    return ("class", function.class_name) if function.class_name else ("function", function.name)

@@ -1,0 +1,115 @@
+"""What must succeed before a supervisor starts anything: the look at the author's module, the devices, the socket."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from gen_worker.wire.address import Address, TcpAddress, UnixAddress
+from gen_worker.wire.survey import NoFunctionError, Survey
+from gen_worker_supervisor import devices
+from gen_worker_supervisor.environment import author_environment
+from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
+from gen_worker_supervisor.state import Device
+
+
+class StartError(Exception):
+    """The supervisor cannot start; the text is for a person, `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "", stack: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.stack = stack
+
+
+class _Refusal(msgspec.Struct):
+    error: str
+    hint: str = ""
+    stack: list[str] = []
+
+
+def survey_module(module: str, paths: list[str], environment: Mapping[str, str]) -> Survey:
+    """Return what a short-lived process finds in the author's module; raise `StartError` when it refuses."""
+    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module]
+    command += [argument for path in paths for argument in ("--path", path)]
+    found = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=author_environment(environment), check=False
+    )
+    try:
+        if found.returncode == 0:
+            return _with_functions(msgspec.json.decode(found.stdout, type=Survey))
+        refusal = msgspec.json.decode(found.stdout, type=_Refusal)
+    except msgspec.DecodeError:
+        raise StartError(f"looking at `{module}` ended with status {found.returncode}") from None
+    raise StartError(refusal.error, refusal.hint, tuple(refusal.stack))
+
+
+def _with_functions(survey: Survey) -> Survey:
+    if not survey.functions:
+        raise StartError(f"`{survey.module}` declares no endpoint", "decorate a function or class with `@endpoint`")
+    return survey
+
+
+def chosen(survey: Survey, names: Sequence[str]) -> Survey:
+    """Return the survey of the functions that are served when these are asked for; none named: all."""
+    try:
+        return survey.of_owners(names)
+    except NoFunctionError as error:
+        raise StartError(str(error), error.hint) from None
+
+
+def own_devices(wanted: str, survey: Survey) -> list[Device]:
+    """Return the devices that `--devices` means."""
+    gpus = [] if wanted.startswith("cpu") else devices.list_gpus()
+    try:
+        return devices.choose(
+            wanted,
+            gpus,
+            gpu_functions=any(function.gpu for function in survey.functions),
+            cpu_functions=any(not function.gpu for function in survey.functions),
+        )
+    except devices.DeviceError as error:
+        raise StartError(str(error), "`--devices` takes `auto`, `cpu:N`, or GPU indices or UUIDs") from None
+
+
+class Listener(NamedTuple):
+    """A socket that listens, where it does, and what tells others that the server is ready."""
+
+    sock: socket.socket
+    address: Address
+    sidecar: Path
+    file: OwnFile | None
+    """The socket as a file, which a TCP one is not."""
+
+
+def listen(address: Address, *, guarded: bool) -> Listener:
+    """Return a listening socket; raise `StartError` where none can be had."""
+    try:
+        sidecar = Path(address.sidecar).absolute()
+        if isinstance(address, TcpAddress):
+            sock, real = bind_tcp(address, guarded=guarded)
+            return Listener(sock, real, sidecar, None)
+        path = Path(address.path).absolute()
+        sock = bind_unix(path, socket.SOCK_STREAM)
+        return Listener(sock, UnixAddress(str(path)), sidecar, OwnFile.at(path))
+    except ListenError as error:
+        raise StartError(str(error), error.hint) from None
+    except OSError as error:
+        raise _unlistenable(address, error) from None
+
+
+def _unlistenable(address: Address, error: OSError) -> StartError:
+    place = Path(str(address))
+    if not place.is_absolute() and not Path.exists(Path()):
+        return StartError("the current folder is gone", "start in another one, or name the socket by an absolute path")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return StartError(f"cannot listen on `{address}`: there is no folder `{place.parent}`", "make it first")
+    if isinstance(error, PermissionError):
+        hint = "choose another path with `--socket`"
+        return StartError(f"cannot listen on `{address}`: `{place.parent}` is not writable", hint)
+    reason = (error.strerror or str(error)).lower()
+    return StartError(f"cannot listen on `{address}`: {reason}", "choose another path with `--socket`")
