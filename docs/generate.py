@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import click
 import msgspec
@@ -28,6 +28,7 @@ DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "gen_worker"
 SCHEMA = DOCS / "reference" / "status.schema.json"
 
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
@@ -337,31 +338,44 @@ def _aliased(value: object) -> str:
     return f"Annotated[{', '.join(parts)}]" if hasattr(value, "__metadata__") else " | ".join(parts)
 
 
+CLIENT = {"blocking": ("Client", "Job"), "asynchronous": ("AsyncClient", "AsyncJob"), "conversation": ("JobError",)}
+
+
 def client() -> str:
     """The Python client of a supervisor."""
+    (common,) = _classes(SOURCE / "client" / "handle.py")
     parts = []
-    for node in _classes(SOURCE / "client.py"):
-        if node.name in ("Client", "Job", "JobError"):
-            functions = [each for each in node.body if isinstance(each, ast.FunctionDef)]
-            (made,) = [each for each in functions if each.name == "__init__"]
-            methods = [each for each in functions if each.name[0] != "_" and ast.get_docstring(each)]
-            public = [each for each in methods if node.name != "Job" or each.name not in ("add", "end", "decode")]
-            call = f"```text\n{node.name}{_signature(made, method=True)}\n```\n\n" if node.name != "Job" else ""
-            members = f"\n\n{_members(public, '', method=True)}" if public else ""
-            parts.append(f"### {node.name}\n\n{call}{_doc(node)}{members}")
+    for module, names in CLIENT.items():
+        for node in _classes(SOURCE / "client" / f"{module}.py"):
+            if node.name in names:
+                made_by_caller = not node.name.endswith("Job")
+                parts.append(_client_class(node, [] if made_by_caller else common.body, call=made_by_caller))
     return "\n\n".join(parts)
 
 
-def _members(functions: Iterable[ast.FunctionDef], prefix: str, *, method: bool) -> str:
+def _client_class(node: ast.ClassDef, inherited: Sequence[ast.stmt], *, call: bool) -> str:
+    functions = [each for each in [*inherited, *node.body] if isinstance(each, Function)]
+    parts = [f"### {node.name}", _doc(node)]
+    if call:
+        made = next(each for each in functions if each.name == "__init__")
+        parts.insert(1, f"```text\n{node.name}{_signature(made, method=True)}\n```")
+    if public := [each for each in functions if each.name[0] != "_"]:
+        parts.append(_members(public, "", method=True))
+    return "\n\n".join(parts)
+
+
+def _members(functions: Iterable[Function], prefix: str, *, method: bool) -> str:
     rows = []
     for node in functions:
         is_property = any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
         call = f": {_type(node.returns)}" if is_property and node.returns else _signature(node, method=method)
-        rows.append((f"`{prefix}{node.name}{call}`", _doc(node)))
+        iterates = node.returns is not None and _type(node.returns).startswith("AsyncIterator")
+        awaited = "await " if isinstance(node, ast.AsyncFunctionDef) and not iterates else ""
+        rows.append((f"`{awaited}{prefix}{node.name}{call}`", _doc(node)))
     return _table(("member", "what it does"), rows)
 
 
-def _signature(node: ast.FunctionDef, *, method: bool) -> str:
+def _signature(node: Function, *, method: bool) -> str:
     given = node.args
     positional = [*given.posonlyargs, *given.args]
     defaults = [None] * (len(positional) - len(given.defaults)) + given.defaults
@@ -440,7 +454,7 @@ def _default(field: ast.AnnAssign) -> str:
     return "" if field.value is None else _value(field.value)
 
 
-def _doc(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
+def _doc(node: ast.Module | ast.ClassDef | Function) -> str:
     text = ast.get_docstring(node) or ""
     return " ".join(text.split())
 

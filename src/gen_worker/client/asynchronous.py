@@ -272,7 +272,8 @@ class AsyncClient:
         """Send what there is to send, as far as there is room; the rest goes when there is."""
         outgoing = self._talk.outgoing
         while outgoing and not self._writing:
-            assert self._sock is not None
+            if self._sock is None:
+                raise RuntimeError("this client is not open: enter it with `async with`")
             data, descriptors = outgoing[0]
             try:
                 send_packet(self._sock, data, descriptors)
@@ -294,7 +295,7 @@ class AsyncClient:
         self._flush()
 
     async def _all_sent(self) -> None:
-        while self._talk.outgoing:
+        while self._talk.outgoing and self._sock is not None:
             sent = self._loop.create_future()
             self._unsent.append(sent)
             await sent
@@ -320,7 +321,7 @@ class AsyncClient:
 class AsyncJob(Handle):
     """A job that was submitted: its output comes from `result()`, or, if it streams, its items from `items()`.
 
-    The supervisor keeps the result until one of them has given it.
+    `request_id` is its name. The supervisor keeps the result until one of the two has given it.
     """
 
     def __init__(

@@ -309,7 +309,7 @@ class Client:
 class Job(Handle):
     """A job that was submitted: its output comes from `result()`, or, if it streams, its items from `items()`.
 
-    The supervisor keeps the result until one of them has given it.
+    `request_id` is its name. The supervisor keeps the result until one of the two has given it.
     """
 
     def __init__(self, client: Client, remote: RemoteJob, type: Any, on_event: OnEvent | None, stream: bool) -> None:

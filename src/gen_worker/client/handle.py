@@ -33,7 +33,7 @@ class Handle(ABC):
 
     @property
     def done(self) -> bool:
-        """Whether the end has come; it comes only while somebody waits for something of this client."""
+        """Whether the end has come. What comes to a blocking client comes while some thread waits for something."""
         return self._remote.ended
 
     @abstractmethod
