@@ -309,8 +309,12 @@ class ControlClient:
 
     def _open(self, frame: wire.Open) -> None:
         if frame.protocol != wire.CONTROL_PROTOCOL:
-            ours = wire.CONTROL_PROTOCOL
-            self._refuse("", f"the client speaks control protocol {frame.protocol}, this supervisor speaks {ours}")
+            ours, version = wire.CONTROL_PROTOCOL, self._server.hello.version
+            self._refuse(
+                "",
+                f"the client speaks control protocol {frame.protocol}, "
+                f"this supervisor (gen-worker {version}) speaks {ours}: use the client of gen-worker {version}",
+            )
             self.close()
             return
         self._opened = True
@@ -353,7 +357,7 @@ class ControlClient:
         )
 
     def _attach_to(self, ticket: Ticket) -> None:
-        if ticket.listener is not None and ticket.listener is not self:
+        if ticket.listener is not None and ticket.listener is not self and ticket.outcome is None:
             ticket.listener.replaced(ticket)
         ticket.listener = self
         self.awaited[ticket.request_id] = ticket
@@ -365,7 +369,7 @@ class ControlClient:
         """Another connection asked for the same job: the answer goes there."""
         self.awaited.pop(ticket.request_id, None)
         text = f"another connection has taken `{ticket.request_id}` over"
-        self.send(wire.Error(ticket.request_id, ticket.attempt, "usage", text, False))
+        self.send(wire.Error(ticket.request_id, 0, "usage", text, False))  # not the job's end: nothing to acknowledge
 
     def _payload(self, frame: wire.Submit, descriptors: list[int]) -> Payload | None:
         if isinstance(frame.body, bytes):
@@ -386,8 +390,15 @@ class ControlClient:
         if ticket is not None and ticket.listener is self and ticket.job is not None and items > 0:
             self._supervisor.more(ticket.job, items)
 
+    def _meant(self, request_id: str) -> list[Job]:
+        """Return the live jobs that the client may mean: one of its own before anybody else's."""
+        own = self._server.ticket_of(request_id, self)
+        if own is not None and own.job is not None and not own.job.ended:
+            return [own.job]
+        return self._supervisor.find(request_id)
+
     def _cancel(self, request_id: str) -> None:
-        jobs = self._supervisor.find(request_id)
+        jobs = self._meant(request_id)
         if len(jobs) != 1:
             self.send(wire.Canceled(request_id, False))
             return
@@ -397,7 +408,7 @@ class ControlClient:
         self._supervisor.end(jobs[0], Reason.CANCEL)
 
     def _kill(self, request_id: str, now: bool) -> None:
-        jobs = self._supervisor.find(request_id)
+        jobs = self._meant(request_id)
         if len(jobs) != 1:
             candidates = [f"{job.client.link}/{job.request_id}" for job in jobs]
             self.send(wire.Killed(request_id, "ambiguous" if jobs else "not_found", candidates=candidates))
