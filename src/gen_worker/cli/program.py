@@ -25,6 +25,7 @@ _COMMANDS = {
     "invoke": "Call a function of a running `gen-worker serve`.",
     "ps": "Show what a supervisor's devices and jobs are doing.",
     "kill": "End one request, whatever it does, and nothing else.",
+    "validate": "Check that an endpoint can be built and routed.",
     "completion": "Print the completion script of a shell.",
 }
 

@@ -83,20 +83,24 @@ def validate_endpoint_lock(lock: Any) -> Validation:
             [Finding("the lock has no list `functions`", "`python -m gen_worker.discovery` writes it")], []
         )
     errors: list[Finding] = []
-    seen: dict[tuple[str, str, str], str] = {}
+    seen: dict[tuple[str, str], str] = {}
     for number, entry in enumerate(functions, start=1):
         if not isinstance(entry, Mapping):
             errors.append(Finding(f"entry {number} of `functions` is no table: {entry!r}"))
             continue
         errors += _entry_faults(number, entry)
-        name = str(entry.get("name") or "")
-        home = (str(entry.get("declared_module") or entry.get("module") or ""), str(entry.get("class_name") or ""))
-        slug = slugify_name(name)
-        if slug and (first := seen.setdefault((*home, slug), name)) is not name:
-            where = ".".join(part for part in home if part)
-            both = f"`{first}` and `{name}`" if first != name else f"two entries `{name}`"
-            errors.append(Finding(f"{both} of `{where}` are both routed as `{slug}`", "rename one of them"))
+        where, slug = _home(entry), slugify_name(str(entry.get("name") or ""))
+        if slug and (where, slug) in seen:
+            both = f"`{seen[where, slug]}` and `{entry['name']}` of `{where}`"
+            errors.append(Finding(f"{both} are both routed as `{slug}`", "rename one of them"))
+        seen.setdefault((where, slug), str(entry.get("name")))
     return Validation(errors, [] if functions else [Finding(NO_ENDPOINTS)])
+
+
+def _home(entry: Mapping[str, Any]) -> str:
+    """Return the class, or the module, that a function is declared in."""
+    module, cls = entry.get("declared_module") or entry.get("module"), entry.get("class_name")
+    return ".".join(str(part) for part in (module, cls) if part)
 
 
 def _entry_faults(number: int, entry: Mapping[str, Any]) -> list[Finding]:

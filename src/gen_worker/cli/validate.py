@@ -1,0 +1,93 @@
+"""`gen-worker validate`: whether the platform could build and route an endpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.failure import OK, USAGE, say
+from gen_worker.cli.project import show_stack
+from gen_worker.discovery.command import located
+from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.process import manifest_of
+from gen_worker.discovery.project import load_project_config
+from gen_worker.discovery.validation import Finding, Validation, validate_endpoint, validate_endpoint_lock
+
+_HELP = """Check that an endpoint can be built and routed.
+
+Looks at the files of the project, imports the endpoint in a process of its own, and checks what its lock would say. All
+findings are told at once; errors end with exit code 2, warnings do not.
+
+\b
+gen-worker validate
+gen-worker validate path/to/endpoint --require-uv-lock
+gen-worker validate --json"""
+
+
+@click.command("validate", cls=Command, help=_HELP, codes=(OK, USAGE))
+@click.argument("path", default=".", metavar="[PATH]")
+@click.option("--require-uv-lock", is_flag=True, help="A missing `uv.lock` is an error.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a document.")
+def command(path: str, require_uv_lock: bool, as_json: bool) -> int:
+    """Check that an endpoint can be built and routed."""
+    root = Path(path).parent if Path(path).name == "pyproject.toml" else Path(path)
+    found = validate_endpoint(root, require_uv_lock=require_uv_lock)
+    functions, of_lock = _lock_of(root)
+    errors = [*found.errors, *(each for each in of_lock.errors if each not in found.errors)]
+    warnings = [*found.warnings, *of_lock.warnings]
+    if as_json:
+        click.echo(msgspec.json.encode(_document(errors, warnings, functions)))
+    else:
+        for warning in warnings:
+            _tell("warning", warning)
+        for error in errors:
+            _tell("error", error)
+        click.echo(_verdict(root, errors, warnings, functions))
+    return USAGE if errors else OK
+
+
+def _lock_of(root: Path) -> tuple[list[str], Validation]:
+    """Return the functions of a project and what is wrong with them; the author's tracebacks go to stderr."""
+    try:
+        document = manifest_of(*located(root, None))
+    except DiscoveryError as error:
+        show_stack(error.stack)
+        return [], Validation([Finding(each.message, each.hint) for each in error.problems], [])
+    except (FileNotFoundError, ValueError, OSError):
+        return [], Validation([], [])  # the project file: told already
+    return [function["name"] for function in document["functions"]], validate_endpoint_lock(document)
+
+
+def _tell(what: Any, finding: Finding) -> None:
+    say(what, finding)
+    if finding.hint:
+        say("hint", finding.hint)
+
+
+def _verdict(root: Path, errors: list[Finding], warnings: list[Finding], functions: list[str]) -> str:
+    counts = [_count(errors, "error"), _count(warnings, "warning")]
+    if errors:
+        return f"`{_name(root)}` is not valid: {', '.join(filter(None, counts))}"
+    return f"`{_name(root)}` is valid: {', '.join(filter(None, [_count(functions, 'function'), *counts]))}"
+
+
+def _name(root: Path) -> str:
+    try:
+        return load_project_config(root).name or root.absolute().name
+    except (ValueError, OSError):
+        return root.absolute().name
+
+
+def _count(things: list[Any], what: str) -> str:
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}" if things else ""
+
+
+def _document(errors: list[Finding], warnings: list[Finding], functions: list[str]) -> dict[str, Any]:
+    return {
+        "ok": not errors,
+        "errors": [{"message": str(each), "hint": each.hint} for each in errors],
+        "warnings": [{"message": str(each), "hint": each.hint} for each in warnings],
+        "functions": functions,
+    }

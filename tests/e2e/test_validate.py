@@ -1,0 +1,104 @@
+"""`gen-worker validate`, as a command."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.served import GEN_WORKER
+
+MAIN = """
+import msgspec
+from gen_worker import endpoint
+
+class Text(msgspec.Struct):
+    text: str
+
+@endpoint
+def say_it(ctx, payload: Text) -> Text: ...
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\n[tool.gen_worker]\nmain = "mine.main"\n')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "main.py").write_text(MAIN)
+    (tmp_path / "Dockerfile").touch()
+    (tmp_path / "uv.lock").touch()
+    return tmp_path
+
+
+def validate(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*GEN_WORKER, "validate", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def test_a_valid_endpoint_gets_one_line(root: Path) -> None:
+    here = validate(cwd=root)
+    assert (here.returncode, here.stdout, here.stderr) == (0, "`mine` is valid: 1 function\n", "")
+    for path in (str(root), str(root / "pyproject.toml"), root.name):
+        assert validate(path, cwd=root.parent).stdout == here.stdout
+
+
+def test_a_warning_leaves_an_endpoint_valid_unless_it_is_required(root: Path) -> None:
+    (root / "uv.lock").unlink()
+    done = validate(cwd=root)
+    assert (done.returncode, done.stdout) == (0, "`mine` is valid: 1 function, 1 warning\n")
+    assert done.stderr.splitlines() == [
+        "warning: no `uv.lock`: each build may get other versions",
+        "hint: `uv lock` writes it",
+    ]
+    assert validate("--require-uv-lock", cwd=root).returncode == 2
+
+
+def test_the_files_and_the_code_are_judged_in_one_go(root: Path) -> None:
+    (root / "Dockerfile").unlink()
+    (root / "mine" / "broken.py").write_text("print('printed')\nimport no_such_library")
+    (root / "mine" / "main.py").write_text(MAIN.replace("payload: Text", "payload"))
+    done = validate(cwd=root)
+    assert (done.returncode, done.stdout) == (2, "`mine` is not valid: 3 errors\n")
+    lines = done.stderr.splitlines()
+    assert "printed" in lines
+    assert "error: no `Dockerfile`" in lines
+    assert any("`mine.broken` does not import" in line for line in lines)
+    assert any("`payload` of `say_it` must be annotated" in line for line in lines)
+    assert "hint: install what provides `no_such_library`, or mend the import" in lines
+
+
+def test_the_findings_are_a_document(root: Path) -> None:
+    (root / "Dockerfile").unlink()
+    done = validate("--json", cwd=root)
+    assert (done.returncode, done.stderr) == (2, "")
+    document = json.loads(done.stdout)
+    assert document["errors"] == [
+        {"message": "no `Dockerfile`", "hint": "the platform builds the image of the endpoint from it"}
+    ]
+    assert (document["ok"], document["warnings"], document["functions"]) == (False, [], ["say-it"])
+
+
+def test_an_endpoint_without_functions_is_valid_with_a_warning(root: Path) -> None:
+    (root / "mine" / "main.py").write_text("")
+    done = validate(cwd=root)
+    assert (done.returncode, done.stdout) == (0, "`mine` is valid: 1 warning\n")
+    assert done.stderr == "warning: no function or class is marked with `@endpoint`\n"
+
+
+def test_a_folder_without_a_project_is_told_once(tmp_path: Path) -> None:
+    done = validate(cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, f"`{tmp_path.name}` is not valid: 2 errors, 1 warning\n")
+    assert len([line for line in done.stderr.splitlines() if "pyproject.toml" in line]) == 1
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    done = validate("missing", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: no `missing/pyproject.toml`" in done.stderr
