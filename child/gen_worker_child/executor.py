@@ -18,6 +18,7 @@ import msgspec
 from gen_worker.api.clamping import clamping_of
 from gen_worker.api.context import RequestContext
 from gen_worker.api.errors import CanceledError, FatalError, ValidationError
+from gen_worker.api.overrides import named_models, overridden, takes_overrides, without_models
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.wire.messages import Encoding
@@ -156,12 +157,17 @@ class Executor:
     def decode(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> msgspec.Struct:
         """Decode a payload straight into the author's type, its numbers brought into the ranges of their Clamps.
 
-        Raises `msgspec.ValidationError` naming the path.
+        Raises `msgspec.ValidationError` naming the path, for models that the payload may not name too.
         """
         decode = self._decoders.get((spec.name, encoding))
         if decode is None:
-            decode = self._decoders[spec.name, encoding] = _decoder(spec.payload_type, encoding)
+            decode = self._decoders[spec.name, encoding] = _decoder(spec, encoding)
         return decode(body)
+
+    def models_of(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> dict[str, str]:
+        """Return the ref of the model in each slot for this payload; raise `msgspec.ValidationError` as `decode`."""
+        named = named_models(body, encoding) if takes_overrides(spec.payload_type, spec.bindings) else msgspec.UNSET
+        return {slot: binding.wire_ref for slot, binding in overridden(spec.bindings, named).items()}
 
     def encode(self, value: Any, encoding: Encoding) -> bytes:
         """Encode an output or a stream item."""
@@ -212,11 +218,21 @@ class Executor:
         self.async_side.close()
 
 
-def _decoder(type_: type[msgspec.Struct], encoding: Encoding) -> Callable[[bytes | memoryview], msgspec.Struct]:
+def _decoder(spec: FunctionSpec, encoding: Encoding) -> Callable[[bytes | memoryview], msgspec.Struct]:
     kind = msgspec.json.Decoder if encoding == "json" else msgspec.msgpack.Decoder
-    decode: Callable[[bytes | memoryview], msgspec.Struct] = kind(type_).decode
-    clamping = clamping_of(type_)
-    return decode if clamping is None else lambda body: clamping(decode(body))
+    decode: Callable[[bytes | memoryview], msgspec.Struct] = kind(spec.payload_type).decode
+    clamping = clamping_of(spec.payload_type)
+    clamped = decode if clamping is None else lambda body: clamping(decode(body))
+    if not takes_overrides(spec.payload_type, spec.bindings):
+        return clamped
+    strict = spec.payload_type.__struct_config__.forbid_unknown_fields
+
+    def with_models(body: bytes | memoryview) -> msgspec.Struct:
+        named = named_models(body, encoding)
+        overridden(spec.bindings, named)
+        return clamped(without_models(body, encoding) if strict and named is not msgspec.UNSET else body)
+
+    return with_models
 
 
 def _checked(spec: FunctionSpec, output: Any) -> Any:

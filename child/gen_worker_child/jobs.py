@@ -325,7 +325,13 @@ class Jobs:
             sink=_Sink(self, job),
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
+            models=self._models(job),
         )
+
+    def _models(self, job: Job) -> dict[str, str] | None:
+        if not job.spec.bindings:
+            return None
+        return self._executor.models_of(job.spec, job.body.view, job.order.encoding)
 
     def _event(self, job: Job, event: dict[str, object]) -> None:
         value = event["payload"]

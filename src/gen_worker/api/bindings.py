@@ -1,7 +1,7 @@
 """Where an endpoint's weights come from. A binding is a value: it names a model and fetches nothing."""
 
 from collections.abc import Iterable
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Self, TypeAlias
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -11,7 +11,7 @@ def _strip(binding: msgspec.Struct) -> None:
     """Strip every text of a new binding and make its globs a tuple."""
     for field in binding.__struct_fields__:
         value = getattr(binding, field)
-        if field == "files":
+        if field in ("files", "overrides"):
             force_setattr(binding, field, _globs(value))
             continue
         if not isinstance(value, str):
@@ -19,13 +19,29 @@ def _strip(binding: msgspec.Struct) -> None:
         force_setattr(binding, field, value.strip())
 
 
-def _globs(files: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(files, str):
-        raise TypeError(f"`files=` takes a tuple of globs, got the string {files!r}; write `files=({files!r},)`")
-    return tuple(stripped for glob in files if (stripped := glob.strip()))
+def _globs(globs: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(globs, str):
+        raise TypeError(f"`files=` takes a tuple of globs, got the string {globs!r}; write `files=({globs!r},)`")
+    return tuple(stripped for glob in globs if (stripped := glob.strip()))
 
 
-class HF(msgspec.Struct, frozen=True):
+class _Binding(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
+    """What all bindings have in common."""
+
+    overrides: tuple[str, ...] = ()  # globs of the refs that a request may name instead of this one
+
+    def allow_override(self, *refs: str) -> Self:
+        """Return a copy that a request may replace by these refs, or by any of the provider's when none is given.
+
+        A ref may hold `*`. A request names its models in the payload: `{"_models": {"slot": "owner/name"}}`.
+        """
+        for ref in refs:
+            if not isinstance(ref, str) or not ref.strip():
+                raise ValueError(f"`allow_override` takes refs like `owner/name` or `owner/*`, got {ref!r}")
+        return msgspec.structs.replace(self, overrides=refs or ("*",))
+
+
+class HF(_Binding, frozen=True):
     """A repository on Hugging Face, `owner/name`."""
 
     provider: ClassVar[str] = "hf"
@@ -46,7 +62,7 @@ class HF(msgspec.Struct, frozen=True):
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
-class Hub(msgspec.Struct, frozen=True):
+class Hub(_Binding, frozen=True):
     """A repository on the platform's own hub."""
 
     provider: ClassVar[str] = "tensorhub"
@@ -69,7 +85,7 @@ class Hub(msgspec.Struct, frozen=True):
         return f"{self.ref}{tag}{flavor}"
 
 
-class Civitai(msgspec.Struct, frozen=True):
+class Civitai(_Binding, frozen=True):
     """A model on Civitai: `ref` is the model's id, `version` one of its versions' ids."""
 
     provider: ClassVar[str] = "civitai"
@@ -87,7 +103,7 @@ class Civitai(msgspec.Struct, frozen=True):
         return self.ref
 
 
-class ModelScope(msgspec.Struct, frozen=True):
+class ModelScope(_Binding, frozen=True):
     """A repository on ModelScope, `owner/name`."""
 
     provider: ClassVar[str] = "modelscope"

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gen_worker.api.bindings import HF, Binding, Civitai, Hub, ModelScope
+from gen_worker.api.bindings import Binding
 from gen_worker.api.resources import Resources
 from gen_worker.discovery.marks import expected_outputs, moderation
 from gen_worker.discovery.schemas import digest, inlined, members, schema_of
@@ -64,14 +64,11 @@ def _described_binding(binding: Binding) -> Document:
 
 def _binding_fields(binding: Binding) -> Document:
     """Return the ref and what else was said; a Hub's tag always."""
-    match binding:
-        case Hub():
-            optional = {"flavor": binding.flavor}
-            always = {"ref": binding.ref, "tag": binding.tag}
-        case HF() | Civitai() | ModelScope():
-            optional = msgspec.structs.asdict(binding)
-            always = {"ref": optional.pop("ref")}
-    return always | {name: list(value) if name == "files" else value for name, value in optional.items() if value}
+    optional = msgspec.structs.asdict(binding)
+    always = {name: optional.pop(name) for name in ("ref", "tag") if name in optional}
+    optional["allow_override"] = optional.pop("overrides")
+    given = {name: value for name, value in optional.items() if value}
+    return always | {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 # --- the manifest: what the platform routes and validates by --------------------------------------------------------
