@@ -368,6 +368,7 @@ class ControlClient:
     def replaced(self, ticket: Ticket) -> None:
         """Another connection asked for the same job: the answer goes there."""
         self.awaited.pop(ticket.request_id, None)
+        self.awaited.pop(ticket.request_id, None)
         text = f"another connection has taken `{ticket.request_id}` over"
         self.send(wire.Error(ticket.request_id, 0, "usage", text, False))  # not the job's end: nothing to acknowledge
 
@@ -392,7 +393,7 @@ class ControlClient:
 
     def _meant(self, request_id: str) -> list[Job]:
         """Return the live jobs that the client may mean: one of its own before anybody else's."""
-        own = self._server.ticket_of(request_id, self)
+        own = self.awaited.get(request_id)
         if own is not None and own.job is not None and not own.job.ended:
             return [own.job]
         return self._supervisor.find(request_id)
