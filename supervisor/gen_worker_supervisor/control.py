@@ -368,7 +368,6 @@ class ControlClient:
     def replaced(self, ticket: Ticket) -> None:
         """Another connection asked for the same job: the answer goes there."""
         self.awaited.pop(ticket.request_id, None)
-        self.awaited.pop(ticket.request_id, None)
         text = f"another connection has taken `{ticket.request_id}` over"
         self.send(wire.Error(ticket.request_id, 0, "usage", text, False))  # not the job's end: nothing to acknowledge
 
