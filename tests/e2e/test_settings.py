@@ -86,9 +86,12 @@ def test_every_command_refuses_a_value_that_cannot_be_meant(tmp_path: Path, argu
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
-def test_a_command_warns_of_a_name_that_is_nearly_a_setting_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arguments", "code"), [(("run", "--module", "mine"), 0), (("ps",), 4), (("kill", "x"), 4)])
+def test_a_command_warns_of_a_name_that_is_nearly_a_setting_and_goes_on(
+    tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
     (tmp_path / "mine.py").write_text(MAIN)
-    (tmp_path / "gen-worker.yaml").write_text("max_qued: 5\n")
-    done = gen_worker("run", "--module", "mine", cwd=tmp_path)
+    (tmp_path / "gen-worker.yaml").write_text(f"max_qued: 5\nrun_dir: {tmp_path / 'run'}\n")
+    done = gen_worker(*arguments, cwd=tmp_path)
     said = "warning: `max_qued` in `./gen-worker.yaml` is no setting; did you mean `max_queued`?\n"
-    assert (done.returncode, done.stderr) == (0, said)
+    assert (done.returncode, done.stderr[: len(said)], done.stderr.count("warning")) == (code, said, 1)

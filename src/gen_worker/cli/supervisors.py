@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gen_worker.cli.failure import UNREACHABLE, USAGE, Failure
+from gen_worker.cli.settings import read_settings
 from gen_worker.rundir import SeveralSupervisors, SupervisorUnreachable
-from gen_worker.settings import SettingsError
 
 if TYPE_CHECKING:
     from gen_worker.client import Client
@@ -24,13 +24,12 @@ def connected(path: str | None, name: str) -> "Iterator[Client]":
     """Connect to the supervisor named by a socket, or to the only one; raise `Failure` when that is not possible."""
     if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
         raise Failure("supervisors run on Linux only", code=UNREACHABLE)
+    read_settings()
     from gen_worker.client import Client
 
     try:
         with Client(path, name=name) as client:
             yield client
-    except SettingsError as error:
-        raise Failure(str(error)) from None
     except SeveralSupervisors as several:
         listed = "".join(f"\n  {file.serve or file.control} (pid {file.pid})" for file in several.candidates)
         raise Failure(f"{several}:{listed}", "choose one with `--socket`", code=USAGE) from None
