@@ -22,6 +22,7 @@ from gen_worker.api.overrides import named_models, overridden, takes_overrides, 
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.wire.messages import Encoding
+from gen_worker_child.inputs import InputFiles
 
 OnItem = Callable[[Any], Awaitable[None] | None]
 """Takes a stream item; what it returns is awaited before an async generator goes on."""
@@ -123,6 +124,7 @@ class Executor:
             "json": msgspec.json.Encoder().encode,
             "msgpack": msgspec.msgpack.Encoder().encode,
         }
+        self._inputs = InputFiles()
         self._blocking: LoopCall | None = None
 
     def load(self, instance: str) -> None:
@@ -179,9 +181,11 @@ class Executor:
         A sync handler runs in the calling thread. An awaitable that `on_item` returns is for async generators only.
         """
         if spec.shape == "sync":
-            return _checked(spec, self._handler(spec)(ctx, payload))
+            with self._inputs.of(payload):
+                return _checked(spec, self._handler(spec)(ctx, payload))
         if spec.shape == "generator":
-            return _pump(self._handler(spec)(ctx, payload), on_item, ctx)
+            with self._inputs.of(payload):
+                return _pump(self._handler(spec)(ctx, payload), on_item, ctx)
         return self._wait(self.run_on_loop(spec, ctx, payload, on_item))
 
     async def run_on_loop(
@@ -190,9 +194,10 @@ class Executor:
         """Call an async handler on the loop this runs on; as `run` otherwise."""
         ctx.raise_if_cancelled("canceled")
         try:
-            if spec.shape == "async":
-                return _checked(spec, await self._handler(spec)(ctx, payload))
-            await _pump_async(self._handler(spec)(ctx, payload), on_item, ctx)
+            with self._inputs.of(payload):
+                if spec.shape == "async":
+                    return _checked(spec, await self._handler(spec)(ctx, payload))
+                await _pump_async(self._handler(spec)(ctx, payload), on_item, ctx)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None
@@ -216,6 +221,7 @@ class Executor:
         self._instances.clear()
         self._handlers.clear()
         self.async_side.close()
+        self._inputs.close()
 
 
 def _decoder(spec: FunctionSpec, encoding: Encoding) -> Callable[[bytes | memoryview], msgspec.Struct]:

@@ -235,6 +235,36 @@ def test_without_a_place_to_save_the_error_says_what_to_give() -> None:
         context().save_bytes("x", b"")
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("a.bin", b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("a.svg", b"<svg/>", "image/svg+xml"),
+        ("a.png", b"RIFF....WAVE", "audio/wav"),
+        ("a", b"?", None),
+        ("a.txt", b"", "text/plain"),
+    ],
+)
+def test_what_a_file_is_is_told_by_its_first_bytes_else_by_its_name(
+    tmp_path: Path, name: str, data: bytes, kind: str | None
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    ctx = context(local_output_dir=tmp_path / "outputs")
+    inline = context(execution_hints={"output_format": "inline"})
+    assert [ctx.save_bytes(name, data).mime_type, ctx.save_file(name, file).mime_type] == [kind, kind]
+    assert inline.save_bytes(name, data).mime_type == kind
+
+
+@pytest.mark.parametrize(
+    ("request_id", "folder"),
+    [("r1", "r1"), ("a/../b c", "a-..-b-c"), ("..", "request"), ("http://x", "http-x"), ("é\\\0", "é-")],
+)
+def test_files_without_a_ref_lie_in_a_folder_of_their_request(tmp_path: Path, request_id: str, folder: str) -> None:
+    ctx = RequestContext(request_id=request_id, local_output_dir=tmp_path)
+    assert ctx.save_audio(b"RIFF").ref == f"outputs/{folder}/audio.wav"
+
+
 @pytest.mark.needs("PIL")
 @pytest.mark.parametrize(("format", "name"), [("webp", "WEBP"), ("png", "PNG"), ("jpg", "JPEG"), ("JPEG", "JPEG")])
 def test_an_image_is_saved_in_each_format(tmp_path: Path, format: str, name: str) -> None:
@@ -268,6 +298,8 @@ def test_sound_and_film_given_as_bytes_are_kept_as_they_are(tmp_path: Path) -> N
     assert (type(film), film.ref, film.mime_type) == (VideoAsset, "outputs/r1/video.mp4", "video/mp4")
     assert Path(sound).read_bytes() == b"RIFF"
     assert type(ctx.save_video(Path(film), "copy")) is VideoAsset
+    assert ctx.save_audio(b"ID3", format="mp3").mime_type == "audio/mpeg"
+    assert ctx.save_video(b"?", format="ogv").mime_type == "video/ogv"
 
 
 def test_samples_need_the_audio_extra() -> None:

@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen_worker import Asset, RequestContext
 from gen_worker.outputs import FolderSink, safe_ref
 
 PIECES = st.sampled_from(
@@ -110,3 +113,20 @@ def test_a_link_in_place_of_the_file_is_replaced_not_followed(tmp_path: Path) ->
     FolderSink(folder).save("x.bin", data=b"new", path=None)
     assert outside.read_bytes() == b"precious"
     assert (folder / "x.bin").read_bytes() == b"new"
+
+
+@given(st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join), st.text(max_size=12))
+def test_whatever_a_handler_calls_its_file_it_lands_in_the_outputs_folder(ref: str, request_id: str) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        outputs = Path(root) / "a" / "outputs"
+        ctx = RequestContext(request_id=request_id, sink=FolderSink(outputs))
+        source = Path(root) / "film.mp4"
+        source.write_bytes(b"film")
+        kept: list[Asset] = [ctx.save_audio(b"sound"), ctx.save_video(source)]  # under names of their own
+        with suppress(ValueError, OSError):  # OSError: `x` is a file now and cannot be a folder in `x/y`
+            kept.append(ctx.save_bytes(ref, b"bytes"))
+            kept.append(ctx.save_file(ref, source))
+            kept.append(ctx.save_video(source, ref))
+        found = {path for path in Path(root).rglob("*") if path.is_file()} - {source}
+        assert found == {Path(asset) for asset in kept}
+        assert all(path.resolve().is_relative_to(outputs) for path in found)

@@ -4,6 +4,7 @@ The runtime makes one per job, so making one does no work that can wait until a 
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gen_worker.api.errors import CanceledError, OutputTooLargeError
 from gen_worker.api.types import Asset, AudioAsset, ImageAsset, VideoAsset, retyped
+from gen_worker.filetypes import HEAD_BYTES, mime_type
 from gen_worker.outputs import FolderSink, SavedFile, Sink, safe_ref
 from gen_worker.wire.messages import Level
 
@@ -208,7 +210,7 @@ class RequestContext:
 
             data = encode_audio(audio, sample_rate, format)
         asset = self.save_bytes(self._named(ref, "audio", format), data)
-        return retyped(asset, AudioAsset, mime_type=f"audio/{format.lower()}")
+        return retyped(asset, AudioAsset, mime_type=_kind_of(asset, "audio", format))
 
     def save_video(
         self, video: bytes | bytearray | str | os.PathLike[str], ref: str | None = None, *, format: str = "mp4"
@@ -216,20 +218,23 @@ class RequestContext:
         """Keep a film, given as the bytes or the path of a file."""
         name = self._named(ref, "video", format)
         asset = self.save_bytes(name, video) if isinstance(video, bytes | bytearray) else self.save_file(name, video)
-        return retyped(asset, VideoAsset, mime_type=f"video/{format.lower()}")
+        return retyped(asset, VideoAsset, mime_type=_kind_of(asset, "video", format))
 
     def _named(self, ref: str | None, stem: str, extension: str) -> str:
         """Return the name of a saved file: the default one, or the given one with an extension if it has none."""
         if ref is None:
-            return f"outputs/{self._request_id}/{stem}.{extension.lower()}"
-        return ref if os.path.splitext(ref.strip())[1] else f"{ref.strip()}.{extension.lower()}"
+            folder = re.sub(r"[^\w.-]+", "-", self._request_id).strip(".") or "request"
+            return f"outputs/{folder[-128:]}/{stem}.{extension.lower()}"
+        name = ref.strip().rstrip("/")
+        return name if os.path.splitext(name)[1] or not name else f"{name}.{extension.lower()}"
 
     def _keep(self, ref: str, *, data: bytes | None, path: Path | None, size: int) -> Asset:
         name = safe_ref(ref)
         if size > SAVE_LIMIT_BYTES:
             raise OutputTooLargeError(size_bytes=size, max_bytes=SAVE_LIMIT_BYTES)
+        kind = mime_type(_head(data, path), name)
         if self._inline and size <= INLINE_LIMIT_BYTES:
-            return _inlined(name, path.read_bytes() if path is not None else data or b"")
+            return _inlined(name, path.read_bytes() if path is not None else data or b"", kind)
         if self._sink is None:
             raise RuntimeError(f"`{name}` cannot be saved: give the context a `local_output_dir=` or a `sink=`")
         saved = self._sink.save(name, data=data, path=path)
@@ -237,6 +242,7 @@ class RequestContext:
             ref=name,
             owner=self._owner or None,
             local_path=saved.local_path or None,
+            mime_type=kind,
             size_bytes=saved.size_bytes,
             sha256=saved.sha256,
         )
@@ -246,10 +252,25 @@ def _asks_inline(hints: Mapping[str, object]) -> bool:
     return hints.get("output_format") == "inline"
 
 
-def _inlined(name: str, data: bytes) -> Asset:
+def _inlined(name: str, data: bytes, kind: str | None) -> Asset:
     import hashlib
 
-    return Asset(ref=name, inline_bytes=data, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return Asset(ref=name, inline_bytes=data, mime_type=kind, size_bytes=len(data), sha256=digest)
+
+
+def _head(data: bytes | None, path: Path | None) -> bytes:
+    """Return the first bytes of what is saved."""
+    if path is None:
+        return (data or b"")[:HEAD_BYTES]
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _kind_of(asset: Asset, family: str, format: str) -> str:
+    """Return the MIME type of a saved sound or film: what its bytes or its name tell, else its format."""
+    told = asset.mime_type or ""
+    return told if told.startswith(f"{family}/") else f"{family}/{format.lower()}"
 
 
 def _torch() -> Any:

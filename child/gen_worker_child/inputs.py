@@ -1,0 +1,144 @@
+"""Files for the input assets that came as bytes: they lie in a folder of this process until their job ends."""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gen_worker.api.shapes import records_of
+from gen_worker.api.types import Asset
+from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
+
+PREFIX = "gen-worker-inputs-"
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+_WITHOUT_PARTS = frozenset((str, int, float, bool, bytes, type(None)))
+
+
+@lru_cache(maxsize=256)
+def holds_assets(type_: type[msgspec.Struct]) -> bool:
+    """Tell whether values of a type may hold assets."""
+    return any(issubclass(record.cls, Asset) for record in records_of(type_))
+
+
+def assets_in(value: Any) -> Iterator[Asset]:
+    """Yield every asset in a decoded payload."""
+    if isinstance(value, Asset):
+        yield value
+    elif isinstance(value, dict):
+        yield from _assets_among(value.values())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from _assets_among(value)
+    elif isinstance(value, msgspec.Struct):
+        yield from _assets_among(getattr(value, name) for name in value.__struct_fields__)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from _assets_among(getattr(value, name) for name in value.__dataclass_fields__)
+
+
+def _assets_among(values: Any) -> Iterator[Asset]:
+    for value in values:
+        if type(value) not in _WITHOUT_PARTS:
+            yield from assets_in(value)
+
+
+class InputFiles:
+    """Writes the bytes of input assets to files, so that `local_path` works, and removes them with their job.
+
+    Safe from any thread. The folder is made when it is first needed; what killed processes left is removed then.
+    """
+
+    def __init__(self) -> None:
+        self._making = threading.Lock()
+        self._folder: Path | None = None
+        self._claim: int | None = None
+
+    def of(self, payload: msgspec.Struct) -> AbstractContextManager[None]:
+        """Give each asset that has bytes and no file a file, for as long as the returned context is open."""
+        return self._written(payload) if holds_assets(type(payload)) else _NOTHING
+
+    @contextmanager
+    def _written(self, payload: msgspec.Struct) -> Iterator[None]:
+        assets = [each for each in assets_in(payload) if each.inline_bytes is not None and not each.local_path]
+        if not assets:
+            yield
+            return
+        folder = Path(tempfile.mkdtemp(dir=self._place()))
+        try:
+            for number, asset in enumerate(assets):
+                asset.local_path = _write(folder / str(number), asset)
+            yield
+        finally:
+            for asset in assets:
+                asset.local_path = None  # an output that holds the asset shall not name a file that is gone
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _place(self) -> Path:
+        with self._making:
+            if self._folder is None and os.name == "posix":
+                remove_abandoned()
+                self._folder, self._claim = _claimed_folder()
+            elif self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            return self._folder
+
+    def close(self) -> None:
+        """Remove the folder."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._claim is not None:
+                os.close(self._claim)
+            self._folder = self._claim = None
+
+
+def _write(folder: Path, asset: Asset) -> str:
+    """Write the bytes of an asset under its own name, with the ending of its kind if the name has none."""
+    data = asset.inline_bytes or b""
+    name = "".join(letter for letter in asset.ref.rpartition("/")[2] if letter.isalnum() or letter in "._- ").strip(
+        ". "
+    )
+    name = name.encode()[-128:].decode(errors="ignore") or "input"
+    kind = asset.mime_type or mime_type(data[:HEAD_BYTES], name)
+    if not os.path.splitext(name)[1] and kind:
+        name += extension(kind)
+    folder.mkdir()
+    (folder / name).write_bytes(data)
+    return str(folder / name)
+
+
+def _claimed_folder() -> tuple[Path, int]:
+    """Make a folder that is locked as long as this process lives; return it and the lock."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=PREFIX)
+        claim = os.open(folder, os.O_RDONLY)
+        if _locks(claim) and os.path.exists(folder):
+            return Path(folder), claim
+        os.close(claim)  # another process took it for abandoned before it was locked
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of processes that were killed: those that nobody holds a lock on."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it went away meanwhile, or is none of ours
+            claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(claim).st_uid == os.getuid() and _locks(claim):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(claim)
+
+
+def _locks(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
