@@ -28,6 +28,9 @@ class Call:
     """One request on its way; what it tells while it runs goes to `events`."""
 
     def __init__(self, server: Server, function: str, events: Events, take: Take, *, name: str) -> None:
+        self.canceling = False
+        """Whether a Ctrl-C came."""
+
         self.request_id = f"{name}-{os.urandom(4).hex()}"
         self._server = server
         self._function = function
@@ -66,6 +69,7 @@ class Call:
 
     def _cancel(self) -> None:
         """Ask the server, on a connection of its own, to end the request."""
+        self.canceling = True
         announce("canceling; press Ctrl-C again to stop waiting", self._events.erasing)
         try:
             connection = self._open.enter_context(open_connection(self._server.address))  # a hang-up may overtake it
@@ -89,7 +93,7 @@ class Call:
             if line is None:
                 raise Failure("the server closed the connection before its answer", code=USER_CODE)
             if line.error is not None:
-                _report(line.error, timed=timeout_s > 0)
+                _report(line.error, timed=timeout_s > 0, log=self._server.log)
             if self._is_last(line):
                 return OK
 
@@ -118,23 +122,24 @@ _CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolutio
 
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
-    "child_died": "the log of `gen-worker serve` has the rest of what the child said",
+    "child_died": "{log} has the rest of what the child said",
     "quarantined": "this payload ended several children; change it, or wait until the quarantine passes",
     "busy": "too many requests wait; try again later",
     "draining": "the server is stopping",
 }
 
 
-def _report(error: WireError, *, timed: bool) -> NoReturn:
-    """Say why the request failed; `timed` is whether its deadline was this command's."""
+def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
+    """Say why the request failed; `timed` is whether its deadline was this command's, `log` is the server's log."""
     detail = error.detail or ErrorDetail()
-    if error.kind not in ("invalid", "canceled"):  # those are told in full by their message
-        show_stack(detail.stack or detail.stderr or [])
+    if error.kind in ("invalid", "canceled"):  # told in full by their message
+        detail = ErrorDetail()
+    show_stack(detail.stack or detail.stderr or [])
     facts = (("cause", detail.cause), ("exit code", detail.exit_code), ("rung", detail.rung))
     told = ", ".join(
         f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
     )
-    hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "")
+    hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "").format(log=log)
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
 

@@ -80,11 +80,12 @@ def fields(function: dict[str, Any], begun: str) -> list[str]:
     field, at, path = begun.partition("@")
     if at and "=" not in field:
         return [f"{field}@{each}" for each in files(path)]
-    words = [f"{name}{_marker(place)}" for name, place in field_names(function).items()]
+    words = [f"{name}{marker(place)}" for name, place in field_names(function).items()]
     return [word for word in words if word.startswith(begun)]
 
 
-def _marker(place: Place) -> str:
+def marker(place: Place) -> str:
+    """Return the marker that most often follows the name of a field."""
     if place.is_asset() or place.is_bytes():
         return "@"
     return ":=" if place.kinds() - {"null"} <= {"array", "object"} else "="

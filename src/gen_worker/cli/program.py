@@ -23,6 +23,7 @@ _COMMANDS = {
     "run": "Run one function once, in this process.",
     "serve": "Serve an endpoint's functions from supervised child processes.",
     "invoke": "Call a function of a running `gen-worker serve`.",
+    "repl": "Keep an endpoint warm and call it line by line.",
     "ps": "Show what a supervisor's devices and jobs are doing.",
     "kill": "End one request, whatever it does, and nothing else.",
     "validate": "Check that an endpoint can be built and routed.",

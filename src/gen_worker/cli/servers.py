@@ -24,6 +24,7 @@ class Server(NamedTuple):
 
     token: str | None
     line_limit: int
+    log: str = "the log of `gen-worker serve`"
 
     @property
     def is_remote(self) -> bool:
