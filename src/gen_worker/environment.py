@@ -42,9 +42,9 @@ def passes(name: str) -> bool:
 def secret_values(environment: Mapping[str, str], settings: Settings) -> tuple[str, ...]:
     """Return what must not appear in a log, the longest first: secrets of the worker and of the author's code.
 
-    Of a secret of several lines, each line counts too, since a log is written line by line.
+    A secret of several lines is told line by line, as a log is written; its short lines give nothing away.
     """
     values: list[str] = [value for value in msgspec.structs.astuple(settings) if isinstance(value, Secret)]
     values += [value for name, value in environment.items() if name.upper().endswith(_SECRET_ENDINGS)]
-    secrets = {each.strip() for value in values for each in (value, *value.splitlines())}
+    secrets = {line.strip() for value in values for line in value.splitlines()}
     return tuple(sorted((each for each in secrets if len(each) >= _LEAST_SECRET), key=lambda each: (-len(each), each)))

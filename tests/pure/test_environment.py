@@ -74,9 +74,9 @@ def test_longer_secrets_come_before_what_they_contain() -> None:
     assert hidden({"A_KEY": "12345678", "B_KEY": "12345678-9", "C_KEY": "12345678"}) == ("12345678-9", "12345678")
 
 
-def test_each_line_of_a_long_secret_is_one() -> None:
+def test_each_line_of_a_long_secret_that_is_not_short_is_one() -> None:
     value = "-----BEGIN KEY-----\nMIIEvQIBADANBg\nx==\n-----END KEY-----"
-    assert hidden({"SIGNING_KEY": value}) == (value, "-----BEGIN KEY-----", "-----END KEY-----", "MIIEvQIBADANBg")
+    assert hidden({"SIGNING_KEY": value}) == ("-----BEGIN KEY-----", "-----END KEY-----", "MIIEvQIBADANBg")
 
 
 def test_a_secret_shows_as_one_where_it_is_only_looked_at() -> None:
