@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from gen_worker.client import Client
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
@@ -61,16 +61,12 @@ def descriptors(pid: int) -> list[str]:
 
 
 class Connection:
-    """One connection to the NDJSON socket."""
+    """One connection that speaks NDJSON: to the Unix socket of this path, or over TCP to this address."""
 
-    def __init__(self, path: Path) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, where: Path | str, *, token: str | None = None) -> None:
+        self.sock = connected(where)
         self.sock.settimeout(PATIENCE_S)
-        here = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-        try:
-            self.sock.connect(f"/proc/self/fd/{here}/{path.name}")
-        finally:
-            os.close(here)
+        self._token = {} if token is None else {"token": token}
         self._file = self.sock.makefile("rb")
 
     def __enter__(self) -> "Connection":
@@ -84,11 +80,15 @@ class Connection:
         request: dict[str, object] = {"function": function, "payload": payload, "stream": stream}
         if request_id is not None:
             request["request_id"] = request_id
-        self.write(json.dumps(request).encode() + b"\n")
+        self.line(request)
 
     def cancel(self, request_id: str) -> None:
         """Send a cancel frame."""
-        self.write(json.dumps({"cancel": {"request_id": request_id}}).encode() + b"\n")
+        self.line({"cancel": {"request_id": request_id}})
+
+    def line(self, message: dict[str, object]) -> None:
+        """Send a line, with the token if there is one."""
+        self.write(json.dumps(message | self._token).encode() + b"\n")
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -135,6 +135,24 @@ class Connection:
         self.sock.close()
 
 
+def connected(where: Path | str) -> socket.socket:
+    """Return a connected socket, however long the path of a Unix one is."""
+    if isinstance(where, str):
+        host, _, port = where.removeprefix("tcp://").rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(PATIENCE_S)
+    here = os.open(where.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        sock.connect(f"/proc/self/fd/{here}/{where.name}")
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.close(here)
+    return sock
+
+
 def text_of(frame: dict[str, Any]) -> str:
     """Return the text that a buffered answer of one value carries."""
     assert frame["ok"], frame
@@ -144,19 +162,28 @@ def text_of(frame: dict[str, Any]) -> str:
 class Server:
     """A running `gen-worker serve` in a folder of its own."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], folder: Path, *, listen: str | None = None, token: str | None = None
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.folder = folder
         self.socket = folder / "gw.sock"
-        self.sidecar = folder / "gw.sock.json"
+        self.sidecar = folder / ("gw.sock.json" if listen is None else ".gen-worker.serve.json")
+        self.token = token
+        self._listen = listen
         self._client: Client | None = None
 
     # --- talking to it ---
 
     def connect(self) -> Connection:
         """Return a new NDJSON connection."""
-        return Connection(self.socket)
+        return Connection(self.socket if self._listen is None else self.address, token=self.token)
+
+    @property
+    def address(self) -> str:
+        """Where it says that it listens."""
+        return str(json.loads(self.sidecar.read_bytes())["listen"])
 
     def ask(self, function: str, request_id: str | None = None, **payload: Any) -> dict[str, Any]:
         """Send one request on a connection of its own and return its answer."""
@@ -279,31 +306,58 @@ def environment(folder: Path) -> dict[str, str]:
 
 def launch(
     folder: Path,
-    *,
+    *arguments: str,
     module: str = "faulty",
     devices: str = "cpu:1",
     cwd: Path = ENDPOINTS,
     log: Path | None = None,
     variables: Mapping[str, str] | None = None,
+    listen: str | None = None,
+    token: str | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start the installed `gen-worker serve` with everything it makes in `folder`."""
-    command = [*GEN_WORKER, "serve", "--module", module, "--devices", devices, "--socket", str(folder / "gw.sock")]
+    """Start the installed `gen-worker serve` with everything it makes in `folder`.
+
+    With `listen` it is started there, too. `limits` replaces those on what clients may hold, and how long.
+    """
+    address = str(folder / "gw.sock") if listen is None else listen
+    if limits is None:
+        command = [*GEN_WORKER, "serve", "--module", module, "--devices", devices, "--listen", address, *arguments]
+    else:
+        command = [sys.executable, "-c", _WITH_LIMITS, module, str(cwd), devices, address, json.dumps(dict(limits))]
     own = {"GEN_WORKER_LOCAL_OUTPUT_DIR": str(folder / "outputs"), "PYTHONDONTWRITEBYTECODE": "1"}
+    own |= {} if token is None else {"GEN_WORKER_TOKEN": token}
+    own |= {} if listen is None else {"PYTHONPATH": str(cwd)}
     with (log or folder / "log").open("wb") as stderr:
         return subprocess.Popen(
             command,
-            cwd=cwd,
+            cwd=cwd if listen is None else folder,
             env={**environment(folder), **own, **(variables or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
+            stdin=stdin,
+            stdout=stderr if stdout is None else stdout,
             stderr=stderr,
         )
 
 
+_WITH_LIMITS = """
+import json, os, sys
+from gen_worker.settings import Settings
+from gen_worker.wire.address import parse_address
+from gen_worker_supervisor.line_socket import Limits
+from gen_worker_supervisor.serve import Options, serve
+module, path, devices, address, limits = sys.argv[1:]
+options = Options(module=module, paths=[path], devices=devices, address=parse_address(address))
+sys.exit(serve(options, Settings.load(), os.environ, limits=Limits(**json.loads(limits))))
+"""
+
+
 @contextmanager
-def serving(folder: Path, **options: Any) -> Iterator[Server]:
-    """Serve with `launch`'s options until the body ends; the server is ready, its children idle, when that begins."""
-    server = Server(launch(folder, **options), folder)
+def serving(folder: Path, *arguments: str, **options: Any) -> Iterator[Server]:
+    """Serve with `launch`'s arguments until the body ends; the server is ready, its children idle, when that begins."""
+    listen, token = options.get("listen"), options.get("token")
+    server = Server(launch(folder, *arguments, **options), folder, listen=listen, token=token)
     try:
         until(lambda: server.sidecar.exists() or server.process.poll() is not None, what="the sidecar")
         assert server.process.poll() is None, server.log()

@@ -12,10 +12,10 @@ from tests.served import Serve, Server, serving
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start servers with `serving`'s options; they end with the test."""
+    """Start servers with `serving`'s arguments; they end with the test."""
     with ExitStack() as stack:
 
-        def start(**options: Any) -> Server:
-            return stack.enter_context(serving(tmp_path, **options))
+        def start(*arguments: str, **options: Any) -> Server:
+            return stack.enter_context(serving(tmp_path, *arguments, **options))
 
         yield start
