@@ -53,6 +53,11 @@ def complete_address(_ctx: click.Context, _parameter: click.Parameter, begun: st
     return _items(files(begun, lambda path: path.is_socket()))
 
 
+def complete_path(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the files and folders here."""
+    return _items(files(begun))
+
+
 def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the requests of the supervisor that the command line means."""
     from gen_worker.cli.supervisors import connected

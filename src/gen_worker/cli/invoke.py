@@ -7,7 +7,7 @@ import click
 from gen_worker.cli.binary import Folder
 from gen_worker.cli.calls import Call
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_address, complete_fields, complete_function
+from gen_worker.cli.completing import complete_address, complete_fields, complete_function, complete_path
 from gen_worker.cli.events import events_on_stderr
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.payload import LocalFiles, payload_of
@@ -59,7 +59,12 @@ timeout_option = click.option(
 @click.option("--stream", is_flag=True, help="Print the items of a stream as they are made.")
 @timeout_option
 @click.option(
-    "--output", "-o", "path", metavar="PATH", help="Write binary values of the output to this file or folder."
+    "--output",
+    "-o",
+    "path",
+    metavar="PATH",
+    shell_complete=complete_path,
+    help="Write binary values of the output to this file or folder.",
 )
 @click.option("--force", is_flag=True, help="With `-o`, overwrite files that are there.")
 @click.option("--pretty", is_flag=True, help="Indent the JSON.")

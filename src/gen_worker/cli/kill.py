@@ -6,6 +6,7 @@ from typing import NoReturn
 import click
 
 from gen_worker.cli.command import Command
+from gen_worker.cli.completing import complete_request
 from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
@@ -21,7 +22,7 @@ _RUNGS = {
 
 
 @click.command("kill", cls=Command, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
-@click.argument("request")
+@click.argument("request", shell_complete=complete_request)
 @click.option("--now", is_flag=True, help="Do not let it end by itself: take its stack, then end its child.")
 @socket_option
 def command(request: str, now: bool, socket_: str | None) -> int:

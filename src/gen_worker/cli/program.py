@@ -93,7 +93,9 @@ def main() -> NoReturn:
     """Run the command that the process was started with, and end the process with its exit code."""
     _open_missing_streams()
     if "_GEN_WORKER_COMPLETE" in os.environ:  # a shell asks what could come next
-        commands.main(prog_name="gen-worker")
+        from gen_worker.cli.completion import answer
+
+        answer()
     code = execute(sys.argv[1:])
     _leave_stray_threads(code)
     sys.exit(code)

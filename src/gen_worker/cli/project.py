@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 import msgspec
 
+from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.servers import functions_in
 from gen_worker.discovery.project import import_paths, load_project_config
@@ -34,7 +35,12 @@ def project_options(function: Function) -> Function:
     """Add the options that say which endpoint is meant."""
     for option in (
         click.option("--module", metavar="MODULE", help="The module that declares the endpoint, instead of a project."),
-        click.option("--config", metavar="PATH", help="The project, or its pyproject.toml. Default: this folder."),
+        click.option(
+            "--config",
+            metavar="PATH",
+            shell_complete=complete_path,
+            help="The project, or its pyproject.toml. Default: this folder.",
+        ),
     ):
         function = option(function)
     return function

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_method, complete_run_fields
+from gen_worker.cli.completing import complete_method, complete_path, complete_run_fields
 from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
 from gen_worker.cli.interrupts import announce, interrupts_of_native_code
@@ -48,7 +48,9 @@ gen-worker run --list"""
 @click.option("--class", "class_name", metavar="NAME", help="Only functions of this class.")
 @click.option("--method", metavar="NAME", shell_complete=complete_method, help="Only the function with this name.")
 @click.option("--payload", metavar="JSON", help="The payload that the fields are put into.")
-@click.option("--payload-file", metavar="PATH", help="The same from a file; `-` is stdin.")
+@click.option(
+    "--payload-file", metavar="PATH", shell_complete=complete_path, help="The same from a file; `-` is stdin."
+)
 @project_options
 @click.option("--offline", is_flag=True, help="Use only what local caches hold.")
 @click.option("--device", metavar="DEVICE", help="What `ctx.device` is: `cpu`, `cuda` or `cuda:N`.")
