@@ -10,8 +10,8 @@
 `$ wait %1` and `$ kill -INT %1` show the rest of what `%1` says, and how it ends. Of a command that goes on the
 session waits for the lines that are shown. `-- NAME --` begins a file of the session's folder, `uses FOLDER` fills that
 from the repository before; every other line is prose. A line `...` stands for any lines, `...` inside of one for
-anything, `<pid>` and its like for what their patterns allow; in a command `<id>` is the last one that was seen. Where a
-line has several spaces there may be as many others.
+anything, `<pid>` and its like for what their patterns allow; in a command `<id>` and `<port>` are the last that were
+seen. Where a line has several spaces there may be as many others.
 """
 
 import difflib
@@ -44,6 +44,7 @@ PLACEHOLDERS = {
     "time": r"\d+\.\d+",
     "version": r"\d+\.\d+\.\d+\S*",
 }
+REMEMBERED = ("id", "port")  # in a command they stand for the last one that was seen
 # How a recorded line gets them: what is left is for the eye of who records.
 _VARIABLE = (
     (r"\b(?:invoke|run|repl|local)-[0-9a-f]{8}\b", "<id>"),
@@ -133,9 +134,8 @@ def pattern_of(line: str, folder: Path) -> str:
         if part == "...":
             pattern += ".*"
         elif part.startswith("<") and name in PLACEHOLDERS:
-            pattern += (
-                f"(?P<id>{PLACEHOLDERS[name]})" if name == "id" and "(?P<id>" not in pattern else PLACEHOLDERS[name]
-            )
+            named = name in REMEMBERED and f"(?P<{name}>" not in pattern
+            pattern += f"(?P<{name}>{PLACEHOLDERS[name]})" if named else PLACEHOLDERS[name]
         elif part.startswith("  "):
             pattern += " +"
         else:
@@ -256,7 +256,7 @@ class Stage:
                 name: value for name, value in os.environ.items() if name == "PYTHONPATH" or name.startswith("GW_TESTS")
             },
         }
-        self._id = ""
+        self._seen = {"folder": str(self.folder)}
         self._jobs: list[Job] = []
         self._open = ExitStack()
 
@@ -268,7 +268,7 @@ class Stage:
 
     def play(self, step: Step) -> Step:
         """Do what a step says; return it as it went, in the step's words where they agree."""
-        command = step.command.replace("<id>", self._id).replace("<folder>", str(self.folder))
+        command = re.sub(r"<(\w+)>", lambda found: self._seen.get(found[1], found[0]), step.command)
         if step.repeated:
             return self._again(step, command)
         if (named := _JOB.fullmatch(command)) is not None:
@@ -322,10 +322,9 @@ class Stage:
         return settled(shown, job.show(stream, at + 1), self.folder)
 
     def _remember(self, shown: list[str], printed: list[str]) -> None:
-        for pattern in (re.compile(pattern_of(line, self.folder)) for line in shown if "<id>" in line):
-            for line in printed:
-                if (found := pattern.fullmatch(line.rstrip())) is not None:
-                    self._id = found["id"]
+        for pattern in (re.compile(pattern_of(line, self.folder)) for line in shown):
+            for found in filter(None, (pattern.fullmatch(line.rstrip()) for line in printed)):
+                self._seen |= found.groupdict()
 
 
 def play(scenario: Scenario, place: Path) -> Iterator[tuple[Step, Step]]:

@@ -21,8 +21,8 @@ def test_a_session_goes_as_it_is_written(file: Path, tmp_path: Path) -> None:
     went: list[tuple[Step, Step]] = []
     for shown, came in play(scenario, tmp_path):
         went.append((shown, came))
-        if not RECORD:
-            assert not difference(shown, came), f"{file.name}:\n{difference(shown, came)}"
+        if not RECORD and (differs := difference(shown, came)):
+            pytest.fail(f"{file.name}:\n{differs}", pytrace=False)
     if RECORD:
         steps = iter(came for _, came in went)
         scenario.parts = [next(steps) if isinstance(part, Step) else part for part in scenario.parts]
