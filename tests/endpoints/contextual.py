@@ -19,7 +19,6 @@ POLL_S = 0.005
 class Look(msgspec.Struct):
     image: ImageAsset
     gate: str = ""
-    die: bool = False
 
 
 class Seen(msgspec.Struct):
@@ -46,6 +45,12 @@ class Nothing(msgspec.Struct):
     pass
 
 
+def begun(ctx: RequestContext) -> None:
+    ctx.log("waiting")
+    with (FOLDER / "runs").open("a") as runs:
+        runs.write(f"{ctx.request_id} {os.getpid()}\n")
+
+
 def seen(payload: Look) -> Seen:
     return Seen(os.fspath(payload.image), io.read_bytes(payload.image).decode())
 
@@ -56,9 +61,7 @@ def seen(payload: Look) -> Seen:
 @endpoint
 def look(ctx: RequestContext, payload: Look) -> Seen:
     found = seen(payload)
-    if payload.die:
-        with (FOLDER / "runs").open("a") as runs:
-            runs.write(f"{ctx.request_id} {os.getpid()}\n")
+    begun(ctx)
     while payload.gate and not (FOLDER / payload.gate).exists():
         time.sleep(POLL_S)
     return found
@@ -128,7 +131,7 @@ def left(ctx: RequestContext) -> None:
 
 @endpoint
 def wait(ctx: RequestContext, payload: Nothing) -> Nothing:
-    ctx.log("waiting")
+    begun(ctx)
     try:
         while True:
             ctx.raise_if_cancelled()
@@ -139,7 +142,7 @@ def wait(ctx: RequestContext, payload: Nothing) -> Nothing:
 
 @endpoint
 async def wait_async(ctx: RequestContext, payload: Nothing) -> Nothing:
-    ctx.log("waiting")
+    begun(ctx)
     try:
         await asyncio.Event().wait()
     finally:
@@ -149,7 +152,7 @@ async def wait_async(ctx: RequestContext, payload: Nothing) -> Nothing:
 
 @endpoint
 def tick(ctx: RequestContext, payload: Nothing) -> Iterator[Nothing]:
-    ctx.log("waiting")
+    begun(ctx)
     try:
         while True:
             yield Nothing()
@@ -160,7 +163,7 @@ def tick(ctx: RequestContext, payload: Nothing) -> Iterator[Nothing]:
 
 @endpoint
 async def tick_async(ctx: RequestContext, payload: Nothing) -> AsyncIterator[Nothing]:
-    ctx.log("waiting")
+    begun(ctx)
     try:
         while True:
             yield Nothing()

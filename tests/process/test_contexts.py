@@ -88,7 +88,7 @@ def test_an_asset_with_a_file_is_read_where_it_is(server: Server, tmp_path: Path
 
 def test_files_of_a_killed_child_are_removed_by_the_next_one_that_needs_some(server: Server, temporary: Path) -> None:
     with server.connect() as connection:
-        connection.send("look", "victim", image=IMAGE, gate="go", die=True)
+        connection.send("look", "victim", image=IMAGE, gate="go")
         server.until_running("victim")
         (killed,) = temporary.iterdir()
         os.kill(server.homes("victim")[0], signal.SIGKILL)
@@ -164,13 +164,13 @@ def test_a_handler_sees_its_deadline(server: Server, function: str) -> None:
 def test_a_cancel_ends_every_shape_of_handler_in_a_child(server: Server, function: str) -> None:
     with server.connect() as connection, server.connect() as canceler:
         connection.send(function, "long", stream=function.startswith("tick"))
-        until(lambda: (job := server.job("long")) is not None and job.status == "running")
+        server.until_running("long")
         canceler.cancel("long")
         assert canceler.frame()["canceled"] is True
         while (frame := connection.frame()).get("event") == "yield":
             pass
     assert frame["error"]["kind"] == "canceled"
-    until((server.folder / "left").exists, what="the handler's own end")
+    assert (server.folder / "left").read_text() == "True\n"
 
 
 @pytest.fixture
