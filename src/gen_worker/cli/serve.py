@@ -44,8 +44,7 @@ gen-worker serve < requests.ndjson > answers.ndjson"""
 @click.option(
     "--listen",
     metavar="ADDRESS",
-    help="Listen here instead: tcp://host:port (port 0: any), unix:///path or a path. Beyond loopback needs "
-    "GEN_WORKER_TOKEN.",
+    help="Listen on tcp://host:port instead, port 0 for any; beyond loopback with GEN_WORKER_TOKEN only.",
 )
 @click.option("--no-stdin", is_flag=True, help="Read no requests from stdin.")
 @click.option(
@@ -59,7 +58,7 @@ gen-worker serve < requests.ndjson > answers.ndjson"""
     "functions",
     metavar="NAME",
     multiple=True,
-    help="Serve only this function and its class; repeatable, or several with commas.",
+    help="Serve only this function and its class; repeatable, or with commas.",
 )
 @click.option("--list-functions", is_flag=True, help="Print what would be served, and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --list-functions: as JSON, with the schemas.")
@@ -70,7 +69,7 @@ gen-worker serve < requests.ndjson > answers.ndjson"""
     "--idle-timeout",
     "idle_timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=float,
     default=0.0,
     help="Stop after so long without a request; 0 never does.  [default: 0]",
 )
@@ -84,13 +83,13 @@ gen-worker serve < requests.ndjson > answers.ndjson"""
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
     metavar="FORMAT",
-    help="How the log looks: `text`, `json`, or `auto`, which is text, but JSON lines in a container.",
+    help="`text`, `json`, or `auto`: text, but JSON lines as the first process of a container.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     metavar="LEVEL",
-    help="The least that the log tells: `debug`, `info`, `warning`, `error`.  [default: info]",
+    help="The least that is logged: `debug`, `info`, `warning`, `error`.  [default: info]",
 )
 def command(
     config: str | None,
@@ -111,6 +110,8 @@ def command(
 ) -> int:
     """Serve an endpoint's functions from supervised child processes."""
     names = _names(functions)
+    if not 0 <= idle_timeout_s < float("inf"):
+        raise Failure(f"`--idle-timeout` takes a number of seconds, not `{idle_timeout_s:g}`", "0 never stops")
     if as_json and not list_functions:
         raise Failure("`--json` without `--list-functions`", "requests and answers of a server are JSON anyhow")
     if list_functions:
