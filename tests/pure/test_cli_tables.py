@@ -1,5 +1,7 @@
 """What `ps` and `kill` print."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,22 @@ def test_devices_come_before_jobs_and_unavailable_functions_last() -> None:
     ]
 
 
+def test_on_a_terminal_states_have_a_glyph_and_a_colour_and_never_the_colour_alone() -> None:
+    devices = [
+        DeviceStatus(None, None, "cpu:0", 7, "busy", job="a"),
+        DeviceStatus(None, None, "cpu:1", None, "restart", restart_in_s=2.0),
+    ]
+    told = ps.describe(status(gpus=devices), ps.Look(glyphs=True)).splitlines()
+    assert told[3:] == [
+        "cpu:0   ● busy          7    -       0     0         a",
+        "cpu:1   ↻ restart 2.0s  -    -       0     0         -",
+    ]
+    painted = ps.describe(status(gpus=devices), ps.Look(glyphs=True, colour=True)).splitlines()
+    assert [re.sub(r"\x1b\[\d+m", "", line) for line in painted[3:]] == told[3:]
+    assert "\x1b[32m● busy" in painted[3]
+    assert painted[2].startswith("\x1b[1mDEVICE")
+
+
 names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=60)
 
 
@@ -64,7 +82,7 @@ def test_the_tables_fit_80_columns(jobs: list[JobStatus]) -> None:
 
 def test_a_wider_terminal_shows_more() -> None:
     job = JobStatus("a" * 60, "b" * 60, "running")
-    assert "a" * 60 in ps.describe(status(jobs=[job]), 200)
+    assert "a" * 60 in ps.describe(status(jobs=[job]), ps.Look(200))
     assert "a" * 60 not in ps.describe(status(jobs=[job]))
 
 

@@ -21,15 +21,23 @@ _RUNGS = {
 }
 
 
-@click.command("kill", cls=Command, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
+_HELP = """End REQUEST, whatever it does, and nothing else.
+
+It is asked to end first; if it does not, its child process is ended and replaced. Other requests go on. Printed is what
+it took, and where the code was.
+
+\b
+gen-worker ps
+gen-worker kill invoke-6f0c2a91
+gen-worker kill invoke-6f0c2a91 --now"""
+
+
+@click.command("kill", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
 @click.argument("request", shell_complete=complete_request)
 @click.option("--now", is_flag=True, help="Do not let it end by itself: take its stack, then end its child.")
 @socket_option
 def command(request: str, now: bool, socket_: str | None) -> int:
-    """End REQUEST, whatever it does, and nothing else.
-
-    It is asked to end first; if it does not, its child process is ended and replaced. Other requests go on.
-    """
+    """End one request."""
     with connected(socket_, "gen-worker kill") as client:
         known = [job.id for job in client.list().jobs]
         meant = [name for name in known if request == name or request.endswith(f"/{name}")]

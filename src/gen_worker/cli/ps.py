@@ -1,7 +1,9 @@
 """`gen-worker ps`: what a supervisor's devices and jobs are doing."""
 
+import os
 import shutil
 import sys
+from typing import NamedTuple
 
 import click
 
@@ -9,10 +11,54 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import OK, UNREACHABLE, USAGE
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, size, table
+from gen_worker.terminal import Style, colours, paint
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 
+_HELP = """Show what a supervisor's devices and jobs are doing.
 
-@click.command("ps", cls=Command, codes=(OK, USAGE, UNREACHABLE))
+It answers while a child hangs: no child is asked. `--json` prints the same and more for programs.
+
+\b
+gen-worker ps
+gen-worker ps --json | jq '.gpus[].state'
+gen-worker ps --socket ./.gen-worker.sock"""
+
+_STATES = {
+    "●": ("busy", "running"),
+    "○": ("idle", "queued"),
+    "◐": ("loading", "starting"),
+    "◓": ("drain", "ending"),
+    "↻": ("restart",),
+    "✖": ("hung", "dying", "failed", "wedged", "retired"),
+}
+_GLYPHS = {state: glyph for glyph, states in _STATES.items() for state in states}
+_STYLES: dict[str, Style] = {"●": "green", "◐": "blue", "◓": "yellow", "↻": "yellow", "✖": "red", "○": "dim"}
+
+
+class Look(NamedTuple):
+    """How a status is printed: how wide, with a glyph before each state or only its word, and in colour or not."""
+
+    width: int = WIDTH
+    glyphs: bool = False
+    colour: bool = False
+
+    def named(self, word: str) -> str:
+        """Return the word for a state; the colour is never alone in telling it."""
+        return f"{_GLYPHS.get(word, '·')} {word}" if self.glyphs else word
+
+    def painted(self, _head: str, text: str, cell: str) -> str:
+        """Return a cell of a table: heads are bold, states have a colour."""
+        if not self.colour:
+            return cell
+        if not text:
+            return paint(cell, "bold")
+        return paint(cell, _STYLES[text[0]]) if text[0] in _STYLES else cell
+
+
+PLAIN = Look()
+
+
+@click.command("ps", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE))
 @click.option("--json", "as_json", is_flag=True, help="Print the status document.")
 @socket_option
 def command(as_json: bool, socket_: str | None) -> int:
@@ -22,16 +68,23 @@ def command(as_json: bool, socket_: str | None) -> int:
             click.echo(client.list_json())
             return OK
         status = client.list()
-    width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
-    click.echo(describe(status, width))
+    click.echo(describe(status, _look()), color=True)
     return OK
 
 
-def describe(status: Status, width: int = WIDTH) -> str:
+def _look() -> Look:
+    """Return the look for stdout; where that is no terminal, words alone, which programs cut at their columns."""
+    terminal = sys.stdout.isatty()
+    width = max(WIDTH, shutil.get_terminal_size().columns) if terminal else WIDTH
+    glyphs = terminal and "utf" in (sys.stdout.encoding or "").lower()
+    return Look(width, glyphs, colours(sys.stdout, os.environ))
+
+
+def describe(status: Status, look: Look = PLAIN) -> str:
     """Return the status as tables."""
-    parts = [_headline(status), _devices(status.gpus, width)]
+    parts = [_headline(status), _devices(status.gpus, look)]
     if status.jobs:
-        parts.append(_jobs(status.jobs, width))
+        parts.append(_jobs(status.jobs, look))
     parts += [f"device `{device.name}` is {device.health}" for device in status.gpus if device.health != "ok"]
     if closed := [function for function in status.functions if function.state == "unavailable"]:
         parts.append("\n".join(f"`{each.name}` is unavailable: {each.reason or 'no reason given'}" for each in closed))
@@ -43,11 +96,11 @@ def _headline(status: Status) -> str:
     return f"supervisor {status.pid}, {state}: {status.jobs_done} jobs done, {status.jobs_failed} failed"
 
 
-def _devices(devices: list[DeviceStatus], width: int) -> str:
+def _devices(devices: list[DeviceStatus], look: Look) -> str:
     rows = [
         (
             device.name if device.index is None else f"{device.index} {device.name}",
-            device.state if device.restart_in_s is None else f"{device.state} {duration(device.restart_in_s)}",
+            look.named(device.state) + ("" if device.restart_in_s is None else f" {duration(device.restart_in_s)}"),
             "-" if device.pid is None else str(device.pid),
             _memory(device),
             str(device.jobs),
@@ -57,7 +110,7 @@ def _devices(devices: list[DeviceStatus], width: int) -> str:
         for device in devices
     ]
     heads = ("DEVICE", "STATE", "PID", "MEMORY", "JOBS", "RESTARTS", "JOB")
-    return table(heads, rows, elastic=("DEVICE", "JOB"), width=width)
+    return table(heads, rows, elastic=("DEVICE", "JOB"), width=look.width, painted=look.painted)
 
 
 def _memory(device: DeviceStatus) -> str:
@@ -68,12 +121,12 @@ def _memory(device: DeviceStatus) -> str:
     return f"{used}/{device.vram_total / (1 << 30):.1f} GiB"
 
 
-def _jobs(jobs: list[JobStatus], width: int) -> str:
+def _jobs(jobs: list[JobStatus], look: Look) -> str:
     rows = [
         (
             job.id,
             job.function,
-            job.status,
+            look.named(job.status),
             job.gpu or "-",
             duration(job.elapsed_s),
             duration(job.deadline_s),
@@ -82,7 +135,7 @@ def _jobs(jobs: list[JobStatus], width: int) -> str:
         for job in jobs
     ]
     heads = ("JOB", "FUNCTION", "STATUS", "DEVICE", "ELAPSED", "LEFT", "PROGRESS")
-    return table(heads, rows, elastic=("JOB", "FUNCTION", "DEVICE", "PROGRESS"), width=width)
+    return table(heads, rows, elastic=("JOB", "FUNCTION", "DEVICE", "PROGRESS"), width=look.width, painted=look.painted)
 
 
 def _progress(job: JobStatus) -> str:

@@ -1,12 +1,23 @@
 """Tables that fit a terminal of 80 columns, and the words in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 WIDTH = 80
 _GAP = "  "
 
+Painter: TypeAlias = Callable[[str, str, str], str]
+"""Returns a cell as it is printed: is handed its head, its text, which is empty for the head itself, and the cell."""
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, elastic: Sequence[str], width: int = WIDTH) -> str:
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    elastic: Sequence[str],
+    width: int = WIDTH,
+    painted: Painter = lambda _head, _text, cell: cell,
+) -> str:
     """Return the rows under their heads; where they are too wide, the `elastic` columns are cut, the widest first."""
     lines = [list(heads), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -16,8 +27,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, elastic: Seque
         if widest is None or widths[widest] <= len(heads[widest]):
             break
         widths[widest] -= 1
+    fitted = [[_fitted(cell, room) for cell, room in zip(line, widths, strict=True)] for line in lines]
+    for line in fitted:
+        line[-1] = line[-1].rstrip()
+    texts = [[""] * len(heads), *map(list, rows)]
     return "\n".join(
-        _GAP.join(_fitted(cell, room) for cell, room in zip(line, widths, strict=True)).rstrip() for line in lines
+        _GAP.join(map(painted, heads, words, cells)).rstrip() for words, cells in zip(texts, fitted, strict=True)
     )
 
 
