@@ -157,6 +157,7 @@ class Service:
             environment=environment,
         )
         gate = Gate(settings.token) if settings.token is not None and self._is_tcp else None
+        self._max_line_bytes = limits.line_bytes
         self._requests = NdjsonServer(self.supervisor, self._poller, limits, gate)
         self._folder = settings.run_dir / str(os.getpid())
         self._boot_id = uuid.uuid4().hex
@@ -240,6 +241,7 @@ class Service:
             "listen": self._address,
             "ready_at": time.time(),
             "idle_timeout": self._options.idle_timeout_s,
+            "max_line_bytes": self._max_line_bytes,
             "functions": msgspec.json.decode(self._survey.description)["functions"],
         }
         path = self._listener.sidecar
