@@ -3,14 +3,16 @@
 Marks stand in an HTML comment before a block:
 
 - `file: NAME`    the block is a file of the page's folder
-- `server`        its command goes on; the next block waits until its output has come and its children are ready
+- `server`        its command goes on, until the page's next one; the next block waits until its output has come and its
+                  children are ready
 - `meanwhile`     the same in another terminal; its output is compared at the end of the page
 - `output`        what the `python` block before it prints
 - `not run: WHY`  nothing is run
 - `uses: PAGE`    anywhere: the page goes on with the files of another one
 
 In expected output `...` stands for anything, lengths of time, sizes and numbers from four digits on for any other such,
-`/home/ada/endpoint` for the page's folder, and an id like `invoke-1a2b3c4d` for the one that came in its place.
+`/home/ada/endpoint` for the page's folder, and an id like `invoke-1a2b3c4d`, or a port of `127.0.0.1`, for the one that
+came in its place.
 """
 
 import json
@@ -36,7 +38,7 @@ RUNNABLE = {"python", "console", "sh"}
 _BLOCK = re.compile(r"^```(\w*)[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*?))? -->\n\Z")
 _USES = re.compile(r"<!-- uses: (\S+) -->")
-_ID = r"invoke-[0-9a-f]{8}"
+_ID = r"invoke-[0-9a-f]{8}|127\.0\.0\.1:[1-9]\d*"
 _LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|MiB|GiB)\b)|\d{{4,}}|[ ]+")
 
 
@@ -77,6 +79,7 @@ class Reader:
         self.printed = ""
         self.pending: list[tuple[Path, str]] = []
         self._stack = stack
+        self._server = stack.enter_context(ExitStack())
         binaries = Path(sys.executable).parent
         self._environment = os.environ | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
@@ -94,7 +97,9 @@ class Reader:
                 self.compare(block.text, self.printed)
             case (("server" | "meanwhile"), "console"):
                 ((command, shown),) = commands_of(block)
-                log = self._stack.enter_context(self.running(command))
+                if block.mark == "server":
+                    self._server.close()
+                log = (self._server if block.mark == "server" else self._stack).enter_context(self.running(command))
                 if block.mark == "server":
                     self.await_output(log, shown)
                     self.await_children()
@@ -142,7 +147,7 @@ class Reader:
         with (
             log.open("wb") as out,
             subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
+                ["bash", "-c", command],
                 cwd=self.folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
