@@ -460,3 +460,82 @@ def test_all_problems_are_told_at_once() -> None:
     assert error.message.startswith("2 problems in `mine`:")
     assert "`first`" in error.message
     assert "`second`" in error.message
+
+
+# --- streams of several items, and marks ------------------------------------------------------------------------------
+
+
+def test_what_ends_a_stream_is_not_among_its_items() -> None:
+    specs = in_memory("""
+        from gen_worker import Done, Error, IncrementalTokenDelta
+        from gen_worker.api import TokenStreamSignal
+
+        @endpoint
+        def tokens(ctx, payload: Input) -> Iterator[TokenStreamSignal]: ...
+
+        @endpoint
+        async def mixed(ctx, payload: Input) -> AsyncIterator[IncrementalTokenDelta | Item | Done]:
+            yield Done()
+    """)
+    assert specs["tokens"].output_type.__name__ == "IncrementalTokenDelta"
+    assert [member.__name__ for member in specs["mixed"].output_type.__args__] == ["IncrementalTokenDelta", "Item"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (
+            "class Same(msgspec.Struct):\n    text: str\n"
+            "@endpoint\ndef f(ctx, payload: Input) -> Iterator[Output | Same]: ...",
+            "callers of `f` could not tell its items `Output` and `Same` apart",
+            "`class Output(msgspec.Struct, tag=True)`",
+        ),
+        (
+            "from gen_worker import Done, Error\n@endpoint\ndef f(ctx, payload: Input) -> Iterator[Done | Error]: ...",
+            "`f` streams nothing: gen_worker.api.streaming.Done | gen_worker.api.streaming.Error",
+            "`-> Iterator[Item | Done]`",
+        ),
+        (
+            "from typing import Annotated\nfrom gen_worker.api.payload_constraints import Clamp\n"
+            "class Sized(msgspec.Struct):\n    size: Annotated[str, Clamp(0, 1)]\n"
+            "@endpoint\ndef f(ctx, payload: Sized) -> Output: ...",
+            "a type of `f` is marked wrongly: the field `Sized.size`: `Clamp` marks something that is no number",
+            "",
+        ),
+        (
+            "from typing import Annotated\nfrom gen_worker import ExpectedOutput, ImageAsset\n"
+            "class Made(msgspec.Struct):\n    image: Annotated[ImageAsset, ExpectedOutput(count='input.many')]\n"
+            "@endpoint\ndef f(ctx, payload: Input) -> Made: ...",
+            "`ExpectedOutput(count='input.many')` of `image`: the payload has no such field",
+            "",
+        ),
+        (
+            "from typing import Annotated\nfrom gen_worker.api import PromptRole\n"
+            "class Asked(msgspec.Struct):\n    seed: Annotated[int, PromptRole('positive')]\n"
+            "@endpoint\ndef f(ctx, payload: Asked) -> Output: ...",
+            "`seed` has the prompt role `positive` and is no text",
+            "",
+        ),
+    ],
+)
+def test_types_that_tell_callers_too_little_are_refused(text: str, message: str, hint: str) -> None:
+    error = refused(text)
+    assert error.message.startswith("main.py:")
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_every_submodule_that_fails_is_told(project: Any) -> None:
+    main = import_main("mine.main", project(main="", one="1 / 0", two="import no_such_library"))
+    with pytest.raises(DiscoveryError, match=r"2 problems in `mine\.main`") as caught:
+        collect(main)
+    assert [problem.message.partition(" ")[0] for problem in caught.value.problems] == ["`mine.one`", "`mine.two`"]
+    assert any("ZeroDivisionError" in line for line in caught.value.stack)
+
+
+def test_what_the_main_module_imports_from_a_plain_folder_of_its_package_is_found(project: Any) -> None:
+    paths = project(
+        main="import mine.plain.inner",
+        plain__in__inner=PREAMBLE + "@endpoint\ndef hidden(ctx, payload: Input) -> Output: ...",
+    )
+    assert [spec.name for spec in collect(import_main("mine.main", paths))] == ["hidden"]

@@ -43,9 +43,12 @@ def schema_of(type_: Any) -> Schema:
     Of a union each value fits exactly one of the members' schemas.
     """
     tops, records = members(type_), records_of(type_)
-    schemas, components = msgspec.json.schema_components(
-        [*tops, *(record.type for record in records)], ref_template=_REF + "{name}"
-    )
+    try:
+        schemas, components = msgspec.json.schema_components(
+            [*tops, *(record.type for record in records)], ref_template=_REF + "{name}"
+        )
+    except KeyError as error:  # what msgspec makes of two types that have module and name in common
+        raise TypeError(f"two types have the name of {error}") from None
     for record, reference in zip(records, schemas[len(tops) :], strict=True):
         _complete(components[_name(reference)], record)
     return {**_top(schemas[: len(tops)], tops), "$defs": components}

@@ -25,15 +25,19 @@ _JSON_TYPES: dict[Any, str] = {
 }
 
 
-def told_apart_by_tag(members: tuple[Any, ...]) -> bool:
-    """Tell whether every member carries a tag of its own in the same field."""
+def told_apart_by_tag(members: tuple[StructType, ...]) -> bool:
+    """Tell whether every member is sent as an object with a tag of its own in the same field."""
+    return _have_tags(members) and not _any_array(members)
+
+
+def _have_tags(members: tuple[StructType, ...]) -> bool:
     configs = [member.__struct_config__ for member in members]
     tags = {(type(config.tag), config.tag) for config in configs}
     fields = {config.tag_field for config in configs}
-    return len(fields) == 1 and None not in fields and len(tags) == len(configs) and not _any_array(members)
+    return len(fields) == 1 and None not in fields and len(tags) == len(configs)
 
 
-def _any_array(members: tuple[Any, ...]) -> bool:
+def _any_array(members: tuple[StructType, ...]) -> bool:
     return any(member.__struct_config__.array_like for member in members)
 
 
@@ -46,7 +50,7 @@ def _differ(one: StructType, other: StructType) -> bool:
     if one.__struct_config__.array_like != other.__struct_config__.array_like:
         return True
     if _any_array((one, other)):
-        return told_apart_by_tag((one, other))
+        return _have_tags((one, other))
     mine, theirs = dict(_sent(one)), dict(_sent(other))
     if set(always_sent(one)) - set(theirs) or set(always_sent(other)) - set(mine):
         return True
