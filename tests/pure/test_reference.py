@@ -133,6 +133,8 @@ def test_every_detail_of_an_error_is_documented() -> None:
     [
         ("host-integration", f"{Limits().line_bytes >> 20} MiB"),
         ("host-integration", f"no line for {Limits().first_line_s:g} s"),
+        ("host-integration", f"{Limits().partial_bytes >> 20} MiB over all connections"),
+        ("host-integration", f"takes nothing for {Limits().stalled_s:g} s"),
         ("reference/control-socket", f"A frame has at most {messages.FRAME_LIMIT >> 10} KiB"),
         ("reference/control-socket", f"up to {messages.INLINE_LIMIT >> 10} KiB is a msgpack `bin`"),
         ("reference/control-socket", f"up to {messages.REGION_LIMIT >> 30} GiB, is a memfd"),
