@@ -140,8 +140,7 @@ def connected(where: Path | str) -> socket.socket:
     if isinstance(where, str):
         host, _, port = where.removeprefix("tcp://").rpartition(":")
         return socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(PATIENCE_S)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # blocking: with a timeout a full backlog is an error
     here = os.open(where.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         sock.connect(f"/proc/self/fd/{here}/{where.name}")

@@ -94,6 +94,11 @@ def echo_blob(ctx: RequestContext, payload: Blob) -> Blob:
 
 
 @endpoint
+def repeat(ctx: RequestContext, payload: Order) -> Answer:
+    return Answer(payload.text * payload.times, os.getpid())
+
+
+@endpoint
 def depth(ctx: RequestContext, payload: Nested) -> Answer:
     return Answer("shallow", os.getpid())
 
