@@ -395,6 +395,51 @@ def test_a_type_that_cannot_be_sent_is_named() -> None:
     assert "`Odd` of `f` cannot be sent" in error.message
 
 
+def test_a_name_that_a_field_does_not_know_is_told() -> None:
+    error = refused("""
+        class Early(msgspec.Struct):
+            value: "Late"
+
+        @endpoint
+        def f(ctx, payload: Early) -> Output: ...
+    """)
+    assert "an annotation in `Early` of `f` means nothing there: name 'Late' is not defined" in error.message
+    assert "at the top of the module" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("members", "message", "hint"),
+    [
+        (
+            "def __init__(self, size): ...",
+            "`Painter()` is made without arguments, its `__init__` needs `size`",
+            "default",
+        ),
+        ("def setup(self):\n        yield", "`Painter.setup` is a generator, which nothing would run", "`yield`"),
+        ("async def warmup(self):\n        yield", "`Painter.warmup` is a generator", ""),
+        ("@abc.abstractmethod\n    def _draw(self): ...", "`Painter` is abstract", "a subclass that defines `_draw`"),
+    ],
+)
+def test_a_class_that_could_not_be_set_up_is_refused(members: str, message: str, hint: str) -> None:
+    error = refused(
+        "import abc\n@endpoint\nclass Painter(abc.ABC):\n    def paint(self, ctx, payload: Input) -> Output: ...\n"
+        f"    {members}\n"
+    )
+    assert message in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize("init", ["self", "self, size=3", "self, *sizes, **more"])
+def test_a_class_may_have_an_init_that_needs_nothing(init: str) -> None:
+    specs = in_memory(f"""
+        @endpoint
+        class Painter:
+            def __init__({init}): ...
+            def paint(self, ctx, payload: Input) -> Output: ...
+    """)
+    assert list(specs) == ["paint"]
+
+
 def test_a_parameter_of_setup_that_nothing_fills_is_an_error() -> None:
     error = refused("""
         @endpoint

@@ -17,6 +17,8 @@ from gen_worker.discovery.schemas import members, schema_of
 from gen_worker.discovery.unions import confused
 from gen_worker.wire.messages import Shape
 
+_AT_THE_TOP = "define or import the type at the top of the module, not under `TYPE_CHECKING`"
+
 _STREAMS: dict[Any, Shape] = {
     Iterator: "generator",
     Iterable: "generator",
@@ -113,9 +115,15 @@ def _wrong_return(label: str, function: Callable[..., Any], annotation: Any, act
 def _check_schema(label: str, function: Callable[..., Any], type_: Any) -> None:
     try:
         schema_of(type_)
-    except (TypeError, ValueError, NameError) as error:
+    except NameError as error:
         raise DiscoveryError(
-            f"{place(function)}: `{_told(type_)}` of `{label}` cannot be sent: {error}",
+            f"{place(function)}: an annotation in `{_told(type_)}` of `{label}` means nothing there: {error}",
+            _AT_THE_TOP,
+        ) from error
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DiscoveryError(
+            f"{place(function)}: `{_told(type_)}` of `{label}` cannot be sent: {reason}",
             "use fields that JSON and msgpack can carry",
         ) from error
 
@@ -134,8 +142,7 @@ def _resolved(label: str, function: Callable[..., Any], name: str) -> Any:
         return resolve(function, name)
     except UnresolvedAnnotationError as error:
         raise DiscoveryError(
-            f"{place(function)}: the annotation of `{name}` in `{label}` means nothing there: {error}",
-            "define or import the type at the top of the module, not under `TYPE_CHECKING`",
+            f"{place(function)}: the annotation of `{name}` in `{label}` means nothing there: {error}", _AT_THE_TOP
         ) from error
 
 

@@ -1,5 +1,6 @@
 """The routable functions of a module: everything that running one needs to know."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
@@ -9,7 +10,15 @@ import msgspec
 
 from gen_worker.api.bindings import Binding
 from gen_worker.api.decorator import HANDLERS, RECORD, EndpointRecord, Kind, Runtime, slot_of
-from gen_worker.api.handlers import hook_of, injected_parameters, setup_parameters, takes_any_keyword
+from gen_worker.api.handlers import (
+    HOOKS,
+    hook_of,
+    injected_parameters,
+    is_generator,
+    parameters,
+    setup_parameters,
+    takes_any_keyword,
+)
 from gen_worker.api.resources import Resources
 from gen_worker.api.variants import check_variant_field
 from gen_worker.discovery.errors import DiscoveryError
@@ -119,6 +128,8 @@ def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> Funct
     name = slugify_name(route.name)
     if not name:
         raise DiscoveryError(f"{place(route.function)}: `{route.name}` of `{label}` leaves no name to route by")
+    if owner is not None:
+        _check_class(owner)
     signature = read_signature(label, route.function, method=owner is not None)
     bindings = record.models if route.bindings is None else route.bindings
     if record.variants:
@@ -142,6 +153,25 @@ def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> Funct
         injected=_injected(label, route.function, owner, bindings),
         setup_slots=_setup_slots(owner, bindings, record) if owner else (),
     )
+
+
+def _check_class(cls: type) -> None:
+    """Refuse a class of which no instance can be made, or whose hooks would do nothing."""
+    where = place(vars(cls)[HANDLERS][0][1])
+    if inspect.isabstract(cls):
+        missing = ", ".join(f"`{name}`" for name in sorted(vars(cls)["__abstractmethods__"]))
+        raise DiscoveryError(f"{where}: `{cls.__name__}` is abstract", f"mark a subclass that defines {missing}")
+    init = hook_of(cls, "__init__")
+    if init and (needed := [each.name for each in parameters(init, method=True) if each.default is each.empty]):
+        raise DiscoveryError(
+            f"{place(init)}: `{cls.__name__}()` is made without arguments, its `__init__` needs `{needed[0]}`",
+            "give it a default, or take it in `setup()` as a model",
+        )
+    for name in HOOKS:
+        if (hook := hook_of(cls, name)) and is_generator(hook):
+            raise DiscoveryError(
+                f"{place(hook)}: `{cls.__name__}.{name}` is a generator, which nothing would run", "take out `yield`"
+            )
 
 
 def _check_variants(label: str, route: _Route, record: EndpointRecord) -> None:
