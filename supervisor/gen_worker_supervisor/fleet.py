@@ -35,6 +35,8 @@ from gen_worker_supervisor.state import (
 )
 from gen_worker_supervisor.steps import kill_child
 
+DEAF_S = 10.0  # what a child has to give back a job that it has not begun
+
 
 def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     """Record what happened and return what follows from it at once."""
@@ -104,14 +106,27 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
         case "unkillable":
             return unkillable(fleet, subject, now)
         case "look":
-            _look_again(fleet, now)
-            return []  # `decide` looks after every happening
+            return _look_again(fleet, now)  # and `decide` looks after every happening
         case _:
             assert_never(kind)
 
 
-def _look_again(fleet: Fleet, now: float) -> None:
-    """Go on looking while some child holds a job that was answered before it was seen to begin."""
-    children = [device.child for device in fleet.devices if device.child is not None]
-    if any(job.ended and job.started is None for child in children for job in child.leased.values()):
+def _look_again(fleet: Fleet, now: float) -> list[Action]:
+    """Go on looking while some child holds a job that was answered before it was seen to begin.
+
+    A child that holds nothing else and does not give it back reads nothing any more: it would keep its device for ever.
+    """
+    actions: list[Action] = []
+    again = False
+    for child in (device.child for device in fleet.devices if device.child is not None):
+        unreturned = [job for job in child.leased.values() if job.ended and job.started is None]
+        again = again or bool(unreturned)
+        if unreturned and len(unreturned) == len(child.leased) and all(_overdue(job, now) for job in unreturned):
+            actions += misbehaved(fleet, child, f"silent for {DEAF_S:.0f} s to the end of a job it was handed", now)
+    if again:
         fleet.arm(now + LOOK_AGAIN_S, ("look", None))
+    return actions
+
+
+def _overdue(job: Job, now: float) -> bool:
+    return job.ending is not None and now > job.ending.ends + DEAF_S

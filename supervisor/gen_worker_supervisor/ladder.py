@@ -43,14 +43,15 @@ class Ending:
     rung: int = 0
     stack: list[str] = field(default_factory=list)
 
+    @property
+    def ends(self) -> float:
+        """When the job's time to end by itself is over."""
+        return self.began if self.at_once else self.began + GRACE_S[self.reason]
+
     def schedule(self) -> list[tuple[float, Rung]]:
         """Return when each rung is due."""
-        if self.at_once:
-            ends = self.began
-            gentle: list[tuple[float, Rung]] = []
-        else:
-            ends = self.began + GRACE_S[self.reason]
-            gentle = [(self.began, Rung.COOPERATE), (ends - INTERRUPT_BEFORE_S, Rung.INTERRUPT)]
+        ends = self.ends
+        gentle = [] if self.at_once else [(self.began, Rung.COOPERATE), (ends - INTERRUPT_BEFORE_S, Rung.INTERRUPT)]
         return [
             *gentle,
             (ends, Rung.DUMP),

@@ -889,3 +889,26 @@ def test_each_kind_of_frame_may_come_at_any_phase_of_a_child() -> None:
             if phase not in (Phase.SETTLING, Phase.BACKOFF):  # then its socket was read to the end
                 host.happens(Reported(host.child(), frame))
             assert not any(isinstance(action, Spawn) for action in host.actions[1:])
+
+
+def test_a_child_that_gives_nothing_back_is_replaced_when_all_it_holds_was_answered() -> None:
+    host = Host()
+    deaf = host.child()
+    job = host.submit()
+    host.ends(job, Reason.KILL, at_once=True)
+    assert host.answer(job).kind == "killed"
+    waiting = host.submit()
+    assert signal.SIGKILL not in signals(host.passes(9.0))
+    assert signal.SIGKILL in signals(host.passes(3.0))
+    host.dies(deaf)
+    assert host.boot() is not deaf
+    assert waiting.child is host.child()
+
+
+def test_a_child_that_gives_nothing_back_while_it_is_at_work_is_left_alone() -> None:
+    host = Host(function(), function("loop", lane="loop", shape="async"))
+    at_work = host.started("loop")
+    job = host.submit()
+    host.ends(job, Reason.KILL, at_once=True)
+    assert signals(host.passes(60.0)) == []
+    assert host.unanswered(at_work)
