@@ -1,12 +1,15 @@
 """The pure core against children and clients that do anything at any moment, in any order."""
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gen_worker.wire.messages import (
+    Body,
     Cancel,
     Done,
     Drain,
@@ -32,7 +35,9 @@ from gen_worker.wire.messages import (
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import (
+    LEASED_AHEAD,
     Action,
+    Answer,
     Began,
     Child,
     Death,
@@ -50,13 +55,17 @@ from gen_worker_supervisor.state import (
     Signal,
     Spawn,
     Spawned,
+    Unsent,
     lane_of,
 )
-from tests.pure.host import CREDITS, Host, function
+from tests.pure.host import CREDITS, KILLED, Caller, Host, function
 
 FUNCTIONS = ("plain", "loop", "classy", "stream")
 CUDA = ErrorDetail(cause="cuda_error")
 LEAVING = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
+UNBORN = Death("not started: no memory", unborn=True)
+CLIENTS = 6
+LONG_S = 700.0  # longer than any timer of ours
 
 
 class ModelChild:
@@ -71,6 +80,54 @@ class ModelChild:
         self.signals: list[int] = []
         self.booted = 0
         self.leaves = False
+        self.frozen = False
+        self.written: dict[int, int] = {}  # regions that were named in a frame and not yet passed on: whose job's
+
+    def boots(self) -> bool:
+        """Whether it is not ready yet."""
+        return self.booted < 3
+
+    def is_up(self) -> bool:
+        """Whether it was ready once."""
+        return not self.boots() and not self.frozen
+
+    def has_work(self) -> bool:
+        """Whether it has anything to do."""
+        return not self.frozen and (self.boots() or bool(self.inbox or self.unstarted or self.running or self.loads))
+
+    def at_work(self) -> bool:
+        """Whether a handler runs in it."""
+        return bool(self.running) and not self.frozen
+
+    def has_left(self) -> bool:
+        """Whether it has ended as it was told to."""
+        return self.leaves and not self.loads and not self.running
+
+    def must_die(self) -> bool:
+        """Whether it was sent a signal that ends it."""
+        return not self.frozen and (9 in self.signals or 15 in self.signals)
+
+    def body(self, number: int, *, region: bool = False) -> Body:
+        """Return a body of which one can tell whose it is."""
+        if not region:
+            return str(number).encode()
+        self.written[len(self.written) + 1] = number
+        return Region(len(self.written), 5)
+
+    def step(self, what: str) -> list[Report]:
+        """Do the next thing, so far as there is occasion for it; return what the child says."""
+        said = self.obey() if self.inbox and not self.leaves else []
+        if what == "obey":
+            return said
+        if what in ("load", "load fails"):
+            if self.loads:
+                instance = self.loads.popleft()
+                said.append(Loaded(instance, 0.2) if what == "load" else LoadFailed(instance, "no", []))
+            return said
+        said += self.start()
+        if what != "start" and self.running:
+            said += self.go_on(self.running[0], what)
+        return said
 
     def obey(self) -> list[Report]:
         """Take one frame; return what the child says to it."""
@@ -94,24 +151,65 @@ class ModelChild:
                 self.leaves = True
         return []
 
-    def start(self) -> list[Happening]:
-        """Start a job, if one waits and its lane is free."""
+    def start(self) -> list[Report]:
+        """Start a job, if one waits and its lane is free; only for one of the loop a frame says so."""
         for job in self.unstarted:
             lane = lane_of(job.function)
             if lane == "loop" or not any(lane_of(other.function) == lane for other in self.running):
                 self.unstarted.remove(job)
                 self.running.append(job)
-                if lane == "loop":
-                    return [Reported(self.child, Started(job.number))]
-                return [Began(self.child, job.number, 0.0)]
+                return [Started(job.number)] if lane == "loop" else []
         return []
+
+    def go_on(self, job: Job, how: str) -> list[Report]:
+        """Go on with a job: it ends, or yields if it can."""
+        number = job.number
+        if how in ("item", "big item"):
+            streams = job.function.name == "stream"
+            return [Item(number, self.body(number, region=how == "big item"))] if streams else []
+        self.running.remove(job)
+        if how in ("failed", "cuda"):
+            detail = CUDA if how == "cuda" else None
+            return [Failed(number, "user_exception", "no", False, 0.1, detail=detail)]
+        return [Done(number, self.body(number, region=how == "big"), 3.0 if how == "long" else 0.001)]
+
+
+STEPS = st.sampled_from(
+    [*["obey", "start", "load", "item"] * 3, "load fails", "done", "big", "long", "failed", "cuda", "big item"]
+)
+
+
+class Wish(NamedTuple):
+    """What a client asks for."""
+
+    function: str
+    body: bytes
+    request_id: str | None
+    stream: bool
+    timeout_s: float | None
+
+
+WISHES = st.builds(
+    Wish,
+    st.sampled_from([*FUNCTIONS, "stream"]),
+    st.sampled_from([b"a", b"b", b"cc", b"ddd"]),
+    st.sampled_from([None, None, "x", "y"]),
+    st.booleans(),
+    st.sampled_from([None, None, None, 3.0, 600.0]),
+)
 
 
 class Fleets(RuleBasedStateMachine):
     """Everything that can happen to a supervisor."""
 
-    @initialize(devices=st.integers(1, 3), max_queued=st.sampled_from([4, 1000]))
-    def begins(self, devices: int, max_queued: int) -> None:
+    @initialize(
+        devices=st.integers(1, 3),
+        max_queued=st.sampled_from([1000, 1000, 1000, 12]),
+        max_queued_bytes=st.sampled_from([1000, 1000, 1000, 12]),
+        eager=st.booleans(),
+        up=st.sampled_from([True, True, False]),
+    )
+    def begins(self, devices: int, max_queued: int, max_queued_bytes: int, eager: bool, up: bool) -> None:
         functions = (
             function("plain"),
             function("loop", shape="async", lane="loop"),
@@ -120,26 +218,84 @@ class Fleets(RuleBasedStateMachine):
         )
         self.models: dict[int, ModelChild] = {}
         self.jobs: list[Job] = []
-        self.host = Host(*functions, devices=devices, max_queued=max_queued, up=False)
+        self.clients = [Caller(f"link-{number}") for number in range(CLIENTS)]
+        self.impatient: Caller | None = None  # goes with the next answer it gets
+        self.memory = True
+        self.drained = False
+        self.emitted: set[int] = set()
+        self.runs: Counter[int] = Counter()
+        limits = {"max_queued": max_queued, "max_queued_bytes": max_queued_bytes}
+        self.host = Host(*functions, devices=devices, **limits, eager=eager, up=False)
+        self.host.fleet.booting = False
         self.perform(self.host.actions)
+        for model in list(self.models.values()) * 3 * up:
+            self.boot(model)
 
     # --- the world the core acts on ---
 
     def perform(self, actions: list[Action]) -> None:
+        """Do what the core wants done; what comes of it at once is told afterwards, as the supervisor does."""
+        later: list[Happening] = []
         for action in actions:
             match action:
                 case Spawn(child=child):
-                    on_device = [m for m in self.models.values() if m.child.device is child.device]
-                    assert not on_device, "a second child on a device"
-                    self.models[child.generation] = ModelChild(child)
+                    later += self.spawn(child)
                 case Run(child=child, job=job):
-                    self.model_of(child).inbox.append(job)
+                    later += self.run(child, job)
                 case Send(child=child, message=message):
                     self.model_of(child).inbox.append(message)
                 case Signal(child=child, number=number):
                     self.model_of(child).signals.append(number)
-                case Deliver(child=child) | Discard(child=child):
-                    self.model_of(child)
+                case Deliver(child=child, job=job, body=body):
+                    self.pass_on(child, job, body)
+                    self.emitted.add(job.number)
+                case Discard(child=child, region=region):
+                    del self.model_of(child).written[region.index]
+                case Answer():
+                    later += self.answer(action)
+        if later:
+            self.happens(*later)
+
+    def spawn(self, child: Child) -> list[Happening]:
+        assert not self.drained, "a new child in a fleet that ends"
+        assert not [m for m in self.models.values() if m.child.device is child.device], "a second child on a device"
+        if not self.memory:
+            self.memory = True
+            return [Died(child, UNBORN)]
+        self.models[child.generation] = ModelChild(child)
+        return []
+
+    def run(self, child: Child, job: Job) -> list[Happening]:
+        assert not self.drained, "a job for a fleet that ends"
+        assert not job.ended, "a job that was answered runs"
+        assert job.deaths < 2, "a third child is put at risk"
+        assert job.ending is None, "a job that somebody wanted ended runs again"
+        assert job.number not in self.emitted or not job.stream, "a stream of which items left begins anew"
+        neighbours = [other for other in child.leased.values() if other is not job and not other.ended]
+        assert not any(other.alone for other in neighbours), "a suspect has company"
+        assert not (job.alone and neighbours), "a suspect goes where others are"
+        model = self.model_of(child)
+        if not self.memory:
+            self.memory = True
+            return [Unsent(child, job, "no memory")]
+        self.runs[job.number] += 1
+        model.inbox.append(job)
+        return []
+
+    def answer(self, action: Answer) -> list[Happening]:
+        job, child, body = action.job, action.child, action.outcome.body
+        if child is not None:
+            self.pass_on(child, job, body)
+        if job.client is not self.impatient:
+            return []
+        self.impatient = None
+        return self.leave(job.client)
+
+    def pass_on(self, child: Child, job: Job, body: Body) -> None:
+        """A body goes to the client of its job, and to nobody else."""
+        model = self.model_of(child)
+        owner = model.written.pop(body.index) if isinstance(body, Region) else int(body)
+        assert owner == job.number, "the output of one job for another"
 
     def model_of(self, child: Child) -> ModelChild:
         assert child.generation in self.models, "an action for a process that is gone"
@@ -150,39 +306,113 @@ class Fleets(RuleBasedStateMachine):
 
     def says(self, model: ModelChild, *messages: Report) -> None:
         self.happens(*(Reported(model.child, message) for message in messages))
+        assert not model.written, "a region that nobody reads is not given back"
 
-    def chosen(self, index: int) -> ModelChild:
-        models = list(self.models.values())
+    def those(self, able: Callable[[ModelChild], object]) -> list[ModelChild]:
+        return [model for model in self.models.values() if able(model)]
+
+    def chosen(self, index: int, able: Callable[[ModelChild], object] = bool) -> ModelChild:
+        models = self.those(able)
         return models[index % len(models)]
 
     # --- clients ---
 
-    @rule(name=st.sampled_from(FUNCTIONS), body=st.sampled_from([b"a", b"b"]), timeout=st.sampled_from([None, 3.0]))
-    def submits(self, name: str, body: bytes, timeout: float | None) -> None:
+    @rule(wishes=st.lists(WISHES, min_size=1, max_size=6), client=st.integers(0, CLIENTS - 1), starts=st.booleans())
+    def submits(self, wishes: list[Wish], client: int, starts: bool) -> None:
+        for wish in wishes:
+            self.submit(wish, self.clients[client])
+        for model in self.those(ModelChild.has_work) if starts else ():
+            for what in ("load", "start", "start", "item"):
+                self.step(model, what)
+
+    def submit(self, wish: Wish, client: Caller) -> None:
+        fleet = self.host.fleet
+        if wish.request_id is not None and (client.link, wish.request_id, 1) in fleet.by_identity:
+            return  # its link refuses a second one, or attaches it to the first
         before = len(self.host.actions)
-        self.jobs.append(self.host.submit(name, body, stream=name == "stream", timeout_s=timeout))
+        over = fleet.queued and fleet.queued_bytes + len(wish.body) > fleet.max_queued_bytes
+        full = fleet.queued >= fleet.max_queued or over
+        job = self.host.submit(
+            wish.function,
+            wish.body,
+            request_id=wish.request_id,
+            stream=wish.stream,
+            timeout_s=wish.timeout_s,
+            client=client,
+        )
+        self.jobs.append(job)
+        if full or self.drained:
+            assert self.host.answer(job).kind in ("busy", "draining")
         self.perform(self.host.actions[before:])
 
-    @precondition(lambda self: self.jobs)
+    @precondition(lambda self: self.host.fleet.jobs)
     @rule(index=st.integers(0, 50), reason=st.sampled_from(list(Reason)), at_once=st.booleans())
     def asks_for_an_end(self, index: int, reason: Reason, at_once: bool) -> None:
-        self.happens(EndAsked(self.jobs[index % len(self.jobs)], reason, at_once and reason is Reason.KILL))
+        live = list(self.host.fleet.jobs.values())
+        self.happens(EndAsked(live[index % len(live)], reason, at_once and reason is Reason.KILL))
+
+    @precondition(lambda self: self.jobs)
+    @rule(index=st.integers(0, 50), reason=st.sampled_from(list(Reason)))
+    def asks_for_an_end_too_late(self, index: int, reason: Reason) -> None:
+        self.happens(EndAsked(self.jobs[index % len(self.jobs)], reason))
+
+    def leave(self, client: Caller) -> list[Happening]:
+        return [EndAsked(job, Reason.DISCONNECT) for job in self.jobs if job.client is client and not job.ended]
+
+    @rule(client=st.integers(0, CLIENTS - 1), later=st.booleans())
+    def hangs_up(self, client: int, later: bool) -> None:
+        if later:
+            self.impatient = self.clients[client]
+        else:
+            for happening in self.leave(self.clients[client]):
+                self.happens(happening)
 
     @rule(seconds=st.sampled_from([0.001, 0.5, 5.0, 35.0]))
     def time_passes(self, seconds: float) -> None:
         self.perform(self.host.passes(seconds))
 
-    @precondition(lambda self: len(self.jobs) > 8)
+    @rule()
+    def memory_is_short_once(self) -> None:
+        self.memory = False
+
+    @precondition(lambda self: len(self.jobs) > 30)
     @rule()
     def is_drained(self) -> None:
+        self.drain()
+
+    def drain(self) -> None:
+        self.drained = True
         self.happens(DrainAsked())
 
     # --- children that behave ---
 
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5))
-    def boots(self, index: int) -> None:
-        self.boot(self.chosen(index))
+    @precondition(lambda self: self.those(ModelChild.has_work))
+    @rule(index=st.integers(0, 5), steps=st.lists(STEPS, min_size=1, max_size=24))
+    def goes_on(self, index: int, steps: list[str]) -> None:
+        model = self.chosen(index, ModelChild.has_work)
+        for each in steps:
+            self.step(model, each)
+
+    @precondition(lambda self: self.those(ModelChild.is_up))
+    @rule(index=st.integers(0, 5), steps=st.lists(STEPS, min_size=2, max_size=12), dies=st.booleans())
+    def does_much_at_once(self, index: int, steps: list[str], dies: bool) -> None:
+        """All its frames are read in one turn; with `dies`, after its death."""
+        model = self.chosen(index, ModelChild.is_up)
+        self.says(model, *(message for each in steps for message in model.step(each)))
+        if dies:
+            self.look_at_page(model)
+            self.die(model, KILLED)
+
+    def step(self, model: ModelChild, what: str) -> None:
+        if model.frozen or model.child.generation not in self.models:
+            return  # it may have ended meanwhile
+        if model.boots():
+            self.boot(model)
+        else:
+            self.says(model, *model.step(what))
+            self.look_at_page(model)
+            if model.has_left():
+                self.die(model, Death("exit code 0", exit_code=0))
 
     def boot(self, model: ModelChild) -> None:
         steps: list[Happening] = [
@@ -193,58 +423,25 @@ class Fleets(RuleBasedStateMachine):
         self.happens(*steps[model.booted : model.booted + 1])
         model.booted += 1
 
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5), frames=st.integers(1, 4))
-    def obeys(self, index: int, frames: int) -> None:
-        self.obey(self.chosen(index), frames)
-
-    def obey(self, model: ModelChild, frames: int) -> None:
-        while model.booted > 2 and model.inbox and frames and not model.leaves:
-            self.says(model, *model.obey())
-            frames -= 1
-        if model.leaves and not model.loads and not model.running:
-            self.die(model, Death("exit code 0", exit_code=0))
-
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5))
-    def starts_a_job(self, index: int) -> None:
-        self.happens(*self.chosen(index).start())
-
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5), how=st.sampled_from(["done", "long", "failed", "cuda", "item", "region"]))
-    def runs(self, index: int, how: str) -> None:
-        model = self.chosen(index)
-        if model.running:
-            self.end_job(model, model.running[0], how)
-
-    def end_job(self, model: ModelChild, job: Job, how: str) -> None:
-        if how == "item":
-            self.says(model, Item(job.number, b"1"))
-            return
-        model.running.remove(job)
-        if how == "failed":
-            self.says(model, Failed(job.number, "user_exception", "no", False, 0.1))
-        elif how == "cuda":
-            self.says(model, Failed(job.number, "user_exception", "no", False, 0.1, detail=CUDA))
-        else:
-            self.says(
-                model, Done(job.number, Region(1, 5) if how == "region" else b"1", 3.0 if how == "long" else 0.001)
-            )
-
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5), good=st.booleans())
-    def loads(self, index: int, good: bool) -> None:
-        model = self.chosen(index)
-        if model.loads:
-            instance = model.loads.popleft()
-            self.says(model, Loaded(instance, 0.2) if good else LoadFailed(instance, "no", []))
+    def look_at_page(self, model: ModelChild) -> None:
+        """Learn which job is at work, as from a child's status page: only now and then, and before it dies."""
+        self.happens(
+            *(Began(model.child, job.number, 0.0) for job in model.running if lane_of(job.function) == "device")
+        )
 
     # --- children that do not ---
 
     @precondition(lambda self: self.models)
     @rule(index=st.integers(0, 5))
     def dies(self, index: int) -> None:
-        self.die(self.chosen(index), Death("SIGKILL", signal="SIGKILL"))
+        self.die(self.chosen(index), KILLED)
+
+    @precondition(lambda self: self.those(ModelChild.at_work))
+    @rule(index=st.integers(0, 5))
+    def dies_at_work(self, index: int) -> None:
+        model = self.chosen(index, ModelChild.at_work)
+        self.look_at_page(model)
+        self.die(model, KILLED)
 
     def die(self, model: ModelChild, death: Death) -> None:
         del self.models[model.child.generation]
@@ -252,42 +449,52 @@ class Fleets(RuleBasedStateMachine):
 
     @precondition(lambda self: self.models)
     @rule(index=st.integers(0, 5))
-    def heeds_a_signal(self, index: int) -> None:
-        model = self.chosen(index)
-        if 9 in model.signals or 15 in model.signals:
-            self.die(model, Death("SIGTERM", signal="SIGTERM"))
+    def freezes(self, index: int) -> None:
+        """It does nothing more, and the kernel cannot end it."""
+        self.chosen(index).frozen = True
 
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5), kind=st.integers(0, 11), number=st.integers(0, 12))
-    def sends_what_it_may_not(self, index: int, kind: int, number: int) -> None:
+    @precondition(lambda self: self.those(ModelChild.must_die))
+    @rule(index=st.integers(0, 5))
+    def heeds_a_signal(self, index: int) -> None:
+        self.die(self.chosen(index, ModelChild.must_die), Death("SIGTERM", signal="SIGTERM"))
+
+    @precondition(lambda self: self.models and self.jobs)
+    @rule(index=st.integers(0, 5), kind=st.integers(0, 14), job=st.integers(0, 50), far=st.booleans())
+    def sends_what_it_may_not(self, index: int, kind: int, job: int, far: bool) -> None:
+        """Frames out of turn, a second time, or for jobs that it never had, that are others' or that have ended."""
+        model = self.chosen(index)
+        number = 10**6 if far else self.jobs[job % len(self.jobs)].number
         frames: list[Report] = [
             Hello(1),
             Ready([], {"device": 1, "loop": 1}, 1),
+            Ready([], {"device": -1, "loop": 10**9}, 1),
             ImportFailed("no", []),
             Loaded("C", 1.0),
             Loaded("", 1.0),
             LoadFailed("C", "no", []),
             Started(number),
-            Item(number, Region(1, 1)),
-            Done(number, Region(1, 1), 0.0),
+            Item(number, b"%d" % number),
             Failed(number, "busy", "no", True, 0.0),
             Returned(number),
             Event(number, "log", b"{}"),
         ]
-        model = self.chosen(index)
-        self.says(model, frames[kind], Warned("beware"))
+        if kind < len(frames):
+            self.says(model, frames[kind], Warned("beware"))
+        elif kind == 12:
+            self.happens(Misbehaved(model.child, "rubbish"))
+        elif kind == 13:
+            self.says(model, Item(number, model.body(number, region=True)))
+        else:
+            self.says(model, Done(number, model.body(number, region=True), float("nan")))
         model.running = [job for job in model.running if job.number in model.child.leased]
-
-    @precondition(lambda self: self.models)
-    @rule(index=st.integers(0, 5))
-    def breaks_the_protocol(self, index: int) -> None:
-        self.happens(Misbehaved(self.chosen(index).child, "rubbish"))
+        model.unstarted = deque(job for job in model.unstarted if job.number in model.child.leased)
 
     # --- what always holds ---
 
     @invariant()
     def a_job_has_at_most_one_answer(self) -> None:
         assert all(len(answers) == 1 for answers in self.host.answers.values())
+        assert self.host.fleet.done + self.host.fleet.failed == len(self.host.answers)
 
     @invariant()
     def a_job_is_in_one_place(self) -> None:
@@ -305,8 +512,10 @@ class Fleets(RuleBasedStateMachine):
             elif not job.ended:
                 assert holders == [job.child]
             waiting += job.waiting
+        assert fleet.queued_bytes == sum(job.payload.length for job in self.jobs if job.waiting)
         assert fleet.queued == waiting == sum(known.waiting for known in fleet.functions.values())
         assert set(fleet.waiting) == {name for name, known in fleet.functions.items() if known.waiting}
+        assert fleet.by_identity == {job.identity: job for job in fleet.jobs.values() if job.named}
 
     @invariant()
     def a_childs_counts_are_those_of_its_leases(self) -> None:
@@ -316,47 +525,68 @@ class Fleets(RuleBasedStateMachine):
                 continue
             for lane in ("device", "loop"):
                 assert child.used[lane] == sum(lane_of(job.function) == lane for job in child.leased.values())
+                assert child.used[lane] <= child.credits.get(lane, 0) + (LEASED_AHEAD if lane == "device" else 0)
 
     # --- the end ---
 
     def teardown(self) -> None:
-        """Let everything go on without further trouble: each job gets its answer."""
+        """Let everything go on without further trouble: each job gets its answer, and nothing is kept of it."""
         if not hasattr(self, "host"):
             return
+        self.memory, self.impatient = True, None
+        if self.those(lambda model: model.frozen):  # what is in there ends only when someone says so
+            for job in list(self.host.fleet.jobs.values()):
+                self.happens(EndAsked(job, Reason.KILL))
         for _ in range(200):
             if all(job.ended for job in self.jobs):
                 break
-            for model in list(self.models.values()):
-                self.carry_on(model)
-            self.perform(self.host.passes(1.0))
+            self.carry_all_on()
         self.a_job_is_in_one_place()
         assert all(len(self.host.answers.get(job.number, [])) == 1 for job in self.jobs)
+        self.come_to_rest()
         self.drain_to_the_end()
 
+    def come_to_rest(self) -> None:
+        """When all is done no count is left, and after a while no timer, and so no job."""
+        for _ in range(3):
+            self.carry_all_on()
+        self.perform(self.host.passes(LONG_S))
+        for _ in range(3):
+            self.carry_all_on()
+        fleet = self.host.fleet
+        assert (fleet.queued, fleet.queued_bytes, fleet.jobs, fleet.by_identity, fleet.waiting) == (0, 0, {}, {}, {})
+        assert not any(known.queue for known in fleet.functions.values())
+        for device in fleet.devices:
+            child = device.child
+            if child is not None:
+                assert not child.leased
+                assert child.reserved is None
+                assert set(child.used.values()) == {0} or child.phase in LEAVING
+        self.perform(self.host.passes(LONG_S))
+        assert fleet.finished or not fleet.timers, fleet.timers
+
+    def carry_all_on(self) -> None:
+        for model in list(self.models.values()):
+            self.carry_on(model)
+        self.perform(self.host.passes(2.0))
+
     def carry_on(self, model: ModelChild) -> None:
-        if 9 in model.signals or 15 in model.signals:
-            self.die(model, Death("SIGKILL", signal="SIGKILL"))
+        if model.must_die():
+            self.die(model, KILLED)
             return
-        self.boot(model)
-        while model.loads:
-            self.says(model, Loaded(model.loads.popleft(), 0.2))
-        while model.running:
-            self.end_job(model, model.running[0], "done")
-        self.happens(*model.start())
-        self.obey(model, 100)
+        for what in ("load", "done", "start", *["obey"] * len(model.inbox)):
+            self.step(model, what)
 
     def drain_to_the_end(self) -> None:
-        self.happens(DrainAsked())
+        self.drain()
         for _ in range(60):
             if self.host.fleet.finished:
                 return
-            for model in list(self.models.values()):
-                self.carry_on(model)
-            self.perform(self.host.passes(1.0))
+            self.carry_all_on()
         raise AssertionError("it was asked to end and does not")
 
 
 TestFleets = Fleets.TestCase
 TestFleets.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
