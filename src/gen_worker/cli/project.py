@@ -1,5 +1,6 @@
 """Which endpoint a command is about, and what a short-lived process says of its functions."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,8 @@ def project_options(function: Function) -> Function:
 
 def find_project(config: str | None, module: str | None) -> Project:
     """Return the endpoint that the options mean, without importing it; raise `Failure` when there is none."""
+    if config is None:
+        _refuse_gone_folder()
     if module is not None and config is None:
         _refuse_odd(module)
         return Project(module, import_paths(Path.cwd()))
@@ -60,6 +63,13 @@ def find_project(config: str | None, module: str | None) -> Project:
     if module is not None:
         _refuse_odd(module)
     return Project(module or found.main, import_paths(found.root))
+
+
+def _refuse_gone_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Failure("the current folder is gone", "go to the endpoint's folder, or name it with `--config`") from None
 
 
 def _refuse_odd(module: str) -> None:
