@@ -65,6 +65,8 @@ def cpu(index: int) -> Device:
 
 def _named(wanted: str, gpus: Sequence[Device]) -> list[Device]:
     chosen: list[Device] = []
+    if not wanted.replace(",", "").strip():
+        raise DeviceError(f"`{wanted}` names no device")
     for name in filter(None, (part.strip() for part in wanted.split(","))):
         index = name.removeprefix("cuda:")
         match = [gpu for gpu in gpus if index == str(gpu.index) or (gpu.uuid or "").startswith(name)]
