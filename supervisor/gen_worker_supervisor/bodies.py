@@ -32,7 +32,8 @@ class InlinePayload:
         return digest(self.data)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Let go of the bytes: what knows of the job for some time yet shall not keep them."""
+        self.data = b""
 
 
 class RegionPayload:

@@ -22,6 +22,7 @@ from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, Jo
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
 STALE_KEPT = 64  # ended jobs that a queue holds before it is tidied
+TIMERS_KEPT = 4096  # before those of ended jobs are looked for
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
 UNKNOWN_LOAD_S = 0.5
 
@@ -409,6 +410,7 @@ class Fleet:
     blame: Blame = field(default_factory=Blame)
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)
     armed: int = 0
+    tidy_at: int = TIMERS_KEPT  # so many timers
     generation: int = 0
     number: int = 0
     changes: int = 0  # happenings that may have made room for a job
@@ -428,6 +430,15 @@ class Fleet:
         """Have `Ticked` look at something at this time."""
         self.armed += 1
         heapq.heappush(self.timers, (at, self.armed, timer))
+        if len(self.timers) > self.tidy_at:
+            self.timers = [armed for armed in self.timers if not self._is_idle(armed[2])]
+            heapq.heapify(self.timers)
+            self.tidy_at = 2 * len(self.timers) + TIMERS_KEPT
+
+    def _is_idle(self, timer: Timer) -> bool:
+        """Whether a timer is the deadline of a job that has ended."""
+        kind, subject = timer
+        return kind == "deadline" and subject not in self.jobs
 
     def next_due(self) -> float | None:
         """Return when `Ticked` must come."""

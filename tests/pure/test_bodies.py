@@ -120,3 +120,9 @@ def test_an_output_outlives_its_child_while_somebody_reads_it() -> None:
     assert bytes(output.view()) == b"hello"
     output.release()
     assert freed == [], "nobody is left to write to it"
+
+
+def test_a_payload_that_is_closed_keeps_its_length_and_none_of_its_bytes() -> None:
+    payload = InlinePayload(b"x" * 100)
+    payload.close()
+    assert (payload.length, payload.data) == (100, b"")

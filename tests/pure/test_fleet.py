@@ -29,6 +29,7 @@ from gen_worker_supervisor.fates import BOOT_LIMIT_S
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
+    TIMERS_KEPT,
     Answer,
     Began,
     Death,
@@ -912,3 +913,13 @@ def test_a_child_that_gives_nothing_back_while_it_is_at_work_is_left_alone() -> 
     host.ends(job, Reason.KILL, at_once=True)
     assert signals(host.passes(60.0)) == []
     assert host.unanswered(at_work)
+
+
+def test_far_deadlines_of_jobs_that_have_ended_are_not_kept_until_they_come() -> None:
+    host = Host()
+    waits = host.submit(timeout_s=3600.0)
+    for _ in range(3 * TIMERS_KEPT):
+        host.ends(host.submit("f", timeout_s=3600.0))
+    assert len(host.fleet.timers) <= TIMERS_KEPT + 1
+    host.passes(3600.0 + 30.0)
+    assert host.answer(waits).kind == "deadline"
