@@ -156,8 +156,10 @@ class Folder:
 
     def _write_all(self, found: list[Binary], prefix: str) -> None:
         if self._path.exists() and not self._path.is_dir():
+            folder = self._path.with_suffix("")
             raise Failure(
-                f"`{self._path}` is a file, and the result has {len(found)}", f"name a folder: `-o {self._path}/`"
+                f"`{self._path}` is a file, and the output has {len(found)} binary values",
+                f"name a folder: `-o {folder}/`",
             )
         self._path.mkdir(parents=True, exist_ok=True)
         for each in found:
