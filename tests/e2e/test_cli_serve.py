@@ -300,8 +300,7 @@ def test_kill_ends_a_request_that_holds_the_interpreter_and_no_other_child(own_s
 
 def _kill_the_holder(client: Client) -> None:
     job = client.submit("hold", {}, request_id="stuck")
-    until(lambda: any(each.id == "stuck" and each.status == "running" for each in client.list().jobs))
-    busy = next(device.pid for device in client.list().gpus if device.job == "stuck")
+    busy = until(lambda: next((device.pid for device in client.list().gpus if device.job == "stuck"), None))
     others = [pid for pid in pids(client) if pid != busy]
     began = time.monotonic()
     done = gen_worker("kill", "stuck", "--now")
