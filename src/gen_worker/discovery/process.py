@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -39,14 +39,14 @@ def manifest_of(module: str, paths: Sequence[str]) -> dict[str, Any]:
     return document
 
 
-def ask(module: str, paths: Sequence[str], *options: str) -> bytes:
+def ask(module: str, paths: Sequence[str], *options: str, environment: Mapping[str, str] | None = None) -> bytes:
     """Return the JSON document that a probe prints about a module; raise DiscoveryError when it finds faults."""
     command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module, *options]
     for path in paths:
         command += ["--path", path]
     with suppress(AttributeError):  # a process without stderr has None
         sys.stderr.flush()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, check=False)
     if done.returncode == 0 and done.stdout:
         return done.stdout
     try:

@@ -21,15 +21,15 @@ def import_main(module: str, paths: Sequence[str]) -> ModuleType:
         if path in sys.path:
             sys.path.remove(path)
         sys.path.insert(0, path)
-    return _import(module)
+    return _import(module, paths)
 
 
-def _import(module: str) -> ModuleType:
+def _import(module: str, paths: Sequence[str] = ()) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            hint = "it is looked for in: " + ", ".join(sys.path[:3])
+            hint = f"it is looked for in: {', '.join(paths)}" if paths else ""
             raise DiscoveryError(f"no module `{error.name}`", hint) from error
         hint = f"install what provides `{error.name}`, or mend the import" if error.name else ""
         raise _failed_import(module, error, hint) from error
