@@ -364,8 +364,10 @@ class Connection(LineSocket):
                 following.take_turn()
                 if following.finished:
                     self._replies.discard(following)
-        self.go_on()
-        self.close_if_done()
+        if self._backlog:
+            self.go_on()
+        if self._ended:
+            self.close_if_done()
 
     def on_gone(self) -> None:
         """End the requests of a client that is gone."""
