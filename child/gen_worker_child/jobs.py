@@ -132,6 +132,7 @@ class Jobs:
         self._on_thread: Job | None = None
         self._saves: dict[int, queue.SimpleQueue[Saved]] = {}
         self._tokens = 0
+        self._owner = os.environ.get("USER") or "local-dev"
 
     # --- called by the thread that reads frames ---
 
@@ -325,6 +326,7 @@ class Jobs:
             sink=_Sink(self, job),
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
+            owner=self._owner,
             models=self._models(job),
         )
 

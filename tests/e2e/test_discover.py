@@ -211,16 +211,6 @@ def test_any_module_may_be_imported_first(tmp_path: Path, first: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_public_names_are_these() -> None:
-    import gen_worker
-
-    assert len(gen_worker.__all__) == len(set(gen_worker.__all__)) == 27
-    assert set(gen_worker.__all__) <= set(dir(gen_worker))
-    assert gen_worker.__version__
-    with pytest.raises(AttributeError, match="no attribute 'is_canceled'"):
-        _ = gen_worker.is_canceled
-
-
 # --- the lock ---------------------------------------------------------------------------------------------------------
 
 RICH = """
