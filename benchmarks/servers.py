@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -45,7 +45,9 @@ def bare_pair() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def product(module: str = "echoes", *, devices: str = "cpu:1") -> Iterator[Served]:
+def product(
+    module: str = "echoes", *, devices: str = "cpu:1", variables: Mapping[str, str] | None = None
+) -> Iterator[Served]:
     """`gen-worker serve` of a module of `benchmarks/endpoint`, on one CPU child unless told otherwise."""
     with tempfile.TemporaryDirectory(prefix="gw-bench-") as folder:
         path = Path(folder, "serve.sock")
@@ -57,7 +59,7 @@ def product(module: str = "echoes", *, devices: str = "cpu:1") -> Iterator[Serve
             subprocess.Popen(
                 command,
                 cwd=HERE / "endpoint",
-                env={**os.environ, "GEN_WORKER_RUN_DIR": folder},
+                env={**os.environ, "GEN_WORKER_RUN_DIR": folder, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,

@@ -22,6 +22,12 @@ FIGURES = {
         "1 MiB of text, NDJSON",
         "1 MiB of bytes, control socket",
         "32 MiB of bytes, control socket",
+        "256 MiB, looked at where it is",
+        "256 MiB, taken as bytes",
+        "256 MiB, looked at where it is, asyncio",
+        "256 MiB, taken as bytes, asyncio",
+        "256 MiB, looked at where it is, the loop held",
+        "256 MiB, taken as bytes, the loop held",
     },
     "recover": {
         "zygote forks, child says hello (bare)",

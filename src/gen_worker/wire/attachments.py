@@ -1,5 +1,6 @@
 """Bodies on the control socket as a client sends and receives them: inline, or in shared memory that is used again."""
 
+import itertools
 from collections.abc import Sequence
 from threading import Lock
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from gen_worker.wire.values import Piece, copy_into, pieces, total_length
 
 MAPPED_REGIONS = 16  # of the supervisor's, kept mapped for later bodies
 LENT_REGIONS = 32  # that bodies nobody has read yet may hold; the next such body is copied out, or its child would wait
-POOL_BYTES = 256 << 20  # of regions kept for later payloads; one that does not fit in gets a region for itself
+POOL_BYTES = 256 << 20  # of regions kept for later payloads, or one that is bigger; the longest unused go first
 
 
 class Outgoing(NamedTuple):
@@ -30,8 +31,8 @@ class Outbox:
     """Encodes payloads; those over `INLINE_LIMIT` into regions, which are kept and used again. For any thread."""
 
     def __init__(self) -> None:
-        self._numbers: dict[OwnRegion, int] = {}
-        self._idle: list[OwnRegion] = []
+        self._idle: list[tuple[OwnRegion, int]] = []  # with their numbers; the last used one last
+        self._numbers = itertools.count(1)
         self._closed = False
         self._lock = Lock()
 
@@ -44,8 +45,7 @@ class Outbox:
         length = total_length(parts)
         if length <= INLINE_LIMIT:
             return Outgoing(b"".join(parts), None)
-        with self._lock:
-            region, number = self._region(size_class(length))
+        region, number = self._region(size_class(length))
         outgoing = Outgoing(Attached(length, number), region)
         try:
             copy_into(region.view, parts)
@@ -55,34 +55,32 @@ class Outbox:
         return outgoing
 
     def _region(self, size: int) -> tuple[OwnRegion, int]:
-        for region in self._idle:
-            if region.size == size:
-                self._idle.remove(region)
-                return region, self._numbers[region]
-        region = OwnRegion.create(size, shared_with_readers_only=True)
-        if not self._closed and sum(known.size for known in self._numbers) + size <= POOL_BYTES:
-            self._numbers[region] = len(self._numbers) + 1
-        return region, self._numbers.get(region, 0)
+        with self._lock:
+            for kept in reversed(self._idle):
+                if kept[0].size == size:
+                    self._idle.remove(kept)
+                    return kept
+        return OwnRegion.create(size, shared_with_readers_only=True), next(self._numbers)
 
     def recycle(self, outgoing: Outgoing) -> None:
         """Take the memory back: its job has ended, or never began."""
-        region = outgoing.region
-        if region is None:
+        body, region = outgoing
+        if region is None or not isinstance(body, Attached):
             return
         with self._lock:
-            if region in self._numbers and not self._closed:
-                self._idle.append(region)
-            else:
-                region.close()
+            self._idle.append((region, body.region))
+            self._shrink()
+
+    def _shrink(self) -> None:
+        kept = 0 if self._closed else 1
+        while len(self._idle) > kept and (self._closed or sum(region.size for region, _ in self._idle) > POOL_BYTES):
+            self._idle.pop(0)[0].close()
 
     def close(self) -> None:
         """Keep no memory from now on; what is in use is given back to the system with its `recycle`."""
         with self._lock:
             self._closed = True
-            for region in self._idle:
-                region.close()
-            self._idle.clear()
-            self._numbers.clear()
+            self._shrink()
 
 
 class Inbox:
