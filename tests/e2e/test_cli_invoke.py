@@ -213,6 +213,16 @@ def test_a_stream_is_printed_as_it_is_made_and_progress_goes_to_stderr(server: S
     assert (request["stream"], request["events"], request["function"]) == (True, True, "count")
 
 
+def test_events_can_be_wanted_as_text(server: Server) -> None:
+    server.answer = lambda request: [
+        {"event": "log", "value": {"message": "hot", "level": "warning"}},
+        {"event": "progress", "value": {"progress": 0.5, "stage": "denoise"}},
+        buffered(1),
+    ]
+    done = invoke("paint", "--log-format", "text")
+    assert (done.stdout, done.stderr) == ("1\n", "[paint] warning: hot\n[paint] 50% denoise\n")
+
+
 def test_pretty_values_are_indented(server: Server) -> None:
     assert invoke("echo", "a=1", "--pretty").stdout == '{\n  "a": 1\n}\n'
 
@@ -322,6 +332,35 @@ def test_after_the_timeout_the_request_is_given_up(server: Server) -> None:
     server.answer = lambda request: []
     done = invoke("echo", "--timeout", "0.1")
     assert (done.returncode, done.stderr) == (2, "error: no answer within 0.1 s; the request is canceled\n")
+
+
+def test_the_timeout_is_sent_as_the_jobs_deadline_and_its_passing_is_wrong_usage(server: Server) -> None:
+    server.answer = lambda request: [failed("deadline", "deadline exceeded")]
+    done = invoke("echo", "--timeout", "1.5")
+    assert (done.returncode, done.stderr) == (2, "error: deadline exceeded\n")
+    assert server.seen.get_nowait()["timeout_ms"] == 1500
+    invoke("echo")
+    assert "timeout_ms" not in server.seen.get_nowait()
+
+
+def test_a_payload_that_makes_too_long_a_line_is_not_sent(server: Server, sidecar: Path) -> None:
+    sidecar.write_text(json.dumps({"functions": [], "max_line_bytes": 1000} | json.loads(sidecar.read_text())))
+    done = invoke("echo-it", "text=" + "x" * 1000)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the payload makes a line of 11")
+    assert "the server takes 1000\nhint: big values travel over the control socket: " in done.stderr
+    assert server.seen.empty()
+
+
+def test_the_token_goes_to_tcp_only(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEN_WORKER_TOKEN", "sesame")
+    invoke("echo", "a=1")
+    assert "token" not in server.seen.get_nowait()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        remote = Server(listener)
+        invoke("echo", "a=1", "--socket", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        assert remote.seen.get_nowait()["token"] == "sesame"
+        remote.close()
 
 
 def test_ctrl_c_cancels_the_request_and_waits_for_its_end(server: Server) -> None:

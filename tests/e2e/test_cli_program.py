@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
-COMMANDS = ["run", "serve", "invoke", "ps", "kill", "completion"]
+COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "validate", "completion"]
 
 
 def gen_worker(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -82,8 +82,9 @@ def test_wrong_usage_is_said_in_our_form(arguments: list[str], stderr: str) -> N
     assert (done.returncode, done.stdout, done.stderr) == (2, "", stderr)
 
 
-def test_a_setting_that_cannot_be_meant_is_named(tmp_path: Path) -> None:
-    done = gen_worker("run", "--module", "x", GEN_WORKER_MAX_QUEUED="lots")
+@pytest.mark.parametrize("command", ["run --module x", "serve --module x", "invoke f", "repl", "ps", "kill a"])
+def test_a_setting_that_cannot_be_meant_is_refused_by_every_command(command: str) -> None:
+    done = gen_worker(*command.split(), GEN_WORKER_MAX_QUEUED="lots")
     assert (done.returncode, done.stderr) == (
         2,
         "error: `GEN_WORKER_MAX_QUEUED` in the environment must be a whole number, not `lots`\n",

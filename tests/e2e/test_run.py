@@ -80,6 +80,7 @@ class Cases:
     def tell(self, ctx: RequestContext, payload: In) -> Out:
         print("from the handler")
         ctx.progress(0.5, stage="half")
+        ctx.progress(7)
         ctx.log("hello", level="warning")
         asset = ctx.save_bytes("notes/a.txt", b"kept")
         return Out(asset.local_path)
@@ -202,10 +203,22 @@ def test_only_results_reach_stdout(root: Path) -> None:
     assert saved.read_bytes() == b"kept"
     lines = done.stderr.splitlines()
     assert {"printed on import", "set up", "native", "from the handler", "shut down"} <= set(lines)
-    progress, log = (json.loads(line) for line in lines if line.startswith("{"))
+    progress, beyond, log = (json.loads(line) for line in lines if line.startswith("{"))
     assert (progress["type"], progress["payload"]) == ("request.progress", {"progress": 0.5, "stage": "half"})
+    assert beyond["payload"] == {"progress": 1.0}
     assert (log["type"], log["payload"]) == ("request.log", {"level": "warning", "message": "hello"})
     assert list(progress) == sorted(progress)
+
+
+def test_events_can_be_wanted_as_text(root: Path) -> None:
+    done = run("--method", "tell", "--log-format", "text", cwd=root)
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("[")] == [
+        "[tell] 50% half",
+        "[tell] 100%",
+        "[tell] warning: hello",
+    ]
+    assert run("--method", "tell", cwd=root, GEN_WORKER_LOG_FORMAT="text").stderr == done.stderr
 
 
 def test_saved_files_go_where_the_variable_says(root: Path, tmp_path: Path) -> None:
@@ -409,6 +422,23 @@ def test_a_second_ctrl_c_ends_what_does_not_listen(root: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 130
+
+
+def test_a_second_ctrl_c_ends_native_code(root: Path) -> None:
+    (root / "painter.py").write_text((Path(__file__).parents[1] / "endpoints" / "painter.py").read_text())
+    with started("--module", "painter", "--method", "native", cwd=root) as process:
+        until(process.stderr, "waiting")
+        process.send_signal(signal.SIGINT)
+        until(process.stderr, "canceling")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_handler_that_leaves_the_process_takes_the_command_with_it(root: Path) -> None:
+    (root / "painter.py").write_text((Path(__file__).parents[1] / "endpoints" / "painter.py").read_text())
+    done = run("--module", "painter", "--method", "leave", cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 def test_ctrl_c_while_importing_ends_at_once(tmp_path: Path) -> None:
