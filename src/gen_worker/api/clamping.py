@@ -34,60 +34,8 @@ Change: TypeAlias = Callable[[Any], Any]
 Plan: TypeAlias = Mapping[type, Change]  # what to do with a value, by its exact type; nothing for all others
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The numbers that a Clamp leaves of its field, beside the field's other constraints."""
-
-    clamp: Clamp
-    whole: bool
-    first: int  # the whole numbers are those from `first` to `last`
-    last: int
-
-    @classmethod
-    def of(cls, clamp: Clamp, marks: Marks, number: type) -> "Range":
-        """Work out the range of an `int` or `float` field; raise ValueError when nothing is left of it."""
-        limits = [mark for mark in marks if isinstance(mark, msgspec.Meta)]
-        above = [each.gt for each in limits if each.gt is not None]
-        below = [each.lt for each in limits if each.lt is not None]
-        low = [clamp.min, *(each.ge for each in limits if each.ge is not None)]
-        high = [clamp.max, *(each.le for each in limits if each.le is not None)]
-        first = max([*map(math.ceil, low), *(math.floor(bound) + 1 for bound in above)])
-        last = min([*map(math.floor, high), *(math.ceil(bound) - 1 for bound in below)])
-        least, most = max(low + above), min(high + below)
-        whole = clamp.cast == "int" or (number is int and not clamp.cast)
-        told = f"`Clamp` from {clamp.min} to {clamp.max}"
-        if least > most or (least == most and least in above + below) or (whole and first > last):
-            raise ValueError(f"{told} leaves no {'whole ' if whole else ''}number that the field takes")
-        for step in [each.multiple_of for each in limits if each.multiple_of is not None]:
-            if math.fmod(clamp.min, step) or math.fmod(clamp.max, step) or (whole and not float(step).is_integer()):
-                raise ValueError(f"{told} must begin and end at multiples of {step}, as the field does")
-        return cls(clamp, whole, first, last)
-
-    def bring(self, value: int | float) -> int | float:
-        """Return the number of the range that a decoded one stands for."""
-        clamp = self.clamp
-        near = clamp.max if value != value else min(max(value, clamp.min), clamp.max)
-        if self.whole:
-            return min(max(_whole(near, clamp.round), self.first), self.last)
-        return value if near is value and not clamp.cast else float(near)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The least and the greatest number that the field holds."""
-        return (self.first, self.last) if self.whole else (self.clamp.min, self.clamp.max)
-
-
-def _whole(value: float, round: str) -> int:
-    if isinstance(value, int):
-        return value
-    if round == "truncate":
-        return math.trunc(value)
-    below = math.floor(value)
-    return below + (value - below >= 0.5)
-
-
 def clamping_of(type_: type[msgspec.Struct]) -> Change | None:
-    """Return what brings a value of this type into its ranges, in place or as a copy; None when it has no Clamp.
+    """Return what brings a value of this type into its ranges, as it is or as a copy; None when it has no Clamp.
 
     Raises ValueError, naming the field, for a Clamp that marks no number or leaves none.
     """
@@ -200,10 +148,16 @@ class _Fields:
         self.plans: dict[str, Plan] = {}
         self._is_table = typing.is_typeddict(record.cls)
         self._is_tuple = issubclass(record.cls, tuple)
+        self._get: Callable[[Any, str], Any] = dict.get if self._is_table else getattr
         self._set = msgspec.structs.force_setattr if issubclass(record.cls, msgspec.Struct) else object.__setattr__
 
     def __call__(self, value: Any) -> Any:
-        changed = self._changed(value)
+        get = self._get
+        changed = {
+            name: new
+            for name, plan in self.plans.items()
+            if (new := _applied(plan, old := get(value, name))) is not old
+        }
         if not changed:
             return value
         if self._is_table:
@@ -215,7 +169,54 @@ class _Fields:
             self._set(clone, name, new)
         return clone
 
-    def _changed(self, value: Any) -> dict[str, Any]:
-        given = value if self._is_table else {name: getattr(value, name) for name in self.plans}
-        olds = {name: given[name] for name in self.plans if name in given}
-        return {name: new for name, old in olds.items() if (new := _applied(self.plans[name], old)) is not old}
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a Clamp leaves of its field, beside the field's other constraints."""
+
+    clamp: Clamp
+    whole: bool
+    first: int  # the whole numbers are those from `first` to `last`
+    last: int
+
+    @classmethod
+    def of(cls, clamp: Clamp, marks: Marks, number: type) -> "Range":
+        """Work out the range of an `int` or `float` field; raise ValueError when nothing is left of it."""
+        limits = [mark for mark in marks if isinstance(mark, msgspec.Meta)]
+        above = [each.gt for each in limits if each.gt is not None]
+        below = [each.lt for each in limits if each.lt is not None]
+        low = [clamp.min, *(each.ge for each in limits if each.ge is not None)]
+        high = [clamp.max, *(each.le for each in limits if each.le is not None)]
+        first = max([*map(math.ceil, low), *(math.floor(bound) + 1 for bound in above)])
+        last = min([*map(math.floor, high), *(math.ceil(bound) - 1 for bound in below)])
+        least, most = max(low + above), min(high + below)
+        whole = clamp.cast == "int" or (number is int and not clamp.cast)
+        told = f"`Clamp` from {clamp.min} to {clamp.max}"
+        if least > most or (least == most and least in above + below) or (whole and first > last):
+            raise ValueError(f"{told} leaves no {'whole ' if whole else ''}number that the field takes")
+        for step in [each.multiple_of for each in limits if each.multiple_of is not None]:
+            if math.fmod(clamp.min, step) or math.fmod(clamp.max, step) or (whole and not float(step).is_integer()):
+                raise ValueError(f"{told} must begin and end at multiples of {step}, as the field does")
+        return cls(clamp, whole, first, last)
+
+    def bring(self, value: int | float) -> int | float:
+        """Return the number of the range that a decoded one stands for."""
+        clamp = self.clamp
+        near = clamp.max if value != value else min(max(value, clamp.min), clamp.max)
+        if self.whole:
+            return min(max(_whole(near, clamp.round), self.first), self.last)
+        return value if near is value and not clamp.cast else float(near)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest number that the field holds."""
+        return (self.first, self.last) if self.whole else (self.clamp.min, self.clamp.max)
+
+
+def _whole(value: float, round: str) -> int:
+    if isinstance(value, int):
+        return value
+    if round == "truncate":
+        return math.trunc(value)
+    below = math.floor(value)
+    return below + (value - below >= 0.5)
