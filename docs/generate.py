@@ -369,7 +369,7 @@ def _members(functions: Iterable[Function], prefix: str, *, method: bool) -> str
     for node in functions:
         is_property = any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
         call = f": {_type(node.returns)}" if is_property and node.returns else _signature(node, method=method)
-        iterates = node.returns is not None and _type(node.returns).startswith("AsyncIterator")
+        iterates = node.returns is not None and _type(node.returns).startswith("AsyncGenerator")
         awaited = "await " if isinstance(node, ast.AsyncFunctionDef) and not iterates else ""
         rows.append((f"`{awaited}{prefix}{node.name}{call}`", _doc(node)))
     return _table(("member", "what it does"), rows)

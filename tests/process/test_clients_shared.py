@@ -115,7 +115,7 @@ def thread_sends_bytes(client: Client, chance: random.Random) -> None:
 
 def thread_streams(client: Client, chance: random.Random) -> None:
     wanted = chance.choice([1, 5, 100])
-    with closing(client.stream("count", {"times": 100})) as items:  # type: ignore[type-var]
+    with closing(client.stream("count", {"times": 100})) as items:
         for number in range(wanted):
             assert next(items)["text"] == f"{number} "
 
@@ -167,6 +167,34 @@ def test_a_thread_that_stops_waiting_leaves_the_reading_to_another(serve: Serve)
         assert client.cancel(reader.request_id)
 
 
+def test_a_thread_that_is_interrupted_leaves_the_client_usable_and_the_reading_to_another(serve: Serve) -> None:
+    server = serve()
+    with Client(server.control) as client, ThreadPoolExecutor(2) as threads, interrupting() as interrupt:
+        mine = client.submit("gated-async", {"text": "mine", "gate": "go"})
+        jobs = [client.submit("gated-async", {"text": str(number), "gate": "go"}) for number in range(2)]
+        interrupt(0.1)
+        with pytest.raises(KeyboardInterrupt):
+            mine.result()
+        waiting = [threads.submit(job.result) for job in jobs]
+        interrupt(0.1)
+        with pytest.raises(KeyboardInterrupt):
+            mine.result()
+        server.open("go")
+        assert [each.result(PATIENCE_S)["text"] for each in waiting] == ["0", "1"]
+        assert mine.result()["text"] == "mine"
+
+
+@contextmanager
+def interrupting() -> Iterator[Callable[[float], object]]:
+    """Let the main thread be interrupted after so many seconds, as by Ctrl-C."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        yield lambda after_s: signal.setitimer(signal.ITIMER_REAL, after_s)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +240,7 @@ async def task_sends_bytes(client: AsyncClient, chance: random.Random) -> None:
 
 async def task_streams(client: AsyncClient, chance: random.Random) -> None:
     wanted, number = chance.choice([1, 5, 100]), 0
-    async with aclosing(client.stream("count", {"times": 100})) as items:  # type: ignore[type-var]
+    async with aclosing(client.stream("count", {"times": 100})) as items:
         async for item in items:
             assert item["text"] == f"{number} "
             if (number := number + 1) == wanted:

@@ -1,10 +1,13 @@
 """The Python client, against a supervisor that is a few lines in a thread: frames, shared memory, errors, the end."""
 
+import asyncio
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import msgspec
 import pytest
 
 from gen_worker import __version__
-from gen_worker.client import Client, JobError, SupervisorUnreachable
+from gen_worker.client import AsyncClient, Client, JobError, SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.channel import close_all, receive_packet, send_packet
 from gen_worker.wire.messages import FRAME_LIMIT, ErrorDetail
@@ -32,6 +35,7 @@ class Supervisor:
         self.mapped: dict[int, Mapped] = {}
         self.own: dict[int, OwnRegion] = {}
         self.one_shot = False
+        self.refusal: control.Error | None = None
         self.answer: Callable[[Any], Answers] = self.echo
         self._protocol = protocol
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,7 +79,7 @@ class Supervisor:
     def take(self, frame: Any, descriptors: list[int]) -> Answers:
         match frame:
             case control.Open():
-                return [control.Opened(self._protocol, "boot", os.getpid(), "9.9")]
+                return [self.refusal or control.Opened(self._protocol, "boot", os.getpid(), "9.9")]
             case control.Submit(body=control.Attached(length, region)):
                 mapped = self.mapped.get(region) or open_region(os.dup(descriptors[0]), length, writable=False)
                 if region:
@@ -454,3 +458,150 @@ def test_a_client_leaves_no_descriptor_and_no_mapping(supervisor: Supervisor) ->
     supervisor.close()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert "memfd:gen-worker" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_supervisor_that_refuses_the_version_is_quoted(supervisor: Supervisor) -> None:
+    text = "the client speaks control protocol 1, this supervisor speaks 7: use the client of gen-worker 9.9"
+    supervisor.refusal = control.Error("", 0, "usage", text, False)
+    with pytest.raises(SupervisorUnreachable) as caught:
+        Client(supervisor.path)
+    assert str(caught.value) == f"the supervisor refuses this client: {text}"
+
+
+# --- asyncio ----------------------------------------------------------------------------------------------------------
+
+
+def with_client(supervisor: Supervisor, body: Callable[[AsyncClient], Awaitable[None]]) -> None:
+    """Run `body` in a loop of its own, with a client."""
+
+    async def main() -> None:
+        async with AsyncClient(supervisor.path) as client:
+            await body(client)
+
+    asyncio.run(main())
+
+
+def test_an_asyncio_client_gives_what_the_blocking_one_gives(supervisor: Supervisor) -> None:
+    async def body(client: AsyncClient) -> None:
+        assert client.supervisor.version == "9.9"
+        assert await client.call("echo", {"a": [1, "x", None]}) == {"a": [1, "x", None]}
+        assert await client.call("echo", {"data": BIG}, type=Reply) == Reply(BIG)
+        look = await client.call("echo", {"data": BIG * 5}, type=Look)
+        assert look.data == BIG * 5
+        assert (await client.list()).host == "h"
+        assert await client.cancel("a") is True
+        assert [item async for item in client.stream("echo", 5)] == [5]
+        with pytest.raises(msgspec.ValidationError, match=r"\$\.data"):
+            await client.call("echo", {"data": 5}, type=Reply)
+
+    with_client(supervisor, body)
+    assert [frame.attempt for frame in supervisor.frames(control.Ack)] == [1] * 4
+
+
+def test_an_asyncio_client_counts_items_back_before_it_waits(supervisor: Supervisor) -> None:
+    def one_by_one(frame: Any) -> Answers:
+        count = len(supervisor.frames(control.More))
+        match frame:
+            case control.Submit(request_id) | control.More(request_id) if count < 3:
+                return [control.Item(request_id, msgspec.msgpack.encode(count))]
+            case control.More(request_id):
+                return [control.Result(request_id, 1, b"", yielded=3)]
+        return []
+
+    async def body(client: AsyncClient) -> None:
+        assert [item async for item in client.stream("count", {})] == [0, 1, 2]
+
+    supervisor.answer = one_by_one
+    with_client(supervisor, body)
+
+
+def test_an_asyncio_client_that_waits_in_vain_can_wait_again(supervisor: Supervisor) -> None:
+    async def body(client: AsyncClient) -> None:
+        job = await client.submit("echo", 1, request_id="slow")
+        with pytest.raises(TimeoutError):
+            await job.result(timeout_s=0.01)
+        late[:] = [control.Result("slow", 1, b"\x01"), control.Listed(b"{}")]
+        assert await client.list_json() == b"{}"
+        assert job.done
+        assert supervisor.frames(control.Ack) == []
+        assert await job.result() == 1
+
+    late: list[Any] = []
+    supervisor.answer = lambda frame: late if isinstance(frame, control.List) else []
+    with_client(supervisor, body)
+    assert len(supervisor.frames(control.Ack)) == 1
+    assert supervisor.frames(control.Cancel) == []
+
+
+def test_a_cancelled_task_cancels_its_job_once_and_takes_nothing_of_it(supervisor: Supervisor) -> None:
+    def canceled(frame: Any) -> Answers:
+        match frame:
+            case control.Cancel(request_id):
+                return [control.Result(request_id, 1, b"\x01"), control.Canceled(request_id, False)]
+            case control.Submit():
+                return []
+        return supervisor.echo(frame)
+
+    async def body(client: AsyncClient) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await client.call("echo", 1)
+        await client.list()
+        assert len(supervisor.frames(control.Ack)) == 1
+
+    supervisor.answer = canceled
+    with_client(supervisor, body)
+    assert len(supervisor.frames(control.Cancel)) == 1
+
+
+def test_an_asyncio_client_refuses_another_protocol_as_the_blocking_one_does(folder: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(SupervisorUnreachable, match="speaks control protocol 7") as caught:
+            async with AsyncClient(newer.path):
+                pass
+        assert "use the client of gen-worker 9.9" in caught.value.hint
+
+    newer = Supervisor(folder, protocol=7)
+    asyncio.run(main())
+    newer.close()
+
+
+def test_an_asyncio_client_is_not_held_by_a_supervisor_that_says_nothing(folder: Path) -> None:
+    async def main() -> None:
+        async with AsyncClient(folder / "control.sock", connect_timeout_s=0.05):
+            pass
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(os.fspath(folder / "control.sock"))
+        listener.listen()
+        with pytest.raises(SupervisorUnreachable, match=r"within 0\.05 s"):
+            asyncio.run(main())
+
+
+def test_an_asyncio_client_that_was_not_entered_says_so(supervisor: Supervisor) -> None:
+    with pytest.raises(RuntimeError, match="`async with`"):
+        asyncio.run(AsyncClient(supervisor.path).call("echo", 1))
+
+
+def test_an_asyncio_client_leaves_no_descriptor_no_mapping_and_no_thread(supervisor: Supervisor) -> None:
+    async def body(client: AsyncClient) -> None:
+        await asyncio.gather(*(client.call("echo", {"data": BIG * 5}) for _ in range(3)))
+        calls = [asyncio.create_task(client.call("echo", {"data": BIG * 5})) for _ in range(3)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        assert all(
+            isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*calls, return_exceptions=True)
+        )
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with_client(supervisor, body)
+    supervisor.close()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert "memfd:gen-worker" not in Path("/proc/self/maps").read_text()
+    assert threading.active_count() == 1
+
+
+def test_the_client_for_programs_that_wait_loads_no_asyncio() -> None:
+    script = "import sys, gen_worker.client; gen_worker.client.Client; assert 'asyncio' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -7,8 +7,8 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -41,7 +41,8 @@ class AsyncClient:
 
     `path` is a control socket, or the socket that `serve` listens on; without one the only supervisor alive is meant.
     Entering raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several.
-    A task that is canceled while it waits for a job cancels the job.
+    A task that is canceled while it waits for a job cancels the job. Long payloads are copied in a thread; outputs are
+    decoded by the loop, which 256 MiB of `bytes` hold for 50 ms: where they are long, ask for a `memoryview`.
     """
 
     supervisor: control.Opened
@@ -121,7 +122,7 @@ class AsyncClient:
         request_id: str | None = None,
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Run a function that streams and return its items as they come; see `AsyncJob.items`.
 
         Of a function that does not stream the only item is its output. The job starts with the first item asked for.
@@ -129,11 +130,9 @@ class AsyncClient:
         job = await self.submit(
             function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event, stream=True
         )
-        try:
-            async for item in job.items():
+        async with aclosing(job.items()) as items:
+            async for item in items:
                 yield item
-        finally:
-            self._abandon(job._remote)
 
     async def submit(
         self,
@@ -350,7 +349,7 @@ class AsyncJob(Handle):
             self._settle()
         return self._outcome()
 
-    async def items(self) -> AsyncIterator[Any]:
+    async def items(self) -> AsyncGenerator[Any, None]:
         """Return the items of a stream as they come; raise `JobError` at its end when it ended badly.
 
         Of a function that does not stream the only item is its output.

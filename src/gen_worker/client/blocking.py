@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +96,7 @@ class Client:
         request_id: str | None = None,
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Run a function that streams and return its items as they come; see `Job.items`.
 
         Of a function that does not stream the only item is its output.
@@ -335,7 +335,7 @@ class Job(Handle):
                 self._settle()
         return self._outcome()
 
-    def items(self) -> Iterator[Any]:
+    def items(self) -> Generator[Any, None, None]:
         """Return the items of a stream as they come; raise `JobError` at its end when it ended badly.
 
         Of a function that does not stream the only item is its output.

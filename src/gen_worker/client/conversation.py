@@ -172,7 +172,7 @@ class Conversation:
             self._say(frame)
             self._questions.append(question)
         else:
-            question.error = self.broken
+            question.error = _again(self.broken)
         return question
 
     def more(self, job: RemoteJob, items: int) -> None:
