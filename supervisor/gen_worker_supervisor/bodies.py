@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from gen_worker.wire.messages import REGION_LIMIT, Region
-from gen_worker.wire.regions import OwnRegion, check_region, open_region, size_class
+from gen_worker.wire.regions import OwnRegion, RegionError, check_region, open_region, size_class
 from gen_worker_supervisor.blame import digest
 
-GRANT_LIMIT = 4 * REGION_LIMIT  # output regions of one child; more than it could ever need at once
-GRANTS = 256
+LENT_LIMIT = 4 * REGION_LIMIT  # what readers may hold of one child's outputs before its next ones wait
+LENT = 2048  # a child of 64 streams has up to 1,400 items on their way
+GRANT_LIMIT = 2 * LENT_LIMIT  # output regions of one child; more than it could ever need at once
+GRANTS = 2 * LENT
 KEPT_FREE = 4  # input regions kept for reuse by one child
 
 
@@ -161,14 +163,20 @@ class OutputRegions:
         self._on_free = on_free
         self._regions: dict[int, OwnRegion] = {}
         self._lent: dict[int, Output] = {}
+        self._lent_bytes = 0
         self._index = 0
         self._bytes = 0
         self._closed = False
 
     def grant(self, size: int) -> tuple[int, OwnRegion] | None:
-        """Make a region for an output of `size` bytes; None when the child asks for more than it may hold."""
+        """Make a region for an output of `size` bytes; None when the child asks for more than it may hold.
+
+        Raises `RegionError` while there is no memory, or readers hold so many outputs that the next one has to wait.
+        """
         if not 0 < size <= REGION_LIMIT or self._bytes + size > GRANT_LIMIT or len(self._regions) >= GRANTS:
             return None
+        if self._lent_bytes + size > LENT_LIMIT or len(self._lent) >= LENT:
+            raise RegionError(f"{len(self._lent)} outputs before it are still being read")
         region = OwnRegion.create(size_class(size), shared_with_readers_only=False)
         self._index += 1
         self._bytes += region.size
@@ -181,6 +189,7 @@ class OutputRegions:
         if region is None or body.index in self._lent or not 0 <= body.length <= region.size:
             return False
         self._lent[body.index] = Output(self, body.index, body.length, region)
+        self._lent_bytes += region.size
         return True
 
     def lent(self, index: int) -> Output:
@@ -191,6 +200,7 @@ class OutputRegions:
         """The reader of an output is done."""
         if self._lent.pop(output.index, None) is None:
             return
+        self._lent_bytes -= output.region.size
         if self._closed:
             self._regions.pop(output.index).close()
         else:

@@ -419,12 +419,15 @@ class Supervisor:
             if not self.booted.done():
                 self._note_boot()
 
-    def _grant(self, process: ChildProcess, size: int) -> None:
+    def _grant(self, process: ChildProcess, size: int, again: bool = False) -> None:
+        if process.child.generation not in self._processes:
+            return  # it has died while it waited
         try:
             granted = process.outputs.grant(size)
         except RegionError as error:
-            self.log.event("warning", process.child.device.name, f"an output waits for memory: {error}")
-            self._loop.call_later(GRANT_AGAIN_S, self._grant, process, size)
+            if not again:
+                self.log.event("warning", process.child.device.name, f"an output waits for memory: {error}")
+            self._loop.call_later(GRANT_AGAIN_S, self._grant, process, size, True)
             return
         if granted is None:
             self.handle(Misbehaved(process.child, f"a wish for an output region of {size} bytes"))

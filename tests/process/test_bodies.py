@@ -16,7 +16,7 @@ from gen_worker.wire import control
 from gen_worker.wire.channel import send_packet
 from gen_worker.wire.messages import FRAME_LIMIT, Encoding
 from gen_worker.wire.regions import OwnRegion, size_class
-from tests.served import PATIENCE_S, Connection, Serve, Server, serving, text_of
+from tests.served import PATIENCE_S, Connection, Serve, Server, serving, text_of, until
 
 pytestmark = pytest.mark.process
 
@@ -201,3 +201,14 @@ def submitted(server: Server, function: str, body: bytes, encoding: Encoding) ->
             if isinstance(answer, control.Error):
                 return answer
     raise AssertionError("the server closed the connection")
+
+
+def test_results_that_a_client_keeps_and_never_acknowledges_cost_their_child_nothing(serve: Serve) -> None:
+    server = serve()
+    pids = server.pids()
+    with Client(server.control) as hoarder:
+        for number in range(400):
+            hoarder.submit("repeat", {"text": "x", "times": 100_000}, request_id=f"kept-{number}")
+        until(lambda: server.status().jobs_done >= 400, what="every answer")
+        assert server.pids() == pids
+        assert text_of(server.ask("echo", text="served")) == "served"

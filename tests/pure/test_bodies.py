@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gen_worker.wire.messages import REGION_LIMIT, Region
-from gen_worker_supervisor.bodies import GRANT_LIMIT, KEPT_FREE, InlinePayload, InputRegions, OutputRegions
+from gen_worker.wire.regions import RegionError
+from gen_worker_supervisor.bodies import (
+    GRANT_LIMIT,
+    KEPT_FREE,
+    LENT_LIMIT,
+    InlinePayload,
+    InputRegions,
+    OutputRegions,
+)
 
 BIG = 100_000
 
@@ -79,6 +87,20 @@ def test_a_child_is_granted_so_much_and_no_more() -> None:
     grants = [regions.grant(REGION_LIMIT) for _ in range(GRANT_LIMIT // REGION_LIMIT + 1)]
     assert [found is None for found in grants] == [False] * (len(grants) - 1) + [True]
     regions.close()
+
+
+def test_while_readers_hold_too_much_the_next_output_waits() -> None:
+    regions = outputs()
+    held = [granted(regions, REGION_LIMIT) for _ in range(LENT_LIMIT // REGION_LIMIT)]
+    for index in held:
+        regions.lend(Region(index, 5))
+    with pytest.raises(RegionError, match="4 outputs before it are still being read"):
+        regions.grant(BIG)
+    regions.lent(held[0]).release()
+    granted(regions)
+    regions.close()
+    for index in held[1:]:
+        regions.lent(index).release()
 
 
 def test_an_output_may_lie_only_in_a_region_the_child_holds() -> None:
