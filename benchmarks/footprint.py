@@ -1,6 +1,5 @@
-"""Start-up times and memory, beside a bare interpreter and a bare fork: `python -m benchmarks.footprint`."""
+"""Memory, beside a bare interpreter and a bare fork: `python -m benchmarks.footprint`."""
 
-import sys
 from pathlib import Path
 
 import psutil
@@ -11,34 +10,11 @@ from benchmarks.recover import CHILD
 from benchmarks.servers import product
 from gen_worker.client import Client
 
-SHOWS = "footprint: what it weighs and how long a command takes to start"
+SHOWS = "footprint: what it weighs"
 MIB = 1 << 20
-GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 
 
 def measure(effort: Effort) -> list[Figure]:
-    """Start-up times, then memory of a server that has done nothing yet."""
-    return [*start_up(effort), *memory(effort)]
-
-
-def start_up(effort: Effort) -> list[Figure]:
-    """`gen-worker --help` and `import gen_worker` beside an interpreter that does nothing."""
-    helps, imports, bare = [], [], []
-    for _ in range(effort.rounds * effort.times(3)):
-        bare.append(floors.seconds_of(sys.executable, "-c", "pass") * 1e3)
-        helps.append(floors.seconds_of(GEN_WORKER, "--help") * 1e3)
-        imports.append(floors.seconds_of(sys.executable, "-c", "import gen_worker") * 1e3)
-    added = [with_it - without for with_it, without in zip(imports, bare, strict=True)]
-    floor = "`python -c pass`"
-    return [
-        figure(
-            "`gen-worker --help`", "ms", helps, floors=bare, floor_name=floor, target=Target("value", "most", 150.0)
-        ),
-        figure("`import gen_worker`, added", "ms", added, target=Target("value", "most", 60.0)),
-    ]
-
-
-def memory(effort: Effort) -> list[Figure]:
     """Memory of an idle supervisor and of an idle forked child."""
     supervisors, children, bare, forked = [], [], [], []
     for _ in range(effort.rounds):

@@ -15,8 +15,8 @@ ANSWER_WITHIN_S = 60.0  # a server that says nothing for this long has failed th
 def connection(path: str) -> Iterator[socket.socket]:
     """A connected Unix stream socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(path)  # without a time-out: with one, a full backlog is an error
         client.settimeout(ANSWER_WITHIN_S)
-        client.connect(path)
         yield client
 
 

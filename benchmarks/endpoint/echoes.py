@@ -1,5 +1,7 @@
 """Functions that do nothing: what they cost is what the product costs."""
 
+import time
+
 import msgspec
 
 from gen_worker import RequestContext, endpoint
@@ -25,4 +27,11 @@ async def echo_async(ctx: RequestContext, payload: Prompt) -> Prompt:
 
 @endpoint
 def echo_bytes(ctx: RequestContext, payload: Blob) -> Blob:
+    return payload
+
+
+@endpoint
+def hold(ctx: RequestContext, payload: Prompt) -> Prompt:
+    while not ctx.cancelled:
+        time.sleep(0.002)
     return payload
