@@ -205,8 +205,9 @@ class Client:
         while outgoing:
             try:
                 with self._sending:
-                    data, descriptors = outgoing.popleft()
-                    send_packet(self._socket.sock, data, descriptors)
+                    data, descriptors = outgoing[0]
+                    send_packet(self._socket.sock, data, descriptors)  # may be interrupted; then it is sent later
+                    outgoing.popleft()
             except IndexError:  # another thread was faster, or it is all over
                 return
             except OSError as error:

@@ -18,6 +18,12 @@ MORE_EVERY = 8  # stream items taken between two notes of that to the supervisor
 class Handle(ABC):
     """What `Job` and `AsyncJob` have in common."""
 
+    _taken = 0  # items, since the supervisor was last told
+    _mismatch: Exception | None = None
+    _settled = False
+    _value: Any = None
+    _error: Exception | None = None
+
     def __init__(self, remote: RemoteJob, type: Any, on_event: OnEvent | None, stream: bool) -> None:
         self.request_id = remote.request_id
         self._remote = remote
@@ -25,11 +31,6 @@ class Handle(ABC):
         self._on_event = on_event
         self._stream = stream
         self._kept: deque[Any] = deque()  # items that were taken while the end was waited for
-        self._taken = 0
-        self._mismatch: Exception | None = None
-        self._settled = False
-        self._value: Any = None
-        self._error: Exception | None = None
 
     @property
     def done(self) -> bool:
@@ -47,7 +48,10 @@ class Handle(ABC):
     def _tell_events(self) -> None:
         events = self._remote.events
         while events:
-            event = events.popleft()
+            try:
+                event = events.popleft()
+            except IndexError:  # another thread has it
+                return
             assert self._on_event is not None  # or there would be none
             self._on_event(event.kind, event.value)
 
@@ -90,7 +94,7 @@ class Handle(ABC):
         """Return the output, or what is left of the items; raise what the job ended with. For a settled job."""
         if self._error is not None:
             raise self._error
-        return list(self._kept) if self._yields else self._value
+        return self._value if self._remote.yielded is None else list(self._kept)
 
     @property
     def _yields(self) -> bool:
@@ -98,7 +102,8 @@ class Handle(ABC):
 
     def _settle(self) -> None:
         """Take the end that has come, once."""
-        self._keep_items()
+        while self._remote.items:
+            self._take_item(self._kept)
         self._error = self._remote.error or self._mismatch
         if self._yields:
             self._count_items(self._remote.yielded or 0)
