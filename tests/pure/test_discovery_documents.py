@@ -3,15 +3,16 @@
 import hashlib
 import json
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 from gen_worker import HF, Civitai, Hub, ModelScope, RequestContext, Resources, endpoint
-from gen_worker.discovery import FunctionSpec, collect, describe, manifest, survey
+from gen_worker.discovery import FunctionSpec, collect, describe, manifest, survey, to_toml
 from gen_worker.discovery.documents import heavy_modules
 
 
@@ -181,8 +182,45 @@ def test_a_stream_of_several_types_has_one_schema(specs: list[FunctionSpec]) -> 
     assert function["delta_type"] == {"module": __name__, "qualname": "Word | Number"}
 
 
-def test_a_manifest_holds_no_nulls(specs: list[FunctionSpec]) -> None:
-    assert all(value is not None for function in manifest(specs)["functions"] for value in function.values())
+class Awkward(msgspec.Struct):
+    """Names and "values" that need care: é."""
+
+    nothing: int | None = None
+    endless: float = float("inf")
+    choice: Literal["a", None] = "a"
+    large: int = 2**80
+    text: str = "a\nb\t\u2028'\"\\"
+    data: bytes = b"\0\xff"
+    pairs: dict[str, int | None] = {}
+    tags: frozenset[str] = frozenset({"c", "a", "b"})
+    odd_name: str = msgspec.field(name='a.b "c"', default="")
+
+
+@endpoint
+def take_care(ctx: object, payload: Awkward) -> Awkward:
+    return payload
+
+
+def test_a_manifest_survives_toml_and_json_alike() -> None:
+    module = types.ModuleType("documented")
+    vars(module)["take_care"] = take_care
+    document = manifest(collect(module))
+    assert tomllib.loads(to_toml(document)) == json.loads(msgspec.json.encode(document)) == document
+    (function,) = document["functions"]
+    assert not list(nulls(document))
+    schema = function["input_schema"]
+    assert schema["$defs"]["Awkward"]["properties"]["tags"]["default"] == ["a", "b", "c"]
+    compact = json.dumps(schema, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert function["payload_schema_sha256"] == hashlib.sha256(compact.encode()).hexdigest()
+
+
+def nulls(value: Any) -> Iterator[Any]:
+    """Find what TOML cannot say."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from nulls(each)
+    elif value is None or value in (float("inf"), -float("inf")):
+        yield value
 
 
 # --- the survey -------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def print_manifest(config: str | None, module: str | None, render: Callable[[dic
     for fault in found.errors:
         _say("error", fault, fault.hint)
     if found.ok:
-        sys.stdout.write(render(document))
+        sys.stdout.buffer.write(render(document).encode())  # the same bytes in every locale
         sys.stdout.flush()
     return 0 if found.ok else 1
 

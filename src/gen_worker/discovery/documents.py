@@ -3,6 +3,7 @@
 Pure: takes specs, returns documents.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -115,11 +116,16 @@ def _manifest_entry(spec: FunctionSpec) -> Document:
 
 
 def _without_nulls(value: Any) -> Any:
+    """Return a schema without what JSON or TOML cannot say: nulls, and numbers that are infinite or none."""
     if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+        return {key: _without_nulls(each) for key, each in value.items() if not _is_null(each)}
     if isinstance(value, list):
-        return [_without_nulls(each) for each in value if each is not None]
+        return [_without_nulls(each) for each in value if not _is_null(each)]
     return value
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _resources(resources: Resources) -> Document:
