@@ -264,8 +264,7 @@ class Connection(LineSocket):
         try:
             request = _decode(line)
         except _DECODE_ERRORS as error:
-            if line.strip():
-                self.on_nonsense(line, f"not a request: {str(error)[:300] or type(error).__name__}")
+            self.on_nonsense(line, f"not a request: {str(error)[:300] or type(error).__name__}")
             return
         if not self.admits(request):
             return
@@ -279,8 +278,9 @@ class Connection(LineSocket):
         return True
 
     def on_nonsense(self, line: bytes, reason: str) -> None:
-        """Answer a line that is no request."""
-        self.on_bad_line(reason)
+        """Answer a line that is no request, unless it is blank."""
+        if line.strip():
+            self.on_bad_line(reason)
 
     def on_bad_line(self, reason: str) -> None:
         """Answer what cannot be taken."""
@@ -399,7 +399,7 @@ class TcpConnection(Connection):
         elif _HTTP.search(line) is not None:
             self._turn_away("this is no HTTP server: it takes one JSON object a line")
         else:
-            self.on_bad_line(reason)
+            super().on_nonsense(line, reason)
 
     def _turn_away(self, reason: str, request_id: str | None = None) -> None:
         if self._gate is not None:

@@ -102,6 +102,7 @@ def test_with_a_token_it_serves_every_interface(serve: Serve) -> None:
         b'{"cancel":{"request_id":"running"}}',
         b'{"cancel":{"request_id":"running"},"token":"guess"}',
         b"rubbish",
+        b"",
     ],
 )
 def test_a_line_without_the_token_is_refused_and_its_connection_closed(serve: Serve, line: bytes) -> None:
