@@ -144,8 +144,10 @@ class Executor:
         if inspect.iscoroutine(outcome):
             self._wait(outcome)
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _wait(self, work: Coroutine[Any, Any, Any], ctx: RequestContext | None = None) -> Any:
         self._blocking = self.async_side.start(work)
+        if ctx is not None and ctx.cancelled:  # asked while there was nothing to cancel yet, although it has begun
+            self.cancel()
         try:
             return self._blocking.wait()
         finally:
@@ -153,8 +155,9 @@ class Executor:
 
     def cancel(self) -> None:
         """Cancel the async handler that `run` waits for, if any; a sync one has only its context's flag."""
-        if self._blocking is not None:
-            self._blocking.cancel()
+        blocking = self._blocking
+        if blocking is not None:
+            blocking.cancel()
 
     def decode(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> msgspec.Struct:
         """Decode a payload straight into the author's type, its numbers brought into the ranges of their Clamps.
@@ -186,7 +189,7 @@ class Executor:
         if spec.shape == "generator":
             with self._inputs.of(payload):
                 return _pump(self._handler(spec)(ctx, payload), on_item, ctx)
-        return self._wait(self.run_on_loop(spec, ctx, payload, on_item))
+        return self._wait(self.run_on_loop(spec, ctx, payload, on_item), ctx)
 
     async def run_on_loop(
         self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem
