@@ -193,7 +193,7 @@ class Awkward(msgspec.Struct):
     data: bytes = b"\0\xff"
     pairs: dict[str, int | None] = {}
     tags: frozenset[str] = frozenset({"c", "a", "b"})
-    odd_name: str = msgspec.field(name='a.b "c"', default="")
+    odd_name: str = msgspec.field(name="a.b é", default="")
 
 
 @endpoint
