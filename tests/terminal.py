@@ -28,9 +28,9 @@ class Terminal:
         self.shown = ""
         """Everything that came so far, with its escape sequences."""
 
-    def until(self, text: str) -> str:
+    def until(self, text: str, within_s: float = PATIENCE_S) -> str:
         """Return what is shown up to and with a text, without escape sequences; fail when it does not come."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + within_s
         while text not in _ESCAPES.sub("", self._unread.decode(errors="replace")):
             if self._ended or time.monotonic() > deadline:
                 raise AssertionError(f"no {text!r} in {self._unread!r}")
@@ -52,6 +52,16 @@ class Terminal:
     def type(self, text: str) -> None:
         """Type; control characters are what their keys send."""
         os.write(self._descriptor, text.encode())
+
+    def interrupt(self, answer: str) -> None:
+        """Press Ctrl-C at a prompt until there is an answer: one that comes while a key is handled waits for another."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            self.type("\x03")
+            with suppress(AssertionError):
+                self.until(answer, within_s=1.0)
+                return
+        raise AssertionError(f"no {answer!r} in {self._unread!r}")
 
     def end(self) -> str:
         """Return the rest that is shown until the command has ended; its exit code is then in `code`."""

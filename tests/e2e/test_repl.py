@@ -202,8 +202,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line(tmp_path: Path) -> None:
     with typed(tmp_path) as screen:
         screen.type("greet Bo")
         screen.until("Bo")
-        screen.type("\x03")
-        screen.until("> ")
+        screen.interrupt("> ")
         screen.type("greet Ada\n")
         assert "Bob" not in screen.until('{"text":"hello Ada"}')
         screen.type("\x04")
@@ -240,6 +239,19 @@ def test_a_second_ctrl_c_ends_a_call_that_does_not_listen_at_once(tmp_path: Path
         screen.type("exit\n")
         screen.end()
     assert screen.code == 0
+
+
+def test_ctrl_c_while_the_private_server_starts_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'began')!r}).touch()\ntime.sleep(100)\n"
+    )
+    with terminal([*GEN_WORKER, "repl", "--module", "slow"], tmp_path, variables(tmp_path)) as screen:
+        until((tmp_path / "began").exists, what="the import")
+        screen.type("\x03")
+        screen.end()
+    assert screen.code == 130
+    assert "Traceback" not in screen.shown
+    assert private_servers(tmp_path) == []
 
 
 def test_a_script_ends_at_a_ctrl_c(tmp_path: Path) -> None:

@@ -409,7 +409,8 @@ def test_ctrl_c_asks_the_job_to_end(root: Path, method: str) -> None:
         stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert stdout == ""
-    assert "canceling; press Ctrl-C again to stop at once" in stderr
+    assert "canceling; press Ctrl-C again to end at once" in stderr
+    assert "error: canceled\n" in stderr
     assert "shut down" in stderr
     assert "Traceback" not in stderr
 

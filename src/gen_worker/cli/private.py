@@ -1,6 +1,7 @@
 """A `gen-worker serve` of a command's own: it begins and ends with the command, and nobody else knows its socket."""
 
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,7 @@ class PrivateServer:
     def end(self) -> None:
         """End the server in order; at once at a Ctrl-C, or when that takes too long."""
         if self._process.poll() is None:
-            self._process.terminate()
+            os.killpg(self._process.pid, signal.SIGTERM)  # what it has only begun, too
         try:
             self._process.wait(_ENDS_S)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, nearest, say_error
+from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, nearest, say, say_error
 
 BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -163,8 +163,7 @@ def _leave_stray_threads(code: int) -> None:
     """End the process although the endpoint's code left threads running that would keep it for ever."""
     stray = [each.name for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
     if stray:
-        sys.stderr.write(f"warning: the endpoint left threads running, they end now: {', '.join(stray)}\n")
-        sys.stderr.flush()
+        say("warning", f"the endpoint left threads running, they end now: {', '.join(stray)}")
         os._exit(code)
 
 

@@ -33,7 +33,8 @@ _HELP = """Keep an endpoint warm and call it line by line.
 
 A line is a function and its fields, as for `run`: `generate "a cat" steps=20`. The name of an only function may be left
 out. `functions` lists what there is, `help` says more, `exit` or Ctrl-D leaves. Ctrl-C cancels the call that runs; a
-second one stops waiting for it. A call that crashes or hangs costs nothing but itself.
+second one stops waiting for it, and a private server ends it at once. A call that crashes or hangs costs nothing but
+itself.
 
 The functions are those of the server in this folder, if one runs; otherwise of a private one, which ends with the
 session. Lines from a pipe are a script: the exit code is that of the last line that failed.

@@ -194,7 +194,7 @@ def _run(spec: "FunctionSpec", specs: "Sequence[FunctionSpec]", body: bytes, set
         def ask() -> None:
             cancel.set()
             executor.cancel()
-            announce("canceling; press Ctrl-C again to stop at once", shown.events.erasing)
+            announce("canceling; press Ctrl-C again to end at once", shown.events.erasing)
 
         with interrupts_of_native_code(ask, lambda: os._exit(CANCELED)):
             return _call(executor, spec, context, payload, shown)
@@ -269,15 +269,17 @@ def _call(
         if shown.results.lost is not None:
             raise shown.results.failure() from None
         shown.events.hide()
-        return _failed(error)
+        return _failed(error, asked=context.cancelled)
     return OK
 
 
-def _failed(error: BaseException) -> int:
+def _failed(error: BaseException, *, asked: bool) -> int:
+    """Tell how the handler ended; `asked` is whether it had been asked to."""
     from gen_worker.api.errors import CanceledError, ValidationError, classify
 
     verdict = classify(error)
-    _tell(error, verdict.message, stack=not isinstance(error, ValidationError | CanceledError))
+    message = "canceled" if asked and verdict.kind == "canceled" else verdict.message
+    _tell(error, message, stack=not isinstance(error, ValidationError | CanceledError))
     return {"canceled": CANCELED, "invalid": USAGE}.get(verdict.kind, USER_CODE)
 
 
