@@ -273,6 +273,8 @@ class Service:
             self._idle = self._loop.call_later(clock.look_every_s, self._look_for_idleness, clock)
 
     def _on_streams_end(self, end: End) -> None:
+        assert self._streams is not None
+        self._streams.close()
         if end is End.ANSWERED:
             self._stop("standard input has ended and everything it asked for is answered: stopping")
         elif end is End.UNREAD:

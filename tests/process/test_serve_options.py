@@ -221,6 +221,14 @@ def test_the_log_for_programs_is_one_object_a_line_with_its_job_and_its_child(se
     ]
 
 
+def test_a_start_that_fails_is_told_to_programs_in_a_line_of_theirs(tmp_path: Path) -> None:
+    with launch(tmp_path, "--log-format", "json", "--function", "ecko") as process:
+        assert process.wait(PATIENCE_S) == 2
+    line = json.loads((tmp_path / "log").read_text())
+    assert (line["level"], line["source"]) == ("error", "serve")
+    assert line["message"] == "no function `ecko` in `faulty`; did you mean `echo`?"
+
+
 def test_a_level_leaves_out_what_is_below_it(serve: Serve, tmp_path: Path) -> None:
     secret = {"SHOP_PASSWORD": "open sesame"}
     server = serve("--log-level", "warning", module="shop", cwd=module(tmp_path, SHOP), variables=secret)
