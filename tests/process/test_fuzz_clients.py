@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import mmap
 import os
 import socket
 import tempfile
@@ -14,24 +15,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gen_worker.wire import control
-from gen_worker.wire.messages import FRAME_LIMIT
+from gen_worker.wire.messages import FRAME_LIMIT, WINDOW_ITEMS
 from tests.served import Serve, Server, descriptors, text_of, until
 
 pytestmark = pytest.mark.process
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+MIB = 1 << 20
+LAG_S = 0.05
+KINDS = {"usage", "not_found", "invalid", "deadline"}
 
 
 @contextmanager
 def unharmed(server: Server) -> Iterator[None]:
-    """The server keeps its children, its descriptors and its countenance."""
-    assert text_of(server.ask("echo", text="before")) == "before"
-    server.until_idle()
-    pids, before = server.pids(), len(descriptors(server.pid))
-    yield
-    assert text_of(server.ask("echo", text="after")) == "after"
-    until(lambda: len(descriptors(server.pid)) <= before, what="no descriptor more than before")
+    """The server keeps its children, descriptors, memory, pace and countenance, and serves one who was there before."""
+    with server.connect() as witness:
+        witness.send("echo", "before", text="before")
+        assert text_of(witness.frame()) == "before"
+        server.until_idle()
+        pids, before, memory = server.pids(), len(descriptors(server.pid)), rss(server.pid)
+        yield
+        witness.send("echo", "after", text="after")
+        assert text_of(witness.frame()) == "after"
+        until(lambda: len(descriptors(server.pid)) <= before, what="no descriptor more than before")
+    status = server.status()
     assert server.pids() == pids
+    assert status.jobs == []
+    assert status.loop_lag_p99_s is not None
+    assert status.loop_lag_p99_s < LAG_S
+    assert rss(server.pid) - memory < 100 * MIB  # one line of 16 MiB is several in the allocator's hands
     assert "Traceback" not in server.log()
+
+
+LINKS = pytest.mark.parametrize("link", [{}, {"listen": "tcp://127.0.0.1:0"}], ids=["unix", "tcp"])
 
 
 def said(server: Server, data: bytes) -> list[dict[str, object]]:
@@ -66,8 +81,9 @@ LINES = [
 ]
 
 
-def test_each_line_that_is_no_request_has_its_answer_and_harms_nobody(serve: Serve) -> None:
-    server = serve(module="liar")
+@LINKS
+def test_each_line_that_is_no_request_has_its_answer_and_harms_nobody(serve: Serve, link: dict[str, str]) -> None:
+    server = serve(module="liar", **link)
     with unharmed(server):
         for line in LINES:
             answers = said(server, line)
@@ -85,6 +101,69 @@ def test_each_line_that_is_no_request_has_its_answer_and_harms_nobody(serve: Ser
                 assert answer["ok"] in (True, False)
 
         anything()
+
+
+WHOLE = '{"function":"echo","request_id":"ä€😀","payload":{"text":"ä€😀\\ud83d\\ude00"},"timeout_ms":60000}\n'.encode()
+
+
+@LINKS
+def test_a_request_that_is_cut_anywhere_is_answered_once_or_not_begun(serve: Serve, link: dict[str, str]) -> None:
+    server = serve(module="liar", **link)
+    with unharmed(server):
+        (expected,) = said(server, WHOLE)
+        assert text_of(expected) == "ä€😀😀"
+        for at in range(1, len(WHOLE)):
+            answers = said(server, WHOLE[:at])
+            assert len(answers) == 1
+            assert answers == [expected] if at == len(WHOLE) - 1 else kinds(answers) <= KINDS, WHOLE[:at]
+
+
+@LINKS
+def test_a_request_in_two_pieces_is_a_request(serve: Serve, link: dict[str, str]) -> None:
+    server = serve(module="liar", **link)
+    with unharmed(server), server.connect() as connection:
+        if link:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(1, len(WHOLE)):
+            connection.write(WHOLE[:at])
+            connection.write(WHOLE[at:])
+            assert text_of(connection.frame()) == "ä€😀😀"
+
+
+def kinds(answers: list[dict[str, object]]) -> set[object]:
+    """Return how the requests failed."""
+    return {error["kind"] if isinstance(error := answer.get("error"), dict) else None for answer in answers}
+
+
+KEYS = b",".join(b'"k%d":%d' % (number, number) for number in range(1_000_000))
+DIGITS = b"9" * 1_000_000
+BOMBS = {
+    "deep payload": b'{"function":"echo","payload":' + b'{"text":' * 500_000 + b"1" + b"}" * 500_000 + b"}\n",
+    "deep neighbour": b'{"function":"echo","x":' + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}\n",
+    "keys in the payload": b'{"function":"echo","payload":{' + KEYS + b',"text":"kept"}}\n',
+    "keys beside it": b'{"function":"echo","payload":{"text":"kept"},' + KEYS + b"}\n",
+    "a long number": b'{"function":"echo","payload":{"text":' + DIGITS + b"}}\n",
+    "a long number beside it": b'{"function":"echo","x":' + DIGITS + b',"payload":{"text":"kept"}}\n',
+    "a huge number": b'{"function":"echo","payload":{"text":1e999999999}}\n',
+    "a huge deadline": b'{"function":"echo","payload":{"text":"kept"},"timeout_ms":' + DIGITS + b"}\n",
+    "a deadline beyond time": b'{"function":"echo","payload":{"text":"kept"},"timeout_ms":1e300}\n',
+    "the same key again": b'{"function":"echo",' + b'"stream":false,' * 500_000 + b'"payload":{"text":"kept"}}\n',
+    "escapes": b'{"function":"echo","payload":{"text":"' + b"\\u0000" * 1_000_000 + b'"}}\n',
+    "an unpaired half": b'{"function":"echo","payload":{"text":"\\ud83d"}}\n',
+    "nothing": b" " * 10_000_000 + b"\n",
+    "many lines": b"[]\n" * 10_000,
+}
+
+
+@LINKS
+def test_a_bomb_costs_an_answer(serve: Serve, link: dict[str, str]) -> None:
+    server = serve(module="liar", **link)
+    for name, bomb in BOMBS.items():
+        said(server, bomb)  # for a payload that is big there is memory from now on
+        with unharmed(server):
+            answers = said(server, bomb)
+            assert len(answers) == {"nothing": 0, "many lines": 10_000}.get(name, 1), name
+            assert kinds(answers) <= {*KINDS, None}, name
 
 
 def test_a_line_that_never_ends_is_refused_and_not_kept(serve: Serve) -> None:
@@ -237,6 +316,95 @@ def test_frames_that_mean_nothing_change_nothing(serve: Serve) -> None:
             "nobody%s": "Canceled",
             "nobody": "Killed",
         }
+
+
+GOOD = [
+    control.Open(control.CONTROL_PROTOCOL, "a client"),
+    control.Submit("r", "echo", b"\x81\xa4text\xa1x", timeout_ms=1000),
+    control.Submit("r", "echo", control.Attached(100)),
+    control.Kill("nobody", True),
+    control.More("nobody", 3),
+    control.List(),
+]
+
+
+def test_a_frame_that_is_cut_anywhere_is_refused(serve: Serve) -> None:
+    server = serve(module="liar")
+    with unharmed(server):
+        for frame in map(msgspec.msgpack.encode, GOOD):
+            for at in range(1, len(frame)):
+                with control_socket(server) as sock:
+                    sock.send(frame[:at])
+                    refusal = answer(sock)
+                    assert isinstance(refusal, control.Error)
+                    assert refusal.kind == "usage"
+                    assert answer(sock) is None
+
+
+def test_nobody_else_can_say_that_a_clients_items_were_taken(serve: Serve) -> None:
+    server = serve(devices="cpu:2")
+    counted = server.folder / "counted"
+    with unharmed(server), control_socket(server) as reader, control_socket(server) as stranger:
+        payload = msgspec.msgpack.encode({"times": 10_000})
+        reader.send(msgspec.msgpack.encode(control.Submit("mine", "count", payload, stream=True)))
+        until(lambda: counted.exists() and int(counted.read_text() or 0) >= WINDOW_ITEMS, what="a full window")
+        for _ in range(20):
+            stranger.send(msgspec.msgpack.encode(control.More("mine", 1000)))
+        stranger.send(msgspec.msgpack.encode(control.List()))
+        assert isinstance(answer(stranger), control.Listed)
+        for _ in range(20):
+            assert text_of(server.ask("echo", text="in the meantime")) == "in the meantime"
+        assert int(counted.read_text()) == WINDOW_ITEMS
+        reader.send(msgspec.msgpack.encode(control.More("mine", 5)))
+        until(lambda: int(counted.read_text()) == WINDOW_ITEMS + 5, what="five items more")
+        reader.send(msgspec.msgpack.encode(control.Cancel("mine")))
+        while not isinstance(answer(reader), control.Canceled):
+            pass
+
+
+def test_memory_that_is_given_back_twice_or_by_others_is_not_written_to_while_it_is_read(serve: Serve) -> None:
+    server = serve()
+    read_while_others_give_back(server)  # for values that are big there is memory from now on
+    with unharmed(server):
+        read_while_others_give_back(server)
+
+
+def read_while_others_give_back(server: Server) -> None:
+    with control_socket(server) as reader, control_socket(server) as stranger:
+        first, first_memory = big_echo(reader, "first", b"a")
+        for _ in range(3):
+            stranger.send(msgspec.msgpack.encode(control.Release(first.region)))
+            stranger.send(msgspec.msgpack.encode(control.Ack("first")))  # it was the reader's to say
+        second, second_memory = big_echo(reader, "second", b"b")
+        assert set(first_memory[-1000:]) == set(b"a")
+        first_memory.close()
+        for sock in (reader, reader, stranger):
+            sock.send(msgspec.msgpack.encode(control.Release(first.region)))
+        third, third_memory = big_echo(reader, "third", b"c")
+        fourth, fourth_memory = big_echo(reader, "fourth", b"d")
+        assert len({second.region, third.region, fourth.region}) == 3
+        for memory, byte in ((second_memory, b"b"), (third_memory, b"c"), (fourth_memory, b"d")):
+            assert set(memory[-1000:]) == set(byte)
+            memory.close()
+        for name in ("second", "third", "fourth"):
+            reader.send(msgspec.msgpack.encode(control.Ack(name)))
+
+
+def big_echo(sock: socket.socket, request_id: str, byte: bytes) -> tuple[control.Attached, mmap.mmap]:
+    """Have a long value come back in shared memory; return where it is, and the memory."""
+    data = msgspec.msgpack.encode({"data": byte * 200_000})
+    with open(memfd(len(data)), "r+b") as file:
+        file.write(data)
+        file.flush()
+        submit = control.Submit(request_id, "echo-blob", control.Attached(len(data)))
+        socket.send_fds(sock, [msgspec.msgpack.encode(submit)], [file.fileno()])
+    while True:
+        packet, fds, _, _ = socket.recv_fds(sock, FRAME_LIMIT + 1, 8)
+        frame = msgspec.msgpack.decode(packet, type=control.ServerFrame)
+        if isinstance(frame, control.Result):
+            assert isinstance(frame.body, control.Attached)
+            with open(fds[0], "rb") as file:
+                return frame.body, mmap.mmap(file.fileno(), frame.body.length, prot=mmap.PROT_READ)
 
 
 FRAMES = st.lists(
