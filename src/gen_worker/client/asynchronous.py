@@ -42,7 +42,7 @@ class AsyncClient:
     `path` is a control socket, or the socket that `serve` listens on; without one the only supervisor alive is meant.
     Entering raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several.
     A task that is canceled while it waits for a job cancels the job. Long payloads are copied in a thread; outputs are
-    decoded by the loop, which 256 MiB of `bytes` hold for 50 ms: where they are long, ask for a `memoryview`.
+    decoded by the loop, which 256 MiB of `bytes` hold for about 60 ms: where they are long, ask for a `memoryview`.
     """
 
     supervisor: control.Opened
