@@ -42,9 +42,11 @@ class Terminal:
 
     def _read(self, deadline: float) -> None:
         ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return
         data = b""
         with suppress(OSError):  # the other side is closed
-            data = os.read(self._descriptor, 65536) if ready else b""
+            data = os.read(self._descriptor, 65536)
         self._ended = not data
         self._unread += data
         self.shown += data.decode(errors="replace")
@@ -54,7 +56,7 @@ class Terminal:
         os.write(self._descriptor, text.encode())
 
     def interrupt(self, answer: str) -> None:
-        """Press Ctrl-C at a prompt until there is an answer: one that comes while a key is handled waits for another."""
+        """Press Ctrl-C at a prompt until there is an answer: one that meets a key being handled waits for the next."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             self.type("\x03")

@@ -205,6 +205,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line(tmp_path: Path) -> None:
         screen.interrupt("> ")
         screen.type("greet Ada\n")
         assert "Bob" not in screen.until('{"text":"hello Ada"}')
+        screen.until("> ")
         screen.type("\x04")
         screen.end()
     assert screen.code == 0
