@@ -120,6 +120,8 @@ def _stop_waiting() -> NoReturn:
 
 _CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolution": NO_MODEL, "canceled": CANCELED}
 
+_NO_TOKEN = ("a line without `token`", "a wrong `token`")  # what a server on TCP says before it hangs up
+
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
     "child_died": "{log} has the rest of what the child said",
@@ -140,6 +142,8 @@ def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
         f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
     )
     hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "").format(log=log)
+    if error.kind == "usage" and error.message in _NO_TOKEN:
+        hint = "set `GEN_WORKER_TOKEN` to the server's token"
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
 
