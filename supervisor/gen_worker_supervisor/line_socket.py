@@ -96,6 +96,7 @@ class LineSocket:
         self._stall: asyncio.TimerHandle | None = None
         self._ended = False
         self._deaf = False
+        self._skips = False  # until the next line feed
         self._gone = False
         self._silent: asyncio.TimerHandle | None = None
         if not self.unlimited:
@@ -161,6 +162,9 @@ class LineSocket:
 
     def _split(self, data: bytes) -> None:
         """Take the whole lines, but not more than a few before others have their turn."""
+        if self._skips:
+            _, found, data = data.partition(b"\n")
+            self._skips = not found
         self._buffer += data
         for _ in range(LINES_A_TURN):
             if not self._has_room():
@@ -187,7 +191,9 @@ class LineSocket:
     def _refuse_rest(self, reason: str) -> None:
         self._drop_buffer()
         self.on_bad_line(f"{reason}; bigger values travel over the control socket")
-        if not self._gone:
+        if self.unlimited:
+            self._skips = True  # the rest of its line only: what follows shall be answered
+        elif not self._gone:
             self._on_end()
 
     def _drop_buffer(self) -> None:

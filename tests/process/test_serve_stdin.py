@@ -29,13 +29,13 @@ def read(pipe: IO[bytes] | None) -> dict[str, Any]:
     return answer
 
 
-def batch(folder: Path, data: bytes, *, devices: str = "cpu:1") -> tuple[int, list[dict[str, Any]]]:
+def batch(folder: Path, data: bytes, *arguments: str, devices: str = "cpu:1") -> tuple[int, list[dict[str, Any]]]:
     """Serve a file on standard input; return the exit code and the answers."""
     (folder / "requests").write_bytes(data)
     with (
         (folder / "requests").open("rb") as requests,
         (folder / "answers").open("wb") as answers,
-        launch(folder, stdin=requests, stdout=answers, devices=devices) as process,
+        launch(folder, *arguments, stdin=requests, stdout=answers, devices=devices) as process,
     ):
         code = process.wait(PATIENCE_S)
     return code, [json.loads(answer) for answer in (folder / "answers").read_bytes().splitlines()]
@@ -74,6 +74,15 @@ def test_rubbish_is_answered_and_the_rest_of_the_batch_served(tmp_path: Path) ->
     code, answers = batch(tmp_path, b"rubbish\n\n" + line("echo", text="fine") + b'{"function":"nobody"}')
     assert code == 0
     assert [answer.get("error", {}).get("kind") for answer in answers] == ["usage", None, "not_found"]
+
+
+@pytest.mark.parametrize("length", [2_000, 2_000_000])
+def test_a_line_that_is_too_long_costs_a_batch_nothing_else(tmp_path: Path, length: int) -> None:
+    data = line("echo", text="before") + line("echo", text="x" * length) + line("echo", text="after")
+    code, answers = batch(tmp_path, data, "--max-line", "1k")
+    assert code == 0
+    assert [answer.get("error", {}).get("kind") for answer in answers] == [None, "usage", None]
+    assert text_of(answers[2]) == "after"
 
 
 def test_a_job_that_kills_its_child_costs_a_batch_nothing_else(tmp_path: Path) -> None:
