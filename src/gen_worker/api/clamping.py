@@ -7,7 +7,6 @@ import copy
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -170,8 +169,7 @@ class _Fields:
         return clone
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(msgspec.Struct, frozen=True):
     """The numbers that a Clamp leaves of its field, beside the field's other constraints."""
 
     clamp: Clamp

@@ -8,7 +8,6 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, NewType, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
@@ -21,43 +20,37 @@ _TABLES = (dict, abc.Mapping, abc.MutableMapping)
 _WRAPPERS = (typing.Required, typing.NotRequired, typing.Final)
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(msgspec.Struct, frozen=True):
     """A value that has no parts."""
 
     type: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Many:
+class Many(msgspec.Struct, frozen=True):
     """Any number of items of one type."""
 
     item: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Fixed:
+class Fixed(msgspec.Struct, frozen=True):
     """A tuple with a type for each of its items."""
 
     items: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """A dictionary."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """A union."""
 
     members: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """A Struct, dataclass, NamedTuple or TypedDict."""
 
     type: Any  # the class, or with its parameters if it is generic
@@ -75,8 +68,7 @@ class Field(typing.NamedTuple):
     annotation: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A part of a type: where it is, what it is, and the marks on it and on the containers around it."""
 
     path: str  # as in `images[].prompt`; `.*` is any value of a dictionary
