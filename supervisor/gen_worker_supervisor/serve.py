@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -71,8 +72,9 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
         survey = start.chosen(survey, options.functions)
         owned = start.own_devices(options.devices, survey)
         listener = start.listen(options.address, guarded=settings.token is not None)
+        plan = Plan(options, survey, owned, listener, settings, environment, limits, look)
         with asyncio.Runner() as runner:
-            return runner.run(_serve(options, survey, owned, listener, settings, environment, limits, look))
+            return runner.run(_serve(plan))
     except StartError as error:
         _tell(error, look)
         return USAGE
@@ -91,75 +93,82 @@ def _tell(error: StartError, look: Look) -> None:
     log.close()
 
 
-async def _serve(
-    options: Options,
-    survey: Survey,
-    owned: list[Device],
-    listener: Listener,
-    settings: Settings,
-    environment: Mapping[str, str],
-    limits: Limits,
-    look: Look,
-) -> int:
-    service = Service(options, survey, owned, listener, settings, environment, limits, look)
+async def _serve(plan: "Plan") -> int:
+    service = Service(plan)
     try:
         return await service.run()
     finally:
         await service.close()
 
 
+class Plan(NamedTuple):
+    """Everything that is known before anything runs."""
+
+    options: Options
+    survey: Survey
+    owned: list[Device]
+    listener: Listener
+    settings: Settings
+    environment: Mapping[str, str]
+    limits: Limits
+    look: Look
+
+    def fleet(self) -> Fleet:
+        """Return the fleet at its beginning."""
+        return Fleet(
+            {function.name: Function(function) for function in self.survey.functions},
+            self.owned,
+            max_queued=self.settings.max_queued,
+            max_queued_bytes=self.settings.max_queued_bytes,
+            max_input_bytes=self.settings.max_input_bytes,
+            max_output_bytes=self.settings.max_output_bytes,
+            eager=self.options.eager,
+        )
+
+    @property
+    def is_tcp(self) -> bool:
+        """Whether clients come over TCP."""
+        return isinstance(self.listener.address, TcpAddress)
+
+    def gate(self) -> Gate | None:
+        """Return what asks clients for the token, if any are asked."""
+        return Gate(self.settings.token) if self.settings.token is not None and self.is_tcp else None
+
+
+def _take_every_descriptor() -> None:
+    """Raise the limit as far as may be: each child, client and big payload takes some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Service:
     """A supervisor with its sockets, from the first child to the last file removed."""
 
-    def __init__(
-        self,
-        options: Options,
-        survey: Survey,
-        owned: list[Device],
-        listener: Listener,
-        settings: Settings,
-        environment: Mapping[str, str],
-        limits: Limits,
-        look: Look,
-    ) -> None:
+    def __init__(self, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
         become_subreaper()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each child, client and big payload takes some
+        _take_every_descriptor()
         self._loop = loop
-        self._options = options
-        self._survey = survey
-        self._listener = listener
-        self._address = str(listener.address)
-        self._own_files = [listener.file] if listener.file is not None else []
-        self.log = Log(look)
+        self._plan = plan
+        self._address = str(plan.listener.address)
+        self._own_files = [plan.listener.file] if plan.listener.file is not None else []
+        self.log = Log(plan.look)
         self._poller = Poller(loop)
         self._reaper = Reaper(loop)
-        self._saver = Saver(loop, settings.local_output_dir)
-        fleet = Fleet(
-            {function.name: Function(function) for function in survey.functions},
-            owned,
-            max_queued=settings.max_queued,
-            max_queued_bytes=settings.max_queued_bytes,
-            max_input_bytes=settings.max_input_bytes,
-            max_output_bytes=settings.max_output_bytes,
-            eager=options.eager,
-        )
+        self._saver = Saver(loop, plan.settings.local_output_dir)
         self.supervisor = Supervisor(
-            fleet,
-            survey,
+            plan.fleet(),
+            plan.survey,
             loop=loop,
             poller=self._poller,
             reaper=self._reaper,
             log=self.log,
             saver=self._saver,
-            environment=environment,
+            environment=plan.environment,
         )
-        gate = Gate(settings.token) if settings.token is not None and self._is_tcp else None
-        self._max_line_bytes = limits.line_bytes
-        self._requests = NdjsonServer(self.supervisor, self._poller, limits, gate)
-        self._folder = settings.run_dir / str(os.getpid())
+        self._requests = NdjsonServer(self.supervisor, self._poller, plan.limits, plan.gate())
+        self._folder = plan.settings.run_dir / str(os.getpid())
         self._boot_id = uuid.uuid4().hex
         self._version = importlib.metadata.version("gen-worker")
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, self._address)
@@ -170,10 +179,6 @@ class Service:
         self._idle: asyncio.TimerHandle | None = None
         self._stopping_since: float | None = None
         self._status = OK
-
-    @property
-    def _is_tcp(self) -> bool:
-        return isinstance(self._listener.address, TcpAddress)
 
     async def run(self) -> int:
         """Serve until told to end; return the exit code."""
@@ -213,17 +218,17 @@ class Service:
 
     def _accept(self) -> None:
         self._acceptor = Acceptor(
-            self._listener.sock,
+            self._plan.listener.sock,
             self._loop,
             self._poller,
-            self._requests.admit_tcp if self._is_tcp else self._requests.admit_unix,
+            self._requests.admit_tcp if self._plan.is_tcp else self._requests.admit_unix,
             lambda problem: self.log.event("warning", "serve", problem),
         )
 
     def _announce(self) -> None:
         names = ", ".join(sorted(self.supervisor.fleet.functions))
         self.log.say(f"listening on {self._address} (functions: {names})")
-        for function in self._survey.functions:
+        for function in self._plan.survey.functions:
             if function.models:
                 refs = ", ".join(f"`{ref}`" for ref in function.models)
                 self.log.event(
@@ -240,11 +245,11 @@ class Service:
             "pid": os.getpid(),
             "listen": self._address,
             "ready_at": time.time(),
-            "idle_timeout": self._options.idle_timeout_s,
-            "max_line_bytes": self._max_line_bytes,
-            "functions": msgspec.json.decode(self._survey.description)["functions"],
+            "idle_timeout": self._plan.options.idle_timeout_s,
+            "max_line_bytes": self._plan.limits.line_bytes,
+            "functions": msgspec.json.decode(self._plan.survey.description)["functions"],
         }
-        path = self._listener.sidecar
+        path = self._plan.listener.sidecar
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             part.write_bytes(msgspec.json.encode(document) + b"\n")
@@ -254,13 +259,13 @@ class Service:
             self.log.event("warning", "serve", f"no sidecar: `{path}` cannot be written: {error.strerror or error}")
 
     def _read_stdin(self) -> None:
-        if self._options.stdin:
+        if self._plan.options.stdin:
             self._streams = StandardStreams(self._loop, self._on_streams_end)
             self._requests.admit_streams(self._streams.start())
 
     def _watch_idleness(self) -> None:
-        if self._options.idle_timeout_s:
-            clock = IdleClock(self._options.idle_timeout_s, self._loop.time())
+        if self._plan.options.idle_timeout_s:
+            clock = IdleClock(self._plan.options.idle_timeout_s, self._loop.time())
             self._idle = self._loop.call_later(clock.look_every_s, self._look_for_idleness, clock)
 
     # --- its end ---
@@ -309,7 +314,7 @@ class Service:
                 file.remove()
             except OSError as error:
                 self.log.event("warning", "serve", f"`{file.path}` stays: {error.strerror or error}")
-        self._listener.sock.close()
+        self._plan.listener.sock.close()
         self._requests.close()
         if self._streams is not None:
             self._streams.close()
