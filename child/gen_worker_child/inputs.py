@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from gen_worker.api.errors import RetryableError
 from gen_worker.api.shapes import records_of
 from gen_worker.api.types import Asset
 from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
@@ -69,10 +70,12 @@ class InputFiles:
         if not assets:
             yield
             return
-        folder = Path(tempfile.mkdtemp(dir=self._place()))
+        with _needs_room():
+            folder = Path(tempfile.mkdtemp(dir=self._place()))
         try:
-            for number, asset in enumerate(assets):
-                asset.local_path = _write(folder / str(number), asset)
+            with _needs_room():
+                for number, asset in enumerate(assets):
+                    asset.local_path = _write(folder / str(number), asset)
             yield
         finally:
             for asset in assets:
@@ -95,6 +98,16 @@ class InputFiles:
             if self._claim is not None:
                 os.close(self._claim)
             self._folder = self._claim = None
+
+
+@contextmanager
+def _needs_room() -> Iterator[None]:
+    """Take what keeps us from writing for something that may pass."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = tempfile.gettempdir(), (error.strerror or str(error)).lower()
+        raise RetryableError(f"the files of the payload cannot be written to `{where}`: {reason}") from error
 
 
 def _write(folder: Path, asset: Asset) -> str:

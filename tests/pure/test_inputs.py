@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gen_worker.api.errors import RetryableError
 from gen_worker.api.types import Asset, ImageAsset
 from gen_worker_child.inputs import PREFIX, InputFiles, assets_in, holds_assets
 
@@ -78,6 +79,15 @@ def test_the_files_go_when_the_job_fails(files: InputFiles, temporary: Path) -> 
     assert list(folder.iterdir()) == []
 
 
+def test_a_machine_without_room_for_the_files_is_told_and_may_be_tried_again(
+    files: InputFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    told = r"the files of the payload cannot be written to `/nowhere`: no such file or directory"
+    with pytest.raises(RetryableError, match=told), files.of(Inputs(image=inline("cat.png"))):
+        pytest.fail("the job ran without its files")
+
+
 def test_an_asset_that_has_a_file_keeps_it(files: InputFiles, temporary: Path) -> None:
     given = Inputs(image=inline("cat.png", local_path="/x/cat.png"), several=[Asset("stored")])
     with files.of(given):
@@ -115,6 +125,7 @@ def test_a_file_has_the_name_of_its_asset_and_the_ending_of_its_kind(
         assert os.path.basename(asset) == name
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=20))
 def test_whatever_an_asset_is_called_its_file_stays_in_the_folder_of_its_job(ref: str) -> None:
     files, given = InputFiles(), Inputs(image=inline(ref))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_worker import Asset, RequestContext
@@ -18,6 +18,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join))
 def test_a_safe_ref_stays_where_it_is_put(ref: str) -> None:
     try:
@@ -115,6 +116,7 @@ def test_a_link_in_place_of_the_file_is_replaced_not_followed(tmp_path: Path) ->
     assert (folder / "x.bin").read_bytes() == b"new"
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join), st.text(max_size=12))
 def test_whatever_a_handler_calls_its_file_it_lands_in_the_outputs_folder(ref: str, request_id: str) -> None:
     with tempfile.TemporaryDirectory() as root:

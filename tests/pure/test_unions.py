@@ -6,7 +6,7 @@ from typing import Any, Literal, Union
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_worker import BatchItemDelta, IncrementalTokenDelta
@@ -105,6 +105,7 @@ STRUCTS = st.builds(
 VALUES: dict[Any, list[Any]] = {int: [1], str: ["x", "q"], bool: [True], list[int]: [[1]], None: [None]}
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(STRUCTS, STRUCTS, st.data())
 def test_no_value_of_one_item_could_be_the_other_once_they_are_not_confused(
     one: Any, other: Any, data: st.DataObject
