@@ -18,6 +18,7 @@ from gen_worker.wire.messages import (
     Boot,
     Done,
     Encoding,
+    Event,
     Grant,
     Item,
     More,
@@ -90,6 +91,27 @@ class _Told(msgspec.Struct):
 
 
 _decode_told = msgspec.json.Decoder(_Told).decode
+
+
+class _Answered:
+    """The client of a job that has its answer."""
+
+    link = ""
+
+    def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
+        raise AssertionError(f"job {job.number} was answered twice")
+
+    def item(self, job: Job, body: OutputBody) -> None:
+        raise AssertionError(f"an item of job {job.number} after its answer")
+
+    def event(self, job: Job, event: Event) -> None:
+        raise AssertionError(f"an event of job {job.number} after its answer")
+
+    def rerun(self, job: Job) -> None:
+        raise AssertionError(f"job {job.number} runs again after its answer")
+
+
+ANSWERED = _Answered()
 
 
 class Supervisor:
@@ -333,6 +355,7 @@ class Supervisor:
         if outcome.kind is not None:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)
+        job.client = ANSWERED  # they know each other: else only the cycle collector would free them
         job.payload.close()
         self._remember(job)
         if self._watchers:
