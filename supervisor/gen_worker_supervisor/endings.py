@@ -42,7 +42,7 @@ def climb(fleet: Fleet, job: Job, now: float) -> list[Action]:
         actions += _perform_rung(fleet, job, child, rung, now)
     due = ending.next_due()
     if due is not None:
-        fleet.arm(due, ("ending", job))
+        fleet.arm(due, ("ending", (child, job.number)))  # not the job: it would be kept until then, with its client
     return actions
 
 

@@ -88,9 +88,9 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
             overdue = fleet.jobs.get(subject)
             return [] if overdue is None else end_asked(fleet, overdue, Reason.DEADLINE, False, now)
         case "ending":
-            job: Job = subject
-            gone = job.child is None or job.number not in job.child.leased
-            return [] if gone else climb(fleet, job, now)
+            holder, number = subject
+            job: Job | None = holder.leased.get(number)
+            return [] if job is None else climb(fleet, job, now)
         case "respawn":
             device: Device = subject
             idle = device.child is not None and device.child.phase is Phase.BACKOFF

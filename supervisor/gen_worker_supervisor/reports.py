@@ -120,7 +120,8 @@ def on_began(fleet: Fleet, child: Child, number: int, since: float, now: float) 
 def _began(fleet: Fleet, job: Job, since: float, now: float) -> None:
     mark_started(job, since)
     if job.ended and job.ending is not None:
-        fleet.arm(now, ("ending", job))  # it was answered as one that had not begun; the ladder goes on until it ends
+        # It was answered as one that had not begun; the ladder goes on until it ends.
+        fleet.arm(now, ("ending", (job.child, job.number)))
 
 
 def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Action]:
