@@ -2,10 +2,11 @@
 
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
 import msgspec
@@ -37,7 +38,9 @@ class Call:
         self._events = events
         self._take = take
         self._open = ExitStack()
-        self._lines = Lines(self._open.enter_context(open_connection(server.address)))
+        self._connection = self._open.enter_context(open_connection(server.address))
+        self._lines = Lines(self._connection)
+        self._stopped = False
 
     def run(self, payload: dict[str, Any], *, stream: bool, timeout_s: float = 0.0) -> int:
         """Send the request and wait for its end, 0 seconds for ever; return the exit code.
@@ -49,10 +52,14 @@ class Call:
         request |= {"stream": stream, "events": True}
         if timeout_s:
             request["timeout_ms"] = math.ceil(timeout_s * 1000)
-        with self._open, interrupts(self._cancel, _stop_waiting):
+        with self._open, interrupts(self._cancel, self._stop):
             try:
                 self._send(self._lines, request)
                 return self._wait(timeout_s)
+            except Failure:
+                if self._stopped:
+                    raise KeyboardInterrupt from None
+                raise
             finally:
                 self._events.hide()
 
@@ -76,6 +83,12 @@ class Call:
             self._send(Lines(connection), {"cancel": {"request_id": self.request_id}})
         except Failure as failure:
             say_error(f"cannot cancel: {failure}")
+
+    def _stop(self) -> None:
+        """Wait no longer."""
+        self._stopped = True
+        with suppress(OSError):  # the server has closed it already
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def _wait(self, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s if timeout_s else None
@@ -110,10 +123,6 @@ class Call:
         content = msgspec.json.decode(value)
         if isinstance(content, dict):
             self._events.show(self._function, self.request_id, what, content, time.time())
-
-
-def _stop_waiting() -> NoReturn:
-    raise KeyboardInterrupt
 
 
 # --- how it ended badly -----------------------------------------------------------------------------------------------

@@ -7,80 +7,57 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 PRESS_AGAIN_S = 2.0  # a second press in this time insists; a later one asks again
-
-Handler = Callable[[int, FrameType | None], Any]
 
 
 @contextmanager
 def interrupts(ask: Callable[[], None], insist: Callable[[], None]) -> Iterator[None]:
-    """Call `ask` at the first Ctrl-C and `insist` at a second one soon after it, both in the main thread.
+    """Call `ask` at the first Ctrl-C, and at a second one soon after it `insist`; `KeyboardInterrupt` follows that.
 
-    In another thread nothing changes: signals are none of its business.
+    Both are called in a thread of their own: the main one may be in native code, or about to wait for something.
+    Native code that holds the interpreter's lock cannot be interrupted by anything in this process. Without effect
+    outside the main thread.
     """
-    press = _presses(ask, insist)
-    with _handling(lambda _signal, _frame: press()):
-        yield
-
-
-@contextmanager
-def interrupts_of_native_code(ask: Callable[[], None], insist: Callable[[], None]) -> Iterator[None]:
-    """As `interrupts`, but in a thread of their own: the main thread may be in native code that takes its time.
-
-    Native code that holds the interpreter's lock cannot be interrupted by anything in this process.
-    """
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread()
+    if main is not threading.main_thread():
         yield
         return
-    press = _presses(ask, insist)
+    pressed, raises, leaving = -PRESS_AGAIN_S, False, False
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
     def watch() -> None:
-        while told := os.read(reading, 1):
-            if told[0] == signal.SIGINT:
-                press()
+        nonlocal pressed, raises
+        while told := os.read(reading, 1):  # the number of a signal, from the moment of its arrival
+            if told[0] != signal.SIGINT or raises:
+                continue
+            now = time.monotonic()
+            again, pressed = now - pressed < PRESS_AGAIN_S, now
+            (insist if again else ask)()
+            if again:
+                raises = True
+                signal.pthread_kill(main.ident or 0, signal.SIGINT)  # ends a call to the system that it waits in
+
+    def on_press(_signal: int, _frame: FrameType | None) -> None:
+        if raises and not leaving:
+            raise KeyboardInterrupt
 
     watcher = threading.Thread(target=watch, name="gen-worker-interrupts", daemon=True)
-    with _handling(lambda _signal, _frame: None):
-        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        watcher.start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            os.close(writing)
-            watcher.join()
-            os.close(reading)
-
-
-def _presses(ask: Callable[[], None], insist: Callable[[], None]) -> Callable[[], None]:
-    """Return what to call at each press."""
-    pressed = -PRESS_AGAIN_S
-
-    def press() -> None:
-        nonlocal pressed
-        now = time.monotonic()
-        again, pressed = now - pressed < PRESS_AGAIN_S, now
-        (insist if again else ask)()
-
-    return press
-
-
-@contextmanager
-def _handling(handler: Handler) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handler)
+    handler = signal.signal(signal.SIGINT, on_press)
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    watcher.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        leaving = True
+        signal.set_wakeup_fd(wakeup)
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
+        signal.signal(signal.SIGINT, handler)
 
 
 def announce(text: str, erasing: str = "") -> None:
-    """Write a line to stderr past the buffers that the code which was interrupted may be writing to."""
+    """Write a line to stderr past the buffers that the main thread may be writing to."""
     os.write(2, f"{erasing}{text}\n".encode())

@@ -14,7 +14,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_method, complete_path, complete_run_fields
 from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
-from gen_worker.cli.interrupts import announce, interrupts_of_native_code
+from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of
 from gen_worker.cli.results import Results
@@ -196,7 +196,7 @@ def _run(spec: "FunctionSpec", specs: "Sequence[FunctionSpec]", body: bytes, set
             executor.cancel()
             announce("canceling; press Ctrl-C again to end at once", shown.events.erasing)
 
-        with interrupts_of_native_code(ask, lambda: os._exit(CANCELED)):
+        with interrupts(ask, lambda: os._exit(CANCELED)):
             return _call(executor, spec, context, payload, shown)
     finally:
         shown.events.hide()
