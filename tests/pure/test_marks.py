@@ -1,5 +1,7 @@
 """What marks in payloads and outputs tell the platform."""
 
+import sys
+import types
 from typing import Annotated, Any
 
 import msgspec
@@ -60,6 +62,22 @@ def test_prompts_and_media_are_found_wherever_they_stand() -> None:
         ("any", "media"),
         ("portrait", "image"),
     }
+
+
+def test_types_that_contain_each_other_in_every_way_are_looked_at_quickly() -> None:
+    names = [f"Node{number}" for number in range(12)]
+    body = f"(msgspec.Struct, tag=True):\n    prompt: PositivePrompt\n    parts: 'list[{' | '.join(names)}]' = []\n"
+    module = types.ModuleType("nodes")
+    vars(module).update(msgspec=msgspec, PositivePrompt=PositivePrompt)
+    sys.modules["nodes"] = module  # where msgspec looks up what the annotations name
+    try:
+        exec("\n".join(f"class {name}{body}" for name in names), vars(module))
+        both = msgspec.defstruct("Both", [("first", vars(module)["Node0"]), ("second", vars(module)["Node3"])])
+        fields = [prompt["field"] for prompt in moderation(both)["prompts"]]
+    finally:
+        del sys.modules["nodes"]
+    assert len(fields) == 2 * len(names)
+    assert {"first.prompt", "first.parts[].prompt", "second.prompt", "second.parts[].prompt"} < set(fields)
 
 
 def test_a_payload_without_prompts_and_media_has_nothing_to_moderate() -> None:

@@ -52,7 +52,7 @@ class _Planner:
     """Works out what to do with each type, once for each record: a record may contain itself."""
 
     def __init__(self) -> None:
-        self._records: dict[Any, _Fields] = {}
+        self._records: dict[Any, Plan] = {}
 
     def plan(self, annotation: Any, around: Marks) -> Plan:
         """Return the plan of a type; `around` are the marks on the containers it stands in."""
@@ -70,15 +70,19 @@ class _Planner:
         return found
 
     def _record(self, record: Record) -> Plan:
-        if not marked(record.type, Clamp):
-            return {}
         if record.type not in self._records:
-            fields = self._records[record.type] = _Fields(record)
-            for field in fields_of(record):
-                if plan := self._field(record, field):
-                    fields.plans[field.name] = plan
+            self._records[record.type] = {}
+            if marked(record.type, Clamp):
+                self._add(record)
+        return self._records[record.type]
+
+    def _add(self, record: Record) -> None:
+        """Plan a record that has Clamps; known before its fields are looked at, which may hold the record itself."""
         kind = dict if typing.is_typeddict(record.cls) else record.cls
-        return {kind: self._records[record.type]}
+        self._records[record.type] = {kind: (fields := _Fields(record))}
+        for field in fields_of(record):
+            if plan := self._field(record, field):
+                fields.plans[field.name] = plan
 
     def _field(self, record: Record, field: Field) -> Plan:
         try:

@@ -7,7 +7,8 @@ import collections.abc as abc
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, NewType, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
@@ -115,7 +116,8 @@ def _is_record(cls: type) -> bool:
     return issubclass(cls, tuple) and hasattr(cls, "_fields")
 
 
-def fields_of(record: Record) -> list[Field]:
+@lru_cache(maxsize=1024)
+def fields_of(record: Record) -> Sequence[Field]:
     """Return the fields of a record."""
     if issubclass(record.cls, msgspec.Struct):
         fields = msgspec.structs.fields(record.type)
@@ -141,23 +143,34 @@ def parts_of(shape: Shape) -> list[tuple[str, Any]]:
             return []
 
 
-def places(annotation: Any, path: str = "", around: Marks = (), inside: tuple[Any, ...] = ()) -> Iterator[Place]:
-    """Yield every part of a type, from the outside in; a record inside itself is not opened again."""
+def places(annotation: Any, path: str = "", around: Marks = (), opened: set[Any] | None = None) -> Iterator[Place]:
+    """Yield every part of a type, from the outside in.
+
+    Of records that contain themselves, directly or by way of each other, each is opened once where the first is met.
+    """
     shape, own = shape_of(annotation)
     marks = around + own
     yield Place(path.removeprefix("."), shape, marks, own)
     if isinstance(shape, Record):
-        if shape.type in inside:
+        if opened and shape.type in opened:
             return
-        marks, inside = (), (*inside, shape.type)
+        marks, opened = (), (opened or set()) if _contains_itself(shape.type) else None
+        if opened is not None:
+            opened.add(shape.type)
     for step, part in parts_of(shape):
-        yield from places(part, path + step, marks, inside)
+        yield from places(part, path + step, marks, opened)
 
 
-def records_of(annotation: Any) -> list[Record]:
-    """Return every record that a type contains, the type itself included, each once."""
+@lru_cache(maxsize=1024)
+def _contains_itself(type_: Any) -> bool:
+    shape, _ = shape_of(type_)
+    return any(record.type == type_ for record in records_of(*(part for _, part in parts_of(shape))))
+
+
+def records_of(*annotations: Any) -> list[Record]:
+    """Return every record that types contain, the types themselves included, each once."""
     found: dict[Any, Record] = {}
-    waiting = [annotation]
+    waiting = list(annotations)
     while waiting:
         shape, _ = shape_of(waiting.pop())
         if isinstance(shape, Record):
