@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -29,24 +29,24 @@ def holds_assets(type_: type[msgspec.Struct]) -> bool:
     return any(issubclass(record.cls, Asset) for record in records_of(type_))
 
 
-def assets_in(value: Any) -> Iterator[Asset]:
-    """Yield every asset in a decoded payload."""
-    if isinstance(value, Asset):
-        yield value
-    elif isinstance(value, dict):
-        yield from _assets_among(value.values())
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from _assets_among(value)
-    elif isinstance(value, msgspec.Struct):
-        yield from _assets_among(getattr(value, name) for name in value.__struct_fields__)
-    elif hasattr(value, "__dataclass_fields__"):
-        yield from _assets_among(getattr(value, name) for name in value.__dataclass_fields__)
+def assets_in(payload: msgspec.Struct) -> Iterator[Asset]:
+    """Yield every asset in a decoded payload, however deep it lies."""
+    waiting: list[Any] = [payload]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Asset):
+            yield value
+        else:
+            waiting += [part for part in _parts(value) if type(part) not in _WITHOUT_PARTS]
 
 
-def _assets_among(values: Any) -> Iterator[Asset]:
-    for value in values:
-        if type(value) not in _WITHOUT_PARTS:
-            yield from assets_in(value)
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    names: Iterable[str] = getattr(value, "__struct_fields__", ()) or getattr(value, "__dataclass_fields__", ())
+    return [getattr(value, name) for name in names]
 
 
 class InputFiles:

@@ -32,6 +32,11 @@ class Inputs(msgspec.Struct):
     numbers: list[float] = []
 
 
+class Chain(msgspec.Struct):
+    rest: list["Chain"] = []
+    link: Asset = msgspec.field(default_factory=lambda: Asset("a"))
+
+
 class Text(msgspec.Struct):
     text: str = ""
 
@@ -60,7 +65,7 @@ def test_every_asset_in_a_payload_has_a_file_until_the_job_ends(files: InputFile
         by_name={"x": (inline("cat.png", b"4"), 1)},
         frame=Frame(inline("cat.png", b"5")),
     )
-    assets = list(assets_in(given))
+    assets = sorted(assets_in(given), key=lambda asset: asset.inline_bytes or b"")
     assert len(assets) == 5
     with files.of(given):
         assert [Path(asset).read_bytes() for asset in assets] == [b"1", b"2", b"3", b"4", b"5"]
@@ -96,6 +101,13 @@ def test_an_asset_that_has_a_file_keeps_it(files: InputFiles, temporary: Path) -
         assert given.several[0].local_path is None
     assert given.image.local_path == "/x/cat.png"
     assert list(temporary.iterdir()) == []
+
+
+def test_assets_are_found_however_deep_they_lie() -> None:
+    given = Chain()
+    for _ in range(5000):
+        given = Chain([given])
+    assert len(list(assets_in(given))) == 5001
 
 
 def test_types_without_assets_are_not_looked_at() -> None:
