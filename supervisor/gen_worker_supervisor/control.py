@@ -62,7 +62,7 @@ class Ticket:
 
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Keep the answer and tell the listener."""
-        self.job, self.outcome, self.body = None, outcome, body  # the job holds this ticket
+        self.outcome, self.body = outcome, body
         self.desk.keep(self)
         if self.listener is not None:
             self.tell_answer(self.listener)
@@ -344,7 +344,7 @@ class ControlClient:
         self._server.open_ticket(ticket)
         self.awaited[frame.request_id] = ticket
         self.send(wire.Accepted(frame.request_id, frame.attempt))
-        job = self._supervisor.submit(
+        ticket.job = self._supervisor.submit(
             ticket,
             request_id=frame.request_id,
             function=name,
@@ -355,7 +355,6 @@ class ControlClient:
             events=frame.events,
             timeout_s=frame.timeout_ms / 1000 if frame.timeout_ms > 0 else None,
         )
-        ticket.job = None if job.ended else job
 
     def _attach_to(self, ticket: Ticket) -> None:
         if ticket.listener is not None and ticket.listener is not self and ticket.outcome is None:

@@ -93,7 +93,6 @@ class Reply:
 
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Write the job's end."""
-        self.job = None  # the two would hold each other until the collector finds them
         if outcome.state is JobState.OK and not _is_one_line(body):
             self._break(_NOT_ONE_LINE)
         if outcome.state is not JobState.OK or self._broken:
@@ -316,7 +315,7 @@ class Connection(LineSocket):
             self._fail(request, "usage", f"a request `{request.request_id}` is running already")
             return
         reply = self._begin(request)
-        job = self.supervisor.submit(
+        reply.job = self.supervisor.submit(
             reply,
             request_id=request.request_id or "",
             function=name,
@@ -326,7 +325,6 @@ class Connection(LineSocket):
             events=request.events,
             timeout_s=request.timeout_ms / 1000 if request.timeout_ms else None,
         )
-        reply.job = None if job.ended else job
 
     def _unknown(self, request: Request) -> None:
         if not request.function:
