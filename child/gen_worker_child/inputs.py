@@ -49,6 +49,12 @@ def _parts(value: Any) -> Iterable[Any]:
     return [getattr(value, name) for name in names]
 
 
+def refuse_paths(payload: msgspec.Struct) -> None:
+    """Raise `ValueError` when an asset names a file of this machine, which whoever asked has no say about."""
+    if holds_assets(type(payload)) and any(asset.local_path is not None for asset in assets_in(payload)):
+        raise ValueError("an asset from another machine has no `local_path` here; send its `inline_bytes`")
+
+
 class InputFiles:
     """Writes the bytes of input assets to files, so that `local_path` works, and removes them with their job.
 

@@ -46,6 +46,7 @@ from gen_worker.wire.page import PageWriter
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
 from gen_worker_child.executor import EXIT_BROKEN, Executor
+from gen_worker_child.inputs import refuse_paths
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.windows import Window
@@ -290,7 +291,10 @@ class Jobs:
     def _decode(self, job: Job) -> msgspec.Struct:
         body = job.body.bytes_for(job.spec.payload_type)
         try:
-            return self._executor.decode(job.spec, body, job.order.encoding)
+            payload = self._executor.decode(job.spec, body, job.order.encoding)
+            if job.order.remote:
+                refuse_paths(payload)
+            return payload
         except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
             text = str(error) if isinstance(error, msgspec.MsgspecError | ValueError) else type(error).__name__
             raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {text}"[:1024]) from error

@@ -251,6 +251,9 @@ class NdjsonServer:
 class Connection(LineSocket):
     """One client that sends requests."""
 
+    remote = False
+    """Whether it may be on another machine."""
+
     def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool) -> None:
         self.supervisor = server.supervisor
         self._replies: set[Reply] = set()
@@ -323,6 +326,7 @@ class Connection(LineSocket):
             encoding="json",
             stream=request.stream,
             events=request.events,
+            remote=self.remote,
             timeout_s=request.timeout_ms / 1000 if request.timeout_ms else None,
         )
 
@@ -379,6 +383,8 @@ class Connection(LineSocket):
 
 class TcpConnection(Connection):
     """A client that may be on another machine: with a token set, it shows that in every line."""
+
+    remote = True
 
     def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool, address: str) -> None:
         self._gate = server.gate

@@ -1,14 +1,12 @@
 """What must succeed before a supervisor starts anything: the look at the author's module, the devices, the socket."""
 
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
+from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.process import survey_of_module
 from gen_worker.wire.address import Address, TcpAddress, UnixAddress
 from gen_worker.wire.survey import NoFunctionError, Survey
 from gen_worker_supervisor import devices
@@ -26,31 +24,14 @@ class StartError(Exception):
         self.stack = stack
 
 
-class _Refusal(msgspec.Struct):
-    error: str
-    hint: str = ""
-    stack: list[str] = []
-
-
 def survey_module(module: str, paths: list[str], environment: Mapping[str, str]) -> Survey:
     """Return what a short-lived process finds in the author's module; raise `StartError` when it refuses."""
-    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module]
-    command += [argument for path in paths for argument in ("--path", path)]
-    found = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=author_environment(environment), check=False
-    )
     try:
-        if found.returncode == 0:
-            return _with_functions(msgspec.json.decode(found.stdout, type=Survey))
-        refusal = msgspec.json.decode(found.stdout, type=_Refusal)
-    except msgspec.DecodeError:
-        raise StartError(f"looking at `{module}` ended with status {found.returncode}") from None
-    raise StartError(refusal.error, refusal.hint, tuple(refusal.stack))
-
-
-def _with_functions(survey: Survey) -> Survey:
+        survey = survey_of_module(module, paths, environment=author_environment(environment))
+    except DiscoveryError as error:
+        raise StartError(error.message, error.hint, tuple(error.stack)) from None
     if not survey.functions:
-        raise StartError(f"`{survey.module}` declares no endpoint", "decorate a function or class with `@endpoint`")
+        raise StartError(f"`{module}` declares no endpoint", "decorate a function or class with `@endpoint`")
     return survey
 
 

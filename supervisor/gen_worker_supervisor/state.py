@@ -113,6 +113,7 @@ class Job(msgspec.Struct, eq=False):
     events: bool
     submitted: float
     deadline: float | None = None
+    remote: bool = False  # its client may be on another machine
     state: JobState = JobState.QUEUED
     child: "Child | None" = None
     started: float | None = None

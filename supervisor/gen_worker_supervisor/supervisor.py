@@ -278,6 +278,7 @@ class Supervisor:
         attempt: int = 1,
         stream: bool = False,
         events: bool = False,
+        remote: bool = False,
         timeout_s: float | None = None,
     ) -> Job:
         """Put a job into the table; its answer may come before this returns."""
@@ -297,6 +298,7 @@ class Supervisor:
             events,
             now,
             None if timeout_s is None else now + timeout_s,
+            remote,
         )
         self.handle(Submitted(job))
         return job
@@ -345,7 +347,7 @@ class Supervisor:
             descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
         order = SubmitFrame(
-            job.number, job.function.name, job.request_id, body, job.encoding, job.stream, left, job.events
+            job.number, job.function.name, job.request_id, body, job.encoding, job.stream, left, job.events, job.remote
         )
         process.send(order, descriptors)
 

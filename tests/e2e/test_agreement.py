@@ -77,6 +77,6 @@ def test_the_words_and_the_remedy_are_the_same_everywhere(root: Path, main: str 
 
 def test_an_import_that_ends_the_process_is_told_the_same_by_all_that_look_from_outside(root: Path) -> None:
     (root / "mine" / "main.py").write_text("import os; os.abort()")
-    for command in ("run --list", "validate", "discovery", "discover"):
+    for command in ("run --list", "serve", "validate", "discovery", "discover"):
         status, lines = said_by(command, root)
         assert (status, lines) == (COMMANDS[command][1], ["error: importing `mine.main` ended the process: SIGABRT"])

@@ -100,6 +100,19 @@ def test_files_of_a_killed_child_are_removed_by_the_next_one_that_needs_some(ser
     until(lambda: not list(temporary.iterdir()), what="the folder of a drained child being gone")
 
 
+def test_a_client_over_tcp_cannot_have_a_handler_read_a_file_of_the_servers_machine(
+    serve: Serve, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("nobody's business")
+    server = serve(module="contextual", listen="tcp://127.0.0.1:0")
+    for function in ("look", "look-async"):
+        frame = server.ask(function, image={"ref": "a", "local_path": str(secret)})
+        assert frame["error"]["kind"] == "usage"
+        assert "send its `inline_bytes`" in frame["error"]["message"]
+        assert values(server.ask(function, image=IMAGE))[-1]["text"] == "a cat"
+
+
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """Which endpoint a command is about, and what a short-lived process says of its functions."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.servers import functions_in
+from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.project import import_paths, load_project_config
 from gen_worker.wire.survey import Survey
 
@@ -24,12 +24,6 @@ class Project(NamedTuple):
 
     module: str
     paths: list[str]
-
-
-class _Refusal(msgspec.Struct):
-    error: str
-    hint: str = ""
-    stack: list[str] = []
 
 
 def project_options(function: Function) -> Function:
@@ -79,30 +73,13 @@ def _refuse_odd(module: str) -> None:
 
 def survey_of(project: Project) -> Survey:
     """Have a short-lived process import the module and say what it declares; what that prints goes to stderr."""
-    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", project.module]
-    for path in project.paths:
-        command += ["--path", path]
-    sys.stderr.flush()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
-    try:
-        if done.returncode == 0:
-            return msgspec.json.decode(done.stdout, type=Survey)
-        refusal = msgspec.json.decode(done.stdout, type=_Refusal)
-    except msgspec.DecodeError:
-        raise Failure(f"importing `{project.module}` ended the process: {_fate(done.returncode)}") from None
-    show_stack(refusal.stack)
-    raise Failure(refusal.error, refusal.hint)
-
-
-def _fate(status: int) -> str:
-    if status >= 0:
-        return f"exit code {status}"
-    import signal
+    from gen_worker.discovery.process import survey_of_module
 
     try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+        return survey_of_module(project.module, project.paths)
+    except DiscoveryError as error:
+        show_stack(error.stack)
+        raise Failure(error.message, error.hint) from None
 
 
 def functions_of(description: bytes) -> list[dict[str, Any]]:

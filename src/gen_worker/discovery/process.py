@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.wire.survey import Survey
 
 
 class _Problem(msgspec.Struct):
@@ -37,6 +38,11 @@ def manifest_of(module: str, paths: Sequence[str]) -> dict[str, Any]:
         return manifest(collect(loaded))
     document: dict[str, Any] = msgspec.json.decode(ask(module, paths, "--manifest"))
     return document
+
+
+def survey_of_module(module: str, paths: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Survey:
+    """Return what dispatch must know of a module; raise DiscoveryError when it has faults."""
+    return msgspec.json.decode(ask(module, paths, environment=environment), type=Survey)
 
 
 def ask(module: str, paths: Sequence[str], *options: str, environment: Mapping[str, str] | None = None) -> bytes:

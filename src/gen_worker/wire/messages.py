@@ -103,6 +103,7 @@ class Submit(_Message):
     stream: bool = False
     time_left_s: float | None = None  # seconds to the deadline, measured when the frame was made
     events: bool = False  # someone listens to progress and logs
+    remote: bool = False  # whoever asked may be on another machine, and has no say about files of this one
 
 
 class Cancel(_Message):
