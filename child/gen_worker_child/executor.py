@@ -3,112 +3,27 @@
 Knows nothing of frames, sockets or processes: `gen-worker run` uses it in its own process, a child in its own.
 """
 
-import asyncio
 import inspect
-import os
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gen_worker.api.clamping import clamping_of
 from gen_worker.api.context import RequestContext
-from gen_worker.api.errors import CanceledError, FatalError, ValidationError
+from gen_worker.api.errors import FatalError, ValidationError
 from gen_worker.api.overrides import named_models, overridden, takes_overrides, without_models
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.wire.messages import Encoding
 from gen_worker_child.inputs import InputFiles
 
+if TYPE_CHECKING:
+    from gen_worker_child.loop import LoopCall, LoopThread
+
 OnItem = Callable[[Any], Awaitable[None] | None]
 """Takes a stream item; what it returns is awaited before an async generator goes on."""
-
-
-EXIT_BROKEN = 70  # software error, as sysexits.h calls it
-CLOSE_LIMIT_S = 5.0  # for tasks that were cancelled
-
-
-class LoopThread:
-    """An asyncio loop in a thread of its own, started when it is first needed."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._closing = False
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The running loop."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, args=(self._loop,), name="gen-worker-loop", daemon=True)
-            self._thread.start()
-        return self._loop
-
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            loop.run_forever()
-        finally:
-            if not self._closing:  # a task of the author's raised SystemExit: every job on the loop is lost
-                traceback.print_exc()
-                os._exit(EXIT_BROKEN)
-
-    def start(self, work: Coroutine[Any, Any, Any]) -> "LoopCall":
-        """Begin a coroutine from any other thread."""
-        return LoopCall(self.loop, work)
-
-    def close(self) -> None:
-        """Cancel what still runs, stop the loop and wait for its thread."""
-        if self._loop is None or self._thread is None:
-            return
-        with suppress(TimeoutError):  # a task that takes no cancel ends with the process
-            asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result(CLOSE_LIMIT_S)
-        self._closing = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._loop = self._thread = None
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-class LoopCall:
-    """A coroutine on the loop that another thread waits for; a canceled one is waited for to its real end."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
-        self._loop = loop
-        self._task: asyncio.Task[Any] | None = None
-        self._done: Future[Any] = Future()
-        loop.call_soon_threadsafe(self._begin, work)
-
-    def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._task = self._loop.create_task(work)
-        self._task.add_done_callback(self._end)
-
-    def _end(self, task: "asyncio.Task[Any]") -> None:
-        error = CanceledError("canceled") if task.cancelled() else task.exception()
-        if error is None:
-            self._done.set_result(task.result())
-        else:
-            self._done.set_exception(error)
-
-    def wait(self) -> Any:
-        """Return what the coroutine returns, raise what it raises."""
-        return self._done.result()
-
-    def cancel(self) -> None:
-        """Cancel the coroutine, if it has begun."""
-        if self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
 
 
 class Executor:
@@ -116,7 +31,8 @@ class Executor:
 
     def __init__(self, specs: Sequence[FunctionSpec]) -> None:
         self.specs = {spec.name: spec for spec in specs}
-        self.async_side = LoopThread()
+        self._making = threading.Lock()
+        self._async_side: LoopThread | None = None
         self._instances: dict[str, Any] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._decoders: dict[tuple[str, Encoding], Callable[[bytes | memoryview], msgspec.Struct]] = {}
@@ -126,6 +42,16 @@ class Executor:
         }
         self._inputs = InputFiles()
         self._blocking: LoopCall | None = None
+
+    @property
+    def async_side(self) -> "LoopThread":
+        """Where async handlers run; made by whichever thread asks first."""
+        with self._making:
+            if self._async_side is None:
+                from gen_worker_child.loop import LoopThread  # brings asyncio, which no sync handler needs
+
+                self._async_side = LoopThread()
+            return self._async_side
 
     def load(self, instance: str) -> None:
         """Make the instance and run its `setup()` and `warmup()`; raise what the author's code raises."""
@@ -223,7 +149,9 @@ class Executor:
                 on_error(error)
         self._instances.clear()
         self._handlers.clear()
-        self.async_side.close()
+        if self._async_side is not None:
+            self._async_side.close()
+            self._async_side = None
         self._inputs.close()
 
 

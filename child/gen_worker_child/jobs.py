@@ -45,9 +45,10 @@ from gen_worker.wire.messages import (
 from gen_worker.wire.page import PageWriter
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
-from gen_worker_child.executor import EXIT_BROKEN, Executor
+from gen_worker_child.executor import Executor
 from gen_worker_child.inputs import refuse_paths
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
+from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.windows import Window
 

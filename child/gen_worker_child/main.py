@@ -48,9 +48,10 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker.wire.page import PageWriter
-from gen_worker_child.executor import EXIT_BROKEN, Executor
+from gen_worker_child.executor import Executor
 from gen_worker_child.jobs import STACK_LINES, Interrupted, Jobs
 from gen_worker_child.lines import MarkedStreams
+from gen_worker_child.loop import EXIT_BROKEN
 
 WATCH_S = 0.002  # how late an order may reach a child whose job has just begun
 RESTED_LOOKS = 100  # after so many looks at an idle job thread the main thread waits to be woken
