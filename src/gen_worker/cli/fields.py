@@ -140,6 +140,8 @@ def _value(token: Token, place: Place, files: Files) -> Any:
     if not place.kinds().isdisjoint(("string", "")):
         return text
     if place.kinds() <= {"array", "object", "null"}:
+        if place.item(0).is_asset() and not text.lstrip().startswith("["):
+            raise _not_text(token, place)
         return _json(token.key, text, place)
     return _coerce(token.key, text.strip(), place)
 
