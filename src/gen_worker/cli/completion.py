@@ -6,7 +6,6 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, add_completion_class, split_arg_string
 
 from gen_worker.cli.completing import OPEN
-from gen_worker.cli.program import commands
 
 _HELP = """Print the script that completes `gen-worker` in SHELL: bash, zsh or fish.
 
@@ -132,15 +131,17 @@ class _Fish(_Complete):
 _SHELLS: dict[str, type[_Complete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
 
 
-def answer() -> None:
+def answer(program: click.Command) -> None:
     """Answer the shell that this process was started by: what could come next? Ends the process."""
     for shell in _SHELLS.values():
         add_completion_class(shell)
-    commands.main(prog_name="gen-worker")
+    program.main(prog_name="gen-worker")
 
 
 @click.command("completion", help=_HELP)
 @click.argument("shell", metavar="SHELL", type=click.Choice(list(_SHELLS)))
-def command(shell: str) -> None:
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script of a shell."""
-    click.echo(_SHELLS[shell](commands, {}, "gen-worker", "_GEN_WORKER_COMPLETE").source())
+    program = ctx.find_root().command
+    click.echo(_SHELLS[shell](program, {}, "gen-worker", "_GEN_WORKER_COMPLETE").source())

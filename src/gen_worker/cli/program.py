@@ -95,7 +95,7 @@ def main() -> NoReturn:
     if "_GEN_WORKER_COMPLETE" in os.environ:  # a shell asks what could come next
         from gen_worker.cli.completion import answer
 
-        answer()
+        answer(commands)
     code = execute(sys.argv[1:])
     _leave_stray_threads(code)
     sys.exit(code)
