@@ -462,3 +462,53 @@ def test_a_reader_that_goes_away_is_no_error_of_the_endpoint(root: Path) -> None
     assert process.returncode == 141
     assert "Traceback" not in stderr
     assert stderr.endswith("shut down\n")
+
+
+# --- producers --------------------------------------------------------------------------------------------------------
+
+PRODUCER = """
+import msgspec
+from gen_worker import ConversionContext, RequestContext, endpoint
+from gen_worker.api.types import SourceRepo
+
+class In(msgspec.Struct):
+    source: SourceRepo
+
+class Out(msgspec.Struct):
+    ref: str
+    path: str
+
+@endpoint(kind="conversion")
+def mine(ctx: ConversionContext, payload: In) -> Out:
+    return Out(payload.source.ref, ctx.source_path or "")
+
+@endpoint
+def plain(ctx: RequestContext, payload: In) -> Out:
+    return Out(payload.source.ref, "")
+"""
+
+
+def test_a_folder_stands_for_the_source_of_a_producer(tmp_path: Path) -> None:
+    root = project(tmp_path, PRODUCER)
+    (root / "weights").mkdir()
+    done = run("--source-path", "weights", cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["value"] == {"ref": "local/weights", "path": str(root / "weights")}
+    named = run("--source-path", "weights", "source.ref=org/repo", cwd=root)
+    assert json.loads(named.stdout)["value"]["ref"] == "org/repo"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--source-path", "nowhere"], "error: no folder `nowhere`"),
+        (
+            ["--source-path", ".", "--method", "plain"],
+            "error: `--source-path` is for producers, `plain` is of the kind",
+        ),
+    ],
+)
+def test_a_source_path_that_cannot_be_meant_is_refused(tmp_path: Path, arguments: list[str], told: str) -> None:
+    done = run(*arguments, cwd=project(tmp_path, PRODUCER))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(told)

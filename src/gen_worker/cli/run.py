@@ -54,6 +54,12 @@ gen-worker run --list"""
 @project_options
 @click.option("--offline", is_flag=True, help="Use only what local caches hold.")
 @click.option("--device", metavar="DEVICE", help="What `ctx.device` is: `cpu`, `cuda` or `cuda:N`.")
+@click.option(
+    "--source-path",
+    metavar="DIR",
+    shell_complete=complete_path,
+    help="Of a producer: the folder that stands for its `source`.",
+)
 @click.option("--attach", is_flag=True, help="Run it in the `gen-worker serve` of this folder, which is warm.")
 @click.option("--pretty", is_flag=True, help="Indent the JSON.")
 @log_format_option
@@ -68,6 +74,7 @@ def command(
     module: str | None,
     offline: bool,
     device: str | None,
+    source_path: str | None,
     attach: bool,
     pretty: bool,
     log_format: str | None,
@@ -79,8 +86,9 @@ def command(
     start = _start(payload, payload_file)
     settings = read_settings(local_device=device, log_format=log_format)
     if attach and not wants_list:
-        if device or offline:
-            raise Failure("`--attach` with `--device` or `--offline`", "those are the server's: `gen-worker serve`")
+        if device or offline or source_path:
+            hint = "those are for a run in this process"
+            raise Failure("`--attach` with `--device`, `--offline` or `--source-path`", hint)
         from gen_worker.cli.attached import run_attached
 
         wanted = Wanted(_module_here(config, module), class_name, method)
@@ -95,9 +103,9 @@ def command(
     with reserved_stdout() as stdout, prints_beside(events):
         specs, main = _import(project)
         spec = select(specs, Wanted(main.__name__, class_name, method))
-        return _run(
-            spec, specs, _encoded(spec, fields, start), settings, _Shown(Results(stdout, pretty=pretty), events)
-        )
+        source = _source(spec, source_path)
+        body = _encoded(spec, fields, start, source)
+        return _run(spec, specs, body, settings, source, _Shown(Results(stdout, pretty=pretty), events))
 
 
 def _module_here(config: str | None, module: str | None) -> str:
@@ -160,10 +168,25 @@ def _start(payload: str | None, payload_file: str | None) -> dict[str, Any] | No
     return None if payload is None else parse_payload(payload, "--payload")
 
 
-def _encoded(spec: "FunctionSpec", fields: Sequence[str], start: dict[str, Any] | None) -> bytes:
+def _source(spec: "FunctionSpec", source_path: str | None) -> Path | None:
+    if source_path is None:
+        return None
+    if spec.kind == "inference":
+        hint = "`@endpoint(kind=...)` makes a producer: `conversion`, `dataset` or `training`"
+        raise Failure(f"`--source-path` is for producers, `{spec.name}` is of the kind `inference`", hint)
+    folder = Path(source_path).absolute()
+    if not folder.is_dir():
+        raise Failure(f"no folder `{source_path}`", "`--source-path` takes a folder with the files of the source")
+    return folder
+
+
+def _encoded(spec: "FunctionSpec", fields: Sequence[str], start: dict[str, Any] | None, source: Path | None) -> bytes:
     from gen_worker.discovery.schemas import schema_of
 
-    return msgspec.json.encode(payload_of(fields, schema_of(spec.payload_type), start=start))
+    payload = payload_of(fields, schema_of(spec.payload_type), start=start)
+    if source is not None and "source" in spec.payload_type.__struct_fields__:
+        payload.setdefault("source", {"ref": f"local/{source.name}"})
+    return msgspec.json.encode(payload)
 
 
 class _Shown(NamedTuple):
@@ -173,7 +196,14 @@ class _Shown(NamedTuple):
     events: Events
 
 
-def _run(spec: "FunctionSpec", specs: "Sequence[FunctionSpec]", body: bytes, settings: Settings, shown: _Shown) -> int:
+def _run(
+    spec: "FunctionSpec",
+    specs: "Sequence[FunctionSpec]",
+    body: bytes,
+    settings: Settings,
+    source: Path | None,
+    shown: _Shown,
+) -> int:
     from gen_worker.api.context import CancelFlag
     from gen_worker_child.executor import Executor
 
@@ -186,7 +216,7 @@ def _run(spec: "FunctionSpec", specs: "Sequence[FunctionSpec]", body: bytes, set
     _refuse_models(spec)
     _warn_without_gpu(spec, settings)
     cancel = CancelFlag()
-    context = _context(spec, settings, cancel, shown.events)
+    context = _context(spec, settings, cancel, source, shown.events)
     try:
         if spec.instance and (failed := _set_up(executor, spec)):
             return failed
@@ -218,7 +248,9 @@ def _warn_without_gpu(spec: "FunctionSpec", settings: Settings) -> None:
         say("warning", f"`{spec.name}` is made for a GPU and there is none: it runs on the CPU")
 
 
-def _context(spec: "FunctionSpec", settings: Settings, cancel: "CancelFlag", events: Events) -> "RequestContext":
+def _context(
+    spec: "FunctionSpec", settings: Settings, cancel: "CancelFlag", source: Path | None, events: Events
+) -> "RequestContext":
     from gen_worker.api.producers import context_class
     from gen_worker.outputs import FolderSink
 
@@ -229,12 +261,14 @@ def _context(spec: "FunctionSpec", settings: Settings, cancel: "CancelFlag", eve
         what = str(event["type"]).removeprefix("request.")
         events.show(spec.name, event["request_id"], what, value, event["timestamp"])
 
+    own: dict[str, Any] = {} if source is None else {"source_path": str(source)}  # only producers take it
     return context_class(spec.kind)(
         request_id=f"local-{os.urandom(4).hex()}",
         owner=os.environ.get("USER") or "local-dev",
         emitter=emit,
         sink=FolderSink(settings.local_output_dir),
         cancel=cancel,
+        **own,
     )
 
 
