@@ -20,7 +20,6 @@ from gen_worker.client import Client
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import Fork, Forked, Hello, Report, Warm, ZygoteReport
 from gen_worker.wire.page import create_page
-from gen_worker_supervisor.environment import author_environment
 
 SHOWS = "recover: how soon a killed child is replaced"
 CHILD = "gen_worker_child.main"  # what every child has imported before it says hello

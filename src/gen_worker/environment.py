@@ -30,6 +30,11 @@ _ALLOWED = frozenset(
         "GEN_WORKER_LOCAL_DEVICE",
     )
 )
+_FOR_IMPORTS = {
+    "OPENBLAS_NUM_THREADS": "1",  # its threads would make a process that imported it unfit to fork from
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # so that asking whether CUDA is there does not initialise it
+    "HF_HUB_OFFLINE": "1",
+}
 _SECRET_ENDINGS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "JWT", "CREDENTIALS")
 _LEAST_SECRET = 8  # characters; shorter values occur by chance in what a log says
 
@@ -37,6 +42,11 @@ _LEAST_SECRET = 8  # characters; shorter values occur by chance in what a log sa
 def passes(name: str) -> bool:
     """Whether a variable of the worker's environment reaches the author's code."""
     return name in _ALLOWED or not (name in _SECRETS or name.startswith(_RESERVED))
+
+
+def author_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what belongs to the worker."""
+    return {name: value for name, value in environment.items() if passes(name)} | _FOR_IMPORTS
 
 
 def secret_values(environment: Mapping[str, str], settings: Settings) -> tuple[str, ...]:

@@ -42,20 +42,20 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     if fleet.blame.suspects(function.name):
         charge = fleet.blame.quarantined(function.name, job.payload.digest(), now)
         if charge is not None:
-            return quarantine(job, charge)
+            return quarantine(job, charge, now)
     else:
         function.clear = True
     return None
 
 
 def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
-    if function.unavailable is not None:
-        if now < function.available_at:
-            return function.unavailable
-        function.unavailable = None
     devices = [device for device in fleet.devices if holds(device, function)]
     if not devices:
         return "no device of this host can hold it"
     if all(device.lost for device in devices):
         return devices[0].given_up or f"{devices[0].name} is retired"
+    if function.unavailable is not None:
+        if now < function.available_at:
+            return f"{function.unavailable}; tried again in {function.available_at - now:.0f} s"
+        function.unavailable = None
     return fleet.blame.breaker(function.name, now)

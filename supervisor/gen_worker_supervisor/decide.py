@@ -27,6 +27,8 @@ CROWDED = 4  # so many jobs leased ahead of their turn are shared with a child t
 def decide(fleet: Fleet, now: float) -> list[Action]:
     """Lease what can be leased, start the loads that are worth it, recall what another child could do now."""
     actions: list[Action] = []
+    if fleet.finished:
+        return actions
     if not fleet.waiting and len(fleet.devices) == 1 and not fleet.eager:
         return actions
     children = fleet.serving()

@@ -36,6 +36,9 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     device = child.device
     wanted = child.retiring or child.ending is not None or fleet.draining
     child.move(Phase.SETTLING)
+    if fleet.finished:  # it was killed at the end, which needs no judgement
+        child.move(Phase.BACKOFF)
+        return []
     actions: list[Action] = [] if wanted and death.exit_code == 0 else [_death_note(child, death)]
     if child.loading is not None and child.ending is None:
         text = f"setup of `{child.loading}` killed its child: {death.cause}"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
 from gen_worker.wire.messages import Fork, Forked, Unfit, Warm, ZygoteReport
-from gen_worker_supervisor.environment import author_environment, child_environment
+from gen_worker_supervisor.environment import child_environment
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.reaper import Reaper, reap

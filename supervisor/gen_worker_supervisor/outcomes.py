@@ -45,9 +45,10 @@ def too_large(what: Literal["input", "output"], length: int, limit: int) -> Outc
     return failure("invalid", f"the {what} has {length} bytes, the limit is {limit} (`{variable}`)")
 
 
-def quarantine(job: Job, charge: Charge) -> Outcome:
+def quarantine(job: Job, charge: Charge, now: float) -> Outcome:
     """Return the outcome of a job whose payload is quarantined."""
     text = f"this payload of `{job.function.name}` has killed {charge.deaths} children: {charge.cause}"
+    text += f"; it is refused for {charge.until - now:.0f} s more"
     return failure("quarantined", text, detail=ErrorDetail(cause=charge.cause, stack=charge.stack or None))
 
 

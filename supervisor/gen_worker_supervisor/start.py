@@ -10,7 +10,6 @@ from gen_worker.discovery.process import survey_of_module
 from gen_worker.wire.address import Address, TcpAddress, UnixAddress
 from gen_worker.wire.survey import NoFunctionError, Survey
 from gen_worker_supervisor import devices
-from gen_worker_supervisor.environment import author_environment
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
 from gen_worker_supervisor.state import Device
 
@@ -27,7 +26,7 @@ class StartError(Exception):
 def survey_module(module: str, paths: list[str], environment: Mapping[str, str]) -> Survey:
     """Return what a short-lived process finds in the author's module; raise `StartError` when it refuses."""
     try:
-        survey = survey_of_module(module, paths, environment=author_environment(environment))
+        survey = survey_of_module(module, paths, environment=environment)
     except DiscoveryError as error:
         raise StartError(error.message, error.hint, tuple(error.stack)) from None
     if not survey.functions:

@@ -22,6 +22,7 @@ from gen_worker_supervisor.state import (
     Outcome,
     Send,
     Signal,
+    holds,
     lane_of,
 )
 
@@ -130,9 +131,11 @@ def load_failed(fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], 
 def make_unavailable(fleet: Fleet, function: Function, reason: str, stack: tuple[str, ...], now: float) -> list[Action]:
     """End what waits for a function and refuse its jobs for a while."""
     function.unavailable, function.available_at, function.clear = reason, now + UNAVAILABLE_S, False
+    able = any(holds(device, function) and not device.lost for device in fleet.devices)
+    again = f"; tried again in {UNAVAILABLE_S:.0f} s" if able else ""
     outcome = failure(
         "unavailable",
-        f"`{function.name}` is unavailable: {reason}",
+        f"`{function.name}` is unavailable: {reason}{again}",
         retryable=True,
         detail=ErrorDetail(stack=list(stack) or None),
     )

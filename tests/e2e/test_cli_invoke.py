@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -396,6 +396,27 @@ def test_a_second_ctrl_c_stops_waiting(server: Server) -> None:
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+def test_a_second_ctrl_c_stops_waiting_although_the_server_takes_no_connection(folder: Path) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        listener.settimeout(30)
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        command = [*GEN_WORKER, "invoke", "slow", "--socket", address]
+        process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        stack.callback(process.kill)
+        for _ in range(2):  # a first look whether a server is there, then the request
+            connection = stack.enter_context(listener.accept()[0])
+        assert connection.recv(1)
+        waiting = stack.enter_context(socket.socket())  # fills the queue of those who want to connect
+        waiting.connect(listener.getsockname())
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "canceling; press Ctrl-C again to stop waiting\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_control_socket_is_not_taken_for_a_server(folder: Path) -> None:

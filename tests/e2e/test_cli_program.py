@@ -1,5 +1,6 @@
 """The program around the commands: help, version, wrong usage, signals, and how quickly it starts."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.served import ENDPOINTS, until
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "validate", "completion"]
@@ -125,6 +128,20 @@ def test_a_command_does_without_a_standard_stream_that_is_closed(closed: str, co
     assert without.returncode == whole.returncode
     assert without.stdout == ("" if ">&-" in closed.split() else whole.stdout)
     assert without.stderr == ("" if "2>&-" in closed else whole.stderr)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_serve_serves_without_a_standard_stream(closed: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path / "run")}
+    command = f'exec "$0" serve --no-stdin --module faulty --devices cpu:1 --socket {tmp_path}/s {closed}'
+    with subprocess.Popen(["sh", "-c", command, GEN_WORKER], cwd=ENDPOINTS, env=environment) as process:
+        try:
+            until((tmp_path / "s.json").exists, what="the server being ready")
+            done = gen_worker("invoke", "echo", "text=hi", "--socket", str(tmp_path / "s"))
+            assert (done.returncode, json.loads(done.stdout)["text"]) == (0, "hi"), done.stderr
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("command", [["ps"], ["kill", "a"]])

@@ -2,7 +2,7 @@
 
 from gen_worker.wire.messages import Load
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Device, unloaded
+from gen_worker_supervisor.state import Device, Note, Spawn, unloaded
 from gen_worker_supervisor.steps import LOAD_TRIES
 from tests.pure.host import Host, finishes, function, sent
 
@@ -77,3 +77,15 @@ def test_a_job_that_waits_comes_before_what_nobody_waits_for() -> None:
 def test_a_lazy_fleet_sets_nothing_up_before_a_job_comes() -> None:
     host = Host(function("a", instance="A"))
     assert not sent(host.actions, Load)
+
+
+def test_a_supervisor_that_ends_because_of_a_setup_sets_nothing_up_again_and_judges_no_child() -> None:
+    host = Host(function("a", instance="A"), function("b", instance="B"), devices=2, eager=True)
+    assert finishes(host.load_fails(host.child(0))) == [1]
+    before = len(sent(host.actions, Load))
+    host.loaded(host.child(1))
+    assert len(sent(host.actions, Load)) == before
+    notes = [
+        action for action in host.dies(host.child(0)) + host.dies(host.child(1)) if isinstance(action, Note | Spawn)
+    ]
+    assert notes == []

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker.environment import secret_values
+from gen_worker.environment import author_environment, secret_values
 from gen_worker.settings import VARIABLES, Secret, Settings
-from gen_worker_supervisor.environment import author_environment, child_environment
+from gen_worker_supervisor.environment import child_environment
 from gen_worker_supervisor.state import Device
 
 SECRET = [

@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -41,6 +42,7 @@ class Call:
         self._connection = self._open.enter_context(open_connection(server.address))
         self._lines = Lines(self._connection)
         self._stopped = False
+        self._over = threading.Event()
 
     def run(self, payload: dict[str, Any], *, stream: bool, timeout_s: float = 0.0) -> int:
         """Send the request and wait for its end, 0 seconds for ever; return the exit code.
@@ -61,6 +63,7 @@ class Call:
                     raise KeyboardInterrupt from None
                 raise
             finally:
+                self._over.set()
                 self._events.hide()
 
     def _send(self, lines: Lines, message: dict[str, Any]) -> None:
@@ -79,10 +82,12 @@ class Call:
         self.canceling = True
         announce("canceling; press Ctrl-C again to stop waiting", self._events.erasing)
         try:
-            connection = self._open.enter_context(open_connection(self._server.address))  # a hang-up may overtake it
-            self._send(Lines(connection), {"cancel": {"request_id": self.request_id}})
+            with open_connection(self._server.address) as connection:
+                self._send(Lines(connection), {"cancel": {"request_id": self.request_id}})
+                self._over.wait()  # the server may see a hang-up before what was sent
         except Failure as failure:
-            say_error(f"cannot cancel: {failure}")
+            if not self._over.is_set():
+                say_error(f"cannot cancel: {failure}")
 
     def _stop(self) -> None:
         """Wait no longer."""

@@ -15,7 +15,8 @@ PRESS_AGAIN_S = 2.0  # a second press in this time insists; a later one asks aga
 def interrupts(ask: Callable[[], None], insist: Callable[[], None]) -> Iterator[None]:
     """Call `ask` at the first Ctrl-C, and at a second one soon after it `insist`; `KeyboardInterrupt` follows that.
 
-    Both are called in a thread of their own: the main one may be in native code, or about to wait for something.
+    Both are called in threads of their own: the main one may be in native code, or about to wait for something. `ask`
+    may take its time, and is left alone when the body ends first; `insist` must not wait.
     Native code that holds the interpreter's lock cannot be interrupted by anything in this process. Without effect
     outside the main thread.
     """
@@ -34,10 +35,12 @@ def interrupts(ask: Callable[[], None], insist: Callable[[], None]) -> Iterator[
                 continue
             now = time.monotonic()
             again, pressed = now - pressed < PRESS_AGAIN_S, now
-            (insist if again else ask)()
-            if again:
-                raises = True
-                signal.pthread_kill(main.ident or 0, signal.SIGINT)  # ends a call to the system that it waits in
+            if not again:
+                threading.Thread(target=ask, name="gen-worker-ask", daemon=True).start()
+                continue
+            insist()
+            raises = True
+            signal.pthread_kill(main.ident or 0, signal.SIGINT)  # ends a call to the system that it waits in
 
     def on_press(_signal: int, _frame: FrameType | None) -> None:
         if raises and not leaving:

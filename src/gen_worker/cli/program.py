@@ -156,6 +156,7 @@ def _open_missing_streams() -> None:
             os.dup2(nowhere, descriptor)
             if nowhere != descriptor:
                 os.close(nowhere)
+            os.set_inheritable(descriptor, True)  # as what is opened first lands there, and stays closed to children
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - as long as the process
 
 

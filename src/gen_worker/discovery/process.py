@@ -1,5 +1,6 @@
 """Look at an author's module from outside: a short-lived process imports it, whatever that does to the process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.environment import author_environment
 from gen_worker.wire.survey import Survey
 
 
@@ -46,13 +48,17 @@ def survey_of_module(module: str, paths: Sequence[str], *, environment: Mapping[
 
 
 def ask(module: str, paths: Sequence[str], *options: str, environment: Mapping[str, str] | None = None) -> bytes:
-    """Return the JSON document that a probe prints about a module; raise DiscoveryError when it finds faults."""
+    """Return the JSON document that a probe prints about a module; raise DiscoveryError when it finds faults.
+
+    The module sees what the author's code may see of the environment, which is this process's own unless one is given.
+    """
     command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module, *options]
     for path in paths:
         command += ["--path", path]
     with suppress(AttributeError):  # a process without stderr has None
         sys.stderr.flush()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, check=False)
+    seen = author_environment(os.environ if environment is None else environment)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=seen, check=False)
     if done.returncode == 0 and done.stdout:
         return done.stdout
     try:
