@@ -17,6 +17,7 @@ from benchmarks.figures import Effort, Figure, Target, figure, main
 from benchmarks.load import ask, checked, connection
 from benchmarks.servers import Served, product
 from gen_worker.client import Client
+from gen_worker.environment import author_environment
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import Fork, Forked, Hello, Report, Warm, ZygoteReport
 from gen_worker.wire.page import create_page

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from gen_worker.environment import author_environment
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
 from gen_worker.wire.messages import Fork, Forked, Unfit, Warm, ZygoteReport
 from gen_worker_supervisor.environment import child_environment

@@ -72,6 +72,32 @@ def prepend(root: Path, text: str) -> None:
     main.write_text(text + main.read_text())
 
 
+SECRETS = {name: "canary" for name in ("HF_TOKEN", "WORKER_JWT", "GEN_WORKER_TOKEN", "AUTH_TOKEN")}
+SPY = """
+import os, sys
+print("imported by a process that knows", sorted(set(os.environ.values()) & {"canary"}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("gen_worker.discover",),
+        ("gen_worker.discovery",),
+        ("gen_worker.cli", "run", "--list"),
+        ("gen_worker.cli", "serve", "--list-functions"),
+        ("gen_worker.cli", "validate"),
+    ],
+)
+def test_an_import_sees_none_of_the_secrets_of_the_worker(
+    root: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    prepend(root, SPY)
+    assert "imported by a process that knows []" in python("-m", *command, cwd=root).stderr.splitlines()
+
+
 # --- discover ---------------------------------------------------------------------------------------------------------
 
 
