@@ -72,7 +72,7 @@ def prepend(root: Path, text: str) -> None:
     main.write_text(text + main.read_text())
 
 
-SECRETS = {name: "canary" for name in ("HF_TOKEN", "WORKER_JWT", "GEN_WORKER_TOKEN", "AUTH_TOKEN")}
+SECRETS = dict.fromkeys(("HF_TOKEN", "WORKER_JWT", "GEN_WORKER_TOKEN", "AUTH_TOKEN"), "canary")
 SPY = """
 import os, sys
 print("imported by a process that knows", sorted(set(os.environ.values()) & {"canary"}), file=sys.stderr)
