@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.served import ENDPOINTS, until
+from tests.served import ENDPOINTS, environment, until
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "validate", "completion"]
@@ -112,7 +112,7 @@ def test_a_full_disk_is_said_without_a_traceback() -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["--help", "ps --json", "invoke f -", "run --module nothing", "serve --module 1"])
 def test_a_command_does_without_a_standard_stream_that_is_closed(closed: str, command: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path)}
+    variables = {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path)}
     whole, without = (
         subprocess.run(
             ["sh", "-c", f'"$0" {command} {redirection}', GEN_WORKER],
@@ -120,7 +120,7 @@ def test_a_command_does_without_a_standard_stream_that_is_closed(closed: str, co
             capture_output=True,
             text=True,
             timeout=30,
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
         )
         for redirection in ("", closed)
@@ -133,9 +133,8 @@ def test_a_command_does_without_a_standard_stream_that_is_closed(closed: str, co
 @pytest.mark.process
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_serve_serves_without_a_standard_stream(closed: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path / "run")}
     command = f'exec "$0" serve --no-stdin --module faulty --devices cpu:1 --socket {tmp_path}/s {closed}'
-    with subprocess.Popen(["sh", "-c", command, GEN_WORKER], cwd=ENDPOINTS, env=environment) as process:
+    with subprocess.Popen(["sh", "-c", command, GEN_WORKER], cwd=ENDPOINTS, env=environment(tmp_path)) as process:
         try:
             until((tmp_path / "s.json").exists, what="the server being ready")
             done = gen_worker("invoke", "echo", "text=hi", "--socket", str(tmp_path / "s"))
