@@ -1,11 +1,14 @@
-"""Whether a stream takes colour, and how text is painted."""
+"""Whether a stream takes colour, how text is painted, and which text is fit to be shown."""
 
+import re
 from collections.abc import Mapping
 from typing import Literal, TextIO, TypeAlias
 
 Style: TypeAlias = Literal["bold", "dim", "red", "green", "yellow", "blue"]
 
 _CODES: dict[Style, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34"}
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # what could steer a terminal; a tab only moves on
+_CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def colours(stream: TextIO, env: Mapping[str, str]) -> bool:
@@ -18,6 +21,12 @@ def colours(stream: TextIO, env: Mapping[str, str]) -> bool:
     if env.get("FORCE_COLOR"):
         return True
     return stream.isatty() and env.get("TERM") != "dumb"
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return the text with its control characters spelt out in hexadecimal; with `lines` it may have several."""
+    control = _CONTROL_IN_LINES if lines else _CONTROL
+    return control.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def paint(text: str, style: Style) -> str:

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from gen_worker.terminal import Style, colours, paint
+from gen_worker.terminal import Style, colours, paint, printable
 from gen_worker.wire.messages import Level
 from gen_worker.wire.status import EventStatus
 
@@ -27,7 +27,6 @@ EVENTS = 256
 HIDDEN = "[secret]"
 _LEVELS: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _STYLES: dict[Level, Style] = {"warning": "yellow", "error": "red"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # what could steer a terminal
 
 
 def format_of(wanted: str, *, pid: int, terminal: bool) -> Format:
@@ -79,18 +78,23 @@ class Look:
 
     def line(self, line: Line, *, bare: bool = False, marked: bool = False) -> bytes:
         """Return the bytes of a line. As text, a `bare` one names no source, a `marked` one begins with its level."""
-        line.message = self.hide(line.message)
+        shown = Line(line.ts, line.level, *map(self._shown, (line.source, line.message)))
+        shown.job = None if line.job is None else self._shown(line.job)
+        shown.child = None if line.child is None else self._shown(line.child)
         if self.form == "json":
-            line.message = line.message.encode("utf-8", "backslashreplace").decode()
-            return _encode(line) + b"\n"
-        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line.message).replace("\n", "\n  ")
+            return _encode(shown) + b"\n"
+        text = printable(shown.message, lines=True).replace("\n", "\n  ")
         if marked:
             mark = f"{line.level}:"
             style = _STYLES.get(line.level) if self.colour else None
             text = f"{mark if style is None else paint(mark, style)} {text}"
         if not bare:
-            text = f"[{line.source}{'' if line.job is None else f' job={line.job}'}] {text}"
-        return text.encode("utf-8", "backslashreplace") + b"\n"
+            text = f"[{printable(shown.source if shown.job is None else f'{shown.source} job={shown.job}')}] {text}"
+        return text.encode() + b"\n"
+
+    def _shown(self, text: str) -> str:
+        """Return the text without secret values, as UTF-8 can carry it."""
+        return self.hide(text).encode("utf-8", "backslashreplace").decode()
 
 
 def stderr_look(form: str, level: Level, environment: Mapping[str, str], secrets: Iterable[str]) -> Look:
@@ -115,6 +119,10 @@ class Log:
         self._thread = threading.Thread(target=self._write, name="gen-worker-log", daemon=True)
         self._thread.start()
 
+    def hide(self, text: str) -> str:
+        """Return the text without secret values."""
+        return self._look.hide(text)
+
     def say(self, message: str, level: Level = "info") -> None:
         """Write a line of the supervisor's own; never blocks."""
         if self._look.shows(level):
@@ -138,7 +146,7 @@ class Log:
         """Write a line and remember it for `ps`; `lines` go below it. Never blocks."""
         now = time.time()
         self._events += 1
-        self.events.append(EventStatus(self._events, now, level, source, self._look.hide(message)))
+        self.events.append(EventStatus(self._events, now, level, self.hide(source), self.hide(message)))
         if not self._look.shows(level):
             return
         if self._look.form == "json":

@@ -99,6 +99,10 @@ def test_a_table_cuts_its_widest_columns_only_as_far_as_needed(rows: list[tuple[
     assert ("…" in "".join(lines)) == (natural > width)
 
 
+def test_a_cell_can_neither_steer_a_terminal_nor_begin_a_line() -> None:
+    assert table(("JOB",), [("r1\x1b[2J\r\n\x07",)], elastic=()) == "JOB\nr1\\x1b[2J\\x0d\\x0a\\x07"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, "-"), (0, "0.0s"), (3.21, "3.2s"), (59.94, "59.9s"), (59.96, "1m00s"), (185, "3m05s"), (7380, "2h03m")],

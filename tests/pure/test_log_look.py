@@ -51,6 +51,19 @@ def test_what_could_steer_a_terminal_is_shown_and_a_line_feed_begins_no_line_of_
     assert shown(Look(), "\x1b[2Jgone\x07\n[serve] forged") == "[cpu:0] \\x1b[2Jgone\\x07\n  [serve] forged\n"
 
 
+def test_a_request_id_can_neither_steer_a_terminal_nor_forge_a_line_nor_show_a_secret() -> None:
+    request_id = "r1\x1b[2J\r\n\x9b[serve] ready hunter22"
+    told = "r1\\x1b[2J\\x0d\\x0a\\x9b[serve] ready [secret]"
+    assert shown(Look(secrets=["hunter22"]), "hello", job=request_id) == f"[cpu:0 job={told}] hello\n"
+    line = shown(Look("json", secrets=["hunter22"]), "hello", job=request_id)
+    assert line.count("\n") == 1
+    assert json.loads(line)["job"] == request_id.replace("hunter22", HIDDEN)
+
+
+def test_a_carriage_return_cannot_write_over_a_line() -> None:
+    assert shown(Look(), "hidden\rshown") == "[cpu:0] hidden\\x0dshown\n"
+
+
 def test_secret_values_are_hidden_the_longest_first_and_line_by_line() -> None:
     look = Look(secrets=["hunter22", "hunter22-and-more", "first line\nsecond line"])
     assert look.hide("with hunter22-and-more and hunter22") == f"with {HIDDEN} and {HIDDEN}"

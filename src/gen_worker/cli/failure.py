@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Literal
 
-from gen_worker.terminal import Style, colours, paint
+from gen_worker.terminal import Style, colours, paint, printable
 
 OK, USER_CODE, USAGE, NO_MODEL, UNREACHABLE, NOT_FOUND, CANCELED = 0, 1, 2, 3, 4, 5, 130
 
@@ -37,7 +37,7 @@ def say(what: Literal["error", "warning", "hint"], text: str) -> None:
     mark = f"{what}:"
     if colours(sys.stderr, os.environ):
         mark = paint(mark, _STYLES[what])
-    sys.stderr.write(f"{mark} {text}\n")
+    sys.stderr.write(f"{mark} {printable(text, lines=True)}\n")
     sys.stderr.flush()
 
 

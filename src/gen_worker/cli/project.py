@@ -14,6 +14,7 @@ from gen_worker.cli.failure import Failure
 from gen_worker.cli.servers import functions_in
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.project import import_paths, load_project_config
+from gen_worker.terminal import printable
 from gen_worker.wire.survey import Survey
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -94,4 +95,4 @@ def functions_of(description: bytes) -> list[dict[str, Any]]:
 def show_stack(lines: list[str]) -> None:
     """Print the author's part of a traceback."""
     for line in lines:
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{printable(line, lines=True)}\n")

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from gen_worker.terminal import printable
+
 WIDTH = 80
 _GAP = "  "
 
@@ -19,7 +21,7 @@ def table(
     painted: Painter = lambda _head, _text, cell: cell,
 ) -> str:
     """Return the rows under their heads; where they are too wide, the `elastic` columns are cut, the widest first."""
-    lines = [list(heads), *map(list, rows)]
+    lines = [list(heads), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     may_shrink = [index for index, head in enumerate(heads) if head in elastic]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
