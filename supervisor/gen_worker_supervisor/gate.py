@@ -24,20 +24,22 @@ class Gate:
         """Whether this is the token; takes as long for a wrong one as for the right one."""
         return token is not None and hmac.compare_digest(_digest(token), self._digest)
 
-    def note_wrong(self, address: str, now: float) -> None:
-        """Count a wrong or missing token."""
+    def note_wrong(self, address: str, now: float) -> bool:
+        """Count a wrong or missing token; return whether that shuts its address out."""
         times = self._wrong.pop(address, None) or deque(maxlen=WRONG_A_SECOND + 1)
         times.append(now)
         self._wrong[address] = times
-        if len(times) > WRONG_A_SECOND and now - times[0] <= 1.0:
+        too_many = len(times) > WRONG_A_SECOND and now - times[0] <= 1.0
+        if too_many:
             self._shut_until.pop(address, None)
             self._shut_until[address] = now + SHUT_OUT_S
         for table in (self._wrong, self._shut_until):
             if len(table) > KNOWN_ADDRESSES:
                 del table[next(iter(table))]
+        return too_many
 
     def is_shut(self, address: str, now: float) -> bool:
-        """Whether new connections from this address are closed at once."""
+        """Whether nothing that comes from this address is compared with the token."""
         until = self._shut_until.get(address)
         if until is None:
             return False

@@ -16,7 +16,7 @@ import msgspec
 
 from gen_worker.wire.messages import REQUEST_ID_CHARS, ErrorDetail, ErrorKind, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
-from gen_worker_supervisor.gate import Gate
+from gen_worker_supervisor.gate import SHUT_OUT_S, Gate
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.line_socket import Limits, LineSocket, Pool
 from gen_worker_supervisor.phases import JobState
@@ -29,6 +29,7 @@ LINK = "serve"
 COPIED_BYTES = 1 << 20  # an output that waits for a slow reader and is not longer gives its shared memory back
 LONGEST_TIMEOUT_MS = 10**12
 
+_SHUT_OUT = "too many wrong tokens"
 _NOT_ONE_LINE = "the child's answer is not one line of JSON"
 _PLAIN = b'{"ok":true,"events":[{"event":"result","value":%b}]}\n'
 _OK_HEAD = b'{"ok":true,"events":['
@@ -226,17 +227,14 @@ class NdjsonServer:
             sock.close()
 
     def admit_tcp(self, sock: socket.socket) -> None:
-        """Take a client that came over TCP, unless its address guesses tokens."""
+        """Take a client that came over TCP; one whose address guesses tokens is turned away."""
         try:
             address = sock.getpeername()[0]
             tune_tcp(sock)
         except OSError:  # it has gone already
             sock.close()
             return
-        if self.gate is not None and self.gate.is_shut(address, time.monotonic()):
-            sock.close()
-        else:
-            TcpConnection(sock, self, self._poller, self._pool, address)
+        TcpConnection(sock, self, self._poller, self._pool, address).greet()
 
     def admit_streams(self, sock: socket.socket) -> None:
         """Take the socket that stands for standard input and output."""
@@ -389,27 +387,50 @@ class TcpConnection(Connection):
     def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool, address: str) -> None:
         self._gate = server.gate
         self._address = address
+        self._trusted = server.gate is None
         super().__init__(sock, server, poller, pool)
+
+    def greet(self) -> None:
+        """Turn the client away before it says anything, if its address is shut out."""
+        if self._is_shut():
+            self._turn_away(_SHUT_OUT)
+
+    def _is_shut(self) -> bool:
+        """Whether its address is shut out, which costs nobody who has shown the token before."""
+        return not self._trusted and self._gate is not None and self._gate.is_shut(self._address, time.monotonic())
 
     def admits(self, request: Request) -> bool:
         """Whether the line shows the token; if not, the client is turned away."""
-        if self._gate is None or self._gate.admits(request.token):
+        if self._gate is None:
             return True
+        if self._is_shut():  # not even compared: else each open connection had one guess more
+            self._turn_away(_SHUT_OUT, request.request_id)
+            return False
+        if self._gate.admits(request.token):
+            self._trusted = True
+            return True
+        self._note_wrong()
         self._turn_away("a line without `token`" if request.token is None else "a wrong `token`", request.request_id)
         return False
 
     def on_nonsense(self, line: bytes, reason: str) -> None:
         """Turn away who shows no token, and browsers: a page could make one send a request in a form's text."""
-        if self._gate is not None:
+        if self._is_shut():
+            self._turn_away(_SHUT_OUT)
+        elif self._gate is not None:
+            self._note_wrong()
             self._turn_away("a line without `token`")
         elif _HTTP.search(line) is not None:
             self._turn_away("this is no HTTP server: it takes one JSON object a line")
         else:
             super().on_nonsense(line, reason)
 
+    def _note_wrong(self) -> None:
+        if self._gate is not None and self._gate.note_wrong(self._address, time.monotonic()):
+            problem = f"too many wrong tokens from {self._address}: it is shut out for {SHUT_OUT_S:g} s"
+            self.supervisor.log.event("warning", LINK, problem)
+
     def _turn_away(self, reason: str, request_id: str | None = None) -> None:
-        if self._gate is not None:
-            self._gate.note_wrong(self._address, time.monotonic())
         tail = b"" if request_id is None else b',"request_id":' + _encode(request_id)
         self.turn_away(error_frame("usage", reason, False, None, tail))
 

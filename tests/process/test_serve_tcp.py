@@ -5,6 +5,7 @@ import signal
 import socket
 import struct
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -146,26 +147,41 @@ def test_a_wrong_token_ends_what_its_connection_has_asked_for_before(serve: Serv
 def test_an_address_that_guesses_is_shut_out_for_a_second(serve: Serve) -> None:
     server = serve(listen=LOOPBACK, token=TOKEN)
     with server.connect() as trusted:
+        trusted.send("echo", text="known")
+        assert text_of(trusted.frame()) == "known"
         for _ in range(6):
             with Connection(server.address) as guesser:
                 guesser.write(b'{"function":"echo","token":"guess"}\n')
                 assert guesser.frame()["error"]["kind"] == "usage"
         shut_out = time.monotonic()
         with Connection(server.address, token=TOKEN) as late:
+            assert late.frame()["error"]["message"] == "too many wrong tokens"
             assert ends_within(late, 0.1)
         trusted.send("echo", text="still here")
-        assert text_of(trusted.frame()) == "still here"
+        assert text_of(trusted.frame()) == "still here"  # it has shown the token before
 
     def is_let_in() -> bool:
         with Connection(server.address, token=TOKEN) as again:
             again.send("echo", text="back")
             try:
-                return again.read() is not None
+                return bool(again.frame()["ok"])
             except ConnectionResetError:
                 return False
 
     until(is_let_in, what="being let in again")
     assert 0.5 < time.monotonic() - shut_out < 3
+
+
+def test_connections_that_were_open_before_a_shut_out_have_no_guess_of_their_own(serve: Serve) -> None:
+    server = serve(listen=LOOPBACK, token=TOKEN)
+    with ExitStack() as stack:
+        guessers = [stack.enter_context(Connection(server.address)) for _ in range(20)]
+        told = []
+        for guesser in guessers:
+            guesser.write(b'{"function":"echo","token":"guess"}\n')
+            told.append(guesser.frame()["error"]["message"])
+    assert told == ["a wrong `token`"] * 6 + ["too many wrong tokens"] * 14
+    assert server.log().count("warning: too many wrong tokens from 127.0.0.1: it is shut out for 1 s") == 1
 
 
 def test_a_browser_cannot_be_made_to_ask(serve: Serve) -> None:

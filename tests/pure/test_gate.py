@@ -16,9 +16,9 @@ def test_a_token_of_any_characters_admits() -> None:
 def test_more_wrong_tokens_than_allowed_in_a_second_shut_an_address_out_for_a_second() -> None:
     gate = Gate("hunter22")
     for number in range(WRONG_A_SECOND):
-        gate.note_wrong("guesser", 10 + number / 10)
+        assert not gate.note_wrong("guesser", 10 + number / 10)
     assert not gate.is_shut("guesser", 10.5)
-    gate.note_wrong("guesser", 10.9)
+    assert gate.note_wrong("guesser", 10.9)
     assert gate.is_shut("guesser", 10.9)
     assert not gate.is_shut("another", 10.9)
     assert gate.is_shut("guesser", 10.9 + SHUT_OUT_S - 0.01)
