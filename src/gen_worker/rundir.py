@@ -1,7 +1,8 @@
 """Where supervisors leave their traces, and how to find the one that is meant.
 
-`<run dir>/<pid>/control.sock` is a supervisor's control socket and `supervisor.json` beside it says who it is. Only its
-own supervisor removes such a folder: whoever looks judges by what answers, and deletes nothing.
+`<run dir>/<pid>/control.sock` is a supervisor's control socket and `supervisor.json` beside it says who it is; where a
+supervisor of another pid namespace has that folder, it is `<pid>-<boot id>`. Only its own supervisor removes such a
+folder: whoever looks judges by what answers, and deletes nothing.
 """
 
 import errno

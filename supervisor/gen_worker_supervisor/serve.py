@@ -14,6 +14,8 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -35,7 +37,7 @@ from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.sockets import Acceptor, ListenError, OwnFile, bind_unix
+from gen_worker_supervisor.sockets import Acceptor, ListenError, OwnFile, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import Listener, StartError
 from gen_worker_supervisor.state import Device, Fleet, Function
 from gen_worker_supervisor.stdio import End, StandardStreams
@@ -72,12 +74,28 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
         survey = start.chosen(survey, options.functions)
         owned = start.own_devices(options.devices, survey)
         listener = start.listen(options.address, guarded=settings.token is not None)
-        plan = Plan(options, survey, owned, listener, settings, environment, limits, look)
-        with asyncio.Runner() as runner:
-            return runner.run(_serve(plan))
+        with ExitStack() as ends:
+            ends.callback(_close, listener, look)
+            plan = Plan(options, survey, owned, listener, settings, environment, limits, look)
+            return ends.enter_context(asyncio.Runner()).run(_serve(plan))
     except StartError as error:
         _tell(error, look)
         return USAGE
+
+
+def _reason(error: OSError | ListenError) -> str:
+    """Return what went wrong, without a number of the system's."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return (said or str(error)).lower()
+
+
+def _close(listener: Listener, look: Look) -> None:
+    try:
+        listener.close()
+    except OSError as error:
+        log = Log(look)
+        log.event("warning", "serve", f"`{error.filename}` stays: {_reason(error)}")
+        log.close()
 
 
 def _tell(error: StartError, look: Look) -> None:
@@ -152,7 +170,7 @@ class Service:
         self._loop = loop
         self._plan = plan
         self._address = str(plan.listener.address)
-        self._own_files = [plan.listener.file] if plan.listener.file is not None else []
+        self._sidecar: OwnFile | None = None
         self.log = Log(plan.look)
         self._poller = Poller(loop)
         self._reaper = Reaper(loop)
@@ -168,7 +186,7 @@ class Service:
             environment=plan.environment,
         )
         self._requests = NdjsonServer(self.supervisor, self._poller, plan.limits, plan.gate())
-        self._folder = plan.settings.run_dir / str(os.getpid())
+        self._folder: Path | None = None
         self._boot_id = uuid.uuid4().hex
         self._version = importlib.metadata.version("gen-worker")
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, self._address)
@@ -178,13 +196,17 @@ class Service:
         self._streams: StandardStreams | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._stopping_since: float | None = None
+        self._has_begun = False
         self._status = OK
 
     async def run(self) -> int:
         """Serve until told to end; return the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+            self._loop.add_signal_handler(signal.SIGHUP, self._stop, "the terminal is closed: stopping")
         self._open_control()
+        self._has_begun = True
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
@@ -200,21 +222,32 @@ class Service:
     # --- its beginning ---
 
     def _open_control(self) -> None:
+        place = self._plan.settings.run_dir
         try:
-            make_private(self._folder.parent)
-            if self._folder.exists():
-                shutil.rmtree(self._folder)  # of a dead process that had our pid
-            self._folder.mkdir(mode=0o700)
-            control = self._folder / CONTROL
-            self._control.listen(bind_unix(control, socket.SOCK_SEQPACKET))
+            make_private(place)
+            self._folder, sock = self._own_folder(place)
+            self._control.listen(sock)
+            control = str(self._folder / CONTROL)
+            file = SupervisorFile(os.getpid(), self._boot_id, control, self._address, wire.CONTROL_PROTOCOL)
+            file.write(self._folder)
         except (OSError, ListenError) as error:
-            raise StartError(
-                f"cannot open the control socket in `{self._folder}`: {error}",
-                "set `GEN_WORKER_RUN_DIR` to a folder of yours",
-            ) from None
-        SupervisorFile(os.getpid(), self._boot_id, str(control), self._address, wire.CONTROL_PROTOCOL).write(
-            self._folder
-        )
+            reason = "it is not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else _reason(error)
+            hint = "set `GEN_WORKER_RUN_DIR` to a folder of yours"
+            raise StartError(f"cannot open the control socket in `{place}`: {reason}", hint) from None
+
+    def _own_folder(self, place: Path) -> tuple[Path, socket.socket]:
+        """Return a folder that is ours alone, and the control socket in it.
+
+        A server in another container may have our pid and this very run directory: what is alive there stays.
+        """
+        folder = place / str(os.getpid())
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)  # a dead one's is used again
+            return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
+        except (SocketInUseError, FileNotFoundError):  # the other one removes it at its end
+            folder = place / f"{folder.name}-{self._boot_id}"
+            folder.mkdir(mode=0o700)
+            return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
 
     def _accept(self) -> None:
         self._acceptor = Acceptor(
@@ -254,7 +287,7 @@ class Service:
         try:
             part.write_bytes(msgspec.json.encode(document) + b"\n")
             part.replace(path)
-            self._own_files.append(OwnFile.at(path))
+            self._sidecar = OwnFile.at(path)
         except OSError as error:
             self.log.event("warning", "serve", f"no sidecar: `{path}` cannot be written: {error.strerror or error}")
 
@@ -309,20 +342,25 @@ class Service:
             self._acceptor.close()
         if self._idle is not None:
             self._idle.cancel()
-        for file in self._own_files:
-            try:
-                file.remove()
-            except OSError as error:
-                self.log.event("warning", "serve", f"`{file.path}` stays: {error.strerror or error}")
-        self._plan.listener.sock.close()
+        self._remove_sidecar()
         self._requests.close()
         if self._streams is not None:
             self._streams.close()
         self.supervisor.close()
+        if self._folder is not None:  # before its socket closes: from then on it would be anyone's with our pid
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._control.close()
         self._poller.close()
         self._reaper.close()
         self._saver.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self.log.say("stopped")
+        if self._has_begun:
+            self.log.say("stopped")
         self.log.close()
+
+    def _remove_sidecar(self) -> None:
+        if self._sidecar is None:
+            return
+        try:
+            self._sidecar.remove()
+        except OSError as error:
+            self.log.event("warning", "serve", f"`{self._sidecar.path}` stays: {_reason(error)}")

@@ -1,9 +1,13 @@
 """What must succeed before a supervisor starts anything: the look at the author's module, the devices, the socket."""
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.process import survey_of_module
@@ -65,6 +69,12 @@ class Listener(NamedTuple):
     file: OwnFile | None
     """The socket as a file, which a TCP one is not."""
 
+    def close(self) -> None:
+        """Listen no more and remove the socket's file; raise `OSError` where that is not possible."""
+        self.sock.close()
+        if self.file is not None:
+            self.file.remove()
+
 
 def listen(address: Address, *, guarded: bool) -> Listener:
     """Return a listening socket; raise `StartError` where none can be had."""
@@ -72,14 +82,32 @@ def listen(address: Address, *, guarded: bool) -> Listener:
         sidecar = Path(address.sidecar).absolute()
         if isinstance(address, TcpAddress):
             sock, real = bind_tcp(address, guarded=guarded)
+            _remove_stale(sidecar, of_anyone=False)  # every TCP server of this folder would write this file
             return Listener(sock, real, sidecar, None)
         path = Path(address.path).absolute()
         sock = bind_unix(path, socket.SOCK_STREAM)
+        _remove_stale(sidecar, of_anyone=True)
         return Listener(sock, UnixAddress(str(path)), sidecar, OwnFile.at(path))
     except ListenError as error:
         raise StartError(str(error), error.hint) from None
     except OSError as error:
         raise _unlistenable(address, error) from None
+
+
+class _Sidecar(msgspec.Struct):
+    pid: int
+    listen: str
+
+
+def _remove_stale(sidecar: Path, *, of_anyone: bool) -> None:
+    """Remove what a server left that was killed: while we start, it would call us ready."""
+    try:
+        found = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar)
+    except (OSError, msgspec.DecodeError):  # none, or no server's
+        return
+    if of_anyone or found.pid == os.getpid() or not Path(f"/proc/{found.pid}").exists():
+        with suppress(OSError):  # gone meanwhile, or not removable: then its replacement is told as not writable
+            sidecar.unlink()
 
 
 def _unlistenable(address: Address, error: OSError) -> StartError:

@@ -3,12 +3,26 @@
 import os
 import signal
 import socket
+import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.served import PATIENCE_S, Serve, Server, launch, serving, text_of, until
+from gen_worker.rundir import live_supervisors
+from tests.served import (
+    ENDPOINTS,
+    GEN_WORKER,
+    PATIENCE_S,
+    Serve,
+    Server,
+    environment,
+    launch,
+    serving,
+    text_of,
+    until,
+)
 
 pytestmark = pytest.mark.process
 
@@ -171,3 +185,92 @@ def _what_another_user_gets(server: Server) -> int:
             return 1 if sock.recv(1) else 0
         except (BrokenPipeError, ConnectionResetError):
             return 0
+
+
+# --- what others left, or have ----------------------------------------------------------------------------------------
+
+SLOW = """
+import os, pathlib, time
+import msgspec
+from gen_worker import RequestContext, endpoint
+
+class Nothing(msgspec.Struct):
+    pass
+
+@endpoint
+class Slow:
+    def setup(self) -> None:
+        while not (pathlib.Path(os.environ["FAULTY_FOLDER"]) / "go").exists():
+            time.sleep(0.01)
+
+    def slow(self, ctx: RequestContext, payload: Nothing) -> Nothing:
+        return payload
+"""
+
+
+@pytest.mark.parametrize("listen", [None, "tcp://127.0.0.1:0"])
+def test_while_a_server_starts_no_file_of_a_killed_one_calls_it_ready(
+    serve: Serve, tmp_path: Path, listen: str | None
+) -> None:
+    killed = serve(listen=listen)
+    killed.signal(signal.SIGKILL)
+    killed.process.wait(PATIENCE_S)
+    assert killed.sidecar.exists()
+    (tmp_path / "slow.py").write_text(SLOW)
+    log = tmp_path / "second"
+    with launch(tmp_path, "--eager", module="slow", cwd=tmp_path, listen=listen, log=log) as process:
+        until(lambda: "[cpu:0] child" in log.read_text(), what="the start of a child")
+        assert not killed.sidecar.exists()
+        (tmp_path / "go").touch()
+        until(killed.sidecar.exists, what="the sidecar")
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_file_beside_the_socket_that_no_server_wrote_outlives_a_start_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "gw.sock.json").write_text('{"mine": true}')
+    with launch(tmp_path, variables={"GEN_WORKER_RUN_DIR": "/proc/no/run"}) as process:
+        assert process.wait(PATIENCE_S) == 2
+    assert (tmp_path / "gw.sock.json").read_text() == '{"mine": true}'
+
+
+def test_a_run_directory_that_cannot_be_is_told_in_words_and_leaves_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with launch(tmp_path, variables={"GEN_WORKER_RUN_DIR": str(tmp_path / "file")}) as process:
+        assert process.wait(PATIENCE_S) == 2
+    assert (tmp_path / "log").read_text() == (
+        f"error: cannot open the control socket in `{tmp_path}/file`: it is not a folder\n"
+        "hint: set `GEN_WORKER_RUN_DIR` to a folder of yours\n"
+    )
+    assert not (tmp_path / "gw.sock").exists()
+
+
+def test_a_live_server_of_another_container_with_the_same_pid_keeps_its_folder(tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    home.mkdir(mode=0o700)
+    with ExitStack() as others:
+
+        def occupy(pid: int) -> Path:
+            (home / str(pid)).mkdir()
+            sock = others.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            sock.bind(str(home / str(pid) / "control.sock"))
+            sock.listen()
+            return home / str(pid) / "control.sock"
+
+        command = ["sh", "-c", 'read go; exec "$@"', "sh", *GEN_WORKER, "serve", "--module", "faulty"]
+        command += ["--no-stdin", "--devices", "cpu:1", "--listen", str(tmp_path / "gw.sock")]
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(
+                command, cwd=ENDPOINTS, env=environment(tmp_path), stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+        with process:
+            theirs = occupy(process.pid)
+            process.stdin.write(b"\n")  # type: ignore[union-attr]
+            process.stdin.close()  # type: ignore[union-attr]
+            until(lambda: "\nready\n" in (tmp_path / "log").read_text(), what="its being ready")
+            (found,) = live_supervisors(home)
+            assert (found.pid, Path(found.control).parent.name) == (process.pid, f"{process.pid}-{found.boot_id}")
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 0
+        assert theirs.is_socket()
+        assert [path.name for path in home.iterdir()] == [str(process.pid)]
