@@ -69,10 +69,16 @@ def test_the_version_is_the_packages() -> None:
         (["run", "--prety"], "error: no option `--prety`\nhint: did you mean `--pretty`?\n"),
         (["kill"], "error: missing argument `REQUEST`\nhint: `gen-worker kill --help` says what it takes\n"),
         (["invoke"], "error: missing argument `FUNCTION`\nhint: `gen-worker invoke --help` says what it takes\n"),
+        *(
+            (
+                [command, "--timeout", value],
+                f"error: `--timeout` takes seconds, 0 or more, not `{value}`\nhint: 0 sets no limit\n",
+            )
+            for command, value in [("invoke", "soon"), ("invoke", "nan"), ("repl", "inf"), ("repl", "1e10")]
+        ),
         (
-            ["invoke", "f", "--timeout", "soon"],
-            "error: invalid value for `--timeout`: `soon` is not a valid float range\n"
-            "hint: `gen-worker invoke --help` says what it takes\n",
+            ["invoke", "f", "--timeout=-1"],
+            "error: `--timeout` takes seconds, 0 or more, not `-1`\nhint: 0 sets no limit\n",
         ),
         (
             ["serve", "--devices", "auto", "--device", "0"],

@@ -328,9 +328,9 @@ def test_kill_asks_first(server: Path, client: Client) -> None:
 def test_kill_of_nothing_exits_5_and_touches_nothing(server: Path, client: Client) -> None:
     job = client.submit("wait", {}, request_id="spared")
     until(lambda: running(client, "spared"))
-    done = gen_worker("kill", "spaerd")
+    done = gen_worker("kill", "sparef")
     assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr == "error: no request `spaerd`\nhint: did you mean `spared`?\n"
+    assert done.stderr == "error: no request `sparef`\nhint: did you mean `spared`?\n"
     assert not job.done
     client.cancel("spared")
     with pytest.raises(JobError):

@@ -129,3 +129,16 @@ def test_an_amount_of_memory_is_said_as_a_person_would(amount: int | None, text:
 )
 def test_kill_says_what_ended_the_request_and_where_it_was(killed: Killed, text: str) -> None:
     assert kill.describe("a", killed) == text
+
+
+@pytest.mark.parametrize(
+    ("request_id", "near"),
+    [
+        ("invoke-6f0c", "invoke-6f0c2a91"),
+        ("invoke-6f0c2a92", "invoke-6f0c2a91"),
+        ("invoke-11111111", None),
+        ("invoke-", None),
+    ],
+)
+def test_kill_takes_for_a_slip_only_what_is_one(request_id: str, near: str | None) -> None:
+    assert kill.meant(request_id, ["invoke-6f0c2a91", "invoke-d5b3e870"]) == near

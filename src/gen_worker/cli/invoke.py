@@ -13,6 +13,7 @@ from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Fai
 from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, survey_of
 from gen_worker.cli.results import Results, SavedResults
+from gen_worker.cli.seconds import seconds_of
 from gen_worker.cli.servers import DEFAULT_SOCKET, described, find_server, schema_in
 from gen_worker.cli.settings import log_format_option, read_settings
 
@@ -38,8 +39,8 @@ timeout_option = click.option(
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
-    default=0.0,
+    callback=seconds_of,
+    default="0",
     help="Give up after so long, and have the job end by then; 0 waits for ever.  [default: 0]",
 )
 

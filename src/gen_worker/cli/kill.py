@@ -7,7 +7,7 @@ import click
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_request
-from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest
+from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Killed
@@ -40,8 +40,8 @@ def command(request: str, now: bool, socket_: str | None) -> int:
     """End one request."""
     with connected(socket_, "gen-worker kill") as client:
         known = [job.id for job in client.list().jobs]
-        meant = [name for name in known if request == name or request.endswith(f"/{name}")]
-        if len(meant) == 1:
+        named = [name for name in known if request == name or request.endswith(f"/{name}")]
+        if len(named) == 1:
             sys.stderr.write(f"waiting for `{request}` to end\n")
         killed = client.kill(request, now)
     if killed.outcome in ("not_found", "ambiguous"):
@@ -62,6 +62,17 @@ def _refuse(request: str, killed: Killed, known: list[str]) -> NoReturn:
     if killed.outcome == "ambiguous":
         listed = ", ".join(f"`{each}`" for each in killed.candidates)
         raise Failure(f"`{request}` may mean {listed}", "name one of them", code=USAGE)
-    near = nearest(request, known)
-    hint = f"did you mean `{near}`?" if near else "`gen-worker ps` shows the requests that have not ended"
+    near = meant(request, known)
+    hint = f"did you mean `{near}`?" if near else "it has ended, or never was; `gen-worker ps` shows what runs"
     raise Failure(f"no request `{request}`", hint, code=NOT_FOUND)
+
+
+def meant(request: str, known: list[str]) -> str | None:
+    """Return the only request that begins so or differs in one character; random ids look alike beyond that."""
+    begun = [each for each in known if each.startswith(request)]
+    near = begun or [each for each in known if _one_apart(each, request)]
+    return near[0] if len(near) == 1 else None
+
+
+def _one_apart(one: str, other: str) -> bool:
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1

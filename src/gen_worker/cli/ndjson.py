@@ -14,6 +14,7 @@ from gen_worker.wire.messages import ErrorDetail
 
 CONNECT_TIMEOUT_S = 10.0
 _PIECE_BYTES = 1 << 20
+_LOOK_S = 3600.0  # a socket takes no timeout of any length
 
 
 class WireError(msgspec.Struct):
@@ -98,10 +99,13 @@ class Lines:
         """Return the next line, None at the end; raise `NoAnswerInTime` when none comes before the deadline."""
         while (end := self._buffer.find(b"\n", self._searched)) < 0:
             self._searched = len(self._buffer)
-            self._connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+            left = None if deadline is None else deadline - time.monotonic()
+            self._connection.settimeout(None if left is None else min(max(left, 0.001), _LOOK_S))
             try:
                 piece = self._connection.recv(_PIECE_BYTES)
             except TimeoutError:
+                if deadline is not None and time.monotonic() < deadline:
+                    continue
                 raise NoAnswerInTime from None
             except ConnectionResetError:
                 return None
