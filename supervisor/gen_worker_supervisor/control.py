@@ -6,7 +6,6 @@ Results stay here until the client acknowledges them, so that a client that lost
 import asyncio
 import os
 import socket
-import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payl
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
-from gen_worker_supervisor.sockets import Acceptor
+from gen_worker_supervisor.sockets import Acceptor, peer
 from gen_worker_supervisor.state import Job, Outcome
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -36,7 +35,6 @@ UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 _decode = msgspec.msgpack.Decoder(wire.ClientFrame).decode
 _encode = msgspec.msgpack.Encoder().encode
-_PEER = struct.Struct("3i")
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +67,7 @@ class Ticket:
 
     def tell_answer(self, listener: "ControlClient") -> None:
         """Send the answer."""
-        listener.awaited.pop(self.request_id, None)
+        listener.expect_no_more(self)
         outcome = self.outcome
         assert outcome is not None
         if outcome.state is JobState.OK:
@@ -148,7 +146,7 @@ class ControlServer:
         )
 
     def _admit(self, sock: socket.socket) -> None:
-        _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        _, uid = peer(sock)
         if uid in (os.geteuid(), 0):
             self._clients.add(ControlClient(self, sock, self._loop, self._poller))
         else:
@@ -198,11 +196,12 @@ class ControlServer:
     def gone(self, client: "ControlClient") -> None:
         """A client closed its connection: its streams end, its other jobs go on for its return."""
         self._clients.discard(client)
-        for ticket in list(client.awaited.values()):
-            if ticket.listener is client:
-                ticket.listener = None
-                if ticket.stream and ticket.job is not None and not ticket.job.ended:
-                    self.supervisor.end(ticket.job, Reason.DISCONNECT)
+        listened = [ticket for ticket in client.awaited() if ticket.listener is client]
+        for ticket in listened:
+            ticket.listener = None
+        for ticket in listened:
+            if ticket.stream and ticket.job is not None and not ticket.job.ended:
+                self.supervisor.end(ticket.job, Reason.DISCONNECT)
 
     def close(self) -> None:
         """Close the socket and every connection."""
@@ -236,7 +235,7 @@ class ControlClient:
         self._view = memoryview(bytearray(FRAME_LIMIT + 1))
         self._unsent: deque[_Unsent] = deque()
         self._lent: dict[int, Output] = {}
-        self.awaited: dict[str, Ticket] = {}  # the jobs whose answers go here
+        self._awaited: dict[str, dict[int, Ticket]] = {}  # the jobs whose answers go here, by id and attempt
         self._opened = False
         self._closed = False
         poller.watch(sock.fileno(), self._on_events)
@@ -342,7 +341,7 @@ class ControlClient:
             return
         ticket = Ticket(frame.request_id, frame.attempt, self._server, self, frame.stream, frame.events)
         self._server.open_ticket(ticket)
-        self.awaited[frame.request_id] = ticket
+        self._expect(ticket)
         self.send(wire.Accepted(frame.request_id, frame.attempt))
         ticket.job = self._supervisor.submit(
             ticket,
@@ -360,14 +359,33 @@ class ControlClient:
         if ticket.listener is not None and ticket.listener is not self and ticket.outcome is None:
             ticket.listener.replaced(ticket)
         ticket.listener = self
-        self.awaited[ticket.request_id] = ticket
+        self._expect(ticket)
         self.send(wire.Accepted(ticket.request_id, ticket.attempt))
         if ticket.outcome is not None:
             ticket.tell_answer(self)
 
+    def _expect(self, ticket: Ticket) -> None:
+        self._awaited.setdefault(ticket.request_id, {})[ticket.attempt] = ticket
+
+    def expect_no_more(self, ticket: Ticket) -> None:
+        """Nothing of this job is to come here after what is sent now."""
+        attempts = self._awaited.get(ticket.request_id, {})
+        attempts.pop(ticket.attempt, None)
+        if not attempts:
+            self._awaited.pop(ticket.request_id, None)
+
+    def awaited(self) -> list[Ticket]:
+        """Return the jobs whose answers are to come here."""
+        return [ticket for attempts in self._awaited.values() for ticket in attempts.values()]
+
+    def _live(self, request_id: str) -> list[Job]:
+        """Return the jobs of this name that this connection waits for, every attempt, the newest last."""
+        tickets = self._awaited.get(request_id, {}).values()
+        return [ticket.job for ticket in tickets if ticket.job is not None and not ticket.job.ended]
+
     def replaced(self, ticket: Ticket) -> None:
         """Another connection asked for the same job: the answer goes there."""
-        self.awaited.pop(ticket.request_id, None)
+        self.expect_no_more(ticket)
         text = f"another connection has taken `{ticket.request_id}` over"
         self.send(wire.Error(ticket.request_id, 0, "usage", text, False))  # not the job's end: nothing to acknowledge
 
@@ -386,16 +404,13 @@ class ControlClient:
             return None
 
     def _more(self, request_id: str, items: int) -> None:
-        ticket = self.awaited.get(request_id)
-        if ticket is not None and ticket.listener is self and ticket.job is not None and items > 0:
-            self._supervisor.more(ticket.job, items)
+        if items > 0:
+            for job in self._live(request_id):
+                self._supervisor.more(job, items)
 
     def _meant(self, request_id: str) -> list[Job]:
-        """Return the live jobs that the client may mean: one of its own before anybody else's."""
-        own = self.awaited.get(request_id)
-        if own is not None and own.job is not None and not own.job.ended:
-            return [own.job]
-        return self._supervisor.find(request_id)
+        """Return the live jobs that the client may mean: its own newest attempt before anybody else's."""
+        return self._live(request_id)[-1:] or self._supervisor.find(request_id)
 
     def _cancel(self, request_id: str) -> None:
         jobs = self._meant(request_id)
@@ -450,8 +465,12 @@ class ControlClient:
     ) -> None:
         """Send a frame with a body, inline or as a memfd which the client reads until it sends `Release`.
 
-        With `keep` the caller goes on holding the body too.
+        With `keep` the caller goes on holding the body too. A client that has gone gets nothing and holds nothing.
         """
+        if self._closed:
+            if isinstance(body, Output) and not keep:
+                body.release()
+            return
         if isinstance(body, Output):
             if keep and body.name not in self._lent:
                 body.hold()

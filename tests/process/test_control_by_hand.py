@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec.msgpack import decode, encode
 
-from tests.served import PATIENCE_S, Serve, Server, until
+from tests.served import PATIENCE_S, Serve, Server, descriptors, until
 
 pytestmark = pytest.mark.process
 
@@ -225,6 +225,51 @@ def test_a_client_that_goes_leaves_its_job_and_takes_its_stream_along(server: Se
         until(lambda: server.job("goes") and server.job("stays"))
     until(lambda: server.job("goes") is None)
     assert server.job("stays") is not None
+
+
+def test_a_client_that_goes_takes_every_attempt_of_its_stream_along(server: Server) -> None:
+    with Link(server) as link:
+        for attempt in (1, 2):
+            link.say("submit", "goes", "count-down", encode({"start": 10_000}), "msgpack", attempt, True)
+        until(lambda: len(server.status().jobs) == 2, what="both attempts")
+    until(lambda: not server.status().jobs, what="the end of both attempts")
+
+
+def test_cancel_means_the_newest_attempt_of_a_name(server: Server) -> None:
+    with Link(server) as link:
+        for attempt in (1, 2):
+            link.say("submit", "r", "wait", encode({"name": "Ada"}), "msgpack", attempt)
+            assert link.hear() == ["accepted", "r", attempt]
+        for attempt in (2, 1):
+            link.say("cancel", "r")
+            assert link.hear()[:4] == ["error", "r", attempt, "canceled"]
+            assert link.hear() == ["canceled", "r", True]
+
+
+def test_results_for_a_client_that_has_gone_hold_no_memory_once_they_are_acknowledged(server: Server) -> None:
+    payload = encode({"data": bytes(300_000)})
+    held = []
+    with Link(server) as stays, memory(payload) as fd:
+        for name in ("a", "b", "c"):
+            with Link(server) as first:
+                first.say("submit", "first", "count-down", encode({"start": 10_000}), "msgpack", 1, True)
+                assert first.hear() == ["accepted", "first", 1]
+                with Link(server) as goes:
+                    for attempt in (1, 2):
+                        goes.say("submit", name, "reverse", [len(payload), 0], "msgpack", attempt, fds=(fd,))
+                        assert goes.hear() == ["accepted", name, attempt]
+            until(lambda: not server.status().jobs, what="the end of all jobs")
+            for attempt in (1, 2):
+                stays.say("submit", name, "reverse", [len(payload), 0], "msgpack", attempt, fds=(fd,))
+                assert stays.hear() == ["accepted", name, attempt]
+                (_, _, _, (_, region), *_), fds = stays.hear_with_memory()
+                os.close(fds[0])
+                stays.say("release", region)
+                stays.say("ack", name, attempt)
+            stays.say("list")
+            assert stays.hear()[0] == "listed"
+            held.append(sum("memfd" in each for each in descriptors(server.pid)))
+    assert held[0] == held[1] == held[2]
 
 
 def test_a_big_body_goes_and_comes_in_sealed_memory_that_is_named_and_released(server: Server) -> None:
