@@ -132,3 +132,41 @@ def test_standard_error_that_nobody_reads_holds_nobody(serve: Serve, tmp_path: P
         assert server.process.wait(PATIENCE_S) == 0
     finally:
         os.close(reader)
+
+
+# --- while it starts --------------------------------------------------------------------------------------------------
+
+UNHURRIED = """
+import os, pathlib, time
+(pathlib.Path(os.environ["FAULTY_FOLDER"]) / "probe").write_text(str(os.getpid()))
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_server_told_to_end_while_it_looks_at_the_module_ends_and_so_does_the_look(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    (tmp_path / "unhurried.py").write_text(UNHURRIED)
+    note = tmp_path / "probe"
+    with launch(tmp_path, module="unhurried", cwd=tmp_path) as process:
+        until(lambda: note.exists() and note.read_text(), what="the look at the module")
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == code
+    until(lambda: not alive(int(note.read_text())), what="the end of the look")
+    assert (tmp_path / "log").read_text() == ""
+    assert not (tmp_path / "gw.sock").exists()
+
+
+def test_a_closed_terminal_ends_a_server_as_sigterm_does(serve: Serve) -> None:
+    server = serve()
+    pids = server.processes()
+    server.signal(signal.SIGHUP)
+    assert server.process.wait(PATIENCE_S) == 0
+    assert server.log().endswith("the terminal is closed: stopping\nstopped\n")
+    until(lambda: not any(map(alive, pids)), what="the end of its processes")
+    assert not server.socket.exists()
+    assert not server.sidecar.exists()

@@ -1,8 +1,10 @@
 """`gen-worker serve`: an endpoint's functions, served by supervised child processes."""
 
 import os
+import signal
 import socket
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -109,6 +111,7 @@ def command(
     log_level: str | None,
 ) -> int:
     """Serve an endpoint's functions from supervised child processes."""
+    _end_on_signals()
     names = _names(functions)
     if not 0 <= idle_timeout_s < float("inf"):
         raise Failure(f"`--idle-timeout` takes a number of seconds, not `{idle_timeout_s:g}`", "0 never stops")
@@ -134,6 +137,20 @@ def command(
         stdin=not no_stdin,
     )
     return serve(options, settings, os.environ)
+
+
+def _end_on_signals() -> None:
+    """End in order at SIGTERM and SIGHUP from now on: until the server takes them over nothing needs an end of its own.
+
+    The first process of a container would not notice them at all.
+    """
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored
+            signal.signal(number, _end)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(OK)
 
 
 def _names(given: tuple[str, ...]) -> tuple[str, ...]:

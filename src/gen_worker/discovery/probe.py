@@ -5,6 +5,8 @@ and exits 0, or `{"error", "hint", "stack", "problems"}` and exits 2.
 """
 
 import argparse
+import ctypes
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +19,8 @@ from gen_worker.discovery.specs import collect
 from gen_worker.discovery.stdout import leave, reserved_stdout, write_all
 from gen_worker.discovery.walk import import_main
 from gen_worker.wire.survey import Survey
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,5 +52,12 @@ def _told(error: DiscoveryError) -> dict[str, Any]:
     return {"error": error.message, "hint": error.hint, "stack": error.stack}
 
 
+def _end_with_parent() -> None:
+    """Have the system end this process with the one that waits for it, whatever importing the module does meanwhile."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 if __name__ == "__main__":
+    _end_with_parent()
     leave(main())
