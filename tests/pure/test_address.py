@@ -48,6 +48,28 @@ def test_anything_else_is_refused_with_what_is_wrong(text: str, reason: str) -> 
     assert caught.value.hint == "write `tcp://host:port`, `unix:///path` or a path"
 
 
+@pytest.mark.parametrize(
+    ("text", "tcp"),
+    [
+        ("127.0.0.1:8000", "tcp://127.0.0.1:8000"),
+        ("localhost:8000", "tcp://localhost:8000"),
+        ("[::1]:8000", "tcp://[::1]:8000"),
+        (":8000", "tcp://127.0.0.1:8000"),
+        ("8000", "tcp://127.0.0.1:8000"),
+    ],
+)
+def test_a_host_and_a_port_alone_are_no_path(text: str, tcp: str) -> None:
+    with pytest.raises(AddressError, match="neither a path nor does it say") as caught:
+        parse_address(text)
+    assert f"`{tcp}`" in caught.value.hint
+    assert parse_address(tcp) != parse_address(f"./{text}")
+
+
+@pytest.mark.parametrize("text", ["a:b", "gw8000", "gw-1.sock", "./127.0.0.1:8000", "/tmp/a:1", "worker-7"])
+def test_a_path_may_hold_colons_and_digits(text: str) -> None:
+    assert parse_address(text) == UnixAddress(text)
+
+
 @given(st.text(max_size=40) | st.text(max_size=30).map("tcp://{}".format))
 def test_any_text_is_an_address_or_an_error_of_ours(text: str) -> None:
     try:

@@ -3,19 +3,21 @@
 Pure: reads and writes the text of addresses, resolves and opens nothing.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 TCP_SIDECAR = ".gen-worker.serve.json"
+_HOST_AND_PORT = re.compile(r"(?:([\w.-]+|\[[\w:]+\])?:)?(\d{1,5})")  # what hardly anybody means for a path
 
 
 class AddressError(ValueError):
     """A text is no address; `hint` says how one is written."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, hint: str = "write `tcp://host:port`, `unix:///path` or a path") -> None:
         super().__init__(message)
-        self.hint = "write `tcp://host:port`, `unix:///path` or a path"
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,20 @@ def parse_address(text: str) -> Address:
     if not text.strip() or "\0" in text or (found and not text.isprintable()):
         raise AddressError(f"`{ascii(text)[1:-1]}` is not an address")
     if not found:
-        return UnixAddress(text)
+        return _path(text)
     if scheme == "unix":
         return _unix(text)
     if scheme == "tcp":
         return _tcp(text)
     raise AddressError(f"`{text}` is not an address: nothing listens on `{scheme}`")
+
+
+def _path(text: str) -> UnixAddress:
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None:
+        return UnixAddress(text)
+    hint = f"over TCP it is `tcp://{found[1] or '127.0.0.1'}:{found[2]}`; a file of that name is `./{text}`"
+    raise AddressError(f"`{text}` is not an address: it is neither a path nor does it say `tcp://`", hint)
 
 
 def _unix(text: str) -> UnixAddress:
