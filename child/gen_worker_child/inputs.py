@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from gen_worker.api.errors import RetryableError
 from gen_worker.api.shapes import records_of
 from gen_worker.api.types import Asset
 from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
-
-PREFIX = "gen-worker-inputs-"
+from gen_worker.scratch import PREFIX, claimed_folder, remove_abandoned
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _WITHOUT_PARTS = frozenset((str, int, float, bool, bytes, type(None)))
@@ -92,7 +91,7 @@ class InputFiles:
         with self._making:
             if self._folder is None and os.name == "posix":
                 remove_abandoned()
-                self._folder, self._claim = _claimed_folder()
+                self._folder, self._claim = claimed_folder()
             elif self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
             return self._folder
@@ -129,35 +128,3 @@ def _write(folder: Path, asset: Asset) -> str:
     folder.mkdir()
     (folder / name).write_bytes(data)
     return str(folder / name)
-
-
-def _claimed_folder() -> tuple[Path, int]:
-    """Make a folder that is locked as long as this process lives; return it and the lock."""
-    while True:
-        folder = tempfile.mkdtemp(prefix=PREFIX)
-        claim = os.open(folder, os.O_RDONLY)
-        if _locks(claim) and os.path.exists(folder):
-            return Path(folder), claim
-        os.close(claim)  # another process took it for abandoned before it was locked
-
-
-def remove_abandoned() -> None:
-    """Remove the folders of processes that were killed: those that nobody holds a lock on."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # it went away meanwhile, or is none of ours
-            claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if os.fstat(claim).st_uid == os.getuid() and _locks(claim):
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(claim)
-
-
-def _locks(descriptor: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

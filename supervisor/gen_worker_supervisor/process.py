@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
+from gen_worker.scratch import remove_abandoned
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
 from gen_worker.wire.messages import Order, Release, Report
 from gen_worker.wire.page import PageReader, Reading, create_page
@@ -250,6 +251,7 @@ class ChildProcess:
         self._close_io()
         what = death(status, read_dump(self.crash_fd), self.child.job_thread, tuple(self.tail))
         self.close()
+        remove_abandoned()
         if problem:
             what = Death(f"protocol: {problem}", what.signal, what.exit_code, what.stack, what.printed)
         self._listener.on_death(self, what)

@@ -22,6 +22,7 @@ import msgspec
 
 from gen_worker.environment import secret_values
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
+from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
 from gen_worker.wire.address import Address, TcpAddress
@@ -352,6 +353,7 @@ class Service:
         self._control.close()
         self._poller.close()
         self._reaper.close()
+        remove_abandoned()
         self._saver.close()
         if self._has_begun:
             self.log.say("stopped")

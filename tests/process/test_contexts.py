@@ -100,6 +100,16 @@ def test_files_of_a_killed_child_are_removed_by_the_next_one_that_needs_some(ser
     until(lambda: not list(temporary.iterdir()), what="the folder of a drained child being gone")
 
 
+def test_files_of_a_killed_child_are_gone_without_a_next_one(server: Server, temporary: Path) -> None:
+    with server.connect() as connection:
+        connection.send("look", "victim", image=IMAGE, gate="go")
+        for times in (1, 2):
+            server.until_running("victim", times=times)
+            os.kill(server.homes("victim")[-1], signal.SIGKILL)
+        assert connection.frame()["error"]["kind"] == "child_died"
+        until(lambda: not list(temporary.iterdir()), what="the folder of the killed child being gone")
+
+
 def test_a_client_over_tcp_cannot_have_a_handler_read_a_file_of_the_servers_machine(
     serve: Serve, tmp_path: Path
 ) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gen_worker.api.errors import RetryableError
 from gen_worker.api.types import Asset, ImageAsset
-from gen_worker_child.inputs import PREFIX, InputFiles, assets_in, holds_assets
+from gen_worker.scratch import PREFIX
+from gen_worker_child.inputs import InputFiles, assets_in, holds_assets
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
 

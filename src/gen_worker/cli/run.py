@@ -174,8 +174,8 @@ def _source(spec: "FunctionSpec", source_path: str | None) -> Path | None:
     if spec.kind == "inference":
         hint = "`@endpoint(kind=...)` makes a producer: `conversion`, `dataset` or `training`"
         raise Failure(f"`--source-path` is for producers, `{spec.name}` is of the kind `inference`", hint)
-    folder = Path(source_path).absolute()
-    if not folder.is_dir():
+    folder = Path(source_path).resolve()
+    if not folder.is_dir() or not folder.name:  # the name is what the source is called
         raise Failure(f"no folder `{source_path}`", "`--source-path` takes a folder with the files of the source")
     return folder
 
@@ -226,7 +226,7 @@ def _run(
             executor.cancel()
             announce("canceling; press Ctrl-C again to end at once", shown.events.erasing)
 
-        with interrupts(ask, lambda: os._exit(CANCELED)):
+        with interrupts(ask, lambda: executor.leave(CANCELED)):
             return _call(executor, spec, context, payload, shown)
     finally:
         shown.events.hide()
