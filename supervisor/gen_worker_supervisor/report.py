@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -61,9 +62,11 @@ class Reporter:
             disk_used=disk_used,
             disk_total=disk_total,
             gpus=[self._device(device, now) for device in fleet.devices],
-            jobs=[_job(job, now) for job in fleet.jobs.values()],
+            jobs=[_job(job, now, self._supervisor.log.hide) for job in fleet.jobs.values()],
             events=list(self._supervisor.log.events),
-            functions=[_function(fleet, function, now) for function in fleet.functions.values()],
+            functions=[
+                _function(fleet, function, now, self._supervisor.log.hide) for function in fleet.functions.values()
+            ],
             draining=fleet.draining,
             jobs_done=fleet.done,
             jobs_failed=fleet.failed,
@@ -87,7 +90,7 @@ class Reporter:
             pid=child.pid if process is not None and child is not None else None,
             state=_state(device),
             vram_total=device.vram_total,
-            job=running[0].request_id if running else None,
+            job=self._supervisor.log.hide(running[0].request_id) if running else None,
             jobs=len(child.leased) if child is not None else 0,
             heartbeat_age_s=None if beat is None else round(now - beat, 3),
             restarts=device.restarts,
@@ -106,13 +109,13 @@ def _state(device: Device) -> str:
     return STATES[device.child.phase] if device.child is not None else "starting"
 
 
-def _job(job: Job, now: float) -> JobStatus:
+def _job(job: Job, now: float, hide: Callable[[str], str]) -> JobStatus:
     started = job.started
     return JobStatus(
-        id=job.request_id,
+        id=hide(job.request_id),
         function=job.function.name,
         status="ending" if job.ending is not None else "queued" if job.state is JobState.QUEUED else "running",
-        stage=job.stage,
+        stage=None if job.stage is None else hide(job.stage),
         progress=job.progress,
         elapsed_s=round(now - started, 3) if started is not None else 0.0,
         deadline_s=None if job.deadline is None else round(max(0.0, job.deadline - now), 3),
@@ -123,13 +126,13 @@ def _job(job: Job, now: float) -> JobStatus:
     )
 
 
-def _function(fleet: Fleet, function: Function, now: float) -> FunctionStatus:
+def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> FunctionStatus:
     reason = function.unavailable if function.unavailable is not None and now < function.available_at else None
     reason = reason or fleet.blame.breaker(function.name, now)
     return FunctionStatus(
         name=function.name,
         state="available" if reason is None else "unavailable",
-        reason=reason,
+        reason=None if reason is None else hide(reason),
         queued=function.waiting,
         median_run_s=function.median_s,
     )
