@@ -58,13 +58,34 @@ class Request(msgspec.Struct, gc=False):
     cancel: CancelBody | None = None
 
 
+class Heading(msgspec.Struct, gc=False):
+    """What a line that is no request may still say of whose it is."""
+
+    request_id: object = None
+    token: object = None
+
+
 _decode = msgspec.json.Decoder(Request).decode
+_decode_heading = msgspec.json.Decoder(Heading).decode
 _encode = msgspec.json.Encoder().encode
 
 
 def _is_one_line(body: OutputBody) -> bool:
     """Whether a child's output can stand in a line of ours; its encoder writes no line feed, its job may have."""
     return b"\n" not in body if isinstance(body, bytes) else body.is_one_line()
+
+
+def heading(line: bytes) -> Request:
+    """Return a request with no more than the id and the token of a line that is none, as far as it has them."""
+    try:
+        found = _decode_heading(line)
+    except _DECODE_ERRORS:
+        return Request()
+    request_id, token = found.request_id, found.token
+    return Request(
+        request_id=request_id if isinstance(request_id, str) and len(request_id) <= REQUEST_ID_CHARS else None,
+        token=token if isinstance(token, str) else None,
+    )
 
 
 def error_frame(kind: ErrorKind, message: str, retryable: bool, detail: ErrorDetail | None, id_tail: bytes) -> bytes:
@@ -281,7 +302,7 @@ class Connection(LineSocket):
     def on_nonsense(self, line: bytes, reason: str) -> None:
         """Answer a line that is no request, unless it is blank."""
         if line.strip():
-            self.on_bad_line(reason)
+            self._fail(heading(line), "usage", reason)
 
     def on_bad_line(self, reason: str) -> None:
         """Answer what cannot be taken."""
@@ -415,11 +436,9 @@ class TcpConnection(Connection):
 
     def on_nonsense(self, line: bytes, reason: str) -> None:
         """Turn away who shows no token, and browsers: a page could make one send a request in a form's text."""
-        if self._is_shut():
-            self._turn_away(_SHUT_OUT)
-        elif self._gate is not None:
-            self._note_wrong()
-            self._turn_away("a line without `token`")
+        if self._gate is not None:
+            if self.admits(heading(line)):
+                super().on_nonsense(line, reason)
         elif _HTTP.search(line) is not None:
             self._turn_away("this is no HTTP server: it takes one JSON object a line")
         else:

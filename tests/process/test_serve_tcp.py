@@ -195,6 +195,20 @@ def test_a_browser_cannot_be_made_to_ask(serve: Serve) -> None:
     assert server.runs() == {}
 
 
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_a_line_that_is_no_request_but_names_one_is_answered_by_that_name(serve: Serve, token: str | None) -> None:
+    server = serve(listen=LOOPBACK, token=token)
+    with server.connect() as connection:
+        for wrong in ({"function": 1}, {"function": "echo", "timeout_ms": -1}):
+            connection.line({"request_id": "r1", **wrong})
+            frame = connection.frame()
+            assert (frame["request_id"], frame["error"]["kind"]) == ("r1", "usage")
+        connection.line({"request_id": 1})
+        assert "request_id" not in connection.frame()
+        connection.send("echo", text="on")
+        assert text_of(connection.frame()) == "on"
+
+
 # --- how a client leaves ----------------------------------------------------------------------------------------------
 
 
