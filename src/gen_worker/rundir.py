@@ -16,6 +16,7 @@ import msgspec
 
 CONTROL = "control.sock"
 DESCRIPTION = "supervisor.json"
+DEFAULT_SOCKET = "./.gen-worker.sock"  # where `serve` listens, and what a command in the same folder talks to
 PROBE_TIMEOUT_S = 2.0  # a supervisor that does not take a connection in this time is not one to choose
 _ADDRESS_LIMIT = 107  # bytes of a Unix socket's address
 
@@ -45,10 +46,11 @@ class SupervisorFile(msgspec.Struct, frozen=True):
 
 
 class SeveralSupervisors(Exception):
-    """More than one supervisor is alive and none was named."""
+    """More than one supervisor is alive and none was named; the text lists them, `candidates` has them."""
 
     def __init__(self, candidates: list[SupervisorFile]) -> None:
-        super().__init__(f"{len(candidates)} supervisors are alive")
+        listed = "".join(f"\n  {file.serve or file.control} (pid {file.pid})" for file in candidates)
+        super().__init__(f"{len(candidates)} supervisors are alive:{listed}")
         self.candidates = candidates
 
 
@@ -72,21 +74,24 @@ def live_supervisors(folder: Path) -> list[SupervisorFile]:
 def choose(socket_option: str | None, folder: Path) -> Path:
     """Return the control socket that is meant: the one named, or that of the only supervisor alive in a run directory.
 
-    `socket_option` may name a control socket or the one that `serve` listens on. Raises `SupervisorUnreachable` when
-    there is none, `SeveralSupervisors` when there is more than one to choose from.
+    Of several alive, the one that listens at `DEFAULT_SOCKET` in the current folder is meant. `socket_option` may name
+    a control socket or what `serve` listens on. Raises `SupervisorUnreachable` when there is none, `SeveralSupervisors`
+    when there is more than one to choose from.
     """
+    alive = live_supervisors(folder)
     if socket_option is None:
-        alive = live_supervisors(folder)
-        if len(alive) > 1:
-            raise SeveralSupervisors(alive)
         if not alive:
             raise SupervisorUnreachable(f"no supervisor is alive in `{folder}`", "start one with `gen-worker serve`")
-        return Path(alive[0].control)
-    for file in live_supervisors(folder):
-        if file.serve is not None and _same(file.serve, socket_option):
+        here = [file for file in alive if file.serve is not None and _same(file.serve, DEFAULT_SOCKET)]
+        if len(alive) > 1 and not here:
+            raise SeveralSupervisors(alive)
+        return Path((here or alive)[0].control)
+    wanted = socket_option.removeprefix("unix://")
+    for file in alive:
+        if file.serve is not None and _same(file.serve, wanted):
             return Path(file.control)
-    _refuse_unless_control(socket_option, folder)
-    return Path(socket_option)
+    _refuse_unless_control(wanted, folder)
+    return Path(wanted)
 
 
 def connect(path: str | Path, kind: socket.SocketKind, timeout_s: float | None) -> socket.socket:
@@ -140,6 +145,11 @@ def _same(served: str, wanted: str) -> bool:
 
 
 def _refuse_unless_control(path: str, folder: Path) -> None:
+    if "://" in path:
+        raise SupervisorUnreachable(
+            f"no supervisor in `{folder}` says that it listens at `{path}`",
+            "`ps` and `kill` reach the supervisors of this machine and user, by a path or the address that they print",
+        )
     try:
         connect(path, socket.SOCK_SEQPACKET, PROBE_TIMEOUT_S).close()
     except OSError as error:

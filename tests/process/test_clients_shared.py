@@ -411,3 +411,10 @@ def test_a_client_whose_job_another_one_takes_over_is_told_and_the_other_gets_th
             job.result()
         server.open("go")
         assert other.result()["text"] == "kept"
+
+
+def test_a_client_finds_the_supervisor_of_a_tcp_address(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(listen="tcp://127.0.0.1:0")
+    monkeypatch.setenv("GEN_WORKER_RUN_DIR", str(server.folder / "run"))
+    with Client(server.address) as client:
+        assert client.supervisor.pid == server.pid

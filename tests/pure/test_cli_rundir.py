@@ -80,6 +80,37 @@ def test_among_several_none_is_chosen(folder: Path, stack: ExitStack) -> None:
     assert caught.value.candidates == files
 
 
+def test_the_text_of_several_supervisors_lists_where_they_listen(folder: Path, stack: ExitStack) -> None:
+    first, second = supervisor(stack, folder, 3, "tcp://127.0.0.1:8000"), supervisor(stack, folder, 20)
+    with pytest.raises(SeveralSupervisors) as raised:
+        choose(None, folder)
+    assert str(raised.value) == f"2 supervisors are alive:\n  {first.serve} (pid 3)\n  {second.control} (pid 20)"
+
+
+def test_among_several_the_one_that_serves_this_folder_is_chosen(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = supervisor(stack, folder, 3, str(folder / ".gen-worker.sock"))
+    supervisor(stack, folder, 20, str(folder / "other.sock"))
+    monkeypatch.chdir(folder)
+    assert choose(None, folder) == Path(own.control)
+    monkeypatch.chdir(folder / "20")
+    with pytest.raises(SeveralSupervisors):
+        choose(None, folder)
+
+
+def test_a_supervisor_can_be_named_by_the_address_it_serves(folder: Path, stack: ExitStack) -> None:
+    file = supervisor(stack, folder, 3, "tcp://127.0.0.1:8000")
+    assert choose("tcp://127.0.0.1:8000", folder) == Path(file.control)
+    with pytest.raises(SupervisorUnreachable, match=r"listens at `tcp://127\.0\.0\.1:8001`"):
+        choose("tcp://127.0.0.1:8001", folder)
+
+
+def test_a_supervisor_can_be_named_by_the_url_of_its_socket(folder: Path, stack: ExitStack) -> None:
+    file = supervisor(stack, folder, 3, str(folder / "gw.sock"))
+    assert choose(f"unix://{folder}/gw.sock", folder) == Path(file.control)
+
+
 def test_without_a_supervisor_the_hint_says_how_to_start_one(folder: Path) -> None:
     with pytest.raises(SupervisorUnreachable, match="no supervisor is alive") as caught:
         choose(None, folder)

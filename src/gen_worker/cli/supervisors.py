@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gen_worker.client import Client
 
 socket_option = click.option(
-    "--socket", "socket_", metavar="PATH", help="A supervisor's socket, when there are several supervisors."
+    "--socket", "socket_", metavar="ADDRESS", help="A supervisor's socket or address, when there are several."
 )
 
 
@@ -31,7 +31,6 @@ def connected(path: str | None, name: str) -> "Iterator[Client]":
         with Client(path, name=name) as client:
             yield client
     except SeveralSupervisors as several:
-        listed = "".join(f"\n  {file.serve or file.control} (pid {file.pid})" for file in several.candidates)
-        raise Failure(f"{several}:{listed}", "choose one with `--socket`", code=USAGE) from None
+        raise Failure(str(several), "choose one with `--socket`", code=USAGE) from None
     except SupervisorUnreachable as unreachable:
         raise Failure(str(unreachable), unreachable.hint, code=UNREACHABLE) from None

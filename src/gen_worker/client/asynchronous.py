@@ -39,7 +39,8 @@ LAST_WORDS_S = 1.0  # for what is still to be said when the client is closed
 class AsyncClient:
     """A connection to one supervisor, for any number of tasks of one event loop; `async with` opens it.
 
-    `path` is a control socket, or the socket that `serve` listens on; without one the only supervisor alive is meant.
+    `path` is a control socket, or what `serve` listens on; without one the only supervisor alive is meant, or of several
+    the one that serves the current folder.
     Entering raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several.
     A task that is canceled while it waits for a job cancels the job. Long payloads are copied in a thread; outputs are
     decoded by the loop, which 256 MiB of `bytes` hold for about 60 ms: where they are long, ask for a `memoryview`.

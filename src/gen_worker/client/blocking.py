@@ -34,7 +34,8 @@ from gen_worker.wire.status import Status
 class Client:
     """A connection to one supervisor, for any number of threads at once.
 
-    `path` is a control socket, or the socket that `serve` listens on; without one the only supervisor alive is meant.
+    `path` is a control socket, or what `serve` listens on; without one the only supervisor alive is meant, or of several
+    the one that serves the current folder.
     Raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several to choose from.
     """
 

@@ -10,20 +10,22 @@ from gen_worker.settings import Settings
 
 
 def connected(path: str | Path | None, timeout_s: float) -> socket.socket:
-    """Return a socket to the supervisor: the one at `path`, which may also be what `serve` listens on, or the only one.
+    """Return a socket to the supervisor: the one at `path`, or the only one.
 
+    `path` may also be what `serve` listens on, an address like `tcp://127.0.0.1:8000` too.
     Raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several to choose from.
     """
     if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
         raise SupervisorUnreachable("the control socket needs Linux")
-    chosen = choose(None, Settings.load().run_dir) if path is None else path
-    try:
-        return connect(chosen, socket.SOCK_SEQPACKET, timeout_s)
-    except OSError as error:
-        if error.errno != errno.EPROTOTYPE:
-            reason = error.strerror or str(error)
-            raise SupervisorUnreachable(f"no supervisor answers at `{chosen}`: {reason.lower()}") from error
-    return connect(choose(os.fspath(chosen), Settings.load().run_dir), socket.SOCK_SEQPACKET, timeout_s)
+    chosen = os.fspath(choose(None, Settings.load().run_dir) if path is None else path)
+    if "://" not in chosen:
+        try:
+            return connect(chosen, socket.SOCK_SEQPACKET, timeout_s)
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:  # else it takes requests, and another socket is the one to speak to
+                reason = error.strerror or str(error)
+                raise SupervisorUnreachable(f"no supervisor answers at `{chosen}`: {reason.lower()}") from error
+    return connect(choose(chosen, Settings.load().run_dir), socket.SOCK_SEQPACKET, timeout_s)
 
 
 def gone(error: Exception) -> SupervisorUnreachable:
