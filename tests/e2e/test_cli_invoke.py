@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from gen_worker.cli.servers import sidecar as sidecar_of
+from gen_worker.wire.address import TcpAddress
+
 GEN_WORKER = [sys.executable, "-m", "gen_worker.cli"]
 SCHEMA = {
     "type": "object",
@@ -326,6 +329,32 @@ def test_what_is_no_answer_is_said(server: Server) -> None:
     done = invoke("echo")
     assert done.returncode == 2
     assert "error: the server said what is no answer" in done.stderr
+
+
+@pytest.mark.parametrize("number", ["1e999", "1" + "0" * 400, "-1e308"])
+def test_a_progress_of_any_size_is_shown(server: Server, number: str) -> None:
+    line = b'{"event": "progress", "value": {"progress": %b}}\n' % number.encode()
+    server.answer = lambda request: [line, buffered(1)]
+    for form in ("text", "json"):
+        assert "Traceback" not in invoke("echo", "--stream", "--log-format", form).stderr
+
+
+@pytest.mark.parametrize(
+    "value", [b"[" * 100_000 + b"]" * 100_000, b'{"message": "\xff"}', b'{"message": "\\ud800"}'], ids=len
+)
+@pytest.mark.parametrize("event", ["log", "result"])
+def test_odd_values_of_a_server_leave_no_traceback(server: Server, event: str, value: bytes, tmp_path: Path) -> None:
+    line = b'{"event": "%b", "value": %b}\n' % (event.encode(), value)
+    server.answer = lambda request: [line, {"ok": True}]
+    for options in ([], ["--pretty"], ["-o", str(tmp_path / "file")]):
+        command = [*GEN_WORKER, "invoke", "echo", "--stream", *options]
+        assert b"Traceback" not in subprocess.run(command, capture_output=True, timeout=60).stderr
+
+
+def test_a_sidecar_of_another_host_is_not_believed(folder: Path) -> None:
+    Path(".gen-worker.serve.json").write_text(json.dumps({"listen": "tcp://0.0.0.0:8000", "functions": [{}]}))
+    known = [bool(sidecar_of(TcpAddress(host, 8000))) for host in ("127.0.0.1", "::1", "localhost", "box", "10.0.0.1")]
+    assert known == [True, True, True, False, False]
 
 
 def test_after_the_timeout_the_request_is_given_up(server: Server) -> None:

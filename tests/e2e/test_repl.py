@@ -81,6 +81,14 @@ def test_a_failed_line_ends_nothing_and_the_last_one_decides_the_exit_code(tmp_p
     ]
 
 
+def test_a_line_that_is_no_text_costs_itself_only(tmp_path: Path) -> None:
+    environment = {**variables(tmp_path), "PYTHONIOENCODING": "utf-8:strict"}
+    lines = b"greet text=\xff\n\xff\ngreet Ada\n"
+    done = subprocess.run(REPL, cwd=ENDPOINTS, env=environment, input=lines, capture_output=True, timeout=60)
+    assert (done.returncode, json.loads(done.stdout)) == (2, {"text": "hello Ada"})
+    assert b"Traceback" not in done.stderr
+
+
 def test_exit_leaves_before_the_end_with_the_code_of_the_last_failed_line(tmp_path: Path) -> None:
     done = script(tmp_path, "leave", "greet Ada", "exit", "greet Bob")
     assert (done.returncode, done.stdout) == (1, '{"text":"hello Ada"}\n')
@@ -151,7 +159,7 @@ def test_a_named_server_is_never_replaced_by_a_private_one(tmp_path: Path, optio
     assert done.stderr.startswith(error)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_the_private_server_ends_with_its_session_however_that_ends(tmp_path: Path, number: int) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -166,7 +174,7 @@ def test_the_private_server_ends_with_its_session_however_that_ends(tmp_path: Pa
         process.send_signal(number)
         process.wait(30)
         until(lambda: not server.exists(), what="the server's end")
-    assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------------------

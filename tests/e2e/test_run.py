@@ -494,6 +494,8 @@ def test_a_folder_stands_for_the_source_of_a_producer(tmp_path: Path) -> None:
     done = run("--source-path", "weights", cwd=root)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["value"] == {"ref": "local/weights", "path": str(root / "weights")}
+    above = run("--source-path", "weights/../weights/.", cwd=root)
+    assert json.loads(above.stdout)["value"] == {"ref": "local/weights", "path": str(root / "weights")}
     named = run("--source-path", "weights", "source.ref=org/repo", cwd=root)
     assert json.loads(named.stdout)["value"]["ref"] == "org/repo"
 
@@ -502,6 +504,7 @@ def test_a_folder_stands_for_the_source_of_a_producer(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--source-path", "nowhere"], "error: no folder `nowhere`"),
+        (["--source-path", "/"], "error: no folder `/`"),
         (
             ["--source-path", ".", "--method", "plain"],
             "error: `--source-path` is for producers, `plain` is of the kind",

@@ -185,6 +185,16 @@ def test_a_saved_file_that_is_not_on_this_machine_is_said(tmp_path: Path) -> Non
     assert not (tmp_path / "a.png").exists()
 
 
+def test_a_file_that_a_server_on_tcp_names_is_never_one_of_this_machine(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"secret")
+    into = Folder(str(tmp_path / "a.png"), force=True, schema=schema(Album), streams=False, remote=True)
+    with pytest.raises(Failure, match="is on the server's machine"):
+        take(into, Album(saved=[ImageAsset("a.png", local_path=str(mine))]))
+    take(into, Album(saved=[ImageAsset("a.png", local_path=str(mine), inline_bytes=PNG)]))
+    assert (tmp_path / "a.png").read_bytes() == PNG
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.schema import Place, Schema
@@ -22,11 +22,25 @@ _FORCE = "`--force` overwrites it"
 class Binary:
     """One binary value: where it stands in its result, and what is in it."""
 
-    def __init__(self, path: tuple[str, ...], holder: Any, key: Any) -> None:
+    def __init__(self, path: tuple[str, ...], holder: Any, key: Any, *, remote: bool = False) -> None:
         self.path = path
         self._holder = holder
         self._key = key
         self._value = holder[key] if key is not None else holder
+        self._remote = remote
+
+    @property
+    def _local_path(self) -> str | None:
+        """The file of this machine that the value is in; raise `Failure` for another machine's."""
+        path = isinstance(self._value, dict) and self._value.get("local_path")
+        if not path:
+            return None
+        if self._remote:
+            if self._value.get("inline_bytes"):
+                return None
+            hint = "return its bytes, or call `gen-worker invoke` over the server's Unix socket"
+            raise Failure(f"`{path}` is on the server's machine, and over TCP it is not fetched", hint)
+        return str(path)
 
     @property
     def name(self) -> str:
@@ -44,8 +58,8 @@ class Binary:
 
     def _open(self) -> BinaryIO:
         """Return a file to read the value from."""
-        local = isinstance(self._value, dict) and self._value.get("local_path")
-        if not local:
+        local = self._local_path
+        if local is None:
             text = self._value["inline_bytes"] if isinstance(self._value, dict) else self._value
             return io.BytesIO(base64.b64decode(text))
         try:
@@ -56,7 +70,7 @@ class Binary:
 
     def write(self, target: Path, *, force: bool) -> None:
         """Write the value to a file, and put that file's path into the result in its place."""
-        local = isinstance(self._value, dict) and self._value.get("local_path")
+        local = self._local_path
         if force and local and target.exists() and os.path.samefile(local, target):
             return  # to write a file over itself would lose it
         with self._open() as source, open(target, "wb" if force else "xb") as file:
@@ -73,15 +87,22 @@ class Binary:
             self._holder[self._key] = str(target)
 
 
-def binaries(value: Any, schema: Schema | None) -> Iterator[Binary]:
-    """Yield the binary values in a result; without a schema only what looks like an `Asset` is known as one."""
-    yield from _within(value, None, Place(schema, schema or {}), (), value)
+def binaries(value: Any, schema: Schema | None, *, remote: bool = False) -> Iterator[Binary]:
+    """Yield the binary values in a result, of a server that may be on another machine with `remote`.
+
+    Without a schema only what looks like an `Asset` is known as one.
+    """
+    for holder, key, path in _within(value, None, Place(schema, schema or {}), (), value):
+        yield Binary(path, holder, key, remote=remote)
 
 
-def _within(holder: Any, key: Any, place: Place, path: tuple[str, ...], value: Any) -> Iterator[Binary]:
+_Found: TypeAlias = tuple[Any, Any, tuple[str, ...]]
+
+
+def _within(holder: Any, key: Any, place: Place, path: tuple[str, ...], value: Any) -> Iterator[_Found]:
     if isinstance(value, dict):
         if _stands_for_file(value, place):
-            yield Binary(path, value, None)
+            yield value, None, path
             return
         for name, member in value.items():
             below = place.below(name, value) or Place(place.root, {})
@@ -90,7 +111,7 @@ def _within(holder: Any, key: Any, place: Place, path: tuple[str, ...], value: A
         for index, member in enumerate(value):
             yield from _within(value, index, place.item(index), (*path, str(index)), member)
     elif isinstance(value, str) and value and place.is_bytes() and _is_base64(value):
-        yield Binary(path, holder, key)
+        yield holder, key, path
 
 
 def _stands_for_file(value: dict[str, Any], place: Place) -> bool:
@@ -111,8 +132,9 @@ def _is_base64(text: str) -> bool:
 class Folder:
     """Where `-o PATH` puts the binary values of a call's results: one file, or a folder of them."""
 
-    def __init__(self, path: str, *, force: bool, schema: Schema | None, streams: bool) -> None:
+    def __init__(self, path: str, *, force: bool, schema: Schema | None, streams: bool, remote: bool = False) -> None:
         self.written = 0
+        self._remote = remote
         self._path = Path(path)
         self._is_folder = streams or path.endswith("/") or self._path.is_dir()
         self._streams = streams
@@ -135,8 +157,11 @@ class Folder:
 
         Raises `Failure` when they cannot be written.
         """
-        value = json.loads(result)
-        found = list(binaries(value, self._schema))
+        try:
+            value = json.loads(result)
+            found = list(binaries(value, self._schema, remote=self._remote))
+        except (ValueError, RecursionError) as error:
+            raise Failure(f"the output cannot be read: {error}") from None
         prefix = f"{self._items:04}." if self._streams else ""
         self._items += 1
         if not found:

@@ -15,7 +15,7 @@ import msgspec
 from gen_worker.cli.events import Events
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
 from gen_worker.cli.interrupts import announce, interrupts
-from gen_worker.cli.ndjson import Line, Lines, NoAnswerInTime, WireError, open_connection
+from gen_worker.cli.ndjson import NOT_JSON, Line, Lines, NoAnswerInTime, WireError, no_answer, open_connection
 from gen_worker.cli.project import show_stack
 from gen_worker.cli.servers import Server
 from gen_worker.wire.messages import ErrorDetail
@@ -125,7 +125,10 @@ class Call:
         return bool(line.ok)
 
     def _show(self, what: str, value: bytes) -> None:
-        content = msgspec.json.decode(value)
+        try:
+            content = msgspec.json.decode(value)
+        except NOT_JSON as error:
+            raise no_answer(error) from None
         if isinstance(content, dict):
             self._events.show(self._function, self.request_id, what, content, time.time())
 

@@ -84,7 +84,7 @@ class Events:
 
     def _progress(self, function: str, request_id: str, value: Mapping[str, Any]) -> None:
         progress, stage = value.get("progress"), _printable(str(value.get("stage") or "")).replace("\n", " ")
-        share = float(progress) if isinstance(progress, int | float) else 0.0
+        share = float(min(1, max(0, progress))) if isinstance(progress, int | float) else 0.0
         if self.form == "text":
             step = (request_id, stage, int(share * 10))
             if step != self._last:  # a line for each tenth and each stage

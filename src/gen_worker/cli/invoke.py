@@ -14,7 +14,7 @@ from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, survey_of
 from gen_worker.cli.results import Results, SavedResults
 from gen_worker.cli.seconds import seconds_of
-from gen_worker.cli.servers import DEFAULT_SOCKET, described, find_server, schema_in
+from gen_worker.cli.servers import DEFAULT_SOCKET, Server, described, find_server, schema_in
 from gen_worker.cli.settings import log_format_option, read_settings
 
 _HELP = """Call FUNCTION of a running `gen-worker serve` and print its output.
@@ -96,7 +96,7 @@ def command(
     payload = payload_of(arguments, schema_in(known), files=LocalFiles(inline=server.is_remote))
     results: Results | SavedResults = Results(pretty=pretty)
     if path is not None:
-        results = SavedResults(Results(pretty=pretty), _folder(path, force, known))
+        results = SavedResults(Results(pretty=pretty), _folder(path, force, known, server))
     call = Call(server, function, events_on_stderr(settings), results.value, name="invoke")
     code = call.run(payload, stream=stream, timeout_s=timeout_s)
     if isinstance(results, SavedResults):
@@ -104,8 +104,9 @@ def command(
     return code
 
 
-def _folder(path: str, force: bool, function: dict[str, Any]) -> Folder:
+def _folder(path: str, force: bool, function: dict[str, Any], server: Server) -> Folder:
     schema = schema_in(function, "output_schema")
-    folder = Folder(path, force=force, schema=schema, streams=bool(function.get("is_generator")))
+    streams = bool(function.get("is_generator"))
+    folder = Folder(path, force=force, schema=schema, streams=streams, remote=server.is_remote)
     folder.refuse_early()
     return folder

@@ -13,6 +13,7 @@ from gen_worker.wire.address import Address, AddressError, TcpAddress, parse_add
 from gen_worker.wire.messages import ErrorDetail
 
 CONNECT_TIMEOUT_S = 10.0
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _PIECE_BYTES = 1 << 20
 _LOOK_S = 3600.0  # a socket takes no timeout of any length
 
@@ -117,7 +118,10 @@ class Lines:
         self._searched = 0
         try:
             return self._decode(line)
-        except msgspec.DecodeError as error:
-            raise Failure(
-                f"the server said what is no answer: {error}", "is another program listening there?"
-            ) from None
+        except NOT_JSON as error:
+            raise no_answer(error) from None
+
+
+def no_answer(error: Exception) -> Failure:
+    """Return what to raise for what a server said and cannot be read."""
+    return Failure(f"the server said what is no answer: {error}", "is another program listening there?")

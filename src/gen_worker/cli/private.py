@@ -18,6 +18,7 @@ from gen_worker.cli.failure import OK, USER_CODE, Failure
 _LOOK_S = 0.02  # between looks at whether the server is ready
 _ENDS_S = 12.0  # the jobs have 10 seconds to end, then `shutdown()`
 _LOG_LINES = 20
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -67,7 +68,8 @@ class PrivateServer:
 def private_server(options: Sequence[str]) -> Iterator[PrivateServer]:
     """Start a server with these options of `gen-worker serve`, ready for requests until the body ends."""
     folder = Path(tempfile.mkdtemp(prefix="gen-worker-"))
-    before = signal.signal(signal.SIGTERM, _leave)
+    heard = [number for number in _ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores one
+    before = [(number, signal.signal(number, _leave)) for number in heard]
     try:
         server = PrivateServer(_started(options, folder), folder)
         try:
@@ -76,7 +78,8 @@ def private_server(options: Sequence[str]) -> Iterator[PrivateServer]:
         finally:
             server.end()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -81,6 +81,7 @@ def command(
 ) -> int:
     """Keep an endpoint warm and call it line by line."""
     settings = read_settings(log_format=log_format)
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is no text costs its line only
     options = [("--config", config), ("--module", module), ("--devices", devices)]
     given = [part for name, value in options if value is not None for part in (name, value)]
     if socket_ is not None and given:

@@ -1,5 +1,6 @@
 """A server as its clients know it: where it listens, and what the file beside its socket says of its functions."""
 
+import ipaddress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from gen_worker.cli.ndjson import address_of, open_connection
 from gen_worker.cli.schema import Place, Schema
 from gen_worker.discovery.names import slugify_name
 from gen_worker.settings import Settings
-from gen_worker.wire.address import Address, TcpAddress, UnixAddress
+from gen_worker.wire.address import Address, AddressError, TcpAddress, UnixAddress, parse_address
 
 DEFAULT_SOCKET = "./.gen-worker.sock"
 
@@ -63,7 +64,22 @@ def sidecar(address: Address) -> dict[str, Any]:
 
 def _is_of(document: dict[str, Any], address: TcpAddress) -> bool:
     """Whether a TCP server's sidecar, which lies in the folder where it was started, is that of this address."""
-    return str(document.get("listen", "")).endswith(f":{address.port}")
+    try:
+        listen = parse_address(str(document.get("listen", "")))
+    except AddressError:
+        return False
+    if not isinstance(listen, TcpAddress) or listen.port != address.port:
+        return False
+    return listen.host == address.host or (_is_here(listen.host) and _is_here(address.host))
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host's name or number is one of those of this machine that everybody knows, or stands for all."""
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return number.is_loopback or number.is_unspecified
 
 
 def functions_in(document: dict[str, Any]) -> list[dict[str, Any]]:
