@@ -29,24 +29,37 @@ def exists(asset: Asset) -> bool:
 
 
 def read_image(asset: Asset, mode: str = "RGB") -> Any:
-    """Return an asset as a PIL image in this mode."""
+    """Return an asset as a PIL image in this mode; raise ValidationError for a file that is no picture."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImportError("reading pictures needs Pillow: `pip install 'gen-worker[images]'`") from None
-    with Image.open(_path(asset)) as image:
-        image.load()
-        return image.convert(mode) if image.mode != mode else image.copy()
+    path = _path(asset)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.convert(mode) if image.mode != mode else image.copy()
+    except UnidentifiedImageError:
+        raise ValidationError(f"`{asset.ref}` is no image") from None
+    except (OSError, SyntaxError) as error:  # what decoders say of a file that ends too soon or is damaged
+        raise ValidationError(f"`{asset.ref}` cannot be read as an image: {error}") from error
 
 
 def read_audio(asset: Asset, target_sample_rate: int | None = None, mono: bool = True) -> tuple[Any, int]:
-    """Return an asset as float32 samples and their rate; `mono` takes the mean of the channels."""
+    """Return an asset as float32 samples and their rate; `mono` takes the mean of the channels.
+
+    Raises ValidationError for a file that is no sound.
+    """
     try:
         import numpy
         import soundfile
     except ImportError:
         raise ImportError("reading sounds needs soundfile and numpy: `pip install 'gen-worker[audio]'`") from None
-    samples, rate = soundfile.read(_path(asset), dtype="float32")
+    path = _path(asset)
+    try:
+        samples, rate = soundfile.read(path, dtype="float32")
+    except soundfile.LibsndfileError:
+        raise ValidationError(f"`{asset.ref}` is no sound") from None
     if mono and samples.ndim == 2:
         samples = samples.mean(axis=1)
     if target_sample_rate is not None and target_sample_rate != rate:
@@ -93,4 +106,7 @@ def write_image(
 def _path(asset: Asset) -> Path:
     if not asset.local_path:
         raise ValidationError(f"`{asset.ref}` has no file on this machine")
-    return Path(asset.local_path)
+    path = Path(asset.local_path)
+    if not path.is_file():
+        raise ValidationError(f"`{asset.ref}` has no file on this machine: no `{path}`")
+    return path

@@ -118,8 +118,30 @@ def test_progress_and_logs_go_to_the_emitter() -> None:
     ]
 
 
+@pytest.mark.parametrize(("value", "told"), [(50, 1.0), (-1, 0.0), (float("nan"), 0.0), (float("inf"), 1.0)])
+def test_progress_that_is_no_fraction_is_warned_of_once_and_brought_into_range(value: float, told: float) -> None:
+    events: list[dict[str, Any]] = []
+    ctx = context(emitter=events.append)
+    ctx.progress(value)
+    ctx.progress(value)
+    assert [event["payload"] for event in events] == [
+        {"message": f"`ctx.progress` takes a fraction from 0 to 1, got {value}", "level": "warning"},
+        {"progress": told},
+        {"progress": told},
+    ]
+
+
+def test_warn_is_a_word_for_warning_and_other_levels_are_refused() -> None:
+    events: list[dict[str, Any]] = []
+    context(emitter=events.append).log("slow disk", "warn")
+    assert events[0]["payload"]["level"] == "warning"
+    for ctx in (context(), context(emitter=events.append)):
+        with pytest.raises(ValueError, match="`level` is one of `debug`, `info`, `warning`, `error`, not 'fatal'"):
+            ctx.log("oh", "fatal")  # type: ignore[arg-type]
+
+
 def test_news_without_an_emitter_are_no_error() -> None:
-    context().progress(0.5)
+    context().progress(50)
     context().log("hello")
 
 

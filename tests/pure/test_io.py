@@ -29,6 +29,25 @@ def test_an_asset_that_is_not_here_cannot_be_read() -> None:
             read(ABSENT)
 
 
+def test_an_asset_whose_file_is_gone_is_the_callers_mistake(tmp_path: Path) -> None:
+    asset = Asset("a", local_path=str(tmp_path / "gone"))
+    for read in (io.read_bytes, io.open):
+        with pytest.raises(ValidationError, match=r"`a` has no file on this machine: no `.*gone`"):
+            read(asset)
+
+
+@pytest.mark.needs("PIL")
+def test_a_file_that_is_no_picture_is_the_callers_mistake(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "notes.txt").write_text("not a picture")
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "cat.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "cat.png").read_bytes()[:60])
+    for name, told in (("notes.txt", "`notes.txt` is no image"), ("half.png", "`half.png` cannot be read as an image")):
+        with pytest.raises(ValidationError, match=told):
+            io.read_image(Asset(name, local_path=str(tmp_path / name)))
+
+
 @pytest.mark.needs("PIL")
 def test_a_picture_is_written_and_read_in_the_wanted_mode(tmp_path: Path) -> None:
     from PIL import Image

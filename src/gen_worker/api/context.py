@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gen_worker.api.errors import CanceledError, OutputTooLargeError
 from gen_worker.api.types import Asset, AudioAsset, ImageAsset, VideoAsset, retyped
@@ -23,6 +23,7 @@ __all__ = ["CancelFlag", "Emitter", "FolderSink", "RequestContext", "SavedFile",
 
 SAVE_LIMIT_BYTES = 20 << 30
 INLINE_LIMIT_BYTES = 4 << 20
+_LEVELS = get_args(Level)
 DEVICE_VARIABLE = "GEN_WORKER_LOCAL_DEVICE"
 
 Emitter: TypeAlias = Callable[[dict[str, object]], None]
@@ -59,6 +60,7 @@ class RequestContext:
         "_owner",
         "_request_id",
         "_sink",
+        "_warned",
     )
 
     def __init__(
@@ -89,6 +91,7 @@ class RequestContext:
         self._owner = owner
         self._job_id = job_id
         self._invoker_id = invoker_id
+        self._warned = False
 
     # --- the request --------------------------------------------------------------------------------------------------
 
@@ -146,17 +149,27 @@ class RequestContext:
     # --- news ---------------------------------------------------------------------------------------------------------
 
     def progress(self, progress: float, stage: str | None = None) -> None:
-        """Tell the caller how far the request is, from 0 to 1, and what it is doing."""
+        """Tell the caller how far the request is, from 0 to 1, and what it is doing.
+
+        What is outside is told as the nearer end, and the first time in a request the caller is warned of it.
+        """
         if self._emitter is not None:
-            news: dict[str, object] = {"progress": float(progress)}
+            fraction = float(progress)
+            if not 0.0 <= fraction <= 1.0 and not self._warned:
+                self._warned = True
+                self.log(f"`ctx.progress` takes a fraction from 0 to 1, got {progress}", "warning")
+            news: dict[str, object] = {"progress": min(fraction, 1.0) if fraction > 0 else 0.0}
             if stage is not None:
                 news["stage"] = stage
             self._emit("request.progress", news)
 
-    def log(self, message: str, level: Level = "info") -> None:
-        """Tell the caller something."""
+    def log(self, message: str, level: Level | Literal["warn"] = "info") -> None:
+        """Tell the caller something; `warn` is another word for `warning`. Raises ValueError for any other level."""
+        known = "warning" if level == "warn" else level
+        if known not in _LEVELS:
+            raise ValueError(f"`level` is one of {', '.join(f'`{each}`' for each in _LEVELS)}, not {level!r}")
         if self._emitter is not None:
-            self._emit("request.log", {"message": str(message), "level": level})
+            self._emit("request.log", {"message": str(message), "level": known})
 
     def _emit(self, type: str, payload: dict[str, object]) -> None:
         if self._emitter is not None:
