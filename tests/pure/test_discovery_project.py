@@ -36,18 +36,25 @@ def test_a_folder_without_a_project_is_told_where_to_run(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "told"),
     [
-        "",
-        "[tool]\ngen_worker = 3",
-        "[tool.gen_worker]\nmain = ''",
-        "[tool.gen_worker]\nmain = 3",
-        "[tool.gen_worker]\nmain = 'main:app'",
+        ("", r"does not name the main module; add:\n\n\[tool.gen_worker\]\nmain = \"myendpoint.main\""),
+        ("[tool]\ngen_worker = 3", "says `tool.gen_worker = 3`, which is no table; write:\n"),
+        ("[tool.gen_worker]\nmain = ''", "does not name the main module; write:\n"),
+        ("[tool.gen_worker]\nmain = 5", "`main` is a number, it must be a text; write:\n"),
+        ("[tool.gen_worker]\nmain = ['zoo']", "`main` is a list, it must be a text; write:\n"),
+        ("[tool.gen_worker]\nmain = 'main:app'", "which is no dotted module name; write:\n"),
+        ("[tool.gen_worker]\nmain = 'zoo.py'", "which is a file; write `zoo`$"),
+        ("[tool.gen_worker]\nmain = 'src/zoo/main.py'", "which is a file; write `zoo.main`$"),
+        ("[tool.genworker]\nmain = 'zoo'", "a table `tool.genworker`; it is called `tool.gen_worker`"),
+        ("[tool.gen-worker]\nmain = 'zoo'", "a table `tool.gen-worker`; it is called `tool.gen_worker`"),
+        ("[tool.gen_worker]\nmian = 'zoo'", "a key `mian` in .*; did you mean `main`\\?$"),
+        ("[tool.gen_worker]\nmain = 'zoo'\ncolour = 3", "a key `colour` in .*, which has only `main`$"),
     ],
 )
-def test_a_project_without_a_main_module_is_shown_the_lines_to_add(root: Path, text: str) -> None:
+def test_a_project_file_that_names_no_main_module_is_told_what_to_write(root: Path, text: str, told: str) -> None:
     (root / "pyproject.toml").write_text(text)
-    with pytest.raises(ValueError, match=r'add:\n\n\[tool.gen_worker\]\nmain = "myendpoint.main"'):
+    with pytest.raises(ValueError, match=told):
         load_project_config(root)
 
 

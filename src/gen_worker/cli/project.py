@@ -1,6 +1,7 @@
 """Which endpoint a command is about, and what a short-lived process says of its functions."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.servers import functions_in
 from gen_worker.discovery.errors import DiscoveryError
-from gen_worker.discovery.project import import_paths, load_project_config
+from gen_worker.discovery.project import import_paths, load_project_config, module_of_file
 from gen_worker.terminal import printable
 from gen_worker.wire.survey import Survey
+
+_FRAME = re.compile(r'  File "(.+)", line (\d+)(?:, in .*)?')
+_LIBRARIES = ("/site-packages/", "/lib/python")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -68,8 +72,10 @@ def _refuse_gone_folder() -> None:
 
 
 def _refuse_odd(module: str) -> None:
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise Failure(f"`{module}` is not a module name", "write it as Python imports it: `my_endpoint.main`")
+    if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+        meant = module_of_file(module)
+        hint = f"write `{meant}`" if meant else "write it as Python imports it: `my_endpoint.main`"
+        raise Failure(f"`{module}` is not a module name", hint)
 
 
 def survey_of(project: Project) -> Survey:
@@ -96,3 +102,15 @@ def show_stack(lines: list[str]) -> None:
     """Print the author's part of a traceback."""
     for line in lines:
         sys.stderr.write(f"{printable(line, lines=True)}\n")
+
+
+def where_raised(traceback: list[str]) -> str:
+    """Return a hint at the author's line that raised; none for an exception of ours, which was meant for the caller."""
+    starts = [index for index, line in enumerate(traceback) if line.startswith("Traceback ")]
+    last = traceback[starts[-1] + 1 :] if starts else traceback
+    raised = next((line for line in last if not line.startswith(" ")), "")
+    frames = [found for found in map(_FRAME.fullmatch, last) if found is not None]
+    own = [found for found in frames if not any(part in found[1] for part in _LIBRARIES)] or frames
+    if not own or raised.startswith("gen_worker."):
+        return ""
+    return f"it was raised at `{own[-1][1]}:{own[-1][2]}`"

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LINES = '[tool.gen_worker]\nmain = "myendpoint.main"'
 
@@ -31,10 +31,54 @@ def load_project_config(path: str | Path | None = None) -> ProjectConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{file}` is not valid TOML: {error}") from error
     main = _entry(document, "tool", "gen_worker", "main")
-    if not main or not all(part.isidentifier() for part in main.split(".")):
-        said = f"says `main = {main!r}`, which is no dotted module name" if main else "does not name the main module"
-        raise ValueError(f"`{file}` {said}; add:\n\n{_LINES}\n")
+    if problem := _problem_of(document, main):
+        raise ValueError(f"`{file}` {problem}")
     return ProjectConfig(file.parent, _entry(document, "project", "name"), main)
+
+
+def _problem_of(document: dict[str, Any], main: str) -> str:
+    """Say what is wrong with the table of a project file, and what to write; nothing when it names a module."""
+    tools = document.get("tool")
+    tools = tools if isinstance(tools, dict) else {}
+    table = tools.get("gen_worker")
+    if table is None:
+        misnamed = next((name for name in ("gen-worker", "genworker", "GenWorker") if name in tools), None)
+        if misnamed:
+            return f"has a table `tool.{misnamed}`; it is called `tool.gen_worker`: write `[tool.gen_worker]`"
+        return f"does not name the main module; add:\n\n{_LINES}\n"
+    if not isinstance(table, dict):
+        return f"says `tool.gen_worker = {table!r}`, which is no table; write:\n\n{_LINES}\n"
+    if unknown := [name for name in table if name != "main"]:
+        return f"has a key `{unknown[0]}` in `[tool.gen_worker]`, which has only `main`{_meant(unknown[0])}"
+    return _problem_of_main(table.get("main", ""), main)
+
+
+def _problem_of_main(written: object, main: str) -> str:
+    if not isinstance(written, str):
+        kind = (
+            "number" if isinstance(written, int | float) and not isinstance(written, bool) else type(written).__name__
+        )
+        return f"says `main = {written!r}`: `main` is a {kind}, it must be a text; write:\n\n{_LINES}\n"
+    if not main:
+        return f"does not name the main module; write:\n\n{_LINES}\n"
+    if module := module_of_file(main):
+        return f"says `main = {main!r}`, which is a file; write `{module}`"
+    if all(part.isidentifier() for part in main.split(".")):
+        return ""
+    return f"says `main = {main!r}`, which is no dotted module name; write:\n\n{_LINES}\n"
+
+
+def _meant(name: str) -> str:
+    from difflib import get_close_matches
+
+    return "; did you mean `main`?" if get_close_matches(name.lower(), ["main"]) else ""
+
+
+def module_of_file(name: str) -> str:
+    """Return the module that somebody means who names its file, as `zoo` for `zoo.py`; an empty text if none."""
+    parts = name.removeprefix("./").removeprefix("src/").removesuffix(".py").split("/")
+    is_file = name.endswith(".py") and all(part.isidentifier() for part in parts)
+    return ".".join(parts) if is_file else ""
 
 
 def import_paths(root: Path) -> list[str]:
