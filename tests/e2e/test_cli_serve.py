@@ -360,8 +360,13 @@ def test_without_a_supervisor_the_operators_commands_exit_4(tmp_path: Path, monk
         Client()
 
 
-def test_among_several_supervisors_one_must_be_named(server: Path, client: Client) -> None:
+def test_among_several_supervisors_one_must_be_named_or_serve_the_folder(
+    server: Path, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tempfile.TemporaryDirectory(prefix="gw-") as folder, serving(Path(folder), devices="cpu:1") as second:
+        monkeypatch.chdir(folder)
+        assert f"supervisor {second.pid}," in gen_worker("ps").stdout
+        monkeypatch.chdir(tmp_path)
         done = gen_worker("ps")
         assert done.returncode == 2
         assert done.stderr.startswith("error: 2 supervisors are alive:\n")

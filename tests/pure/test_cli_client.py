@@ -159,6 +159,60 @@ def test_a_deadline_and_a_wish_for_events_travel_with_the_job(client: Client, su
     assert (frame.request_id, frame.timeout_ms, frame.events, frame.stream) == ("mine", 1500, True, False)
 
 
+@pytest.mark.parametrize("endless", [float("inf"), 1e300])
+def test_any_long_time_can_be_waited_for(supervisor: Supervisor, endless: float) -> None:
+    with Client(supervisor.path, endless) as client:
+        assert client.call("echo", 1, timeout_s=endless) == 1
+        assert client.submit("echo", 2).result(endless) == 2
+        assert client.cancel("r", endless)
+
+
+@pytest.mark.parametrize("endless", [float("inf"), 1e300])
+def test_a_task_can_wait_for_any_long_time(supervisor: Supervisor, endless: float) -> None:
+    async def talk() -> None:
+        async with AsyncClient(supervisor.path, endless) as client:
+            assert await client.call("echo", 1, timeout_s=endless) == 1
+            assert await (await client.submit("echo", 2)).result(endless) == 2
+            assert await client.cancel("r", endless)
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("time_s", [float("nan"), -1.0, float("-inf")])
+def test_what_is_no_time_is_refused_before_anything_is_sent(
+    client: Client, supervisor: Supervisor, time_s: float
+) -> None:
+    for wait in (
+        lambda: client.submit("echo", 1, timeout_s=time_s),
+        lambda: client.cancel("r", time_s),
+        lambda: Client(supervisor.path, time_s),
+    ):
+        with pytest.raises(ValueError, match="`timeout_s` is a number of seconds, 0 or more"):
+            wait()
+    client.list()
+    assert not supervisor.frames(control.Submit | control.Cancel)
+
+
+def test_a_task_is_refused_what_is_no_time(supervisor: Supervisor) -> None:
+    async def talk() -> None:
+        async with AsyncClient(supervisor.path) as client:
+            with pytest.raises(ValueError, match="0 or more: nan"):
+                await client.submit("echo", 1, timeout_s=float("nan"))
+
+    asyncio.run(talk())
+
+
+def test_a_function_that_takes_no_fields_is_called_by_its_name_alone(client: Client) -> None:
+    assert client.call("echo") == {}
+
+
+def test_a_job_can_be_canceled_by_whoever_holds_it(supervisor: Supervisor) -> None:
+    supervisor.answer = lambda frame: supervisor.echo(frame) if isinstance(frame, control.Cancel) else []
+    with Client(supervisor.path) as client:
+        assert client.submit("echo", 1, request_id="r").cancel()
+    assert supervisor.frames(control.Cancel) == [control.Cancel("r")]
+
+
 def test_big_bytes_travel_in_one_region_that_is_used_again(client: Client, supervisor: Supervisor) -> None:
     for number in range(5):
         data = bytes([number]) * (1 << 20)

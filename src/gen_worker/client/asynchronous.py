@@ -17,7 +17,7 @@ import msgspec
 
 from gen_worker.client.conversation import Answer, Asked, Conversation, Errand, JobError, Question, RemoteJob
 from gen_worker.client.handle import Handle, OnEvent
-from gen_worker.client.link import connected, gone, silent
+from gen_worker.client.link import connected, gone, seconds, silent
 from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Outgoing
@@ -39,8 +39,8 @@ LAST_WORDS_S = 1.0  # for what is still to be said when the client is closed
 class AsyncClient:
     """A connection to one supervisor, for any number of tasks of one event loop; `async with` opens it.
 
-    `path` is a control socket, or what `serve` listens on; without one the only supervisor alive is meant, or of several
-    the one that serves the current folder.
+    `path` is a control socket, or what `serve` listens on; without one the only supervisor alive is
+    meant, or of several the one that serves the current folder.
     Entering raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several.
     A task that is canceled while it waits for a job cancels the job. Long payloads are copied in a thread; outputs are
     decoded by the loop, which 256 MiB of `bytes` hold for about 60 ms: where they are long, ask for a `memoryview`.
@@ -50,7 +50,7 @@ class AsyncClient:
 
     def __init__(self, path: str | Path | None = None, connect_timeout_s: float = 10.0, *, name: str = "") -> None:
         self._path = path
-        self._timeout_s = connect_timeout_s
+        self._timeout_s = seconds(connect_timeout_s)
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
         self._talk = Conversation(name or f"python {os.getpid()}")
@@ -70,6 +70,7 @@ class AsyncClient:
             self.supervisor = await self._answer(self._talk.opening, self._timeout_s)
         except TimeoutError:
             await self.close()
+            assert self._timeout_s is not None
             raise silent(self._timeout_s) from None
         except BaseException:
             await self.close()
@@ -97,7 +98,7 @@ class AsyncClient:
     async def call(
         self,
         function: str,
-        payload: object,
+        payload: object = {},
         *,
         type: Any = None,
         request_id: str | None = None,
@@ -107,7 +108,7 @@ class AsyncClient:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
         Of a function that streams it is the list of its items, each decoded as `type`.
-        `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it.
+        `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
         """
         job = await self.submit(
             function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event
@@ -117,7 +118,7 @@ class AsyncClient:
     async def stream(
         self,
         function: str,
-        payload: object,
+        payload: object = {},
         *,
         type: Any = None,
         request_id: str | None = None,
@@ -138,7 +139,7 @@ class AsyncClient:
     async def submit(
         self,
         function: str,
-        payload: object,
+        payload: object = {},
         *,
         type: Any = None,
         request_id: str | None = None,
@@ -151,6 +152,7 @@ class AsyncClient:
         A `request_id` that the supervisor knows already means that job: its result comes here, nothing runs twice.
         `on_event` is called by the task that waits for the job. A thread copies a payload of several megabytes.
         """
+        timeout_s = seconds(timeout_s)
         if request_id is None:
             request_id = f"{self._prefix}-{next(self._numbers)}"
         packed = await self._pack(payload)
@@ -212,6 +214,7 @@ class AsyncClient:
         return document
 
     async def _ask(self, frame: Asked, kind: type[Answer], timeout_s: float | None) -> Answer:
+        timeout_s = seconds(timeout_s)
         question = self._talk.ask(frame, kind)
         self._flush()
         return await self._answer(question, timeout_s)
@@ -337,7 +340,8 @@ class AsyncJob(Handle):
         Raises `TimeoutError` after `timeout_s`; the job goes on, and can be waited for again. When the task is canceled
         instead, by `asyncio.timeout` too, the supervisor is asked to cancel the job.
         """
-        deadline = None if timeout_s is None else self._client._loop.time() + timeout_s
+        wait_s = seconds(timeout_s)
+        deadline = None if wait_s is None else self._client._loop.time() + wait_s
         try:
             while not self.done:
                 self._keep_items()
@@ -373,6 +377,10 @@ class AsyncJob(Handle):
         finally:
             self._kept.clear()
             self._client._abandon(self._remote)
+
+    async def cancel(self, timeout_s: float | None = None) -> bool:
+        """Ask the job to end and wait until it has; return whether it ended by this."""
+        return await self._client.cancel(self.request_id, timeout_s)
 
     def _say_more(self, items: int) -> None:
         self._client._more(self._remote, items)

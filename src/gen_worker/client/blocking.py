@@ -21,7 +21,7 @@ import msgspec
 
 from gen_worker.client.conversation import Answer, Asked, Conversation, Errand, JobError, Question, RemoteJob
 from gen_worker.client.handle import Handle, OnEvent
-from gen_worker.client.link import connected, gone, silent
+from gen_worker.client.link import connected, gone, seconds, silent
 from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Outgoing
@@ -34,12 +34,13 @@ from gen_worker.wire.status import Status
 class Client:
     """A connection to one supervisor, for any number of threads at once.
 
-    `path` is a control socket, or what `serve` listens on; without one the only supervisor alive is meant, or of several
-    the one that serves the current folder.
+    `path` is a control socket, or what `serve` listens on; without one the only supervisor alive is
+    meant, or of several the one that serves the current folder.
     Raises `SupervisorUnreachable` when none answers, `SeveralSupervisors` when there are several to choose from.
     """
 
     def __init__(self, path: str | Path | None = None, connect_timeout_s: float = 10.0, *, name: str = "") -> None:
+        patience_s = seconds(connect_timeout_s)
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
         self._talk = Conversation(name or f"python {os.getpid()}")
@@ -47,9 +48,9 @@ class Client:
         self._sending = threading.Lock()  # never asked for with the other one in hand
         self._reading = False
         self._waiting: dict[Errand, list[threading.Lock]] = {}
-        self._socket = _Socket(connected(path, connect_timeout_s))
+        self._socket = _Socket(connected(path, patience_s))
         try:
-            self.supervisor = self._open(connect_timeout_s)
+            self.supervisor = self._open(patience_s)
         except BaseException:
             self.close()
             raise
@@ -73,7 +74,7 @@ class Client:
     def call(
         self,
         function: str,
-        payload: object,
+        payload: object = {},
         *,
         type: Any = None,
         request_id: str | None = None,
@@ -83,7 +84,7 @@ class Client:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
         Of a function that streams it is the list of its items, each decoded as `type`.
-        `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it.
+        `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
         """
         job = self.submit(function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event)
         return job.result()
@@ -91,7 +92,7 @@ class Client:
     def stream(
         self,
         function: str,
-        payload: object,
+        payload: object = {},
         *,
         type: Any = None,
         request_id: str | None = None,
@@ -110,7 +111,7 @@ class Client:
     def submit(
         self,
         function: str,
-        payload: object,
+        payload: object = {},
         *,
         type: Any = None,
         request_id: str | None = None,
@@ -123,6 +124,7 @@ class Client:
         A `request_id` that the supervisor knows already means that job: its result comes here, nothing runs twice.
         `on_event` is called by the thread that waits for the job.
         """
+        timeout_s = seconds(timeout_s)
         if request_id is None:
             request_id = f"{self._prefix}-{next(self._numbers)}"
         packed = self._pack(payload)
@@ -179,10 +181,11 @@ class Client:
         return document
 
     def _ask(self, frame: Asked, kind: type[Answer], timeout_s: float | None) -> Answer:
+        deadline = _deadline(timeout_s)
         with self._lock:
             question = self._talk.ask(frame, kind)
         self._flush()
-        return self._answer(question, _deadline(timeout_s))
+        return self._answer(question, deadline)
 
     def _answer(self, question: Question[Answer], deadline: float | None) -> Answer:
         self._wait(question, deadline)
@@ -191,11 +194,12 @@ class Client:
             raise question.error
         return question.answer
 
-    def _open(self, timeout_s: float) -> control.Opened:
+    def _open(self, timeout_s: float | None) -> control.Opened:
         self._flush()
         try:
             return self._answer(self._talk.opening, _deadline(timeout_s))
         except TimeoutError:
+            assert timeout_s is not None
             raise silent(timeout_s) from None
 
     # --- frames -------------------------------------------------------------------------------------------------------
@@ -360,6 +364,10 @@ class Job(Handle):
             self._kept.clear()
             self._client._abandon(self._remote)
 
+    def cancel(self, timeout_s: float | None = None) -> bool:
+        """Ask the job to end and wait until it has; return whether it ended by this."""
+        return self._client.cancel(self.request_id, timeout_s)
+
     def _say_more(self, items: int) -> None:
         self._client._more(self._remote, items)
 
@@ -398,4 +406,5 @@ class _Socket:
 
 
 def _deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s
+    wait_s = seconds(timeout_s)
+    return None if wait_s is None else time.monotonic() + wait_s

@@ -3,13 +3,16 @@
 import errno
 import os
 import socket
+from math import inf
 from pathlib import Path
 
 from gen_worker.rundir import SupervisorUnreachable, choose, connect
 from gen_worker.settings import Settings
 
+LONGEST_S = 24 * 86400.0  # of a wait: `poll` takes no more milliseconds
 
-def connected(path: str | Path | None, timeout_s: float) -> socket.socket:
+
+def connected(path: str | Path | None, timeout_s: float | None) -> socket.socket:
     """Return a socket to the supervisor: the one at `path`, or the only one.
 
     `path` may also be what `serve` listens on, an address like `tcp://127.0.0.1:8000` too.
@@ -37,3 +40,12 @@ def gone(error: Exception) -> SupervisorUnreachable:
 def silent(timeout_s: float) -> SupervisorUnreachable:
     """Return what it means that `open` has no answer."""
     return SupervisorUnreachable(f"the supervisor does not answer within {timeout_s:g} s")
+
+
+def seconds(timeout_s: float | None) -> float | None:
+    """Return a time to wait as clocks and sockets take it, None for ever; raise `ValueError` where it is no time."""
+    if timeout_s is None or timeout_s == inf:
+        return None
+    if not timeout_s >= 0:  # nan is neither
+        raise ValueError(f"`timeout_s` is a number of seconds, 0 or more: {timeout_s}")
+    return min(timeout_s, LONGEST_S)
