@@ -297,6 +297,20 @@ def test_a_payload_that_the_function_does_not_take_comes_with_the_command_that_s
     )
 
 
+@pytest.mark.parametrize(
+    ("raised", "hint"),
+    [("ValueError: no", "hint: it was raised at `main.py:3`\n"), ("gen_worker.api.errors.ValidationError: no", "")],
+)
+def test_a_refused_payload_is_told_with_the_line_only_if_that_may_be_a_bug(
+    server: Server, raised: str, hint: str
+) -> None:
+    frames = ['  File "main.py", line 3, in f', "    g(1)", '  File "/usr/lib/python3.11/g.py", line 9, in g', "    x"]
+    stack = ["Traceback (most recent call last):", *frames, raised]
+    server.answer = lambda request: [failed("invalid", "no", detail={"stack": stack})]
+    done = invoke("echo")
+    assert (done.returncode, done.stderr) == (2, f"error: no\n{hint}")
+
+
 def test_what_may_go_well_later_is_said(server: Server) -> None:
     server.answer = lambda request: [failed("retryable", "the API is slow", retryable=True)]
     assert invoke("call").stderr == "error: the API is slow\nhint: it may go well if you try again\n"

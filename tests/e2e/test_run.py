@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -332,6 +333,13 @@ def test_what_goes_wrong_is_said_with_its_exit_code(root: Path, arguments: list[
     assert done.returncode == code
     assert done.stdout == ""
     assert "gen_worker" not in done.stderr.replace("gen_worker.api.errors", ""), "a frame of ours is in the trace"
+
+
+def test_a_value_error_is_told_with_the_line_that_raised_it_and_without_a_traceback(root: Path) -> None:
+    done = run("--method", "no-number", "abc", cwd=root)
+    (hint,) = [line for line in done.stderr.splitlines() if line.startswith("hint: ")]
+    assert re.fullmatch(r"hint: it was raised at `.*/main\.py:\d+`", hint)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_traceback_holds_the_authors_lines_and_only_those(root: Path) -> None:

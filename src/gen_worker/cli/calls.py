@@ -16,7 +16,7 @@ from gen_worker.cli.events import Events
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
 from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.cli.ndjson import NOT_JSON, Line, Lines, NoAnswerInTime, WireError, no_answer, open_connection
-from gen_worker.cli.project import show_stack
+from gen_worker.cli.project import show_stack, where_raised
 from gen_worker.cli.servers import Server
 from gen_worker.wire.messages import ErrorDetail
 
@@ -151,6 +151,7 @@ _HINTS = {
 def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
     """Say why the request failed; `timed` is whether its deadline was this command's, `log` is the server's log."""
     detail = error.detail or ErrorDetail()
+    raised = where_raised(detail.stack or []) if error.kind == "invalid" else ""
     if error.kind in ("invalid", "canceled"):  # told in full by their message
         detail = ErrorDetail()
     show_stack(detail.stack or detail.stderr or [])
@@ -161,6 +162,7 @@ def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
     hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "").format(log=log)
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
+    hint = hint or raised
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
 

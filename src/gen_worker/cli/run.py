@@ -16,7 +16,7 @@ from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
 from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
-from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of
+from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of, where_raised
 from gen_worker.cli.results import Results
 from gen_worker.cli.selection import Wanted, select
 from gen_worker.cli.settings import log_format_option, read_settings
@@ -313,7 +313,12 @@ def _failed(error: BaseException, *, asked: bool) -> int:
 
     verdict = classify(error)
     message = "canceled" if asked and verdict.kind == "canceled" else verdict.message
-    _tell(error, message, stack=not isinstance(error, ValidationError | CanceledError))
+    if verdict.kind == "invalid":
+        from gen_worker.discovery import author_stack
+
+        say_error(message, "" if isinstance(error, ValidationError) else where_raised(author_stack(error)))
+    else:
+        _tell(error, message, stack=not isinstance(error, CanceledError))
     return {"canceled": CANCELED, "invalid": USAGE}.get(verdict.kind, USER_CODE)
 
 
