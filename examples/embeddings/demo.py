@@ -373,7 +373,7 @@ def deaths(events: Sequence[EventStatus]) -> list[Death]:
     for event in events:
         if " died: " in event.message:
             later = (
-                e for e in events if e.source == event.source and e.seq > event.seq and " says hello " in e.message
+                e for e in events if e.source == event.source and e.seq > event.seq and " started in " in e.message
             )
             hello = next(later, None)
             pid = int(hello.message.split()[1]) if hello else None

@@ -46,6 +46,8 @@ def choose(wanted: str, gpus: Sequence[Device], *, gpu_functions: bool, cpu_func
         if not 1 <= count <= MOST_CPU_SLOTS:
             raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, not {count}")
         return [cpu(index) for index in range(count)]
+    if wanted.strip().startswith("cpu:"):
+        raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, not `{wanted.strip()[4:]}`")
     chosen = list(gpus) if wanted == "auto" else _named(wanted, gpus)
     if not chosen or (wanted == "auto" and not gpu_functions):
         return [cpu(0)]
@@ -70,8 +72,10 @@ def _named(wanted: str, gpus: Sequence[Device]) -> list[Device]:
     for name in filter(None, (part.strip() for part in wanted.split(","))):
         index = name.removeprefix("cuda:")
         match = [gpu for gpu in gpus if index == str(gpu.index) or (gpu.uuid or "").startswith(name)]
+        if not gpus:
+            raise DeviceError(f"no GPU `{name}`: this host has none")
         if len(match) != 1 or match[0] in chosen:
-            there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
+            there = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
             raise DeviceError(f"no single GPU `{name}` on this host; there are: {there}")
         chosen += match
     return chosen

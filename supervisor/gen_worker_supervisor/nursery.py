@@ -24,6 +24,10 @@ ZYGOTE_TRIES = 3
 FORK_LIMIT_S = 5.0  # measured: 5 to 50 ms
 
 
+def _with(imported: list[str]) -> str:
+    return f", with {', '.join(imported)} imported" if imported else ""
+
+
 class Nursery:
     """Gives `ChildProcess`es their process, in the order they came."""
 
@@ -160,7 +164,7 @@ class Nursery:
         self._warm = True
         for line in failed:
             self._log.event("warning", "zygote", f"left out an import: {line}")
-        self._log.event("info", "zygote", f"warm, {len(imported)} modules imported")
+        self._log.event("info", "zygote", f"ready: new children are forked from it{_with(imported)}")
         for process in list(self._expected.values()):
             self._fork(process)
 
@@ -197,7 +201,7 @@ class Nursery:
         os.close(self._pidfd)
         self._reaper.disown(process.pid)
         if self._channel is not None:
-            self._log.event("warning", "zygote", "died; children are spawned until another one is warm")
+            self._log.event("warning", "zygote", "died; children are spawned until another one is ready")
             self._drain_reports()
             self._loop.remove_reader(self._channel.fileno())
             self._channel.close()

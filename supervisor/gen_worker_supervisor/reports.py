@@ -149,7 +149,7 @@ def _on_hello(fleet: Fleet, child: Child, message: Hello, now: float) -> list[Ac
         return _forged(fleet, child, "a greeting, out of turn", now)
     child.move(Phase.IMPORTING)
     took = f"{(now - child.born) * 1000:.0f} ms"
-    return [Note("info", child.device.name, f"child {message.pid} says hello after {took}")]
+    return [Note("info", child.device.name, f"child {message.pid} started in {took}")]
 
 
 def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Action]:

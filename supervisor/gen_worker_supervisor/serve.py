@@ -45,7 +45,7 @@ from gen_worker_supervisor.stdio import End, StandardStreams
 from gen_worker_supervisor.supervisor import Supervisor
 
 PROTOCOL_VERSION = 1
-OK, USAGE, FAILED = 0, 2, 1
+OK, FAILED = 0, 1
 FORCED = 130
 ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
@@ -58,6 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     paths: list[str]
     address: Address
     devices: str = "auto"
+    devices_option: str = "--devices"  # as it was written
     functions: tuple[str, ...] = ()
     eager: bool = False
     idle_timeout_s: float = 0.0
@@ -73,7 +74,9 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
     try:
         survey = start.survey_module(options.module, options.paths, environment)
         survey = start.chosen(survey, options.functions)
-        owned = start.own_devices(options.devices, survey)
+        if options.eager:
+            start.refuse_unresolved(survey)
+        owned = start.own_devices(options.devices, survey, option=options.devices_option)
         listener = start.listen(options.address, guarded=settings.token is not None)
         with ExitStack() as ends:
             ends.callback(_close, listener, look)
@@ -81,7 +84,7 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
             return ends.enter_context(asyncio.Runner()).run(_serve(plan))
     except StartError as error:
         _tell(error, look)
-        return USAGE
+        return error.code
 
 
 def _reason(error: OSError | ListenError) -> str:

@@ -17,14 +17,17 @@ from gen_worker_supervisor import devices
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
 from gen_worker_supervisor.state import Device
 
+NO_MODEL = 3  # the exit code of a model that cannot be resolved
+
 
 class StartError(Exception):
-    """The supervisor cannot start; the text is for a person, `hint` says what to do."""
+    """The supervisor cannot start; the text is for a person, `hint` says what to do, `code` how to exit."""
 
-    def __init__(self, message: str, hint: str = "", stack: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, hint: str = "", stack: tuple[str, ...] = (), *, code: int = 2) -> None:
         super().__init__(message)
         self.hint = hint
         self.stack = stack
+        self.code = code
 
 
 def survey_module(module: str, paths: list[str], environment: Mapping[str, str]) -> Survey:
@@ -46,8 +49,17 @@ def chosen(survey: Survey, names: Sequence[str]) -> Survey:
         raise StartError(str(error), error.hint) from None
 
 
-def own_devices(wanted: str, survey: Survey) -> list[Device]:
-    """Return the devices that `--devices` means."""
+def refuse_unresolved(survey: Survey) -> None:
+    """Raise `StartError` for functions that nothing can set up: their models are not to be had."""
+    for function in survey.functions:
+        if function.models:
+            refs = ", ".join(f"`{ref}`" for ref in function.models)
+            hint = "serve without `--eager`, or with `--function` only those that need none"
+            raise StartError(f"`{function.name}` needs {refs}, which nothing resolves", hint, code=NO_MODEL)
+
+
+def own_devices(wanted: str, survey: Survey, *, option: str) -> list[Device]:
+    """Return the devices that the option means."""
     gpus = [] if wanted.startswith("cpu") else devices.list_gpus()
     try:
         return devices.choose(
@@ -57,7 +69,7 @@ def own_devices(wanted: str, survey: Survey) -> list[Device]:
             cpu_functions=any(not function.gpu for function in survey.functions),
         )
     except devices.DeviceError as error:
-        raise StartError(str(error), "`--devices` takes `auto`, `cpu:N`, or GPU indices or UUIDs") from None
+        raise StartError(str(error), f"`{option}` takes `auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs") from None
 
 
 class Listener(NamedTuple):

@@ -76,6 +76,7 @@ def served(server: Server) -> list[str]:
         (["--function", "bake"], ["bake", "slice-up"]),
         (["--function", "slice_up"], ["bake", "slice-up"]),
         (["--function", "greet,cook"], ["cook", "greet"]),
+        (["--function", "Bakery"], ["bake", "slice-up"]),
         (["--function", "greet", "--function", "cook"], ["cook", "greet"]),
     ],
 )
@@ -150,6 +151,34 @@ def test_an_eager_class_that_cannot_be_set_up_ends_the_start(tmp_path: Path, fai
     assert "\nready\n" not in log
     assert not (tmp_path / "gw.sock").exists()
     assert not (tmp_path / "gw.sock.json").exists()
+
+
+UNRESOLVED = """
+from typing import Annotated
+import msgspec
+from gen_worker import HF, RequestContext, endpoint
+
+class Text(msgspec.Struct):
+    text: str = ""
+
+@endpoint(models={"weights": HF("nobody/nothing")})
+class Needy:
+    def setup(self, weights: str) -> None:
+        pass
+
+    def need(self, ctx: RequestContext, payload: Text) -> Text:
+        return payload
+"""
+
+
+def test_an_eager_class_whose_models_nothing_resolves_ends_the_start_with_the_code_for_that(tmp_path: Path) -> None:
+    with launch(tmp_path, "--eager", module="shop", cwd=module(tmp_path, UNRESOLVED)) as process:
+        assert process.wait(PATIENCE_S) == 3
+    error, hint = (tmp_path / "log").read_text().splitlines()
+    assert error.startswith("error: `need` needs `")
+    assert error.endswith("`, which nothing resolves")
+    assert hint.startswith("hint: serve without `--eager`")
+    assert not (tmp_path / "gw.sock").exists()
 
 
 def test_only_the_chosen_classes_are_set_up_eagerly(serve: Serve, tmp_path: Path) -> None:
@@ -278,3 +307,48 @@ def test_in_a_folder_that_is_gone_nothing_starts_and_nothing_hangs(tmp_path: Pat
     assert done.returncode == 2
     assert re.search(r"^error: .*folder.*\nhint: ", done.stderr, re.MULTILINE), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- slips ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["zoo.py"], "`zoo.py` is no option", "a module is named as Python imports it: `--module zoo`"),
+        (
+            ["./farm/zoo.py"],
+            "`./farm/zoo.py` is no option",
+            "a module is named as Python imports it: `--module farm.zoo`",
+        ),
+        (["--port", "8000"], "no option `--port`", "write `--listen tcp://127.0.0.1:8000`"),
+        (["--port=8001"], "no option `--port`", "write `--listen tcp://127.0.0.1:8001`"),
+        (["--host", "::", "--port", "80"], "no option `--host`", "write `--listen tcp://[::]:80`"),
+        (["--token", "x"], "no option `--token`", "set GEN_WORKER_TOKEN: an argument could be read by others"),
+        (
+            ["--listen", "127.0.0.1:8000"],
+            "`127.0.0.1:8000` is not an address: it is neither",
+            "over TCP it is `tcp://1",
+        ),
+        (["--max-line", "10"], "`--max-line` takes at least 1k, not 10", "a request is one line"),
+        (["--devices", "cpu:x"], "`cpu:N` takes 1 to 256 slots, not `x`", "`--devices` takes `auto`, `cpu`, `cpu:N`"),
+        (["--device", "cuda"], "no ", "`--device` takes `auto`, `cpu`, `cpu:N`"),
+    ],
+)
+def test_what_is_meant_is_hinted_at(tmp_path: Path, arguments: list[str], error: str, hint: str) -> None:
+    command = [*GEN_WORKER, "serve", *arguments, *(["--module", "shop"] if "zoo.py" not in arguments[0] else [])]
+    home = module(tmp_path, SHOP)
+    done = subprocess.run(command, cwd=home, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"error: {error}")
+    assert second.startswith(f"hint: {hint}")
+
+
+def test_of_a_path_and_an_address_that_were_both_written_one_is_said_to_be_unused(tmp_path: Path) -> None:
+    with launch(tmp_path, "--socket", str(tmp_path / "x.sock"), module="shop", cwd=module(tmp_path, SHOP)) as process:
+        until(lambda: "\nready\n" in (tmp_path / "log").read_text(), what="its being ready")
+        assert not (tmp_path / "x.sock").exists()
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    assert (tmp_path / "log").read_text().startswith("warning: `--socket` is not used: `--listen` says where")

@@ -43,7 +43,7 @@ def test_the_supervisor_is_the_parent_of_children_that_the_zygote_forked(serve: 
     assert all(is_forked(pid) for pid in pids.values())
     assert {parent_of(pid) for pid in pids.values()} == {server.pid}
     assert set(server.processes()) == {*pids.values(), server.zygote()}
-    assert any(event.startswith("zygote: warm") for event in server.events())
+    assert any(event.startswith("zygote: ready: new children are forked from it") for event in server.events())
 
 
 def test_the_true_end_of_a_forked_child_is_known(serve: Serve) -> None:
@@ -58,7 +58,7 @@ def test_a_replacement_is_forked_and_says_hello(serve: Serve) -> None:
         server.until_idle()
         os.kill(server.pids()["cpu:0"], signal.SIGKILL)
         assert text_of(server.ask("echo", text="next")) == "next"
-    hellos = [re.search(r"says hello after (\d+) ms", event) for event in server.events()]
+    hellos = [re.search(r"child \d+ started in (\d+) ms", event) for event in server.events()]
     took_ms = [int(found[1]) for found in hellos if found]
     assert len(took_ms) == 3
     assert min(took_ms[1:]) < 1000  # the first waits for the zygote itself
@@ -102,7 +102,7 @@ def test_when_no_zygote_lives_long_enough_children_are_spawned(serve: Serve) -> 
         return sum(event.startswith(f"zygote: {what}") for event in server.events())
 
     for number in (1, 2, 3):
-        until(lambda: said("warm") == number)  # noqa: B023 - called before the next turn
+        until(lambda: said("ready") == number)  # noqa: B023 - called before the next turn
         kill_zygote(server)
     until(lambda: said("died") == 3)
     os.kill(server.pids()["cpu:0"], signal.SIGKILL)

@@ -23,7 +23,7 @@ def test_cpu_slots_take_functions_of_every_kind(wanted: str, count: int) -> None
     assert all(device.takes_gpu_functions and device.takes_cpu_functions for device in chosen)
 
 
-@pytest.mark.parametrize("wanted", ["cpu:0", "cpu:257"])
+@pytest.mark.parametrize("wanted", ["cpu:0", "cpu:257", "cpu:x", "cpu:-1", "cpu:"])
 def test_an_absurd_number_of_cpu_slots_is_refused(wanted: str) -> None:
     with pytest.raises(DeviceError, match="takes 1 to 256 slots"):
         names(wanted)
@@ -60,5 +60,5 @@ def test_a_gpu_that_is_not_there_or_not_one_is_refused_with_those_there_are(want
 
 
 def test_a_gpu_on_a_host_without_any_is_refused() -> None:
-    with pytest.raises(DeviceError, match="there are: none"):
+    with pytest.raises(DeviceError, match="no GPU `0`: this host has none"):
         choose("0", [], gpu_functions=True, cpu_functions=False)

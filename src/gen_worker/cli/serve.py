@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from itertools import pairwise
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -10,12 +11,13 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import CANCELED, OK, USAGE, USER_CODE, Failure
+from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
 from gen_worker.cli.settings import read_settings
 from gen_worker.wire.address import Address, AddressError, parse_address
 from gen_worker.wire.survey import NoFunctionError
 
+LEAST_LINE_BYTES = 1024
 _NEEDED = ((os, "memfd_create"), (os, "pidfd_open"), (socket, "AF_UNIX"), (socket, "SOCK_SEQPACKET"))
 
 _HELP = """Serve an endpoint's functions from supervised child processes.
@@ -33,7 +35,42 @@ gen-worker serve --listen tcp://127.0.0.1:8765 --idle-timeout 600
 gen-worker serve < requests.ndjson > answers.ndjson"""
 
 
-@click.command("serve", cls=Command, help=_HELP, codes=(OK, USER_CODE, USAGE, CANCELED))
+class _Serve(Command):
+    """A command that knows what people write who mean one of its options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as problem:
+            hint = _hint_for(problem.option_name, given)
+            if not hint:
+                raise
+            raise Failure(f"no option `{problem.option_name}`", hint) from None
+        if rest and not ctx.resilient_parsing:
+            module = rest[0].removesuffix(".py").strip("./").replace("/", ".")
+            raise Failure(f"`{rest[0]}` is no option", f"a module is named as Python imports it: `--module {module}`")
+        return rest
+
+
+def _hint_for(option: str, given: list[str]) -> str:
+    if option == "--token":
+        return "set GEN_WORKER_TOKEN: an argument could be read by others"
+    if option in ("--port", "--host"):
+        words = [word for each in given for word in each.split("=", 1)]
+        values = dict(pairwise(words))
+        host, port = values.get("--host", "127.0.0.1"), values.get("--port", "8000")
+        return f"write `--listen tcp://{f'[{host}]' if ':' in host else host}:{port}`"
+    return ""
+
+
+@click.command(
+    "serve",
+    cls=_Serve,
+    context_settings={"allow_extra_args": True},
+    help=_HELP,
+    codes=(OK, USER_CODE, USAGE, NO_MODEL, CANCELED),
+)
 @project_options
 @click.option(
     "--socket",
@@ -60,12 +97,14 @@ gen-worker serve < requests.ndjson > answers.ndjson"""
     "functions",
     metavar="NAME",
     multiple=True,
-    help="Serve only this function and its class; repeatable, or with commas.",
+    help="Serve only this function and its class, or this class; repeatable, or with commas.",
 )
 @click.option("--list-functions", is_flag=True, help="Print what would be served, and start nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --list-functions: as JSON, with the schemas.")
 @click.option(
-    "--eager", is_flag=True, help="Run every setup() in every child before saying ready; exit 1 if one fails."
+    "--eager",
+    is_flag=True,
+    help="Run every setup() in every child before saying ready; exit 1 if one fails, 3 for want of a model.",
 )
 @click.option(
     "--idle-timeout",
@@ -121,6 +160,9 @@ def command(
         return _list_functions(find_project(config, module), names, as_json)
     _refuse_other_systems()
     settings = read_settings(max_line_bytes=max_line_bytes, log_format=log_format, log_level=log_level)
+    if settings.max_line_bytes < LEAST_LINE_BYTES:
+        name = "GEN_WORKER_MAX_LINE" if max_line_bytes is None else "--max-line"
+        raise Failure(f"`{name}` takes at least 1k, not {settings.max_line_bytes}", "a request is one line")
     wanted = _devices(devices, device)
     address = _address(socket_, listen)
     project = find_project(config, module)
@@ -131,6 +173,7 @@ def command(
         paths=project.paths,
         address=address,
         devices=wanted,
+        devices_option="--devices" if device is None else "--device",
         functions=names,
         eager=eager,
         idle_timeout_s=idle_timeout_s,
@@ -168,10 +211,17 @@ def _devices(devices: str | None, device: str | None) -> str:
 
 
 def _address(socket_: str, listen: str | None) -> Address:
+    if listen is not None and _is_written("socket_"):
+        say("warning", f"`--socket` is not used: `--listen` says where, `{listen}`")
     try:
         return parse_address(socket_ if listen is None else listen)
     except AddressError as error:
         raise Failure(str(error), error.hint) from None
+
+
+def _is_written(parameter: str) -> bool:
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _list_functions(project: Project, names: tuple[str, ...], as_json: bool) -> int:

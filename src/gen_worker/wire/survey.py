@@ -49,11 +49,13 @@ class Survey(msgspec.Struct, frozen=True):
     def of_owners(self, names: Sequence[str]) -> "Survey":
         """Return the survey of the named functions, in either spelling, and of what shares a class with one of them.
 
-        Raises `NoFunctionError` for a name that no function has. Without names it is the whole survey.
+        The name of a class stands for its functions. Raises `NoFunctionError` for a name that nothing has. Without
+        names it is the whole survey.
         """
         if not names:
             return self
-        known = {name: function for function in self.functions for name in (function.python_name, function.name)}
+        known = {function.class_name: function for function in self.functions if function.class_name}
+        known |= {name: function for function in self.functions for name in (function.python_name, function.name)}
         for name in names:
             if name not in known:
                 raise NoFunctionError(name, self)
