@@ -65,6 +65,17 @@ def test_the_version_is_the_packages() -> None:
     ("arguments", "stderr"),
     [
         (["rnu"], "error: no command `rnu`\nhint: did you mean `gen-worker run`?\n"),
+        (["discover"], "error: no command `discover`\nhint: it is a module: `python -m gen_worker.discover`\n"),
+        (
+            ["invoke", "--method", "zoo", "hi"],
+            "error: no option `--method`\nhint: the function is the first word: `gen-worker invoke FUNCTION …`\n",
+        ),
+        (["invoke", "f", "--text", "hi"], "error: no option `--text`\nhint: fields have no dashes: `text=…`\n"),
+        (["run", "--num-cats=1"], "error: no option `--num-cats`\nhint: fields have no dashes: `num_cats=…`\n"),
+        (
+            ["invoke", "f", "-5"],
+            "error: no option `-5`\nhint: a value that begins with a dash needs its field: `field=-…`\n",
+        ),
         (["zzzz"], "error: no command `zzzz`\nhint: `gen-worker --help` lists the commands\n"),
         (["run", "--prety"], "error: no option `--prety`\nhint: did you mean `--pretty`?\n"),
         (["kill"], "error: missing argument `REQUEST`\nhint: `gen-worker kill --help` says what it takes\n"),

@@ -89,14 +89,15 @@ def test_a_line_that_is_no_text_costs_itself_only(tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_exit_leaves_before_the_end_with_the_code_of_the_last_failed_line(tmp_path: Path) -> None:
-    done = script(tmp_path, "leave", "greet Ada", "exit", "greet Bob")
+@pytest.mark.parametrize("word", ["exit", "quit"])
+def test_a_word_leaves_before_the_end_with_the_code_of_the_last_failed_line(tmp_path: Path, word: str) -> None:
+    done = script(tmp_path, "leave", "greet Ada", word, "greet Bob")
     assert (done.returncode, done.stdout) == (1, '{"text":"hello Ada"}\n')
 
 
 def test_the_session_can_be_asked_what_there_is(tmp_path: Path) -> None:
-    done = script(tmp_path, "help", "functions", "log")
-    assert done.returncode == 0
+    done = script(tmp_path, "log 3", "help", "functions", "log")
+    assert (done.returncode, done.stderr) == (2, "error: `log` takes nothing, not `3`\n")
     lines = done.stdout.splitlines()
     assert "greet      [text=] [times=]" in lines
     assert "look       image@" in lines

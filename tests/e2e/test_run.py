@@ -318,6 +318,7 @@ def test_the_workers_secrets_do_not_reach_the_endpoint_and_its_own_do(root: Path
         (["--payload", "{}", "--payload-file", "a"], 2, "error: `--payload` and `--payload-file` together"),
         (["txet=1"], 2, "error: no field `txet`; the fields are `text`, `times`, `data`\nhint: did you mean `text`?"),
         (["--method", "bom"], 2, "error: no function `bom` in `mine.main`\nhint: did you mean `boom`?"),
+        (["boom", "hi"], 2, "hint: `run` takes the function as an option: `--method boom`"),
         (["--class", "Case"], 2, "error: no endpoint class `Case` in `mine.main`\nhint: did you mean `Cases`?"),
         (["--class", "Cases"], 2, "error: which function?"),
         (["--device", "tpu"], 2, "error: `--device` must be `cpu`, `cuda` or `cuda:N`, not `tpu`"),

@@ -54,6 +54,8 @@ class _Commands(Command, click.Group):
         name = args[0]
         command = self.get_command(ctx, name)
         if command is None:
+            if name in ("discover", "discovery"):
+                raise Failure(f"no command `{name}`", f"it is a module: `python -m gen_worker.{name}`")
             near = nearest(name, _COMMANDS)
             hint = f"did you mean `gen-worker {near}`?" if near else "`gen-worker --help` lists the commands"
             raise Failure(f"no command `{name}`", hint)
@@ -140,12 +142,26 @@ def _retold(problem: click.ClickException) -> tuple[str, str]:
     ctx = problem.ctx if isinstance(problem, click.UsageError) else None
     hint = f"`{ctx.command_path} --help` says what it takes" if ctx is not None else ""
     if isinstance(problem, click.NoSuchOption):
-        near = nearest(problem.option_name, problem.possibilities or ())
-        return f"no option `{problem.option_name}`", f"did you mean `{near}`?" if near else hint
+        option = problem.option_name
+        near = nearest(option, problem.possibilities or (), likeness=0.8)
+        return f"no option `{option}`", f"did you mean `{near}`?" if near else _meant_by(option, ctx) or hint
     if isinstance(problem, click.MissingParameter) and problem.param is not None:
         return f"missing {problem.param.param_type_name} `{problem.param.human_readable_name}`", hint
     told = problem.format_message().replace("'", "`").rstrip(".")
     return told[:1].lower() + told[1:], hint
+
+
+def _meant_by(option: str, ctx: click.Context | None) -> str:
+    """Return a hint for what a person may want where fields are given and wrote as an option; empty for nothing."""
+    command = ctx.command.name if ctx is not None else None
+    if command not in ("run", "invoke"):
+        return ""
+    if option == "--method":
+        return "the function is the first word: `gen-worker invoke FUNCTION …`"
+    word = option.lstrip("-")
+    if option.startswith("--") and word.replace("-", "_").isidentifier():
+        return f"fields have no dashes: `{word.replace('-', '_')}=…`"
+    return "" if option.startswith("--") else "a value that begins with a dash needs its field: `field=-…`"
 
 
 def _open_missing_streams() -> None:

@@ -19,7 +19,7 @@ from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.private import PrivateServer, private_server
 from gen_worker.cli.project import project_options
 from gen_worker.cli.results import Results
-from gen_worker.cli.servers import DEFAULT_SOCKET, Server, field_names, find_server, schema_in
+from gen_worker.cli.servers import DEFAULT_SOCKET, Server, field_names, find_server, schema_in, sidecar
 from gen_worker.cli.settings import log_format_option, read_settings
 from gen_worker.cli.supervisors import connected
 from gen_worker.cli.table import WIDTH, table
@@ -27,7 +27,8 @@ from gen_worker.discovery.names import slugify_name
 from gen_worker.settings import Settings
 
 PROMPT = "> "
-_WORDS = ("help", "functions", "log", "exit")  # what a line can be besides a call, unless a function has that name
+_LEAVING = ("exit", "quit")
+_WORDS = ("help", "functions", "log", *_LEAVING)  # what a line can be besides a call, unless a function has that name
 
 _HELP = """Keep an endpoint warm and call it line by line.
 
@@ -47,9 +48,9 @@ printf '%s\\n' 'greet Ada' 'greet Bob' | gen-worker repl"""
 _LINE_HELP = """\
 FUNCTION FIELD=VALUE ...   call a function, as `greet Ada times=2`
 functions                  list the functions and their fields
-log                        show the last lines of the server's log
+log                        show the last lines of a private server's log
 help                       show this
-exit                       leave, as Ctrl-D does
+exit, quit                 leave, as Ctrl-D does
 
 steps=20            a value            text@notes.txt      the content of a file
 sizes:=[1,2]        JSON               image@cat.png       a file itself
@@ -129,8 +130,13 @@ class Session:
     def welcome(self) -> None:
         """Say on a terminal what is there."""
         if not self.is_script:
+            where = "a private server, which ends with this session" if self._private else f"`{self._address}`"
             functions = ", ".join(f"`{name}`" for name in self._names()) or "unknown"
-            sys.stderr.write(f"functions: {functions}; `help` says what a line can be\n")
+            sys.stderr.write(f"server: {where}{self._pid()}\nfunctions: {functions}; `help` says what a line can be\n")
+
+    def _pid(self) -> str:
+        pid = sidecar(self._server.address).get("pid")
+        return f", pid {pid}" if isinstance(pid, int) and self._private is None else ""
 
     def _names(self, begun: str = "") -> list[str]:
         names = [str(each.get("name")) for each in self._server.functions or []]
@@ -140,7 +146,7 @@ class Session:
         """Do one line after the other until `exit` or the end; return the exit code."""
         failed = OK
         for line in lines:
-            if line.strip() == "exit" and "exit" not in self._names():  # not a word of `do`: it ends this
+            if line.strip() in _LEAVING and line.strip() not in self._names():  # not a word of `do`: it ends this
                 break
             code = self._attempt(line)
             failed = code or failed
@@ -167,9 +173,13 @@ class Session:
         words = _split(line)
         if not words:
             return OK
-        if len(words) == 1 and words[0] in _WORDS and words[0] not in self._names():
-            click.echo({"help": lambda: _LINE_HELP, "functions": self._listing, "log": self._log}[words[0]]())
-            return OK
+        answers = {"help": lambda: _LINE_HELP, "functions": self._listing, "log": self._log}
+        if words[0] in answers and words[0] not in self._names():
+            if len(words) > 1 and len(self._names()) != 1:  # of an only function it is a payload
+                raise Failure(f"`{words[0]}` takes nothing, not `{words[1]}`")
+            if len(words) == 1:
+                click.echo(answers[words[0]]())
+                return OK
         self._server = self._find()
         name, words = self._function(words)
         if "-" in words:

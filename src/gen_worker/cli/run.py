@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from gen_worker.cli.project import Project, find_project, project_options, show_
 from gen_worker.cli.results import Results
 from gen_worker.cli.selection import Wanted, select
 from gen_worker.cli.settings import log_format_option, read_settings
+from gen_worker.discovery.names import slugify_name
 from gen_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -102,9 +104,10 @@ def command(
     events = events_on_stderr(settings)
     with reserved_stdout() as stdout, prints_beside(events):
         specs, main = _import(project)
-        spec = select(specs, Wanted(main.__name__, class_name, method))
-        source = _source(spec, source_path)
-        body = _encoded(spec, fields, start, source)
+        with _function_as_word(fields, () if class_name or method else [spec.name for spec in specs]):
+            spec = select(specs, Wanted(main.__name__, class_name, method))
+            source = _source(spec, source_path)
+            body = _encoded(spec, fields, start, source)
         return _run(spec, specs, body, settings, source, _Shown(Results(stdout, pretty=pretty), events))
 
 
@@ -166,6 +169,17 @@ def _start(payload: str | None, payload_file: str | None) -> dict[str, Any] | No
     if payload_file is not None:
         return payload_in(payload_file)
     return None if payload is None else parse_payload(payload, "--payload")
+
+
+@contextmanager
+def _function_as_word(words: Sequence[str], names: Sequence[str]) -> Iterator[None]:
+    """Have a `Failure` of a line that begins with a function's name say how a function is named."""
+    try:
+        yield
+    except Failure as failure:
+        if not words or (slug := slugify_name(words[0])) not in names:
+            raise
+        raise Failure(str(failure), f"`run` takes the function as an option: `--method {slug}`") from None
 
 
 def _source(spec: "FunctionSpec", source_path: str | None) -> Path | None:
