@@ -305,7 +305,6 @@ def test_a_module_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
         ("class A:", "IndentationError: expected an indented block"),
-        (PREAMBLE + "@endpoint\ndef f(ctx): ...", r"TypeError: `f` must take at least (ctx, payload)"),
     ],
 )
 def test_a_failing_import_shows_the_authors_lines_only(project: Any, text: str, message: str) -> None:
@@ -317,6 +316,23 @@ def test_a_failing_import_shows_the_authors_lines_only(project: Any, text: str, 
     assert error.stack[0] == "Traceback (most recent call last):"
     assert [line for line in error.stack if "broken.py" in line]
     assert not [line for line in error.stack if "gen_worker/" in line or "importlib" in line]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("@endpoint\ndef f(ctx): ...", "`f` must take at least (ctx, payload): `payload` is missing"),
+        ("@endpoint\ndef f(payload: str): ...", "`f` must take at least (ctx, payload): `ctx` is missing"),
+        ("@endpoint(nmae='g')\ndef f(ctx, payload): ...", "`@endpoint` takes no `nmae=`; did you mean `name=`?"),
+        ("gen_worker.Resources(vram=8)", "`Resources` takes no `vram=`; did you mean `vram_gb=`?"),
+    ],
+)
+def test_what_is_declared_wrongly_is_told_by_its_line_alone(project: Any, text: str, told: str) -> None:
+    preamble = "import gen_worker\nfrom gen_worker import endpoint\n"
+    with pytest.raises(DiscoveryError) as caught:
+        import_main("mine.main", project(main=preamble + text))
+    where, _, message = caught.value.message.partition(": ")
+    assert (Path(where).name, message, caught.value.stack) == ("main.py:3", told, [])
 
 
 def test_a_submodule_that_fails_is_an_error_and_not_a_silent_loss(project: Any) -> None:

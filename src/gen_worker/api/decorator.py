@@ -15,6 +15,8 @@ from gen_worker.api.handlers import (
     hook_of,
     injected_parameters,
     is_generator,
+    not_taken,
+    parameters,
     setup_parameters,
     takes_any_keyword,
     takes_context_and_payload,
@@ -72,11 +74,14 @@ def endpoint(
     variants: Any = None,
     runtime: Any = None,
     name: Any = None,
+    **unknown: Any,
 ) -> Any:
     """Make a function, or every public method of a class, a routable function; the target itself stays what it is.
 
     A mistake raises TypeError or ValueError at once, with what to write instead.
     """
+    if unknown:
+        raise TypeError(f"`@endpoint` {not_taken(next(iter(unknown)), _Options.__slots__)}")
     options = _Options(kind, model, models, resources, variants, runtime, name)
     options.check()
     return options.mark if target is None else options.mark(target)
@@ -212,9 +217,18 @@ def _check_handler(label: str, handler: Handler, *, method: bool, kind: Kind) ->
     if not takes_context_and_payload(handler, method=method):
         hint = "; prefix it with an underscore if it is not a handler" if method else ""
         expected = "(self, ctx, payload)" if method else "(ctx, payload)"
-        raise TypeError(f"`{label}` must take at least {expected}{hint}")
+        raise TypeError(f"`{label}` must take at least {expected}{_missing(handler, method)}{hint}")
     if kind != "inference" and is_generator(handler):
         raise TypeError(f"`{label}` must not be a generator: a {kind} endpoint returns one result")
+
+
+def _missing(handler: Handler, method: bool) -> str:
+    """Say which of the two parameters is missing, told by the name or the annotation of the one that is there."""
+    named = parameters(handler, method=method)
+    if len(named) != 1:
+        return ""
+    is_context = named[0].name in ("ctx", "context") or "Context" in str(named[0].annotation)
+    return f": `{'payload' if is_context else 'ctx'}` is missing"
 
 
 def _check_setup_takes(cls: type, models: Mapping[str, Binding]) -> None:

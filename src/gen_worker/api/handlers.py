@@ -1,7 +1,7 @@
 """Which functions of an endpoint are handlers, and what their parameters are for."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, TypeAlias
 
@@ -57,6 +57,15 @@ def takes_any_keyword(function: Handler) -> bool:
 def _is_server_handle(annotation: object) -> bool:
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return str(name).strip("'\"").rpartition(".")[2] == "ServerHandle"
+
+
+def not_taken(name: str, options: Iterable[str]) -> str:
+    """Say that there is no such option, and which may be meant."""
+    from difflib import get_close_matches
+
+    known = list(options)
+    near = get_close_matches(name, known, n=1) or [each for each in known if each.startswith(f"{name}_")]
+    return f"takes no `{name}=`; " + (f"did you mean `{near[0]}=`?" if near else f"it takes: {', '.join(known)}")
 
 
 def is_generator(function: Handler) -> bool:

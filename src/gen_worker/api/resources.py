@@ -1,12 +1,26 @@
 """What an endpoint needs of its host."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from msgspec.structs import force_setattr
 
+from gen_worker.api.handlers import not_taken
 
-class Resources(msgspec.Struct, frozen=True):
+
+class _Told(msgspec.StructMeta):
+    """Says of an option that is not there which is meant."""
+
+    def __call__(cls, *given: Any, **options: Any) -> Any:
+        known = list(cls.__struct_fields__)
+        for name in options:
+            if name not in known:
+                raise TypeError(f"`Resources` {not_taken(name, known)}")
+        return super().__call__(*given, **options)
+
+
+class Resources(msgspec.Struct, frozen=True, metaclass=_Told):
     """What a function needs to run; needing video memory or a compute capability means needing a GPU."""
 
     gpu: bool = False

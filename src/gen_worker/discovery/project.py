@@ -48,16 +48,14 @@ def _problem_of(document: dict[str, Any], main: str) -> str:
         return f"does not name the main module; add:\n\n{_LINES}\n"
     if not isinstance(table, dict):
         return f"says `tool.gen_worker = {table!r}`, which is no table; write:\n\n{_LINES}\n"
-    if unknown := [name for name in table if name != "main"]:
-        return f"has a key `{unknown[0]}` in `[tool.gen_worker]`, which has only `main`{_meant(unknown[0])}"
+    if "main" not in table and (misspelt := next(filter(_is_like_main, table), None)):
+        return f"has a key `{misspelt}` in `[tool.gen_worker]`; did you mean `main`?"
     return _problem_of_main(table.get("main", ""), main)
 
 
 def _problem_of_main(written: object, main: str) -> str:
     if not isinstance(written, str):
-        kind = (
-            "number" if isinstance(written, int | float) and not isinstance(written, bool) else type(written).__name__
-        )
+        kind = "number" if type(written) in (int, float) else type(written).__name__
         return f"says `main = {written!r}`: `main` is a {kind}, it must be a text; write:\n\n{_LINES}\n"
     if not main:
         return f"does not name the main module; write:\n\n{_LINES}\n"
@@ -68,10 +66,10 @@ def _problem_of_main(written: object, main: str) -> str:
     return f"says `main = {main!r}`, which is no dotted module name; write:\n\n{_LINES}\n"
 
 
-def _meant(name: str) -> str:
+def _is_like_main(name: str) -> bool:
     from difflib import get_close_matches
 
-    return "; did you mean `main`?" if get_close_matches(name.lower(), ["main"]) else ""
+    return bool(get_close_matches(name.lower(), ["main"]))
 
 
 def module_of_file(name: str) -> str:

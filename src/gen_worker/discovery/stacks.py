@@ -14,6 +14,16 @@ def author_stack(error: BaseException) -> list[str]:
     return "".join(told.format()).splitlines()
 
 
+def refused_line(error: BaseException) -> str:
+    """Return the author's line, as `file:line`, when what it calls of gen-worker refused it; else an empty text."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
+    if not isinstance(error, TypeError | ValueError) or not raised_in.startswith("gen_worker.api."):
+        return ""
+    authors = list(_author_frames(error.__traceback__))
+    return f"{authors[-1][0].f_code.co_filename}:{authors[-1][1]}" if authors else ""
+
+
 def _keep_author_frames(told: traceback.TracebackException, error: BaseException) -> None:
     """Cut our frames out of what will be told; both trees have the same shape."""
     told.stack = traceback.StackSummary.extract(_author_frames(error.__traceback__))

@@ -9,7 +9,7 @@ from typing import Any
 
 from gen_worker.api.decorator import RECORD
 from gen_worker.discovery.errors import DiscoveryError
-from gen_worker.discovery.stacks import author_stack
+from gen_worker.discovery.stacks import author_stack, refused_line
 
 
 def import_main(module: str, paths: Sequence[str]) -> ModuleType:
@@ -39,6 +39,8 @@ def _import(module: str, paths: Sequence[str] = ()) -> ModuleType:
 
 def _failed_import(module: str, error: BaseException, hint: str = "") -> DiscoveryError:
     said = str(error).strip().splitlines()
+    if said and (line := refused_line(error)):
+        return DiscoveryError(f"{line}: {said[0]}", hint)
     name = type(error).__name__
     reason = f"{name}: {said[0]}" if said else name
     return DiscoveryError(f"`{module}` does not import: {reason}", hint, author_stack(error))
