@@ -18,7 +18,8 @@ PIECES_A_TURN = 8
 LINES_A_TURN = 64
 UNREAD_PIECES = 4096  # pieces a client may leave unread before nothing more is read from it
 UNREAD_BYTES = 8 << 20  # and bytes
-FAREWELL_S = 0.05  # how long a client that is turned away has to read why
+FAREWELL_S = 0.05  # a client that is turned away and sends nothing for so long has read why
+LONGEST_FAREWELL_S = 2.0  # one that sends on has so long
 
 Then = Callable[[], None] | None
 
@@ -31,6 +32,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     partial_bytes: int = 256 << 20
     """What all connections together may have sent of lines that have not ended."""
+
+    stranger_bytes: int = 32 << 20
+    """What those of them may have sent that have not shown the token yet; one longest line always has room."""
 
     unsent_bytes: int = 256 << 20
     """What may wait for all connections together, without what lies in shared memory."""
@@ -68,6 +72,7 @@ class Pool:
         self.on_problem = on_problem
         self.connections: set[LineSocket] = set()
         self.partial = Budget(limits.partial_bytes)
+        self.strangers = Budget(max(limits.stranger_bytes, limits.line_bytes))
         self.unsent = Budget(limits.unsent_bytes)
 
 
@@ -78,7 +83,10 @@ class LineSocket:
     """Whether it may say and take nothing for as long as it likes."""
 
     window = 0
-    """How many requests may be unanswered before nothing more is read; 0: any number."""
+    """How much may be in hand before nothing more is read; 0: any amount."""
+
+    trusted = True
+    """Whether its unfinished line may take the memory that all clients share."""
 
     def __init__(self, sock: socket.socket, poller: Poller, pool: Pool) -> None:
         self._sock = sock
@@ -95,7 +103,9 @@ class LineSocket:
         self._took_at = 0.0
         self._stall: asyncio.TimerHandle | None = None
         self._ended = False
-        self._deaf = False
+        self._deaf = False  # what comes is read and dropped
+        self._babbles = False  # though it is deaf
+        self._farewell: asyncio.TimerHandle | None = None
         self._skips = False  # until the next line feed
         self._gone = False
         self._silent: asyncio.TimerHandle | None = None
@@ -123,6 +133,11 @@ class LineSocket:
         """How many requests have no answer yet."""
         raise NotImplementedError
 
+    @property
+    def in_hand(self) -> int:
+        """How much was taken that its client still waits for; bounded by the window."""
+        return self.unanswered
+
     # --- in ---
 
     def _on_events(self, events: int) -> None:
@@ -144,7 +159,7 @@ class LineSocket:
         if not data:
             self._on_end()
         elif self._deaf:
-            pass
+            self._babbles = True
         elif not self._buffer and not self.window and data.find(b"\n") == len(data) - 1:  # the usual case
             self._take(data)
         else:
@@ -185,7 +200,9 @@ class LineSocket:
         self._scanned = len(self._buffer)
         if self._scanned > self._pool.limits.line_bytes:
             self._refuse_rest(f"a line of over {self._pool.limits.line_bytes} bytes")
-        elif (biggest := self._pool.partial.hold(self, len(self._buffer))) is not None:
+            return
+        shared = self._pool.partial if self.trusted else self._pool.strangers
+        if (biggest := shared.hold(self, len(self._buffer))) is not None:
             biggest._refuse_rest(f"no memory for a line of over {len(biggest._buffer)} bytes: too many are unfinished")
 
     def _refuse_rest(self, reason: str) -> None:
@@ -194,12 +211,15 @@ class LineSocket:
         if self.unlimited:
             self._skips = True  # the rest of its line only: what follows shall be answered
         elif not self._gone:
-            self._on_end()
+            self._deaf = True
+            self._watch()
+            self.close_if_done()
 
     def _drop_buffer(self) -> None:
         self._buffer = bytearray()
         self._scanned = 0
         self._pool.partial.hold(self, 0)
+        self._pool.strangers.hold(self, 0)
 
     def _leave_backlog(self) -> None:
         self._backlog = True
@@ -220,9 +240,12 @@ class LineSocket:
             self._watch()
 
     def _has_room(self) -> bool:
-        if len(self._outbox) > UNREAD_PIECES or self._unsent > UNREAD_BYTES:
-            return False
-        return not self.window or self.unanswered < self.window
+        return self.is_read and (not self.window or self.in_hand < self.window)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the client takes its answers, as far as one can tell."""
+        return len(self._outbox) <= UNREAD_PIECES and self._unsent <= UNREAD_BYTES
 
     def _on_end(self) -> None:
         """The client sends no more, or shall not be read any more; it may still wait for answers."""
@@ -242,7 +265,18 @@ class LineSocket:
         self._drop_buffer()
         self.write([last], None)
         self._watch()
-        self._loop.call_later(FAREWELL_S, self.hang_up)
+        self._take_leave()
+
+    def _take_leave(self) -> None:
+        if self._farewell is None:
+            self._farewell = self._loop.call_later(FAREWELL_S, self._leave, self._loop.time() + LONGEST_FAREWELL_S)
+
+    def _leave(self, at_the_latest: float) -> None:
+        if not self._babbles or self._loop.time() > at_the_latest:
+            self.hang_up()
+            return
+        self._babbles = False
+        self._farewell = self._loop.call_later(FAREWELL_S, self._leave, at_the_latest)
 
     # --- out ---
 
@@ -348,16 +382,20 @@ class LineSocket:
     # --- its end ---
 
     def close_if_done(self) -> None:
-        """Hang up on a client that sends no more, once it has all answers."""
-        if self._ended and not self.unanswered and not self._outbox:
+        """Hang up on a client that sends no more, or is heard no more, once it has all answers."""
+        if self.unanswered or self._outbox:
+            return
+        if self._ended:
             self.hang_up()
+        elif self._deaf:
+            self._take_leave()
 
     def hang_up(self) -> None:
         """Close the socket; what was asked for through it is asked for no more."""
         if self._gone:
             return
         self._gone = True
-        for timer in (self._silent, self._stall):
+        for timer in (self._silent, self._stall, self._farewell):
             if timer is not None:
                 timer.cancel()
         self._poller.forget(self._sock.fileno())

@@ -10,7 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,8 @@ from gen_worker_supervisor.supervisor import Supervisor
 
 LINK = "serve"
 COPIED_BYTES = 1 << 20  # an output that waits for a slow reader and is not longer gives its shared memory back
+AT_ONCE = 64  # requests of standard input that are in the queue at once, so that a batch never fills it
+WAITING_COST = 1024  # bytes that a request takes beside its payload
 LONGEST_TIMEOUT_MS = 10**12
 
 _SHUT_OUT = "too many wrong tokens"
@@ -302,11 +304,15 @@ class Connection(LineSocket):
     def on_nonsense(self, line: bytes, reason: str) -> None:
         """Answer a line that is no request, unless it is blank."""
         if line.strip():
-            self._fail(heading(line), "usage", reason)
+            self.refuse(heading(line), reason)
 
     def on_bad_line(self, reason: str) -> None:
         """Answer what cannot be taken."""
-        self._fail(Request(), "usage", reason)
+        self.refuse(Request(), reason)
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """Answer a request that is none."""
+        self._fail(request, "usage", reason)
 
     @property
     def unanswered(self) -> int:
@@ -331,7 +337,7 @@ class Connection(LineSocket):
             return
         if request.request_id is not None and len(request.request_id) > REQUEST_ID_CHARS:
             length = len(request.request_id)
-            self.on_bad_line(f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
+            self._fail(Request(), "usage", f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
             return
         if request.request_id is not None and (LINK, request.request_id, 1) in self.supervisor.fleet.by_identity:
             self._fail(request, "usage", f"a request `{request.request_id}` is running already")
@@ -358,16 +364,17 @@ class Connection(LineSocket):
 
     def _cancel(self, request_id: str) -> None:
         jobs = self.supervisor.find(request_id)
-        tail = b',"request_id":' + _encode(request_id) + b"}\n"
-
-        def tell(canceled: bool) -> None:
-            self.write([b'{"ok":true,"canceled":%b' % (b"true" if canceled else b"false") + tail], None)
-
         if not jobs:
-            tell(False)
+            self._tell_canceled(request_id, False)
             return
-        self.supervisor.watch(jobs[0], lambda outcome: tell(outcome.state is JobState.CANCELED))
+        self.supervisor.watch(
+            jobs[0], lambda outcome: self._tell_canceled(request_id, outcome.state is JobState.CANCELED)
+        )
         self.supervisor.end(jobs[0], Reason.CANCEL)
+
+    def _tell_canceled(self, request_id: str, canceled: bool) -> None:
+        head = b'{"ok":true,"canceled":%b,"request_id":' % (b"true" if canceled else b"false")
+        self.write([head + _encode(request_id) + b"}\n"], None)
 
     # --- answers ---
 
@@ -389,7 +396,7 @@ class Connection(LineSocket):
                     self._replies.discard(following)
         if self._backlog:
             self.go_on()
-        if self._ended:
+        if self._ended or self._deaf:
             self.close_if_done()
 
     def on_gone(self) -> None:
@@ -408,7 +415,7 @@ class TcpConnection(Connection):
     def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool, address: str) -> None:
         self._gate = server.gate
         self._address = address
-        self._trusted = server.gate is None
+        self.trusted = server.gate is None
         super().__init__(sock, server, poller, pool)
 
     def greet(self) -> None:
@@ -418,7 +425,7 @@ class TcpConnection(Connection):
 
     def _is_shut(self) -> bool:
         """Whether its address is shut out, which costs nobody who has shown the token before."""
-        return not self._trusted and self._gate is not None and self._gate.is_shut(self._address, time.monotonic())
+        return not self.trusted and self._gate is not None and self._gate.is_shut(self._address, time.monotonic())
 
     def admits(self, request: Request) -> bool:
         """Whether the line shows the token; if not, the client is turned away."""
@@ -428,7 +435,7 @@ class TcpConnection(Connection):
             self._turn_away(_SHUT_OUT, request.request_id)
             return False
         if self._gate.admits(request.token):
-            self._trusted = True
+            self._trust()
             return True
         self._note_wrong()
         self._turn_away("a line without `token`" if request.token is None else "a wrong `token`", request.request_id)
@@ -444,6 +451,11 @@ class TcpConnection(Connection):
         else:
             super().on_nonsense(line, reason)
 
+    def _trust(self) -> None:
+        if not self.trusted:
+            self.trusted = True
+            self._pool.strangers.hold(self, 0)
+
     def _note_wrong(self) -> None:
         if self._gate is not None and self._gate.note_wrong(self._address, time.monotonic()):
             problem = f"too many wrong tokens from {self._address}: it is shut out for {SHUT_OUT_S:g} s"
@@ -458,4 +470,95 @@ class StreamsConnection(Connection):
     """Standard input and output: its own user, who may take any time."""
 
     unlimited = True
-    window = 64  # a batch is read as its answers are made, so that it never fills the queue
+    window = 4 << 20  # bytes of requests that wait; behind them nothing is read
+
+    def __init__(self, sock: socket.socket, server: NdjsonServer, poller: Poller, pool: Pool) -> None:
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._begins = False
+        super().__init__(sock, server, poller, pool)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests have no answer yet, those that wait among them."""
+        return len(self._replies) + len(self._waiting)
+
+    @property
+    def in_hand(self) -> int:
+        """How many bytes wait."""
+        return self._waiting_bytes
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """Answer a request that is none, after those before it."""
+        self._wait(Waiting(request, reason))
+
+    def _submit(self, request: Request) -> None:
+        self._wait(Waiting(request))
+
+    def _wait(self, waiting: "Waiting") -> None:
+        if self._waiting or not self._may_begin():
+            self._waiting.append(waiting)
+            self._waiting_bytes += waiting.size
+        else:
+            self._begin_with(waiting)
+
+    def _may_begin(self) -> bool:
+        return len(self._replies) < AT_ONCE and self.is_read
+
+    def _begin_with(self, waiting: "Waiting") -> None:
+        if waiting.problem:
+            super().refuse(waiting.request, waiting.problem)
+        else:
+            super()._submit(waiting.request)
+
+    def _cancel(self, request_id: str) -> None:
+        named = [at for at, each in enumerate(self._waiting) if each.request.request_id == request_id]
+        if not named or self.supervisor.find(request_id):
+            super()._cancel(request_id)
+            return
+        waiting = self._waiting[named[0]]
+        del self._waiting[named[0]]
+        self._waiting_bytes -= waiting.size
+        self._fail(waiting.request, "canceled", "canceled")
+        self._tell_canceled(request_id, True)
+
+    def finish(self, reply: Reply) -> None:
+        """A request was answered: one that waits may begin."""
+        super().finish(reply)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Begin what waits, and read on, as far as there is room for it."""
+        if self._waiting and not self._begins and self._may_begin():
+            self._begins = True
+            self._loop.call_soon(self._begin_waiting)
+        super().go_on()
+
+    def _begin_waiting(self) -> None:
+        """Begin what waits, but not more than a few before others have their turn."""
+        for _ in range(AT_ONCE):
+            if self._gone or not self._waiting or not self._may_begin():
+                break
+            waiting = self._waiting.popleft()
+            self._waiting_bytes -= waiting.size
+            self._begin_with(waiting)
+        self._begins = False
+        if not self._gone:
+            self.go_on()
+
+    def on_gone(self) -> None:
+        """End the requests of a client that is gone."""
+        self._waiting.clear()
+        super().on_gone()
+
+
+class Waiting(NamedTuple):
+    """A request of a batch that has not begun, or what is wrong with it."""
+
+    request: Request
+    problem: str = ""
+
+    @property
+    def size(self) -> int:
+        """About as many bytes as it takes."""
+        return WAITING_COST + len(self.request.payload) + len(self.problem)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gen_worker.wire import control
 from gen_worker.wire.messages import FRAME_LIMIT, WINDOW_ITEMS
-from tests.served import Serve, Server, descriptors, text_of, until
+from tests.served import Connection, Serve, Server, descriptors, text_of, until
 
 pytestmark = pytest.mark.process
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -166,10 +166,21 @@ def test_a_bomb_costs_an_answer(serve: Serve, link: dict[str, str]) -> None:
             assert kinds(answers) <= {*KINDS, None}, name
 
 
+def babble(connection: Connection) -> None:
+    """Send for ever."""
+    while True:
+        connection.write(b"x" * (1 << 20))
+
+
 def test_a_line_that_never_ends_is_refused_and_not_kept(serve: Serve) -> None:
     server = serve(module="liar")
-    with unharmed(server), server.connect() as connection, pytest.raises(OSError, match=r"reset|pipe"):
+    with unharmed(server), server.connect() as connection:
+        before = rss(server.pid)
         connection.write(b"x" * (40 << 20))
+        assert connection.frame()["error"]["kind"] == "usage"
+        assert rss(server.pid) - before < 30 << 20
+        with pytest.raises(OSError, match=r"reset|pipe"):  # it is not heard for ever
+            babble(connection)
     assert server.status().gpus[0].state == "idle"
 
 

@@ -48,7 +48,7 @@ def test_a_client_that_takes_nothing_while_something_waits_is_cut_off_and_its_jo
         patient.send("gated", "waiting", text="served", gate="go")
         server.until_running("unread", "waiting")
         until(lambda: server.job("unread") is None, what="the end of the unread stream")
-        assert "a client has taken nothing for 0.5 s" in server.log()
+        until(lambda: "a client has taken nothing for 0.5 s" in server.log(), what="its line in the log")
         server.open("go")
         assert text_of(patient.frame()) == "served"  # it had nothing to take all that time
 
@@ -128,7 +128,27 @@ def test_whoever_holds_most_of_an_unfinished_line_is_told_why_it_is_closed(serve
         frame = connection.frame()
         assert frame["error"]["kind"] == "usage"
         assert "too many are unfinished" in frame["error"]["message"]
-        assert is_cut_off(connection)
+        until(lambda: is_cut_off(connection), what="its end")
+
+
+def test_a_client_that_sends_a_line_too_long_to_its_end_reads_why(serve: Serve) -> None:
+    server = serve(limits={"line_bytes": MIB})
+    with server.connect() as connection:
+        connection.write(b"x" * (64 * MIB) + b"\n")
+        assert "a line of over 1048576 bytes" in connection.frame()["error"]["message"]
+        assert connection.read() is None
+
+
+def test_a_line_too_long_leaves_the_requests_before_it_their_answers(serve: Serve) -> None:
+    server = serve(limits={"line_bytes": MIB})
+    with server.connect() as connection:
+        connection.send("gated", "early", text="answered", gate="go")
+        server.until_running("early")
+        connection.write(b"x" * (4 * MIB))
+        assert connection.frame()["error"]["kind"] == "usage"
+        server.open("go")
+        assert text_of(connection.frame()) == "answered"
+        assert connection.read() is None
 
 
 def test_a_thousand_clients_in_the_middle_of_a_line_leave_the_server_small_and_quick(serve: Serve) -> None:

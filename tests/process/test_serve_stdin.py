@@ -94,6 +94,25 @@ def test_a_job_that_kills_its_child_costs_a_batch_nothing_else(tmp_path: Path) -
     assert {text_of(answer) for answer in by_id.values()} == {str(n) for n in range(20)}
 
 
+def test_a_cancel_behind_more_requests_than_are_begun_at_once_ends_what_it_names(tmp_path: Path) -> None:
+    data = line("poll", "running") + b"".join(line("echo", str(n), text=str(n)) for n in range(500))
+    data += b'{"cancel":{"request_id":"400"}}\n{"cancel":{"request_id":"running"}}\n'
+    code, answers = batch(tmp_path, data)
+    canceled = [answer for answer in answers if "canceled" in answer]
+    by_id = {answer["request_id"]: answer for answer in answers if "canceled" not in answer}
+    assert code == 0
+    assert [(answer["request_id"], answer["canceled"]) for answer in canceled] == [("400", True), ("running", True)]
+    assert {by_id.pop(name)["error"]["kind"] for name in ("400", "running")} == {"canceled"}
+    assert {name: text_of(answer) for name, answer in by_id.items()} == {str(n): str(n) for n in range(500) if n != 400}
+
+
+def test_answers_without_an_id_come_in_order_though_some_lines_are_no_requests(tmp_path: Path) -> None:
+    data = b"".join(line("echo", text=str(n)) if n % 3 else b"rubbish\n" for n in range(300))
+    code, answers = batch(tmp_path, data, devices="cpu:2")
+    assert code == 0
+    assert [text_of(each) if each["ok"] else "" for each in answers] == [str(n) if n % 3 else "" for n in range(300)]
+
+
 # --- a pipe -----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given, settings
@@ -49,6 +50,12 @@ class Windowed(Recorder):
         """Keep a line and open a request."""
         super().on_line(line)
         self.open += 1
+
+
+class Stranger(Recorder):
+    """Has not shown a token."""
+
+    trusted = False
 
 
 Body = Callable[[Recorder, socket.socket, Pool], Awaitable[None]]
@@ -150,6 +157,28 @@ def test_who_is_turned_away_can_read_why_though_it_still_sends() -> None:
         assert await loop.sock_recv(client, 100) == b""
 
     assert with_client(body).lines == []
+
+
+def test_strangers_that_end_no_line_take_no_memory_from_those_who_have_shown_the_token() -> None:
+    strangers: list[Stranger] = []
+
+    async def body(connection: Recorder, client: socket.socket, pool: Pool) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, b"x" * 90)
+        with ExitStack() as stack:
+            for size in (50, 60):
+                ours, theirs = map(stack.enter_context, socket.socketpair())
+                ours.setblocking(False)
+                strangers.append(Stranger(ours, connection._poller, pool))
+                theirs.sendall(b"y" * size)
+            await strangers[1].gone.wait()
+            strangers[0].hang_up()
+        await loop.sock_sendall(client, b"\n")
+        client.shutdown(socket.SHUT_WR)
+        await connection.gone.wait()
+
+    assert with_client(body, limits=Limits(line_bytes=100, partial_bytes=100, stranger_bytes=100)).lines == [b"x" * 90]
+    assert [len(stranger.bad) for stranger in strangers] == [0, 1]
 
 
 def test_the_one_that_holds_most_gives_way() -> None:
