@@ -45,6 +45,7 @@ from gen_worker.wire.messages import (
     Release,
     Saved,
     Submit,
+    Unmap,
     Warned,
 )
 from gen_worker.wire.page import PageWriter
@@ -290,8 +291,9 @@ class Child:
                 self._jobs.cancel(job_number)
             case More(job_number, items):
                 self._jobs.more(job_number, items)
-            case Release(index):
-                self._jobs.outputs.released(index)
+            case Release(index) | Unmap(index):
+                outputs = self._jobs.outputs
+                (outputs.released if type(order) is Release else outputs.unmap)(index)
             case Grant():
                 self._jobs.outputs.granted(order, descriptors[0])
             case Recall(job_number):

@@ -79,6 +79,13 @@ class OutputRegions:
             self._waiting.remove(fitting)
         self._fill(index, *fitting)
 
+    def unmap(self, index: int) -> None:
+        """Let go of a region that a reader is done with: it will not be written to again."""
+        with self._lock:
+            region = self._all.pop(index, None)
+        if region is not None:
+            region.close()
+
 
 class InputMappings:
     """Mappings of regions that payloads came in, kept for a while: to map one anew costs a fault for every page.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from gen_worker.wire.messages import REGION_LIMIT, Region
+from gen_worker.wire.messages import REGION_LIMIT, Region, Release, Unmap
 from gen_worker.wire.regions import OwnRegion, RegionError, check_region, open_region, size_class
 from gen_worker_supervisor.blame import digest
 
@@ -18,6 +18,7 @@ LENT = 2048  # a child of 64 streams has up to 1,400 items on their way
 GRANT_LIMIT = 2 * LENT_LIMIT  # output regions of one child; more than it could ever need at once
 GRANTS = 2 * LENT
 KEPT_FREE = 4  # input regions kept for reuse by one child
+KEPT_FREE_BYTES = 64 << 20  # of output regions that one child keeps for reuse, and one more of any size
 
 
 class InlinePayload:
@@ -158,9 +159,10 @@ OutputBody: TypeAlias = bytes | Output
 class OutputRegions:
     """The regions one child writes its big outputs to. They outlive the child while somebody still reads one."""
 
-    def __init__(self, generation: int, on_free: Callable[[int], None]) -> None:
+    def __init__(self, generation: int, send: Callable[[Release | Unmap], None]) -> None:
+        """Make none yet; `send` tells the child what becomes of a region that was read."""
         self.generation = generation
-        self._on_free = on_free
+        self._send = send
         self._regions: dict[int, OwnRegion] = {}
         self._lent: dict[int, Output] = {}
         self._lent_bytes = 0
@@ -200,11 +202,16 @@ class OutputRegions:
         """The reader of an output is done."""
         if self._lent.pop(output.index, None) is None:
             return
-        self._lent_bytes -= output.region.size
-        if self._closed:
-            self._regions.pop(output.index).close()
-        else:
-            self._on_free(output.index)
+        size = output.region.size
+        self._lent_bytes -= size
+        idle_bytes = self._bytes - self._lent_bytes - size  # of the others; the child may be writing to some of them
+        if not self._closed and idle_bytes < KEPT_FREE_BYTES:
+            self._send(Release(output.index))
+            return
+        self._regions.pop(output.index).close()
+        self._bytes -= size
+        if not self._closed:
+            self._send(Unmap(output.index))
 
     def close(self) -> None:
         """The child is dead: close what nobody reads now, and the rest when its reader is done."""

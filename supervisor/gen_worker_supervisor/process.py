@@ -16,7 +16,7 @@ from typing import Protocol
 
 from gen_worker.scratch import remove_abandoned
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
-from gen_worker.wire.messages import Order, Release, Report
+from gen_worker.wire.messages import Order, Report
 from gen_worker.wire.page import PageReader, Reading, create_page
 from gen_worker_supervisor.bodies import InputRegions, OutputRegions
 from gen_worker_supervisor.deaths import death, read_dump
@@ -88,7 +88,7 @@ class ChildProcess:
         self._page = PageReader(self.page_fd)
         self._reading: Reading | None = None
         self.inputs = InputRegions()
-        self.outputs = OutputRegions(child.generation, self._on_free_output)
+        self.outputs = OutputRegions(child.generation, self.send)
         self.pid = 0
         self._pidfd = -1
         self._burst = 1
@@ -164,9 +164,6 @@ class ChildProcess:
             self._on_writable()
         if events & (READABLE | GONE):
             self._on_readable()
-
-    def _on_free_output(self, index: int) -> None:
-        self.send(Release(index))
 
     def _on_readable(self) -> None:
         # As many frames as came last time: asking for one more costs a call and an exception, and epoll tells of it.

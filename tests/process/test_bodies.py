@@ -16,7 +16,7 @@ from gen_worker.wire import control
 from gen_worker.wire.channel import send_packet
 from gen_worker.wire.messages import FRAME_LIMIT, Encoding
 from gen_worker.wire.regions import OwnRegion, size_class
-from tests.served import PATIENCE_S, Connection, Serve, Server, serving, text_of, until
+from tests.served import PATIENCE_S, Connection, Serve, Server, descriptors, serving, text_of, until
 
 pytestmark = pytest.mark.process
 
@@ -212,3 +212,30 @@ def test_results_that_a_client_keeps_and_never_acknowledges_cost_their_child_not
         until(lambda: server.status().jobs_done >= 400, what="every answer")
         assert server.pids() == pids
         assert text_of(server.ask("echo", text="served")) == "served"
+
+
+def test_a_burst_of_big_results_that_are_read_late_leaves_little_memory_behind(serve: Serve) -> None:
+    server = serve()
+    (child,) = server.pids().values()
+    before = memfds(server)
+    size = 8 << 20
+    with Client(server.control) as client:
+        jobs = [client.submit("repeat", {"text": "x", "times": size}) for _ in range(30)]
+        until(lambda: server.status().jobs_done >= len(jobs), what="every result")
+        assert mapped(child) >= len(jobs)
+        for job in jobs:
+            assert len(job.result()["text"]) == size
+    few = 8  # 4 of 16 MiB, which 8 MiB and their envelope take, are kept
+    until(lambda: mapped(child) <= few, what="the child keeping little")
+    until(lambda: memfds(server) <= before + few, what="the supervisor keeping little")
+    assert text_of(server.ask("repeat", text="x", times=size)) == "x" * size
+
+
+def mapped(pid: int) -> int:
+    """Return how many regions a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text().count("memfd:gen-worker")
+
+
+def memfds(server: Server) -> int:
+    """Return how many regions a supervisor has open."""
+    return sum("memfd:" in each for each in descriptors(server.pid))

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gen_worker.wire.messages import REGION_LIMIT, Region
+from gen_worker.wire.messages import REGION_LIMIT, Region, Release, Unmap
 from gen_worker.wire.regions import RegionError
 from gen_worker_supervisor.bodies import (
     GRANT_LIMIT,
     KEPT_FREE,
+    KEPT_FREE_BYTES,
     LENT_LIMIT,
     InlinePayload,
     InputRegions,
@@ -26,9 +27,9 @@ def _no_descriptor_stays() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def outputs(on_free: Callable[[int], None] = lambda index: None) -> OutputRegions:
+def outputs(send: Callable[[Release | Unmap], None] = lambda order: None) -> OutputRegions:
     """The output regions of a child."""
-    return OutputRegions(3, on_free)
+    return OutputRegions(3, send)
 
 
 def granted(regions: OutputRegions, size: int = BIG) -> int:
@@ -118,19 +119,49 @@ def test_an_output_may_lie_only_in_a_region_the_child_holds() -> None:
 
 
 def test_a_region_goes_back_to_its_child_when_it_was_read() -> None:
-    freed: list[int] = []
+    freed: list[Release | Unmap] = []
     regions = outputs(freed.append)
     index = granted(regions)
     regions.lend(Region(index, 5))
     output = regions.lent(index)
     assert freed == []
     output.release()
-    assert freed == [index]
+    assert freed == [Release(index)]
+    regions.close()
+
+
+def test_a_child_keeps_only_so_much_memory_that_nobody_reads() -> None:
+    told: list[Release | Unmap] = []
+    regions = outputs(told.append)
+    size = 8 << 20
+    burst = [granted(regions, size) for _ in range(20)]
+    for index in burst:
+        regions.lend(Region(index, size))
+        assert not told
+    for index in burst:
+        regions.lent(index).release()
+    kept = [order.index for order in told if isinstance(order, Release)]
+    assert len(kept) == KEPT_FREE_BYTES // size
+    assert [order.index for order in told if isinstance(order, Unmap)] == burst[len(kept) :]
+    assert not regions.lend(Region(burst[-1], size)), "it is gone"
+    assert regions.lend(Region(kept[0], size))
+    regions.lent(kept[0]).release()
+    regions.close()
+
+
+def test_one_region_of_any_size_is_kept_for_the_next_output() -> None:
+    told: list[Release | Unmap] = []
+    regions = outputs(told.append)
+    index = granted(regions, 4 * KEPT_FREE_BYTES)
+    for _ in range(3):
+        regions.lend(Region(index, 5))
+        regions.lent(index).release()
+    assert told == [Release(index)] * 3
     regions.close()
 
 
 def test_an_output_outlives_its_child_while_somebody_reads_it() -> None:
-    freed: list[int] = []
+    freed: list[Release | Unmap] = []
     regions = outputs(freed.append)
     found = regions.grant(BIG)
     assert found is not None

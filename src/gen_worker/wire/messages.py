@@ -144,6 +144,12 @@ class Release(_Message):
     index: int
 
 
+class Unmap(_Message):
+    """The reader is done with the region `index` that was granted to the child, which is to let go of it."""
+
+    index: int
+
+
 class Saved(_Message):
     """The answer to `Save`: where the file is now, or why it could not be written."""
 
@@ -159,7 +165,7 @@ class Drain(_Message):
     """Run `shutdown()` of every instance and leave with status 0."""
 
 
-Order: TypeAlias = Boot | Load | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Saved | Drain
+Order: TypeAlias = Boot | Load | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Unmap | Saved | Drain
 
 
 # --- from the child to the supervisor ---------------------------------------------------------------------------------
