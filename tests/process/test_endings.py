@@ -161,6 +161,17 @@ def test_a_server_told_to_end_while_it_looks_at_the_module_ends_and_so_does_the_
     assert not (tmp_path / "gw.sock").exists()
 
 
+def test_ctrl_c_while_it_looks_at_the_module_shows_no_stack(tmp_path: Path) -> None:
+    (tmp_path / "unhurried.py").write_text(UNHURRIED)
+    note = tmp_path / "probe"
+    with launch(tmp_path, module="unhurried", cwd=tmp_path) as process:
+        until(lambda: note.exists() and note.read_text(), what="the look at the module")
+        for pid in (process.pid, int(note.read_text())):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_a_closed_terminal_ends_a_server_as_sigterm_does(serve: Serve) -> None:
     server = serve()
     pids = server.processes()

@@ -54,6 +54,8 @@ def _told(error: DiscoveryError) -> dict[str, Any]:
 
 def _end_with_parent() -> None:
     """Have the system end this process with the one that waits for it, whatever importing the module does meanwhile."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C meets both: one has something to say
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
