@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -131,6 +132,15 @@ def test_one_argument_can_be_the_whole_payload(server: Server, sidecar: Path, fo
 @pytest.mark.parametrize("word", ["5", "true", '"quoted"', "[1]"])
 def test_json_that_is_no_object_is_a_value(server: Server, sidecar: Path, word: str) -> None:
     assert payload(word) == {"text": word}
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [("-", "error: stdin is empty\n"), ("@", "error: no file is named\n"), ("@empty", "error: `empty` is empty\n")],
+)
+def test_a_payload_from_nothing_is_said(server: Server, folder: Path, word: str, error: str) -> None:
+    (folder / "empty").touch()
+    assert invoke("echo-it", word).stderr.startswith(error)
 
 
 def test_without_a_sidecar_the_schema_comes_from_the_module(server: Server, folder: Path) -> None:
@@ -374,7 +384,8 @@ def test_a_sidecar_of_another_host_is_not_believed(folder: Path) -> None:
 def test_after_the_timeout_the_request_is_given_up(server: Server) -> None:
     server.answer = lambda request: []
     done = invoke("echo", "--timeout", "0.1")
-    assert (done.returncode, done.stderr) == (2, "error: no answer within 0.1 s; the request is canceled\n")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: no answer within 0.1 s; `invoke-[0-9a-f]{8}` is canceled\n", done.stderr)
 
 
 def test_the_timeout_is_sent_as_the_jobs_deadline_and_its_passing_is_wrong_usage(server: Server) -> None:
@@ -438,7 +449,7 @@ def test_a_second_ctrl_c_stops_waiting(server: Server) -> None:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "Traceback" not in stderr
+    assert re.search(r"^stopped waiting; `invoke-[0-9a-f]{8}` is still ending\n\Z", stderr, re.MULTILINE)
 
 
 def test_a_second_ctrl_c_stops_waiting_although_the_server_takes_no_connection(folder: Path) -> None:

@@ -65,6 +65,9 @@ def test_on_a_terminal_states_have_a_glyph_and_a_colour_and_never_the_colour_alo
     assert [re.sub(r"\x1b\[\d+m", "", line) for line in painted[3:]] == told[3:]
     assert "\x1b[32m● busy" in painted[3]
     assert painted[2].startswith("\x1b[1mDEVICE")
+    words = ps.describe(status(gpus=devices), ps.Look(colour=True)).splitlines()
+    assert "\x1b[32mbusy" in words[3]
+    assert "\x1b[33mrestart 2.0s" in words[4]
 
 
 names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=60)

@@ -143,7 +143,8 @@ def test_words_go_over_the_payload_and_leave_the_rest_of_it() -> None:
     [
         (["stpes=1"], "no field `stpes`; the fields are `type`, `seed`", "did you mean `steps`?"),
         (["zzz=1"], "no field `zzz`", ""),
-        (["style.nmae=x"], "no field `nmae`; the fields are `name`, `weight`, `layers`", "did you mean `name`?"),
+        (["style.nmae=x"], "no field `style.nmae`; the fields are `style.name`, `style", "did you mean `style.name`?"),
+        (["style.weight=x"], "`style.weight` takes a number, not `x`", ""),
         (["promt@cat.png"], "no field `promt`", "did you mean `prompt@cat.png`? As text it is `field=promt@cat.png`"),
         (["a cat", "a dog"], "two values without a field name: `a cat` and `a dog`", "write `field=value`"),
         (["steps=many"], "`steps` takes a whole number, not `many`", ""),

@@ -103,7 +103,7 @@ class Call:
                 line = self._lines.receive(deadline or notice_at)
             except NoAnswerInTime:
                 if deadline:
-                    raise Failure(f"no answer within {timeout_s:g} s; the request is canceled") from None
+                    raise Failure(f"no answer within {timeout_s:g} s; `{self.request_id}` is canceled") from None
                 notice_at = None
                 self._events.hide()
                 sys.stderr.write(f"still waiting for `{self._function}`; `gen-worker ps` shows what it does\n")

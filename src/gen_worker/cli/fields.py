@@ -102,18 +102,20 @@ def _refuse_repeated(key: str, word: str, given: dict[str, str]) -> None:
             raise Failure(f"`{word}` would replace `{its_word}`", f"give `{key}` first, then its members")
 
 
-def _put(payload: dict[str, Any], token: Token, place: Place, files: Files) -> dict[str, Any]:
+def _put(payload: dict[str, Any], token: Token, place: Place, files: Files, above: str = "") -> dict[str, Any]:
+    """Put a token's value in; `above` is the path of the object that the payload is, with a dot at its end."""
     known = place.fields()
     name, rest = (token.key, None) if token.key in known else _split(token.key)
     inner = place.below(name)
     if inner is None:
-        raise _unknown(name, known)
+        raise _unknown(name, known, above=above)
     if rest is None:
+        token = token._replace(key=above + token.key)
         return {**payload, name: _value(token, inner.resolved(), files)}
     nested = payload.get(name, {})
     if not isinstance(nested, dict) or inner.kinds().isdisjoint(("object", "")):
-        raise Failure(f"`{name}` is not an object, so it has no `{rest}`")
-    return {**payload, name: _put(nested, token._replace(key=rest), inner.resolved(), files)}
+        raise Failure(f"`{above}{name}` is not an object, so it has no `{rest}`")
+    return {**payload, name: _put(nested, token._replace(key=rest), inner.resolved(), files, f"{above}{name}.")}
 
 
 def _split(key: str) -> tuple[str, str | None]:
@@ -275,7 +277,8 @@ def _primary(word: str, schema: Schema | None) -> str:
     return (texts or required or list(fields))[0]
 
 
-def _unknown(key: str, known: dict[str, Schema], hint: str = "") -> Failure:
-    listed = ", ".join(f"`{name}`" for name in known) or "none"
+def _unknown(key: str, known: dict[str, Schema], hint: str = "", *, above: str = "") -> Failure:
+    listed = ", ".join(f"`{above}{name}`" for name in known) or "none"
     near = nearest(key, known)
-    return Failure(f"no field `{key}`; the fields are {listed}", hint or (f"did you mean `{near}`?" if near else ""))
+    hint = hint or (f"did you mean `{above}{near}`?" if near else "")
+    return Failure(f"no field `{above}{key}`; the fields are {listed}", hint)

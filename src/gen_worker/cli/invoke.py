@@ -1,5 +1,6 @@
 """`gen-worker invoke`: call a function of a running server."""
 
+import sys
 from typing import Any
 
 import click
@@ -98,7 +99,11 @@ def command(
     if path is not None:
         results = SavedResults(Results(pretty=pretty), _folder(path, force, known, server))
     call = Call(server, function, events_on_stderr(settings), results.value, name="invoke")
-    code = call.run(payload, stream=stream, timeout_s=timeout_s)
+    try:
+        code = call.run(payload, stream=stream, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped waiting; `{call.request_id}` is still ending\n")
+        return CANCELED
     if isinstance(results, SavedResults):
         results.refuse_none()
     return code

@@ -83,12 +83,16 @@ def _is_whole(word: str) -> bool:
 
 def payload_in(path: str) -> dict[str, Any]:
     """Return the payload that a file holds, or stdin for `-`."""
+    if not path:
+        raise Failure("no file is named", "`@payload.json` is a payload from a file, `-` one from stdin")
     source, content = ("stdin", sys.stdin.buffer.read()) if path == "-" else (path, LocalFiles().read(path))
     return parse_payload(content, source)
 
 
 def parse_payload(text: bytes | str, source: str) -> dict[str, Any]:
     """Return the JSON object; raise `Failure`, naming the source, for anything else."""
+    if not text.strip():
+        raise Failure(f"{source if source == 'stdin' else f'`{source}`'} is empty", "a payload is a JSON object: `{}`")
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.ValidationError:

@@ -32,6 +32,7 @@ _STATES = {
     "✖": ("hung", "dying", "failed", "wedged", "retired"),
 }
 _GLYPHS = {state: glyph for glyph, states in _STATES.items() for state in states}
+_STATE_HEADS = ("STATE", "STATUS")
 _STYLES: dict[str, Style] = {"●": "green", "◐": "blue", "◓": "yellow", "↻": "yellow", "✖": "red", "○": "dim"}
 
 
@@ -46,13 +47,14 @@ class Look(NamedTuple):
         """Return the word for a state; the colour is never alone in telling it."""
         return f"{_GLYPHS.get(word, '·')} {word}" if self.glyphs else word
 
-    def painted(self, _head: str, text: str, cell: str) -> str:
-        """Return a cell of a table: heads are bold, states have a colour."""
+    def painted(self, head: str, text: str, cell: str) -> str:
+        """Return a cell of a table: heads are bold, states have a colour, with their glyphs or without."""
         if not self.colour:
             return cell
         if not text:
             return paint(cell, "bold")
-        return paint(cell, _STYLES[text[0]]) if text[0] in _STYLES else cell
+        glyph = _GLYPHS.get(text.split()[1 if self.glyphs else 0], "") if head in _STATE_HEADS else ""
+        return paint(cell, _STYLES[glyph]) if glyph else cell
 
 
 PLAIN = Look()
@@ -93,7 +95,8 @@ def describe(status: Status, look: Look = PLAIN) -> str:
 
 def _headline(status: Status) -> str:
     state = "draining" if status.draining else f"up {duration(status.uptime_s)}"
-    return f"supervisor {status.pid}, {state}: {status.jobs_done} jobs done, {status.jobs_failed} failed"
+    done = "job" if status.jobs_done == 1 else "jobs"
+    return f"supervisor {status.pid}, {state}: {status.jobs_done} {done} done, {status.jobs_failed} failed"
 
 
 def _devices(devices: list[DeviceStatus], look: Look) -> str:
