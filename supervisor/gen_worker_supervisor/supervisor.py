@@ -160,6 +160,7 @@ class Supervisor:
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,
         }
+        self._left: list[tuple[str, str]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
 
     # --- the loop ---
@@ -392,9 +393,21 @@ class Supervisor:
         )
         where = job.child.device.name if job.child is not None else job.function.name
         level: Literal["info", "warning"] = "info" if outcome.state in ("canceled", "invalid") else "warning"
-        self.log.event(
-            level, where, f"request {job.request_id} of `{job.function.name}`: {outcome.kind}: {outcome.message}", stack
-        )
+        text = f"request {job.request_id} of `{job.function.name}`: {outcome.kind}: {outcome.message}"
+        if outcome.kind == "canceled" and job.ending is not None and job.ending.reason is Reason.DISCONNECT:
+            self._left.append((where, text))
+            if len(self._left) == 1:
+                self._loop.call_soon(self._note_left)
+            return
+        self.log.event(level, where, text, stack)
+
+    def _note_left(self) -> None:
+        """Say in one line how many jobs ended at once because their clients are gone."""
+        left, self._left = self._left, []
+        if len(left) == 1:
+            self.log.event("info", *left[0])
+        else:
+            self.log.event("info", "serve", f"{len(left)} requests canceled: their clients are gone")
 
     def _lend(self, child: Child, body: Body) -> OutputBody:
         return self._processes[child.generation].outputs.lent(body.index) if isinstance(body, Region) else body

@@ -103,6 +103,18 @@ def test_many_big_answers_that_nobody_reads_cost_their_child_nothing(serve: Serv
         assert len(greedy.frames(400)) == 400
 
 
+def test_a_client_that_leaves_with_many_requests_costs_the_log_a_line(serve: Serve) -> None:
+    server = serve()
+    with server.connect() as leaving:
+        leaving.send("poll", "running")
+        for number in range(300):
+            leaving.send("echo", f"queued-{number}", text="x")
+        until(lambda: len(server.status().jobs) == 301, what="every request")
+    until(lambda: not server.status().jobs, what="their end")
+    until(lambda: " requests canceled: their clients are gone" in server.log(), what="its line in the log")
+    assert server.log().count("canceled") <= 3
+
+
 # --- a client that does not end its line ------------------------------------------------------------------------------
 
 
