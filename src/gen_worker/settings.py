@@ -36,10 +36,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of payloads that may wait; what comes on top ends `busy`."""
 
     max_input_bytes: int = 64 << 20
-    """The longest payload; 0: what travels at all, 1 GiB."""
+    """The longest payload that `serve` takes; 0: what travels at all, 1 GiB."""
 
     max_output_bytes: int = 64 << 20
-    """The longest output or item of a stream; 0: what travels at all, 1 GiB."""
+    """The longest output or item of a stream that `serve` sends; 0: what travels at all, 1 GiB."""
 
     max_line_bytes: int = 16 << 20
     """The longest line that `serve` reads from a client."""

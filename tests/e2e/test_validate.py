@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,4 +102,31 @@ def test_a_folder_without_a_project_is_told_once(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     done = validate("missing", cwd=tmp_path)
     assert done.returncode == 2
-    assert "error: no `missing/pyproject.toml`" in done.stderr
+    assert "error: no such folder: `missing`" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["endpoint.lock", ".tensorhub/endpoint.lock"])
+def test_a_lock_file_must_say_what_the_code_says(root: Path, name: str) -> None:
+    lock = root / name
+    lock.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "gen_worker.discovery"]
+    lock.write_bytes(subprocess.run(command, cwd=root, capture_output=True, check=True, timeout=60).stdout)
+    assert validate(cwd=root).stderr == ""
+    (root / "mine" / "main.py").write_text(MAIN.replace("text: str", "text: str\n    more: int = 0"))
+    stale = validate(cwd=root)
+    assert (stale.returncode, stale.stderr.splitlines()) == (
+        0,
+        [
+            f"warning: `{name}` is stale: the code says something else",
+            f"hint: `python -m gen_worker.discovery > {name}`",
+        ],
+    )
+    lock.write_text("functions = 3")
+    assert f"error: `{name}`: the lock has no list `functions`" in validate(cwd=root).stderr
+    lock.write_text("functions =")
+    assert f"error: `{name}` is not valid TOML" in validate(cwd=root).stderr
+
+
+def test_a_file_is_told_to_be_no_folder(root: Path) -> None:
+    told = validate("mine/main.py", cwd=root)
+    assert (told.returncode, told.stderr.splitlines()[0]) == (2, "error: `mine/main.py` is a file, not a folder")

@@ -7,18 +7,25 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import OK, USAGE, say
+from gen_worker.cli.failure import OK, USAGE, Failure, say
 from gen_worker.cli.project import show_stack
 from gen_worker.discovery.command import located
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.process import manifest_of
 from gen_worker.discovery.project import load_project_config
-from gen_worker.discovery.validation import Finding, Validation, validate_endpoint, validate_endpoint_lock
+from gen_worker.discovery.validation import (
+    Finding,
+    Validation,
+    validate_endpoint,
+    validate_endpoint_lock,
+    validate_lock_file,
+)
 
 _HELP = """Check that an endpoint can be built and routed.
 
-Looks at the files of the project, imports the endpoint in a process of its own, and checks what its lock would say. All
-findings are told at once; errors end with exit code 2, warnings do not.
+Looks at the files of the project, imports the endpoint in a process of its own, and checks what its lock would say,
+and that a lock file in the folder says the same. All findings are told at once; errors end with exit code 2, warnings
+do not.
 
 \b
 gen-worker validate
@@ -32,7 +39,7 @@ gen-worker validate --json"""
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a document.")
 def command(path: str, require_uv_lock: bool, as_json: bool) -> int:
     """Check that an endpoint can be built and routed."""
-    root = Path(path).parent if Path(path).name == "pyproject.toml" else Path(path)
+    root = _root_of(Path(path))
     found = validate_endpoint(root, require_uv_lock=require_uv_lock)
     functions, of_lock = _lock_of(root)
     errors = [*found.errors, *(each for each in of_lock.errors if each not in found.errors)]
@@ -48,6 +55,15 @@ def command(path: str, require_uv_lock: bool, as_json: bool) -> int:
     return USAGE if errors else OK
 
 
+def _root_of(path: Path) -> Path:
+    root = path.parent if path.name == "pyproject.toml" else path
+    if not root.exists():
+        raise Failure(f"no such folder: `{root}`")
+    if not root.is_dir():
+        raise Failure(f"`{root}` is a file, not a folder", "say where the root of the endpoint is")
+    return root
+
+
 def _lock_of(root: Path) -> tuple[list[str], Validation]:
     """Return the functions of a project and what is wrong with them; the author's tracebacks go to stderr."""
     try:
@@ -57,7 +73,9 @@ def _lock_of(root: Path) -> tuple[list[str], Validation]:
         return [], Validation([Finding(each.message, each.hint) for each in error.problems], [])
     except (FileNotFoundError, ValueError, OSError):
         return [], Validation([], [])  # the project file: told already
-    return [function["name"] for function in document["functions"]], validate_endpoint_lock(document)
+    found, on_disk = validate_endpoint_lock(document), validate_lock_file(root, document)
+    names = [function["name"] for function in document["functions"]]
+    return names, Validation([*found.errors, *on_disk.errors], [*found.warnings, *on_disk.warnings])
 
 
 def _tell(what: Any, finding: Finding) -> None:

@@ -3,6 +3,7 @@
 Never imports the author's code.
 """
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, get_args
 from gen_worker.discovery.names import slugify_name
 from gen_worker.discovery.project import load_project_config
 
+LOCK_FILES = ("endpoint.lock", ".tensorhub/endpoint.lock")
+_WRITES_LOCK = "python -m gen_worker.discovery"
 NO_ENDPOINTS = "no function or class is marked with `@endpoint`"
 
 
@@ -95,6 +98,23 @@ def validate_endpoint_lock(lock: Any) -> Validation:
             errors.append(Finding(f"{both} are both routed as `{slug}`", "rename one of them"))
         seen.setdefault((where, slug), str(entry.get("name")))
     return Validation(errors, [] if functions else [Finding(NO_ENDPOINTS)])
+
+
+def validate_lock_file(root: Path, manifest: Mapping[str, Any]) -> Validation:
+    """Check the lock file of a project, if it has one, and that it says what the manifest says."""
+    files = [file for name in LOCK_FILES if (file := root / name).is_file()]
+    if not files:
+        return Validation([], [])
+    file = files[0]
+    try:
+        lock = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return Validation([Finding(f"`{file}` is not valid TOML: {error}")], [])
+    found = validate_endpoint_lock(lock)
+    if found.errors or lock == manifest:
+        return Validation([Finding(f"`{file}`: {each}", each.hint) for each in found.errors], [])
+    stale = Finding(f"`{file}` is stale: the code says something else", f"`{_WRITES_LOCK} > {file.relative_to(root)}`")
+    return Validation([], [stale])
 
 
 def _home(entry: Mapping[str, Any]) -> str:
