@@ -49,7 +49,6 @@ def test_a_folder_without_a_project_is_told_where_to_run(tmp_path: Path) -> None
         ("[tool.genworker]\nmain = 'zoo'", "a table `tool.genworker`; it is called `tool.gen_worker`"),
         ("[tool.gen-worker]\nmain = 'zoo'", "a table `tool.gen-worker`; it is called `tool.gen_worker`"),
         ("[tool.gen_worker]\nmian = 'zoo'", "a key `mian` in .*; did you mean `main`\\?$"),
-        ("[tool.gen_worker]\nmain = 'zoo'\ncolour = 3", "a key `colour` in .*, which has only `main`$"),
     ],
 )
 def test_a_project_file_that_names_no_main_module_is_told_what_to_write(root: Path, text: str, told: str) -> None:
