@@ -175,7 +175,7 @@ def test_either_spelling_of_a_function_is_known(server: Server, sidecar: Path) -
         (["echo-it", '{"text": "a"}', "steps=1"], 'error: `{"text": "a"}` is a whole payload, and there are'),
         (["echo-it", '{"text": "a"'], 'error: `{"text": "a"` is not JSON: Input data was truncated\nhint: text is `'),
         (["echo-it", "@nothing"], "error: cannot read `nothing`: no such file or directory\n"),
-        (["echo-it", "-"], "error: `stdin` is not JSON: Input data was truncated\n"),
+        (["echo-it", "-"], "error: stdin is empty\nhint: a payload is a JSON object"),
     ],
 )
 def test_a_payload_that_cannot_be_made_is_not_sent(

@@ -204,8 +204,10 @@ def test_only_results_reach_stdout(root: Path) -> None:
     assert saved.read_bytes() == b"kept"
     lines = done.stderr.splitlines()
     assert {"printed on import", "set up", "native", "from the handler", "shut down"} <= set(lines)
-    progress, beyond, log = (json.loads(line) for line in lines if line.startswith("{"))
+    progress, warned, beyond, log = (json.loads(line) for line in lines if line.startswith("{"))
     assert (progress["type"], progress["payload"]) == ("request.progress", {"progress": 0.5, "stage": "half"})
+    assert warned["payload"]["level"] == "warning"
+    assert "a fraction from 0 to 1, got 7" in warned["payload"]["message"]
     assert beyond["payload"] == {"progress": 1.0}
     assert (log["type"], log["payload"]) == ("request.log", {"level": "warning", "message": "hello"})
     assert list(progress) == sorted(progress)
@@ -216,6 +218,7 @@ def test_events_can_be_wanted_as_text(root: Path) -> None:
     lines = done.stderr.splitlines()
     assert [line for line in lines if line.startswith("[")] == [
         "[tell] 50% half",
+        "[tell] warning: `ctx.progress` takes a fraction from 0 to 1, got 7",
         "[tell] 100%",
         "[tell] warning: hello",
     ]
@@ -362,7 +365,7 @@ def test_a_traceback_holds_the_authors_lines_and_only_those(root: Path) -> None:
         ("x = 1", "error: no functions in `mine.main`\nhint: mark a class or a function with `@endpoint`"),
         (
             "from gen_worker import endpoint\n@endpoint\nclass A:\n    pass\n",
-            "error: `mine.main` does not import: TypeError",
+            "main.py:2: `A` has nothing to serve: add a public method",
         ),
         (
             "from gen_worker import endpoint\n@endpoint\ndef f(ctx, payload): ...\n",
