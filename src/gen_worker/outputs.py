@@ -64,7 +64,13 @@ class FolderSink:
         target = self._folder / safe_ref(ref)
         if not target.parent.resolve().is_relative_to(self._folder.resolve()):
             raise ValueError(f"`{ref}` leads out of `{self._folder}`")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OSError(
+                f"`{ref}` cannot be kept in `{self._folder}` (`GEN_WORKER_LOCAL_OUTPUT_DIR`): {reason}"
+            ) from None
         temporary = target.with_name(f".saving-{os.urandom(8).hex()}")
         try:
             with open(temporary, "xb") as file:

@@ -10,6 +10,8 @@ import msgspec
 
 OURS = ("GEN_WORKER_", "WORKER_", "TENSORHUB_")  # how names in `.env` begin that can be meant for nobody else
 ALIKE = 0.8  # a name so much like a setting's is probably it, misspelt; lower, their common beginnings are enough
+PREFIX = "GEN_WORKER_"
+ALIKE_BEYOND = 0.6
 SAME = 0.9  # so much alike must a `WORKER_` name in the environment be, which may be any program's
 
 
@@ -78,10 +80,19 @@ def _unknown(name: str, source: Source, possible: Collection[str]) -> Iterator[s
 
     is_anybodys = name.startswith("WORKER_") and not source.takes_fields
     near = get_close_matches(name, sorted(possible), n=1, cutoff=SAME if is_anybodys else ALIKE)
-    if near:
+    if near and _alike_beyond(PREFIX, name, near[0]):
         yield f"{source.place(name)} is no setting; did you mean `{near[0]}`?"
     elif not is_anybodys:
         yield f"{source.place(name)} is no setting"
+
+
+def _alike_beyond(prefix: str, name: str, near: str) -> bool:
+    """Whether two names are alike in more than the beginning that all of ours have."""
+    from difflib import SequenceMatcher
+
+    if not (name.startswith(prefix) and near.startswith(prefix)):
+        return True
+    return SequenceMatcher(None, name.removeprefix(prefix), near.removeprefix(prefix)).ratio() >= ALIKE_BEYOND
 
 
 # --- arguments and environment ----------------------------------------------------------------------------------------

@@ -132,3 +132,9 @@ def test_whatever_a_handler_calls_its_file_it_lands_in_the_outputs_folder(ref: s
         found = {path for path in Path(root).rglob("*") if path.is_file()} - {source}
         assert found == {Path(asset) for asset in kept}
         assert all(path.resolve().is_relative_to(outputs) for path in found)
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_setting_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="`GEN_WORKER_LOCAL_OUTPUT_DIR`"):
+        FolderSink(tmp_path / "file" / "outputs").save("a.txt", data=b"x", path=None)

@@ -327,3 +327,8 @@ def test_yaml_is_ours_so_every_unknown_key_is_told(host: Host) -> None:
         "`xyzzy` in `./gen-worker.yaml` is no setting",
         "`GEN_WORKER_TOKENS` in `./gen-worker.yaml` is no setting; did you mean `GEN_WORKER_TOKEN`?",
     ]
+
+
+def test_a_name_that_shares_only_its_beginning_with_a_setting_gets_no_suggestion() -> None:
+    (told,) = Settings.load(env={"GEN_WORKER_FOO": "1"}).warnings
+    assert told.endswith("`GEN_WORKER_FOO` in the environment is no setting")
