@@ -14,7 +14,7 @@ from typing import Any, assert_never
 import msgspec
 
 from gen_worker.wire import control as wire
-from gen_worker.wire.channel import ProtocolError, close_all, receive_packet, send_packet
+from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all, receive_packet, send_packet
 from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, REQUEST_ID_CHARS, Event
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
@@ -32,7 +32,6 @@ KEPT_S = 600.0
 FRAMES_A_TURN = 64
 UNSENT_DESCRIPTORS = 64
 UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
-_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 _decode = msgspec.msgpack.Decoder(wire.ClientFrame).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -268,7 +267,7 @@ class ControlClient:
     def _on_packet(self, packet: memoryview, descriptors: list[int]) -> None:
         try:
             frame = _decode(packet)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             close_all(descriptors)
             self._refuse("", f"not a frame: {str(error)[:200] or type(error).__name__}")
             self.close()

@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from gen_worker.wire.channel import DECODE_ERRORS
 from gen_worker.wire.messages import REQUEST_ID_CHARS, ErrorDetail, ErrorKind, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.gate import SHUT_OUT_S, Gate
@@ -38,7 +39,6 @@ _OK_HEAD = b'{"ok":true,"events":['
 _RESULT = b'{"event":"result","value":'
 _YIELD = b'{"event":"yield","value":'
 _HTTP = re.compile(rb"^[A-Z]+ \S+ HTTP/1\.")
-_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
 class CancelBody(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ def heading(line: bytes) -> Request:
     """Return a request with no more than the id and the token of a line that is none, as far as it has them."""
     try:
         found = _decode_heading(line)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return Request()
     request_id, token = found.request_id, found.token
     return Request(
@@ -287,7 +287,7 @@ class Connection(LineSocket):
         """Take a request, a cancel, or what is neither."""
         try:
             request = _decode(line)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             self.on_nonsense(line, f"not a request: {str(error)[:300] or type(error).__name__}")
             return
         if not self.admits(request):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gen_worker.wire.channel import close_all
+from gen_worker.wire.channel import DECODE_ERRORS, close_all
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
     Body,
@@ -78,7 +78,6 @@ from gen_worker_supervisor.state import (
 REMEMBERED_JOBS = 256
 GRANT_AGAIN_S = 0.1
 UNKILLABLE_S = 1.0  # how long the end waits for a child that SIGKILL does not end
-_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
 class _Told(msgspec.Struct):
@@ -416,7 +415,7 @@ class Supervisor:
         job, child, event = action.job, action.child, action.event
         try:
             told = _decode_told(event.value)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             self.handle(Misbehaved(child, f"an event that is none: {error}"))
             return
         if b"\n" in event.value:  # links pass it on as it is, in one line

@@ -9,7 +9,8 @@ from gen_worker.cli.failure import Failure
 from gen_worker.cli.payload import payload_of
 from gen_worker.cli.results import Results
 from gen_worker.cli.selection import Wanted, select
-from gen_worker.cli.servers import DEFAULT_SOCKET, Server, find_server, schema_in
+from gen_worker.cli.servers import Server, find_server, schema_in
+from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
 
 

@@ -14,7 +14,8 @@ from click.shell_completion import CompletionItem
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.ndjson import address_of
 from gen_worker.cli.schema import Place
-from gen_worker.cli.servers import DEFAULT_SOCKET, described, field_names, functions_in, served_here, sidecar
+from gen_worker.cli.servers import described, field_names, functions_in, served_here, sidecar
+from gen_worker.rundir import DEFAULT_SOCKET
 
 OPEN = "open"  # the kind of a candidate that something has to follow: no space comes after it
 

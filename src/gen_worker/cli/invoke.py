@@ -15,8 +15,9 @@ from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, survey_of
 from gen_worker.cli.results import Results, SavedResults
 from gen_worker.cli.seconds import seconds_of
-from gen_worker.cli.servers import DEFAULT_SOCKET, Server, described, find_server, schema_in
+from gen_worker.cli.servers import Server, described, find_server, schema_in
 from gen_worker.cli.settings import log_format_option, read_settings
+from gen_worker.rundir import DEFAULT_SOCKET
 
 _HELP = """Call FUNCTION of a running `gen-worker serve` and print its output.
 

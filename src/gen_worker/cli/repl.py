@@ -19,11 +19,12 @@ from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.private import PrivateServer, private_server
 from gen_worker.cli.project import project_options
 from gen_worker.cli.results import Results
-from gen_worker.cli.servers import DEFAULT_SOCKET, Server, field_names, find_server, schema_in, sidecar
+from gen_worker.cli.servers import Server, field_names, find_server, schema_in, sidecar
 from gen_worker.cli.settings import log_format_option, read_settings
 from gen_worker.cli.supervisors import connected
 from gen_worker.cli.table import WIDTH, table
 from gen_worker.discovery.names import slugify_name
+from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
 
 PROMPT = "> "

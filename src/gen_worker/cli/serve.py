@@ -14,6 +14,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
 from gen_worker.cli.settings import read_settings
+from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.wire.address import Address, AddressError, parse_address
 from gen_worker.wire.survey import NoFunctionError
 
@@ -76,7 +77,7 @@ def _hint_for(option: str, given: list[str]) -> str:
     "--socket",
     "socket_",
     metavar="PATH",
-    default="./.gen-worker.sock",
+    default=DEFAULT_SOCKET,
     show_default=True,
     help="The Unix socket to listen on.",
 )

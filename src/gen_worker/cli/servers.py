@@ -10,10 +10,9 @@ from gen_worker.cli.failure import Failure, nearest
 from gen_worker.cli.ndjson import address_of, open_connection
 from gen_worker.cli.schema import Place, Schema
 from gen_worker.discovery.names import slugify_name
+from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, AddressError, TcpAddress, UnixAddress, parse_address
-
-DEFAULT_SOCKET = "./.gen-worker.sock"
 
 
 class Server(NamedTuple):

@@ -19,7 +19,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain numbers: the enum's operators cost more than the system call's overhead
 _NOSIGNAL = int(socket.MSG_NOSIGNAL)
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
-_DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
+DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
 class ProtocolError(Exception):
@@ -114,7 +114,7 @@ class Channel(Generic[Incoming]):
                 return None
             try:
                 generation, number, message = self._decode(self._view[:length])
-            except _DECODE_ERRORS as error:
+            except DECODE_ERRORS as error:
                 close_all(descriptors)
                 raise ProtocolError(f"not a frame: {error}") from error
             if generation != self.generation:
