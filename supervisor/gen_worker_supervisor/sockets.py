@@ -213,13 +213,28 @@ def _resolve(address: TcpAddress) -> list[tuple[int, _Place]]:
 
 
 def _listen(family: int, place: _Place) -> socket.socket:
+    try:
+        return _bound(family, place, shared=False)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    return _bound(family, place, shared=True)  # connections that still close do not count
+
+
+def _bound(family: int, place: _Place, *, shared: bool) -> socket.socket:
+    """Return a socket that listens there.
+
+    Of two that bind a free port at once with `SO_REUSEADDR` set, both may, and then both may fail to listen; without
+    it exactly one binds. It is set afterwards for the connections, which inherit it.
+    """
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that still close do not count
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(place)
         sock.listen(BACKLOG)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError:
         sock.close()
         raise
