@@ -19,7 +19,7 @@ import msgspec
 
 from gen_worker.cli.failure import MEANINGS
 from gen_worker.cli.program import commands
-from gen_worker.settings import CONTAINER, LOCAL, Settings, Variable
+from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
 from gen_worker.wire import control
 from gen_worker.wire.status import Status
 from gen_worker_supervisor import fates, ladder, phases, steps
@@ -195,6 +195,11 @@ def settings() -> str:
     return _settings(LOCAL)
 
 
+def model_settings() -> str:
+    """What models are fetched, kept and placed by, from the words below the fields."""
+    return _settings(MODELS)
+
+
 def container_settings() -> str:
     """The settings of a worker in a container, from the words below the fields."""
     return _settings(CONTAINER)
@@ -232,10 +237,14 @@ def _in_a_table(sentence: str) -> str:
 def _told(field: str, default: object) -> str:
     if default is msgspec.NODEFAULT:
         return "see below"
-    if default in (None, ""):
+    if default in (None, "", ()):
         return "unset"
     if isinstance(default, float):
         return f"`{default:g}`"
+    if isinstance(default, bool):
+        return "`1`" if default else "`0`"
+    if field == "hf_max_repo_bytes" or default == 0:
+        return f"`{default}`"
     if field.endswith("_bytes") and isinstance(default, int):
         return f"`{default >> 20}M`" if default % (1 << 30) else f"`{default >> 30}G`"
     return f"`{default}`"
@@ -477,6 +486,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "status-fields": status_fields,
     "settings": settings,
     "container-settings": container_settings,
+    "model-settings": model_settings,
     "reserved": reserved,
     "exports": exports,
     "elsewhere": elsewhere,

@@ -146,6 +146,17 @@ class Executor:
         self._inputs.close()
         os._exit(status)
 
+    def unload(self, instance: str, on_error: Callable[[Exception], None]) -> None:
+        """Let go of an instance, after its `shutdown()`; an exception there goes to `on_error`."""
+        if instance not in self._instances:
+            return
+        try:
+            self._call_hook(self._instances.pop(instance), "shutdown")
+        except Exception as error:  # noqa: BLE001 - around the author's code
+            on_error(error)
+        for name in [spec.name for spec in self.specs.values() if spec.instance == instance]:
+            self._handlers.pop(name, None)
+
     def shutdown(self, on_error: Callable[[Exception], None]) -> None:
         """Call every instance's `shutdown()`; an exception there goes to `on_error` and stops nothing."""
         for instance in self._instances.values():

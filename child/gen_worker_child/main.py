@@ -45,6 +45,8 @@ from gen_worker.wire.messages import (
     Release,
     Saved,
     Submit,
+    Unload,
+    Unloaded,
     Unmap,
     Warned,
 )
@@ -285,17 +287,16 @@ class Child:
                 return None if job is None else partial(self._jobs.run, job)
             case Load(instance):
                 return partial(self._load, instance)
+            case Unload(instance):
+                return partial(self._unload, instance)
             case Drain():
                 return self._shut_down
             case Cancel(job_number):
                 self._jobs.cancel(job_number)
             case More(job_number, items):
                 self._jobs.more(job_number, items)
-            case Release(index) | Unmap(index):
-                outputs = self._jobs.outputs
-                (outputs.released if type(order) is Release else outputs.unmap)(index)
-            case Grant():
-                self._jobs.outputs.granted(order, descriptors[0])
+            case Release() | Unmap() | Grant():
+                self._jobs.outputs.obey(order, descriptors)
             case Recall(job_number):
                 self._jobs.recall(job_number)
             case Saved():
@@ -319,6 +320,10 @@ class Child:
             self._channel.send(LoadFailed(instance, message, author_stack(error)[-STACK_LINES:]))
         else:
             self._channel.send(Loaded(instance, time.monotonic() - began))
+
+    def _unload(self, instance: str) -> None:
+        self._executor.unload(instance, self._report_shutdown)
+        self._channel.send(Unloaded(instance))
 
     def _shut_down(self) -> None:
         """Run every `shutdown()`, in the thread where `setup()` ran, and end the process."""

@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
-from gen_worker.wire.messages import INLINE_LIMIT, REGION_LIMIT, Body, Grant, Need, Region
+from gen_worker.wire.messages import INLINE_LIMIT, REGION_LIMIT, Body, Grant, Need, Region, Release, Unmap
 from gen_worker.wire.regions import Mapped, RegionError, open_region
 from gen_worker.wire.values import Piece, copy_into, keeps_views, total_length
 
@@ -59,6 +59,16 @@ class OutputRegions:
     def _fill(self, index: int, length: int, parts: Sequence[Piece], then: OnBody) -> None:
         copy_into(self._all[index].body(length), parts)
         then(Region(index, length))
+
+    def obey(self, order: Grant | Release | Unmap, descriptors: Sequence[int]) -> None:
+        """Do what a frame about a region says."""
+        match order:
+            case Grant():
+                self.granted(order, descriptors[0])
+            case Release(index):
+                self.released(index)
+            case Unmap(index):
+                self.unmap(index)
 
     def granted(self, grant: Grant, fd: int) -> None:
         """Add a region that the supervisor made for us; `fd` is taken over."""

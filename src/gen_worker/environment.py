@@ -11,6 +11,7 @@ _SECRETS = frozenset(
     (
         "AUTH_TOKEN",
         "FILE_API_TOKEN",
+        "MODELSCOPE_API_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",
         "HUGGINGFACE_TOKEN",
         "HUGGINGFACEHUB_API_TOKEN",

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from gen_worker.sources import SettingsError, Source, default_run_dir, find, read_sources, warnings
+from gen_worker.sources import SettingsError, Source, default_cache_dir, default_run_dir, find, read_sources, warnings
 
-__all__ = ["CONTAINER", "LOCAL", "VARIABLES", "Secret", "Settings", "SettingsError", "Variable"]
+__all__ = ["CONTAINER", "LOCAL", "MODELS", "VARIABLES", "Secret", "Settings", "SettingsError", "Variable"]
 
 
 class Secret(str):
@@ -59,11 +59,86 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that the log tells: `debug`, `info`, `warning` or `error`."""
 
+    cache_dir: Path
+    """Where models are kept; unset: `/tmp/model_cache` in a container, else a folder of the user's caches."""
+
+    lower_caches: tuple[str, ...] = ()
+    """Caches that are only read, looked into before anything is fetched: folders, with `,` between them."""
+
+    cache_bytes: int = 0
+    """What the cache may hold before the least recently used is evicted; 0: as much as the disk has room for."""
+
+    host_cache_bytes: int | None = None
+    """What models may take of the host's memory, so that a new child has them at once; 0: none; unset: a share."""
+
+    offline: bool = False
+    """Whether models come from this machine only."""
+
+    max_vram_gb: float = 0.0
+    """What models and jobs may take of one device's memory; 0: what is there, less the margin."""
+
+    vram_margin_gb: float = 3.5
+    """What stays free of a device's memory."""
+
+    max_concurrent_downloads: int = 2
+    """Models that are downloaded at once."""
+
+    download_stall_timeout_s: float = 180.0
+    """A model of which no byte comes for so many seconds cannot be had; 0: it is waited for."""
+
+    download_max_seconds: float = 0.0
+    """Seconds that the download of one model may take; 0: any."""
+
+    allow_pickle: tuple[str, ...] = ()
+    """Refs whose weights may be pickles, with `,` between them. A pickle can run any code where it is loaded."""
+
+    ca_bundle: str = ""
+    """A PEM file of further authorities for the certificates of the servers that models come from."""
+
+    hf_endpoint: str = "https://huggingface.co"
+    """Where Hugging Face's hub, or a mirror of it, is."""
+
     hf_token: Secret = Secret("")
     """The token for Hugging Face; the first of its names that is set counts."""
 
     hf_home: str = ""
-    """Where Hugging Face's libraries keep their files."""
+    """Where Hugging Face's libraries keep their files; models from there are then kept in `hub` in it."""
+
+    hf_components: tuple[str, ...] = ()
+    """Folders of a pipeline to take instead of those that its `model_index.json` names, with `,` between them."""
+
+    hf_optional_components: bool = False
+    """Whether `safety_checker` and `feature_extractor` are taken, too."""
+
+    hf_weight_precisions: tuple[str, ...] = ()
+    """Which weights may be taken, the best first, of `bf16`, `fp16`, `fp8`, `fp32`; unset: `bf16,fp16`."""
+
+    hf_allow_root_json: bool = False
+    """Whether the JSON files beside `model_index.json` are taken, too."""
+
+    hf_full_repo_download: bool = False
+    """Whether whole repositories are taken."""
+
+    hf_max_repo_bytes: int = 60_000_000_000
+    """The largest selection of a repository's files that is taken; 0 or less: any."""
+
+    civitai_endpoint: str = "https://civitai.com"
+    """Where Civitai is."""
+
+    civitai_token: Secret = Secret("")
+    """The token for Civitai."""
+
+    modelscope_endpoint: str = "https://modelscope.cn"
+    """Where ModelScope is."""
+
+    modelscope_token: Secret = Secret("")
+    """The token for ModelScope."""
+
+    cozy_hub_url: str = ""
+    """Where the platform's hub is, which `Hub` bindings and `cozy:` refs are resolved by."""
+
+    cozy_hub_token: Secret = Secret("")
+    """The token for the platform's hub."""
 
     tensorhub_public_url: str = ""
     """Where the hub is, for a trainer."""
@@ -118,6 +193,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         sources = read_sources(given or {}, env, folder, root)
         values: dict[str, Any] = {field: value for field in VARIABLES if (value := _value(field, sources)) is not None}
         values.setdefault("run_dir", default_run_dir(env))
+        values.setdefault("cache_dir", default_cache_dir(env, root))
         return cls(**values, warnings=tuple(warnings(sources, _NAMES, VARIABLES, ELSEWHERE)))
 
 
@@ -195,6 +271,52 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _number(text: str) -> float:
+    try:
+        return _seconds(text)
+    except ValueError:
+        raise ValueError("a number, 0 or more") from None
+
+
+def _size_or_0(text: str) -> int:
+    return _size(text)
+
+
+def _signed(text: str) -> int:
+    if not re.fullmatch("-?[0-9]{1,18}", text):
+        raise ValueError("a whole number")
+    return int(text)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "y", "t", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "n", "f", "off"):
+        return False
+    raise ValueError("`1` or `0`")
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
+        raise ValueError("a URL that begins with `https://` or `http://`")
+    return text.rstrip("/")
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(stripped for each in _line(text).split(",") if (stripped := each.strip()))
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    found = _list(text.lower())
+    if not set(found) <= {"bf16", "fp16", "fp8", "fp32"}:
+        raise ValueError("some of `bf16`, `fp16`, `fp8` and `fp32`, with `,` between them")
+    return found
+
+
+def _folders(text: str) -> tuple[str, ...]:
+    return tuple(str(_absolute_path(each)) for each in _list(text))
+
+
 def _device(text: str) -> str:
     kind, colon, index = text.partition(":")
     if text == "cpu" or (kind == "cuda" and ((index.isascii() and index.isdigit()) or not colon)):
@@ -252,11 +374,40 @@ LOCAL: Mapping[str, Variable] = {
 }
 """What the commands on a person's machine go by."""
 
-CONTAINER: Mapping[str, Variable] = {
+MODELS: Mapping[str, Variable] = {
+    "cache_dir": Variable(("TENSORHUB_CACHE_DIR", "WORKER_MODEL_CACHE_DIR"), _absolute_path),
+    "lower_caches": Variable(("GEN_WORKER_LOWER_CACHES",), _folders),
+    "cache_bytes": Variable(("GEN_WORKER_CACHE_BYTES",), _size_or_0),
+    "host_cache_bytes": Variable(("GEN_WORKER_HOST_CACHE_BYTES",), _size_or_0),
+    "offline": Variable(("GEN_WORKER_OFFLINE", "HF_HUB_OFFLINE"), _flag),
+    "max_vram_gb": Variable(("WORKER_MAX_VRAM_GB",), _number),
+    "vram_margin_gb": Variable(("WORKER_VRAM_SAFETY_MARGIN_GB",), _number),
+    "max_concurrent_downloads": Variable(("WORKER_MAX_CONCURRENT_DOWNLOADS",), _count),
+    "download_stall_timeout_s": Variable(("COZY_HF_DOWNLOAD_STALL_TIMEOUT_S",), _seconds),
+    "download_max_seconds": Variable(("COZY_HF_DOWNLOAD_MAX_SECONDS",), _seconds),
+    "allow_pickle": Variable(("GEN_WORKER_ALLOW_PICKLE",), _list),
+    "ca_bundle": Variable(("GEN_WORKER_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), _line),
+    "hf_endpoint": Variable(("HF_ENDPOINT",), _url),
     "hf_token": Variable(
         ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN"), _secret
     ),
     "hf_home": Variable(("HF_HOME",), _line),
+    "hf_components": Variable(("COZY_HF_COMPONENTS",), _list),
+    "hf_optional_components": Variable(("COZY_HF_INCLUDE_OPTIONAL_COMPONENTS",), _flag),
+    "hf_weight_precisions": Variable(("COZY_HF_WEIGHT_PRECISIONS",), _precisions),
+    "hf_allow_root_json": Variable(("COZY_HF_ALLOW_ROOT_JSON",), _flag),
+    "hf_full_repo_download": Variable(("COZY_HF_FULL_REPO_DOWNLOAD",), _flag),
+    "hf_max_repo_bytes": Variable(("COZY_HF_MAX_REPO_BYTES",), _signed),
+    "civitai_endpoint": Variable(("GEN_WORKER_CIVITAI_ENDPOINT",), _url),
+    "civitai_token": Variable(("CIVITAI_API_KEY", "CIVITAI_TOKEN"), _secret),
+    "modelscope_endpoint": Variable(("GEN_WORKER_MODELSCOPE_ENDPOINT",), _url),
+    "modelscope_token": Variable(("MODELSCOPE_API_TOKEN",), _secret),
+    "cozy_hub_url": Variable(("COZY_HUB_URL",), _url),
+    "cozy_hub_token": Variable(("COZY_HUB_TOKEN",), _secret),
+}
+"""What models are fetched, kept and placed by."""
+
+CONTAINER: Mapping[str, Variable] = {
     "tensorhub_public_url": Variable(("TENSORHUB_PUBLIC_URL",), _line),
     "orchestrator_public_addr": Variable(("ORCHESTRATOR_PUBLIC_ADDR",), _line),
     "grpc_ca_bundle": Variable(("GRPC_CA_BUNDLE",), _line),
@@ -270,24 +421,21 @@ CONTAINER: Mapping[str, Variable] = {
 }
 """What a worker in a container goes by."""
 
-VARIABLES: Mapping[str, Variable] = {**LOCAL, **CONTAINER}
+VARIABLES: Mapping[str, Variable] = {**LOCAL, **MODELS, **CONTAINER}
 """Every field that can be set."""
 
 ELSEWHERE = frozenset(
     """
-    AUTH_TOKEN CIVITAI_API_KEY CIVITAI_TOKEN COZY_HF_ALLOW_ROOT_JSON COZY_HF_COMPONENTS COZY_HF_FULL_REPO_DOWNLOAD
-    COZY_HF_INCLUDE_OPTIONAL_COMPONENTS COZY_HF_WEIGHT_PRECISIONS COZY_HUB_TOKEN COZY_HUB_URL CUDA_VERSION DEPLOYMENT_ID
-    FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION
-    ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY
-    SCHEDULER_ADDR SCHEDULER_ADDRS SCHEDULER_JWKS_TTL_SECONDS SCHEDULER_JWKS_URL SCHEDULER_JWT_AUDIENCE
-    SCHEDULER_JWT_ISSUER TENANT_ID TENSORHUB_CACHE_DIR TENSORHUB_CAS_DIR USER USER_MODULES USE_TLS WORKER_CACHE_DIR
-    WORKER_CUDA_VERSION WORKER_DEVICE WORKER_DOWNLOAD_RETRIES WORKER_DRAIN_TIMEOUT_SECONDS WORKER_FAKE_GPU_COUNT
-    WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES WORKER_FAKE_GPU_NAME WORKER_GIT_COMMIT WORKER_IMAGE_DIGEST
-    WORKER_LOCAL_CACHE_GB WORKER_MAX_CONCURRENCY WORKER_MAX_CONCURRENT_DOWNLOADS WORKER_MAX_INPUT_FILE_BYTES
-    WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS WORKER_MAX_OUTPUT_FILE_BYTES WORKER_MAX_UPLOAD_BYTES
-    WORKER_MAX_VRAM_GB WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_MODEL_CACHE_DIR WORKER_RUN_DIR
+    AUTH_TOKEN CUDA_VERSION DEPLOYMENT_ID FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR
+    MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY
+    RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY SCHEDULER_ADDR SCHEDULER_ADDRS SCHEDULER_JWKS_TTL_SECONDS
+    SCHEDULER_JWKS_URL SCHEDULER_JWT_AUDIENCE SCHEDULER_JWT_ISSUER TENANT_ID TENSORHUB_CAS_DIR USER USER_MODULES
+    USE_TLS WORKER_CACHE_DIR WORKER_CUDA_VERSION WORKER_DEVICE WORKER_DOWNLOAD_RETRIES WORKER_DRAIN_TIMEOUT_SECONDS
+    WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES WORKER_FAKE_GPU_NAME WORKER_GIT_COMMIT
+    WORKER_IMAGE_DIGEST WORKER_LOCAL_CACHE_GB WORKER_MAX_CONCURRENCY WORKER_MAX_INPUT_FILE_BYTES
+    WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS WORKER_MAX_OUTPUT_FILE_BYTES
+    WORKER_MAX_UPLOAD_BYTES WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR
     WORKER_RUNTIME_LOADERS_JSON WORKER_SM WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION
-    WORKER_VRAM_SAFETY_MARGIN_GB
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """Names that containers of workers carry and no command goes by: nothing is said about them."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -103,8 +104,12 @@ _OF_A_SERVICE = r"(GEN_)?WORKER_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(
 
 
 def _arguments(given: Mapping[str, object]) -> Source:
-    texts = {field: str(value) for field, value in given.items() if value is not None}
+    texts = {field: _text(value) for field, value in given.items() if value is not None}
     return Source(lambda field: texts.get(field, ""), "`{}`".format, takes_names=False, takes_fields=True)
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _environment(env: Mapping[str, str]) -> Source:
@@ -245,6 +250,16 @@ def _reason(error: OSError) -> str:
 
 
 # --- the run directory ------------------------------------------------------------------------------------------------
+
+
+def default_cache_dir(env: Mapping[str, str], root: Path = Path("/")) -> Path:
+    """Return the folder of models where nothing sets it; it may not exist yet."""
+    marks = (root / ".dockerenv", root / "run/.containerenv")
+    if "KUBERNETES_SERVICE_HOST" in env or any(mark.exists() for mark in marks):
+        return Path("/tmp/model_cache")  # where images and volumes of workers have it
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/gen-worker"
+    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gen-worker")
 
 
 def default_run_dir(env: Mapping[str, str]) -> Path:

@@ -6,6 +6,7 @@ Tests tell stories with it. It performs nothing; it keeps what the core wanted t
 from collections.abc import Sequence
 from typing import TypeVar
 
+from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import (
     Body,
     Done,
@@ -90,7 +91,8 @@ def function(
     models: Sequence[str] = (),
 ) -> Function:
     """Return a function as discovery describes it."""
-    return Function(SurveyedFunction(name, name, instance, instance, shape, lane, gpu, vram_gb, list(models)))
+    slots = [Slot(f"slot{number}", Wanted("hf", ref)) for number, ref in enumerate(models)]
+    return Function(SurveyedFunction(name, name, instance, instance, shape, lane, gpu, vram_gb, slots))
 
 
 class Host:

@@ -230,7 +230,7 @@ def test_a_survey_says_what_dispatch_needs(specs: list[FunctionSpec]) -> None:
     surveyed = survey(specs, module="documented", paths=["/x"], loaded={"numpy": object(), "torch": None})
     assert (surveyed.module, surveyed.paths, surveyed.preload) == ("documented", ["/x"], ["numpy"])
     painter = next(function for function in surveyed.functions if function.name == "paint-it")
-    assert painter.models == ["m/a@v1", "m/b#fp8", "42", "m/d"]
+    assert painter.models == ["m/a@v1", "m/b#fp8", "42@7", "m/d"]
     assert (painter.gpu, painter.vram_gb, painter.lane, painter.instance) == (
         True,
         12.0,

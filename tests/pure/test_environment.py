@@ -42,7 +42,7 @@ def test_a_child_on_the_cpu_sees_no_gpu() -> None:
 
 
 def test_no_secret_of_the_settings_passes() -> None:
-    settings = Settings(run_dir=Path("/run"), token=Secret("x"))
+    settings = Settings(run_dir=Path("/run"), cache_dir=Path("/cache"), token=Secret("x"))
     names = [
         name for field, each in VARIABLES.items() if isinstance(getattr(settings, field), Secret) for name in each.names
     ]

@@ -20,7 +20,7 @@ class Nobody:
 
 
 def function(name: str, *, takes_s: float | None) -> Function:
-    made = Function(SurveyedFunction(name, name, "", "", "sync", "device", False, None, []))
+    made = Function(SurveyedFunction(name, name, "", "", "sync", "device", False, None))
     if takes_s is not None:
         made.ran(takes_s)
     return made

@@ -23,7 +23,7 @@ class Nobody:
 
 
 def job(deadline: float | None) -> Job:
-    surveyed = SurveyedFunction("echo", "echo", "", "", "sync", "device", False, None, [])
+    surveyed = SurveyedFunction("echo", "echo", "", "", "sync", "device", False, None)
     return Job(
         number=1,
         client=Nobody(),

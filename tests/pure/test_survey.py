@@ -8,7 +8,7 @@ from gen_worker.wire.survey import NoFunctionError, Survey, SurveyedFunction
 
 def function(name: str, class_name: str = "") -> SurveyedFunction:
     python_name = name.replace("-", "_")
-    return SurveyedFunction(name, python_name, class_name, class_name, "sync", "device", False, None, [])
+    return SurveyedFunction(name, python_name, class_name, class_name, "sync", "device", False, None)
 
 
 FUNCTIONS = [function("embed", "Text"), function("rank-all", "Text"), function("paint", "Image"), function("hello")]

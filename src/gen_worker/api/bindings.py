@@ -6,6 +6,8 @@ from typing import ClassVar, Self, TypeAlias
 import msgspec
 from msgspec.structs import force_setattr
 
+from gen_worker.models.wanted import Wanted
+
 
 def _strip(binding: msgspec.Struct) -> None:
     """Strip every text of a new binding and make its globs a tuple."""
@@ -29,6 +31,17 @@ class _Binding(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=Tru
     """What all bindings have in common."""
 
     overrides: tuple[str, ...] = ()  # globs of the refs that a request may name instead of this one
+
+    @property
+    def wanted(self) -> Wanted:
+        """What decides which bytes this means."""
+        raise NotImplementedError
+
+    @property
+    def wire_ref(self) -> str:
+        """How an orchestrator names this model; a pinned version of Civitai's or ModelScope's is no part of it."""
+        wanted = self.wanted
+        return wanted.repo if wanted.provider in ("civitai", "modelscope") else wanted.ref
 
     def allow_override(self, *refs: str) -> Self:
         """Return a copy that a request may replace by these refs, or by any of the provider's when none is given.
@@ -57,9 +70,9 @@ class HF(_Binding, frozen=True):
         _need_owner(self.ref, "HF")
 
     @property
-    def wire_ref(self) -> str:
-        """How messages name this model."""
-        return f"{self.ref}@{self.revision}" if self.revision else self.ref
+    def wanted(self) -> Wanted:
+        """What decides which bytes this means."""
+        return Wanted("hf", self.ref, self.revision, dtype=self.dtype, subfolder=self.subfolder, files=self.files)
 
 
 class Hub(_Binding, frozen=True):
@@ -78,11 +91,9 @@ class Hub(_Binding, frozen=True):
             force_setattr(self, "tag", "prod")
 
     @property
-    def wire_ref(self) -> str:
-        """How messages name this model; the tag `prod` goes without saying."""
-        tag = "" if self.tag == "prod" else f":{self.tag}"
-        flavor = f"#{self.flavor}" if self.flavor else ""
-        return f"{self.ref}{tag}{flavor}"
+    def wanted(self) -> Wanted:
+        """What decides which bytes this means."""
+        return Wanted("tensorhub", self.ref, tag=self.tag, flavor=self.flavor)
 
 
 class Civitai(_Binding, frozen=True):
@@ -98,9 +109,9 @@ class Civitai(_Binding, frozen=True):
         _need_text(self.ref, "Civitai")
 
     @property
-    def wire_ref(self) -> str:
-        """How messages name this model."""
-        return self.ref
+    def wanted(self) -> Wanted:
+        """What decides which bytes this means."""
+        return Wanted("civitai", self.ref, version=self.version)
 
 
 class ModelScope(_Binding, frozen=True):
@@ -117,9 +128,9 @@ class ModelScope(_Binding, frozen=True):
         _need_owner(self.ref, "ModelScope")
 
     @property
-    def wire_ref(self) -> str:
-        """How messages name this model."""
-        return self.ref
+    def wanted(self) -> Wanted:
+        """What decides which bytes this means."""
+        return Wanted("modelscope", self.ref, self.revision, files=self.files)
 
 
 Binding: TypeAlias = HF | Hub | Civitai | ModelScope

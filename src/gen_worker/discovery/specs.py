@@ -46,7 +46,7 @@ class FunctionSpec:
     output_type: Any  # the Struct that is returned; of a stream the type, or the union of types, of its items
     owner: type | None  # the class to make an instance of
     function: Callable[..., Any]  # the plain function, or the class attribute, unbound
-    instance: str  # "" for a function endpoint; specs with the same value share one instance
+    instance: str  # "" where nothing is set up: a function without models; specs with the same value share one
     injected: tuple[str, ...]  # handler parameters after (ctx, payload) that take models
     setup_slots: tuple[str, ...]  # `setup()` parameters that take models
 
@@ -149,7 +149,7 @@ def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> Funct
         output_type=signature.output_type,
         owner=owner,
         function=route.function,
-        instance=_instance(owner, record, bindings) if owner else "",
+        instance=_instance(owner, record, bindings) if owner else _own_instance(target, bindings),
         injected=_injected(label, route.function, owner, bindings),
         setup_slots=_setup_slots(owner, bindings, record) if owner else (),
     )
@@ -188,6 +188,11 @@ def _instance(cls: type, record: EndpointRecord, bindings: Mapping[str, Binding]
         return name
     routes = _routes(cls, record)
     return f"{name}[{next(route.variant for route in routes if route.bindings == bindings)}]"
+
+
+def _own_instance(function: Callable[..., Any], bindings: Mapping[str, Binding]) -> str:
+    """Name what holds the models of a function endpoint."""
+    return f"{function.__module__}:{function.__qualname__}" if bindings else ""
 
 
 def _injected(

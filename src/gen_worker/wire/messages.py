@@ -20,6 +20,7 @@ WINDOW_BYTES = 1 << 20
 Encoding: TypeAlias = Literal["json", "msgpack"]
 Shape: TypeAlias = Literal["sync", "async", "generator", "async_generator"]
 Lane: TypeAlias = Literal["device", "loop"]  # one job at a time on the device, many at once on the child's asyncio loop
+Tier: TypeAlias = Literal["COLD", "DISK", "RAM", "VRAM"]
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
@@ -84,16 +85,40 @@ class Boot(_Message):
     device: str  # "cpu" or "cuda": what `ctx.device` shall be
     environment: dict[str, str]
     beat_s: float = 1.0
+    budget_bytes: int = 0  # what models may take of the device; 0: what is there, less the margin
+    margin_bytes: int = 0  # what stays free of the device
+    derived: str = ""  # the folder for snapshots in another dtype; "" where none can be written
+
+
+class SlotModel(msgspec.Struct, array_like=True, frozen=True):
+    """The model for one slot of an instance: where it lies, complete and verified."""
+
+    slot: str
+    ref: str
+    path: str  # of a folder or a file; it may be a view of shared memory
+    key: str  # names the content
+    dtype: str = ""  # what the binding asks for
+    subfolder: str = ""  # `path` is in it already; says that the folder is one part of a repository
 
 
 class Load(_Message):
-    """Make the instance `instance` and run its `setup()` and `warmup()`."""
+    """Make the instance `instance`, give it its models and run its `setup()` and `warmup()`."""
+
+    instance: str
+    models: list[SlotModel] = []
+
+
+class Unload(_Message):
+    """Let go of an instance and of its models: `shutdown()`; answered by `Unloaded`."""
 
     instance: str
 
 
 class Submit(_Message):
-    """Run this job; the child spends one credit of the function's lane on it."""
+    """Run this job on its function's instance; the child spends one credit of the function's lane on it.
+
+    It is given back with `Returned` when the instance is not set up here any more.
+    """
 
     job: int
     function: str
@@ -104,6 +129,7 @@ class Submit(_Message):
     time_left_s: float | None = None  # seconds to the deadline, measured when the frame was made
     events: bool = False  # someone listens to progress and logs
     remote: bool = False  # whoever asked may be on another machine, and has no say about files of this one
+    instance: str = ""  # where it differs from the function's: the one with the models that the request named
 
 
 class Cancel(_Message):
@@ -165,7 +191,9 @@ class Drain(_Message):
     """Run `shutdown()` of every instance and leave with status 0."""
 
 
-Order: TypeAlias = Boot | Load | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Unmap | Saved | Drain
+Order: TypeAlias = (
+    Boot | Load | Unload | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Unmap | Saved | Drain
+)
 
 
 # --- from the child to the supervisor ---------------------------------------------------------------------------------
@@ -192,19 +220,64 @@ class ImportFailed(_Message):
     stack: list[str]
 
 
+class Resident(msgspec.Struct, array_like=True, frozen=True):
+    """A model that an instance holds."""
+
+    slot: str
+    ref: str
+    tier: Tier
+    bytes: int  # of the device, measured
+    derived: str = ""  # the snapshot that was made of it for its dtype, to load from next time
+
+
 class Loaded(_Message):
     """The instance is set up; `seconds` is what that took."""
 
     instance: str
     seconds: float
+    models: list[Resident] = []
+    rung: str = ""  # how its pipelines are placed, when that is not plainly on the device: `model_offload`
+
+
+class Loading(_Message):
+    """How much of an instance's models has been read, at most ten times a second."""
+
+    instance: str
+    bytes_done: int
+    bytes_total: int
 
 
 class LoadFailed(_Message):
-    """`setup()` or `warmup()` raised."""
+    """`setup()` or `warmup()` raised, or a model cannot be loaded."""
 
     instance: str
     message: str
     stack: list[str]
+    kind: Literal["setup", "model", "out_of_memory", "hardware"] = "setup"
+    reason: str = ""  # of `hardware`: `insufficient_vram`
+    hint: str = ""
+
+
+class Unloaded(_Message):
+    """The instance is gone from this child: it was asked to, or its device had no room."""
+
+    instance: str
+    reason: str = ""  # why, when nobody asked
+
+
+class Degraded(_Message):
+    """An instance runs slower or smaller than it could, and why: `rung` is what was done."""
+
+    instance: str
+    rung: str
+    message: str
+
+
+class Wants(_Message):
+    """A request names other models than its function's: the job is given back, to come again with those."""
+
+    job: int
+    models: dict[str, str]  # ref by slot
 
 
 class Started(_Message):
@@ -284,7 +357,11 @@ Report: TypeAlias = (
     | Ready
     | ImportFailed
     | Loaded
+    | Loading
     | LoadFailed
+    | Unloaded
+    | Degraded
+    | Wants
     | Started
     | Item
     | Done

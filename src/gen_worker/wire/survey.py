@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 import msgspec
 
+from gen_worker.models.wanted import Slot
 from gen_worker.wire.messages import Lane, Shape
 
 
@@ -14,12 +15,17 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     name: str
     python_name: str
     class_name: str  # "" for a function endpoint
-    instance: str  # "" when nothing is set up; functions with the same value share one instance
+    instance: str  # "" where nothing is set up; functions with the same value share one instance
     shape: Shape
     lane: Lane
     gpu: bool
     vram_gb: float | None
-    models: list[str]  # refs that a resolver must provide before the function can run
+    slots: list[Slot] = []  # what must be there before the function can run
+
+    @property
+    def models(self) -> list[str]:
+        """The refs of its models."""
+        return [slot.wanted.ref for slot in self.slots]
 
     @property
     def streams(self) -> bool:

@@ -1,0 +1,111 @@
+"""Everything that a fetcher goes by: where things are, what it may do, what it shows to whom."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from gen_worker.settings import Settings
+
+
+class SelectionOptions(msgspec.Struct, frozen=True):
+    """What narrows or widens the files of a repository that are taken."""
+
+    components: tuple[str, ...] = ()
+    """Folders of a pipeline to take instead of those that its `model_index.json` names."""
+
+    optional_components: bool = False
+    """Also `safety_checker` and `feature_extractor`."""
+
+    precisions: tuple[str, ...] = ()
+    """Of the weights, the first wanted first: `bf16`, `fp16`, `fp8`, `fp32`; empty: bf16, fp16, untagged."""
+
+    root_json: bool = False
+    full_repo: bool = False
+    allow_pickle: tuple[str, ...] = ()
+    """Refs whose weights may be pickles."""
+
+    max_repo_bytes: int = 60_000_000_000
+    """0: no limit."""
+
+
+class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a fetcher goes by."""
+
+    root: str
+    """The cache: what is not in Hugging Face's layout lies here, and the ledger of all."""
+
+    hf_cache: str
+    """The folder in Hugging Face's layout, as `<HF_HOME>/hub`."""
+
+    lower: tuple[str, ...] = ()
+    """Roots of caches that are only read, looked into before anything is fetched."""
+
+    offline: bool = False
+    hf_endpoint: str = "https://huggingface.co"
+    hf_token: str = ""
+    civitai_endpoint: str = "https://civitai.com"
+    civitai_token: str = ""
+    modelscope_endpoint: str = "https://modelscope.cn"
+    modelscope_token: str = ""
+    cozy_hub_url: str = ""
+    cozy_hub_token: str = ""
+    ca_bundle: str = ""
+    """A PEM file of further authorities."""
+
+    proxies: Mapping[str, str] = {}
+    """`http`, `https` and `no` as the environment has them."""
+
+    models_at_once: int = 2
+    files_at_once: int = 4
+    stall_timeout_s: float = 180.0
+    """A model without a byte for so long fails as `stalled`; 0: never."""
+
+    max_seconds: float = 0.0
+    """The longest that one model may take; 0: no limit."""
+
+    cache_bytes: int = 0
+    """What the cache may hold before the least recently used is evicted; 0: as much as the disk has room for."""
+
+    free_bytes: int = 1 << 30
+    """What a download leaves free on the disk."""
+
+    selection: SelectionOptions = SelectionOptions()
+
+    @classmethod
+    def of(cls, settings: Settings, *, offline: bool = False, env: Mapping[str, str] = os.environ) -> "FetchConfig":
+        """Return what the settings say."""
+        return cls(
+            root=str(settings.cache_dir),
+            hf_cache=str(Path(settings.hf_home) / "hub" if settings.hf_home else settings.cache_dir / "hub"),
+            lower=settings.lower_caches,
+            offline=offline or settings.offline,
+            hf_endpoint=settings.hf_endpoint,
+            hf_token=str(settings.hf_token),
+            civitai_endpoint=settings.civitai_endpoint,
+            civitai_token=str(settings.civitai_token),
+            modelscope_endpoint=settings.modelscope_endpoint,
+            modelscope_token=str(settings.modelscope_token),
+            cozy_hub_url=settings.cozy_hub_url,
+            cozy_hub_token=str(settings.cozy_hub_token),
+            ca_bundle=settings.ca_bundle,
+            proxies={kind: proxy for kind in ("http", "https", "no") if (proxy := _proxy(kind, env))},
+            models_at_once=settings.max_concurrent_downloads,
+            stall_timeout_s=settings.download_stall_timeout_s,
+            max_seconds=settings.download_max_seconds,
+            cache_bytes=settings.cache_bytes,
+            selection=SelectionOptions(
+                components=settings.hf_components,
+                optional_components=settings.hf_optional_components,
+                precisions=settings.hf_weight_precisions,
+                root_json=settings.hf_allow_root_json,
+                full_repo=settings.hf_full_repo_download,
+                allow_pickle=settings.allow_pickle,
+                max_repo_bytes=max(0, settings.hf_max_repo_bytes),
+            ),
+        )
+
+
+def _proxy(kind: str, env: Mapping[str, str]) -> str:
+    return env.get(f"{kind}_proxy") or env.get(f"{kind.upper()}_PROXY") or ""

@@ -1,0 +1,79 @@
+"""A model as somebody wants it: everything that decides which bytes that means. A value; fetches nothing."""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Provider: TypeAlias = Literal["hf", "tensorhub", "civitai", "modelscope"]
+
+
+class SnapshotFile(msgspec.Struct, frozen=True):
+    """One file of a snapshot that an orchestrator describes: where its bytes are had, and what they must be."""
+
+    path: str
+    size_bytes: int
+    blake3: str
+    url: str
+
+
+class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One model: its provider, its ref, and what narrows down the files of it that are needed."""
+
+    provider: Provider
+    repo: str
+    """`owner/name`; for Civitai the model's id."""
+
+    revision: str = ""
+    """Of `hf` and `modelscope`: a branch, tag or commit; empty: the default branch."""
+
+    tag: str = ""
+    """Of `tensorhub`; empty stands for `prod`."""
+
+    digest: str = ""
+    """Of `tensorhub`: `blake3:<hex>` or `sha256:<hex>`, a snapshot that never changes."""
+
+    flavor: str = ""
+    """Of `tensorhub` and `hf`: the variant of the weights."""
+
+    version: str = ""
+    """Of `civitai`: the model version's id; empty: the latest."""
+
+    dtype: str = ""
+    """What the weights shall be on the device; empty: what they are stored as."""
+
+    subfolder: str = ""
+    files: tuple[str, ...] = ()
+    """Globs; when there are any, exactly the files that match are fetched."""
+
+    trust_remote_code: bool = False
+    """Whether Python files of the repository may be fetched at all; nothing here ever runs them."""
+
+    @property
+    def ref(self) -> str:
+        """How messages, the cache and people name this model; what narrows down its files is no part of it."""
+        if self.provider == "tensorhub":
+            at = f"@{self.digest}" if self.digest else f":{self.tag}" if self.tag not in ("", "prod") else ""
+            return f"{self.repo}{at}{f'#{self.flavor}' if self.flavor else ''}"
+        if self.provider == "civitai":
+            return f"{self.repo}@{self.version}" if self.version else self.repo
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{at}{f'#{self.flavor}' if self.flavor else ''}"
+
+    @property
+    def key(self) -> str:
+        """What two wishes for the same files of the same model have in common; fit for a file's name."""
+        import hashlib  # only who fetches needs it
+
+        narrowed = msgspec.json.encode([self.dtype, self.subfolder, self.files])
+        name = "".join(each if each.isalnum() or each in "._-" else "-" for each in self.ref)[:80]
+        mark = hashlib.sha256(f"{self.provider} {self.ref} ".encode() + narrowed).hexdigest()[:16]
+        return f"{self.provider}-{name}-{mark}"
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A place in an author's `setup()` or handler that takes a model, and the model that is bound to it."""
+
+    name: str
+    wanted: Wanted
+    overrides: tuple[str, ...] = ()
+    """Globs of the refs that a request may name instead."""
