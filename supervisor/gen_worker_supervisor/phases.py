@@ -45,6 +45,17 @@ class JobState(StrEnum):
     CANCELED = "canceled"
 
 
+class ModelState(StrEnum):
+    """Where a model is on its way to this host."""
+
+    COLD = "cold"
+    SEEKING = "seeking"
+    QUEUED = "queued"
+    FETCHING = "fetching"
+    DISK = "disk"
+    FAILED = "failed"
+
+
 _LEAVING = {Phase.DRAINING, Phase.SUSPECT, Phase.DYING, Phase.SETTLING}
 
 NEXT_PHASE: dict[Phase, set[Phase]] = {
@@ -77,7 +88,16 @@ NEXT_JOB: dict[JobState, set[JobState]] = {
     **{state: set() for state in ENDED},
 }
 
-State = TypeVar("State", Phase, Health, JobState)
+NEXT_MODEL: dict[ModelState, set[ModelState]] = {
+    ModelState.COLD: {ModelState.SEEKING},
+    ModelState.SEEKING: {ModelState.DISK, ModelState.QUEUED, ModelState.FAILED},
+    ModelState.QUEUED: {ModelState.FETCHING},
+    ModelState.FETCHING: {ModelState.DISK, ModelState.QUEUED, ModelState.FAILED},
+    ModelState.DISK: {ModelState.COLD},
+    ModelState.FAILED: {ModelState.SEEKING},
+}
+
+State = TypeVar("State", Phase, Health, JobState, ModelState)
 
 
 class ImpossibleStepError(Exception):

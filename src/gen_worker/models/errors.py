@@ -10,6 +10,7 @@ ModelErrorKind: TypeAlias = Literal[
     "unauthorized",  # the token is wrong, or lacks the right
     "not_configured",  # the address of its hub is not set
     "offline",  # it is not on this machine and nothing may be fetched
+    "absent",  # it is not on this machine, and no more was to be found out
     "no_weights",  # nothing in it that may be loaded
     "pickle_refused",
     "remote_code_refused",

@@ -77,3 +77,10 @@ class Slot(msgspec.Struct, frozen=True):
     wanted: Wanted
     overrides: tuple[str, ...] = ()
     """Globs of the refs that a request may name instead."""
+
+
+def overridden_instance(instance: str, slots: "list[Slot]", named: "list[Slot]") -> str:
+    """Name the instance that has other models in some slots; it is `instance` itself when none differs."""
+    own = {slot.name: slot.wanted for slot in slots}
+    other = sorted((slot.name, slot.wanted.key) for slot in named if slot.wanted != own.get(slot.name))
+    return "?".join((instance, "&".join(f"{name}={key}" for name, key in other))) if other else instance

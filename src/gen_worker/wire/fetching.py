@@ -34,7 +34,8 @@ class Fetch(_Message):
 
     number: int
     wanted: Wanted
-    offline: bool = False
+    probe: bool = False
+    """Only find out: its commit may be asked for, no file is downloaded. One that is not here fails as `absent`."""
 
 
 class Abort(_Message):

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from gen_worker.models.wanted import Slot
+
 FRAME_LIMIT = 64 * 1024  # SEQPACKET fails above ~208 KiB on stock kernels; 64 KiB leaves room for the ancillary data
 INLINE_LIMIT = (
     48 * 1024
@@ -48,6 +50,7 @@ class ErrorDetail(msgspec.Struct, omit_defaults=True):
     stack: list[str] | None = None
     rung: int | None = None
     stderr: list[str] | None = None
+    hint: str | None = None
 
 
 ErrorKind: TypeAlias = Literal[
@@ -277,7 +280,8 @@ class Wants(_Message):
     """A request names other models than its function's: the job is given back, to come again with those."""
 
     job: int
-    models: dict[str, str]  # ref by slot
+    instance: str
+    slots: list[Slot]
 
 
 class Started(_Message):
