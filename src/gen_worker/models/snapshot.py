@@ -1,5 +1,7 @@
 """A model that lies on disk, complete and verified."""
 
+import os
+
 import msgspec
 
 from gen_worker.models.wanted import Wanted
@@ -32,6 +34,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     def load_path(self) -> str:
         """The path that an author's `setup()` gets: the folder, or the `subfolder` of it that was asked for."""
         return f"{self.path}/{self.wanted.subfolder}" if self.wanted.subfolder else self.path
+
+    def source(self, entry: SnapshotEntry) -> str:
+        """The absolute path of one of its files."""
+        return self.path if os.path.isfile(self.path) else f"{self.path}/{entry.path}"
 
     @property
     def size(self) -> int:

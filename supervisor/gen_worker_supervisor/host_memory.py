@@ -1,0 +1,294 @@
+"""Models held in this host's memory: they outlive the children that load them, and need no disk to be loaded again.
+
+A view is a folder of links to the sealed memory that the supervisor holds open, so whatever loads from files loads from
+it. Nothing here is mapped or read: what a view holds counts for the host, not for the supervisor.
+"""
+
+import fcntl
+import os
+import resource
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+
+from gen_worker.models.snapshot import Snapshot
+from gen_worker.rundir import make_private
+
+FOLDER = "memory"  # in the supervisor's folder of the run directory
+_LEAST_LEFT = 2 << 30
+_LEFT_SHARE = 0.2
+_NO_LIMIT = 1 << 60  # cgroups without a limit say a number near 2^63
+
+
+@dataclass(slots=True, frozen=True)
+class Cost:
+    """What holding takes of the host."""
+
+    size_bytes: int
+    descriptors: int
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Return what both take together."""
+        return Cost(self.size_bytes + other.size_bytes, self.descriptors + other.descriptors)
+
+    def less(self, other: "Cost") -> "Cost":
+        """Return what this takes more than the other."""
+        return Cost(self.size_bytes - other.size_bytes, self.descriptors - other.descriptors)
+
+    def within(self, limit: "Cost") -> bool:
+        """Whether the limit allows it."""
+        return self.size_bytes <= limit.size_bytes and self.descriptors <= limit.descriptors
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    snapshot: Snapshot
+    cost: Cost
+    complete: bool = False
+    pins: int = 0
+    descriptors: dict[str, int] = field(default_factory=dict)  # by path
+
+
+def dropped_for(cost: Cost, held: Iterable[tuple[str, Cost, bool]], limit: Cost) -> list[str] | None:
+    """Return what must go so that something of this cost can be held; None when it cannot be held at all.
+
+    `held` is everything that is there, the least recently used first, each with whether it may go.
+    """
+    everything = list(held)
+    used = reduce(Cost.plus, (each for _, each, _ in everything), cost)
+    going = []
+    for key, each, may_go in everything:
+        if used.within(limit):
+            break
+        if may_go:
+            going.append(key)
+            used = used.less(each)
+    return going if used.within(limit) else None
+
+
+class HostMemory:
+    """The models that one supervisor holds in memory, within a budget; the least recently used go first."""
+
+    def __init__(self, folder: Path, budget_bytes: int) -> None:
+        """Make the views in `folder`, which is this object's alone, and remove those that dead supervisors left."""
+        self._folder = folder
+        self._limit = Cost(budget_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
+        self._freeing: list[threading.Thread] = []
+        self._claim = _claimed(folder)
+        _remove_abandoned(folder)
+
+    @property
+    def budget_bytes(self) -> int:
+        """What all models together may take."""
+        return self._limit.size_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """What is held, and what is being copied."""
+        return sum(held.cost.size_bytes for held in self._held.values())
+
+    def view(self, key: str) -> str | None:
+        """Return what can be loaded from in place of the snapshot's `path`; counts as a use.
+
+        None when it is not held, or not yet complete. What is loaded from must be pinned meanwhile.
+        """
+        held = self._held.get(key)
+        if held is None or not held.complete:
+            return None
+        self._held.move_to_end(key)
+        folder = self._folder / key
+        files = held.snapshot.files
+        return str(folder / files[0].path if os.path.isfile(held.snapshot.path) else folder)
+
+    def wants(self, snapshot: Snapshot) -> bool:
+        """Whether the snapshot is now to be copied into memory, by the fetcher.
+
+        When it is, room was made for it, and its bytes count from now on, until `drop`.
+        """
+        if snapshot.key in self._held or not snapshot.files:
+            return False
+        cost = Cost(snapshot.size, min(len(snapshot.files), self._limit.descriptors))
+        going = dropped_for(cost, ((key, each.cost, _may_go(each)) for key, each in self._held.items()), self._limit)
+        if going is None:
+            return False
+        for key in going:
+            self.drop(key)
+        self._held[snapshot.key] = _Held(snapshot, cost)
+        return True
+
+    def add(self, snapshot: Snapshot, paths: Sequence[str], descriptors: Sequence[int]) -> None:
+        """Take the descriptors of some files of a snapshot that was wanted; those of any other are closed."""
+        held = self._held.get(snapshot.key)
+        sizes = {entry.path: entry.size for entry in snapshot.files}
+        for path, descriptor in zip(paths, descriptors, strict=True):
+            if (
+                held is None
+                or path in held.descriptors
+                or len(held.descriptors) == held.cost.descriptors
+                or os.fstat(descriptor).st_size != sizes.get(path, -1)
+            ):
+                self._free([descriptor])
+            else:
+                held.descriptors[path] = descriptor
+                self._link(snapshot.key, path, f"/proc/{os.getpid()}/fd/{descriptor}")
+
+    def complete(self, key: str) -> None:
+        """All files that are held have come: from now on there is a view. The others lead to the disk."""
+        held = self._held.get(key)
+        if held is None:
+            return
+        for entry in held.snapshot.files:
+            if entry.path not in held.descriptors:
+                self._link(key, entry.path, os.path.realpath(held.snapshot.source(entry)))
+        held.complete = True
+
+    def drop(self, key: str) -> None:
+        """Let go of a model, or of what has come of it; what a child has mapped of it stays the child's."""
+        held = self._held.pop(key, None)
+        if held is not None:
+            shutil.rmtree(self._folder / key, ignore_errors=True)
+            self._free(list(held.descriptors.values()))
+
+    def pin(self, key: str) -> None:
+        """Keep a model until it is unpinned as often as it was pinned."""
+        if held := self._held.get(key):
+            held.pins += 1
+
+    def unpin(self, key: str) -> None:
+        """Take back one `pin`."""
+        held = self._held.get(key)
+        if held is not None and held.pins:
+            held.pins -= 1
+
+    def close(self) -> None:
+        """Let go of everything, and leave nothing in the run directory."""
+        for key in list(self._held):
+            self.drop(key)
+        for thread in self._freeing:
+            thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._claim)
+
+    def _link(self, key: str, path: str, target: str) -> None:
+        link = self._folder / key / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+
+    def _free(self, descriptors: list[int]) -> None:
+        """Close descriptors in a thread: the system takes 40 ms for each GB, which the caller's loop has not."""
+        self._freeing = [thread for thread in self._freeing if thread.is_alive()]
+        thread = threading.Thread(target=_close, args=(descriptors,), name="freeing memory", daemon=True)
+        self._freeing.append(thread)
+        thread.start()
+
+
+def _may_go(held: _Held) -> bool:
+    return held.complete and not held.pins
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+# --- what dead supervisors left ---------------------------------------------------------------------------------------
+
+
+def _claimed(folder: Path) -> int:
+    """Make the folder, empty; return a lock that says as long as this process lives that it is in use."""
+    while True:
+        make_private(folder)
+        claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(claim, fcntl.LOCK_EX)  # whoever sweeps lets go of it soon
+        if folder.exists() and os.path.samestat(folder.stat(), os.fstat(claim)):
+            break
+        os.close(claim)  # another supervisor took it for abandoned before it was locked
+    for left in folder.iterdir():  # by a dead supervisor that had our pid
+        shutil.rmtree(left)
+    return claim
+
+
+def _remove_abandoned(own: Path) -> None:
+    """Remove the views of supervisors that were killed: those that nobody holds a lock on."""
+    for folder in own.parent.parent.glob(f"*/{own.name}"):
+        with suppress(OSError):  # it went away meanwhile, or is none of ours
+            claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(claim)
+
+
+# --- how much ---------------------------------------------------------------------------------------------------------
+
+
+def default_budget(root: Path = Path("/")) -> int:
+    """Return the bytes of this host's memory that models may take: half of what is free, and never the last of it.
+
+    What is free is the least that the kernel and the cgroups say. `root` is where `/proc` and `/sys` are.
+    """
+    return min((_share(total, free) for total, free in _memories(root)), default=0)
+
+
+def _share(total_bytes: int, free_bytes: int) -> int:
+    """Return what may be taken of a memory: half of what is free, as long as 2 GiB and a fifth of all stay free."""
+    left = max(_LEAST_LEFT, int(total_bytes * _LEFT_SHARE))
+    return max(0, min(free_bytes // 2, free_bytes - left))
+
+
+def _memories(root: Path) -> list[tuple[int, int]]:
+    """Return the total and the free bytes of the host and of each cgroup that limits this process."""
+    found = _numbers(root / "proc/meminfo")
+    memories = []
+    if "MemTotal" in found and "MemAvailable" in found:
+        memories.append((found["MemTotal"] * 1024, found["MemAvailable"] * 1024))
+    for folder, limit_name, used_name, cache_name in _cgroups(root):
+        limit, used = _number(folder / limit_name), _number(folder / used_name)
+        if limit is not None and used is not None and limit < _NO_LIMIT:
+            reclaimed = _numbers(folder / "memory.stat").get(cache_name, 0)
+            memories.append((limit, max(0, limit - used + reclaimed)))
+    return memories
+
+
+def _cgroups(root: Path) -> list[tuple[Path, str, str, str]]:
+    """Return the folders of the cgroups above this process, each with the names of its limit, use and page cache."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        inside = Path(path.strip("/"))
+        places = [inside, *inside.parents]
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+            found += [(root / "sys/fs/cgroup" / each, *names) for each in places]
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += [(root / "sys/fs/cgroup/memory" / each, *names) for each in places]
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # there is no such file, or it says `max`
+        return None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return what a file says in lines of a name and a number."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    words = [line.replace(":", " ").split() for line in lines]
+    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}

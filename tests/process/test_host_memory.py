@@ -1,0 +1,285 @@
+"""Models in the host's memory: copied from disk into sealed memory, loaded from a folder that is no copy."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.holding import FILES_LIMIT, hold
+from gen_worker.models.errors import ModelError
+from gen_worker.models.snapshot import Snapshot, SnapshotEntry
+from gen_worker.models.wanted import Wanted
+from gen_worker_supervisor.host_memory import HostMemory
+from tests.served import until
+
+pytestmark = pytest.mark.process
+
+WEIGHTS = os.urandom(3 << 20)
+FILES = {"model_index.json": b"{}", "unet/weights.safetensors": WEIGHTS, "empty.txt": b""}
+
+
+def snapshot_of(folder: Path, files: dict[str, bytes], key: str = "acme-tiny") -> Snapshot:
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    entries = tuple(SnapshotEntry(path, len(content)) for path, content in files.items())
+    return Snapshot(Wanted("hf", "acme/tiny"), key, "c0ffee", str(folder), entries)
+
+
+def held(snapshot: Snapshot) -> list[tuple[str, int]]:
+    return hold(snapshot, Cancel(), lambda count: None)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[HostMemory]:
+    memory = HostMemory(tmp_path / "run" / str(os.getpid()) / "memory", 64 << 20)
+    yield memory
+    memory.close()
+
+
+def remember(memory: HostMemory, snapshot: Snapshot) -> str:
+    """Hold a snapshot as supervisor and fetcher do, return its view."""
+    assert memory.wants(snapshot)
+    pairs = held(snapshot)
+    memory.add(snapshot, [path for path, _ in pairs], [descriptor for _, descriptor in pairs])
+    memory.complete(snapshot.key)
+    view = memory.view(snapshot.key)
+    assert view is not None
+    return view
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_is_what_was_read(tmp_path: Path) -> None:
+    counts: list[int] = []
+    pairs = hold(snapshot_of(tmp_path, FILES), Cancel(), counts.append)
+    try:
+        assert {path: os.pread(descriptor, 8 << 20, 0) for path, descriptor in pairs} == FILES
+    finally:
+        for _, descriptor in pairs:
+            os.close(descriptor)
+    assert sum(counts) == sum(map(len, FILES.values()))
+
+
+def test_nobody_can_write_or_resize_what_is_held(tmp_path: Path) -> None:
+    [(_, descriptor)] = held(snapshot_of(tmp_path, {"a": WEIGHTS}))
+    try:
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"x", 0)
+        for size in (0, 2 * len(WEIGHTS)):
+            with pytest.raises(PermissionError):
+                os.ftruncate(descriptor, size)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        assert not os.get_inheritable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"short", "5 bytes, not 9"), (None, "no such file")])
+def test_a_damaged_snapshot_is_told_by_its_file_and_leaves_no_descriptor(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
+    snapshot = snapshot_of(tmp_path, {"big": WEIGHTS, "small": b"123456789"})
+    (tmp_path / "small").unlink()
+    if content is not None:
+        (tmp_path / "small").write_bytes(content)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ModelError, match=told) as raised:
+        held(snapshot)
+    assert (raised.value.kind, raised.value.ref, raised.value.file) == ("load_failed", "acme/tiny", "small")
+    assert "gen-worker cache verify acme/tiny" in raised.value.hint
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_copy_ends_soon_after_it_is_canceled(tmp_path: Path) -> None:
+    with open(tmp_path / "big", "wb") as big:
+        big.truncate(8 << 30)  # without a block on the disk, and far more than is copied
+    snapshot = Snapshot(Wanted("hf", "acme/big"), "big", "c", str(tmp_path), (SnapshotEntry("big", 8 << 30),))
+    cancel, asked = Cancel(), [0.0]
+
+    def ask() -> None:
+        asked[0] = time.monotonic()
+        cancel.set()
+
+    copied: list[int] = []
+
+    def on_bytes(count: int) -> None:
+        copied.append(count)
+        if len(copied) == 3:
+            threading.Thread(target=ask).start()
+
+    with pytest.raises(ModelError) as raised:
+        hold(snapshot, cancel, on_bytes)
+    assert raised.value.kind == "canceled"
+    assert time.monotonic() - asked[0] < 0.2
+
+
+def test_of_very_many_files_the_largest_are_held_and_the_rest_lead_to_the_disk(
+    tmp_path: Path, memory: HostMemory
+) -> None:
+    files = {f"{number:03}": bytes([number % 256]) * (number + 1) for number in range(FILES_LIMIT + 20)}
+    view = remember(memory, snapshot_of(tmp_path / "disk", files))
+    assert {path: Path(view, path).read_bytes() for path in files} == files
+    on_disk = [path for path in files if os.readlink(f"{view}/{path}").startswith(str(tmp_path))]
+    assert on_disk == sorted(files)[:20]
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_view_is_read_without_the_disk(tmp_path: Path, memory: HostMemory) -> None:
+    view = remember(memory, snapshot_of(tmp_path / "disk", FILES))
+    for path in FILES:
+        (tmp_path / "disk" / path).unlink()
+    reader = "import pathlib, sys; sys.stdout.buffer.write(pathlib.Path(sys.argv[1]).read_bytes())"
+    command = [sys.executable, "-c", reader, f"{view}/unet/weights.safetensors"]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == WEIGHTS
+
+
+def test_a_model_of_one_file_is_viewed_as_a_file(tmp_path: Path, memory: HostMemory) -> None:
+    snapshot = snapshot_of(tmp_path, {"model.safetensors": WEIGHTS})
+    snapshot = Snapshot(snapshot.wanted, "one", "1", f"{snapshot.path}/model.safetensors", snapshot.files)
+    assert Path(remember(memory, snapshot)).read_bytes() == WEIGHTS
+
+
+def test_there_is_no_view_before_every_file_has_come(tmp_path: Path, memory: HostMemory) -> None:
+    snapshot = snapshot_of(tmp_path / "disk", FILES)
+    assert memory.view(snapshot.key) is None
+    assert memory.wants(snapshot)
+    [first, *_] = pairs = held(snapshot)
+    memory.add(snapshot, [first[0]], [first[1]])
+    assert memory.view(snapshot.key) is None
+    memory.drop(snapshot.key)
+    memory.add(snapshot, [path for path, _ in pairs[1:]], [descriptor for _, descriptor in pairs[1:]])  # came too late
+    memory.complete(snapshot.key)
+    assert memory.view(snapshot.key) is None
+    assert memory.used_bytes == 0
+
+
+def test_a_file_of_another_size_is_not_taken(tmp_path: Path, memory: HostMemory) -> None:
+    snapshot = snapshot_of(tmp_path / "disk", {"a": b"right"})
+    other = snapshot_of(tmp_path / "other", {"a": b"wrong size"})
+    assert memory.wants(snapshot)
+    [(path, descriptor)] = held(other)
+    memory.add(snapshot, [path], [descriptor])
+    memory.complete(snapshot.key)
+    view = memory.view(snapshot.key)
+    assert view is not None
+    assert Path(view, "a").read_bytes() == b"right"
+
+
+def test_the_least_recently_used_goes_when_another_is_wanted(tmp_path: Path, memory: HostMemory) -> None:
+    first, second, third = (
+        snapshot_of(tmp_path / key, {"a": bytes(24 << 20)}, key) for key in ("first", "second", "third")
+    )
+    remember(memory, first)
+    view = remember(memory, second)
+    assert memory.view("first")
+    remember(memory, third)
+    assert memory.view("second") is None
+    assert not Path(view).exists()
+    assert memory.view("first")
+    assert memory.used_bytes == 48 << 20
+
+
+def test_what_is_pinned_stays_and_what_has_no_room_is_not_wanted(tmp_path: Path, memory: HostMemory) -> None:
+    first, second = (snapshot_of(tmp_path / key, {"a": bytes(40 << 20)}, key) for key in ("first", "second"))
+    remember(memory, first)
+    memory.pin("first")
+    memory.pin("first")
+    memory.unpin("first")
+    assert not memory.wants(first)
+    assert not memory.wants(second)
+    memory.unpin("first")
+    assert memory.wants(second)
+    assert memory.view("first") is None
+
+
+def test_what_is_held_is_no_memory_of_the_supervisor(tmp_path: Path, memory: HostMemory) -> None:
+    snapshot = snapshot_of(tmp_path, {"a": bytes(60 << 20)})
+    before = resident_bytes()
+    remember(memory, snapshot)
+    assert resident_bytes() - before < 8 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_a_child_has_mapped_outlives_the_drop(tmp_path: Path, memory: HostMemory) -> None:
+    view = remember(memory, snapshot_of(tmp_path, FILES))
+    with open(f"{view}/unet/weights.safetensors", "rb") as mapped:
+        memory.drop("acme-tiny")
+        assert mapped.read() == WEIGHTS
+
+
+def test_nothing_is_left_of_memory_that_was_closed(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "1" / "memory"
+    before = len(os.listdir("/proc/self/fd"))
+    memory = HostMemory(folder, 64 << 20)
+    remember(memory, snapshot_of(tmp_path / "disk", FILES))
+    memory.close()
+    assert not folder.exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from gen_worker_supervisor.host_memory import HostMemory
+memory = HostMemory(Path(sys.argv[1]) / str(os.getpid()) / "memory", 1 << 20)
+(Path(sys.argv[1]) / str(os.getpid()) / "memory" / "a-view").mkdir()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_views_of_a_killed_supervisor_go_at_the_next_start_and_those_of_a_live_one_stay(tmp_path: Path) -> None:
+    holders = [
+        subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    try:
+        dead, alive = holders
+        for holder in holders:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"
+        dead.send_signal(signal.SIGKILL)
+        dead.wait(10)
+        memory = HostMemory(tmp_path / str(os.getpid()) / "memory", 1 << 20)
+        assert not (tmp_path / str(dead.pid) / "memory").exists()
+        assert (tmp_path / str(alive.pid) / "memory" / "a-view").exists()
+        memory.close()
+    finally:
+        for holder in holders:
+            holder.kill()
+            holder.wait(10)
+            assert holder.stdout is not None
+            holder.stdout.close()
+
+
+def test_memory_is_given_back_soon(tmp_path: Path, memory: HostMemory) -> None:
+    snapshot = snapshot_of(tmp_path, {"a": bytes(60 << 20)})
+    remember(memory, snapshot)
+    assert held_open() == 1
+    memory.drop(snapshot.key)
+    until(lambda: not held_open(), 5, what="the memory's last descriptor being closed")
+
+
+def held_open() -> int:
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
+            count += "memfd:gen-worker acme/tiny" in os.readlink(f"/proc/self/fd/{name}")
+    return count
