@@ -38,6 +38,9 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     """What people should know of the choice, as that fp32 weights were taken because there are no smaller ones."""
 
+    listing: tuple[ManifestFile, ...] = ()
+    """Of `hf`: all files of the repository, needed or not, which its libraries then know without a network."""
+
     @property
     def size(self) -> int:
         """Bytes, as far as the provider says."""
