@@ -15,6 +15,7 @@ class Cancel:
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._parts: set[Cancel] = set()
 
     def set(self) -> None:
         """Ask everything that goes by this flag to stop."""
@@ -23,6 +24,8 @@ class Cancel:
             for sock in self._sockets:
                 with suppress(OSError):  # it is closed already
                     sock.shutdown(socket.SHUT_RDWR)
+            for part in self._parts:
+                part.set()
 
     def is_set(self) -> bool:
         """Whether it was asked to stop."""
@@ -49,3 +52,17 @@ class Cancel:
         finally:
             with self._lock:
                 self._sockets.discard(sock)
+
+    @contextmanager
+    def part(self) -> Iterator["Cancel"]:
+        """Yield a flag for a part of the work: it is set with this one, or alone."""
+        part = Cancel()
+        with self._lock:
+            self._parts.add(part)
+            if self._event.is_set():
+                part.set()
+        try:
+            yield part
+        finally:
+            with self._lock:
+                self._parts.discard(part)
