@@ -27,7 +27,6 @@ class Model:
     urgent: bool = False  # a job waits for it
     asked: int = 0  # the later, the more models were asked for before it
     snapshot: Snapshot | None = None
-    view: str | None = None  # where its files can be loaded from without reading the disk
     derived: str | None = None  # a snapshot of it in the dtype that its binding asks for
     bytes_done: int = 0
     bytes_total: int | None = None
@@ -53,11 +52,9 @@ class Model:
 
     @property
     def path(self) -> str:
-        """Where it is loaded from, the quickest place that there is."""
+        """The folder or file that holds the content."""
         assert self.snapshot is not None
-        folder = self.view or self.derived or self.snapshot.path
-        derived = self.derived is not None
-        return f"{folder}/{self.wanted.subfolder}" if self.wanted.subfolder and not derived else folder
+        return self.derived or self.snapshot.path
 
 
 @dataclass(slots=True, eq=False)
@@ -152,7 +149,7 @@ class Catalog:
             model = self.of(slot.wanted)
             if model.here:
                 model.move(ModelState.COLD)
-                model.snapshot = model.view = model.derived = None
+                model.snapshot = model.derived = None
 
     def failure(self, slots: Sequence[Slot], now: float) -> FetchFailed | None:
         """Return why the models of these slots cannot be had for now."""
@@ -171,4 +168,5 @@ class Catalog:
 
 def _slot_model(slot: Slot, model: Model) -> SlotModel:
     wanted = slot.wanted
-    return SlotModel(slot.name, wanted.ref, model.path, model.key, wanted.dtype, wanted.subfolder)
+    subfolder = wanted.subfolder if model.derived is None else ""  # a derived snapshot holds that part alone
+    return SlotModel(slot.name, wanted.ref, model.path, model.key, wanted.dtype, subfolder)

@@ -13,6 +13,7 @@ from gen_worker_supervisor.state import (
     Function,
     Instance,
     Job,
+    OrderFetch,
     Run,
     Send,
     holds,
@@ -21,6 +22,7 @@ from gen_worker_supervisor.state import (
 )
 
 STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
+SWAP_PATIENCE = 2.0  # so many times what loading takes a model waits for others that jobs use where it could go
 CROWDED = 4  # so many jobs leased ahead of their turn are shared with a child that idles at once
 
 
@@ -29,28 +31,40 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
     actions: list[Action] = []
     if fleet.finished:
         return actions
-    if not fleet.waiting and len(fleet.devices) == 1 and not fleet.eager:
-        return actions
-    children = fleet.serving()
-    if not children:
-        return actions
-    while fleet.waiting and _lease_round(fleet, children, actions):
-        pass
-    if fleet.eager:
-        _load_the_rest(fleet, children, actions)
-    if not fleet.waiting and len(children) > 1:
-        _share(fleet, children, now, actions)
+    if fleet.waiting or len(fleet.devices) > 1 or fleet.eager:
+        _give_work(fleet, now, actions)
+    if fleet.catalog.pending:
+        actions += [OrderFetch(order) for order in fleet.catalog.orders(now)]
     return actions
 
 
-def _lease_round(fleet: Fleet, children: list[Child], actions: list[Action]) -> bool:
+def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
+    children = fleet.serving()
+    if not children:
+        _fetch_ahead(fleet, now)
+        return
+    while fleet.waiting and _lease_round(fleet, children, now, actions):
+        pass
+    if fleet.eager:
+        _load_the_rest(fleet, children, now, actions)
+    if not fleet.waiting and len(children) > 1:
+        _share(fleet, children, now, actions)
+
+
+def _fetch_ahead(fleet: Fleet, now: float) -> None:
+    """While no child serves yet, have the models that jobs wait for come."""
+    for function in fleet.waiting.values():
+        fleet.catalog.ask(fleet.slots_of(function, fleet.first(function).instance), now, urgent=True)
+
+
+def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> bool:
     """Give each function with a queue one turn, the one served longest ago first; say whether another may help."""
     again = False
     for function in list(fleet.waiting.values()):
         if function.fast and function.refused_at == fleet.changes:
             continue  # it looks again when one of its jobs ends, which is soon
         job = fleet.first(function)
-        child = (_lonely_place if job.alone else _place)(fleet, children, job, actions)
+        child = (_lonely_place if job.alone else _place)(fleet, children, job, now, actions)
         if child is None:
             function.refused_at = fleet.changes
             continue
@@ -93,10 +107,10 @@ def _fast_ahead(child: Child) -> bool:
     return True
 
 
-def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:
+def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: list[Action]) -> Child | None:
     """Return the warm child where a job waits least; start a load on one more where the queue is worth it."""
     function = job.function
-    instance = function.surveyed.instance
+    instance = job.instance
     best: Child | None = None
     best_used = 0
     best_rank = (False, 0)
@@ -116,24 +130,50 @@ def _place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action])
     if best is not None and (instance == "" or best_used < best.credits[lane]):
         return best
     if instance:
-        _consider_load(fleet, children, function, warm, actions)
+        _consider_load(fleet, children, job, warm, now, actions)
     return best
 
 
-def _consider_load(fleet: Fleet, children: list[Child], function: Function, warm: int, actions: list[Action]) -> None:
-    """Load a function's instance on one more child when its queue would otherwise wait longer than the load takes."""
-    name = function.surveyed.instance
-    known = fleet.instances.setdefault(name, Instance())
+def _consider_load(fleet: Fleet, children: list[Child], job: Job, warm: int, now: float, actions: list[Action]) -> None:
+    """Load a job's instance on one more child when its queue would otherwise wait longer than the load takes."""
+    function = job.function
+    known = fleet.instances.setdefault(job.instance, Instance())
     if warm and function.waiting * function.run_s / warm <= known.load_s:
         return
-    for child in children:
-        idle = child.loading is None and child.used["device"] == 0 and child.reserved is None
-        if idle and name not in child.loaded and holds(child.device, function):
-            _load(child, name, actions)
-            return
+    slots = fleet.slots_of(function, job.instance)
+    if slots and not fleet.catalog.ready(slots):
+        fleet.catalog.ask(slots, now, urgent=True)
+        return
+    able = [child for child in children if _may_load(child, job.instance) and holds(child.device, function)]
+    if slots:
+        able = [child for child in able if _may_displace(fleet, child, job, known, now)]
+    if able:
+        _load(fleet, min(able, key=lambda child: len(child.models)), job.instance, actions)
 
 
-def _lonely_place(fleet: Fleet, children: list[Child], job: Job, actions: list[Action]) -> Child | None:
+def _may_load(child: Child, instance: str) -> bool:
+    idle = child.loading is None and child.used["device"] == 0 and child.reserved is None
+    return idle and instance not in child.loaded
+
+
+def _may_displace(fleet: Fleet, child: Child, job: Job, known: Instance, now: float) -> bool:
+    """Whether a model may be loaded where another may have to go for it.
+
+    Two functions whose models do not fit together would else take turns with every job. One that waits lets the other
+    go on for as long as the change costs twice, then it is its turn.
+    """
+    busy = any(
+        each is not job.function and fleet.first(each).instance in child.models for each in fleet.waiting.values()
+    )
+    if not busy:
+        return True
+    patience_over = job.submitted + SWAP_PATIENCE * known.load_s
+    if now < patience_over:
+        fleet.arm(patience_over, ("look", None))
+    return now >= patience_over
+
+
+def _lonely_place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: list[Action]) -> Child | None:
     """Return a child that does nothing else, for a job that may have killed one; until there is one, keep one free."""
     able = [child for child in children if holds(child.device, job.function) and child.reserved in (None, job)]
     if not able:
@@ -143,11 +183,14 @@ def _lonely_place(fleet: Fleet, children: list[Child], job: Job, actions: list[A
         child.reserved = job if child is chosen else None
     if _occupied(chosen):
         return None
-    instance = job.function.surveyed.instance
-    if instance in chosen.loaded:
+    if job.instance in chosen.loaded:
         return chosen
-    fleet.instances.setdefault(instance, Instance())
-    _load(chosen, instance, actions)
+    slots = fleet.slots_of(job.function, job.instance)
+    if not fleet.catalog.ready(slots):
+        fleet.catalog.ask(slots, now, urgent=True)
+        return None
+    fleet.instances.setdefault(job.instance, Instance())
+    _load(fleet, chosen, job.instance, actions)
     return None
 
 
@@ -155,18 +198,25 @@ def _occupied(child: Child) -> bool:
     return bool(child.leased) or child.loading is not None
 
 
-def _load(child: Child, instance: str, actions: list[Action]) -> None:
+def _load(fleet: Fleet, child: Child, instance: str, actions: list[Action]) -> None:
     child.loading = instance
+    child.loading_done = child.loading_total = 0
     child.settle_phase()
-    actions.append(Send(child, Load(instance)))
+    actions.append(Send(child, Load(instance, fleet.catalog.slot_models(fleet.slots_by_instance(instance)))))
 
 
-def _load_the_rest(fleet: Fleet, children: list[Child], actions: list[Action]) -> None:
+def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
     """Have each child that does nothing set up one more of the instances it can hold."""
     for child in children:
-        if not _occupied(child) and child.reserved is None and (rest := unloaded(fleet, child)):
-            fleet.instances.setdefault(rest[0], Instance())
-            _load(child, rest[0], actions)
+        if _occupied(child) or child.reserved is not None:
+            continue
+        for instance in unloaded(fleet, child):
+            slots = fleet.slots_by_instance(instance)
+            if fleet.catalog.ready(slots):
+                fleet.instances.setdefault(instance, Instance())
+                _load(fleet, child, instance, actions)
+                break
+            fleet.catalog.ask(slots, now, urgent=False)
 
 
 def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
@@ -184,6 +234,6 @@ def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action
             fleet.arm(stuck_at, ("look", None))
             continue
         job = ahead[-1]
-        if any(job.function.surveyed.instance in other.loaded and holds(other.device, job.function) for other in idle):
+        if any(job.instance in other.loaded and holds(other.device, job.function) for other in idle):
             job.recalled = True
             actions.append(Send(child, Recall(job.number)))

@@ -12,7 +12,7 @@ from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drai
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.reports import REPORTS, misbehaved, on_began
+from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began
 from gen_worker_supervisor.state import (
     Action,
     Began,
@@ -21,6 +21,8 @@ from gen_worker_supervisor.state import (
     Died,
     DrainAsked,
     EndAsked,
+    FetcherLost,
+    FetcherReported,
     Fleet,
     Happening,
     Job,
@@ -46,6 +48,8 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     if isinstance(happening, Reported):
         handler = REPORTS.get(type(happening.message))
         return handler(fleet, happening.child, happening.message, now) if handler is not None else []
+    if isinstance(happening, FetcherReported | FetcherLost):
+        return of_fetcher(fleet, happening, now)
     match happening:
         case EndAsked(job, reason, at_once):
             return end_asked(fleet, job, reason, at_once, now)

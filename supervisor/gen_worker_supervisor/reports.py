@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from gen_worker.models.wanted import overridden_instance
+from gen_worker.wire.fetching import Fetched, FetchFailed
 from gen_worker.wire.messages import (
     Body,
+    Degraded,
     Done,
     Event,
     Failed,
@@ -13,15 +16,32 @@ from gen_worker.wire.messages import (
     Item,
     Loaded,
     LoadFailed,
+    Loading,
     Ready,
     Returned,
     Started,
+    Unloaded,
+    Wants,
     Warned,
 )
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import Action, Child, Deliver, Fleet, Instance, Job, Note, Outcome, Tell
+from gen_worker_supervisor.outcomes import VERDICTS, body_length, ended_outcome, failure, too_large, unresolved
+from gen_worker_supervisor.phases import JobState, ModelState, Phase
+from gen_worker_supervisor.state import (
+    Action,
+    Child,
+    Deliver,
+    FetcherLost,
+    FetcherReported,
+    Finish,
+    Fleet,
+    Instance,
+    Job,
+    LoadOver,
+    Note,
+    Outcome,
+    Tell,
+)
 from gen_worker_supervisor.steps import (
     after_leave,
     discard,
@@ -31,11 +51,13 @@ from gen_worker_supervisor.steps import (
     leave_child,
     load_failed,
     mark_started,
+    model_failed,
     requeue,
     retire_child,
 )
 
 MOST_CREDITS = 1024  # of one lane
+NO_MODEL = 3  # the exit code of a server whose models cannot be had
 
 
 def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Action]:
@@ -180,8 +202,36 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     child.settle_phase()
     known = fleet.instances.setdefault(message.instance, Instance())
     known.load_s, known.failures = message.seconds, 0
-    note = Note("info", child.device.name, f"`{message.instance}` set up in {message.seconds:.2f} s")
-    return [note, *(drain_if_empty(fleet, child, now) if child.retiring else [])]
+    actions: list[Action] = []
+    if message.models:
+        child.models[message.instance] = message.models
+        _learn_derived(fleet, message)
+        used = [fleet.catalog.of(slot.wanted) for slot in fleet.slots_by_instance(message.instance)]
+        actions.append(LoadOver(child, used))
+    if message.rung:
+        child.rungs[message.instance] = message.rung
+    note = Note("info", child.device.name, f"`{message.instance}` set up in {message.seconds:.2f} s{_placed(message)}")
+    return [*actions, note, *(drain_if_empty(fleet, child, now) if child.retiring else [])]
+
+
+def _placed(message: Loaded) -> str:
+    held = sum(model.bytes for model in message.models)
+    return f", {held / (1 << 20):.0f} MiB{f', {message.rung}' if message.rung else ''}" if held else ""
+
+
+def _learn_derived(fleet: Fleet, message: Loaded) -> None:
+    slots = {slot.name: slot for slot in fleet.slots_by_instance(message.instance)}
+    for resident in message.models:
+        if resident.derived and resident.slot in slots:
+            model = fleet.catalog.of(slots[resident.slot].wanted)
+            if model.derived is None:
+                model.derived = resident.derived
+
+
+def _on_loading(fleet: Fleet, child: Child, message: Loading, now: float) -> list[Action]:
+    if message.instance == child.loading:
+        child.loading_done, child.loading_total = message.bytes_done, message.bytes_total
+    return []
 
 
 def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
@@ -189,13 +239,87 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     child.loading = None
     child.settle_phase()
+    verdict = VERDICTS[message.kind]._replace(hint=message.hint)
+    if message.kind == "model":
+        fleet.catalog.damaged(fleet.slots_by_instance(message.instance))
     text = f"setup of `{message.instance}` failed: {message.message}"
     note = Note("error", child.device.name, text, tuple(message.stack))
-    return [note, *load_failed(fleet, message.instance, text, tuple(message.stack), now)]
+    over = LoadOver(child, [])
+    return [over, note, *load_failed(fleet, message.instance, text, tuple(message.stack), now, verdict)]
+
+
+def _on_unloaded(fleet: Fleet, child: Child, message: Unloaded, now: float) -> list[Action]:
+    child.loaded.discard(message.instance)
+    child.models.pop(message.instance, None)
+    child.rungs.pop(message.instance, None)
+    child.complete = False
+    why = f": {message.reason}" if message.reason else ""
+    return [Note("info", child.device.name, f"`{message.instance}` unloaded{why}")]
+
+
+def _on_degraded(fleet: Fleet, child: Child, message: Degraded, now: float) -> list[Action]:
+    child.rungs[message.instance] = message.rung
+    return [Note("warning", child.device.name, f"`{message.instance}` degraded to {message.rung}: {message.message}")]
+
+
+def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Action]:
+    """A request names models of its own: it waits for them, and runs on an instance that has them."""
+    job = child.leased.get(message.job)
+    if job is None:
+        return _forged(fleet, child, f"the models of job {message.job}, which it does not hold", now)
+    if not _may_want(job, message):
+        return _forged(fleet, child, f"models for job {message.job} that nobody may name", now)
+    leave_child(child, job)
+    if job.ended:
+        return drain_if_empty(fleet, child, now) if child.retiring else []
+    if job.ending is not None:
+        return [end_job(fleet, job, ended_outcome(job, None))]
+    job.instance = message.instance
+    fleet.named[message.instance] = message.slots
+    requeue(fleet, job)
+    refused = fleet.catalog.failure(message.slots, now)
+    actions: list[Action] = [] if refused is None else [end_job(fleet, job, unresolved(job.function, refused))]
+    return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
+
+
+def _may_want(job: Job, message: Wants) -> bool:
+    """Whether these can be the models that a request named."""
+    surveyed = job.function.surveyed
+    own = {slot.name: slot for slot in surveyed.slots}
+    if job.state is JobState.EMITTED or message.instance in (job.instance, surveyed.instance):
+        return False
+    if [slot.name for slot in message.slots] != list(own):
+        return False
+    if any(slot.wanted != own[slot.name].wanted and not own[slot.name].overrides for slot in message.slots):
+        return False
+    return message.instance == overridden_instance(surveyed.instance, surveyed.slots, message.slots)
 
 
 def _on_warned(fleet: Fleet, child: Child, message: Warned, now: float) -> list[Action]:
     return [Note("warning", child.device.name, message.message)]
+
+
+def of_fetcher(fleet: Fleet, happening: FetcherReported | FetcherLost, now: float) -> list[Action]:
+    """Learn what became of orders to the fetcher."""
+    if isinstance(happening, FetcherLost):
+        fleet.catalog.fetcher_lost()
+        return []
+    report = happening.report
+    model = fleet.catalog.reported(report, now)
+    if model is None:
+        return []
+    ref = f"`{model.wanted.ref}`"
+    if isinstance(report, Fetched):
+        how = f"downloaded, {report.fetched_bytes / (1 << 20):.1f} MiB" if report.fetched_bytes else "is on disk"
+        notes: list[Action] = [Note("info", "models", f"{ref} {how}")]
+        return notes + [Note("warning", "models", note) for note in report.snapshot.notes]
+    if model.state is not ModelState.FAILED or not isinstance(report, FetchFailed):
+        return []
+    failed = Note("error", "models", f"{report.message}{f'; hint: {report.hint}' if report.hint else ''}")
+    if fleet.eager and fleet.booting:
+        fleet.finished = True
+        return [failed, Finish(NO_MODEL)]
+    return [failed, *model_failed(fleet, model, report)]
 
 
 def _forged(fleet: Fleet, child: Child, what: str, now: float, body: Body = b"") -> list[Action]:
@@ -224,5 +348,9 @@ REPORTS: dict[type, Callable[[Fleet, Child, Any, float], list[Action]]] = {
     ImportFailed: _on_import_failed,
     Loaded: _on_loaded,
     LoadFailed: _on_load_failed,
+    Loading: _on_loading,
+    Unloaded: _on_unloaded,
+    Degraded: _on_degraded,
+    Wants: _on_wants,
     Warned: _on_warned,
 }

@@ -28,8 +28,10 @@ from gen_worker.wire import control as wire
 from gen_worker.wire.address import Address, TcpAddress
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
+from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.gate import Gate
+from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
 from gen_worker_supervisor.idle import IdleClock
 from gen_worker_supervisor.line_socket import Limits
 from gen_worker_supervisor.log import Log, Look, stderr_look
@@ -40,7 +42,7 @@ from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import Acceptor, ListenError, OwnFile, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import Listener, StartError
-from gen_worker_supervisor.state import Device, Fleet, Function
+from gen_worker_supervisor.state import Device, Fleet, Function, holds, unheld
 from gen_worker_supervisor.stdio import End, StandardStreams
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -63,6 +65,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     eager: bool = False
     idle_timeout_s: float = 0.0
     stdin: bool = True
+    vram_budget_gb: float = 0.0  # 0: what the settings say
+    fetching: bytes = b""  # an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens; without it no models
 
 
 def serve(options: Options, settings: Settings, environment: Mapping[str, str], *, limits: Limits | None = None) -> int:
@@ -74,8 +78,6 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
     try:
         survey = start.survey_module(options.module, options.paths, environment)
         survey = start.chosen(survey, options.functions)
-        if options.eager:
-            start.refuse_unresolved(survey)
         owned = start.own_devices(options.devices, survey, option=options.devices_option)
         listener = start.listen(options.address, guarded=settings.token is not None)
         with ExitStack() as ends:
@@ -137,6 +139,9 @@ class Plan(NamedTuple):
 
     def fleet(self) -> Fleet:
         """Return the fleet at its beginning."""
+        budget = int((self.options.vram_budget_gb or self.settings.max_vram_gb) * (1 << 30))
+        for device in self.owned:
+            device.budget_bytes = budget
         return Fleet(
             {function.name: Function(function) for function in self.survey.functions},
             self.owned,
@@ -145,6 +150,7 @@ class Plan(NamedTuple):
             max_input_bytes=self.settings.max_input_bytes,
             max_output_bytes=self.settings.max_output_bytes,
             eager=self.options.eager,
+            catalog=Catalog(self.settings.max_concurrent_downloads),
         )
 
     @property
@@ -188,6 +194,8 @@ class Service:
             log=self.log,
             saver=self._saver,
             environment=plan.environment,
+            margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
+            derived=str(plan.settings.cache_dir / "cas/derived"),
         )
         self._requests = NdjsonServer(self.supervisor, self._poller, plan.limits, plan.gate())
         self._folder: Path | None = None
@@ -210,6 +218,7 @@ class Service:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
             self._loop.add_signal_handler(signal.SIGHUP, self._stop, "the terminal is closed: stopping")
         self._open_control()
+        self._open_models()
         self._has_begun = True
         gc.collect()
         gc.freeze()
@@ -253,6 +262,24 @@ class Service:
             folder.mkdir(mode=0o700)
             return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
 
+    def _open_models(self) -> None:
+        plan, folder = self._plan, self._folder
+        if not any(function.slots for function in plan.survey.functions):
+            return
+        from gen_worker_supervisor.fetching import FetcherProcess
+
+        assert folder is not None
+        budget = plan.settings.host_cache_bytes
+        try:
+            memory = HostMemory(folder / FOLDER, default_budget() if budget is None else budget)
+        except OSError as error:
+            raise StartError(f"cannot use `{folder}`: {_reason(error)}", "set `GEN_WORKER_RUN_DIR`") from None
+        supply = self.supervisor.models
+        fetcher = FetcherProcess(
+            self._loop, self._poller, self._reaper, self.log, plan.options.fetching, supply.on_report, supply.on_lost
+        )
+        supply.start(fetcher, memory)
+
     def _accept(self) -> None:
         self._acceptor = Acceptor(
             self._plan.listener.sock,
@@ -265,12 +292,9 @@ class Service:
     def _announce(self) -> None:
         names = ", ".join(sorted(self.supervisor.fleet.functions))
         self.log.say(f"listening on {self._address} (functions: {names})")
-        for function in self._plan.survey.functions:
-            if function.models:
-                refs = ", ".join(f"`{ref}`" for ref in function.models)
-                self.log.event(
-                    "warning", function.name, f"needs {refs}, which nothing resolves: its requests are refused"
-                )
+        for function in self.supervisor.fleet.functions.values():
+            if not any(holds(device, function) for device in self.supervisor.fleet.devices):
+                self.log.event("warning", function.name, f"unavailable: {unheld(self.supervisor.fleet, function)}")
         self._write_sidecar()
         self.log.say("ready")
 

@@ -17,8 +17,6 @@ from gen_worker_supervisor import devices
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
 from gen_worker_supervisor.state import Device
 
-NO_MODEL = 3  # the exit code of a model that cannot be resolved
-
 
 class StartError(Exception):
     """The supervisor cannot start; the text is for a person, `hint` says what to do, `code` how to exit."""
@@ -47,15 +45,6 @@ def chosen(survey: Survey, names: Sequence[str]) -> Survey:
         return survey.of_owners(names)
     except NoFunctionError as error:
         raise StartError(str(error), error.hint) from None
-
-
-def refuse_unresolved(survey: Survey) -> None:
-    """Raise `StartError` for functions that nothing can set up: their models are not to be had."""
-    for function in survey.functions:
-        if function.models:
-            refs = ", ".join(f"`{ref}`" for ref in function.models)
-            hint = "serve without `--eager`, or with `--function` only those that need none"
-            raise StartError(f"`{function.name}` needs {refs}, which nothing resolves", hint, code=NO_MODEL)
 
 
 def own_devices(wanted: str, survey: Survey, *, option: str) -> list[Device]:

@@ -12,10 +12,24 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from gen_worker.wire.messages import Body, Encoding, ErrorDetail, ErrorKind, Event, Lane, Order, Region, Report
+from gen_worker.models.wanted import Slot
+from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.wire.messages import (
+    Body,
+    Encoding,
+    ErrorDetail,
+    ErrorKind,
+    Event,
+    Lane,
+    Order,
+    Region,
+    Report,
+    Resident,
+)
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.bodies import OutputBody, Payload
+from gen_worker_supervisor.catalog import Catalog, Model
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
 
@@ -114,6 +128,7 @@ class Job(msgspec.Struct, eq=False):
     submitted: float
     deadline: float | None = None
     remote: bool = False  # its client may be on another machine
+    instance: str = ""  # what it runs on: its function's, or one with the models that it named
     state: JobState = JobState.QUEUED
     child: "Child | None" = None
     started: float | None = None
@@ -126,6 +141,10 @@ class Job(msgspec.Struct, eq=False):
     again: bool = False  # it was with a child before
     progress: float | None = None
     stage: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.instance:
+            self.instance = self.function.surveyed.instance
 
     @property
     def ended(self) -> bool:
@@ -159,6 +178,10 @@ class Child:
     loaded: set[str] = field(default_factory=lambda: {""})
     complete: bool = False  # it has set up all that an eager fleet asks of it
     loading: str | None = None
+    loading_done: int = 0  # bytes of the models of what it sets up
+    loading_total: int = 0
+    models: dict[str, list[Resident]] = field(default_factory=dict)  # by instance
+    rungs: dict[str, str] = field(default_factory=dict)  # how instances are placed, those that are not plainly
     reserved: Job | None = None
     retiring: bool = False
     ending: Ending | None = None  # whose rung ended the process, when ours did
@@ -194,6 +217,7 @@ class Device:
     index: int | None = None
     uuid: str | None = None
     vram_total: int | None = None
+    budget_bytes: int = 0  # what models and jobs may take of it; 0: what there is, less the margin
     takes_gpu_functions: bool = True
     takes_cpu_functions: bool = True
     health: Health = Health.OK
@@ -300,12 +324,33 @@ class DrainAsked(msgspec.Struct):
     """The supervisor shall end: no new jobs, running ones end by the ladder, children are drained."""
 
 
+class FetcherReported(msgspec.Struct):
+    """The fetcher says how far an order is."""
+
+    report: Fetching | Fetched | FetchFailed
+
+
+class FetcherLost(msgspec.Struct):
+    """The fetcher has died; another one knows nothing of its orders."""
+
+
 class Ticked(msgspec.Struct):
     """A time that `Fleet.next_due` named has come."""
 
 
 Happening: TypeAlias = (
-    Submitted | Reported | Began | Spawned | Died | Misbehaved | Unsent | EndAsked | DrainAsked | Ticked
+    Submitted
+    | Reported
+    | Began
+    | Spawned
+    | Died
+    | Misbehaved
+    | Unsent
+    | EndAsked
+    | DrainAsked
+    | FetcherReported
+    | FetcherLost
+    | Ticked
 )
 
 
@@ -370,6 +415,19 @@ class Signal(msgspec.Struct):
     number: int
 
 
+class LoadOver(msgspec.Struct):
+    """A child has loaded what it was to load, or failed to: it is done with the files; `used` are models it holds."""
+
+    child: Child
+    used: list[Model]
+
+
+class OrderFetch(msgspec.Struct):
+    """Send the fetcher an order."""
+
+    order: Fetch
+
+
 class Note(msgspec.Struct):
     """Write a line to the log and the events."""
 
@@ -386,7 +444,9 @@ class Finish(msgspec.Struct):
     message: str = ""
 
 
-Action: TypeAlias = Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | Note | Finish
+Action: TypeAlias = (
+    Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | LoadOver | OrderFetch | Note | Finish
+)
 Timer: TypeAlias = tuple[Literal["deadline", "ending", "respawn", "boot", "drain", "unkillable", "look"], Any]
 
 
@@ -401,6 +461,8 @@ class Fleet:
     max_input_bytes: int = 64 << 20
     max_output_bytes: int = 64 << 20
     instances: dict[str, Instance] = field(default_factory=dict)
+    catalog: Catalog = field(default_factory=Catalog)
+    named: dict[str, list[Slot]] = field(default_factory=dict)  # of instances whose models a request named
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
     waiting: dict[str, Function] = field(
@@ -421,6 +483,17 @@ class Fleet:
     failed: int = 0
     eager: bool = False  # children set up every instance they can hold, whether a job waits for it or not
     booting: bool = True  # nobody was told yet that this fleet is ready
+
+    def slots_of(self, function: Function, instance: str) -> list[Slot]:
+        """Return the slots of an instance that jobs of this function run on."""
+        return self.named.get(instance, function.surveyed.slots)
+
+    def slots_by_instance(self, instance: str) -> list[Slot]:
+        """Return the slots of an instance."""
+        if instance in self.named:
+            return self.named[instance]
+        own = (each.surveyed for each in self.functions.values() if each.surveyed.instance == instance)
+        return next((surveyed.slots for surveyed in own), [])
 
     def doubt(self) -> None:
         """Something changed that may stand against jobs: look again before the next one is taken."""
@@ -497,7 +570,7 @@ def unloaded(fleet: Fleet, child: Child) -> list[str]:
     wanted = {
         function.surveyed.instance: None
         for function in fleet.functions.values()
-        if holds(child.device, function) and not function.surveyed.models and function.unavailable is None
+        if holds(child.device, function) and function.unavailable is None
     }
     left = [instance for instance in wanted if instance not in child.loaded]
     child.complete = not left
@@ -507,8 +580,30 @@ def unloaded(fleet: Fleet, child: Child) -> list[str]:
 def holds(device: Device, function: Function) -> bool:
     """Whether a function may run on a device at all."""
     surveyed = function.surveyed
-    if not (device.takes_gpu_functions if surveyed.gpu else device.takes_cpu_functions):
+    takes = device.takes_gpu_functions if surveyed.gpu else device.takes_cpu_functions
+    return takes and not too_small(device, function)
+
+
+def too_small(device: Device, function: Function) -> bool:
+    """Whether a function declares more of the device's memory than there is.
+
+    A CPU stands for a GPU of any size, unless somebody said what it may take.
+    """
+    declared = function.surveyed.vram_gb
+    if declared is None:
         return False
-    if surveyed.vram_gb is None or device.kind == "cpu" or device.vram_total is None:
-        return True
-    return round(device.vram_total / (1 << 30)) >= surveyed.vram_gb  # a 24 GB card reports 23.99 GiB
+    if device.budget_bytes:
+        return device.budget_bytes < declared * (1 << 30)
+    if device.kind == "cpu" or device.vram_total is None:
+        return False
+    return round(device.vram_total / (1 << 30)) < declared  # a 24 GB card reports 23.99 GiB
+
+
+def unheld(fleet: Fleet, function: Function) -> str:
+    """Return why no device can hold a function."""
+    small = [device for device in fleet.devices if too_small(device, function)]
+    if not small:
+        return "no device of this host can hold it"
+    most = max(device.budget_bytes or device.vram_total or 0 for device in small) / (1 << 30)
+    declared = function.surveyed.vram_gb
+    return f"insufficient_vram: it declares {declared:g} GB, the largest device here may take {most:.3g} GB"

@@ -4,10 +4,13 @@ Pure, like everything that `apply` is made of.
 """
 
 import signal
+from math import isfinite
 
-from gen_worker.wire.messages import Body, Drain, ErrorDetail, Recall, Region
+from gen_worker.wire.fetching import FetchFailed
+from gen_worker.wire.messages import Body, Drain, Recall, Region
+from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Rung
-from gen_worker_supervisor.outcomes import failure
+from gen_worker_supervisor.outcomes import SETUP_FAILED, Verdict, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
     Action,
@@ -28,8 +31,6 @@ from gen_worker_supervisor.state import (
 
 DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take
 WEDGED_AFTER_S = 10.0  # a SIGKILL that was not reaped
-LOAD_TRIES = 3
-UNAVAILABLE_S = 30.0  # after that the next job of the function tries once more
 
 
 def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None) -> Action:
@@ -112,34 +113,59 @@ def kill_child(fleet: Fleet, child: Child, now: float) -> list[Action]:
     return [Signal(child, signal.SIGKILL)]
 
 
-def load_failed(fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], now: float) -> list[Action]:
-    """Count a failed load; after the last try the instance's functions are unavailable and their queues end."""
+def load_failed(
+    fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], now: float, verdict: Verdict = SETUP_FAILED
+) -> list[Action]:
+    """Count a failed load; after the last try the instance's functions are unavailable and its queued jobs end."""
     known = fleet.instances.setdefault(instance, Instance())
     known.failures += 1
     if fleet.eager and fleet.booting:
         fleet.finished = True
-        return [Finish(1, text)]
-    if known.failures < LOAD_TRIES:
+        return [Finish(verdict.exit_code, text)]
+    if known.failures < verdict.tries:
         return []
+    if instance in fleet.named:
+        return _end_waiting(fleet, instance, verdict.outcome(text, stack))
     actions: list[Action] = []
     for function in fleet.functions.values():
         if function.surveyed.instance == instance:
-            actions += make_unavailable(fleet, function, text, stack, now)
+            actions += make_unavailable(fleet, function, text, stack, now, verdict)
     return actions
 
 
-def make_unavailable(fleet: Fleet, function: Function, reason: str, stack: tuple[str, ...], now: float) -> list[Action]:
+def make_unavailable(
+    fleet: Fleet,
+    function: Function,
+    reason: str,
+    stack: tuple[str, ...],
+    now: float,
+    verdict: Verdict = SETUP_FAILED,
+) -> list[Action]:
     """End what waits for a function and refuse its jobs for a while."""
-    function.unavailable, function.available_at, function.clear = reason, now + UNAVAILABLE_S, False
+    function.unavailable, function.available_at, function.clear = reason, now + verdict.lasts_s, False
     able = any(holds(device, function) and not device.lost for device in fleet.devices)
-    again = f"; tried again in {UNAVAILABLE_S:.0f} s" if able else ""
-    outcome = failure(
-        "unavailable",
-        f"`{function.name}` is unavailable: {reason}{again}",
-        retryable=True,
-        detail=ErrorDetail(stack=list(stack) or None),
-    )
+    again = f"; tried again in {verdict.lasts_s:.0f} s" if able and isfinite(verdict.lasts_s) else ""
+    outcome = verdict.outcome(f"`{function.name}` is unavailable: {reason}{again}", stack)
     return [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
+
+
+def model_failed(fleet: Fleet, model: Model, refused: FetchFailed) -> list[Action]:
+    """End what waits for a model that cannot be had."""
+    actions: list[Action] = []
+    for function in fleet.functions.values():
+        for job in list(function.queue):
+            wanted = (slot.wanted for slot in fleet.slots_of(function, job.instance))
+            if job.waiting and any(fleet.catalog.of(each) is model for each in wanted):
+                actions.append(end_job(fleet, job, unresolved(function, refused)))
+        if any(fleet.catalog.of(slot.wanted) is model for slot in function.surveyed.slots):
+            function.clear = False
+    return actions
+
+
+def _end_waiting(fleet: Fleet, instance: str, outcome: Outcome) -> list[Action]:
+    """End the jobs that wait for an instance which only they asked for."""
+    queued = [job for function in fleet.waiting.values() for job in function.queue]
+    return [end_job(fleet, job, outcome) for job in queued if job.waiting and job.instance == instance]
 
 
 def discard(child: Child, body: Body) -> list[Action]:

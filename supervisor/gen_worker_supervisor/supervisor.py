@@ -21,6 +21,7 @@ from gen_worker.wire.messages import (
     Event,
     Grant,
     Item,
+    Load,
     More,
     Need,
     Region,
@@ -37,6 +38,7 @@ from gen_worker_supervisor.decide import decide
 from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.models import ModelSupply
 from gen_worker_supervisor.nursery import Nursery
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.process import ChildProcess
@@ -59,8 +61,10 @@ from gen_worker_supervisor.state import (
     Fleet,
     Happening,
     Job,
+    LoadOver,
     Misbehaved,
     Note,
+    OrderFetch,
     Outcome,
     Reported,
     Run,
@@ -127,6 +131,8 @@ class Supervisor:
         log: Log,
         saver: Saver,
         environment: Mapping[str, str],
+        margin_bytes: int = 0,
+        derived: str = "",
         use_zygote: bool = True,
     ) -> None:
         self.fleet = fleet
@@ -139,6 +145,9 @@ class Supervisor:
         self._loop = loop
         self._poller = poller
         self._saver = saver
+        self._margin_bytes = margin_bytes
+        self._derived = derived
+        self.models = ModelSupply(log, self.handle)
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
         self._processes: dict[int, ChildProcess] = {}
@@ -156,6 +165,8 @@ class Supervisor:
             Discard: self._discard,
             Spawn: self._spawn,
             Signal: self._signal,
+            LoadOver: self._load_over,
+            OrderFetch: lambda action: self.models.order(action.order),
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,
         }
@@ -251,6 +262,7 @@ class Supervisor:
         for process in list(self._processes.values()):
             process.signal(signal.SIGKILL)
             process.wait_for_death(UNKILLABLE_S)
+        self.models.close()
         self._reaper.end_orphans()
 
     def _spawn(self, action: Spawn) -> None:
@@ -263,7 +275,9 @@ class Supervisor:
         self._processes[child.generation] = process
         self._nursery.make(process)
         paths, module = self.survey.paths, self.survey.module
-        process.send(Boot(module, paths, child.device.kind, {}))
+        device = child.device
+        budget = device.budget_bytes
+        process.send(Boot(module, paths, device.kind, {}, 1.0, budget, self._margin_bytes, self._derived))
 
     # --- jobs ---
 
@@ -347,7 +361,16 @@ class Supervisor:
             descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
         order = SubmitFrame(
-            job.number, job.function.name, job.request_id, body, job.encoding, job.stream, left, job.events, job.remote
+            job.number,
+            job.function.name,
+            job.request_id,
+            body,
+            job.encoding,
+            job.stream,
+            left,
+            job.events,
+            job.remote,
+            job.instance,
         )
         process.send(order, descriptors)
 
@@ -376,7 +399,14 @@ class Supervisor:
         action.job.client.item(action.job, self._lend(action.child, action.body))
 
     def _send(self, action: Send) -> None:
-        self._processes[action.child.generation].send(action.message)
+        generation, message = action.child.generation, action.message
+        if isinstance(message, Load) and message.models:
+            message = Load(message.instance, self.models.load_begins(generation, message.models))
+        self._processes[generation].send(message)
+
+    def _load_over(self, action: LoadOver) -> None:
+        self.models.load_ends(action.child.generation)
+        self.models.used(action.used)
 
     def _discard(self, action: Discard) -> None:
         self._processes[action.child.generation].outputs.lent(action.region.index).release()
@@ -505,6 +535,7 @@ class Supervisor:
         """A child's process has ended."""
         self._look_at_page(process)
         del self._processes[process.child.generation]
+        self.models.load_ends(process.child.generation)
         self.handle(Died(process.child, death))
         self._note_boot()
 

@@ -153,34 +153,6 @@ def test_an_eager_class_that_cannot_be_set_up_ends_the_start(tmp_path: Path, fai
     assert not (tmp_path / "gw.sock.json").exists()
 
 
-UNRESOLVED = """
-from typing import Annotated
-import msgspec
-from gen_worker import HF, RequestContext, endpoint
-
-class Text(msgspec.Struct):
-    text: str = ""
-
-@endpoint(models={"weights": HF("nobody/nothing")})
-class Needy:
-    def setup(self, weights: str) -> None:
-        pass
-
-    def need(self, ctx: RequestContext, payload: Text) -> Text:
-        return payload
-"""
-
-
-def test_an_eager_class_whose_models_nothing_resolves_ends_the_start_with_the_code_for_that(tmp_path: Path) -> None:
-    with launch(tmp_path, "--eager", module="shop", cwd=module(tmp_path, UNRESOLVED)) as process:
-        assert process.wait(PATIENCE_S) == 3
-    error, hint = (tmp_path / "log").read_text().splitlines()
-    assert error.startswith("error: `need` needs `")
-    assert error.endswith("`, which nothing resolves")
-    assert hint.startswith("hint: serve without `--eager`")
-    assert not (tmp_path / "gw.sock").exists()
-
-
 def test_only_the_chosen_classes_are_set_up_eagerly(serve: Serve, tmp_path: Path) -> None:
     serve("--eager", "--function", "bake", module="shop", cwd=module(tmp_path, SHOP))
     assert len(list(tmp_path.glob("bakery-*"))) == 1

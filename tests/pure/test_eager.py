@@ -3,7 +3,7 @@
 from gen_worker.wire.messages import Load
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Device, Note, Spawn, unloaded
-from gen_worker_supervisor.steps import LOAD_TRIES
+from gen_worker_supervisor.outcomes import LOAD_TRIES
 from tests.pure.host import Host, finishes, function, sent
 
 
@@ -27,7 +27,7 @@ def test_a_child_sets_up_nothing_that_its_device_cannot_hold() -> None:
     assert [host.child(index).loading for index in (0, 1)] == ["G", "C"]
 
 
-def test_what_needs_models_that_nothing_resolves_is_left_out() -> None:
+def test_what_needs_models_waits_for_them_while_the_rest_is_set_up() -> None:
     host = Host(function("m", instance="M", models=["a/b"]), function("p", instance="P"), eager=True)
     assert host.child().loading == "P"
     host.loaded(host.child())

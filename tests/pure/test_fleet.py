@@ -43,7 +43,7 @@ from gen_worker_supervisor.state import (
     Spawn,
     Spawned,
 )
-from gen_worker_supervisor.steps import UNAVAILABLE_S
+from gen_worker_supervisor.outcomes import UNAVAILABLE_S
 from tests.pure.host import (
     CREDITS,
     KILLED,
@@ -722,18 +722,12 @@ def test_an_output_over_the_limit_is_refused_and_its_memory_given_back(body: byt
     )
 
 
-def test_a_function_with_models_is_told_that_nothing_resolves_them() -> None:
-    host = Host(function(models=["org/model"]))
-    answer = host.answer(host.submit())
-    assert (answer.kind, answer.message) == ("model_resolution", "no resolver for `org/model`")
-
-
 def test_a_function_that_no_device_can_hold_is_unavailable() -> None:
     small = Device("cuda:0", "cuda", vram_total=8 << 30)
     host = Host(function(gpu=True, vram_gb=24), devices=[small])
     answer = host.answer(host.submit())
     assert answer.kind == "unavailable"
-    assert "no device of this host can hold it" in answer.message
+    assert "insufficient_vram: it declares 24 GB, the largest device here may take 8 GB" in answer.message
 
 
 # --- drain ------------------------------------------------------------------------------------------------------------

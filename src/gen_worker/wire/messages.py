@@ -23,6 +23,7 @@ Encoding: TypeAlias = Literal["json", "msgpack"]
 Shape: TypeAlias = Literal["sync", "async", "generator", "async_generator"]
 Lane: TypeAlias = Literal["device", "loop"]  # one job at a time on the device, many at once on the child's asyncio loop
 Tier: TypeAlias = Literal["COLD", "DISK", "RAM", "VRAM"]
+LoadFailure: TypeAlias = Literal["setup", "model", "out_of_memory", "hardware"]
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
@@ -98,10 +99,10 @@ class SlotModel(msgspec.Struct, array_like=True, frozen=True):
 
     slot: str
     ref: str
-    path: str  # of a folder or a file; it may be a view of shared memory
+    path: str  # of the snapshot's folder or file; it may be a view of host memory
     key: str  # names the content
     dtype: str = ""  # what the binding asks for
-    subfolder: str = ""  # `path` is in it already; says that the folder is one part of a repository
+    subfolder: str = ""  # the part of the folder that is meant
 
 
 class Load(_Message):
@@ -256,7 +257,7 @@ class LoadFailed(_Message):
     instance: str
     message: str
     stack: list[str]
-    kind: Literal["setup", "model", "out_of_memory", "hardware"] = "setup"
+    kind: LoadFailure = "setup"
     reason: str = ""  # of `hardware`: `insufficient_vram`
     hint: str = ""
 

@@ -1,0 +1,170 @@
+"""What the catalog's orders and a child's loads need of the world: the fetcher, leases on snapshots, host memory.
+
+Judgement is in `catalog`; which model goes where is `decide`'s.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gen_worker.models.snapshot import Snapshot, SnapshotEntry
+from gen_worker.wire.channel import close_all
+from gen_worker.wire.fetching import (
+    Evicted,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Fetching,
+    FetchReport,
+    Held,
+    Hold,
+    HoldFailed,
+    Noted,
+)
+from gen_worker.wire.messages import SlotModel
+from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.host_memory import HostMemory
+from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.state import FetcherLost, FetcherReported, Happening
+
+if TYPE_CHECKING:
+    from gen_worker_supervisor.fetching import FetcherProcess
+
+
+class ModelSupply:
+    """The models on this host, as far as the supervisor has its hands on them."""
+
+    def __init__(self, log: Log, on: Callable[[Happening], None]) -> None:
+        self._log = log
+        self._on = on
+        self._fetcher: FetcherProcess | None = None
+        self._memory: HostMemory | None = None
+        self._leases: dict[str, int] = {}  # by the key of the snapshot
+        self._holding: dict[int, Snapshot] = {}  # what the fetcher copies into memory, by the order's number
+        self._number = 0
+        self._loading: dict[int, list[str]] = {}  # the keys that a child loads from, by its generation
+
+    def start(self, fetcher: "FetcherProcess", memory: HostMemory) -> None:
+        """Start the fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
+        self._fetcher, self._memory = fetcher, memory
+        fetcher.start()
+
+    @property
+    def fetcher(self) -> "FetcherProcess":
+        """The fetcher, which was started."""
+        assert self._fetcher is not None
+        return self._fetcher
+
+    @property
+    def memory(self) -> HostMemory:
+        """The host's memory, which was opened with the fetcher's start."""
+        assert self._memory is not None
+        return self._memory
+
+    def order(self, order: Fetch) -> None:
+        """Send the fetcher an order."""
+        self.fetcher.send(order)
+
+    def on_report(self, report: FetchReport, descriptors: list[int]) -> None:
+        """Take what the fetcher says, and the descriptors that came with it."""
+        match report:
+            case Fetched(snapshot=snapshot):
+                self._take_lease(snapshot.key, descriptors)
+                self._on(FetcherReported(report))
+            case Fetching() | FetchFailed():
+                self._on(FetcherReported(report))
+            case Held(number, paths, last):
+                self._held(number, paths, descriptors, last=last)
+            case HoldFailed(number, message):
+                if number in self._holding:
+                    failed = self._holding.pop(number)
+                    self.memory.drop(failed.key)
+                    self._log.event("warning", "models", f"`{failed.wanted.ref}` stays on disk only: {message}")
+            case Evicted(ref, size):
+                self._log.event("info", "models", f"`{ref}` evicted from the disk, {size / (1 << 20):.0f} MiB")
+            case Noted(level, message):
+                self._log.event("warning" if level == "warning" else "info", "models", message)
+
+    def on_lost(self) -> None:
+        """The fetcher has died and another one starts."""
+        for snapshot in self._holding.values():
+            self.memory.drop(snapshot.key)
+        self._holding.clear()
+        self._on(FetcherLost())
+
+    def _take_lease(self, key: str, descriptors: Sequence[int]) -> None:
+        if not descriptors:
+            return
+        if key in self._leases:
+            close_all(descriptors)
+        else:
+            self._leases[key] = descriptors[0]
+            close_all(descriptors[1:])
+
+    def _held(self, number: int, paths: list[str], descriptors: list[int], *, last: bool) -> None:
+        snapshot = self._holding.get(number)
+        if snapshot is None:
+            close_all(descriptors)
+            return
+        self.memory.add(snapshot, paths, descriptors)
+        if last:
+            del self._holding[number]
+            self.memory.complete(snapshot.key)
+            told = f"`{snapshot.wanted.ref}` is in host memory, {snapshot.size / (1 << 20):.0f} MiB"
+            self._log.event("info", "models", told)
+
+    # --- loads ---
+
+    def load_begins(self, generation: int, models: Iterable[SlotModel]) -> list[SlotModel]:
+        """Return the models with the quickest places to load them from, which stay until `load_ends`."""
+        chosen = []
+        for model in models:
+            view = self.memory.view(model.key)
+            if view is not None:
+                self.memory.pin(model.key)
+                self._loading.setdefault(generation, []).append(model.key)
+                model = msgspec.structs.replace(model, path=view)
+            chosen.append(model)
+        return chosen
+
+    def load_ends(self, generation: int) -> None:
+        """A child has loaded what it was to load, or will not."""
+        for key in self._loading.pop(generation, ()):
+            self.memory.unpin(key)
+
+    def used(self, models: Iterable[Model]) -> None:
+        """Have models that a child has loaded copied into host memory, as far as that has room."""
+        for model in models:
+            snapshot = _content(model)
+            if snapshot is not None and self.memory.wants(snapshot):
+                self._number += 1
+                self._holding[self._number] = snapshot
+                self.fetcher.send(Hold(self._number, snapshot))
+
+    def close(self) -> None:
+        """End the fetcher, let go of every lease and of the memory."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+        close_all(list(self._leases.values()))
+        self._leases.clear()
+        if self._memory is not None:
+            self._memory.close()
+
+
+def _content(model: Model) -> Snapshot | None:
+    """Return what is loaded for a model: its snapshot, or the one that was derived of it."""
+    if model.snapshot is None or model.derived is None:
+        return model.snapshot
+    return msgspec.structs.replace(
+        model.snapshot, key=model.key, path=model.derived, files=tuple(_files(Path(model.derived)))
+    )
+
+
+def _files(folder: Path) -> Iterator[SnapshotEntry]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            yield SnapshotEntry(path.relative_to(folder).as_posix(), path.stat().st_size)
