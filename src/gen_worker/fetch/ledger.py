@@ -1,0 +1,119 @@
+"""The ledger of a cache: which wish came to which snapshot, and when it was used last.
+
+One JSON file that many processes share: read at any time, as it is replaced and never written in place; changed only
+under its lock. What is not understood of it is left as it is. It holds nothing that the records beside the snapshots do
+not hold, but for the times: a damaged one is made anew from them.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+
+from gen_worker.fetch.layout import Layout, Record
+from gen_worker.fetch.locks import locked
+from gen_worker.models.errors import ModelError
+from gen_worker.models.wanted import Wanted
+
+Rows: TypeAlias = dict[str, dict[str, Any]]
+"""By the wish's key."""
+
+
+class Ledger:
+    """The ledger of one cache."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._lock = layout.locks / "ref-index.lock"
+
+    def read(self) -> Rows:
+        """Return the rows as they are now."""
+        return self._rows() or {}
+
+    def record(self, key: object) -> Record | None:
+        """Return what a snapshot consists of; None when nothing is known of it."""
+        if not isinstance(key, str):
+            return None
+        try:
+            return msgspec.json.decode(self._layout.record(key).read_bytes(), type=Record)
+        except (OSError, msgspec.DecodeError, ModelError):  # a damaged one is made again when its model is
+            return None
+
+    def records(self) -> dict[str, Record]:
+        """Return all records by their key."""
+        try:
+            names = sorted(os.listdir(self._layout.records))
+        except FileNotFoundError:
+            return {}
+        found = (self.record(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+        return {record.key: record for record in found if record is not None}
+
+    @contextmanager
+    def changing(self) -> Iterator[Rows]:
+        """Yield the rows to change, with nobody else changing them; they are saved when the block does not raise."""
+        with locked(self._lock):
+            rows = self._rows()
+            before = None if rows is None else msgspec.json.encode(rows)
+            if rows is None:
+                rows = self._from_records()
+            yield rows
+            if msgspec.json.encode(rows) != before:
+                replace(self._layout.ledger, msgspec.json.format(msgspec.json.encode(rows), indent=1))
+
+    def enter(self, rows: Rows, wanted: Wanted, record: Record, now: float | None = None) -> None:
+        """Say in the rows that a wish came to a snapshot, and that it is used now."""
+        snapshot = self._layout.described(record, wanted)
+        rows.setdefault(wanted.key, {}).update(
+            ref=wanted.ref,
+            provider=wanted.provider,
+            key=record.key,
+            commit=record.commit,
+            path=snapshot.path,
+            bytes=record.size,
+            last_used=time.time() if now is None else now,
+        )
+
+    def _rows(self) -> Rows | None:
+        """Return the rows; None when there is no ledger or it is damaged."""
+        try:
+            return msgspec.json.decode(self._layout.ledger.read_bytes(), type=Rows)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _from_records(self) -> Rows:
+        rows: Rows = {}
+        for record in self.records().values():
+            self.enter(rows, record.wanted, record, self._layout.record(record.key).stat().st_mtime)
+        return rows
+
+
+def last_used(row: dict[str, Any]) -> float:
+    """Return when a row's model was used last; 0 where the row does not say."""
+    value = row.get("last_used")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def replace(path: Path, content: bytes, draft: Path | None = None) -> None:
+    """Have a file with this content, or the one before, whatever happens meanwhile; `draft` is where it is made."""
+    draft = draft or path.with_name(f".draft-{os.getpid()}")
+    for each in (path, draft):
+        each.parent.mkdir(parents=True, exist_ok=True)
+    with open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

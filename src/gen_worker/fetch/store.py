@@ -1,0 +1,579 @@
+"""The disk cache: finds models, makes room for them and makes them visible, together with other processes.
+
+It moves no bytes and asks nobody. What it says is on disk is there whole: a snapshot is recorded after everything else.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+import msgspec
+
+from gen_worker.fetch import locks
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.eviction import Entry, evictable, excess, total, victims
+from gen_worker.fetch.layout import Layout, Record
+from gen_worker.fetch.ledger import Ledger, Rows, last_used, replace
+from gen_worker.fetch.linking import link_all, unlink_all, write_hub_notes
+from gen_worker.fetch.sweeping import DERIVED, derived_entries, remove_derived, sweep
+from gen_worker.fetch.unrecorded import unrecorded
+from gen_worker.fetch.verification import problem
+from gen_worker.models.errors import ModelError
+from gen_worker.models.manifest import Manifest, ManifestFile
+from gen_worker.models.snapshot import Snapshot
+from gen_worker.models.wanted import Wanted
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TOUCH_S = 30.0  # a ledger that says when a model was used last is right to so many seconds
+_TRIES = 5
+_ORPHAN_S = 7 * 86400.0  # what nobody has finished for so long, nobody will
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A model on disk. Nobody evicts it before `lease` and its copies are closed; whoever gets this closes it."""
+
+    snapshot: Snapshot
+    lease: int
+
+
+class Plan:
+    """What is missing of a model. Until it is closed, or its process ends, nobody evicts what is there of it."""
+
+    def __init__(
+        self, record: Record, missing: list[tuple[ManifestFile, Path]], place: Path, lock: tuple[Path, int] | None
+    ) -> None:
+        self.record = record
+        self.missing = missing
+        """The files to fetch and where each goes, a blob once."""
+
+        self.place = place
+        """A folder on the disk that they go to."""
+
+        self._lock = lock
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are yet to be written, as far as the provider says; what lies in parts is there."""
+        return sum(max(0, (file.size or 0) - _written(_part(blob))) for file, blob in self.missing)
+
+    def close(self) -> None:
+        """Give up what is there of it to eviction."""
+        if self._lock is not None:
+            locks.discard(*self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """One snapshot in the cache, as people are told of it."""
+
+    record: Record
+    refs: tuple[str, ...]
+    path: str
+    size: int
+    last_used: float
+    in_use: bool
+    lower: bool
+    """It lies in a cache that is only read."""
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """A file of a snapshot that is not what it was."""
+
+    ref: str
+    path: str
+    reason: str
+
+
+class Store:
+    """The cache of one root, with the caches below it that are only read. Safe for any number of processes."""
+
+    def __init__(self, config: FetchConfig) -> None:
+        self.layout = Layout(Path(config.root), Path(config.hf_cache))
+        self._ledger = Ledger(self.layout)
+        self._distrusted: set[str] = set()  # keys of what turned out damaged in a lower cache
+        self._lower = [layout for root in config.lower for layout in _layouts(Path(root))]
+        self._cache_bytes = config.cache_bytes
+        self._free_bytes = config.free_bytes
+        self._options = config.selection
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def find(self, wanted: Wanted, manifest: Manifest | None = None) -> Found | None:
+        """Return a model that is on disk, whole, here or in a lower cache; None when it is not.
+
+        Without a manifest a branch or tag means what it meant when it was fetched; with one, only just these files
+        count. Sizes are compared; digests are `verify`'s.
+        """
+        return self._find_here(wanted, manifest) or self._find_below(wanted, manifest)
+
+    def _find_here(self, wanted: Wanted, manifest: Manifest | None) -> Found | None:
+        for record in self._candidates(self.layout, wanted, manifest):
+            lease = self._leased(record)
+            if lease is None:
+                continue
+            if not _is_whole(self.layout, record):
+                os.close(lease)
+                continue
+            self._touch(wanted, record)
+            return Found(self.layout.described(record, wanted), lease)
+        return None
+
+    def _find_below(self, wanted: Wanted, manifest: Manifest | None) -> Found | None:
+        for layout in self._lower:
+            for record in self._candidates(layout, wanted, manifest, everything=True):
+                if record.key not in self._distrusted and _is_whole(layout, record):
+                    folder = layout.snapshot(record)  # nobody evicts there; it only stands for a lease
+                    return Found(layout.described(record, wanted), os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        return None
+
+    def _candidates(
+        self, layout: Layout, wanted: Wanted, manifest: Manifest | None, *, everything: bool = False
+    ) -> Iterator[Record]:
+        """Yield the records that may answer a wish; `everything`: also what only the files in a manifest tell."""
+        ledger = Ledger(layout)
+        asked = None if manifest is None else Record.of(wanted, manifest)
+        row = ledger.read().get(wanted.key, {})
+        known = ledger.record(row.get("key"))
+        if known is not None and (asked is None or asked.key == known.key):
+            yield known
+        if asked is not None:
+            same = ledger.record(asked.key)
+            if same is not None or everything:
+                yield same or asked
+        elif (dropped := unrecorded(layout, wanted, self._options)) is not None:
+            yield dropped
+
+    def _leased(self, record: Record) -> int | None:
+        """Lock a snapshot against eviction; where no lock can be written nobody evicts, and its folder stands for it.
+
+        None when there is no such snapshot.
+        """
+        try:
+            return locks.acquire(self.layout.lease(record), shared=True)
+        except OSError as error:
+            if error.errno not in (*_READ_ONLY, *_FULL, errno.ENOENT):
+                raise
+        try:
+            return os.open(self.layout.snapshot(record), os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+
+    def _touch(self, wanted: Wanted, record: Record) -> None:
+        """Say in the ledger that a model is used now; a cache that cannot be written goes without."""
+        row = self._ledger.read().get(wanted.key, {})
+        recorded = self.layout.record(record.key).exists()
+        if recorded and row.get("key") == record.key and time.time() - last_used(row) < _TOUCH_S:
+            return
+        if not recorded and not self.layout.hub.is_relative_to(self.layout.root):
+            return  # others fetched it, for themselves: it is not this cache's to evict
+        try:
+            with self._ledger.changing() as rows:
+                if not recorded:
+                    replace(self.layout.record(record.key), msgspec.json.encode(record))
+                self._ledger.enter(rows, wanted, record)
+        except OSError as error:
+            if error.errno not in (*_READ_ONLY, *_FULL):
+                raise
+
+    def listed(self) -> list[Listed]:
+        """Return all snapshots that are whole, here and in the lower caches, the last used first."""
+        here = self._listed(self.layout, lower=False)
+        below = [each for layout in self._lower for each in self._listed(layout, lower=True)]
+        return sorted([*here, *below], key=lambda each: -each.last_used)
+
+    def _listed(self, layout: Layout, *, lower: bool) -> Iterator[Listed]:
+        ledger = Ledger(layout)
+        rows = ledger.read()
+        for record in ledger.records().values():
+            if _is_whole(layout, record):
+                named = _rows_of(rows, record.key) or [{"ref": record.wanted.ref}]
+                yield Listed(
+                    record,
+                    tuple(sorted({str(row.get("ref")) for row in named})),
+                    layout.described(record, record.wanted).path,
+                    record.size,
+                    max(map(last_used, named)),
+                    not lower and locks.is_held(layout.lease(record)),
+                    lower,
+                )
+
+    def users(self, record: Record) -> list[int]:
+        """Return the processes that use a snapshot, as far as they may be looked at."""
+        return locks.holders(self.layout.lease(record))
+
+    # --- what is added ------------------------------------------------------------------------------------------------
+
+    def plan(self, wanted: Wanted, manifest: Manifest) -> Plan:
+        """Return what is missing of a model, and spare from eviction what is not; raise `ModelError`.
+
+        Close it when the model is published, or given up.
+        """
+        record = Record.of(wanted, manifest)
+        blobs = {self.layout.blob(record, file): file for file in manifest.files}
+        place = next(iter(blobs), self.layout.cas).parent
+        if not _may_write(self.layout.cas) or not _may_write(place):
+            missing = _missing(blobs)
+            if missing:
+                raise _read_only(wanted.ref, self.layout.root)
+            return Plan(record, missing, place, None)
+        with _writing(wanted.ref, self.layout.root), self._ledger.changing():
+            lock = self._announced(record)  # before it is looked at, so that nothing goes in between
+            return Plan(record, _missing(blobs), place, lock)
+
+    def _announced(self, record: Record) -> tuple[Path, int]:
+        """Write down what is about to be published, and return the lock that makes it count."""
+        number = 0
+        while (lock := locks.attempt(path := self.layout.plans / f"{record.key}.{number}.json")) is None:
+            number += 1
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, msgspec.json.encode(record), 0)
+        return path, lock
+
+    def locked(self, blob: Path, cancel: Cancel) -> AbstractContextManager[None]:
+        """Be the only one who writes a blob, of all processes; waits, and raises `ModelError` when canceled."""
+        return locks.locked(self.layout.blob_lock(blob), cancel=cancel)
+
+    def publish(self, wanted: Wanted, manifest: Manifest) -> Found:
+        """Make a model visible whose blobs are all there, and return it with its lease; raise `ModelError`.
+
+        Until this is done nobody finds it; from then on it is found whole, also after a loss of power.
+        """
+        with _writing(wanted.ref, self.layout.root):
+            record = self._measured(Record.of(wanted, manifest))
+            lease = locks.acquire(self.layout.lease(record), shared=True)
+            try:
+                with self._ledger.changing() as rows:
+                    self._measured(record)
+                    link_all(self.layout, record)
+                    if record.provider == "hf":
+                        write_hub_notes(self.layout, wanted, record, manifest.listing)
+                    replace(self.layout.record(record.key), msgspec.json.encode(record))
+                    self._ledger.enter(rows, wanted, record)
+            except BaseException:
+                os.close(lease)
+                raise
+        self._distrusted.discard(record.key)
+        return Found(self.layout.described(record, wanted), lease)
+
+    def _measured(self, record: Record) -> Record:
+        """Return a record with the sizes that its files have, which nobody may write from now on."""
+        files = []
+        for file in record.files:
+            blob = self.layout.blob(record, file)
+            try:
+                status = blob.stat()
+            except FileNotFoundError:
+                raise _gone(record, file) from None
+            if file.size not in (None, status.st_size):
+                raise _gone(record, file)
+            if status.st_mode & 0o777 != 0o444 and status.st_uid in (os.geteuid(), 0):
+                blob.chmod(0o444)
+            files.append(msgspec.structs.replace(file, size=status.st_size))
+        return msgspec.structs.replace(record, files=tuple(files))
+
+    # --- what goes ----------------------------------------------------------------------------------------------------
+
+    def make_room(
+        self, bytes_needed: int, keep: Collection[str] = (), *, at: Path | None = None, ref: str = ""
+    ) -> list[tuple[str, int]]:
+        """Evict until so many bytes can be written, and return the refs that went, with their bytes.
+
+        `at` is a folder on the disk that they go to, where that may not be the hub's. Evicts nothing and raises
+        `ModelError` of the kind `insufficient_disk` when there is not enough to evict.
+        """
+        place = at or self.layout.hub
+        if bytes_needed <= 0 or not self._lacks(bytes_needed, place):
+            return []
+        gone: list[tuple[str, int]] = []
+        with _writing(ref, self.layout.root), self._ledger.changing() as rows:
+            sweep(self.layout, _ORPHAN_S, self._claimed())
+            for _attempt in range(_TRIES):  # somebody may begin to use a chosen one before it goes
+                if not self._lacks(bytes_needed, place):
+                    break
+                for key in self._chosen(rows, bytes_needed, keep, place, ref):
+                    gone += self._evict(rows, key) or []
+        return gone
+
+    def _lacks(self, needed: int, place: Path) -> bool:
+        if _free(place) < needed + self._free_bytes:
+            return True
+        return bool(self._cache_bytes) and total(self.entries()) + needed > self._cache_bytes
+
+    def _chosen(self, rows: Rows, needed: int, keep: Collection[str], place: Path, ref: str) -> list[str]:
+        entries, now = self._entries(rows), time.time()
+        here = [each for each in entries if _device(Path(next(iter(each.blobs), self.layout.cas))) == _device(place)]
+        short = needed + self._free_bytes - _free(place)
+        over = excess(total(entries), needed, self._cache_bytes)
+        for_disk = victims(here, short, now, keep)
+        for_limit = victims(entries, over, now, keep)
+        if over > 0 and not for_limit:
+            raise _limit_reached(ref, needed, self._cache_bytes, total(entries) - evictable(entries))
+        if short > 0 and not for_disk:
+            raise _disk_full(ref, needed, self._free_bytes, place, _free(place), evictable(here))
+        return list(dict.fromkeys([*for_disk, *for_limit]))
+
+    def entries(self) -> list[Entry]:
+        """Return what may be evicted, and what is in use."""
+        return self._entries(self._ledger.read())
+
+    def _entries(self, rows: Rows) -> list[Entry]:
+        found = [self._entry(rows, record) for record in self._ledger.records().values()]
+        return [*found, *derived_entries(self.layout)]
+
+    def _entry(self, rows: Rows, record: Record) -> Entry:
+        named = _rows_of(rows, record.key)
+        blobs = {str(self.layout.blob(record, file)): file.size or 0 for file in record.files}
+        refs = tuple(sorted({str(row.get("ref")) for row in named} or {record.wanted.ref}))
+        used = max(map(last_used, named), default=0.0)
+        return Entry(record.key, refs, blobs, used, locks.is_held(self.layout.lease(record)))
+
+    def evict(self, keys: Collection[str]) -> list[tuple[str, int]]:
+        """Take these snapshots from the disk, but for those in use, and return the refs that went, with their bytes."""
+        with _writing("", self.layout.root), self._ledger.changing() as rows:
+            return [each for key in keys for each in self._evict(rows, key) or []]
+
+    def _evict(self, rows: Rows, key: str) -> list[tuple[str, int]] | None:
+        """Take a snapshot from the disk; None when it is in use."""
+        if key.startswith(DERIVED):
+            freed = remove_derived(self.layout, key)
+            return None if freed is None else [(key, freed)]
+        record = self._ledger.record(key)
+        if record is None:
+            return []
+        lease = locks.attempt(self.layout.lease(record))
+        if lease is None:
+            return None
+        refs = self._erase(rows, record)
+        freed = unlink_all(self.layout, record, self._claimed())
+        locks.discard(self.layout.lease(record), lease)
+        return [(ref, freed if ref == refs[0] else 0) for ref in refs]
+
+    def _erase(self, rows: Rows, record: Record) -> list[str]:
+        """Let nobody find a snapshot any more, and return the refs that came to it."""
+        refs = sorted({str(row.get("ref")) for row in _rows_of(rows, record.key)}) or [record.wanted.ref]
+        for name in [name for name, row in rows.items() if row.get("key") == record.key]:
+            del rows[name]
+        with suppress(FileNotFoundError):
+            self.layout.record(record.key).unlink()
+        return refs
+
+    def _claimed(self) -> list[Record]:
+        """Return the snapshots that are there and those that are about to be."""
+        return [*self._ledger.records().values(), *self._planned()]
+
+    def _planned(self) -> Iterator[Record]:
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.layout.plans):
+                path = self.layout.plans / name
+                lock = locks.attempt(path)
+                if lock is None:
+                    yield msgspec.json.decode(path.read_bytes(), type=Record)
+                else:
+                    locks.discard(path, lock)
+
+    def sweep(self, older_s: float = _ORPHAN_S) -> int:
+        """Remove what nobody has finished for so long, and return the bytes that became free."""
+        with _writing("", self.layout.root), self._ledger.changing():
+            return sweep(self.layout, older_s, self._claimed())
+
+    # --- what is damaged ----------------------------------------------------------------------------------------------
+
+    def damaged(
+        self, record: Record, on_bytes: Callable[[int], None] = lambda _bytes: None, cancel: Cancel | None = None
+    ) -> list[Damage]:
+        """Read all files of a snapshot and return those that are not what they were."""
+        layout = next((each for each in (self.layout, *self._lower) if _is_whole(each, record)), self.layout)
+        checked = (
+            (file, problem(layout.snapshot(record) / file.path, file, on_bytes, cancel)) for file in record.files
+        )
+        return [Damage(record.wanted.ref, file.path, reason) for file, reason in checked if reason]
+
+    def forget(self, snapshot: Snapshot) -> list[Damage]:
+        """Take the files of a snapshot that are not what they were from the disk, and return them.
+
+        They are fetched again when the model is wanted next. Of a lower cache nothing is removed: this process no
+        longer looks for the model there. Without such files nothing changes.
+        """
+        record = self._ledger.record(snapshot.key) or self._below(snapshot.key)
+        return [] if record is None else self.discard(record, self.damaged(record))
+
+    def discard(self, record: Record, damaged: list[Damage]) -> list[Damage]:
+        """Take files of a snapshot from the disk, and with it all snapshots that share their bytes; return them."""
+        if not damaged:
+            return []
+        if self._ledger.record(record.key) is None:
+            self._distrusted.add(record.key)
+            return damaged
+        paths = {each.path for each in damaged}
+        blobs = {self.layout.blob(record, file) for file in record.files if file.path in paths}
+        with _writing(record.wanted.ref, self.layout.root), self._ledger.changing() as rows:
+            for other in self._ledger.records().values():
+                hit = [file for file in other.files if self.layout.blob(other, file) in blobs]
+                for file in hit:
+                    with suppress(FileNotFoundError):
+                        (self.layout.snapshot(other) / file.path).unlink()
+                if hit:
+                    self._erase(rows, other)
+            for blob in blobs:
+                with suppress(FileNotFoundError):
+                    blob.unlink()
+        return damaged
+
+    def _below(self, key: str) -> Record | None:
+        found = (Ledger(layout).record(key) for layout in self._lower)
+        return next((record for record in found if record is not None), None)
+
+
+# --- what the disk says -----------------------------------------------------------------------------------------------
+
+
+def _layouts(root: Path) -> list[Layout]:
+    """Return where in a lower cache to look: a root like ours, or a folder in Hugging Face's layout."""
+    return [Layout(root, root / "hub"), Layout(root, root)]
+
+
+def _is_whole(layout: Layout, record: Record) -> bool:
+    folder = layout.snapshot(record)
+    return bool(record.files) and all(_has(folder / file.path, file.size) for file in record.files)
+
+
+def _has(path: Path, size: int | None) -> bool:
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return S_ISREG(status.st_mode) and size in (None, status.st_size)
+
+
+def _missing(blobs: dict[Path, ManifestFile]) -> list[tuple[ManifestFile, Path]]:
+    return [(file, blob) for blob, file in blobs.items() if not _has(blob, file.size)]
+
+
+def _part(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.part")
+
+
+def _written(path: Path) -> int:
+    """Return the bytes that a file takes on the disk, which of a part with gaps is less than its length."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(_existing(path), os.W_OK)
+
+
+def _device(path: Path) -> int:
+    return _existing(path).stat().st_dev
+
+
+def _free(path: Path) -> int:
+    status = os.statvfs(_existing(path))
+    return status.f_bavail * status.f_frsize
+
+
+def _rows_of(rows: Rows, key: str) -> list[dict[str, Any]]:
+    return [row for row in rows.values() if row.get("key") == key]
+
+
+# --- why not ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing(ref: str, root: Path) -> Iterator[None]:
+    """Turn what a disk refuses inside this block into a `ModelError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _READ_ONLY:
+            raise _read_only(ref, root) from error
+        if error.errno in _FULL:
+            raise ModelError(
+                "insufficient_disk", f"{_subject(ref)}: no space is left in `{root}`", _ROOM_HINT, ref=ref
+            ) from error
+        raise
+
+
+_ROOM_HINT = "`gen-worker cache ls` shows what takes space; `TENSORHUB_CACHE_DIR` names another place for models"
+
+
+def _subject(ref: str) -> str:
+    return f"`{ref}`" if ref else "models"
+
+
+def _read_only(ref: str, root: Path) -> ModelError:
+    return ModelError(
+        "read_only",
+        f"{_subject(ref)} cannot be kept: the cache may only be read: `{root}`",
+        "mount it writable, or name a cache that is with `TENSORHUB_CACHE_DIR` and this one in "
+        "`GEN_WORKER_LOWER_CACHES`",
+        ref=ref,
+    )
+
+
+def _disk_full(ref: str, needed: int, spare: int, place: Path, free: int, evictable_bytes: int) -> ModelError:
+    return ModelError(
+        "insufficient_disk",
+        f"{_subject(ref)}: {_size(needed)} are to be written and {_size(spare)} left free, but `{_existing(place)}` "
+        f"has {_size(free)} free, and {_size(evictable_bytes)} could be evicted",
+        _ROOM_HINT,
+        ref=ref,
+    )
+
+
+def _limit_reached(ref: str, needed: int, limit: int, in_use: int) -> ModelError:
+    return ModelError(
+        "insufficient_disk",
+        f"{_subject(ref)}: {_size(needed)} are to be written, but the cache may hold {_size(limit)}, of which "
+        f"{_size(in_use)} are in use",
+        "`GEN_WORKER_CACHE_BYTES` is what it may hold; `gen-worker cache ls` shows what it holds",
+        ref=ref,
+    )
+
+
+def _gone(record: Record, file: ManifestFile) -> ModelError:
+    return ModelError(
+        "download_failed",
+        f"`{record.wanted.ref}`: the bytes of `{file.path}` were there and are gone",
+        "try again: they are fetched anew",
+        ref=record.wanted.ref,
+        file=file.path,
+    )
+
+
+def _size(bytes_: int) -> str:
+    return f"{bytes_ / (1 << 20):.0f} MiB" if abs(bytes_) < 10 << 30 else f"{bytes_ / (1 << 30):.1f} GiB"
+
+
+def on_memory(path: Path) -> bool:
+    """Whether a folder lies in memory, as on a tmpfs, so that what is kept there takes memory and ends with it."""
+    inside = os.path.realpath(_existing(path))
+    mounts = []
+    for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
+        _source, point, kind, *_rest = line.split(" ")
+        point = point.encode().decode("unicode_escape")  # a space is written as \040
+        if point == "/" or inside == point or inside.startswith(f"{point}/"):
+            mounts.append((len(point), kind))
+    return max(mounts, default=(0, ""))[1] in ("tmpfs", "ramfs")
