@@ -1,0 +1,300 @@
+"""Have a model on disk: look for it, ask its provider what it consists of, download what is missing, make it visible.
+
+The order of work and nothing else: which files is `sources`, the bytes are `download`, the disk is `store`.
+"""
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.download import download
+from gen_worker.fetch.progress import Ongoing, OnProgress, Progress
+from gen_worker.fetch.sources import Resolved, resolve
+from gen_worker.fetch.store import Found, Store
+from gen_worker.fetch.transport import Transport
+from gen_worker.models.errors import ModelError, ModelErrorKind
+from gen_worker.models.manifest import Manifest, ManifestFile
+from gen_worker.models.snapshot import Snapshot
+from gen_worker.models.wanted import SnapshotFile, Wanted
+
+ASK_LIMIT_S = 10.0  # for the current commit of a model that is on disk already
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_OUTAGES: frozenset[ModelErrorKind] = frozenset(("unreachable", "rate_limited", "not_configured"))
+
+
+class Fetched(NamedTuple):
+    """A model that is on disk."""
+
+    snapshot: Snapshot
+    lease: int
+    """A descriptor; nobody evicts the snapshot before it and its copies are closed. The caller's to close."""
+
+    fetched_bytes: int
+    """That came over the network for it; 0: it was there."""
+
+
+class Fetcher:
+    """Fetches models, several at once when called from several threads."""
+
+    def __init__(self, config: FetchConfig, on_evicted: Callable[[str, int], None] = lambda ref, size: None) -> None:
+        self._config = config
+        self._on_evicted = on_evicted
+        self._store = Store(config)
+        self._transport = Transport(config)
+        self._ongoing = Ongoing()
+        self._making_room = threading.Lock()
+
+    def fetch(
+        self,
+        wanted: Wanted,
+        *,
+        on_progress: OnProgress = lambda done, total, retries: None,
+        cancel: Cancel | None = None,
+        offline: bool = False,
+        probe: bool = False,
+        snapshot: Sequence[SnapshotFile] | None = None,
+        keep: Collection[str] = (),
+    ) -> Fetched:
+        """Have a model on disk, whole and verified; raise `ModelError` when it cannot be had.
+
+        Returns at once what is there and cannot change. Where a branch or tag is meant, its provider is asked what it
+        stands for now; when the provider cannot be reached, what is on disk is good enough, and the snapshot's notes
+        say so. `offline` asks nobody. `probe` downloads nothing: a model that is not here raises the kind `absent`.
+        `snapshot` is what an orchestrator says that the model consists of. `keep` are refs that eviction spares.
+
+        Two fetches of the same bytes share one download, also across processes. After a failure nothing is visible;
+        what came is kept, so that the next try goes on from there.
+        """
+        late = _too_late(wanted, self._config)
+        with (
+            _typed(wanted),
+            _within(self._config.max_seconds, cancel or Cancel(), late) as limited,
+            ExitStack() as held,
+        ):
+            found = self._store.find(wanted)
+            if found is not None and (offline or self._config.offline or _is_fixed(wanted)):
+                return _there(found)
+            if offline or self._config.offline:
+                raise _offline(wanted)
+            if found is not None:
+                held.callback(os.close, found.lease)
+            try:
+                resolved = self._resolve(wanted, snapshot, limited, impatient=found is not None)
+            except ModelError as error:
+                if found is None or error.kind not in _OUTAGES:
+                    raise
+                held.pop_all()
+                return _there(_noted(found, f"`{wanted.ref}` is used as it is on disk: {error}"))
+            current = self._store.find(wanted, resolved.manifest)
+            if current is not None:
+                return _there(current)
+            return self._have(_Fetch(wanted, resolved, limited, on_progress, keep), probe=probe)
+
+    def close(self) -> None:
+        """Let go of idle connections; nothing may be under way."""
+        self._transport.close()
+
+    def _resolve(
+        self, wanted: Wanted, snapshot: Sequence[SnapshotFile] | None, cancel: Cancel, *, impatient: bool
+    ) -> Resolved:
+        """Ask what the model consists of now; who is impatient does not wait long for a provider that is silent."""
+        silent = ModelError("unreachable", f"nobody says within {ASK_LIMIT_S:g} s what `{wanted.ref}` stands for now")
+        with _within(ASK_LIMIT_S if impatient else 0.0, cancel, silent) as limited:
+            return resolve(wanted, self._config, self._transport, limited, snapshot)
+
+    def _have(self, fetch: "_Fetch", *, probe: bool) -> Fetched:
+        """Download what is missing and build the snapshot."""
+        with self._store.plan(fetch.wanted, fetch.manifest) as plan:
+            if plan.missing and probe:
+                raise ModelError("absent", f"`{fetch.wanted.ref}` is not on this machine")
+            missing = {path: file for file, path in plan.missing}
+            fetched_bytes = self._download(fetch, missing, plan.missing_bytes) if missing else 0
+            found = self._store.publish(fetch.wanted, fetch.manifest)
+            return Fetched(found.snapshot, found.lease, fetched_bytes)
+
+    def _download(self, fetch: "_Fetch", missing: Mapping[Path, ManifestFile], missing_bytes: int) -> int:
+        """Download blobs, the largest first; return how many bytes came over the network."""
+        sizes = {path: file.size or 0 for path, file in missing.items()}
+        progress = fetch.progress(there=fetch.manifest.size - sum(sizes.values()))
+        others = self._ongoing.join(sizes, progress)
+        try:
+            with self._making_room:
+                for ref, size in self._store.make_room(missing_bytes + others, fetch.keep):
+                    self._on_evicted(ref, size)
+            largest_first = sorted(missing, key=lambda path: (-sizes[path], path))
+            return self._at_once(
+                fetch, [partial(self._blob, fetch, missing[path], path, progress) for path in largest_first]
+            )
+        finally:
+            self._ongoing.leave(sizes, progress)
+
+    def _at_once(self, fetch: "_Fetch", downloads: Sequence[Callable[[], int]]) -> int:
+        """Run some downloads at once; the first that fails ends the others."""
+        with ThreadPoolExecutor(self._config.files_at_once, "gen-worker-file") as threads:
+            results = [threads.submit(each) for each in downloads]
+            try:
+                return sum(result.result() for result in as_completed(results))
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                fetch.cancel.set()
+                raise
+
+    def _blob(self, fetch: "_Fetch", file: ManifestFile, path: Path, progress: Progress) -> int:
+        """Have one blob on disk, by whoever brings it; return how many bytes came over the network."""
+        fetch.cancel.raise_if_set()
+        with self._store.locked(path, fetch.cancel):
+            if path.exists():  # somebody else brought it meanwhile
+                self._ongoing.settle(path, file.size or path.stat().st_size)
+                return 0
+            try:
+                return download(
+                    file,
+                    path,
+                    ref=fetch.wanted.ref,
+                    transport=self._transport,
+                    token=fetch.resolved.token,
+                    token_for=fetch.resolved.token_for,
+                    fresh=fetch.resolved.fresh,
+                    on_bytes=partial(self._ongoing.add, path),
+                    on_retry=progress.retried,
+                    cancel=fetch.cancel,
+                    stall_timeout_s=self._config.stall_timeout_s,
+                )
+            except BaseException:
+                self._ongoing.settle(path, 0)
+                raise
+
+
+class _Fetch(NamedTuple):
+    """One fetch, from when it is known what the model consists of."""
+
+    wanted: Wanted
+    resolved: Resolved
+    cancel: Cancel
+    on_progress: OnProgress
+    keep: Collection[str]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.resolved.manifest
+
+    def progress(self, there: int) -> Progress:
+        """Return the count of this fetch, of which so many bytes are there already."""
+        known = all(file.size is not None for file in self.manifest.files)
+        progress = Progress(self.manifest.size if known else None, self.on_progress)
+        progress.add(there)
+        return progress
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def _is_fixed(wanted: Wanted) -> bool:
+    """Whether this can only ever mean the same bytes."""
+    return bool(_COMMIT.fullmatch(wanted.revision) or wanted.digest or wanted.version)
+
+
+def _there(found: Found) -> Fetched:
+    return Fetched(found.snapshot, found.lease, 0)
+
+
+def _noted(found: Found, note: str) -> Found:
+    snapshot = msgspec.structs.replace(found.snapshot, notes=(*found.snapshot.notes, note))
+    return msgspec.structs.replace(found, snapshot=snapshot)
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _within(seconds: float, cancel: Cancel, late: ModelError) -> Iterator[Cancel]:
+    """Yield a flag that is also set when so many seconds are over, which raises `late`; 0: there is no limit."""
+    with cancel.part() as limited:
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            limited.set()
+
+        timer = threading.Timer(seconds, end) if seconds > 0 else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield limited
+        except ModelError as error:
+            if error.kind == "canceled" and over.is_set() and not cancel.is_set():
+                raise late from None
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+                timer.join()
+
+
+_HINTS: Mapping[ModelErrorKind, str] = {
+    "canceled": "what came is kept: the next try goes on from there",
+    "insufficient_disk": "`gen-worker cache ls` shows what models take, `gen-worker cache rm REF` removes one",
+    "read_only": "set TENSORHUB_CACHE_DIR to a folder that can be written",
+    "unreachable": "look at the network and its proxies; what came is kept: the next try goes on from there",
+    "rate_limited": "try again later; what came is kept",
+    "stalled": "try again: what came is kept",
+    "download_failed": "try again: what came is kept",
+}
+
+
+@contextmanager
+def _typed(wanted: Wanted) -> Iterator[None]:
+    """See that every error is a `ModelError` that names the model and says what to do."""
+    try:
+        yield
+    except ModelError as error:
+        if error.kind == "canceled":
+            text = f"the download of `{wanted.ref}` was canceled"
+            raise ModelError("canceled", text, _HINTS["canceled"], ref=wanted.ref) from None
+        error.ref = error.ref or wanted.ref
+        error.hint = error.hint or _HINTS.get(error.kind, "")
+        raise
+    except OSError as error:
+        raise _of_disk(wanted, error) from error
+
+
+def _of_disk(wanted: Wanted, error: OSError) -> ModelError:
+    kind: ModelErrorKind = "download_failed"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = "insufficient_disk"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        kind = "read_only"
+    where = f" at `{os.fsdecode(error.filename)}`" if error.filename else ""
+    reason = (error.strerror or str(error)).lower()
+    return ModelError(
+        kind, f"`{wanted.ref}` cannot be kept on this disk: {reason}{where}", _HINTS[kind], ref=wanted.ref
+    )
+
+
+def _offline(wanted: Wanted) -> ModelError:
+    prefix = {"hf": "hf:", "tensorhub": "cozy:"}.get(wanted.provider, "")
+    return ModelError(
+        "offline",
+        f"`{wanted.ref}` is not on this machine, and nothing may be fetched",
+        f"`gen-worker prefetch {prefix}{wanted.ref}` fetches it while there is a network",
+    )
+
+
+def _too_late(wanted: Wanted, config: FetchConfig) -> ModelError:
+    return ModelError(
+        "download_failed",
+        f"`{wanted.ref}` did not come within {config.max_seconds:g} s",
+        "COZY_HF_DOWNLOAD_MAX_SECONDS sets the limit; what came is kept: the next try goes on from there",
+    )

@@ -1,0 +1,237 @@
+"""What the fetcher's process does: obeys the supervisor's frames, each fetch and each hold on a thread of its own.
+
+How far fetches are is told by one more thread, so that no download ever waits for the supervisor to read it.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.fetcher import Fetcher
+from gen_worker.fetch.holding import hold
+from gen_worker.models.errors import ModelError
+from gen_worker.models.snapshot import Snapshot
+from gen_worker.models.wanted import SnapshotFile, Wanted
+from gen_worker.wire.channel import MAX_DESCRIPTORS, Channel, ProtocolError, close_all
+from gen_worker.wire.fetching import (
+    Abort,
+    Configure,
+    Evicted,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Fetching,
+    FetchOrder,
+    FetchReport,
+    Held,
+    Hold,
+    HoldFailed,
+    Keep,
+)
+
+REPORT_S = 0.1  # between two reports on how far a fetch is
+SNAPSHOT_BYTES = 64 << 20  # the longest description of a snapshot that is read
+FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
+
+
+class Reports:
+    """The frames to the supervisor, from all threads."""
+
+    def __init__(self, channel: Channel[FetchOrder]) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+        self._latest: dict[int, Fetching] = {}
+        self._some = threading.Event()
+        threading.Thread(target=self._tell, name="gen-worker-progress", daemon=True).start()
+
+    def send(self, report: FetchReport, descriptors: Sequence[int] = ()) -> None:
+        """Send a frame; raise `ProtocolError` when it is too long for one."""
+        with self._sending:
+            self._send(report, descriptors)
+
+    def progress(self, report: Fetching) -> None:
+        """Have this told when it is time to; never waits."""
+        self._latest[report.number] = report
+        self._some.set()
+
+    def end(self, number: int) -> None:
+        """Tell no more of how far this fetch is: what ended it comes next."""
+        with self._sending:
+            self._latest.pop(number, None)
+
+    def _tell(self) -> None:
+        while self._some.wait():
+            self._some.clear()
+            for number in list(self._latest):
+                with self._sending:
+                    report = self._latest.pop(number, None)
+                    if report is not None:
+                        self._send(report)
+            time.sleep(REPORT_S)
+
+    def _send(self, report: FetchReport, descriptors: Sequence[int] = ()) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the supervisor is gone: the main thread reads the end
+            self._channel.send(report, descriptors)
+
+
+class Server:
+    """Everything that is under way in this process."""
+
+    def __init__(self, channel: Channel[FetchOrder]) -> None:
+        self._channel = channel
+        self._reports = Reports(channel)
+        self._keep: tuple[str, ...] = ()
+        self._under_way: dict[int, tuple[threading.Thread, Cancel]] = {}
+
+    def run(self) -> None:
+        """Obey until the supervisor closes its socket; raise `ProtocolError` when it speaks another language."""
+        fetcher = self._configured()
+        while fetcher is not None and (received := self._channel.receive()) is not None:
+            order, descriptors = received
+            match order:
+                case Fetch():
+                    self._begin(order.number, partial(self._fetch, fetcher, order, descriptors))
+                case Hold():
+                    self._begin(order.number, partial(self._hold, order))
+                case Abort(number):
+                    self._abort(number)
+                case Keep(refs):
+                    self._keep = tuple(refs)
+                case Configure():
+                    raise ProtocolError("it was configured twice")
+
+    def stop(self) -> None:
+        """End everything that is under way; what came is kept."""
+        under_way = list(self._under_way.values())
+        deadline = time.monotonic() + FAREWELL_S
+        for _, cancel in under_way:
+            cancel.set()
+        for thread, _ in under_way:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _configured(self) -> Fetcher | None:
+        received = self._channel.receive()
+        if received is None:
+            return None
+        order, _ = received
+        if not isinstance(order, Configure):
+            raise ProtocolError(f"the first frame was `{type(order).__name__}`, not `Configure`")
+        config = msgspec.msgpack.decode(order.config, type=FetchConfig)
+        return Fetcher(config, on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)))
+
+    def _begin(self, number: int, work: Callable[[Cancel], None]) -> None:
+        if number in self._under_way:
+            raise ProtocolError(f"{number} is under way already")
+        cancel = Cancel()
+
+        def live() -> None:
+            try:
+                work(cancel)
+            finally:
+                del self._under_way[number]
+
+        thread = threading.Thread(target=live, name=f"gen-worker-fetch-{number}", daemon=True)
+        self._under_way[number] = thread, cancel
+        thread.start()
+
+    def _abort(self, number: int) -> None:
+        with suppress(KeyError):  # it has just ended
+            self._under_way[number][1].set()
+
+    # --- a fetch ------------------------------------------------------------------------------------------------------
+
+    def _fetch(self, fetcher: Fetcher, order: Fetch, descriptors: list[int], cancel: Cancel) -> None:
+        number, wanted = order.number, order.wanted
+        try:
+            fetched = fetcher.fetch(
+                wanted,
+                on_progress=lambda done, total, retries: self._reports.progress(Fetching(number, done, total, retries)),
+                cancel=cancel,
+                probe=order.probe,
+                snapshot=_described(wanted, descriptors),
+                keep=self._keep,
+            )
+        except ModelError as error:
+            report = FetchFailed(number, error.kind, str(error), error.hint, error.retryable)
+        except Exception as error:  # noqa: BLE001 - around a fetch's whole life, which ends in a report whatever happens
+            traceback.print_exc()
+            text = f"`{wanted.ref}` cannot be had: the fetcher failed with a `{type(error).__name__}`"
+            report = FetchFailed(number, "download_failed", text, "its stack is in the log", retryable=False)
+        else:
+            self._deliver(number, fetched.snapshot, fetched.lease, fetched.fetched_bytes)
+            return
+        self._reports.end(number)
+        self._reports.send(report)
+
+    def _deliver(self, number: int, snapshot: Snapshot, lease: int, fetched_bytes: int) -> None:
+        self._reports.end(number)
+        try:
+            self._reports.send(Fetched(number, snapshot, fetched_bytes), [lease])
+        except ProtocolError:
+            text = f"`{snapshot.wanted.ref}` has {len(snapshot.files)} files, more than can be described"
+            hint = "name the files that are needed: `files=` of its binding takes globs"
+            self._reports.send(FetchFailed(number, "too_large", text, hint, retryable=False))
+        finally:
+            os.close(lease)
+
+    # --- a hold -------------------------------------------------------------------------------------------------------
+
+    def _hold(self, order: Hold, cancel: Cancel) -> None:
+        try:
+            held = hold(order.snapshot, cancel, lambda count: None)
+        except ModelError as error:
+            self._reports.send(HoldFailed(order.number, str(error)))
+            return
+        try:
+            for first in range(0, max(1, len(held)), MAX_DESCRIPTORS):
+                some = held[first : first + MAX_DESCRIPTORS]
+                last = first + MAX_DESCRIPTORS >= len(held)
+                self._reports.send(Held(order.number, [path for path, _ in some], last), [fd for _, fd in some])
+        finally:
+            close_all([fd for _, fd in held])
+
+
+def _described(wanted: Wanted, descriptors: list[int]) -> list[SnapshotFile] | None:
+    """Return what the attached memory says that a snapshot consists of; None when nothing is attached."""
+    try:
+        if not descriptors:
+            return None
+        size = os.fstat(descriptors[0]).st_size
+        if size > SNAPSHOT_BYTES:
+            raise _undescribed(wanted, f"{size} bytes long, the limit is {SNAPSHOT_BYTES}")
+        text = os.pread(descriptors[0], size, 0)
+        return msgspec.json.decode(text, type=list[SnapshotFile])
+    except msgspec.MsgspecError as error:
+        raise _undescribed(wanted, f"not readable: {error}") from None
+    finally:
+        close_all(descriptors)
+
+
+def _undescribed(wanted: Wanted, reason: str) -> ModelError:
+    text = f"what the orchestrator says of the files of `{wanted.ref}` is {reason}"
+    return ModelError("bad_manifest", text, "the request has to name the snapshot again", ref=wanted.ref)
+
+
+def serve(channel: Channel[FetchOrder]) -> int:
+    """Obey a supervisor until the end; return the exit code."""
+    server = Server(channel)
+    try:
+        server.run()
+    except SystemExit:
+        return 0  # it was asked to end
+    except Exception:  # noqa: BLE001 - around the process's whole life
+        traceback.print_exc()
+        return 1
+    finally:
+        server.stop()
+        sys.stderr.flush()
+    return 0
