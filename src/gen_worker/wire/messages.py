@@ -103,6 +103,7 @@ class SlotModel(msgspec.Struct, array_like=True, frozen=True):
     key: str  # names the content
     dtype: str = ""  # what the binding asks for
     subfolder: str = ""  # the part of the folder that is meant
+    pickle: bool = False  # whether its weights may be pickles
 
 
 class Load(_Message):
