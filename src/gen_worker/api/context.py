@@ -60,6 +60,7 @@ class RequestContext:
         "_owner",
         "_request_id",
         "_sink",
+        "_told",
         "_warned",
     )
 
@@ -91,6 +92,7 @@ class RequestContext:
         self._owner = owner
         self._job_id = job_id
         self._invoker_id = invoker_id
+        self._told = False
         self._warned = False
 
     # --- the request --------------------------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ class RequestContext:
 
         What is outside is told as the nearer end, and the first time in a request the caller is warned of it.
         """
+        self._told = True
         if self._emitter is not None:
             fraction = float(progress)
             if not 0.0 <= fraction <= 1.0 and not self._warned:
@@ -162,6 +165,11 @@ class RequestContext:
             if stage is not None:
                 news["stage"] = stage
             self._emit("request.progress", news)
+
+    def _stepped(self, done: int, total: int) -> None:
+        """Tell the caller how many steps of a pipeline are done, unless the author tells the progress."""
+        if self._emitter is not None and not self._told:
+            self._emit("request.progress", {"progress": min(1.0, done / total), "stage": f"step {done}/{total}"})
 
     def log(self, message: str, level: Level | Literal["warn"] = "info") -> None:
         """Tell the caller something; `warn` is another word for `warning`. Raises ValueError for any other level."""
