@@ -126,19 +126,24 @@ def unlink_all(layout: Layout, record: Record, others: Collection[Record]) -> in
     folder = layout.snapshot(record)
     stay = {file.path for other in others if layout.snapshot(other) == folder for file in other.files}
     gone = [file for file in record.files if file.path not in stay]
-    for file in gone:
-        with suppress(FileNotFoundError):
-            (folder / file.path).unlink()
-    for file in gone:
-        _remove_empty(folder / file.path, above=folder)
-    if record.provider == "hf" and not _has_files(folder):
-        _forget_commit(layout.repository(record.repo), record.commit)
-    _remove_empty(folder / "-", above=layout.hub if record.provider == "hf" else layout.cas)
+    unlink_files(layout, record, {file.path for file in gone})
     needed = {layout.blob(other, file) for other in others for file in other.files}
     freed = sum(remove_blob(layout, blob) for blob in {layout.blob(record, file) for file in gone} - needed)
     if record.provider == "hf":
         _remove_repository(layout.repository(record.repo))
     return freed
+
+
+def unlink_files(layout: Layout, record: Record, paths: Collection[str]) -> None:
+    """Remove files from the folder of a snapshot, and what is empty without them; their blobs stay."""
+    folder = layout.snapshot(record)
+    for path in paths:
+        with suppress(FileNotFoundError):
+            (folder / path).unlink()
+        _remove_empty(folder / path, above=folder)
+    if record.provider == "hf" and not _has_files(folder):
+        _forget_commit(layout.repository(record.repo), record.commit)
+    _remove_empty(folder / "-", above=layout.hub if record.provider == "hf" else layout.cas)
 
 
 def remove_blob(layout: Layout, blob: Path) -> int:

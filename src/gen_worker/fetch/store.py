@@ -20,7 +20,7 @@ from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.eviction import Entry, evictable, excess, total, victims
 from gen_worker.fetch.layout import Layout, Record
 from gen_worker.fetch.ledger import Ledger, Rows, last_used, replace
-from gen_worker.fetch.linking import link_all, unlink_all, write_hub_notes
+from gen_worker.fetch.linking import link_all, unlink_all, unlink_files, write_hub_notes
 from gen_worker.fetch.sweeping import DERIVED, derived_entries, remove_derived, sweep
 from gen_worker.fetch.unrecorded import unrecorded
 from gen_worker.fetch.verification import problem
@@ -136,28 +136,30 @@ class Store:
 
     def _find_below(self, wanted: Wanted, manifest: Manifest | None) -> Found | None:
         for layout in self._lower:
-            for record in self._candidates(layout, wanted, manifest, everything=True):
+            for record in self._candidates(layout, wanted, manifest, lower=True):
                 if record.key not in self._distrusted and _is_whole(layout, record):
                     folder = layout.snapshot(record)  # nobody evicts there; it only stands for a lease
                     return Found(layout.described(record, wanted), os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
         return None
 
     def _candidates(
-        self, layout: Layout, wanted: Wanted, manifest: Manifest | None, *, everything: bool = False
+        self, layout: Layout, wanted: Wanted, manifest: Manifest | None, *, lower: bool = False
     ) -> Iterator[Record]:
-        """Yield the records that may answer a wish; `everything`: also what only the files in a manifest tell."""
+        """Yield the records that may answer a wish; in a lower cache also what has none but the files themselves."""
         ledger = Ledger(layout)
         asked = None if manifest is None else Record.of(wanted, manifest)
-        row = ledger.read().get(wanted.key, {})
-        known = ledger.record(row.get("key"))
+        known = ledger.record(ledger.read().get(wanted.key, {}).get("key"))
         if known is not None and (asked is None or asked.key == known.key):
             yield known
         if asked is not None:
             same = ledger.record(asked.key)
-            if same is not None or everything:
+            if same is not None or lower:
                 yield same or asked
-        elif (dropped := unrecorded(layout, wanted, self._options)) is not None:
-            yield dropped
+        elif lower or wanted.provider == "hf":  # a folder of ours without a record may hold a part of what is wanted
+            recorded = {layout.snapshot(record) for record in ledger.records().values()}
+            dropped = unrecorded(layout, wanted, self._options, recorded)
+            if dropped is not None:
+                yield ledger.record(dropped.key) or dropped
 
     def _leased(self, record: Record) -> int | None:
         """Lock a snapshot against eviction; where no lock can be written nobody evicts, and its folder stands for it.
@@ -234,7 +236,17 @@ class Store:
             return Plan(record, missing, place, None)
         with _writing(wanted.ref, self.layout.root), self._ledger.changing():
             lock = self._announced(record)  # before it is looked at, so that nothing goes in between
-            return Plan(record, _missing(blobs), place, lock)
+            missing = _missing(blobs)
+            for _file, blob in missing:
+                self._remove_wrong(blob)
+            return Plan(record, missing, place, lock)
+
+    def _remove_wrong(self, blob: Path) -> None:
+        """Remove a blob that has not the size it should have, if it is not just being made."""
+        lock = locks.attempt(self.layout.blob_lock(blob)) if blob.exists() else None
+        if lock is not None:
+            blob.unlink()
+            os.close(lock)
 
     def _announced(self, record: Record) -> tuple[Path, int]:
         """Write down what is about to be published, and return the lock that makes it count."""
@@ -424,12 +436,9 @@ class Store:
         blobs = {self.layout.blob(record, file) for file in record.files if file.path in paths}
         with _writing(record.wanted.ref, self.layout.root), self._ledger.changing() as rows:
             for other in self._ledger.records().values():
-                hit = [file for file in other.files if self.layout.blob(other, file) in blobs]
-                for file in hit:
-                    with suppress(FileNotFoundError):
-                        (self.layout.snapshot(other) / file.path).unlink()
-                if hit:
+                if any(self.layout.blob(other, file) in blobs for file in other.files):
                     self._erase(rows, other)
+                    unlink_files(self.layout, other, {file.path for file in other.files})
             for blob in blobs:
                 with suppress(FileNotFoundError):
                     blob.unlink()

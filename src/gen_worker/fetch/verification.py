@@ -3,18 +3,12 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.digests import digest_of
 from gen_worker.models.manifest import Algorithm, ManifestFile
 
 _CHUNK = 4 << 20  # above 1 MiB blake3 runs at its full speed
-
-
-class _Hash(Protocol):
-    def update(self, data: memoryview, /) -> object: ...
-
-    def hexdigest(self) -> str: ...
 
 
 def problem(
@@ -33,11 +27,8 @@ def problem(
         return "it is gone"
     if file.size not in (None, size):
         return f"it has {size} bytes instead of {file.size}"
-    if not file.algorithm:
-        on_bytes(size)
-        return None
     found = digest(path, file.algorithm, on_bytes, cancel)
-    return None if found == file.digest else f"its {file.algorithm} is {found} instead of {file.digest}"
+    return f"its {file.algorithm} is {found} instead of {file.digest}" if found and found != file.digest else None
 
 
 def digest(
@@ -46,25 +37,17 @@ def digest(
     on_bytes: Callable[[int], None] = lambda _bytes: None,
     cancel: Cancel | None = None,
 ) -> str:
-    """Return the digest of a file in hexadecimal; raise `ModelError` when canceled meanwhile."""
+    """Return the digest of a file in hexadecimal, empty where there is no algorithm; may raise `ModelError`."""
     buffer = memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as source:
-        made = _hash(algorithm, os.fstat(source.fileno()).st_size)
+        size = os.fstat(source.fileno()).st_size
+        made = digest_of(algorithm, size)
+        if made is None:
+            on_bytes(size)
+            return ""
         while length := source.readinto(buffer):
             made.update(buffer[:length])
             on_bytes(length)
             if cancel is not None:
                 cancel.raise_if_set()
     return made.hexdigest()
-
-
-def _hash(algorithm: Algorithm, size: int) -> _Hash:
-    if algorithm == "blake3":
-        from blake3 import blake3  # only who verifies needs it
-
-        return blake3()
-    import hashlib
-
-    if algorithm == "git-sha1":
-        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    return hashlib.sha256()
