@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gen_worker.capability import HardwareUnmetError
+from gen_worker.models.out_of_memory import is_out_of_memory
 from gen_worker.wire.messages import ErrorKind
 
 JobStatus: TypeAlias = Literal["INVALID", "RETRYABLE", "CANCELED", "FATAL"]
@@ -62,7 +63,7 @@ class RefCompatibilitySurprise(ValidationError):
 class RetryableError(WorkerError):
     """The job failed for a reason that may pass; run it again."""
 
-    kind = "retryable"
+    kind: ClassVar[ErrorKind] = "retryable"
     status = "RETRYABLE"
     retryable = True
 
@@ -118,7 +119,7 @@ class Verdict(NamedTuple):
 
 def classify(error: BaseException) -> Verdict:
     """Say what an exception from a handler means for the job; never raise, whatever the exception is."""
-    if _is_out_of_memory(error):
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
         return Verdict("out_of_memory", "out of memory", True)
     match error:
         case ValidationError() | RetryableError() | CanceledError():
@@ -131,15 +132,6 @@ def classify(error: BaseException) -> Verdict:
             return Verdict("invalid", _typed(error), False)
         case _:
             return Verdict("user_exception", _named(error), False)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Recognise memory exhaustion without importing torch: by class name, or by the text of a plain RuntimeError."""
-    if isinstance(error, MemoryError):
-        return True
-    if any(cls.__name__ in ("OutOfMemoryError", "CUDAOutOfMemoryError") for cls in type(error).__mro__):
-        return True
-    return type(error) is RuntimeError and "CUDA" in (text := _text(error)) and "out of memory" in text
 
 
 def _typed(error: BaseException) -> str:
