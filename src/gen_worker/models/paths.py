@@ -27,8 +27,9 @@ def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
     checked = tuple(check_path(path) for path in paths)
     files: dict[str, str] = {}
     for path in checked:
-        if (other := files.setdefault(_folded(path), path)) is not path:
-            raise _clash(path, f"beside {_shown(other)}: one name on some disks")
+        if (folded := _folded(path)) in files:
+            raise _clash(path, f"beside {_shown(files[folded])}: one name on some disks")
+        files[folded] = path
     for path in checked:
         folded = _folded(path)
         for end in (at for at, letter in enumerate(folded) if letter == "/"):

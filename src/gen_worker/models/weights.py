@@ -119,7 +119,8 @@ def preferred(
     sets: Sequence[WeightSet], dtype: str = "", precision: Callable[[WeightSet], str] = lambda _: UNKNOWN
 ) -> WeightSet | None:
     """Return the set that is loaded of those in a folder on disk; None when there is none."""
-    return choose(of_one_stem(sets) or sets[:1], precision, dtype=precision_named(dtype))
+    alike = of_one_stem(sets) or sets[:1]
+    return choose(alike, precision, dtype=precision_named(dtype)) or next(iter(alike), None)
 
 
 def _parsed(base: str, suffix: str) -> tuple[str, str, int]:
