@@ -6,7 +6,7 @@ Knows nothing of frames, sockets or processes: `gen-worker run` uses it in its o
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -17,11 +17,14 @@ from gen_worker.api.errors import FatalError, ValidationError
 from gen_worker.api.overrides import named_models, overridden, takes_overrides, without_models
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.specs import FunctionSpec
-from gen_worker.wire.messages import Encoding
+from gen_worker.wire.messages import Encoding, Resident, SlotModel
 from gen_worker_child.inputs import InputFiles
+from gen_worker_child.instances import Instances
 
 if TYPE_CHECKING:
+    from gen_worker.api.bindings import Binding
     from gen_worker_child.loop import LoopCall, LoopThread
+    from gen_worker_child.models.plane import Models
 
 OnItem = Callable[[Any], Awaitable[None] | None]
 """Takes a stream item; what it returns is awaited before an async generator goes on."""
@@ -30,12 +33,14 @@ OnItem = Callable[[Any], Awaitable[None] | None]
 class Executor:
     """The author's functions, ready to be called. One blocking call at a time; `run_on_loop` any number at once."""
 
-    def __init__(self, specs: Sequence[FunctionSpec]) -> None:
+    def __init__(self, specs: Sequence[FunctionSpec], open_models: "Callable[[], Models] | None" = None) -> None:
+        self.instances = Instances(specs, self._call_hook, open_models)
+        self.current: RequestContext | None = None
+        """The context of the sync handler that runs."""
+
         self.specs = {spec.name: spec for spec in specs}
         self._making = threading.Lock()
         self._async_side: LoopThread | None = None
-        self._instances: dict[str, Any] = {}
-        self._handlers: dict[str, Callable[..., Any]] = {}
         self._decoders: dict[tuple[str, Encoding], Callable[[bytes | memoryview], msgspec.Struct]] = {}
         self._encoders: dict[Encoding, Callable[[Any], bytes]] = {
             "json": msgspec.json.Encoder().encode,
@@ -54,20 +59,18 @@ class Executor:
                 self._async_side = LoopThread()
             return self._async_side
 
-    def load(self, instance: str) -> None:
-        """Make the instance and run its `setup()` and `warmup()`; raise what the author's code raises."""
-        owner = next(spec.owner for spec in self.specs.values() if spec.instance == instance)
-        assert owner is not None
-        made = owner()
-        self._call_hook(made, "setup")
-        self._call_hook(made, "warmup")
-        self._instances[instance] = made
+    def load(self, instance: str, models: Sequence[SlotModel] = ()) -> list[Resident]:
+        """Make the instance, give it its models, run its `setup()` and `warmup()`; return what it holds then.
 
-    def _call_hook(self, instance: Any, name: str) -> None:
+        Raises what the author's code raises, and `ModelError` for a model that cannot be loaded.
+        """
+        return self.instances.load(instance, models)
+
+    def _call_hook(self, instance: object, name: str, arguments: Mapping[str, object]) -> None:
         hook = getattr(instance, name, None)
         if hook is None:
             return
-        outcome = hook()
+        outcome = hook(**arguments)
         if inspect.iscoroutine(outcome):
             self._wait(outcome)
 
@@ -96,76 +99,60 @@ class Executor:
             decode = self._decoders[spec.name, encoding] = _decoder(spec, encoding)
         return decode(body)
 
-    def models_of(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> dict[str, str]:
-        """Return the ref of the model in each slot for this payload; raise `msgspec.ValidationError` as `decode`."""
+    def models_of(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> "dict[str, Binding]":
+        """Return the model in each slot for this payload; raise `msgspec.ValidationError` as `decode`."""
         named = named_models(body, encoding) if takes_overrides(spec.payload_type, spec.bindings) else msgspec.UNSET
-        return {slot: binding.wire_ref for slot, binding in overridden(spec.bindings, named).items()}
+        return overridden(spec.bindings, named)
 
     def encode(self, value: Any, encoding: Encoding) -> bytes:
         """Encode an output or a stream item."""
         return self._encoders[encoding](value)
 
-    def run(self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem) -> Any:
+    def run(
+        self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem, instance: str = ""
+    ) -> Any:
         """Call the handler and wait for it; return its output, None for a stream; raise what the author raises.
 
-        A sync handler runs in the calling thread. An awaitable that `on_item` returns is for async generators only.
+        `instance` is what it is called on, where that is not the function's own. A sync handler runs in the calling
+        thread. An awaitable that `on_item` returns is for async generators only.
         """
-        if spec.shape == "sync":
-            with self._inputs.of(payload):
-                return _checked(spec, self._handler(spec)(ctx, payload))
-        if spec.shape == "generator":
-            with self._inputs.of(payload):
-                return _pump(self._handler(spec)(ctx, payload), on_item, ctx)
-        return self._wait(self.run_on_loop(spec, ctx, payload, on_item), ctx)
+        instance = instance or spec.instance
+        if spec.shape not in ("sync", "generator"):
+            with self.instances.lease(instance):
+                return self._wait(self.run_on_loop(spec, ctx, payload, on_item, instance), ctx)
+        handler = self.instances.handler(spec, instance)
+        self.current = ctx
+        try:
+            with self._inputs.of(payload), self.instances.lease(instance):
+                if spec.shape == "generator":
+                    return _pump(handler(ctx, payload), on_item, ctx)
+                return _checked(spec, self.instances.retrying(instance, lambda: handler(ctx, payload)))
+        finally:
+            self.current = None
 
     async def run_on_loop(
-        self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem
+        self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem, instance: str = ""
     ) -> Any:
-        """Call an async handler on the loop this runs on; as `run` otherwise."""
+        """Call an async handler on the loop this runs on, whose instance is leased; as `run` otherwise."""
         ctx.raise_if_cancelled("canceled")
         try:
             with self._inputs.of(payload):
+                handler = self.instances.handler(spec, instance or spec.instance)
                 if spec.shape == "async":
-                    return _checked(spec, await self._handler(spec)(ctx, payload))
-                await _pump_async(self._handler(spec)(ctx, payload), on_item, ctx)
+                    return _checked(spec, await handler(ctx, payload))
+                await _pump_async(handler(ctx, payload), on_item, ctx)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None
-
-    def _handler(self, spec: FunctionSpec) -> Callable[..., Any]:
-        handler = self._handlers.get(spec.name)
-        if handler is None:
-            handler = spec.function
-            if spec.owner is not None:
-                handler = handler.__get__(self._instances[spec.instance])
-            self._handlers[spec.name] = handler
-        return handler
 
     def leave(self, status: int) -> NoReturn:
         """End the process at once; of the author's code nothing more runs, but no input file stays."""
         self._inputs.close()
         os._exit(status)
 
-    def unload(self, instance: str, on_error: Callable[[Exception], None]) -> None:
-        """Let go of an instance, after its `shutdown()`; an exception there goes to `on_error`."""
-        if instance not in self._instances:
-            return
-        try:
-            self._call_hook(self._instances.pop(instance), "shutdown")
-        except Exception as error:  # noqa: BLE001 - around the author's code
-            on_error(error)
-        for name in [spec.name for spec in self.specs.values() if spec.instance == instance]:
-            self._handlers.pop(name, None)
-
     def shutdown(self, on_error: Callable[[Exception], None]) -> None:
         """Call every instance's `shutdown()`; an exception there goes to `on_error` and stops nothing."""
-        for instance in self._instances.values():
-            try:
-                self._call_hook(instance, "shutdown")
-            except Exception as error:  # noqa: BLE001 - around the author's code
-                on_error(error)
-        self._instances.clear()
-        self._handlers.clear()
+        self.instances.shutdown(on_error)
         if self._async_side is not None:
             self._async_side.close()
             self._async_side = None

@@ -1,6 +1,6 @@
 """Run jobs: on the job thread one at a time, or on the asyncio loop many at once.
 
-Every job ends in exactly one `Done`, `Failed` or `Returned` frame. Never reads a frame itself.
+Every job ends in exactly one `Done`, `Failed`, `Returned` or `Wants` frame. Never reads a frame itself.
 """
 
 import asyncio
@@ -13,17 +13,20 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from gen_worker.api.bindings import Binding, slots_of
 from gen_worker.api.context import CancelFlag, RequestContext, SavedFile
 from gen_worker.api.errors import CanceledError, OutputTooLargeError, classify
 from gen_worker.api.producers import context_class
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
+from gen_worker.models.wanted import overridden_instance
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
@@ -41,6 +44,7 @@ from gen_worker.wire.messages import (
     Saved,
     Started,
     Submit,
+    Wants,
 )
 from gen_worker.wire.page import PageWriter
 from gen_worker.wire.regions import RegionError
@@ -73,6 +77,7 @@ class Job:
         "_window",
         "body",
         "cancel",
+        "instance",
         "number",
         "order",
         "progress_due",
@@ -88,6 +93,7 @@ class Job:
         self.number = order.job
         self.order = order
         self.spec = spec
+        self.instance = order.instance or spec.instance
         self.body = body
         self.cancel = CancelFlag()
         self.taken = False
@@ -206,7 +212,7 @@ class Jobs:
 
     def run(self, job: Job) -> None:
         """Run a job to its end, unless it was given back."""
-        if not self._take(job):
+        if self._is_homeless(job) or not self._take(job):
             return
         try:
             CURRENT_JOB.set(job.number)
@@ -223,13 +229,20 @@ class Jobs:
             if not job.reported:
                 self._report(job, _failure(job, error), 0.0)
 
-    def _attempt(self, job: Job) -> Body | Failed:
+    def _is_homeless(self, job: Job) -> bool:
+        """Give a job back whose instance is not set up here any more; say whether that was so."""
+        return not self._executor.instances.holds(job.instance) and self._give_back(job)
+
+    def _attempt(self, job: Job) -> Body | Failed | Wants:
         try:
             payload = self._decode(job)
-            ctx = self._context(job)
+            models = self._models(job)
+            if (wants := self._wants(job, models)) is not None:
+                return wants
+            ctx = self._context(job, models)
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
-            output = self._executor.run(job.spec, ctx, payload, partial(emit, job))
+            output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
@@ -251,9 +264,18 @@ class Jobs:
     # --- on the asyncio loop ---
 
     def _begin_on_loop(self, job: Job) -> None:
-        if self._take(job):
-            job.task = asyncio.get_running_loop().create_task(self._run_on_loop(job))
-            job.task.add_done_callback(_exit_if_broken)
+        lease = ExitStack()
+        try:
+            lease.enter_context(self._executor.instances.lease(job.instance))
+        except KeyError:  # it had to go meanwhile
+            self._give_back(job)
+            return
+        if not self._take(job):
+            lease.close()
+            return
+        job.task = asyncio.get_running_loop().create_task(self._run_on_loop(job))
+        job.task.add_done_callback(_exit_if_broken)
+        job.task.add_done_callback(lambda _: lease.close())
 
     async def _run_on_loop(self, job: Job) -> None:
         CURRENT_JOB.set(job.number)
@@ -262,11 +284,15 @@ class Jobs:
         ending = await self._attempt_on_loop(job)
         self._report(job, ending, time.monotonic() - began)
 
-    async def _attempt_on_loop(self, job: Job) -> Body | Failed:
+    async def _attempt_on_loop(self, job: Job) -> Body | Failed | Wants:
         try:
             payload = self._decode(job)
-            ctx = self._context(job)
-            output = await self._executor.run_on_loop(job.spec, ctx, payload, partial(self._emit_on_loop, job))
+            models = self._models(job)
+            if (wants := self._wants(job, models)) is not None:
+                return wants
+            ctx = self._context(job, models)
+            emit = partial(self._emit_on_loop, job)
+            output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
@@ -315,16 +341,18 @@ class Jobs:
         job.yielded += 1
         self._channel.send(Item(job.number, body))
 
-    def _report(self, job: Job, ending: Body | Failed, run_s: float) -> None:
+    def _report(self, job: Job, ending: Body | Failed | Wants, run_s: float) -> None:
         job.reported = True
         self._streams.end_job(job.number)
         self._forget(job)
         if isinstance(ending, Failed):
             self._channel.send(msgspec.structs.replace(ending, run_s=run_s))
+        elif isinstance(ending, Wants):
+            self._channel.send(ending)
         else:
             self._channel.send(Done(job.number, ending, run_s, job.yielded))
 
-    def _context(self, job: Job) -> RequestContext:
+    def _context(self, job: Job, models: Mapping[str, Binding]) -> RequestContext:
         return context_class(job.spec.kind)(
             request_id=job.order.request_id,
             emitter=lambda event: self._event(job, event),
@@ -332,13 +360,21 @@ class Jobs:
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
             owner=self._owner,
-            models=self._models(job),
+            models={slot: binding.wire_ref for slot, binding in models.items()} or None,
         )
 
-    def _models(self, job: Job) -> dict[str, str] | None:
+    def _models(self, job: Job) -> Mapping[str, Binding]:
         if not job.spec.bindings:
-            return None
+            return {}
         return self._executor.models_of(job.spec, job.body.view, job.order.encoding)
+
+    def _wants(self, job: Job, models: Mapping[str, Binding]) -> Wants | None:
+        """Return what says that a job named other models than its instance has."""
+        if models == job.spec.bindings:
+            return None
+        own, named = slots_of(job.spec.bindings), slots_of(models)
+        instance = overridden_instance(job.spec.instance, own, named)
+        return None if instance == job.instance else Wants(job.number, instance, named)
 
     def _event(self, job: Job, event: dict[str, object]) -> None:
         value = event["payload"]

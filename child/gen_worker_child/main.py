@@ -19,12 +19,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
+from gen_worker.api.errors import classify
+from gen_worker.capability import HardwareUnmetError
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.specs import FunctionSpec, collect
 from gen_worker.discovery.stacks import author_stack
 from gen_worker.discovery.walk import import_main
+from gen_worker.models.errors import ModelError
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
     Boot,
@@ -55,6 +58,9 @@ from gen_worker_child.executor import Executor
 from gen_worker_child.jobs import STACK_LINES, Interrupted, Jobs
 from gen_worker_child.lines import MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
+
+if TYPE_CHECKING:
+    from gen_worker_child.models.plane import Models
 
 WATCH_S = 0.002  # how late an order may reach a child whose job has just begun
 RESTED_LOOKS = 100  # after so many looks at an idle job thread the main thread waits to be woken
@@ -109,6 +115,19 @@ def run_child(sock: socket.socket, generation: int, crash_fd: int, page_fd: int,
     os._exit(status)  # interpreter teardown after native work can hang, and threads of the author's would keep it up
 
 
+def load_failure(instance: str, error: BaseException) -> LoadFailed:
+    """Return what is told of a load that failed: whether the model, the device or the author's code is to blame."""
+    stack = author_stack(error)[-STACK_LINES:]
+    if isinstance(error, ModelError):
+        return LoadFailed(instance, str(error)[:1024], [], "model", hint=error.hint[:1024])
+    message = f"{type(error).__name__}: {error}"[:1024]
+    if isinstance(error, HardwareUnmetError):
+        return LoadFailed(instance, str(error)[:1024], [], "hardware", error.reason)
+    if classify(error).kind == "out_of_memory":
+        return LoadFailed(instance, message, stack, "out_of_memory")
+    return LoadFailed(instance, message, stack)
+
+
 class Child:
     """A booted child: its two threads and who of them reads frames.
 
@@ -143,7 +162,7 @@ class Child:
         specs = self._import(boot)
         if specs is None:
             return 3
-        self._executor = Executor(specs)
+        self._executor = Executor(specs, partial(self._open_models, boot))
         self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._beat_s = boot.beat_s
         self._receive_for(boot.beat_s)
@@ -285,8 +304,8 @@ class Child:
             case Submit():
                 job = self._jobs.submit(order, descriptors)
                 return None if job is None else partial(self._jobs.run, job)
-            case Load(instance):
-                return partial(self._load, instance)
+            case Load():
+                return partial(self._load, order)
             case Unload(instance):
                 return partial(self._unload, instance)
             case Drain():
@@ -311,19 +330,34 @@ class Child:
 
     # --- tasks of the job thread that are not jobs ---
 
-    def _load(self, instance: str) -> None:
+    def _load(self, order: Load) -> None:
         began = time.monotonic()
+        instance = order.instance
         try:
-            self._executor.load(instance)
+            residents = self._executor.load(instance, order.models)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
-            message = f"{type(error).__name__}: {error}"[:1024]
-            self._channel.send(LoadFailed(instance, message, author_stack(error)[-STACK_LINES:]))
+            self._channel.send(load_failure(instance, error))
         else:
-            self._channel.send(Loaded(instance, time.monotonic() - began))
+            rung = self._executor.instances.rung(instance)
+            self._channel.send(Loaded(instance, time.monotonic() - began, residents, rung))
 
-    def _unload(self, instance: str) -> None:
-        self._executor.unload(instance, self._report_shutdown)
-        self._channel.send(Unloaded(instance))
+    def _unload(self, instance: str, reason: str = "") -> None:
+        self._executor.instances.unload(instance, self._report_shutdown)
+        self._channel.send(Unloaded(instance, reason))
+
+    def _open_models(self, boot: Boot) -> "Models":
+        from gen_worker_child.models.plane import Models
+
+        models = Models(
+            device=boot.device,
+            budget_bytes=boot.budget_bytes,
+            margin_bytes=boot.margin_bytes,
+            derived=boot.derived,
+            report=self._channel.send,
+        )
+        models.on_evict = lambda instance: self._unload(instance, "its device has no room for it and what came next")
+        models.current = lambda: self._executor.current
+        return models
 
     def _shut_down(self) -> None:
         """Run every `shutdown()`, in the thread where `setup()` ran, and end the process."""

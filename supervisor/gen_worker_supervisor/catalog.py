@@ -5,6 +5,7 @@ Pure: it is told what the fetcher reports and returns what to order from it. Nev
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Slot, Wanted
@@ -62,6 +63,7 @@ class Catalog:
     """All models that somebody asked for."""
 
     at_once: int = 2
+    allow_pickle: tuple[str, ...] = ()  # globs of the refs whose weights may be pickles
     models: dict[str, Model] = field(default_factory=dict)  # by `Wanted.key`
     number: int = 0
     asked: int = 0
@@ -77,7 +79,13 @@ class Catalog:
 
     def slot_models(self, slots: Sequence[Slot]) -> list[SlotModel]:
         """Return where each slot's model lies, all of which are ready."""
-        return [_slot_model(slot, self.of(slot.wanted)) for slot in slots]
+        return [self._slot_model(slot, self.of(slot.wanted)) for slot in slots]
+
+    def _slot_model(self, slot: Slot, model: Model) -> SlotModel:
+        wanted = slot.wanted
+        subfolder = wanted.subfolder if model.derived is None else ""  # a derived snapshot holds that part alone
+        pickle = any(fnmatchcase(name, glob) for name in (wanted.ref, wanted.repo) for glob in self.allow_pickle)
+        return SlotModel(slot.name, wanted.ref, model.path, model.key, wanted.dtype, subfolder, pickle)
 
     def ask(self, slots: Sequence[Slot], now: float, *, urgent: bool) -> None:
         """Want the models of these slots; those a job waits for are downloaded first."""
@@ -164,9 +172,3 @@ class Catalog:
         for model in self.models.values():
             if model.state in (ModelState.QUEUED, ModelState.FETCHING):
                 yield model
-
-
-def _slot_model(slot: Slot, model: Model) -> SlotModel:
-    wanted = slot.wanted
-    subfolder = wanted.subfolder if model.derived is None else ""  # a derived snapshot holds that part alone
-    return SlotModel(slot.name, wanted.ref, model.path, model.key, wanted.dtype, subfolder)

@@ -150,7 +150,7 @@ class Plan(NamedTuple):
             max_input_bytes=self.settings.max_input_bytes,
             max_output_bytes=self.settings.max_output_bytes,
             eager=self.options.eager,
-            catalog=Catalog(self.settings.max_concurrent_downloads),
+            catalog=Catalog(self.settings.max_concurrent_downloads, self.settings.allow_pickle),
         )
 
     @property

@@ -187,7 +187,8 @@ def decoded(executor: Executor, name: str, encoding: Any, **payload: object) -> 
     spec = executor.specs[name]
     body = msgspec.json.encode(payload) if encoding == "json" else msgspec.msgpack.encode(payload)
     view = memoryview(body)
-    return executor.decode(spec, view, encoding), executor.models_of(spec, view, encoding)
+    models = executor.models_of(spec, view, encoding)
+    return executor.decode(spec, view, encoding), {slot: binding.wire_ref for slot, binding in models.items()}
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])

@@ -1,12 +1,12 @@
 """Where an endpoint's weights come from. A binding is a value: it names a model and fetches nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Self, TypeAlias
 
 import msgspec
 from msgspec.structs import force_setattr
 
-from gen_worker.models.wanted import Wanted
+from gen_worker.models.wanted import Slot, Wanted
 
 
 def _strip(binding: msgspec.Struct) -> None:
@@ -134,6 +134,11 @@ class ModelScope(_Binding, frozen=True):
 
 
 Binding: TypeAlias = HF | Hub | Civitai | ModelScope
+
+
+def slots_of(bindings: Mapping[str, Binding]) -> list[Slot]:
+    """Return what messages say of bindings by slot."""
+    return [Slot(name, binding.wanted, binding.overrides) for name, binding in bindings.items()]
 
 
 def _need_text(ref: str, binding: str) -> None:

@@ -9,12 +9,11 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gen_worker.api.bindings import Binding
+from gen_worker.api.bindings import Binding, slots_of
 from gen_worker.api.resources import Resources
 from gen_worker.discovery.marks import expected_outputs, moderation
 from gen_worker.discovery.schemas import digest, inlined, members, schema_of
 from gen_worker.discovery.specs import FunctionSpec
-from gen_worker.models.wanted import Slot
 from gen_worker.wire.survey import Survey, SurveyedFunction
 
 Document: TypeAlias = dict[str, Any]
@@ -175,7 +174,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         lane=spec.lane,
         gpu=spec.resources.gpu,
         vram_gb=spec.resources.vram_gb,
-        slots=[Slot(name, binding.wanted, binding.overrides) for name, binding in spec.bindings.items()],
+        slots=slots_of(spec.bindings),
     )
 
 

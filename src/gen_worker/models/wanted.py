@@ -84,3 +84,8 @@ def overridden_instance(instance: str, slots: "list[Slot]", named: "list[Slot]")
     own = {slot.name: slot.wanted for slot in slots}
     other = sorted((slot.name, slot.wanted.key) for slot in named if slot.wanted != own.get(slot.name))
     return "?".join((instance, "&".join(f"{name}={key}" for name, key in other))) if other else instance
+
+
+def base_instance(instance: str) -> str:
+    """Return the instance whose models an overridden one replaces; itself when it is none."""
+    return instance.partition("?")[0]

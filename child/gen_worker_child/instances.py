@@ -1,0 +1,144 @@
+"""The author's objects that are set up in this process, each with the models in its slots.
+
+Knows nothing of frames: `gen-worker run` uses it in its own process, a child in its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gen_worker.api.handlers import hook_of
+from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.models.wanted import base_instance
+from gen_worker.wire.messages import Resident, SlotModel
+
+if TYPE_CHECKING:
+    from gen_worker_child.models.plane import Models
+
+CallHook = Callable[[object, str, Mapping[str, object]], None]
+"""Calls a hook of an instance with these arguments and waits for it, whatever its shape."""
+
+
+@dataclass(slots=True)
+class _Instance:
+    made: object | None  # None for a function endpoint, which only has models
+    injected: Mapping[str, object] = field(default_factory=dict)
+    has_models: bool = False
+
+
+class Instances:
+    """What is set up here. `load` and `unload` are for one thread; `lease` and `handler` for any."""
+
+    def __init__(
+        self, specs: Sequence[FunctionSpec], call_hook: CallHook, open_models: "Callable[[], Models] | None" = None
+    ) -> None:
+        """Open the models of this process with the first instance that has any."""
+        self._specs = specs
+        self._call_hook = call_hook
+        self._open_models = open_models
+        self._models: Models | None = None
+        self._held: dict[str, _Instance] = {}
+        self._handlers: dict[tuple[str, str], Callable[..., Any]] = {}
+
+    @property
+    def models(self) -> "Models":
+        """The models of this process."""
+        if self._models is None:
+            assert self._open_models is not None, "models are loaded where nothing opens them"
+            self._models = self._open_models()
+        return self._models
+
+    def load(self, instance: str, slots: Sequence[SlotModel]) -> list[Resident]:
+        """Make the instance, give it its models, run `setup()` and `warmup()`; return what it holds then.
+
+        Raises what the author's code raises, and `ModelError` for a model that cannot be loaded.
+        """
+        base = base_instance(instance)
+        spec = next(spec for spec in self._specs if spec.instance == base)
+        values = self.models.load(instance, slots, self._annotations(spec, slots)) if slots else {}
+        try:
+            made = spec.owner() if spec.owner is not None else None
+            if made is not None:
+                self._call_hook(made, "setup", {name: values[name] for name in spec.setup_slots if name in values})
+                self._call_hook(made, "warmup", {})
+        except BaseException:
+            if slots:
+                self.models.unload(instance)
+            raise
+        self._held[instance] = _Instance(made, values, bool(slots))
+        return self.models.residents(instance) if slots else []
+
+    def _annotations(self, spec: FunctionSpec, slots: Sequence[SlotModel]) -> dict[str, object]:
+        from gen_worker_child.models.annotations import annotations_of
+
+        names = [slot.slot for slot in slots]
+        found: dict[str, object] = {}
+        if spec.owner is not None and (setup := hook_of(spec.owner, "setup")) is not None:
+            found |= annotations_of(setup, [name for name in names if name in spec.setup_slots])
+        for each in self._specs:
+            if each.instance == spec.instance and each.injected:
+                found |= annotations_of(each.function, [name for name in names if name in each.injected])
+        return found
+
+    def rung(self, instance: str) -> str:
+        """Return how an instance's pipelines are placed; empty when they are plainly on the device."""
+        return self.models.rung(instance) if self._has_models(instance) else ""
+
+    def holds(self, instance: str) -> bool:
+        """Whether an instance is set up here."""
+        return not instance or instance in self._held
+
+    def lease(self, instance: str) -> AbstractContextManager[object]:
+        """Keep an instance's models on the device inside the block; raise `KeyError` when it is not set up here."""
+        if not instance:
+            return nullcontext()
+        held = self._held[instance]
+        return self.models.leased(instance) if held.has_models else nullcontext()
+
+    def handler(self, spec: FunctionSpec, instance: str) -> Callable[..., Any]:
+        """Return what to call with (ctx, payload)."""
+        handler = self._handlers.get((spec.name, instance))
+        if handler is None:
+            handler = self._handlers[spec.name, instance] = self._bound(spec, instance)
+        return handler
+
+    def _bound(self, spec: FunctionSpec, instance: str) -> Callable[..., Any]:
+        held = self._held.get(instance)
+        function: Callable[..., Any] = spec.function
+        if spec.owner is not None:
+            assert held is not None
+            function = function.__get__(held.made)
+        own = {name: held.injected[name] for name in spec.injected if name in held.injected} if held else {}
+        if not own:
+            return function
+        return lambda ctx, payload: function(ctx, payload, **own)
+
+    def retrying(self, instance: str, call: Callable[[], Any]) -> Any:
+        """Call a handler; when the device has no memory for it, make room and call it again."""
+        return self.models.retrying(instance, call) if self._has_models(instance) else call()
+
+    def _has_models(self, instance: str) -> bool:
+        held = self._held.get(instance)
+        return held is not None and held.has_models
+
+    def unload(self, instance: str, on_error: Callable[[Exception], None]) -> None:
+        """Let go of an instance, after its `shutdown()`, and of its models; an exception there goes to `on_error`."""
+        held = self._held.pop(instance, None)
+        if held is None:
+            return
+        for key in [key for key in self._handlers if key[1] == instance]:
+            del self._handlers[key]
+        if held.made is not None:
+            try:
+                self._call_hook(held.made, "shutdown", {})
+            except Exception as error:  # noqa: BLE001 - around the author's code
+                on_error(error)
+        held.made, held.injected = None, {}
+        if held.has_models:
+            self.models.unload(instance)
+
+    def shutdown(self, on_error: Callable[[Exception], None]) -> None:
+        """Let go of every instance."""
+        for instance in list(self._held):
+            self.unload(instance, on_error)
