@@ -9,12 +9,14 @@ Marks stand in an HTML comment before a block:
 - `output`        what the `python` block before it prints
 - `not run: WHY`  nothing is run
 - `uses: PAGE`    anywhere: the page goes on with the files of another one
+- `needs: NAMES`  anywhere: from here on it is followed only where these modules are installed
 
 In expected output `...` stands for anything, lengths of time, sizes and numbers from four digits on for any other such,
 `/home/ada/endpoint` for the page's folder, and an id like `invoke-1a2b3c4d`, or a port of `127.0.0.1`, for the one that
 came in its place.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -38,6 +40,7 @@ RUNNABLE = {"python", "console", "sh"}
 _BLOCK = re.compile(r"^```(\w*)[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*?))? -->\n\Z")
 _USES = re.compile(r"<!-- uses: (\S+) -->")
+_NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 _ID = r"invoke-[0-9a-f]{8}|127\.0\.0\.1:[1-9]\d*"
 _LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|MiB|GiB)\b)|\d{{4,}}|[ ]+")
 
@@ -58,6 +61,16 @@ def blocks_of(page: Path) -> Iterator[Block]:
         mark = _MARK.search(text, 0, found.start())
         kind, value = (mark[1], mark[2] or "") if mark else ("", "")
         yield Block(found[1], found[2], kind, value, text.count("\n", 0, found.start()) + 1)
+
+
+def followed(page: Path) -> Iterator[Block]:
+    """The blocks of a page up to where it needs what is not installed."""
+    text = page.read_text()
+    for block in blocks_of(page):
+        above = "".join(text.splitlines(keepends=True)[: block.line - 1])
+        needed = {name for found in _NEEDS.findall(above) for name in found.replace(",", " ").split()}
+        if all(importlib.util.find_spec(name) for name in needed):
+            yield block
 
 
 def commands_of(block: Block) -> Iterator[tuple[str, str]]:
@@ -84,6 +97,7 @@ class Reader:
         self._environment = os.environ | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "GEN_WORKER_RUN_DIR": str(folder / "run"),
+            "TENSORHUB_CACHE_DIR": str(folder / "models"),
         }
 
     def follow(self, block: Block) -> None:
@@ -226,7 +240,7 @@ def test_what_a_page_shows_happens(page: Path, tmp_path: Path) -> None:
             for block in blocks_of(page.parent / used):
                 if block.mark == "file":
                     reader.follow(block)
-        for block in blocks_of(page):
+        for block in followed(page):
             if block.mark == "not run" or not (block.language in RUNNABLE or block.mark):
                 continue
             try:
