@@ -125,9 +125,12 @@ def free_cache() -> None:
 # --- how large it is --------------------------------------------------------------------------------------------------
 
 
-def measure(model: Any) -> int:
-    """Return the bytes of all weights and buffers in a model, a pipeline or a collection of those, shared ones once."""
-    return _bytes_of(_tensors(_modules(model)))
+def measure(model: Any, on: str = "") -> int:
+    """Return the bytes of all weights and buffers in a model, a pipeline or a collection of those, shared ones once.
+
+    `on` is a kind of device, as `cuda`: then only what lies there counts.
+    """
+    return _bytes_of(each for each in _tensors(_modules(model)) if each.device.type == (on or each.device.type))
 
 
 def sizes(model: Any) -> Sizes:
