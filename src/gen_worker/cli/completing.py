@@ -59,6 +59,12 @@ def complete_path(_ctx: click.Context, _parameter: click.Parameter, begun: str) 
     return _items(files(begun))
 
 
+def complete_ref(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return where models come from; what follows is not known here."""
+    prefixes = ("hf:", "cozy:", "civitai:", "modelscope:")
+    return [CompletionItem(each, type=OPEN) for each in prefixes if each.startswith(begun)]
+
+
 def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the requests of the supervisor that the command line means."""
     from gen_worker.cli.supervisors import connected
@@ -66,6 +72,16 @@ def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str
     try:
         with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
             return _items(job.id for job in client.list().jobs if job.id.startswith(begun))
+    except Failure:
+        return []
+
+
+def complete_model(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the models on this machine's disk."""
+    from gen_worker.cli.cache import models_here
+
+    try:
+        return _items(name for name in models_here() if name.startswith(begun))
     except Failure:
         return []
 

@@ -46,6 +46,12 @@ def victims(entries: Sequence[Entry], needed: int, now: float, keep: Collection[
     return chosen if freed >= needed else []
 
 
+def surplus(entries: Sequence[Entry], limit: int, now: float) -> list[str]:
+    """Return the keys to evict so that what stays takes no more than this, as far as that may be had."""
+    over = total(entries) - limit
+    return victims(entries, min(over, evictable(entries)), now) if over > 0 else []
+
+
 def evictable(entries: Sequence[Entry]) -> int:
     """Return the bytes that would be free if everything were evicted that is not in use."""
     links = _links(entries)

@@ -70,6 +70,7 @@ class Ledger:
         rows.setdefault(wanted.key, {}).update(
             ref=wanted.ref,
             provider=wanted.provider,
+            wanted=msgspec.to_builtins(wanted),
             key=record.key,
             commit=record.commit,
             path=snapshot.path,

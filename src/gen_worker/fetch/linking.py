@@ -115,6 +115,33 @@ def _noted(file: ManifestFile) -> dict[str, object]:
     return {"size": file.size, "blob_id": file.digest or file.etag}
 
 
+def hub_listing(layout: Layout, record: Record) -> tuple[ManifestFile, ...]:
+    """Return the listing of a commit that Hugging Face's libraries, or we, have noted; empty without one."""
+    if record.provider != "hf":
+        return ()
+    try:
+        noted = (layout.repository(record.repo) / "trees" / f"{record.commit}.json").read_bytes()
+        files = msgspec.json.decode(noted, type=_Listing).files
+    except (FileNotFoundError, msgspec.DecodeError):
+        return ()
+    return tuple(
+        ManifestFile(path, file.size, "sha256", file.lfs_sha256, etag=file.lfs_sha256)
+        if file.lfs_sha256
+        else ManifestFile(path, file.size, "git-sha1", file.blob_id, etag=file.blob_id)
+        for path, file in files.items()
+    )
+
+
+class _Noted(msgspec.Struct):
+    size: int
+    blob_id: str
+    lfs_sha256: str | None = None
+
+
+class _Listing(msgspec.Struct):
+    files: dict[str, _Noted]
+
+
 # --- taken away -------------------------------------------------------------------------------------------------------
 
 

@@ -91,6 +91,9 @@ class Listed(msgspec.Struct, frozen=True):
     lower: bool
     """It lies in a cache that is only read."""
 
+    layout: Layout
+    """The cache that it lies in."""
+
 
 class Damage(msgspec.Struct, frozen=True):
     """A file of a snapshot that is not what it was."""
@@ -213,7 +216,27 @@ class Store:
                     max(map(last_used, named)),
                     not lower and locks.is_held(layout.lease(record)),
                     lower,
+                    layout,
                 )
+
+    def wishes(self, listed: Listed) -> tuple[Wanted, ...]:
+        """Return the wishes that came to a snapshot."""
+        rows = _rows_of(Ledger(listed.layout).read(), listed.record.key)
+        found = []
+        for row in rows:
+            with suppress(KeyError, msgspec.ValidationError):  # it was written by another program
+                found.append(msgspec.convert(row["wanted"], Wanted))
+        return tuple(dict.fromkeys([*found, listed.record.wanted]))
+
+    @contextmanager
+    def holding(self, listed: Listed) -> Iterator[None]:
+        """Have nobody evict a snapshot inside this block."""
+        lease = None if listed.lower else self._leased(listed.record)
+        try:
+            yield
+        finally:
+            if lease is not None:
+                os.close(lease)
 
     def users(self, record: Record) -> list[int]:
         """Return the processes that use a snapshot, as far as they may be looked at."""
@@ -339,6 +362,14 @@ class Store:
         if short > 0 and not for_disk:
             raise _disk_full(ref, needed, self._free_bytes, place, _free(place), evictable(here))
         return list(dict.fromkeys([*for_disk, *for_limit]))
+
+    def used(self) -> int:
+        """Return the bytes that all snapshots take, what they share counted once."""
+        return total(self.entries())
+
+    def derived(self) -> list[Entry]:
+        """Return the snapshots in other dtypes."""
+        return derived_entries(self.layout)
 
     def entries(self) -> list[Entry]:
         """Return what may be evicted, and what is in use."""

@@ -1,0 +1,460 @@
+"""`gen-worker cache`: the models on this machine's disk."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.completing import complete_model, complete_path
+from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, USER_CODE, Failure, nearest, say
+from gen_worker.cli.settings import read_settings
+from gen_worker.cli.table import WIDTH, duration, size, table
+
+if TYPE_CHECKING:  # what moves models is imported when it is used
+    from gen_worker.fetch.eviction import Entry
+    from gen_worker.fetch.store import Listed, Store
+
+_PREFIXES = {"hf": "hf:", "tensorhub": "cozy:", "civitai": "civitai:", "modelscope": "modelscope:"}
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SIZES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_MEANINGS = {**MEANINGS, USER_CODE: "files were damaged", NOT_FOUND: "no such model on this machine"}
+
+_HELP = """Look after the models on this machine's disk.
+
+Models are kept where `TENSORHUB_CACHE_DIR` says, those of Hugging Face in `hub` in it or in `HF_HOME`, and used by all
+endpoints. Nothing that is in use is ever removed.
+
+\b
+gen-worker cache ls
+gen-worker cache rm hf:acme/tiny-sdxl
+gen-worker cache prune --older-than 7d
+gen-worker cache verify
+gen-worker cache export hf:acme/tiny-sdxl -o tiny.tar
+gen-worker cache import tiny.tar"""
+
+
+class _Command(Command):
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), _MEANINGS[code]) for code in self.codes])
+
+
+class _Commands(Command, click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            near = nearest(args[0], self.commands)
+            hint = f"did you mean `gen-worker cache {near}`?" if near else "`gen-worker cache --help` lists them"
+            raise Failure(f"no command `cache {args[0]}`", hint)
+        return super().resolve_command(ctx, args)
+
+
+@click.group("cache", cls=_Commands, help=_HELP, codes=(OK, USAGE), no_args_is_help=False, invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Look after the models on this machine's disk."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print a document.")
+_refs_argument = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=complete_model)
+_some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="REF...", shell_complete=complete_model)
+
+
+# --- ls, path ---------------------------------------------------------------------------------------------------------
+
+
+@command.command(
+    "ls", cls=_Command, codes=(OK, USAGE), help="List the models, the last used first, and what they take."
+)
+@_json_option
+def ls(as_json: bool) -> int:
+    """List the models."""
+    store = _store()
+    listed, derived = store.listed(), store.derived()
+    free = shutil.disk_usage(_existing(store.layout.root)).free
+    if as_json:
+        _print_json(
+            {
+                "root": str(store.layout.root),
+                "hub": str(store.layout.hub),
+                "bytes": store.used(),
+                "free_bytes": free,
+                "models": [_document(store, each) for each in listed],
+                "derived": [
+                    {"name": each.key, "bytes": each.size, "last_used": each.last_used, "in_use": each.in_use}
+                    for each in derived
+                ],
+            }
+        )
+        return OK
+    if listed or derived:
+        click.echo(_table(listed, derived))
+    models = "1 model" if len(listed) == 1 else f"{len(listed)} models"
+    click.echo(f"{models}, {size(store.used())}; {size(free)} free in `{store.layout.root}`")
+    return OK
+
+
+def _table(listed: Sequence["Listed"], derived: Sequence["Entry"]) -> str:
+    now = time.time()
+    rows = [(_named(each), size(each.size), _ago(now, each.last_used), _use(each), each.path) for each in listed]
+    rows += [
+        (each.key, size(each.size), _ago(now, each.last_used), "yes" if each.in_use else "-", "-") for each in derived
+    ]
+    width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+    return table(("REF", "SIZE", "LAST USED", "IN USE", "PATH"), rows, elastic=("REF", "PATH"), width=width)
+
+
+def _use(listed: "Listed") -> str:
+    return "read-only" if listed.lower else "yes" if listed.in_use else "-"
+
+
+def _ago(now: float, then: float) -> str:
+    if not then:
+        return "-"
+    seconds = max(0.0, now - then)
+    return f"{seconds / 86400:.0f}d ago" if seconds >= 2 * 86400 else f"{duration(seconds)} ago"
+
+
+def _document(store: "Store", listed: "Listed") -> dict[str, Any]:
+    record = listed.record
+    return {
+        "ref": _named(listed),
+        "refs": list(listed.refs),
+        "provider": record.provider,
+        "repo": record.repo,
+        "commit": record.commit,
+        "key": record.key,
+        "bytes": listed.size,
+        "files": len(record.files),
+        "last_used": listed.last_used,
+        "in_use": listed.in_use,
+        "used_by": store.users(record) if listed.in_use else [],
+        "read_only": listed.lower,
+        "path": listed.path,
+    }
+
+
+@command.command("path", cls=_Command, codes=(OK, USAGE, NOT_FOUND), help="Print where a model's files lie.")
+@click.argument("ref", shell_complete=complete_model)
+def path(ref: str) -> int:
+    """Print where a model's files lie."""
+    for listed in _meant(_store(), [ref]):
+        click.echo(listed.path)
+    return OK
+
+
+# --- rm, prune --------------------------------------------------------------------------------------------------------
+
+
+@command.command(
+    "rm",
+    cls=_Command,
+    codes=(OK, USAGE, NOT_FOUND),
+    help="Remove models from the disk; those in use are refused. What other models share with them stays.",
+)
+@_some_refs_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_json_option
+def rm(refs: tuple[str, ...], yes: bool, as_json: bool) -> int:
+    """Remove models from the disk."""
+    store = _store()
+    meant = _meant(store, refs)
+    for each in meant:
+        if each.lower:
+            raise Failure(f"`{_named(each)}` lies in a cache that is only read: `{each.path}`")
+        if each.in_use:
+            raise _in_use(store, each)
+    _ask([_named(each) for each in meant], sum(each.size for each in meant), yes)
+    with _told():
+        gone = store.evict([each.record.key for each in meant])
+    left = [each for each in meant if not set(each.refs) & {ref for ref, _freed in gone}]
+    if left:
+        raise _in_use(store, left[0])
+    _tell_gone(gone, 0, as_json)
+    return OK
+
+
+def _in_use(store: "Store", listed: "Listed") -> Failure:
+    users = store.users(listed.record)
+    by = " by " + ", ".join(f"process {pid} (`{_program(pid)}`)" for pid in users) if users else ""
+    hint = "end what uses it first: `gen-worker ps` shows the jobs of a supervisor"
+    return Failure(f"`{_named(listed)}` is in use{by}", hint)
+
+
+def _program(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "ended"
+    return " ".join(Path(word).name if word.startswith("/") else word for word in words if word)[:60]
+
+
+def _ask(names: Sequence[str], bytes_: int, yes: bool) -> None:
+    """Go on only when a person says so, or `--yes` did."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Failure("nothing was removed: nobody can be asked", "`--yes` removes without asking")
+    what = f"`{names[0]}`" if len(names) == 1 else f"{len(names)} models"
+    click.confirm(f"remove {what}, {size(bytes_)}?", abort=True, err=True)
+
+
+@command.command(
+    "prune",
+    cls=_Command,
+    codes=(OK, USAGE),
+    help="Remove what nobody will finish, and models by their last use: until what is left takes `--bytes`, or those "
+    "not used for `--older-than`. With neither, until the cache keeps to `GEN_WORKER_CACHE_BYTES`.",
+)
+@click.option("--bytes", "limit", metavar="N", help="What the cache may hold then, as `50G`.")
+@click.option("--older-than", metavar="AGE", help="Remove what was not used for so long: `7d`, `12h`, `30m`.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@_json_option
+def prune(limit: str | None, older_than: str | None, dry_run: bool, as_json: bool) -> int:
+    """Remove models by their last use."""
+    from gen_worker.fetch.eviction import surplus
+
+    if limit is not None and older_than is not None:
+        raise Failure("`--bytes` and `--older-than` exclude each other")
+    settings = read_settings()
+    store = _store()
+    entries, now = store.entries(), time.time()
+    if older_than is not None:
+        age = _seconds(older_than)
+        keys = [each.key for each in entries if not each.in_use and now - each.last_used >= age]
+    else:
+        most = settings.cache_bytes if limit is None else _bytes(limit)
+        keys = surplus(entries, most, now) if limit is not None or most else []
+    if dry_run:
+        chosen = [each for each in entries if each.key in keys]
+        _tell_gone([(ref, each.size) for each in chosen for ref in each.refs[:1]], 0, as_json, dry_run=True)
+        return OK
+    with _told():
+        gone = store.evict(keys)
+        swept = store.sweep()
+    _tell_gone(gone, swept, as_json)
+    return OK
+
+
+def _tell_gone(gone: Sequence[tuple[str, int]], swept: int, as_json: bool, *, dry_run: bool = False) -> None:
+    freed = sum(bytes_ for _ref, bytes_ in gone) + swept
+    if as_json:
+        removed = [{"ref": ref, "bytes": bytes_} for ref, bytes_ in gone]
+        _print_json({"removed": removed, "unfinished_bytes": swept, "bytes": freed, "dry_run": dry_run})
+        return
+    for ref, bytes_ in gone:
+        click.echo(f"{'would remove' if dry_run else 'removed'} `{ref}`: {size(bytes_)}")
+    if swept:
+        click.echo(f"removed what was never finished: {size(swept)}")
+    click.echo(f"{size(freed)} {'would be' if dry_run else 'are'} free{'' if dry_run else ' now'}")
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+@command.command(
+    "verify",
+    cls=_Command,
+    codes=(OK, USER_CODE, USAGE, NOT_FOUND),
+    help="Read all files of models again, or of all, and compare them with their digests. Damaged ones are removed and "
+    "are fetched again when their model is used next.",
+)
+@_refs_argument
+@_json_option
+def verify(refs: tuple[str, ...], as_json: bool) -> int:
+    """Compare files with their digests."""
+    store = _store()
+    listed = _meant(store, refs) if refs else store.listed()
+    damaged = []
+    with _told(), _progress("verified", sum(each.size for each in listed)) as progress:
+        for each in listed:
+            with store.holding(each):
+                damaged += store.discard(each.record, store.damaged(each.record, progress.add))
+    if as_json:
+        found = [{"ref": each.ref, "path": each.path, "reason": each.reason} for each in damaged]
+        _print_json({"ok": not damaged, "verified": [_named(each) for each in listed], "damaged": found})
+        return USER_CODE if damaged else OK
+    for bad in damaged:
+        say("error", f"`{bad.path}` of `{bad.ref}` is damaged: {bad.reason}")
+    if damaged:
+        say("hint", "they were removed, and are fetched again when their model is used next")
+        return USER_CODE
+    models = "1 model is" if len(listed) == 1 else f"{len(listed)} models are"
+    click.echo(f"{models} as they were: {size(sum(each.size for each in listed))}")
+    return OK
+
+
+# --- export, import ---------------------------------------------------------------------------------------------------
+
+
+@command.command(
+    "export",
+    cls=_Command,
+    codes=(OK, USAGE, NOT_FOUND),
+    help="Write models into a tar, for a host without a network. `gen-worker cache import` reads it there.",
+)
+@_some_refs_argument
+@click.option("-o", "--output", required=True, metavar="FILE", shell_complete=complete_path, help="The tar to write.")
+def export(refs: tuple[str, ...], output: str) -> int:
+    """Write models into a tar."""
+    from contextlib import ExitStack
+
+    from gen_worker.fetch.transfer import pack
+
+    store = _store()
+    meant = _meant(store, refs)
+    with _told(Path(output)), ExitStack() as held, _progress("written", sum(each.size for each in meant)) as progress:
+        for each in meant:
+            held.enter_context(store.holding(each))
+        bytes_ = pack(store, meant, Path(output), progress.add)
+    click.echo(f"wrote {', '.join(f'`{_named(each)}`' for each in meant)} to `{output}`: {size(bytes_)}")
+    return OK
+
+
+@command.command(
+    "import",
+    cls=_Command,
+    codes=(OK, USAGE),
+    help="Read models from a tar that `gen-worker cache export` wrote. All digests are checked before any is used.",
+)
+@click.argument("file", shell_complete=complete_path)
+def import_(file: str) -> int:
+    """Read models from a tar."""
+    import os
+
+    from gen_worker.fetch.transfer import unpack
+
+    source = Path(file)
+    if not source.is_file():
+        raise Failure(f"no such file: `{file}`")
+    with _told(source), _progress("read", source.stat().st_size) as progress:
+        found = unpack(_store(), source, progress.add)
+    for each in found:
+        os.close(each.lease)
+        snapshot = each.snapshot
+        name = _PREFIXES[snapshot.wanted.provider] + snapshot.wanted.ref
+        click.echo(f"`{name}`: {size(snapshot.size)} in `{snapshot.path}`")
+    return OK
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+def _store() -> "Store":
+    from gen_worker.fetch.config import FetchConfig
+    from gen_worker.fetch.store import Store
+
+    return Store(FetchConfig.of(read_settings()))
+
+
+def _named(listed: "Listed") -> str:
+    return _PREFIXES[listed.record.provider] + (listed.refs or (listed.record.wanted.ref,))[0]
+
+
+def _meant(store: "Store", refs: Sequence[str]) -> list["Listed"]:
+    """Return the models that refs mean, with a prefix or without; raise `Failure` for a ref that means none."""
+    listed = store.listed()
+    chosen: dict[str, Listed] = {}
+    for ref in refs:
+        found = [each for each in listed if ref in names_of(each)]
+        if not found:
+            near = nearest(ref, (name for each in listed for name in names_of(each)), likeness=0.8)
+            hint = f"did you mean `{near}`?" if near else "`gen-worker cache ls` lists the models"
+            raise Failure(f"no model `{ref}` on this machine", hint, code=NOT_FOUND)
+        chosen |= {f"{each.layout.root} {each.record.key}": each for each in found}
+    return list(chosen.values())
+
+
+def models_here() -> list[str]:
+    """Return the refs of the models on this machine, each with its provider."""
+    return sorted({f"{_PREFIXES[each.record.provider]}{ref}" for each in _store().listed() for ref in each.refs})
+
+
+def names_of(listed: "Listed") -> set[str]:
+    """Return what people may call a model: its refs with their provider and without, and its key."""
+    prefix = _PREFIXES[listed.record.provider]
+    return {listed.record.key, *listed.refs, *(f"{prefix}{ref}" for ref in listed.refs)}
+
+
+@contextmanager
+def _told(file: Path | None = None) -> Iterator[None]:
+    """Turn what the cache refuses inside this block into a `Failure`."""
+    from gen_worker.models.errors import ModelError
+
+    try:
+        yield
+    except ModelError as error:
+        where = f"`{file}`: " if file is not None and error.kind in ("bad_manifest", "digest_mismatch") else ""
+        raise Failure(f"{where}{error}", error.hint) from None
+    except OSError as error:
+        if file is None or error.filename is None:
+            raise
+        raise Failure(f"`{error.filename}`: {(error.strerror or str(error)).lower()}") from None
+
+
+class _Progress:
+    """A line on a terminal's stderr that says how far something is."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self._verb = verb
+        self._total = total
+        self._done = 0
+        self._shown = 0.0
+        self._visible = sys.stderr.isatty()
+
+    def add(self, bytes_: int) -> None:
+        self._done += bytes_
+        if self._visible and time.monotonic() - self._shown > 0.1:
+            self._shown = time.monotonic()
+            share = self._done / self._total if self._total else 1.0
+            sys.stderr.write(f"\r{self._verb} {size(self._done)} of {size(self._total)}, {min(share, 1.0):.0%} ")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@contextmanager
+def _progress(verb: str, total: int) -> Iterator[_Progress]:
+    progress = _Progress(verb, total)
+    try:
+        yield progress
+    finally:
+        progress.clear()
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(msgspec.json.encode(document))
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _bytes(text: str) -> int:
+    digits = text.removesuffix("iB").removesuffix("B")
+    unit = digits[-1:].upper() if not digits[-1:].isdigit() else ""
+    number = digits.removesuffix(digits[-1:]) if unit else digits
+    if not number.isascii() or not number.isdigit() or unit not in _SIZES:
+        raise Failure(f"`--bytes` must be a size, as `50G`, not `{text}`")
+    return int(number) << _SIZES[unit]
+
+
+def _seconds(text: str) -> float:
+    number, unit = text[:-1], text[-1:]
+    if not number.isascii() or not number.isdigit() or unit not in _UNITS:
+        raise Failure(f"`--older-than` must be a time, as `7d`, `12h` or `30m`, not `{text}`")
+    return int(number) * _UNITS[unit]
