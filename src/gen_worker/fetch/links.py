@@ -27,6 +27,8 @@ class Link:
         self._lock = threading.Lock()
         self._file = file
         self._at = ""  # where the URL redirected to; that is asked at once next time
+        self.fresh_urls = 0
+        """How often there was a new URL. It may name another copy of the file, with an ETag of its own."""
         self._renewals = 0
         self._renewed_at = -1  # how many bytes there were when the last renewal was made
 
@@ -35,11 +37,11 @@ class Link:
         """The file's URL at the moment."""
         return Url(self._file.url)
 
-    def ask(self, headers: dict[str, str], cancel: Cancel, gained: Callable[[], int]) -> Response:
+    def ask(self, headers: Callable[[], dict[str, str]], cancel: Cancel, gained: Callable[[], int]) -> Response:
         """Return the answer to one request, with a new URL if the one there is has ended.
 
-        `gained` tells how many bytes have come so far: a renewal that brought none is not repeated. Raises what
-        `Transport.once` raises.
+        `headers` is asked anew for each URL. `gained` tells how many bytes have come so far: a renewal that brought
+        none is not repeated. Raises what `Transport.once` raises.
         """
         while True:
             with self._lock:
@@ -48,7 +50,7 @@ class Link:
             try:
                 response = self._transport.once(
                     at or file.url,
-                    headers=headers,
+                    headers=headers(),
                     token=token,
                     token_for=self._token_for or file.url,
                     cancel=cancel,
@@ -76,6 +78,7 @@ class Link:
             else:
                 self._file = self._fresh(self._file)
                 self._renewed_at = there
+                self.fresh_urls += 1
             self._renewals += 1
 
     def _over(self, error: HttpError) -> Exception:

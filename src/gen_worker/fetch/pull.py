@@ -54,6 +54,7 @@ class Pull:
         piece_bytes = found.piece_bytes if found else means.piece_bytes if ranges else _UNDIVIDED
         self._pieces = Pieces(found.size if found else file.size, piece_bytes, finished)
         self._state = threading.Condition()  # guards what follows and the two above
+        self._fresh_urls = means.link.fresh_urls
         self._threads: list[threading.Thread] = []
         self._error: Exception | None = None
         means.traffic.found(self._pieces.finished_bytes)
@@ -142,6 +143,9 @@ class Pull:
     def headers(self, piece: Piece, at: int) -> dict[str, str]:
         """Return the headers that ask for a piece from a byte on."""
         with self._state:
+            if self._file.digest and self._fresh_urls != self.means.link.fresh_urls:
+                self._known = self._known._replace(etag="")  # the digest decides whether it is the same content
+                self._fresh_urls = self.means.link.fresh_urls
             size, etag, piece_bytes = self._pieces.size, self._known.etag, self._pieces.piece_bytes
         if not self._ranges:
             if at:
@@ -218,8 +222,10 @@ class _Worker:
 
     def _fetch(self, piece: Piece) -> None:
         pull = self._pull
-        headers = pull.headers(piece, self._at)
-        with self._means.link.ask(headers, pull.cancel, lambda: self._means.traffic.received) as response:
+        traffic = self._means.traffic
+        with self._means.link.ask(
+            lambda: pull.headers(piece, self._at), pull.cancel, lambda: traffic.received
+        ) as response:
             try:
                 self._piece = pull.settle(response, piece, self._at)
             except WrongError:

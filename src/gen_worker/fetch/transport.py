@@ -8,6 +8,8 @@ from ssl import SSLCertVerificationError
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
+
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.connections import Connection, Connections
@@ -125,6 +127,8 @@ class Transport:
     """Asks origins. For any number of threads; `close` closes the connections that are kept."""
 
     def __init__(self, config: FetchConfig, patience: Patience = FOR_QUESTIONS) -> None:
+        if 0 < config.stall_timeout_s < patience.quiet_s:  # else nobody would look at the clock in time
+            patience = msgspec.structs.replace(patience, quiet_s=config.stall_timeout_s)
         self._patience = patience
         self._connections = Connections(config, patience)
 

@@ -1,0 +1,145 @@
+"""A download that is killed at any byte is resumed by the next one, and nobody ever sees half a file."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gen_worker.models.manifest import ManifestFile
+from gen_worker.testing import LoopbackHub
+from tests.downloading import PIECE, Downloads, content_of, listed
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parents[2]
+CONTENT = content_of(24 * PIECE + 77)
+CONNECTIONS = 3
+FILE = "*.safetensors"
+POINTS = [*random.Random(1).sample(range(1, len(CONTENT)), 40), 1, len(CONTENT)]
+
+# For each number of bytes a process of its own, with a folder of its own, that is killed once they are there. This one
+# has no threads and may fork, which is ten times as fast as to start them.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import msgspec
+from gen_worker.models.manifest import ManifestFile
+from tests.downloading import Downloads, Told
+file, connections, *folders = sys.argv[1:]
+file = msgspec.json.decode(file, type=ManifestFile)
+for folder, at_bytes in zip(folders[::2], map(int, folders[1::2])):
+    pid = os.fork()
+    if pid == 0:
+        told = Told(at_bytes=at_bytes, then=lambda: os.kill(os.getpid(), signal.SIGKILL))
+        Downloads(Path(folder), told=told).run(file, connections=int(connections))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        yield hub
+
+
+def killed(file: ManifestFile, folders: Sequence[Path], at_bytes: Sequence[int]) -> None:
+    """Download into each folder until so many bytes are there, and be killed."""
+    points = [str(each) for point in zip(folders, at_bytes, strict=True) for each in point]
+    command = [sys.executable, "-c", _KILLED, msgspec.json.encode(file).decode(), str(CONNECTIONS), *points]
+    subprocess.run(command, check=True, timeout=60, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_what_came_before_a_kill_is_not_fetched_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    file = listed(hub, CONTENT)
+    folders = [tmp_path / str(point) for point in range(len(POINTS))]
+    for folder in folders:
+        folder.mkdir()
+    killed(file, folders, POINTS)
+    for folder, at_bytes in zip(folders, POINTS, strict=True):
+        downloads = Downloads(folder)
+        assert not downloads.to.exists()
+        came = downloads.run(file, connections=CONNECTIONS)
+        assert came <= len(CONTENT) - at_bytes + CONNECTIONS * PIECE
+        assert downloads.names == ["blob"]
+        assert downloads.to.read_bytes() == CONTENT
+        assert downloads.told.there == len(CONTENT)
+        assert (downloads.told.retries, downloads.told.lost) == (0, 0)
+
+
+def test_a_download_that_is_killed_again_and_again_comes_to_its_end(hub: LoopbackHub, tmp_path: Path) -> None:
+    file = listed(hub, CONTENT, algorithm="sha256")
+    at_bytes = range(4 * PIECE, len(CONTENT), 4 * PIECE)
+    killed(file, [tmp_path] * len(at_bytes), at_bytes)
+    downloads = Downloads(tmp_path)
+    assert not downloads.to.exists()
+    downloads.run(file, connections=CONNECTIONS)
+    assert downloads.to.read_bytes() == CONTENT
+    assert hub.wire_bytes(FILE) <= len(CONTENT) + (len(at_bytes) + 1) * 2 * CONNECTIONS * PIECE
+
+
+def test_a_part_that_somebody_damaged_does_not_end_in_the_file(hub: LoopbackHub, tmp_path: Path) -> None:
+    file = listed(hub, CONTENT)
+    killed(file, [tmp_path], [12 * PIECE])
+    part = tmp_path / "blob.part"
+    with part.open("r+b") as damaged:
+        damaged.seek(5)
+        damaged.write(b"\0\0\0\0")
+    downloads = Downloads(tmp_path)
+    downloads.run(file)
+    assert downloads.to.read_bytes() == CONTENT
+    assert downloads.told.there == len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"\xff\n0\n", b"[]\n1\n", b'{"size":1}\n'],
+    ids=["empty", "torn", "binary", "a list", "incomplete"],
+)
+def test_a_map_that_cannot_be_read_means_that_nothing_is_there(hub: LoopbackHub, tmp_path: Path, damage: bytes) -> None:
+    file = listed(hub, CONTENT)
+    killed(file, [tmp_path], [12 * PIECE])
+    (tmp_path / "blob.part.map").write_bytes(damage)
+    downloads = Downloads(tmp_path)
+    assert downloads.run(file) == len(CONTENT)
+    assert downloads.names == ["blob"]
+    assert downloads.to.read_bytes() == CONTENT
+
+
+def test_a_part_that_is_shorter_than_its_map_says_is_not_believed(hub: LoopbackHub, tmp_path: Path) -> None:
+    file = listed(hub, CONTENT)
+    killed(file, [tmp_path], [12 * PIECE])
+    os.truncate(tmp_path / "blob.part", 100)
+    downloads = Downloads(tmp_path)
+    assert downloads.run(file) == len(CONTENT)
+    assert downloads.to.read_bytes() == CONTENT
+
+
+def test_a_part_of_another_content_is_not_used(hub: LoopbackHub, tmp_path: Path) -> None:
+    killed(listed(hub, CONTENT), [tmp_path], [12 * PIECE])
+    other = content_of(len(CONTENT), seed=1)
+    downloads = Downloads(tmp_path)
+    assert downloads.run(listed(hub, other)) == len(other)
+    assert downloads.to.read_bytes() == other
+
+
+def test_a_part_without_a_digest_is_resumed_by_its_etag(hub: LoopbackHub, tmp_path: Path) -> None:
+    file = listed(hub, CONTENT, algorithm="")
+    killed(file, [tmp_path], [12 * PIECE])
+    downloads = Downloads(tmp_path)
+    assert downloads.run(file) <= len(CONTENT) - 12 * PIECE + CONNECTIONS * PIECE
+    assert downloads.to.read_bytes() == CONTENT
+
+
+def test_a_part_without_a_digest_of_a_file_that_was_replaced_begins_anew(hub: LoopbackHub, tmp_path: Path) -> None:
+    killed(listed(hub, CONTENT, algorithm=""), [tmp_path], [12 * PIECE])
+    other = content_of(len(CONTENT), seed=1)
+    downloads = Downloads(tmp_path)
+    downloads.run(listed(hub, other, algorithm=""))
+    assert downloads.to.read_bytes() == other
+    assert downloads.told.there == len(other)
