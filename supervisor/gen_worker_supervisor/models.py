@@ -64,6 +64,15 @@ class ModelSupply:
         assert self._memory is not None
         return self._memory
 
+    @property
+    def memory_use(self) -> tuple[int | None, int | None]:
+        """The bytes of host memory that models take, and what they may; None where no function has any."""
+        return (None, None) if self._memory is None else (self._memory.used_bytes, self._memory.budget_bytes)
+
+    def in_memory(self, model: Model) -> bool:
+        """Whether a model could be loaded without the disk."""
+        return self._memory is not None and model.here and self._memory.view(model.key) is not None
+
     def order(self, order: Fetch) -> None:
         """Send the fetcher an order."""
         self.fetcher.send(order)

@@ -10,9 +10,19 @@ from pathlib import Path
 
 import msgspec
 
-from gen_worker.wire.status import DeviceStatus, FunctionStatus, JobStatus, Status
-from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import Device, Fleet, Function, Job
+from gen_worker.wire.messages import Tier
+from gen_worker.wire.status import (
+    DeviceStatus,
+    DownloadStatus,
+    FunctionStatus,
+    HostModelStatus,
+    JobStatus,
+    ModelStatus,
+    Status,
+)
+from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
+from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, holds, unheld
 from gen_worker_supervisor.supervisor import Supervisor
 
 STATES = {
@@ -50,6 +60,7 @@ class Reporter:
         fleet = self._supervisor.fleet
         used, total = host_memory()
         disk_used, disk_total = disk()
+        memory_used, memory_budget = self._supervisor.models.memory_use
         return Status(
             ts=time.time(),
             host=self._host,
@@ -63,6 +74,11 @@ class Reporter:
             disk_total=disk_total,
             gpus=[self._device(device, now) for device in fleet.devices],
             jobs=[_job(job, now, self._supervisor.log.hide) for job in fleet.jobs.values()],
+            downloads=[_download(fleet, model, now) for model in fleet.catalog.under_way()],
+            models=[self._host_model(model) for model in fleet.catalog.models.values()],
+            host_memory_used=memory_used,
+            host_memory_budget=memory_budget,
+            vram_margin=self._supervisor.margin_bytes,
             events=list(self._supervisor.log.events),
             functions=[
                 _function(fleet, function, now, self._supervisor.log.hide) for function in fleet.functions.values()
@@ -73,6 +89,24 @@ class Reporter:
             serve=self._serve,
             loop_lag_p99_s=self._supervisor.pulse.p99_s(),
             loop_lag_max_s=self._supervisor.pulse.max_s(),
+        )
+
+    def _host_model(self, model: Model) -> HostModelStatus:
+        devices = self._supervisor.fleet.devices
+        resident = (each for device in devices if device.child is not None for each in _resident(device.child))
+        tiers = {each.tier for each in resident if each.ref == model.wanted.ref}
+        state: Tier = "DISK" if model.here else "COLD"
+        if "VRAM" in tiers:
+            state = "VRAM"
+        elif "RAM" in tiers or self._supervisor.models.in_memory(model):
+            state = "RAM"
+        snapshot = model.snapshot
+        return HostModelStatus(
+            model.wanted.ref,
+            state,
+            None if snapshot is None else snapshot.size,
+            None if snapshot is None else snapshot.path,
+            None if model.failure is None else self._supervisor.log.hide(model.failure.message),
         )
 
     def _device(self, device: Device, now: float) -> DeviceStatus:
@@ -90,6 +124,8 @@ class Reporter:
             pid=child.pid if process is not None and child is not None else None,
             state=_state(device),
             vram_total=device.vram_total,
+            vram_budget=device.budget_bytes or None,
+            models=[] if child is None or process is None else _resident(child),
             job=self._supervisor.log.hide(running[0].request_id) if running else None,
             jobs=len(child.leased) if child is not None else 0,
             heartbeat_age_s=None if beat is None else round(now - beat, 3),
@@ -99,6 +135,32 @@ class Reporter:
             health=device.health.value,
             phase=child.phase.value if child is not None else None,
         )
+
+
+def _resident(child: Child) -> list[ModelStatus]:
+    return [
+        ModelStatus(model.ref, model.bytes, model.tier, instance, child.rungs.get(instance) or None)
+        for instance, models in child.models.items()
+        for model in models
+    ]
+
+
+def _download(fleet: Fleet, model: Model, now: float) -> DownloadStatus:
+    fetching = model.state is ModelState.FETCHING
+    wanted_by = [
+        function.name
+        for function in fleet.functions.values()
+        if any(slot.wanted == model.wanted for slot in function.surveyed.slots)
+    ]
+    return DownloadStatus(
+        ref=model.wanted.ref,
+        bytes_done=model.bytes_done,
+        bytes_total=model.bytes_total,
+        bytes_per_s=round(model.bytes_done / max(0.001, now - model.since), 1) if fetching else None,
+        state="downloading" if fetching else "queued",
+        wanted_by=wanted_by,
+        retries=model.retries,
+    )
 
 
 def _state(device: Device) -> str:
@@ -129,6 +191,8 @@ def _job(job: Job, now: float, hide: Callable[[str], str]) -> JobStatus:
 def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> FunctionStatus:
     reason = function.unavailable if function.unavailable is not None and now < function.available_at else None
     reason = reason or fleet.blame.breaker(function.name, now)
+    if reason is None and not any(holds(device, function) for device in fleet.devices):
+        reason = unheld(fleet, function)
     return FunctionStatus(
         name=function.name,
         state="available" if reason is None else "unavailable",

@@ -145,7 +145,7 @@ class Supervisor:
         self._loop = loop
         self._poller = poller
         self._saver = saver
-        self._margin_bytes = margin_bytes
+        self.margin_bytes = margin_bytes
         self._derived = derived
         self.models = ModelSupply(log, self.handle)
         self._reaper = reaper
@@ -277,7 +277,7 @@ class Supervisor:
         paths, module = self.survey.paths, self.survey.module
         device = child.device
         budget = device.budget_bytes
-        process.send(Boot(module, paths, device.kind, {}, 1.0, budget, self._margin_bytes, self._derived))
+        process.send(Boot(module, paths, device.kind, {}, 1.0, budget, self.margin_bytes, self._derived))
 
     # --- jobs ---
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from gen_worker.wire.messages import Tier
+
 SCHEMA = 1
 
 
@@ -17,10 +19,23 @@ class LinkStatus(msgspec.Struct):
 
 
 class ModelStatus(msgspec.Struct):
-    """A model that is resident on a device."""
+    """A model that a child holds: `tier` is `VRAM` on its device, `RAM` where parts come to it as they are needed."""
 
     ref: str
     bytes: int | None = None
+    tier: Tier | None = None
+    instance: str | None = None
+    rung: str | None = None
+
+
+class HostModelStatus(msgspec.Struct):
+    """A model that some function needs: `COLD`, on `DISK`, in host `RAM`, or resident in `VRAM` of some device."""
+
+    ref: str
+    state: Tier
+    bytes: int | None = None
+    path: str | None = None
+    error: str | None = None
 
 
 class DeviceStatus(msgspec.Struct):
@@ -33,6 +48,7 @@ class DeviceStatus(msgspec.Struct):
     state: str
     vram_used: int | None = None
     vram_total: int | None = None
+    vram_budget: int | None = None
     util: float | None = None
     temp: float | None = None
     power_w: float | None = None
@@ -114,6 +130,10 @@ class Status(msgspec.Struct):
     gpus: list[DeviceStatus] = []
     jobs: list[JobStatus] = []
     downloads: list[DownloadStatus] = []
+    models: list[HostModelStatus] = []
+    host_memory_used: int | None = None
+    host_memory_budget: int | None = None
+    vram_margin: int | None = None
     events: list[EventStatus] = []
     functions: list[FunctionStatus] = []
     draining: bool = False
