@@ -19,9 +19,10 @@ import msgspec
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.download import download
+from gen_worker.fetch.patience import FOR_FILES, FOR_QUESTIONS, Patience
 from gen_worker.fetch.progress import Ongoing, OnProgress, Progress
 from gen_worker.fetch.sources import Resolved, resolve
-from gen_worker.fetch.store import Found, Store
+from gen_worker.fetch.store import Found, Plan, Store, on_memory
 from gen_worker.fetch.transport import Transport
 from gen_worker.models.errors import ModelError, ModelErrorKind
 from gen_worker.models.manifest import Manifest, ManifestFile
@@ -47,13 +48,31 @@ class Fetched(NamedTuple):
 class Fetcher:
     """Fetches models, several at once when called from several threads."""
 
-    def __init__(self, config: FetchConfig, on_evicted: Callable[[str, int], None] = lambda ref, size: None) -> None:
+    def __init__(
+        self,
+        config: FetchConfig,
+        on_evicted: Callable[[str, int], None] = lambda ref, size: None,
+        *,
+        for_questions: Patience = FOR_QUESTIONS,
+        for_files: Patience = FOR_FILES,
+    ) -> None:
         self._config = config
         self._on_evicted = on_evicted
+        self._for_files = for_files
         self._store = Store(config)
-        self._transport = Transport(config)
+        self._transport = Transport(config, for_questions)
         self._ongoing = Ongoing()
         self._making_room = threading.Lock()
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should know of the cache before anything is fetched."""
+        root = Path(self._config.root)
+        existing = next(folder for folder in (root, *root.parents) if folder.exists())
+        if not os.access(existing, os.W_OK):
+            return [f"models come from `{root}` only as it is: it cannot be written"]
+        if on_memory(root):
+            return [f"models are kept in memory: `{root}` is on a tmpfs; TENSORHUB_CACHE_DIR names another folder"]
+        return []
 
     def fetch(
         self,
@@ -119,18 +138,19 @@ class Fetcher:
             if plan.missing and probe:
                 raise ModelError("absent", f"`{fetch.wanted.ref}` is not on this machine")
             missing = {path: file for file, path in plan.missing}
-            fetched_bytes = self._download(fetch, missing, plan.missing_bytes) if missing else 0
+            fetched_bytes = self._download(fetch, plan, missing) if missing else 0
             found = self._store.publish(fetch.wanted, fetch.manifest)
             return Fetched(found.snapshot, found.lease, fetched_bytes)
 
-    def _download(self, fetch: "_Fetch", missing: Mapping[Path, ManifestFile], missing_bytes: int) -> int:
+    def _download(self, fetch: "_Fetch", plan: Plan, missing: Mapping[Path, ManifestFile]) -> int:
         """Download blobs, the largest first; return how many bytes came over the network."""
         sizes = {path: file.size or 0 for path, file in missing.items()}
         progress = fetch.progress(there=fetch.manifest.size - sum(sizes.values()))
         others = self._ongoing.join(sizes, progress)
         try:
             with self._making_room:
-                for ref, size in self._store.make_room(missing_bytes + others, fetch.keep):
+                needed = plan.missing_bytes + others
+                for ref, size in self._store.make_room(needed, fetch.keep, at=plan.place, ref=fetch.wanted.ref):
                     self._on_evicted(ref, size)
             largest_first = sorted(missing, key=lambda path: (-sizes[path], path))
             return self._at_once(
@@ -153,6 +173,7 @@ class Fetcher:
     def _blob(self, fetch: "_Fetch", file: ManifestFile, path: Path, progress: Progress) -> int:
         """Have one blob on disk, by whoever brings it; return how many bytes came over the network."""
         fetch.cancel.raise_if_set()
+        path.parent.mkdir(parents=True, exist_ok=True)
         with self._store.locked(path, fetch.cancel):
             if path.exists():  # somebody else brought it meanwhile
                 self._ongoing.settle(path, file.size or path.stat().st_size)
@@ -170,6 +191,7 @@ class Fetcher:
                     on_retry=progress.retried,
                     cancel=fetch.cancel,
                     stall_timeout_s=self._config.stall_timeout_s,
+                    patience=self._for_files,
                 )
             except BaseException:
                 self._ongoing.settle(path, 0)

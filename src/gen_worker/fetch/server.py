@@ -36,6 +36,7 @@ from gen_worker.wire.fetching import (
     Hold,
     HoldFailed,
     Keep,
+    Noted,
 )
 
 REPORT_S = 0.1  # between two reports on how far a fetch is
@@ -126,7 +127,10 @@ class Server:
         if not isinstance(order, Configure):
             raise ProtocolError(f"the first frame was `{type(order).__name__}`, not `Configure`")
         config = msgspec.msgpack.decode(order.config, type=FetchConfig)
-        return Fetcher(config, on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)))
+        fetcher = Fetcher(config, on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)))
+        for warning in fetcher.warnings():
+            self._reports.send(Noted("warning", warning))
+        return fetcher
 
     def _begin(self, number: int, work: Callable[[Cancel], None]) -> None:
         if number in self._under_way:
