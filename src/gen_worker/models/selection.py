@@ -273,9 +273,10 @@ class _Choice:
         chosen = choose(alike, precision, flavor=self._flavor, dtype=dtype, only=only, halves=self._halves)
         if chosen is None:
             there = _listed([each.tag or precision(each) for each in alike])
-            asked = " or ".join(only or (*HALVES, "fp32"))
+            asked = " or ".join(only or HALVES)
             what = f"has no {asked} weights in {_place(folder)}, but {there}"
             self._refuse("no_weights", what, _PRECISIONS_HINT, file=folder)
+        self._look_into(folder, chosen)
         paths = self._set(folder, chosen)
         if (chosen.tag or precision(chosen)) == "fp32":
             self._fp32[folder] = sum(self._listing[path] or 0 for path in paths)
@@ -308,13 +309,19 @@ class _Choice:
         return [index, *paths]
 
     def _precision(self, folder: str, weights: WeightSet) -> str:
-        path = self._path(folder, weights.files[0]) if weights.files else ""
+        path = self._look_into(folder, weights)
+        if path in self.precisions:
+            raise _NotKnownYet
+        return self._known.precisions.get(path, UNKNOWN)
+
+    def _look_into(self, folder: str, weights: WeightSet) -> str:
+        """Have it looked up what weights without a tag are; return the file that tells, empty when none does."""
+        path = self._path(folder, weights.files[0]) if weights.files and not weights.tag else ""
         if not path.endswith(".safetensors"):
-            return UNKNOWN
+            return ""
         if path not in self._known.precisions:
             self.precisions.add(path)
-            raise _NotKnownYet
-        return self._known.precisions[path]
+        return path
 
     def _check_flavor(self, folders: Iterable[str]) -> None:
         """Refuse a flavor that no weights are tagged with."""
