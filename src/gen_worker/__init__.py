@@ -72,6 +72,12 @@ _HOMES = {
     "DatasetContext": "gen_worker.api.producers",
     "TrainingContext": "gen_worker.api.producers",
 }
+_EARLIER = {
+    "ModelCache": "gen_worker.model_cache",
+    "ModelCacheStats": "gen_worker.model_cache",
+    "ModelLocation": "gen_worker.model_cache",
+}
+"""Names of the earlier API: they are had, and not listed."""
 
 
 def __getattr__(name: str) -> Any:
@@ -81,6 +87,8 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module("importlib.metadata").version("gen-worker")
     elif name == "io":
         value = importlib.import_module("gen_worker.io")
+    elif name in _EARLIER:
+        value = getattr(importlib.import_module(_EARLIER[name]), name)
     elif name in __all__:
         value = getattr(importlib.import_module(_HOMES.get(name, "gen_worker.api")), name)
     else:
