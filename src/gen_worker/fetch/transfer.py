@@ -187,7 +187,8 @@ def _check(model: _Model) -> None:
         raise _bad("a model in it has no files, or no name")
     if len({(wanted.provider, wanted.repo) for wanted in model.wishes}) > 1:
         raise _bad("a model in it comes from several repositories")
-    check_paths(file.path for file in (*model.files, *model.listing))
+    check_paths(file.path for file in model.files)
+    check_paths(file.path for file in model.listing)
     for file, member in zip(model.files, model.members, strict=True):
         check_digest(member.algorithm, member.digest)
         if not member.algorithm or member.size < 0 or file.size not in (None, member.size):
