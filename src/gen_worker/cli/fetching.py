@@ -1,0 +1,105 @@
+"""Models that a command has on this machine before it goes on: several at once, until a Ctrl-C."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+from gen_worker.cli.failure import CANCELED, NO_MODEL, Failure
+from gen_worker.cli.interrupts import announce, interrupts
+from gen_worker.cli.watching import Watch
+from gen_worker.models.errors import ModelError
+from gen_worker.models.wanted import Wanted
+
+if TYPE_CHECKING:
+    from gen_worker.fetch.cancel import Cancel
+    from gen_worker.fetch.config import FetchConfig
+    from gen_worker.fetch.fetcher import Fetched, Fetcher
+
+Outcome: TypeAlias = "Fetched | ModelError"
+
+
+@contextmanager
+def fetched(wanted: Iterable[Wanted], config: "FetchConfig", watch: Watch) -> Iterator[Mapping[Wanted, Outcome]]:
+    """Have models on this machine, or learn why they cannot be had; none of them is evicted before the body ends.
+
+    Each is fetched once. The first Ctrl-C meanwhile ends in a `Failure` within 200 ms, what came so far is kept; a
+    second one ends the process.
+    """
+    from gen_worker.fetch.cancel import Cancel
+    from gen_worker.fetch.fetcher import Fetcher
+
+    each_once = list(dict.fromkeys(wanted))
+    cancel = Cancel()
+    fetcher = Fetcher(config)
+    outcomes: dict[Wanted, Outcome] = {}
+    try:
+
+        def ask() -> None:
+            announce("canceling; press Ctrl-C again to end at once")
+            cancel.set()
+
+        with interrupts(ask, lambda: os._exit(CANCELED)):
+            _fetch_all(each_once, fetcher, config.models_at_once, _Told(watch), cancel, outcomes)
+        watch.hide()
+        if cancel.is_set():
+            raise Failure("canceled", "what came is kept: the next try goes on from there", code=CANCELED)
+        yield {model: outcomes[model] for model in each_once}
+    finally:
+        for outcome in outcomes.values():
+            if not isinstance(outcome, ModelError) and outcome.lease >= 0:
+                os.close(outcome.lease)
+        fetcher.close()
+
+
+def failure_of(error: ModelError) -> Failure:
+    """Return how a command ends that needs a model which cannot be had."""
+    return Failure(str(error), error.hint, code=CANCELED if error.kind == "canceled" else NO_MODEL)
+
+
+class _Told:
+    """Lets several threads tell one watch, one after the other."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.lock = threading.Lock()
+
+
+def _fetch_all(
+    wanted: list[Wanted],
+    fetcher: "Fetcher",
+    at_once: int,
+    told: _Told,
+    cancel: "Cancel",
+    outcomes: dict[Wanted, Outcome],
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(model: Wanted) -> None:
+        outcomes[model] = _fetch(model, fetcher, told, cancel)
+
+    with ThreadPoolExecutor(at_once, "gen-worker-model") as threads:
+        for result in [threads.submit(one, model) for model in wanted]:
+            result.result()
+
+
+def _fetch(wanted: Wanted, fetcher: "Fetcher", told: _Told, cancel: "Cancel") -> Outcome:
+    """Fetch one model and tell how it goes."""
+
+    def on_progress(bytes_done: int, bytes_total: int | None, retries: int) -> None:
+        with told.lock:
+            told.watch.progress(wanted, bytes_done, bytes_total, retries)
+
+    try:
+        cancel.raise_if_set()
+        with told.lock:
+            told.watch.started(wanted)
+        outcome = fetcher.fetch(wanted, on_progress=on_progress, cancel=cancel)
+    except ModelError as error:
+        with told.lock:
+            told.watch.failed(wanted, error)
+        return error
+    with told.lock:
+        told.watch.completed(wanted, outcome.snapshot, outcome.fetched_bytes)
+    return outcome
