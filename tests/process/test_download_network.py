@@ -251,7 +251,7 @@ def test_redirects_in_a_circle_end(origin: Origin) -> None:
     assert len(origin.asked) == 6
 
 
-@pytest.mark.parametrize("location", ["ftp://x/y", "http://user:pass@x/y", "file:///etc/passwd", "http:///x"])
+@pytest.mark.parametrize("location", ["ftp://x/y", "http://user:pass@x/y", "file:///etc/passwd"])
 def test_a_redirect_to_what_cannot_be_asked_is_refused(origin: Origin, location: str) -> None:
     origin.redirects["/a"] = location
     assert refused(f"{origin.url}/a").kind == "bad_manifest"

@@ -9,6 +9,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPResponse
 from io import BufferedReader, RawIOBase
 from typing import Any, TypeVar, cast
@@ -123,6 +124,12 @@ class Connection:
         poll.register(self.handle, select.POLLIN)
         return bool(poll.poll(0))
 
+    def abandon(self) -> None:
+        """Close it in the middle of something: the other side is told at once to stop sending."""
+        with suppress(OSError):  # it was never connected, or is closed
+            self.handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
     def close(self) -> None:
         """Close it."""
         self._sock.close()
@@ -196,7 +203,7 @@ class Connections:
                 if not plain:
                     connection.secure(self._authorities(), origin.host)
         except BaseException:
-            connection.close()
+            connection.abandon()
             raise
         return connection
 

@@ -111,8 +111,10 @@ class Response:
         self._answer.close()
         if kept and not self._cancel.is_set():
             self._connections.give(self.url.origin, self._connection)
-        else:
+        elif self._ended:
             self._connection.close()
+        else:
+            self._connection.abandon()
 
     def __enter__(self) -> "Response":
         return self
@@ -244,7 +246,7 @@ class Transport:
                 answer = connection.answer(method)
             response = Response(url, answer, connection, self._connections, cancel)
         except BaseException:
-            connection.close()
+            connection.abandon()
             raise
         try:
             response.watch()
