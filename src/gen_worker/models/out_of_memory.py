@@ -16,8 +16,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     names = {each.__name__ for each in type(error).__mro__}
     if names & {"OutOfMemoryError", "CUDAOutOfMemoryError"}:
         return True
-    if "AcceleratorError" in names:
-        return getattr(error, "error_code", None) == _CODE
+    if "AcceleratorError" in names and (code := getattr(error, "error_code", None)) is not None:
+        return bool(code == _CODE)
     return isinstance(error, RuntimeError) and _TEXTS.search(_text(error)) is not None
 
 

@@ -50,12 +50,6 @@ def possible(model: Any) -> frozenset[Rung]:
     return frozenset(rungs)
 
 
-def is_movable(model: Any) -> bool:
-    """Say whether a model can be moved as a whole: it has a `.to()`, and nothing else moves its parts."""
-    offloaded = rung_of(model) in (Rung.MODEL_OFFLOAD, Rung.GROUP_OFFLOAD)
-    return callable(getattr(model, "to", None)) and not offloaded and not getattr(model, "hf_device_map", None)
-
-
 # --- where it shall be ------------------------------------------------------------------------------------------------
 
 
@@ -110,6 +104,7 @@ def let_go(model: Any) -> int:
     for each in _modules(model):
         _plain_to(each, "meta")
     free_cache()
+    _free_pinned()
     return freed
 
 
@@ -231,6 +226,13 @@ def _plain_to(module: Any, device: str) -> None:
     import torch
 
     torch.nn.Module.to(module, device)
+
+
+def _free_pinned() -> None:
+    """Give the host the memory that torch keeps for copies to the device: streamed offloading pins all weights."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized() and hasattr(torch.accelerator, "empty_host_cache"):
+        torch.accelerator.empty_host_cache()
 
 
 def _remove_offloading(model: Any) -> None:
