@@ -402,8 +402,12 @@ class Store:
         lease = locks.attempt(self.layout.lease(record))
         if lease is None:
             return None
-        refs = self._erase(rows, record)
-        freed = unlink_all(self.layout, record, self._claimed())
+        try:
+            refs = self._erase(rows, record)
+            freed = unlink_all(self.layout, record, self._claimed())
+        except BaseException:
+            os.close(lease)
+            raise
         locks.discard(self.layout.lease(record), lease)
         return [(ref, freed if ref == refs[0] else 0) for ref in refs]
 
