@@ -192,7 +192,8 @@ SDXL = Repo(
         **named(
             "README.md scheduler/scheduler_config.json tokenizer/{vocab.json,merges.txt} "
             "tokenizer_2/{vocab.json,merges.txt} text_encoder/config.json text_encoder_2/config.json "
-            "unet/config.json vae/config.json vae_1_0/config.json vae_decoder/config.json text_encoder/openvino_model.xml"
+            "unet/config.json vae/config.json vae_1_0/config.json vae_decoder/config.json "
+            "text_encoder/openvino_model.xml"
         ),
         **{
             f"{folder}/{name}": GB

@@ -41,6 +41,7 @@ def resolve(
             raise ModelError("not_found", f"`{wanted.ref[:200]}` is no ref of a model", hint, ref=wanted.ref)
         return _PROVIDERS[wanted.provider](wanted, config, transport, cancel)
     except ModelError as error:
+        error.ref = wanted.ref
         if error.kind == "canceled" or wanted.repo in str(error):
             raise
         raise ModelError(error.kind, f"`{wanted.ref}`: {error}", error.hint, ref=wanted.ref, file=error.file) from error
