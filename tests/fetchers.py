@@ -4,6 +4,9 @@ import asyncio
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +21,18 @@ from gen_worker.fetch.patience import Patience
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
-from gen_worker.wire.channel import close_all
-from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, FetchReport, Held, HoldFailed
+from gen_worker.wire.channel import Channel, close_all
+from gen_worker.wire.fetching import (
+    Abort,
+    Configure,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    Fetching,
+    FetchReport,
+    Held,
+    HoldFailed,
+)
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.poller import Poller
@@ -127,6 +140,10 @@ class Supervisor:
         assert isinstance(end, FetchFailed), end
         return end
 
+    def release(self, number: int) -> None:
+        """Close what came with the reports on a fetch: its lease."""
+        close_all(self.attached.pop(number))
+
     def held(self, number: int) -> list[Held] | HoldFailed:
         """Return the reports on a hold, when it has ended."""
 
@@ -172,6 +189,52 @@ def supervising(config: FetchConfig, log_file: Path) -> Iterator[Supervisor]:
         yield supervisor
     finally:
         supervisor.close()
+
+
+class Bare:
+    """A fetcher's process on a socket of the test's own, which kills it in the end; nobody replaces it."""
+
+    def __init__(self, config: FetchConfig | None = None) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-P", "-m", "gen_worker.fetch", "--socket", str(theirs.fileno())]
+        self.process = subprocess.Popen(
+            [*command, "--supervisor", str(os.getpid())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
+        )
+        theirs.close()
+        ours.settimeout(PATIENCE_S)
+        self.channel: Channel[FetchReport] = Channel(ours, generation=0, receives=FetchReport)
+        if config is not None:
+            self.channel.send(Configure(msgspec.msgpack.encode(config)))
+
+    def __enter__(self) -> "Bare":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.channel.close()
+        self.process.kill()
+        self.process.communicate()
+
+    def report(self, within_s: float = PATIENCE_S) -> FetchReport | None:
+        """Return the next report, whose descriptors are closed; None when none comes in time."""
+        self.channel.sock.settimeout(within_s)
+        try:
+            received = self.channel.receive()
+        except TimeoutError:
+            return None
+        assert received is not None, self.process.communicate()
+        close_all(received[1])
+        return received[0]
+
+    def fetched(self, wanted: Wanted) -> Fetched:
+        """Fetch a model, which must succeed."""
+        self.channel.send(Fetch(1, wanted))
+        return self.end()
+
+    def end(self) -> Fetched:
+        """Wait for the end of a fetch, which must succeed."""
+        while not isinstance(report := self.report(), Fetched):
+            assert isinstance(report, Fetching), report
+        return report
 
 
 # --- without a process ------------------------------------------------------------------------------------------------

@@ -4,24 +4,22 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
 
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import LoopbackHub, Slow, Stall
-from gen_worker.wire.channel import MAX_DESCRIPTORS, Channel
-from gen_worker.wire.fetching import Configure, Fetched, FetchFailed, Fetching, FetchReport, Hold, Keep
+from gen_worker.wire.channel import MAX_DESCRIPTORS
+from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching, Hold, Keep
 from gen_worker_supervisor.fetching import fetcher_environment
-from tests.fetchers import Supervisor, config_for, contents, repository, size_of, supervising, visible
+from tests.fetchers import Bare, Supervisor, config_for, contents, repository, size_of, supervising, visible
 from tests.served import alive, until
 
 pytestmark = pytest.mark.process
@@ -173,31 +171,8 @@ def test_it_loads_nothing_heavy(hub: LoopbackHub, supervisor: Supervisor) -> Non
 # --- the protocol -----------------------------------------------------------------------------------------------------
 
 
-class Bare:
-    """A fetcher process on a socket of the test's own."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "gen_worker.fetch", "--socket", str(theirs.fileno())]
-        self.process = subprocess.Popen(
-            [*command, "--supervisor", str(os.getpid())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
-        )
-        theirs.close()
-        ours.settimeout(20.0)
-        self.channel: Channel[FetchReport] = Channel(ours, generation=0, receives=FetchReport)
-
-    def __enter__(self) -> "Bare":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.channel.close()
-        self.process.kill()
-        self.process.communicate()
-
-
 def test_the_end_of_its_socket_ends_it(cache: Path) -> None:
-    with Bare() as bare:
-        bare.channel.send(Configure(msgspec.msgpack.encode(config_for(cache))))
+    with Bare(config_for(cache)) as bare:
         bare.channel.close()
         assert bare.process.wait(10.0) == 0
 
