@@ -6,7 +6,10 @@ Tests tell stories with it. It performs nothing; it keeps what the core wanted t
 from collections.abc import Sequence
 from typing import TypeVar
 
+from gen_worker.models.errors import ModelErrorKind
+from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Slot, Wanted
+from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed
 from gen_worker.wire.messages import (
     Body,
     Done,
@@ -19,6 +22,7 @@ from gen_worker.wire.messages import (
     Lane,
     Loaded,
     LoadFailed,
+    LoadFailure,
     Ready,
     Report,
     Returned,
@@ -40,11 +44,13 @@ from gen_worker_supervisor.state import (
     Died,
     DrainAsked,
     EndAsked,
+    FetcherReported,
     Finish,
     Fleet,
     Function,
     Happening,
     Job,
+    OrderFetch,
     Outcome,
     Reported,
     Run,
@@ -89,10 +95,16 @@ def function(
     gpu: bool = False,
     vram_gb: float | None = None,
     models: Sequence[str] = (),
+    overrides: tuple[str, ...] = (),
 ) -> Function:
     """Return a function as discovery describes it."""
-    slots = [Slot(f"slot{number}", Wanted("hf", ref)) for number, ref in enumerate(models)]
+    slots = [Slot(f"slot{number}", Wanted("hf", ref), overrides) for number, ref in enumerate(models)]
     return Function(SurveyedFunction(name, name, instance, instance, shape, lane, gpu, vram_gb, slots))
+
+
+def snapshot(wanted: Wanted) -> Snapshot:
+    """Return a model as it lies on disk."""
+    return Snapshot(wanted, f"key-{wanted.ref}", "c0", f"/cache/{wanted.ref}", (SnapshotEntry("a", 10),))
 
 
 class Host:
@@ -177,10 +189,34 @@ class Host:
         assert child.loading is not None
         return self.reports(child, Loaded(child.loading, seconds))
 
-    def load_fails(self, child: Child) -> list[Action]:
-        """Have a child's `setup()` raise."""
+    def load_fails(self, child: Child, kind: LoadFailure = "setup") -> list[Action]:
+        """Have a child's `setup()` raise, or another reason why it cannot load."""
         assert child.loading is not None
-        return self.reports(child, LoadFailed(child.loading, "ValueError: no", ["line 1"]))
+        return self.reports(child, LoadFailed(child.loading, "ValueError: no", ["line 1"], kind))
+
+    # --- models ---
+
+    def ordered(self, *, probe: bool | None = None) -> list[Fetch]:
+        """Return what was ordered from the fetcher so far; with `probe`, looks or downloads only."""
+        orders = [action.order for action in self.actions if isinstance(action, OrderFetch)]
+        return [order for order in orders if probe is None or order.probe is probe]
+
+    def absent(self, *orders: Fetch) -> list[Action]:
+        """Have the fetcher find that models are not on this host."""
+        return self.fetch_fails(*orders, kind="absent")
+
+    def fetched(self, *orders: Fetch) -> list[Action]:
+        """Have the fetcher bring models."""
+        return self.happens(*(FetcherReported(Fetched(order.number, snapshot(order.wanted), 0)) for order in orders))
+
+    def fetch_fails(self, *orders: Fetch, kind: ModelErrorKind = "gated", retryable: bool = False) -> list[Action]:
+        """Have the fetcher not bring models."""
+        return self.happens(
+            *(
+                FetcherReported(FetchFailed(order.number, kind, f"no {order.wanted.ref}", "ask", retryable))
+                for order in orders
+            )
+        )
 
     # --- jobs ---
 

@@ -1,0 +1,360 @@
+"""The models that jobs wait for: what is ordered when, who waits for it, and what becomes of those who do."""
+
+import pytest
+
+from gen_worker.models.wanted import Slot, Wanted, overridden_instance
+from gen_worker.wire.fetching import Fetching
+from gen_worker.wire.messages import Load, Loaded, Resident, Returned, Unloaded, Wants
+from gen_worker_supervisor.catalog import RETRY_S, Catalog
+from gen_worker_supervisor.decide import SWAP_PATIENCE
+from gen_worker_supervisor.outcomes import VERDICTS
+from gen_worker_supervisor.phases import JobState, ModelState
+from gen_worker_supervisor.state import Device, FetcherLost, FetcherReported, Job, LoadOver
+from tests.pure.host import Host, finishes, function, held_by, runs, sent, signals, snapshot
+
+
+def host_with(*refs: str, devices: int | list[Device] = 1, eager: bool = False) -> Host:
+    """Return a host with one class for each model; each has one function, named as the model's owner."""
+    made = [function(ref.partition("/")[0], instance=f"{ref}!", models=[ref]) for ref in refs]
+    return Host(*made, devices=devices, eager=eager)
+
+
+def warm(host: Host, name: str, *, on: int = 0) -> Job:
+    """Have a function's model come, and its first job run; return that job, which has ended."""
+    job = host.submit(name)
+    host.fetched(*[order for order in host.ordered() if order.wanted.ref.startswith(f"{name}/")])
+    host.reports(host.child(on), Loaded(f"{name}/m!", 0.5, [Resident("slot0", f"{name}/m", "VRAM", 100)]))
+    host.done(job)
+    return job
+
+
+# --- what is ordered --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_looked_for_on_this_host_before_it_is_downloaded() -> None:
+    host = host_with("a/m")
+    assert host.ordered() == []
+    host.submit("a")
+    (look,) = host.ordered()
+    assert (look.wanted.ref, look.probe) == ("a/m", True)
+    host.absent(look)
+    (download,) = host.ordered(probe=False)
+    assert download.wanted == look.wanted
+    assert download.number != look.number
+
+
+def test_two_jobs_that_need_one_model_cost_one_download() -> None:
+    host = Host(function("one", instance="1", models=["a/m"]), function("two", instance="2", models=["a/m"]))
+    jobs = [host.submit("one"), host.submit("two"), host.submit("one")]
+    host.absent(*host.ordered())
+    assert len(host.ordered(probe=False)) == 1
+    host.fetched(*host.ordered(probe=False))
+    assert len(host.ordered()) == 2
+    assert all(host.unanswered(job) for job in jobs)
+    assert host.child().loading in ("1", "2")
+
+
+def test_so_many_models_are_downloaded_at_once_and_the_others_wait() -> None:
+    host = host_with("a/m", "b/m", "c/m")
+    host.fleet.catalog.at_once = 2
+    for name in "abc":
+        host.submit(name)
+    host.absent(*host.ordered(probe=True))
+    assert [order.wanted.ref for order in host.ordered(probe=False)] == ["a/m", "b/m"]
+    host.fetched(host.ordered(probe=False)[0])
+    assert [order.wanted.ref for order in host.ordered(probe=False)] == ["a/m", "b/m", "c/m"]
+
+
+def test_what_is_on_disk_does_not_wait_behind_downloads() -> None:
+    host = host_with("a/m", "b/m", "c/m")
+    host.fleet.catalog.at_once = 1
+    for name in "ab":
+        host.submit(name)
+    host.absent(*host.ordered())
+    host.submit("c")
+    host.fetched(host.ordered()[-1])
+    assert host.child().loading == "c/m!"
+
+
+def test_a_model_that_a_job_waits_for_is_downloaded_before_those_that_nobody_waits_for() -> None:
+    catalog = Catalog(at_once=1)
+    slots = {ref: [Slot("s", Wanted("hf", ref))] for ref in ("a/m", "b/m", "c/m")}
+    catalog.ask(slots["a/m"], 0.0, urgent=False)
+    catalog.ask(slots["b/m"], 0.0, urgent=False)
+    catalog.ask(slots["c/m"], 0.0, urgent=True)
+    for model in catalog.models.values():
+        model.move(ModelState.QUEUED)
+    assert [order.wanted.ref for order in catalog.orders(0.0)] == ["c/m"]
+
+
+def test_while_no_child_serves_models_come_all_the_same() -> None:
+    host = Host(function("a", instance="A", models=["a/m"]), up=False)
+    host.submit("a")
+    assert [order.wanted.ref for order in host.ordered()] == ["a/m"]
+
+
+# --- what waits -------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_is_set_up_once_all_its_models_are_there_with_where_each_lies() -> None:
+    host = Host(function("a", instance="A", models=["a/m", "b/m"]))
+    job = host.submit("a")
+    first, second = host.ordered()
+    host.fetched(first)
+    assert host.child().loading is None
+    host.fetched(second)
+    (load,) = sent(host.actions, Load)
+    assert [(model.slot, model.ref, model.path) for model in load.models] == [
+        ("slot0", "a/m", "/cache/a/m"),
+        ("slot1", "b/m", "/cache/b/m"),
+    ]
+    assert runs(host.loaded(host.child())) == [job]
+
+
+def test_a_job_whose_model_is_resident_does_not_wait_behind_a_download() -> None:
+    host = host_with("a/m", "b/m")
+    warm(host, "a")
+    host.submit("b")
+    host.absent(*[order for order in host.ordered() if order.wanted.ref == "b/m"])
+    job = host.submit("a")
+    assert job.state is not JobState.QUEUED
+
+
+def test_a_dead_fetcher_costs_nothing_but_time() -> None:
+    host = host_with("a/m", "b/m")
+    host.submit("a")
+    host.absent(*host.ordered())
+    host.submit("b")
+    before = host.ordered()
+    host.happens(FetcherLost())
+    again = host.ordered()[len(before) :]
+    assert {(order.wanted.ref, order.probe) for order in again} == {("a/m", False), ("b/m", True)}
+    host.fetched(*before)  # late words of the dead one
+    assert host.child().loading is None
+    host.fetched(*again)
+    assert host.child().loading in ("a/m!", "b/m!")
+
+
+def test_a_download_is_not_lost_with_the_job_that_wanted_it() -> None:
+    host = host_with("a/m")
+    job = host.submit("a")
+    host.absent(*host.ordered())
+    host.ends(job)
+    assert host.answer(job).kind == "canceled"
+    host.fetched(*host.ordered(probe=False))
+    host.submit("a")
+    assert host.child().loading == "a/m!"
+
+
+def test_how_far_a_download_is_can_be_seen() -> None:
+    host = host_with("a/m")
+    host.submit("a")
+    host.absent(*host.ordered())
+    (order,) = host.ordered(probe=False)
+    host.happens(FetcherReported(Fetching(order.number, 50, 100, 3)))
+    (model,) = host.fleet.catalog.under_way()
+    assert (model.bytes_done, model.bytes_total, model.retries) == (50, 100, 3)
+
+
+# --- what cannot be had -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_jobs_that_wait_for_a_model_that_cannot_be_had_are_told_why_and_what_to_do(retryable: bool) -> None:
+    host = host_with("a/m", "b/m")
+    jobs = [host.submit("a"), host.submit("a")]
+    other = host.submit("b")
+    host.fetch_fails(*[order for order in host.ordered() if order.wanted.ref == "a/m"], retryable=retryable)
+    for job in jobs:
+        outcome = host.answer(job)
+        assert outcome.kind == "model_resolution"
+        assert outcome.message == "`a` cannot run: no a/m"
+        assert outcome.retryable is retryable
+        assert outcome.detail is not None
+        assert (outcome.detail.cause, outcome.detail.hint) == ("gated", "ask")
+    assert host.unanswered(other)
+
+
+def test_a_model_that_could_not_be_had_is_asked_for_again_after_a_while() -> None:
+    host = host_with("a/m")
+    host.submit("a")
+    host.fetch_fails(*host.ordered())
+    assert host.answer(host.submit("a")).kind == "model_resolution"
+    assert len(host.ordered()) == 1
+    host.passes(RETRY_S)
+    job = host.submit("a")
+    assert host.unanswered(job)
+    host.fetched(host.ordered()[-1])
+    assert host.child().loading == "a/m!"
+
+
+def test_at_boot_a_model_that_cannot_be_had_ends_an_eager_server_with_the_code_for_that() -> None:
+    host = host_with("a/m", eager=True)
+    assert finishes(host.fetch_fails(*host.ordered())) == [3]
+
+
+def test_a_model_that_cannot_be_loaded_is_looked_at_anew_before_it_is_tried_again() -> None:
+    host = host_with("a/m")
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    actions = host.load_fails(host.child(), "model")
+    assert host.answer(job).kind == "model_resolution"
+    assert [action.used for action in actions if isinstance(action, LoadOver)] == [[]]
+    host.passes(VERDICTS["model"].lasts_s)
+    host.submit("a")
+    assert len(host.ordered(probe=True)) == 2
+
+
+def test_what_the_hardware_refused_is_not_tried_again() -> None:
+    host = host_with("a/m")
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    host.load_fails(host.child(), "hardware")
+    assert (host.answer(job).kind, host.answer(job).retryable) == ("unavailable", True)
+    host.passes(1e6)
+    assert host.answer(host.submit("a")).kind == "unavailable"
+
+
+def test_a_function_that_declares_more_than_the_budget_of_every_device_is_refused_with_both_figures() -> None:
+    device = Device("cpu:0", "cpu", budget_bytes=2 << 30)
+    host = Host(function(gpu=True, vram_gb=24), devices=[device])
+    outcome = host.answer(host.submit())
+    assert (outcome.kind, outcome.retryable) == ("unavailable", True)
+    assert "insufficient_vram: it declares 24 GB, the largest device here may take 2 GB" in outcome.message
+
+
+# --- models that take turns -------------------------------------------------------------------------------------------
+
+
+def test_an_instance_that_had_to_go_is_set_up_again_for_its_next_job() -> None:
+    host = host_with("a/m", "b/m")
+    warm(host, "a")
+    host.submit("b")
+    host.fetched(*[order for order in host.ordered() if order.wanted.ref == "b/m"])
+    child = host.child()
+    host.reports(child, Unloaded("a/m!", "no room"), Loaded("b/m!", 0.5, [Resident("slot0", "b/m", "VRAM", 100)]))
+    assert set(child.models) == {"b/m!"}
+    host.done(next(iter(child.leased.values())))
+    job = host.submit("a")
+    assert child.loading == "a/m!"
+    assert runs(host.loaded(child)) == [job]
+
+
+def test_a_job_that_reached_a_child_too_late_for_its_instance_comes_back_and_runs() -> None:
+    host = host_with("a/m")
+    warm(host, "a")
+    child = host.child()
+    job = host.submit("a")
+    host.reports(child, Unloaded("a/m!"), Returned(job.number))
+    assert child.loading == "a/m!"
+    assert signals(host.actions) == []
+    assert runs(host.loaded(child)) == [job]
+
+
+def test_two_models_do_not_take_turns_with_every_job() -> None:
+    host = host_with("a/m", "b/m")
+    warm(host, "a")
+    first = host.submit("a")
+    host.submit("b")
+    host.fetched(*[order for order in host.ordered() if order.wanted.ref == "b/m"])
+    second = host.submit("a")
+    assert runs(host.done(first)) == [second]
+    assert host.child().loading is None
+
+
+def test_a_function_whose_model_is_not_resident_gets_its_turn_however_busy_the_other_is() -> None:
+    host = host_with("a/m", "b/m")
+    warm(host, "a")
+    running = host.submit("a")
+    host.submit("b")
+    host.fetched(*[order for order in host.ordered() if order.wanted.ref == "b/m"])
+    for _ in range(20):
+        following = host.submit("a")
+        host.passes(SWAP_PATIENCE * 0.5 / 10)
+        host.done(running)
+        if host.child().loading == "b/m!":
+            break
+        running = following
+    assert host.child().loading == "b/m!"
+
+
+def test_a_model_goes_to_the_device_that_holds_fewest() -> None:
+    host = host_with("a/m", "b/m", devices=2)
+    warm(host, "a")
+    host.submit("b")
+    host.fetched(*[order for order in host.ordered() if order.wanted.ref == "b/m"])
+    assert (host.child(0).loading, host.child(1).loading) == (None, "b/m!")
+
+
+# --- models that a request names --------------------------------------------------------------------------------------
+
+
+def named(ref: str, *, overrides: tuple[str, ...] = ("*",)) -> list[Slot]:
+    """Return the slots with another model."""
+    return [Slot("slot0", Wanted("hf", ref), overrides)]
+
+
+def wanting(host: Host, job: Job, slots: list[Slot]) -> str:
+    """Have the job's child say that it names models; return the instance that has them."""
+    instance = overridden_instance("A", job.function.surveyed.slots, slots)
+    host.reports(held_by(job), Wants(job.number, instance, slots))
+    return instance
+
+
+def overridable() -> tuple[Host, Job]:
+    """Return a host with a job that runs, of a function whose model may be another."""
+    host = Host(function("a", instance="A", models=["a/m"], overrides=("*",)))
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    host.loaded(host.child())
+    return host, job
+
+
+def test_a_request_that_names_another_model_runs_on_an_instance_that_has_it() -> None:
+    host, job = overridable()
+    instance = wanting(host, job, named("b/m"))
+    assert job.state is JobState.QUEUED
+    host.fetched(host.ordered()[-1])
+    assert host.child().loading == instance
+    assert runs(host.loaded(host.child())) == [job]
+    assert job.instance == instance
+    host.done(job)
+    assert host.answer(job).state is JobState.OK
+
+
+def test_a_request_whose_own_model_cannot_be_had_says_so_and_the_function_goes_on() -> None:
+    host, job = overridable()
+    wanting(host, job, named("b/m"))
+    host.fetch_fails(host.ordered()[-1])
+    assert host.answer(job).kind == "model_resolution"
+    host.done(host.submit("a"))
+
+
+def test_a_child_may_not_ask_for_models_where_nobody_may_name_any() -> None:
+    host = Host(function("a", instance="A", models=["a/m"]))
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    host.loaded(host.child())
+    wanting(host, job, named("b/m"))
+    assert signals(host.actions) == [9]
+    assert len(host.ordered()) == 1
+
+
+# --- copies in another dtype ------------------------------------------------------------------------------------------
+
+
+def test_a_copy_in_the_wanted_dtype_is_loaded_from_the_next_time() -> None:
+    host = host_with("a/m")
+    host.submit("a")
+    host.fetched(*host.ordered())
+    resident = Resident("slot0", "a/m", "VRAM", 100, "/cache/derived/k-fp32")
+    host.reports(host.child(), Loaded("a/m!", 0.5, [resident]))
+    host.dies(host.child())
+    host.boot()
+    load = sent(host.actions, Load)[-1]
+    assert [(model.path, model.key) for model in load.models] == [("/cache/derived/k-fp32", "k-fp32")]
+
+
+def test_a_snapshot_says_where_its_files_lie() -> None:
+    made = snapshot(Wanted("hf", "a/m", subfolder="unet"))
+    assert (made.load_path, made.size) == ("/cache/a/m/unet", 10)
