@@ -127,7 +127,8 @@ class Proxy:
         if first[0] != b"CONNECT" or self._status != 200:
             status = self._status if self._status != 200 else 418
             client.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
-            client.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # the client was faster
+                client.shutdown(socket.SHUT_RDWR)
             return
         host, _, port = first[1].decode().rpartition(":")
         origin = socket.create_connection((host, int(port)))

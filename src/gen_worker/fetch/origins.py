@@ -112,12 +112,21 @@ def bypasses(origin: Origin, no_proxy: str) -> bool:
 def _names(entry: str, origin: Origin) -> bool:
     if entry == "*":
         return True
+    address = _address(origin.host)
     try:
-        return ipaddress.ip_address(origin.host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
-    except ValueError:  # either is a name
+        if address is not None:
+            return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:  # a name, or something with a port
         pass
     name, colon, port = entry.rpartition(":")
     if colon and port.isdigit() and (":" not in name or name.endswith("]")):
         return int(port) == origin.port and _names(name, origin)
     name = entry.removeprefix("*").removeprefix(".")
-    return origin.host == name or origin.host.endswith(f".{name}")
+    return origin.host == name or (address is None and origin.host.endswith(f".{name}"))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
