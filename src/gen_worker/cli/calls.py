@@ -162,7 +162,7 @@ def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
     hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "").format(log=log)
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
-    hint = hint or raised
+    hint = detail.hint or hint or raised
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
 
