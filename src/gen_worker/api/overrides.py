@@ -3,28 +3,17 @@
 Pure. Only a slot whose binding says `.allow_override()` can be given another model.
 """
 
-import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
-from gen_worker.api.bindings import HF, Binding, Civitai, Hub, ModelScope
+from gen_worker.api.bindings import Binding
+from gen_worker.models.refs import parse_ref
 from gen_worker.wire.messages import Encoding
 
 KEY = "_models"
-
-_NAME = r"[A-Za-z0-9][\w.-]*"
-_REPOSITORY = rf"(?P<ref>{_NAME}/{_NAME})"
-_AT_REVISION = r"(@(?P<revision>[A-Za-z0-9][\w./-]*))?"
-_GRAMMARS: dict[type[Binding], tuple[str, str]] = {
-    HF: (_REPOSITORY + _AT_REVISION, "`owner/name` or `owner/name@revision`"),
-    Hub: (_REPOSITORY + rf"(:(?P<tag>{_NAME}))?(#(?P<flavor>{_NAME}))?", "`owner/name`, `owner/name:tag#flavor`"),
-    Civitai: (r"(?P<ref>[\w-]+)", "the id of a model"),
-    ModelScope: (_REPOSITORY + _AT_REVISION, "`owner/name` or `owner/name@revision`"),
-}
-_OF_ITS_OWN = {"revision": "", "tag": "prod", "flavor": "", "version": ""}  # what another model does not inherit
 
 
 class OverrideError(msgspec.ValidationError):
@@ -80,15 +69,24 @@ def _replaced(bindings: Mapping[str, Binding], slot: str, ref: Any) -> Binding:
         raise ValueError(f"expected a ref as text, got `{type(ref).__name__}`")
     if not binding.overrides:
         raise ValueError(f"`{slot}` takes no other model than `{binding.wire_ref}`")
-    grammar, like = _GRAMMARS[type(binding)]
-    match = re.fullmatch(grammar, ref.strip(), re.ASCII)
-    if match is None or ".." in ref:
-        raise ValueError(f"`{ref[:200]}` is no ref of {binding.provider}; write {like}")
+    named = _fields(binding, ref.strip())
     if not any(fnmatchcase(ref.strip(), allowed) for allowed in binding.overrides):
         raise ValueError(f"`{ref.strip()}` is not allowed for `{slot}`, allowed is: {_listed(binding.overrides)}")
-    own = {name: value for name, value in _OF_ITS_OWN.items() if name in binding.__struct_fields__}
-    given = {name: value for name, value in match.groupdict().items() if value is not None}
-    return msgspec.structs.replace(binding, **(own | given))
+    return msgspec.structs.replace(binding, **named)
+
+
+def _fields(binding: Binding, ref: str) -> dict[str, str]:
+    """Return the fields of a binding that a ref decides: another model inherits no revision, tag, flavor or version."""
+    wanted = parse_ref(ref, binding.provider, tag="prod")
+    kind = type(binding).__name__
+    if wanted.provider != binding.provider:
+        raise ValueError(f"`{ref}` is on {wanted.provider}, `{kind}` takes models of {binding.provider}")
+    fields = {name: getattr(wanted, name) for name in ("revision", "tag", "digest", "flavor", "version")}
+    for name, value in fields.items():
+        if value and name not in binding.__struct_fields__:
+            raise ValueError(f"`{ref}` has a {name}, `{kind}` takes none")
+    own = {name: value for name, value in fields.items() if name in binding.__struct_fields__}
+    return {"ref": wanted.repo, **own}
 
 
 def _listed(names: Any) -> str:
