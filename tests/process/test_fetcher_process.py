@@ -15,7 +15,7 @@ import pytest
 
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
-from gen_worker.testing import LoopbackHub, Slow, Stall
+from gen_worker.testing import LoopbackHub, Slow, Stall, Status
 from gen_worker.wire.channel import MAX_DESCRIPTORS
 from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching, Hold, Keep
 from gen_worker_supervisor.fetching import fetcher_environment
@@ -62,7 +62,9 @@ def test_a_probe_downloads_nothing(hub: LoopbackHub, supervisor: Supervisor) -> 
     assert isinstance(absent, FetchFailed)
     assert (absent.kind, absent.message) == ("absent", "`acme/tiny` is not on this machine")
     assert hub.wire_bytes("*.safetensors") < 500_000
+    hub.fail("api:*", Status(503))  # who fetches what was just looked for does not ask anew what it is
     supervisor.fetched(TINY)
+    hub.heal()
     present = supervisor.end_of(supervisor.fetch(TINY, probe=True))
     assert isinstance(present, Fetched)
 
@@ -225,20 +227,21 @@ def test_a_held_model_comes_as_sealed_memory_a_few_files_a_frame(supervisor: Sup
     snapshot = Snapshot(
         TINY, "key", "c" * 40, str(tmp_path), tuple(SnapshotEntry(name, len(each)) for name, each in files.items())
     )
-    supervisor.process.send(Hold(7, snapshot))
-    frames = supervisor.held(7)
+    number = supervisor.fetch(TINY)
+    supervisor.process.send(Hold(number, snapshot))  # they are numbered apart
+    frames = supervisor.held(number)
     assert isinstance(frames, list), frames
     assert [len(frame.paths) for frame in frames] == [MAX_DESCRIPTORS, MAX_DESCRIPTORS, 3]
     assert [frame.last for frame in frames] == [False, False, True]
     paths = [path for frame in frames for path in frame.paths]
-    held = dict(zip(paths, supervisor.attached[7], strict=True))
+    held = dict(zip(paths, supervisor.attached[number], strict=True))
     assert {path: os.pread(fd, 10_000, 0) for path, fd in held.items()} == files
     assert all(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE for fd in held.values())
 
 
 def test_a_model_that_cannot_be_held_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
     snapshot = Snapshot(TINY, "key", "c" * 40, str(tmp_path), (SnapshotEntry("gone.safetensors", 10),))
-    supervisor.process.send(Hold(7, snapshot))
-    failure = supervisor.held(7)
+    supervisor.process.send(Hold(1, snapshot))
+    failure = supervisor.held(1)
     assert not isinstance(failure, list)
     assert "`gone.safetensors` of `acme/tiny` cannot be read" in failure.message

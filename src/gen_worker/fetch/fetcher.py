@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import SnapshotFile, Wanted
 
 ASK_LIMIT_S = 10.0  # for the current commit of a model that is on disk already
+ANSWER_S = 60.0  # for which what a probe was told is good enough for the fetch that follows it
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _OUTAGES: frozenset[ModelErrorKind] = frozenset(("unreachable", "rate_limited", "not_configured"))
 
@@ -63,6 +65,7 @@ class Fetcher:
         self._transport = Transport(config, for_questions)
         self._ongoing = Ongoing()
         self._making_room = threading.Lock()
+        self._probed: dict[Wanted, tuple[float, Resolved]] = {}
 
     def warnings(self) -> list[str]:
         """Return what an operator should know of the cache before anything is fetched."""
@@ -129,6 +132,9 @@ class Fetcher:
     ) -> Resolved:
         """Ask what the model consists of now; who is impatient does not wait long for a provider that is silent."""
         silent = ModelError("unreachable", f"nobody says within {ASK_LIMIT_S:g} s what `{wanted.ref}` stands for now")
+        asked, resolved = self._probed.pop(wanted, (-ANSWER_S, None))
+        if resolved is not None and snapshot is None and time.monotonic() - asked < ANSWER_S:
+            return resolved
         with _within(ASK_LIMIT_S if impatient else 0.0, cancel, silent) as limited:
             return resolve(wanted, self._config, self._transport, limited, snapshot)
 
@@ -136,6 +142,7 @@ class Fetcher:
         """Download what is missing and build the snapshot."""
         with self._store.plan(fetch.wanted, fetch.manifest) as plan:
             if plan.missing and probe:
+                self._probed[fetch.wanted] = time.monotonic(), fetch.resolved
                 raise ModelError("absent", f"`{fetch.wanted.ref}` is not on this machine")
             missing = {path: file for file, path in plan.missing}
             fetched_bytes = self._download(fetch, plan, missing) if missing else 0

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -42,6 +43,9 @@ from gen_worker.wire.fetching import (
 REPORT_S = 0.1  # between two reports on how far a fetch is
 SNAPSHOT_BYTES = 64 << 20  # the longest description of a snapshot that is read
 FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
+
+Work: TypeAlias = tuple[Literal["fetch", "hold"], int]
+"""What is under way, by its number; fetches and holds are numbered apart."""
 
 
 class Reports:
@@ -91,7 +95,7 @@ class Server:
         self._channel = channel
         self._reports = Reports(channel)
         self._keep: tuple[str, ...] = ()
-        self._under_way: dict[int, tuple[threading.Thread, Cancel]] = {}
+        self._under_way: dict[Work, tuple[threading.Thread, Cancel]] = {}
 
     def run(self) -> None:
         """Obey until the supervisor closes its socket; raise `ProtocolError` when it speaks another language."""
@@ -100,9 +104,9 @@ class Server:
             order, descriptors = received
             match order:
                 case Fetch():
-                    self._begin(order.number, partial(self._fetch, fetcher, order, descriptors))
+                    self._begin(("fetch", order.number), partial(self._fetch, fetcher, order, descriptors))
                 case Hold():
-                    self._begin(order.number, partial(self._hold, order))
+                    self._begin(("hold", order.number), partial(self._hold, order))
                 case Abort(number):
                     self._abort(number)
                 case Keep(refs):
@@ -132,24 +136,24 @@ class Server:
             self._reports.send(Noted("warning", warning))
         return fetcher
 
-    def _begin(self, number: int, work: Callable[[Cancel], None]) -> None:
-        if number in self._under_way:
-            raise ProtocolError(f"{number} is under way already")
+    def _begin(self, which: Work, work: Callable[[Cancel], None]) -> None:
+        if which in self._under_way:
+            raise ProtocolError(f"{' '.join(map(str, which))} is under way already")
         cancel = Cancel()
 
         def live() -> None:
             try:
                 work(cancel)
             finally:
-                del self._under_way[number]
+                del self._under_way[which]
 
-        thread = threading.Thread(target=live, name=f"gen-worker-fetch-{number}", daemon=True)
-        self._under_way[number] = thread, cancel
+        thread = threading.Thread(target=live, name="gen-worker-{}-{}".format(*which), daemon=True)
+        self._under_way[which] = thread, cancel
         thread.start()
 
     def _abort(self, number: int) -> None:
         with suppress(KeyError):  # it has just ended
-            self._under_way[number][1].set()
+            self._under_way["fetch", number][1].set()
 
     # --- a fetch ------------------------------------------------------------------------------------------------------
 
