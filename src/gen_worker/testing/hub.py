@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 def _tiny(text: str) -> Tiny:
     made, _, repo = text.partition("=")
     architecture, _, dtypes = made.partition(":")
-    chosen = tuple(dtypes.split(",")) if dtypes else ("fp16",)
+    chosen = tuple(dtypes.split(",")) if dtypes else ("bf16",)
     if architecture not in get_args(Architecture) or not set(chosen) <= set(get_args(DType)) or "/" not in repo:
         raise argparse.ArgumentTypeError(f"`{text}` is not like `sdxl=acme/tiny` or `sd15:fp32,bf16=acme/tiny`")
     return Tiny(architecture, chosen, repo)  # type: ignore[arg-type] # just checked

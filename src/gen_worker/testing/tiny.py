@@ -14,7 +14,7 @@ def make_tiny(
     folder: Path,
     *,
     width: int = 32,
-    dtype: DType = "fp16",
+    dtype: DType = "bf16",
     variant: str = "",
     seed: int = 0,
     shards: int = 1,
@@ -23,8 +23,8 @@ def make_tiny(
 
     Its images are 64 pixels wide and mean nothing; the same arguments make the same weights. `width`, a multiple of 32,
     scales the part that denoises: at 32 a repository has a few megabytes, at 640 in bf16 more than one gigabyte.
-    `variant` goes into the names of the weights, as `fp16`; `shards` is how many files that part's weights are in, at
-    least. Needs torch, diffusers and transformers.
+    fp16 is slow on a CPU. `variant` goes into the names of the weights, as `fp16`; `shards` is how many files the weights
+    of that part are in, at least. Needs torch, diffusers and transformers.
     """
     if width <= 0 or width % 32:
         raise ValueError(f"`width` is a multiple of 32, got {width}")
@@ -153,6 +153,7 @@ def _vae(**more: Any) -> Any:
         in_channels=3,
         out_channels=3,
         latent_channels=4,
+        force_upcast=False,
         block_out_channels=(32, 64),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
