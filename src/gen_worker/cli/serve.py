@@ -15,6 +15,7 @@ from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Fai
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
 from gen_worker.cli.settings import read_settings
 from gen_worker.rundir import DEFAULT_SOCKET
+from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, AddressError, parse_address
 from gen_worker.wire.survey import NoFunctionError
 
@@ -108,6 +109,14 @@ def _hint_for(option: str, given: list[str]) -> str:
     help="Run every setup() in every child before saying ready; exit 1 if one fails, 3 for want of a model.",
 )
 @click.option(
+    "--vram-budget",
+    "vram_budget_gb",
+    metavar="GB",
+    type=float,
+    help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
+)
+@click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
+@click.option(
     "--idle-timeout",
     "idle_timeout_s",
     metavar="SECONDS",
@@ -145,6 +154,8 @@ def command(
     list_functions: bool,
     as_json: bool,
     eager: bool,
+    vram_budget_gb: float | None,
+    offline: bool,
     idle_timeout_s: float,
     max_line_bytes: str | None,
     log_format: str | None,
@@ -155,6 +166,8 @@ def command(
     names = _names(functions)
     if not 0 <= idle_timeout_s < float("inf"):
         raise Failure(f"`--idle-timeout` takes a number of seconds, not `{idle_timeout_s:g}`", "0 never stops")
+    if vram_budget_gb is not None and not 0 < vram_budget_gb < float("inf"):
+        raise Failure(f"`--vram-budget` takes a number of GB above 0, not `{vram_budget_gb:g}`", "as 24 or 0.5")
     if as_json and not list_functions:
         raise Failure("`--json` without `--list-functions`", "requests and answers of a server are JSON anyhow")
     if list_functions:
@@ -179,8 +192,17 @@ def command(
         eager=eager,
         idle_timeout_s=idle_timeout_s,
         stdin=not no_stdin,
+        vram_budget_gb=vram_budget_gb or 0.0,
+        fetching=_fetching(settings, offline),
     )
     return serve(options, settings, os.environ)
+
+
+def _fetching(settings: Settings, offline: bool) -> bytes:
+    """Return what the fetcher goes by, as its first frame has it."""
+    from gen_worker.fetch.config import FetchConfig
+
+    return msgspec.msgpack.encode(FetchConfig.of(settings, offline=offline))
 
 
 def _end_on_signals() -> None:
