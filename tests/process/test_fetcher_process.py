@@ -163,7 +163,7 @@ def test_it_loads_nothing_heavy(hub: LoopbackHub, supervisor: Supervisor) -> Non
     hub.add_repo("acme/tiny", repository())
     supervisor.fetched(TINY)
     process = psutil.Process(supervisor.process.pid)
-    assert process.memory_info().rss < 100 << 20
+    assert process.memory_info().rss < 60 << 20
     assert not [each.path for each in process.memory_maps() if "torch" in each.path or "numpy" in each.path]
     code = "import gen_worker.fetch.server, sys; print(*sorted({'asyncio', 'torch', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -215,6 +215,17 @@ def test_a_supervisor_that_is_killed_takes_its_fetcher_along(cache: Path, tmp_pa
         assert alive(pid)
         process.kill()
     until(lambda: not alive(pid), 2.0, what="the fetcher's end")
+
+
+def test_a_model_of_more_files_than_a_frame_can_name_is_told_how_to_be_narrowed_down(
+    hub: LoopbackHub, supervisor: Supervisor
+) -> None:
+    hub.add_repo("acme/many", {f"{'n' * 240}-{number}.dat": b"content" for number in range(300)})
+    failure = supervisor.failed(Wanted("hf", "acme/many", files=("*",)))
+    assert (failure.kind, failure.retryable) == ("too_large", False)
+    assert failure.message == "`acme/many` has 300 files, more than can be described"
+    assert "`files=`" in failure.hint
+    assert supervisor.lost == 0
 
 
 # --- holding ----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from gen_worker.wire.fetching import (
 
 REPORT_S = 0.1  # between two reports on how far a fetch is
 SNAPSHOT_BYTES = 64 << 20  # the longest description of a snapshot that is read
+TEXT_CHARS = 8000  # of an error; two of them fit into a frame
 FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
 
 Work: TypeAlias = tuple[Literal["fetch", "hold"], int]
@@ -144,8 +145,10 @@ class Server:
         def live() -> None:
             try:
                 work(cancel)
-            finally:
-                del self._under_way[which]
+            except Exception:  # noqa: BLE001 - it could not be reported: the next process does all of it again
+                traceback.print_exc()
+                os._exit(1)
+            del self._under_way[which]
 
         thread = threading.Thread(target=live, name="gen-worker-{}-{}".format(*which), daemon=True)
         self._under_way[which] = thread, cancel
@@ -169,7 +172,7 @@ class Server:
                 keep=self._keep,
             )
         except ModelError as error:
-            report = FetchFailed(number, error.kind, str(error), error.hint, error.retryable)
+            report = FetchFailed(number, error.kind, _short(error), error.hint[:TEXT_CHARS], error.retryable)
         except Exception as error:  # noqa: BLE001 - around a fetch's whole life, which ends in a report whatever happens
             traceback.print_exc()
             text = f"`{wanted.ref}` cannot be had: the fetcher failed with a `{type(error).__name__}`"
@@ -197,7 +200,7 @@ class Server:
         try:
             held = hold(order.snapshot, cancel, lambda count: None)
         except ModelError as error:
-            self._reports.send(HoldFailed(order.number, str(error)))
+            self._reports.send(HoldFailed(order.number, _short(error)))
             return
         try:
             for first in range(0, max(1, len(held)), MAX_DESCRIPTORS):
@@ -206,6 +209,10 @@ class Server:
                 self._reports.send(Held(order.number, [path for path, _ in some], last), [fd for _, fd in some])
         finally:
             close_all([fd for _, fd in held])
+
+
+def _short(error: ModelError) -> str:
+    return str(error)[:TEXT_CHARS]
 
 
 def _described(wanted: Wanted, descriptors: list[int]) -> list[SnapshotFile] | None:
