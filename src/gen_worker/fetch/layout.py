@@ -95,6 +95,13 @@ class Layout(msgspec.Struct, frozen=True):
         """Return the folder of a repository in Hugging Face's layout."""
         return self.hub / f"models--{'--'.join(_parts(repo))}"
 
+    def ref(self, wanted: Wanted) -> Path | None:
+        """Return the file that says what commit a branch or tag of Hugging Face means; None where none is meant."""
+        revision = wanted.revision or "main"
+        if wanted.provider != "hf" or is_commit(revision):
+            return None
+        return self.repository(wanted.repo).joinpath("refs", *(_name(part) for part in revision.split("/")))
+
     def snapshot(self, record: Record) -> Path:
         """Return the folder that a snapshot's files lie in."""
         match record.provider:
@@ -177,11 +184,6 @@ def hex_commit(text: str) -> str:
 def is_commit(text: str) -> bool:
     """Whether a revision can only be a commit, which never comes to mean other files."""
     return _COMMIT.fullmatch(text) is not None
-
-
-def ref_parts(revision: str) -> tuple[str, ...]:
-    """Return the parts of a branch's or tag's name, which may have folders."""
-    return tuple(_name(part) for part in revision.split("/"))
 
 
 def _parts(repo: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from gen_worker.fetch import locks
-from gen_worker.fetch.layout import Layout, Record, is_commit, ref_parts
+from gen_worker.fetch.layout import Layout, Record
 from gen_worker.fetch.ledger import flush_folder, replace
 from gen_worker.models.manifest import ManifestFile
 from gen_worker.models.wanted import Wanted
@@ -102,9 +102,9 @@ def write_hub_notes(layout: Layout, wanted: Wanted, record: Record, listing: Ite
     if files := {file.path: _noted(file) for file in sorted(listing, key=lambda file: file.path)}:
         document = {"format_version": 1, "files": files}
         replace(repository / "trees" / f"{record.commit}.json", msgspec.json.encode(document), draft)
-    revision = wanted.revision or "main"
-    if not is_commit(revision):
-        replace(repository.joinpath("refs", *ref_parts(revision)), record.commit.encode(), draft)
+    ref = layout.ref(wanted)
+    if ref is not None:
+        replace(ref, record.commit.encode(), draft)
     with suppress(OSError):  # another process's folder is in it
         draft.parent.rmdir()
 
@@ -179,17 +179,18 @@ def remove_blob(layout: Layout, blob: Path) -> int:
     lock = locks.attempt(lock_file)
     if lock is None:
         return 0
+    gone = False
     try:
         status = blob.stat(follow_symlinks=False)
-        linked = is_linked(blob) if blob.is_relative_to(layout.hub) else status.st_nlink > 1
+        if is_linked(blob) if blob.is_relative_to(layout.hub) else status.st_nlink > 1:
+            return 0
+        blob.unlink()
+        gone = True
     except FileNotFoundError:
-        locks.discard(lock_file, lock)
+        gone = True
         return 0
-    if linked:
-        os.close(lock)
-        return 0
-    blob.unlink()
-    locks.discard(lock_file, lock)
+    finally:
+        locks.discard(lock_file, lock) if gone else os.close(lock)
     _remove_empty(blob, above=layout.cas / "blobs")
     return status.st_size
 

@@ -74,11 +74,13 @@ def _remove_part(layout: Layout, part: Path, before: float) -> int:
     lock = locks.attempt(lock_file)
     if lock is None:
         return 0  # somebody is at it
-    size = 0
-    with suppress(FileNotFoundError):
+    try:
         size = part.stat().st_blocks * 512
         part.unlink()
-    locks.discard(lock_file, lock)
+    except FileNotFoundError:
+        return 0
+    finally:
+        locks.discard(lock_file, lock)
     return size
 
 

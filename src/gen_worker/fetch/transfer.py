@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -123,9 +123,10 @@ class _Counted(io.RawIOBase):
 
 
 class _Incoming(NamedTuple):
-    """A model whose files are being read, and the plan that keeps from eviction what is there of it."""
+    """A wish for a model whose files are being read, and the plan that keeps from eviction what is there of it."""
 
     model: _Model
+    wanted: Wanted
     plan: Plan
 
     def missing(self) -> dict[Path, _Member]:
@@ -151,18 +152,29 @@ _HINT = "write it again with `gen-worker cache export`"
 
 def _read(archive: tarfile.TarFile, store: Store, on_bytes: OnBytes) -> list[Found]:
     models = _models(archive)
-    incoming: list[_Incoming] = []
-    try:
-        for model in models:
-            incoming.append(_Incoming(model, store.plan(model.wishes[0], model.manifest())))
+    with ExitStack() as plans:
+        incoming = [
+            _Incoming(model, wanted, plans.enter_context(store.plan(wanted, model.manifest())))
+            for model in models
+            for wanted in model.wishes
+        ]
         needed = {path: member for each in incoming for path, member in each.missing().items()}
         if needed:
             store.make_room(sum(member.size for member in needed.values()), at=incoming[0].plan.place)
         _take(archive, store, needed, {member.name: member for each in models for member in each.members}, on_bytes)
-        return [store.publish(wanted, each.model.manifest()) for each in incoming for wanted in each.model.wishes]
-    finally:
+        return _published(store, incoming)
+
+
+def _published(store: Store, incoming: Sequence[_Incoming]) -> list[Found]:
+    found: list[Found] = []
+    try:
         for each in incoming:
-            each.plan.close()
+            found.append(store.publish(each.wanted, each.model.manifest()))
+    except BaseException:
+        for earlier in found:
+            os.close(earlier.lease)
+        raise
+    return found
 
 
 def _models(archive: tarfile.TarFile) -> tuple[_Model, ...]:

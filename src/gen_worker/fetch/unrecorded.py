@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gen_worker.fetch.config import SelectionOptions
-from gen_worker.fetch.layout import Layout, Record, content_key, is_commit, plain_commit, ref_parts
+from gen_worker.fetch.layout import Layout, Record, content_key, is_commit, plain_commit
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import read_header
 from gen_worker.models.manifest import ManifestFile
@@ -54,10 +54,8 @@ def _commit(layout: Layout, wanted: Wanted) -> str:
             return wanted.version
         case "modelscope":
             return wanted.revision
-    revision = wanted.revision or "main"
-    if is_commit(revision):
-        return revision
-    return layout.repository(wanted.repo).joinpath("refs", *ref_parts(revision)).read_text().strip()
+    ref = layout.ref(wanted)
+    return wanted.revision if ref is None else ref.read_text().strip()
 
 
 def _record(wanted: Wanted, commit: str, files: tuple[ManifestFile, ...]) -> Record:
