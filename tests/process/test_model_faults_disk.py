@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import LoopbackHub, NoSize, Slow
-from gen_worker.wire.fetching import Evicted, Fetched, FetchFailed, Keep, Noted
+from gen_worker.wire.fetching import Evicted, Fetch, Fetched, FetchFailed, Keep, Noted
 from tests.fetchers import (
     Bare,
     config_for,
@@ -27,6 +28,7 @@ from tests.fetchers import (
     supervising,
     visible,
 )
+from tests.served import until
 
 pytestmark = pytest.mark.process
 
@@ -213,6 +215,27 @@ def test_the_end_of_one_fetch_does_not_end_another_of_the_same_model(hub: Loopba
         with pytest.raises(ModelError, match="was canceled"):
             first.result(2.0)
         assert contents(second.result(20.0).snapshot) == files
+
+
+def test_a_process_that_hangs_at_a_download_does_not_hang_the_others(hub: LoopbackHub, tmp_path: Path) -> None:
+    files = repository(4 * MEBI)
+    hub.add_repo("acme/big", files)
+    hub.fail("acme/big/*", Slow(8.0 * MEBI))
+    config = config_for(tmp_path, hub.url, stall_timeout_s=0.5)
+    with Bare(config) as hanging, fetcher_for(config) as fetcher:
+        hanging.channel.send(Fetch(1, BIG))
+        until(lambda: list(tmp_path.rglob("*.part")), what="its download")
+        assert contents(fetcher.have(BIG).snapshot) == files  # as long as something comes it is waited for
+        hub.add_repo("acme/big", repository(4 * MEBI, seed=2))
+        assert isinstance(hanging.end(), Fetched)
+        hanging.channel.send(Fetch(2, BIG))
+        until(lambda: list(tmp_path.rglob("*.part")), what="its second download")
+        hanging.process.send_signal(signal.SIGSTOP)
+        error = refused(fetcher, BIG)
+        assert (error.kind, error.file) == ("stalled", "model.safetensors")
+        assert str(error) == "`model.safetensors` of `acme/big`: another process is at it, and nothing comes"
+        hanging.process.kill()
+        assert contents(fetcher.have(BIG).snapshot) == repository(4 * MEBI, seed=2)
 
 
 def test_an_error_of_the_disk_names_the_model(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class Fetcher:
         """Have one blob on disk, by whoever brings it; return how many bytes came over the network."""
         fetch.cancel.raise_if_set()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._store.locked(path, fetch.cancel):
+        with self._locked(fetch, file, path):
             if path.exists():  # somebody else brought it meanwhile
                 self._ongoing.settle(path, file.size or path.stat().st_size)
                 return 0
@@ -203,6 +203,24 @@ class Fetcher:
             except BaseException:
                 self._ongoing.settle(path, 0)
                 raise
+
+    @contextmanager
+    def _locked(self, fetch: "_Fetch", file: ManifestFile, path: Path) -> Iterator[None]:
+        """Be the only one who brings a blob; wait for another process for as long as its part grows."""
+        text = f"`{file.path}` of `{fetch.wanted.ref}`: another process is at it, and nothing comes"
+        hint = "look for a `gen-worker` that hangs; as soon as it ends, the next try goes on from where it was"
+        stalled = ModelError("stalled", text, hint, file=file.path)
+        with ExitStack() as held:
+            while True:
+                before = _last_change(path)
+                try:
+                    with _within(self._config.stall_timeout_s, fetch.cancel, stalled) as limited:
+                        held.enter_context(self._store.locked(path, limited))
+                    break
+                except ModelError as error:
+                    if error is not stalled or _last_change(path) == before:
+                        raise
+            yield
 
 
 class _Fetch(NamedTuple):
@@ -232,6 +250,14 @@ class _Fetch(NamedTuple):
 def _is_fixed(wanted: Wanted) -> bool:
     """Whether this can only ever mean the same bytes."""
     return bool(_COMMIT.fullmatch(wanted.revision) or wanted.digest or wanted.version)
+
+
+def _last_change(blob: Path) -> float:
+    """When something came for a blob that is on its way."""
+    try:
+        return Path(f"{blob}.part").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _there(found: Found) -> Fetched:
