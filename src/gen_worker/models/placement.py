@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_worker.models.rungs import EXACT, Rung, Sizes, next_rung
+from gen_worker.models.uploading import WORTH_BYTES, upload
 
 _GROUP_HOOKS = ("layer_execution_tracker", "lazy_prefetch_group_offloading", "group_offloading")
 """What diffusers names the hooks of its group offloading; they come off in the order in which it takes them off."""
@@ -217,6 +218,8 @@ def _group_offloaded(module: Any) -> bool:
 def _move(model: Any, device: str) -> None:
     if not callable(getattr(model, "to", None)) or any(map(_quantized, _modules(model))):
         return  # it is where its loader put it
+    if device.partition(":")[0] == "cuda" and measure(model, on="cpu") >= WORTH_BYTES:
+        upload(_tensors(_modules(model)), device)
     quietly = {"silence_dtype_warnings": True} if _is_pipeline(model) else {}  # of half precision on the CPU
     model.to(device, **quietly)
 
