@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import TextIO
+from collections.abc import Mapping
 
 import click
 
@@ -15,13 +14,13 @@ from gen_worker.cli.fetching import Outcome, fetched
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import size
-from gen_worker.cli.watching import JsonLines, Watch, watch_of
+from gen_worker.cli.watching import JsonLines, Watch, watch_on_stderr
 from gen_worker.models.errors import ModelError
 from gen_worker.models.refs import RefError, parse_ref
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
 from gen_worker.settings import Settings
-from gen_worker.terminal import colours, printable
+from gen_worker.terminal import printable
 
 _HELP = """Have models on this machine before anybody waits for them: those of an endpoint's functions, or those named.
 
@@ -55,7 +54,7 @@ def command(refs: tuple[str, ...], config: str | None, module: str | None, offli
     if isinstance(watch, _JsonLines):
         watch.tell("prefetch.plan", count=len(wanted))
     elif project is not None and not wanted:
-        _write_to(sys.stderr)(f"nothing to fetch: no function of `{project.module}` binds a model\n")
+        sys.stderr.write(f"nothing to fetch: no function of `{project.module}` binds a model\n")
     with fetched(wanted, FetchConfig.of(settings, offline=offline), watch) as outcomes:
         failed = sum(isinstance(outcome, ModelError) for outcome in outcomes.values())
         if isinstance(watch, _JsonLines):
@@ -105,17 +104,14 @@ class _JsonLines(JsonLines):
 
 def _watch(settings: Settings, as_json: bool) -> Watch:
     if as_json:
-        return _JsonLines(_write_to(sys.stdout))
+        return _JsonLines(_print)
     form = form_of(settings.log_format, sys.stderr, os.environ)
-    return watch_of("bar" if form == "bar" else "text", _write_to(sys.stderr), coloured=colours(sys.stderr, os.environ))
+    return watch_on_stderr("bar" if form == "bar" else "text")
 
 
-def _write_to(stream: TextIO) -> Callable[[str], None]:
-    def write(text: str) -> None:
-        stream.write(text)
-        stream.flush()
-
-    return write
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _say(outcomes: Mapping[Wanted, Outcome]) -> None:

@@ -16,17 +16,22 @@ from gen_worker.cli.completing import complete_method, complete_path, complete_r
 from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
 from gen_worker.cli.interrupts import announce, interrupts
+from gen_worker.cli.loading import has_gpu_device, open_models, slot_models
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of, where_raised
 from gen_worker.cli.results import Results
 from gen_worker.cli.selection import Wanted, select
 from gen_worker.cli.settings import log_format_option, read_settings
+from gen_worker.cli.watching import Watch, watch_on_stderr
 from gen_worker.discovery.names import slugify_name
+from gen_worker.models.errors import ModelError
 from gen_worker.settings import Settings
 
 if TYPE_CHECKING:
     from gen_worker.api.context import CancelFlag, RequestContext
     from gen_worker.discovery.specs import FunctionSpec
+    from gen_worker.fetch.config import FetchConfig
+    from gen_worker.wire.messages import SlotModel
     from gen_worker_child.executor import Executor
 
 _HELP = """Run one function once, in this process, and print its output.
@@ -95,6 +100,7 @@ def command(
 
         wanted = Wanted(_module_here(config, module), class_name, method)
         return run_attached(fields, start, wanted, settings, Results(pretty=pretty))
+    fetching = _fetching(settings, offline)
     _leave_to_author(settings, offline)
     project = find_project(config, module)
     if wants_list:
@@ -102,13 +108,15 @@ def command(
     from gen_worker.discovery.stdout import reserved_stdout
 
     events = events_on_stderr(settings)
+    watch = watch_on_stderr(events.form)
     with reserved_stdout() as stdout, prints_beside(events):
         specs, main = _import(project)
         with _function_as_word(fields, () if class_name or method else [spec.name for spec in specs]):
             spec = select(specs, Wanted(main.__name__, class_name, method))
             source = _source(spec, source_path)
             body = _encoded(spec, fields, start, source)
-        return _run(spec, specs, body, settings, source, _Shown(Results(stdout, pretty=pretty), events))
+        job = _Job(spec, specs, body, source, settings, fetching)
+        return _run(job, _Shown(Results(stdout, pretty=pretty), events, watch))
 
 
 def _module_here(config: str | None, module: str | None) -> str:
@@ -118,6 +126,13 @@ def _module_here(config: str | None, module: str | None) -> str:
         if config or module:
             raise
         return ""  # the server is asked, whatever is here
+
+
+def _fetching(settings: Settings, offline: bool) -> "FetchConfig":
+    """Return what models are fetched by, while the environment still says it."""
+    from gen_worker.fetch.config import FetchConfig
+
+    return FetchConfig.of(settings, offline=offline)
 
 
 def _leave_to_author(settings: Settings, offline: bool) -> None:
@@ -203,36 +218,51 @@ def _encoded(spec: "FunctionSpec", fields: Sequence[str], start: dict[str, Any] 
     return msgspec.json.encode(payload)
 
 
+class _Job(NamedTuple):
+    """What is run, and by which settings."""
+
+    spec: "FunctionSpec"
+    specs: "Sequence[FunctionSpec]"
+    body: bytes
+    source: Path | None
+    settings: Settings
+    fetching: "FetchConfig"
+
+
 class _Shown(NamedTuple):
     """Where a job's results and events go."""
 
     results: Results
     events: Events
+    watch: Watch
 
 
-def _run(
-    spec: "FunctionSpec",
-    specs: "Sequence[FunctionSpec]",
-    body: bytes,
-    settings: Settings,
-    source: Path | None,
-    shown: _Shown,
-) -> int:
-    from gen_worker.api.context import CancelFlag
+def _run(job: _Job, shown: _Shown) -> int:
     from gen_worker_child.executor import Executor
 
-    executor = Executor(specs)
+    spec = job.spec
+    executor = Executor(job.specs, lambda: open_models(job.settings, shown.events, lambda: executor.current))
     try:
-        payload = executor.decode(spec, body, "json")
+        payload = executor.decode(spec, job.body, "json")
+        bindings = executor.models_of(spec, job.body, "json")
     except msgspec.ValidationError as error:
         hint = "`gen-worker run --list` shows what it takes"
         raise Failure(f"`{spec.name}` does not take this payload: {error}", hint) from None
-    _refuse_models(spec)
-    _warn_without_gpu(spec, settings)
-    cancel = CancelFlag()
-    context = _context(spec, settings, cancel, source, shown.events)
+    _warn_without_gpu(spec, job.settings)
+    slots = {slot: binding.wanted for slot, binding in bindings.items()}
+    with slot_models(slots, job.fetching, shown.watch) as models:
+        return _run_with(models, job, executor, payload, shown)
+
+
+def _run_with(
+    models: "list[SlotModel]", job: _Job, executor: "Executor", payload: msgspec.Struct, shown: _Shown
+) -> int:
+    from gen_worker.api.context import CancelFlag
+
+    spec, cancel = job.spec, CancelFlag()
+    context = _context(job, models, cancel, shown.events)
     try:
-        if spec.instance and (failed := _set_up(executor, spec)):
+        if spec.instance and (failed := _set_up(executor, spec, models, shown.events)):
             return failed
 
         def ask() -> None:
@@ -247,24 +277,13 @@ def _run(
         executor.shutdown(lambda error: _tell(error, "`shutdown()` failed"))
 
 
-def _refuse_models(spec: "FunctionSpec") -> None:
-    for slot, binding in spec.bindings.items():
-        raise Failure(
-            f"no resolver for `{binding.wire_ref}` ({binding.provider}), which `{spec.name}` needs as `{slot}`",
-            "without a binding the function can load its own weights in `setup()`",
-            code=NO_MODEL,
-        )
-
-
 def _warn_without_gpu(spec: "FunctionSpec", settings: Settings) -> None:
-    here = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
-    if spec.resources.gpu and settings.local_device is None and sys.platform == "linux" and not here:
+    linux = sys.platform == "linux"
+    if spec.resources.gpu and settings.local_device is None and linux and not has_gpu_device():
         say("warning", f"`{spec.name}` is made for a GPU and there is none: it runs on the CPU")
 
 
-def _context(
-    spec: "FunctionSpec", settings: Settings, cancel: "CancelFlag", source: Path | None, events: Events
-) -> "RequestContext":
+def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", events: Events) -> "RequestContext":
     from gen_worker.api.producers import context_class
     from gen_worker.outputs import FolderSink
 
@@ -273,25 +292,34 @@ def _context(
         if "progress" in value:
             value["progress"] = min(1.0, max(0.0, value["progress"]))
         what = str(event["type"]).removeprefix("request.")
-        events.show(spec.name, event["request_id"], what, value, event["timestamp"])
+        events.show(job.spec.name, event["request_id"], what, value, event["timestamp"])
 
-    own: dict[str, Any] = {} if source is None else {"source_path": str(source)}  # only producers take it
-    return context_class(spec.kind)(
+    own: dict[str, Any] = {} if job.source is None else {"source_path": str(job.source)}  # only producers take it
+    return context_class(job.spec.kind)(
         request_id=f"local-{os.urandom(4).hex()}",
         owner=os.environ.get("USER") or "local-dev",
         emitter=emit,
-        sink=FolderSink(settings.local_output_dir),
+        sink=FolderSink(job.settings.local_output_dir),
         cancel=cancel,
+        models={model.slot: model.ref for model in models},
         **own,
     )
 
 
-def _set_up(executor: "Executor", spec: "FunctionSpec") -> int:
+def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotModel]", events: Events) -> int:
+    from gen_worker.capability import HardwareUnmetError
+
     try:
-        executor.load(spec.instance)
+        executor.load(spec.instance, models)
+    except ModelError as error:
+        raise Failure(str(error), error.hint, code=NO_MODEL) from None
+    except HardwareUnmetError as error:
+        raise Failure(str(error), code=USER_CODE) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
-        _tell(error, f"`{spec.class_name}` cannot be set up")
+        _tell(error, f"`{spec.class_name or spec.name}` cannot be set up")
         return USER_CODE
+    finally:
+        events.hide()
     return OK
 
 

@@ -3,7 +3,9 @@
 Knows nothing of downloads: it is told what happens, one thing after the other.
 """
 
+import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from gen_worker.cli.table import duration, size
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
-from gen_worker.terminal import Style, paint, printable
+from gen_worker.terminal import Style, colours, paint, printable
 
 _REDRAW_S = 0.1
 _RATE_OVER_S = 3.0
@@ -46,6 +48,17 @@ def watch_of(form: Form, write: Callable[[str], object], *, coloured: bool = Fal
     if form == "json":
         return JsonLines(write)
     return Bars(write, coloured=coloured) if form == "bar" else Lines(write, coloured=coloured)
+
+
+def watch_on_stderr(form: Form) -> Watch:
+    """Return the watch that writes to stderr."""
+    stream = sys.stderr  # this one, even if the author's code gets another
+
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    return watch_of(form, write, coloured=colours(stream, os.environ))
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------

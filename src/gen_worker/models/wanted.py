@@ -1,5 +1,7 @@
 """A model as somebody wants it: everything that decides which bytes that means. A value; fetches nothing."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -58,6 +60,10 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
             return f"{self.repo}@{self.version}" if self.version else self.repo
         at = f"@{self.revision}" if self.revision else ""
         return f"{self.repo}{at}{f'#{self.flavor}' if self.flavor else ''}"
+
+    def named_in(self, globs: Iterable[str]) -> bool:
+        """Whether one of the globs means this model, by its ref or its repository's name."""
+        return any(fnmatchcase(name, glob) for glob in globs for name in (self.ref, self.repo))
 
     @property
     def key(self) -> str:
