@@ -23,8 +23,8 @@ def make_tiny(
 
     Its images are 64 pixels wide and mean nothing; the same arguments make the same weights. `width`, a multiple of 32,
     scales the part that denoises: at 32 a repository has a few megabytes, at 640 in bf16 more than one gigabyte.
-    fp16 is slow on a CPU. `variant` goes into the names of the weights, as `fp16`; `shards` is the least number of files
-    that hold the weights of that part. Needs torch, diffusers and transformers.
+    fp16 is slow on a CPU. `variant` goes into the names of the weights, as `fp16`; `shards` is the least number of
+    files that hold the weights of that part. Needs torch, diffusers and transformers.
     """
     if width <= 0 or width % 32:
         raise ValueError(f"`width` is a multiple of 32, got {width}")
