@@ -110,7 +110,7 @@ class Store:
         self.layout = Layout(Path(config.root), Path(config.hf_cache))
         self._ledger = Ledger(self.layout)
         self._distrusted: set[str] = set()  # keys of what turned out damaged in a lower cache
-        self._lower = [layout for root in config.lower for layout in _layouts(Path(root))]
+        self._lower = [_lower_layout(Path(root)) for root in config.lower]
         self._cache_bytes = config.cache_bytes
         self._free_bytes = config.free_bytes
         self._options = config.selection
@@ -488,9 +488,9 @@ class Store:
 # --- what the disk says -----------------------------------------------------------------------------------------------
 
 
-def _layouts(root: Path) -> list[Layout]:
+def _lower_layout(root: Path) -> Layout:
     """Return where in a lower cache to look: a root like ours, or a folder in Hugging Face's layout."""
-    return [Layout(root, root / "hub"), Layout(root, root)]
+    return Layout(root, root / "hub" if (root / "hub").is_dir() else root)
 
 
 def _is_whole(layout: Layout, record: Record) -> bool:
