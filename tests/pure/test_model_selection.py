@@ -457,6 +457,23 @@ def test_of_sentence_transformers_all_modules_are_taken_and_no_exports() -> None
     )
 
 
+def test_of_older_sentence_transformers_the_model_lies_in_a_folder() -> None:
+    files = {"modules.json": 1, "1_Pooling/config.json": 1, "0_Transformer/config.json": 1}
+    hub = Repo({**files, "0_Transformer/model.safetensors": GB}, precisions={"0_Transformer/model.safetensors": "fp16"})
+    assert set(hub.select().files) == {*files, "0_Transformer/model.safetensors"}
+
+
+def test_of_whisper_the_untagged_halves_win_over_sharded_full_precision() -> None:
+    full = shards("model.fp32", 2)
+    hub = Repo(
+        {"config.json": 1, "model.safetensors": 3 * GB, "flax_model.msgpack": GB, "pytorch_model.bin": GB, **full},
+        {"model.safetensors.index.fp32.json": weight_map(full)},
+        {"model.safetensors": "fp16"},
+    )
+    assert hub.select().files == ("config.json", "model.safetensors")
+    assert set(hub.select(dtype="fp32").files) == {"config.json", "model.safetensors.index.fp32.json", *full}
+
+
 GGUF = Repo(
     {
         "README.md": 1000,

@@ -203,7 +203,8 @@ class _Choice:
     def _components(self, components: Sequence[str]) -> list[str]:
         for name in components:
             if not self._below(name):
-                self._refuse("file_not_found", f"has no component `{name}`", "see `COZY_HF_COMPONENTS`")
+                hint = f"`COZY_HF_COMPONENTS` names it; {self._folders_hint()}"
+                self._refuse("file_not_found", f"has no component `{name}`", hint)
         weighty = [name for name in components if any(path.endswith(WEIGHTS) for path in self._within(name))]
         self._halves = tags_in_order([weight_sets(self._names(name), ".safetensors") for name in weighty])
         self._check_flavor(weighty)
@@ -232,13 +233,13 @@ class _Choice:
             config = f"{self._prefix}config.json"
             self._check_own_code(config, self._document(config))
         folders = {dirname(path)[len(self._prefix) :] for path in weights}
-        if weights and "" not in folders:
+        parts = sorted(folder for folder in folders if not folder or fullmatch(_SENTENCE_MODULE, folder))
+        if weights and not parts:
             self._refuse("no_weights", f"keeps its weights in {_listed(sorted(folders))}", _NARROW_HINT)
-        modules = sorted(folder for folder in folders if fullmatch(_SENTENCE_MODULE, folder))
-        foreign = tuple(f"{self._prefix}{folder}/" for folder in folders - {"", *modules})
+        self._check_flavor(parts)
+        foreign = tuple(f"{self._prefix}{folder}/" for folder in folders.difference(parts))
         files = [path for path in below if not path.startswith(foreign) and not _is_code_or_weights(path)]
-        self._check_flavor(["", *modules])
-        return files + self._code(below) + [path for part in ("", *modules) if weights for path in self._weights(part)]
+        return files + self._code(below) + [path for part in parts for path in self._weights(part)]
 
     # --- one set of weights -------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Asking a provider's site about one model: small documents, listings, and the precision of weights it keeps."""
 
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import Annotated, NamedTuple, TypeAlias, TypeVar
 
@@ -20,6 +21,7 @@ from gen_worker.models.weights import UNKNOWN
 
 HEAD_BYTES = 256 << 10  # most headers are shorter: that of SDXL's unet has 200 KiB
 DOCUMENT_BYTES = 64 << 20
+AT_ONCE = 4
 CUTS = 5  # answers in a row that may end too soon
 
 T = TypeVar("T")
@@ -143,10 +145,14 @@ def selected(
     by_path = {file.path: file for file in files}
     listing = {path: file.size for path, file in by_path.items()}
     known = Known()
-    while isinstance(answer := select(listing, wanted, options, known), Asks):
-        documents = {path: site.document(by_path[path].url) for path in answer.documents}
-        precisions = {path: site.precision(by_path[path].url, path) for path in answer.precisions}
-        known = Known({**known.documents, **documents}, {**known.precisions, **precisions})
+    with ThreadPoolExecutor(AT_ONCE, "gen-worker-ask") as threads:
+        while isinstance(answer := select(listing, wanted, options, known), Asks):
+            documents = threads.map(lambda path: site.document(by_path[path].url), answer.documents)
+            precisions = threads.map(lambda path: site.precision(by_path[path].url, path), answer.precisions)
+            known = Known(
+                {**known.documents, **dict(zip(answer.documents, documents, strict=True))},
+                {**known.precisions, **dict(zip(answer.precisions, precisions, strict=True))},
+            )
     return answer, tuple(by_path[path] for path in answer.files)
 
 
