@@ -91,7 +91,7 @@ def test_the_description_names_the_endpoint_and_its_functions(specs: list[Functi
     assert document["protocol_version"] == 1
     assert document["endpoint"] == {"main_module": "documented", "kind": "inference", "classes": ["Painter"]}
     assert [function["name"] for function in document["functions"]] == ["paint-it", "plain", "walk"]
-    assert {"describe", "list_functions", "cancel", "streaming", "tcp_listen", "serve_sidecar"} <= set(
+    assert {"describe", "list_functions", "prefetch", "cancel", "streaming", "tcp_listen", "serve_sidecar"} <= set(
         document["capabilities"]
     )
     json.dumps(document)

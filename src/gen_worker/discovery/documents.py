@@ -19,7 +19,7 @@ from gen_worker.wire.survey import Survey, SurveyedFunction
 Document: TypeAlias = dict[str, Any]
 
 DESCRIPTION_PROTOCOL = 1
-CAPABILITIES = ("describe", "list_functions", "cancel", "streaming", "tcp_listen", "serve_sidecar")
+CAPABILITIES = ("describe", "list_functions", "prefetch", "cancel", "streaming", "tcp_listen", "serve_sidecar")
 
 _HEAVY = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "numpy", "PIL")
 
