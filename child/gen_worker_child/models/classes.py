@@ -68,13 +68,15 @@ def library_class(library: str, name: str) -> Any:
 def family_of(cls: type) -> Family:
     """Tell what a class with `from_pretrained` makes."""
     for base in cls.__mro__:
-        if base.__module__.partition(".")[0] in ("diffusers", "transformers"):
-            if base.__name__ in _FAMILIES:
-                return _FAMILIES[base.__name__]
-            if base.__name__.startswith("AutoPipelineFor"):
-                return "pipeline"
-            if base.__name__ == "AutoModel":
-                return "model"
+        library = base.__module__.partition(".")[0]
+        if library not in ("diffusers", "transformers"):
+            continue
+        if base.__name__ in _FAMILIES:
+            return _FAMILIES[base.__name__]
+        if library == "diffusers" and base.__name__.startswith("AutoPipelineFor"):
+            return "pipeline"
+        if library == "diffusers" and base.__name__ == "AutoModel":
+            return "model"
     return "foreign"
 
 
@@ -123,7 +125,7 @@ class _Question(NamedTuple):
         declared = self.lookup("diffusers", repository.declared)
         if asked.__name__ == "DiffusionPipeline" or asked.__name__.startswith("AutoPipelineFor"):
             if declared is None:
-                self._refuse(f"is {a(repository.declared)}, which this version of diffusers does not have")
+                self._refuse(f"is {with_article(repository.declared)}, which this version of diffusers does not have")
             return asked
         if asked.__name__ == repository.declared:
             return asked
@@ -132,7 +134,7 @@ class _Question(NamedTuple):
         if declared is not None and issubclass(asked, declared):
             return asked
         if reason := misfit(asked, repository, self.lookup):
-            self._refuse(f"is {a(repository.declared)}", reason)
+            self._refuse(f"is {with_article(repository.declared)}", reason)
         return asked
 
     def model(self) -> Any:
@@ -149,7 +151,7 @@ class _Question(NamedTuple):
             return declared
         if asked.__name__ == repository.declared or (declared is not None and issubclass(asked, declared)):
             return asked
-        return self._refuse(f"is {a(repository.declared)}")
+        return self._refuse(f"is {with_article(repository.declared)}")
 
     def transformers(self) -> Any:
         """Return the model class of transformers to load with."""
@@ -182,7 +184,7 @@ class _Question(NamedTuple):
             return asked
         if issubclass(declared, asked) or issubclass(asked, declared):
             return asked
-        return self._refuse(f"has {a(name)}")
+        return self._refuse(f"has {with_article(name)}")
 
     def need_files(self, what: str, names: Iterable[str]) -> None:
         """Refuse a model that has none of the files."""
@@ -195,10 +197,10 @@ class _Question(NamedTuple):
         return self.asked
 
     def _refuse(self, what: str, reason: str = "", file: str = "") -> NoReturn:
-        asked = self.asked.__name__
+        asks = f"the slot `{self.slot}` asks for {with_article(self.asked.__name__)}"
         raise ModelError(
             "load_failed",
-            f"`{self.ref}` {what}, the slot `{self.slot}` asks for {a(asked)}{f': {reason}' if reason else ''}",
+            f"`{self.ref}` {what}, {asks}{f': {reason}' if reason else ''}",
             self._remedy(),
             ref=self.ref,
             file=file,
@@ -206,20 +208,20 @@ class _Question(NamedTuple):
 
     def _remedy(self) -> str:
         repository = self.repository
-        parts = [part for part in repository.parts.values() if self._is_made_of(part)]
-        if parts:
-            return f'bind the part that it is with `subfolder="{parts[0].name}"`'
+        if parts := [part.name for part in repository.parts.values() if self._is_made_of(part)]:
+            return f'bind the part that it is with `subfolder="{parts[0]}"`'
         if repository.declared:
             return f"annotate `{self.slot}` with `{repository.declared}`, or bind another model to it"
         return f"bind another model to `{self.slot}`, or annotate it with `Path` and load it in `setup()`"
 
     def _is_made_of(self, part: Part) -> bool:
-        if part.class_name == self.asked.__name__:
-            return True
+        """Whether the class that is asked for makes this part of a pipeline."""
         declared = self.lookup(part.library, part.class_name)
-        return isinstance(declared, type) and (
-            issubclass(declared, self.asked) or family_of(declared) == family_of(self.asked) != "foreign"
-        )
+        if part.class_name == self.asked.__name__ or not isinstance(declared, type):
+            return bool(part.class_name == self.asked.__name__)
+        family = family_of(declared)
+        small = family in ("tokenizer", "processor", "scheduler")
+        return issubclass(declared, self.asked) or (small and family == family_of(self.asked))
 
 
 def _described(repository: Repository) -> str:
@@ -228,7 +230,7 @@ def _described(repository: Repository) -> str:
     if repository.kind == "file":
         return "a single file of weights"
     named = repository.declared or next(iter(sorted(repository.model_types)), "")
-    return a(named) if named else "a model of transformers"
+    return with_article(named) if named else "a model of transformers"
 
 
 def _tokenizer_class(repository: Repository) -> str:
@@ -236,7 +238,7 @@ def _tokenizer_class(repository: Repository) -> str:
     return str(read_json(file, "").get("tokenizer_class") or "") if file.is_file() else ""
 
 
-def a(name: str) -> str:
+def with_article(name: str) -> str:
     """Return the name of a class with its article."""
     return f"{'an' if name[:1].lower() in 'aeiou' and not name.startswith('U') else 'a'} `{name}`"
 
@@ -263,7 +265,7 @@ def misfit(asked: Any, repository: Repository, lookup: Lookup) -> str:
         return f"that has no place for its `{unplaced[0]}`"
     for part in repository.parts.values():
         if part.name in parameters and not _suits(part, _hints(asked).get(part.name), lookup):
-            return f"that cannot use its `{part.name}`, {a(part.class_name)}"
+            return f"that cannot use its `{part.name}`, {with_article(part.class_name)}"
     return _made_for_one(repository)
 
 
@@ -280,7 +282,7 @@ def _suits(part: Part, hint: object, lookup: Lookup) -> bool:
         return True  # these stand in for one another
     classes = [each for each in alternatives(hint) if isinstance(each, type) and each is not type(None)]
     declared = lookup(part.library, part.class_name)
-    if not classes or not isinstance(declared, type):
+    if not classes or typing.Any in classes or not isinstance(declared, type):
         return True
     return any(issubclass(declared, each) for each in classes)
 

@@ -4,6 +4,7 @@ Loading is one at a time. What is loaded is looked at first, then read, cast whe
 fails leaves anything behind.
 """
 
+import shutil
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
@@ -185,14 +186,17 @@ class Models:
         return Built(source.slot, made, str(copy))
 
     def _copied(self, source: Source, copy: Path) -> Source | None:
-        """Return the copy of a model in its dtype, None when there is none to load from."""
+        """Return the copy of a model in its dtype, None when there is none to load from; a damaged one goes."""
         if not copy.is_dir():
             return None
         slot = msgspec.structs.replace(source.slot, path=str(copy), subfolder="", dtype=source.precision.dtype)
         try:
             return look_at(slot, source.target.cls)
         except ModelError as error:
-            self._warn(f"the copy of `{source.slot.ref}` in {source.precision.dtype} is left alone: {error}")
+            self._warn(
+                f"the copy of `{source.slot.ref}` in {source.precision.dtype} is damaged, and made anew: {error}"
+            )
+            shutil.rmtree(copy, ignore_errors=True)  # what cannot be removed is told when the new one is made
             return None
 
     def _read(self, source: Source, configs: Sequence[Path], news: "_News", counted_as: Source | None = None) -> Any:

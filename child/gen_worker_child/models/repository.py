@@ -96,7 +96,7 @@ def _parts(index: Mapping[str, Any]) -> dict[str, Part]:
     return {
         name: Part(name, str(value[0]), str(value[1]))
         for name, value in named.items()
-        if name.isidentifier() and isinstance(value[0], str) and isinstance(value[1], str)
+        if name.isidentifier() and name[0] != "_" and isinstance(value[0], str) and isinstance(value[1], str)
     }
 
 
