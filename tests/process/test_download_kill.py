@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gen_worker.models.manifest import ManifestFile
-from gen_worker.testing import LoopbackHub
+from gen_worker.testing import ChangingETag, LoopbackHub
 from tests.downloading import PIECE, Downloads, content_of, listed
 
 pytestmark = pytest.mark.process
@@ -143,3 +143,14 @@ def test_a_part_without_a_digest_of_a_file_that_was_replaced_begins_anew(hub: Lo
     downloads.run(listed(hub, other, algorithm=""))
     assert downloads.to.read_bytes() == other
     assert downloads.told.there == len(other)
+
+
+def test_a_part_whose_etag_changed_begins_anew(hub: LoopbackHub, tmp_path: Path) -> None:
+    file = listed(hub, CONTENT)
+    killed(file, [tmp_path], [12 * PIECE])
+    hub.fail(FILE, ChangingETag())
+    downloads = Downloads(tmp_path)
+    downloads.run(file)
+    assert downloads.to.read_bytes() == CONTENT
+    assert downloads.told.there == len(CONTENT)
+    assert downloads.told.lost > 0

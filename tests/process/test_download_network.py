@@ -320,6 +320,9 @@ def well(client: socket.socket) -> None:
         lambda client: client.shutdown(socket.SHUT_RDWR),
         lambda client: client.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n"),
         lambda client: client.sendall(b"HTTP/1.1 206 OK\r\nContent-Length: 5\r\n\r\nhello"),
+        lambda client: client.sendall(
+            b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/*\r\nContent-Length: 5\r\n\r\nhello"
+        ),
         lambda client: client.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"),
         lambda client: client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
         lambda client: client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel"),
@@ -332,6 +335,7 @@ def well(client: socket.socket) -> None:
         "nothing",
         "endless head",
         "no range",
+        "range of what",
         "encoded",
         "chunks",
         "half a chunk",

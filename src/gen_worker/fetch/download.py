@@ -16,7 +16,7 @@ from gen_worker.fetch.patience import FOR_FILES, HttpError, Patience, Tries, del
 from gen_worker.fetch.pieces import PIECE_BYTES
 from gen_worker.fetch.pull import Means, PointerError, Pull
 from gen_worker.fetch.traffic import Traffic
-from gen_worker.fetch.transport import Transport, translated
+from gen_worker.fetch.transport import Transport
 from gen_worker.models.errors import ModelError, ModelErrorKind
 from gen_worker.models.manifest import ManifestFile
 
@@ -101,9 +101,10 @@ def _pull(file: ManifestFile, part: Part, means: Means) -> int:
 
 def _after(tries: Tries, error: ChangedError, means: Means) -> float:
     try:
-        return tries.failed(ConnectionError(str(error)))
-    except OSError as last:
-        raise translated(last, means.link.url) from last
+        return tries.failed(ConnectionError())
+    except ConnectionError:
+        text = f"the answers of `{means.link.url.origin}` do not fit together: {error}"
+        raise ModelError("download_failed", text, "try again later, or ask another mirror") from error
 
 
 def _check(file: ManifestFile, part: Part, pull: Pull, digest: str) -> None:

@@ -43,6 +43,7 @@ class Part:
         self._map_path = to.with_name(f"{to.name}.part.map")
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with _on_disk(self.path):
+            to.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, flags, 0o644)
         self._map: int | None = None
         self.identity: Identity | None = None

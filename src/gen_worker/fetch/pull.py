@@ -81,34 +81,29 @@ class Pull:
     # --- the digest ---
 
     def _follow(self) -> str:
-        at = self._await_more_than(-1)  # now the size is known, or some bytes are there
+        pieces = self._pieces
         if not self._file.digest:
-            while not self._pieces.complete:
-                at = self._await_more_than(at)
+            self._await(lambda: pieces.complete)
             return ""
-        while self._pieces.size is None:
-            at = self._await_more_than(at)
+        self._await(lambda: pieces.size is not None)
         digest = digest_of(self._file.algorithm, self.size)
         buffer = memoryview(bytearray(BLOCK_BYTES))
-        done = 0
-        while done < self.size:
-            until = self._await_more_than(done)
-            while done < until:
+        at = 0
+        while at < self.size:
+            self._await(lambda: pieces.prefix > at)  # noqa: B023  # it is asked before `at` changes
+            until = pieces.prefix
+            while at < until:
                 self.cancel.raise_if_set()
-                count = self._part.read(buffer[: until - done], done)
+                count = self._part.read(buffer[: until - at], at)
                 digest.update(buffer[:count])
-                done += count
+                at += count
         return digest.hexdigest()
 
-    def _await_more_than(self, at: int) -> int:
-        def ready() -> bool:
-            return self._error is not None or self._pieces.complete or self._pieces.prefix > at
-
+    def _await(self, ready: Callable[[], bool]) -> None:
         with self._state:
-            self._state.wait_for(ready)
+            self._state.wait_for(lambda: self._error is not None or ready())
             if self._error is not None:
                 raise self._error
-            return self._pieces.prefix
 
     # --- the threads ---
 
@@ -162,6 +157,8 @@ class Pull:
             body = read_answer(response.status, response.headers, at, piece.end, self._known)
             if self._pieces.size is None and body.size is not None:
                 self._pieces.size = body.size
+            if self._pieces.size is None and body.ranged:
+                raise ChangedError("the server sends a range of it, and does not say of how much")
             if self._ranges and self._part.identity is None and self._pieces.count > 1:
                 self._part.begin(self._identity(self.size, body))
             self._known = Known(self._file.size, self._pieces.size, self._known.etag or body.etag)
