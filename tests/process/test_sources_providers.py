@@ -17,7 +17,7 @@ from gen_worker.fetch.transport import Transport
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 from gen_worker.models.wanted import SnapshotFile, Wanted
-from gen_worker.testing import BadRange, Cut, LoopbackHub, Name, NoRange, NoSize, Pointer, Stall, Status
+from gen_worker.testing import BadRange, Corrupt, Cut, LoopbackHub, Name, NoRange, NoSize, Pointer, Stall, Status
 
 pytestmark = pytest.mark.process
 
@@ -264,6 +264,17 @@ def test_what_passes_is_tried_again(hub: LoopbackHub) -> None:
     hub.fail("model_index.json", Cut(after=20), times=2)
     hub.fail("unet/*.safetensors", Cut(after=50), times=2)
     assert paths(ask(hub, HF)) == NEEDED
+
+
+@pytest.mark.parametrize("wanted", [HF, SCOPE], ids=lambda wanted: wanted.provider)
+def test_what_decides_the_choice_is_checked_against_its_digest(hub: LoopbackHub, wanted: Wanted) -> None:
+    hub.add_repo("acme/tiny", PIPELINE)
+    hub.add_modelscope("acme/tiny", PIPELINE)
+    hub.fail("model_index.json", Corrupt(at=3), times=2)
+    assert paths(ask(hub, wanted)) == NEEDED
+    hub.fail("model_index.json", Corrupt(at=3))
+    error = refused(hub, wanted)
+    assert (error.kind, error.file) == ("digest_mismatch", "model_index.json")
 
 
 def test_a_hub_that_is_not_there_is_told_with_its_address() -> None:

@@ -823,3 +823,29 @@ def test_whatever_is_listed_no_pickle_and_no_code_is_ever_taken(paths: list[str]
         return
     assert set(files) <= set(paths)
     assert not [path for path in files if path.endswith((*PICKLES, ".py"))]
+
+
+_NAMES = ["unet", "vae", "transformer", "tokenizer", "_class_name", "auto_map", "weight_map", "", "../x", "a/b"]
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["diffusers", "x", "../x", "model.safetensors", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=5),
+    st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=3),
+    st.sampled_from([SD15, FLUX, LLAMA, CODED]),
+)
+def test_whatever_the_documents_say_there_is_an_answer_or_a_typed_error(
+    pipeline: dict[str, Any], shards_of: dict[str, Any], like: Repo
+) -> None:
+    documents = dict.fromkeys(("model_index.json", "config.json"), pipeline)
+    indexes = dict.fromkeys((path for path in like.documents if ".index." in path), shards_of)
+    hub = repo(like, documents={**documents, **indexes}, precisions=dict.fromkeys(like.files, "fp16"))
+    try:
+        files = hub.select().files
+    except ModelError:
+        return
+    assert set(files) <= set(hub.files)

@@ -188,8 +188,8 @@ class _Choice:
         entries = self._document(index)
         self._check_own_code(index, entries)
         skipped = () if self._options.optional_components else OPTIONAL_COMPONENTS
-        named = [name for name, entry in entries.items() if isinstance(entry, list) and any(entry)]
-        present = [name for name in named if not name.startswith("_") and name not in skipped and self._below(name)]
+        named = [name for name, entry in entries.items() if _names_component(name, entry)]
+        present = [name for name in named if name not in skipped and self._below(name)]
         return files + self._components(self._options.components or present)
 
     def _components_by_look(self) -> list[str]:
@@ -420,6 +420,11 @@ _PRECISIONS_HINT = (
     "or fetch the whole repository with `COZY_HF_FULL_REPO_DOWNLOAD=1`"
 )
 _INCOMPLETE_HINT = "the repository is incomplete; take another revision, or tell its owner"
+
+
+def _names_component(name: str, entry: Any) -> bool:
+    """Whether an entry of a pipeline's index is a component, as `"unet": ["diffusers", "UNet2DConditionModel"]`."""
+    return isinstance(entry, list) and any(entry) and bool(name) and not name.startswith("_") and "/" not in name
 
 
 def _is_component(names: Sequence[str]) -> bool:

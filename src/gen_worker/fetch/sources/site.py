@@ -9,6 +9,7 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import SelectionOptions
+from gen_worker.fetch.digests import digest_of
 from gen_worker.fetch.origins import Url
 from gen_worker.fetch.patience import HttpError
 from gen_worker.fetch.transport import Response, Transport, translated
@@ -22,6 +23,7 @@ from gen_worker.models.weights import UNKNOWN
 HEAD_BYTES = 256 << 10  # most headers are shorter: that of SDXL's unet has 200 KiB
 DOCUMENT_BYTES = 64 << 20
 AT_ONCE = 4
+WRONG_AT_MOST = 3  # answers in a row with another content
 CUTS = 5  # answers in a row that may end too soon
 
 T = TypeVar("T")
@@ -77,9 +79,15 @@ class Site:
         """Return a document and the headers it came with."""
         return self._asked(url, lambda response: Page(response.read(DOCUMENT_BYTES), response.headers))
 
-    def document(self, url: str) -> bytes:
-        """Return the content of a small file."""
-        return self.page(url).body
+    def document(self, file: ManifestFile) -> bytes:
+        """Return the content of a small file; raise `ModelError` when it is not what its digest says."""
+        for _ in range(WRONG_AT_MOST):
+            content = self.page(file.url).body
+            if _is_content(content, file):
+                return content
+        what = f"`{file.path}` comes with another content than its listing says, {WRONG_AT_MOST} times"
+        hint = "check the endpoint, or tell who owns the repository"
+        raise ModelError("digest_mismatch", what, hint, file=file.path)
 
     def json(self, url: str, kind: type[T]) -> T:
         """Return a JSON document of an expected shape."""
@@ -130,6 +138,14 @@ class Site:
         raise AssertionError("the last cut raises")
 
 
+def _is_content(content: bytes, file: ManifestFile) -> bool:
+    if not file.digest:
+        return True
+    digest = digest_of(file.algorithm, len(content))
+    digest.update(memoryview(content))
+    return digest.hexdigest() == file.digest
+
+
 def decoded(body: bytes, kind: type[T], url: str) -> T:
     """Return a JSON document of an expected shape; raise `ModelError` for another."""
     try:
@@ -147,7 +163,7 @@ def selected(
     known = Known()
     with ThreadPoolExecutor(AT_ONCE, "gen-worker-ask") as threads:
         while isinstance(answer := select(listing, wanted, options, known), Asks):
-            documents = threads.map(lambda path: site.document(by_path[path].url), answer.documents)
+            documents = threads.map(lambda path: site.document(by_path[path]), answer.documents)
             precisions = threads.map(lambda path: site.precision(by_path[path].url, path), answer.precisions)
             known = Known(
                 {**known.documents, **dict(zip(answer.documents, documents, strict=True))},
