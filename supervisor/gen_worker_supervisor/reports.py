@@ -242,7 +242,8 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
     verdict = VERDICTS[message.kind]._replace(hint=message.hint)
     if message.kind == "model":
         fleet.catalog.damaged(fleet.slots_by_instance(message.instance))
-    text = f"setup of `{message.instance}` failed: {message.message}"
+    why = f"{message.reason}: {message.message}" if message.reason else message.message
+    text = f"setup of `{message.instance}` failed: {why}"
     note = Note("error", child.device.name, text, tuple(message.stack))
     over = LoadOver(child, [])
     return [over, note, *load_failed(fleet, message.instance, text, tuple(message.stack), now, verdict)]
