@@ -110,9 +110,7 @@ class _Choice:
         self._known = known
         self._flavor = precision_named(wanted.flavor)
         self._prefix = f"{check_path(wanted.subfolder)}/" if wanted.subfolder else ""
-        self._pickles = any(
-            fnmatchcase(name, allowed) for allowed in options.allow_pickle for name in (wanted.ref, wanted.repo)
-        )
+        self._pickles = wanted.named_in(options.allow_pickle)
         self._halves: Sequence[str] = HALVES
         self._fp32: dict[str, int] = {}  # folder: bytes
         self._left_out: list[str] = []

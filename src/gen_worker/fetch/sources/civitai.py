@@ -1,6 +1,5 @@
 """Models of Civitai (https://developer.civitai.com): the safetensors of one version, the primary file first."""
 
-from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 import msgspec
@@ -74,8 +73,7 @@ def _taken(version: _Version, wanted: Wanted, config: FetchConfig) -> list[_File
     if safe := [file for file in in_order if file.name.endswith(".safetensors")]:
         return safe
     pickles = [file for file in in_order if file.name.endswith(PICKLES)]
-    names = (wanted.ref, wanted.repo)
-    if pickles and any(fnmatchcase(name, glob) for glob in config.selection.allow_pickle for name in names):
+    if pickles and wanted.named_in(config.selection.allow_pickle):
         return pickles[:1]
     there = ", ".join(f"`{file.name[:100]}`" for file in in_order[:6])
     raise _no_weights(wanted, f"has no safetensors, but {there}" if there else "has no files")
