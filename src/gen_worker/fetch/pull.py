@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPException
 from typing import NamedTuple
 
@@ -55,8 +56,9 @@ class Pull:
         self._pieces = Pieces(found.size if found else file.size, piece_bytes, finished)
         self._state = threading.Condition()  # guards what follows and the two above
         self._fresh_urls = means.link.fresh_urls
-        self._threads: list[threading.Thread] = []
-        self._error: Exception | None = None
+        self._threads = ThreadPoolExecutor(means.connections, "pieces")
+        self._started = 0
+        self._error: BaseException | None = None
         means.traffic.found(self._pieces.finished_bytes)
 
     @property
@@ -76,7 +78,7 @@ class Pull:
                 return self._follow()
             finally:
                 self.cancel.set()
-                self._join()
+                self._threads.shutdown()
 
     # --- the digest ---
 
@@ -89,8 +91,12 @@ class Pull:
         digest = digest_of(self._file.algorithm, self.size)
         buffer = memoryview(bytearray(BLOCK_BYTES))
         at = 0
+
+        def more_came() -> bool:
+            return pieces.prefix > at
+
         while at < self.size:
-            self._await(lambda: pieces.prefix > at)  # noqa: B023  # it is asked before `at` changes
+            self._await(more_came)
             until = pieces.prefix
             while at < until:
                 self.cancel.raise_if_set()
@@ -108,25 +114,17 @@ class Pull:
     # --- the threads ---
 
     def _start(self, count: int) -> None:
+        self._started += count
         for _ in range(count):
-            thread = threading.Thread(target=self._work, name="pieces", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._threads.submit(_Worker(self).run).add_done_callback(self._ended)
 
-    def _work(self) -> None:
-        try:
-            _Worker(self).run()
-        except Exception as error:  # noqa: BLE001  # raised again by the thread that waits for the file
+    def _ended(self, worker: "Future[None]") -> None:
+        error = worker.exception()
+        if error is not None:
             with self._state:
                 self._error = self._error or error
                 self._state.notify_all()
             self.cancel.set()
-
-    def _join(self) -> None:
-        started = 0
-        while started < len(self._threads):  # they may start further ones
-            self._threads[started].join()
-            started += 1
 
     # --- what a worker asks of it ---
 
@@ -162,7 +160,7 @@ class Pull:
             if self._ranges and self._part.identity is None and self._pieces.count > 1:
                 self._part.begin(self._identity(self.size, body))
             self._known = Known(self._file.size, self._pieces.size, self._known.etag or body.etag)
-            if body.ranged and len(self._threads) == 1:
+            if body.ranged and self._started == 1:
                 self._start(min(self.means.connections - 1, self._pieces.left))
             self._state.notify_all()
             return self._pieces.piece(piece.number)
