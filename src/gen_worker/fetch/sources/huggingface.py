@@ -7,7 +7,7 @@ hub keeps in Xet.
 
 import re
 from collections.abc import Iterator
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -75,7 +75,7 @@ def _entries(site: Site, url: str) -> Iterator[_Entry]:
         following = _NEXT.search(page.headers.get("link", ""))
         if following is None:
             return
-        url = following[1]
+        url = f"{url.partition('?')[0]}?{urlsplit(following[1]).query}"  # a mirror's link may lead to the hub itself
     raise ModelError("bad_manifest", f"the listing of `{url.partition('?')[0]}` does not end")
 
 
