@@ -232,17 +232,30 @@ def test_more_than_the_disk_has_is_refused_with_its_figures_before_a_byte(store:
     assert present(store, HUB)
 
 
-def test_a_snapshot_in_another_dtype_is_evicted_unless_a_child_holds_its_folder(store: Store) -> None:
-    folder = store.layout.derived / "tiny-fp16"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"w" * 100)
-    held = os.open(folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_SH)
-    assert [(each.key, each.size, each.in_use) for each in store.derived()] == [("derived/tiny-fp16", 100, True)]
-    assert store.evict(["derived/tiny-fp16"]) == []
-    os.close(held)
-    assert store.evict(["derived/tiny-fp16"]) == [("derived/tiny-fp16", 100)]
+def test_a_copy_in_another_dtype_counts_with_its_model_and_goes_with_it(store: Store) -> None:
+    found = put(store, TINY)
+    copy = store.layout.derived / f"{found.snapshot.key}-bf16"
+    copy.mkdir(parents=True)
+    (copy / "model.safetensors").write_bytes(b"w" * 100)
+    [entry] = store.entries()
+    assert (entry.size, entry.in_use) == (found.snapshot.size + 100, True)
+    assert store.evict([found.snapshot.key]) == []
+    assert copy.exists()
+    os.close(found.lease)
+    assert store.evict([found.snapshot.key]) == [("acme/tiny", found.snapshot.size + 100)]
     assert os.listdir(store.layout.derived) == []
+
+
+def test_a_copy_whose_model_is_gone_is_evicted_and_one_that_is_being_made_is_not(store: Store) -> None:
+    for name in ("gone-bf16", "other-bf16.building.1"):
+        (store.layout.derived / name).mkdir(parents=True)
+        (store.layout.derived / name / "model.safetensors").write_bytes(b"w" * 100)
+    held = os.open(store.layout.derived / "other-bf16.building.1", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert store.evict([each.key for each in store.entries()]) == [("gone-bf16", 100)]
+    store.sweep(older_s=-1.0)
+    assert os.listdir(store.layout.derived) == ["other-bf16.building.1"]
+    os.close(held)
 
 
 # --- swept ------------------------------------------------------------------------------------------------------------

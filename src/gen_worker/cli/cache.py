@@ -18,7 +18,6 @@ from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import WIDTH, duration, size, table
 
 if TYPE_CHECKING:  # what moves models is imported when it is used
-    from gen_worker.fetch.eviction import Entry
     from gen_worker.fetch.store import Listed, Store
 
 _PREFIXES = {"hf": "hf:", "tensorhub": "cozy:", "civitai": "civitai:", "modelscope": "modelscope:"}
@@ -81,7 +80,7 @@ _some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="R
 def ls(as_json: bool) -> int:
     """List the models."""
     store = _store()
-    listed, derived = store.listed(), store.derived()
+    listed = store.listed()
     free = shutil.disk_usage(_existing(store.layout.root)).free
     if as_json:
         _print_json(
@@ -91,25 +90,21 @@ def ls(as_json: bool) -> int:
                 "bytes": store.used(),
                 "free_bytes": free,
                 "models": [_document(store, each) for each in listed],
-                "derived": [
-                    {"name": each.key, "bytes": each.size, "last_used": each.last_used, "in_use": each.in_use}
-                    for each in derived
-                ],
             }
         )
         return OK
-    if listed or derived:
-        click.echo(_table(listed, derived))
+    if listed:
+        click.echo(_table(listed))
     models = "1 model" if len(listed) == 1 else f"{len(listed)} models"
     click.echo(f"{models}, {size(store.used())}; {size(free)} free in `{store.layout.root}`")
     return OK
 
 
-def _table(listed: Sequence["Listed"], derived: Sequence["Entry"]) -> str:
+def _table(listed: Sequence["Listed"]) -> str:
     now = time.time()
-    rows = [(_named(each), size(each.size), _ago(now, each.last_used), _use(each), each.path) for each in listed]
-    rows += [
-        (each.key, size(each.size), _ago(now, each.last_used), "yes" if each.in_use else "-", "-") for each in derived
+    rows = [
+        (_named(each), size(each.size + each.copies), _ago(now, each.last_used), _use(each), each.path)
+        for each in listed
     ]
     width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
     return table(("REF", "SIZE", "LAST USED", "IN USE", "PATH"), rows, elastic=("REF", "PATH"), width=width)
@@ -136,6 +131,7 @@ def _document(store: "Store", listed: "Listed") -> dict[str, Any]:
         "commit": record.commit,
         "key": record.key,
         "bytes": listed.size,
+        "copies_bytes": listed.copies,
         "files": len(record.files),
         "last_used": listed.last_used,
         "in_use": listed.in_use,
@@ -175,7 +171,7 @@ def rm(refs: tuple[str, ...], yes: bool, as_json: bool) -> int:
             raise Failure(f"`{_named(each)}` lies in a cache that is only read: `{each.path}`")
         if each.in_use:
             raise _in_use(store, each)
-    _ask([_named(each) for each in meant], sum(each.size for each in meant), yes)
+    _ask([_named(each) for each in meant], sum(each.size + each.copies for each in meant), yes)
     with _told():
         gone = store.evict([each.record.key for each in meant])
     left = [each for each in meant if not set(each.refs) & {ref for ref, _freed in gone}]
@@ -276,19 +272,24 @@ def verify(refs: tuple[str, ...], as_json: bool) -> int:
     """Compare files with their digests."""
     store = _store()
     listed = _meant(store, refs) if refs else store.listed()
-    damaged = []
+    damaged, kept = [], []
     with _told(), _progress("verified", sum(each.size for each in listed)) as progress:
         for each in listed:
             with store.holding(each):
-                damaged += store.discard(each.record, store.damaged(each.record, progress.add))
+                found = store.damaged(each.record, progress.add)
+            damaged += found if each.lower else store.discard(each.record, found)
+            kept += [each.path] if found and each.lower else []
     if as_json:
-        found = [{"ref": each.ref, "path": each.path, "reason": each.reason} for each in damaged]
-        _print_json({"ok": not damaged, "verified": [_named(each) for each in listed], "damaged": found})
+        told = [{"ref": each.ref, "path": each.path, "reason": each.reason} for each in damaged]
+        _print_json({"ok": not damaged, "verified": [_named(each) for each in listed], "damaged": told})
         return USER_CODE if damaged else OK
     for bad in damaged:
         say("error", f"`{bad.path}` of `{bad.ref}` is damaged: {bad.reason}")
+    for place in kept:
+        say("warning", f"it stays, as it lies in a cache that is only read: `{place}`")
     if damaged:
-        say("hint", "they were removed, and are fetched again when their model is used next")
+        if not kept:
+            say("hint", "they were removed, and are fetched again when their model is used next")
         return USER_CODE
     models = "1 model is" if len(listed) == 1 else f"{len(listed)} models are"
     click.echo(f"{models} as they were: {size(sum(each.size for each in listed))}")

@@ -17,11 +17,12 @@ import msgspec
 from gen_worker.fetch import locks
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.copies import Copy, copies, is_flocked, remove_copy
 from gen_worker.fetch.eviction import Entry, evictable, excess, total, victims
 from gen_worker.fetch.layout import Layout, Record
 from gen_worker.fetch.ledger import Ledger, Rows, last_used, replace
 from gen_worker.fetch.linking import link_all, unlink_all, unlink_files, write_hub_notes
-from gen_worker.fetch.sweeping import DERIVED, derived_entries, remove_derived, sweep
+from gen_worker.fetch.sweeping import sweep
 from gen_worker.fetch.unrecorded import unrecorded
 from gen_worker.fetch.verification import problem
 from gen_worker.models.errors import ModelError
@@ -31,6 +32,7 @@ from gen_worker.models.wanted import Wanted
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_COPY = "derived/"  # what the keys of copies begin with whose snapshot is gone
 _TOUCH_S = 30.0  # a ledger that says when a model was used last is right to so many seconds
 _TRIES = 5
 _ORPHAN_S = 7 * 86400.0  # what nobody has finished for so long, nobody will
@@ -93,6 +95,9 @@ class Listed(msgspec.Struct, frozen=True):
 
     layout: Layout
     """The cache that it lies in."""
+
+    copies: int
+    """Bytes of the copies in other dtypes that were made of it."""
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -204,8 +209,9 @@ class Store:
 
     def _listed(self, layout: Layout, *, lower: bool) -> Iterator[Listed]:
         ledger = Ledger(layout)
-        rows = ledger.read()
-        for record in ledger.records().values():
+        rows, records = ledger.read(), ledger.records()
+        made = copies(layout, records)
+        for record in records.values():
             if _is_whole(layout, record):
                 named = _rows_of(rows, record.key) or [{"ref": record.wanted.ref}]
                 yield Listed(
@@ -217,6 +223,7 @@ class Store:
                     not lower and locks.is_held(layout.lease(record)),
                     lower,
                     layout,
+                    sum(copy.size for copy in _copies_of(record.key, made)),
                 )
 
     def wishes(self, listed: Listed) -> tuple[Wanted, ...]:
@@ -368,21 +375,26 @@ class Store:
         """Return the bytes that all snapshots take, what they share counted once."""
         return total(self.entries())
 
-    def derived(self) -> list[Entry]:
-        """Return the snapshots in other dtypes."""
-        return derived_entries(self.layout)
-
     def entries(self) -> list[Entry]:
         """Return what may be evicted, and what is in use."""
         return self._entries(self._ledger.read())
 
     def _entries(self, rows: Rows) -> list[Entry]:
-        found = [self._entry(rows, record) for record in self._ledger.records().values()]
-        return [*found, *derived_entries(self.layout)]
+        records = self._ledger.records()
+        made = copies(self.layout, records)
+        left = [self._left(copy) for copy in made if not copy.source]
+        return [*(self._entry(rows, each, _copies_of(each.key, made)) for each in records.values()), *left]
 
-    def _entry(self, rows: Rows, record: Record) -> Entry:
+    def _left(self, copy: Copy) -> Entry:
+        """Return the entry of a copy whose snapshot is gone."""
+        in_use = is_flocked(self.layout.derived / copy.name)
+        return Entry(f"{_COPY}{copy.name}", (copy.name,), copy.files, copy.made, in_use)
+
+    def _entry(self, rows: Rows, record: Record, made: list[Copy]) -> Entry:
         named = _rows_of(rows, record.key)
         blobs = {str(self.layout.blob(record, file)): file.size or 0 for file in record.files}
+        for copy in made:
+            blobs |= copy.files
         refs = tuple(sorted({str(row.get("ref")) for row in named} or {record.wanted.ref}))
         used = max(map(last_used, named), default=0.0)
         return Entry(record.key, refs, blobs, used, locks.is_held(self.layout.lease(record)))
@@ -394,9 +406,9 @@ class Store:
 
     def _evict(self, rows: Rows, key: str) -> list[tuple[str, int]] | None:
         """Take a snapshot from the disk; None when it is in use."""
-        if key.startswith(DERIVED):
-            freed = remove_derived(self.layout, key)
-            return None if freed is None else [(key, freed)]
+        made = copies(self.layout, self._ledger.records())
+        if key.startswith(_COPY):
+            return [(copy.name, remove_copy(self.layout, copy)) for copy in made if key == f"{_COPY}{copy.name}"]
         record = self._ledger.record(key)
         if record is None:
             return []
@@ -406,6 +418,7 @@ class Store:
         try:
             refs = self._erase(rows, record)
             freed = unlink_all(self.layout, record, self._claimed())
+            freed += sum(remove_copy(self.layout, copy) for copy in _copies_of(key, made))
         except BaseException:
             os.close(lease)
             raise
@@ -508,6 +521,10 @@ def _has(path: Path, size: int | None) -> bool:
 
 def _missing(blobs: dict[Path, ManifestFile]) -> list[tuple[ManifestFile, Path]]:
     return [(file, blob) for blob, file in blobs.items() if not _has(blob, file.size)]
+
+
+def _copies_of(key: str, made: list[Copy]) -> list[Copy]:
+    return [copy for copy in made if copy.source == key]
 
 
 def _part(blob: Path) -> Path:

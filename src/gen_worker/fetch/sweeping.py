@@ -1,52 +1,16 @@
-"""Remove what nobody will finish, and the snapshots in other dtypes that children leave. Called with the ledger locked.
+"""Remove what nobody will finish. Called with the ledger locked."""
 
-A child writes `derived/<key>.building.<pid>` and renames it to `derived/<key>` when it is complete; it touches that
-folder whenever it loads from it. Where it holds a shared flock on the folder, too, the folder is not evicted.
-"""
-
-import fcntl
-import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from gen_worker.fetch import locks
-from gen_worker.fetch.eviction import Entry
+from gen_worker.fetch.copies import BUILDING, files_in, folders_in, is_flocked
 from gen_worker.fetch.layout import Layout, Record
 from gen_worker.fetch.linking import remove_blob
 
-DERIVED = "derived/"
-"""What the keys of snapshots in other dtypes begin with."""
-
 _BUILDS_S = 3600.0  # nothing is written to a folder for so long and then goes on
-
-
-def derived_entries(layout: Layout) -> list[Entry]:
-    """Return the snapshots in other dtypes; each can be made again from its source."""
-    found = []
-    for folder in _folders(layout.derived):
-        if ".building." not in folder.name:
-            with suppress(FileNotFoundError):  # renamed or removed meanwhile
-                blobs = {str(path): path.stat().st_size for path in _files(folder)}
-                key = f"{DERIVED}{folder.name}"
-                found.append(Entry(key, (key,), blobs, folder.stat().st_mtime, _is_flocked(folder)))
-    return found
-
-
-def remove_derived(layout: Layout, key: str) -> int | None:
-    """Remove a snapshot in another dtype and return the bytes that became free; None when it is in use."""
-    folder = layout.derived / key.removeprefix(DERIVED)
-    if not folder.is_dir():
-        return 0
-    if _is_flocked(folder):
-        return None
-    freed = sum(path.stat().st_size for path in _files(folder))
-    grave = folder.with_name(f"{folder.name}.building.{os.getpid()}")  # swept, should this process die here
-    folder.rename(grave)
-    shutil.rmtree(grave)
-    return freed
 
 
 def sweep(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
@@ -64,7 +28,7 @@ def sweep(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
 
 def _parts(layout: Layout) -> Iterator[Path]:
     for folder in (layout.cas / "blobs", *(each / "blobs" for each in layout.hub.glob("models--*"))):
-        yield from (path for path in _files(folder) if path.name.endswith((".part", ".part.map", ".incomplete")))
+        yield from (path for path in files_in(folder) if path.name.endswith((".part", ".part.map", ".incomplete")))
 
 
 def _remove_part(layout: Layout, part: Path, before: float) -> int:
@@ -85,16 +49,16 @@ def _remove_part(layout: Layout, part: Path, before: float) -> int:
 
 
 def _blobs(layout: Layout) -> Iterator[Path]:
-    yield from (path for path in _files(layout.cas / "blobs") if "." not in path.name)
+    yield from (path for path in files_in(layout.cas / "blobs") if "." not in path.name)
     if layout.hub.is_relative_to(layout.root):  # else others keep theirs there
         for repository in layout.hub.glob("models--*"):
-            yield from (path for path in _files(repository / "blobs") if "." not in path.name)
+            yield from (path for path in files_in(repository / "blobs") if "." not in path.name)
 
 
 def _unfinished(layout: Layout, before: float) -> Iterator[Path]:
     """Yield the folders that were being built or removed by a process that is no more."""
     folders = [
-        *(each for each in _folders(layout.derived) if ".building." in each.name),
+        *(each for each in folders_in(layout.derived) if BUILDING in each.name),
         *layout.cas.glob("snapshots/*.building"),
         *layout.cas.glob("civitai/*.building"),
         *layout.cas.glob("modelscope/*/*/*.building"),
@@ -103,12 +67,16 @@ def _unfinished(layout: Layout, before: float) -> Iterator[Path]:
     for folder in folders:
         pid = folder.name.rpartition(".")[2]
         alive = pid.isdigit() and Path(f"/proc/{pid}").exists()
-        if not alive and not _is_flocked(folder) and all(_is_older(path, before) for path in (folder, *_files(folder))):
+        if (
+            not alive
+            and not is_flocked(folder)
+            and all(_is_older(path, before) for path in (folder, *files_in(folder)))
+        ):
             yield folder
 
 
 def _remove_folder(folder: Path) -> int:
-    freed = sum(path.stat().st_size for path in _files(folder) if path.stat().st_nlink == 1)
+    freed = sum(path.stat().st_size for path in files_in(folder) if path.stat().st_nlink == 1)
     shutil.rmtree(folder)
     return freed
 
@@ -119,28 +87,3 @@ def _is_older(path: Path, before: float) -> bool:
     except FileNotFoundError:
         return False
     return max(status.st_mtime, status.st_ctime) < before
-
-
-def _is_flocked(folder: Path) -> bool:
-    """Whether somebody holds a lock on a folder itself; where a file system knows no such locks, nobody does."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # as on NFS, which locks no folders
-        return False
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-
-
-def _files(folder: Path) -> list[Path]:
-    return [Path(where, name) for where, _folders, names in os.walk(folder) for name in names]
