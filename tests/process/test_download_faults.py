@@ -164,6 +164,15 @@ def test_a_cut_where_ranges_are_ignored_begins_anew(hub: LoopbackHub, downloads:
     assert downloads.told.lost == 5 * PIECE
 
 
+def test_a_file_of_unknown_size_that_is_cut_goes_on_where_it_ended(hub: LoopbackHub, downloads: Downloads) -> None:
+    file = listed(hub, CONTENT, algorithm="", sized=False)
+    hub.fail(FILE, NoRange(), times=1)
+    hub.fail(FILE, NoSize(), times=1)
+    hub.fail(FILE, Cut(after=3 * PIECE + 10), times=1)
+    assert downloads.run(file) == len(CONTENT)
+    assert is_whole(downloads)
+
+
 def test_a_file_that_is_replaced_meanwhile_begins_anew(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT, algorithm="")
     hub.fail(FILE, Slow(bytes_per_s=4 * PIECE), times=6)

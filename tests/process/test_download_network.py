@@ -354,6 +354,27 @@ def test_nonsense_is_met_with_another_try(tmp_path: Path, answer: Callable[[sock
     assert downloads.to.read_bytes() == CONTENT
 
 
+def test_a_body_without_a_length_that_ends_too_soon_is_no_whole_file(tmp_path: Path) -> None:
+    def end_early(client: socket.socket) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + CONTENT[:5])
+        client.close()
+
+    with raw_origin(end_early, well, well) as url:
+        Downloads(tmp_path).run(manifest(CONTENT, url, algorithm=""), connections=1)
+    assert (tmp_path / "blob").read_bytes() == CONTENT
+
+
+def test_bodies_that_never_bring_anything_are_given_up(tmp_path: Path) -> None:
+    def bring_nothing(client: socket.socket) -> None:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        client.close()
+
+    with raw_origin(*[bring_nothing] * 30) as url, pytest.raises(ModelError) as caught:
+        Downloads(tmp_path).run(manifest(CONTENT, url, algorithm=""), connections=1)
+    assert caught.value.kind == "unreachable"
+    assert "too soon" in str(caught.value)
+
+
 # --- cancel -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from gen_worker.fetch.part import Identity, Part, boot_id
 from gen_worker.fetch.patience import Patience, Tries
 from gen_worker.fetch.pieces import Piece, Pieces
 from gen_worker.fetch.traffic import Traffic
-from gen_worker.fetch.transport import FAILURES, Response, translated
+from gen_worker.fetch.transport import FAILURES, CutError, Response, translated
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 
@@ -149,21 +149,24 @@ class Pull:
         last = "" if piece.end is None and at else (piece.end or piece_bytes) - 1
         return {"Range": f"bytes={at}-{last}", **({"If-Range": etag} if etag else {})}
 
-    def settle(self, response: Response, piece: Piece, at: int) -> Piece:
-        """Compare an answer with what is known of the file; return the piece, whose end may be known now."""
+    def settle(self, response: Response, piece: Piece, at: int) -> tuple[Piece, int | None]:
+        """Compare an answer with what is known of the file.
+
+        Return the piece, whose end may be known now, and the byte before which the answer ends; None: nobody says.
+        """
         with self._state:
             body = read_answer(response.status, response.headers, at, piece.end, self._known)
             if self._pieces.size is None and body.size is not None:
                 self._pieces.size = body.size
             if self._pieces.size is None and body.ranged:
                 raise ChangedError("the server sends a range of it, and does not say of how much")
-            if self._ranges and self._part.identity is None and self._pieces.count > 1:
+            if at == 0 and self._ranges and self._part.identity is None and self._pieces.count > 1:
                 self._part.begin(self._identity(self.size, body))
             self._known = Known(self._file.size, self._pieces.size, self._known.etag or body.etag)
             if body.ranged and self._started == 1:
                 self._start(min(self.means.connections - 1, self._pieces.left))
             self._state.notify_all()
-            return self._pieces.piece(piece.number)
+            return self._pieces.piece(piece.number), body.end
 
     def _identity(self, size: int, body: Body) -> Identity:
         algorithm = self._file.algorithm if self._file.digest else ""
@@ -222,7 +225,7 @@ class _Worker:
             lambda: pull.headers(piece, self._at), pull.cancel, lambda: traffic.received
         ) as response:
             try:
-                self._piece = pull.settle(response, piece, self._at)
+                self._piece, until = pull.settle(response, piece, self._at)
             except WrongError:
                 _raise_if_pointer(response)
                 raise
@@ -236,6 +239,8 @@ class _Worker:
         if self._piece is not None and self._piece.end is None:
             self._piece = pull.end(self._piece, self._at)
             self._pass_ends()
+        elif self._piece is not None and (until is None or self._at < until):
+            raise CutError("the answer ended too soon")
 
     def _pass_ends(self) -> None:
         while self._piece is not None and self._piece.end is not None and self._at >= self._piece.end:
