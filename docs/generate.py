@@ -43,6 +43,8 @@ def cli() -> str:
         command = commands.get_command(top, name)
         assert command is not None
         parts.append(_command(name, command))
+        if isinstance(command, click.Group):
+            parts += [_command(f"{name} {part}", each) for part, each in command.commands.items()]
     return "\n\n".join(parts)
 
 
@@ -57,7 +59,8 @@ def _command(name: str, command: click.Command) -> str:
         parts.append(_table(("option", "meaning"), map(_option, options)))
     codes: Sequence[int] = getattr(command, "codes", ())
     if codes:
-        parts.append("Exit codes: " + "; ".join(f"**{code}** {MEANINGS[code]}" for code in codes) + ".")
+        meanings: Mapping[int, str] = getattr(command, "meanings", MEANINGS)
+        parts.append("Exit codes: " + "; ".join(f"**{code}** {meanings[code]}" for code in codes) + ".")
     return "\n\n".join(parts)
 
 

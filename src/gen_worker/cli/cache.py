@@ -23,7 +23,12 @@ if TYPE_CHECKING:  # what moves models is imported when it is used
 _PREFIXES = {"hf": "hf:", "tensorhub": "cozy:", "civitai": "civitai:", "modelscope": "modelscope:"}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_MEANINGS = {**MEANINGS, USER_CODE: "files were damaged", NOT_FOUND: "no such model on this machine"}
+_MEANINGS = {
+    **MEANINGS,
+    USER_CODE: "files were damaged",
+    USAGE: "wrong usage, or it cannot be done; nothing was changed",
+    NOT_FOUND: "no such model on this machine",
+}
 
 _HELP = """Look after the models on this machine's disk.
 
@@ -40,9 +45,7 @@ gen-worker cache import tiny.tar"""
 
 
 class _Command(Command):
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Exit codes"):
-            formatter.write_dl([(str(code), _MEANINGS[code]) for code in self.codes])
+    meanings = _MEANINGS
 
 
 class _Commands(Command, click.Group):
@@ -56,7 +59,7 @@ class _Commands(Command, click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group("cache", cls=_Commands, help=_HELP, codes=(OK, USAGE), no_args_is_help=False, invoke_without_command=True)
+@click.group("cache", cls=_Commands, help=_HELP, no_args_is_help=False, invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
     """Look after the models on this machine's disk."""

@@ -1,6 +1,6 @@
 """What all commands have in common: the shape of their help."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -11,6 +11,8 @@ from gen_worker.cli.failure import MEANINGS
 class Command(click.Command):
     """A command whose help ends with what its exit codes mean."""
 
+    meanings: Mapping[int, str] = MEANINGS
+
     def __init__(self, *args: Any, codes: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.codes = codes
@@ -19,4 +21,4 @@ class Command(click.Command):
         """Write the exit codes."""
         if self.codes:
             with formatter.section("Exit codes"):
-                formatter.write_dl([(str(code), MEANINGS[code]) for code in self.codes])
+                formatter.write_dl([(str(code), self.meanings[code]) for code in self.codes])
