@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gen_worker.models.wanted import Slot, Wanted, overridden_instance
+from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed
 from gen_worker.wire.messages import (
     Body,
     Cancel,
@@ -28,8 +30,11 @@ from gen_worker.wire.messages import (
     Recall,
     Region,
     Report,
+    Resident,
     Returned,
     Started,
+    Unloaded,
+    Wants,
     Warned,
 )
 from gen_worker_supervisor.ladder import Reason
@@ -46,9 +51,12 @@ from gen_worker_supervisor.state import (
     Discard,
     DrainAsked,
     EndAsked,
+    FetcherLost,
+    FetcherReported,
     Happening,
     Job,
     Misbehaved,
+    OrderFetch,
     Reported,
     Run,
     Send,
@@ -58,9 +66,9 @@ from gen_worker_supervisor.state import (
     Unsent,
     lane_of,
 )
-from tests.pure.host import CREDITS, KILLED, Caller, Host, function
+from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 
-FUNCTIONS = ("plain", "loop", "classy", "stream")
+FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other")
 CUDA = ErrorDetail(cause="cuda_error")
 LEAVING = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 UNBORN = Death("not started: no memory", unborn=True)
@@ -77,6 +85,7 @@ class ModelChild:
         self.unstarted: deque[Job] = deque()
         self.running: list[Job] = []
         self.loads: deque[str] = deque()
+        self.holds: set[str] = set()  # instances
         self.signals: list[int] = []
         self.booted = 0
         self.leaves = False
@@ -121,8 +130,7 @@ class ModelChild:
             return said
         if what in ("load", "load fails"):
             if self.loads:
-                instance = self.loads.popleft()
-                said.append(Loaded(instance, 0.2) if what == "load" else LoadFailed(instance, "no", []))
+                said += self.load(self.loads.popleft(), well=what == "load")
             return said
         said += self.start()
         if what != "start" and self.running:
@@ -151,9 +159,22 @@ class ModelChild:
                 self.leaves = True
         return []
 
+    def load(self, instance: str, *, well: bool) -> list[Report]:
+        """Set an instance up, for which others with models have to go."""
+        if not well:
+            return [LoadFailed(instance, "no", [], "model" if with_models(instance) else "setup")]
+        gone = [each for each in sorted(self.holds) if with_models(each) and with_models(instance)]
+        self.holds = (self.holds - set(gone)) | {instance}
+        said: list[Report] = [Unloaded(each, "no room") for each in gone]
+        held = [Resident("slot0", "m", "VRAM", 10)] if with_models(instance) else []
+        return [*said, Loaded(instance, 0.2, held)]
+
     def start(self) -> list[Report]:
         """Start a job, if one waits and its lane is free; only for one of the loop a frame says so."""
         for job in self.unstarted:
+            if job.instance and job.instance not in self.holds:
+                self.unstarted.remove(job)
+                return [Returned(job.number)]
             lane = lane_of(job.function)
             if lane == "loop" or not any(lane_of(other.function) == lane for other in self.running):
                 self.unstarted.remove(job)
@@ -167,15 +188,25 @@ class ModelChild:
         if how in ("item", "big item"):
             streams = job.function.name == "stream"
             return [Item(number, self.body(number, region=how == "big item"))] if streams else []
+        if how == "wants" and (job.function.name != "one" or job.instance != "M1"):
+            return []
         self.running.remove(job)
+        if how == "wants":
+            named = [Slot("slot0", Wanted("hf", "named/m"), ("*",))]
+            return [Wants(number, overridden_instance("M1", job.function.surveyed.slots, named), named)]
         if how in ("failed", "cuda"):
             detail = CUDA if how == "cuda" else None
             return [Failed(number, "user_exception", "no", False, 0.1, detail=detail)]
         return [Done(number, self.body(number, region=how == "big"), 3.0 if how == "long" else 0.001)]
 
 
+def with_models(instance: str) -> bool:
+    """Whether an instance holds models."""
+    return instance.startswith("M")
+
+
 STEPS = st.sampled_from(
-    [*["obey", "start", "load", "item"] * 3, "load fails", "done", "big", "long", "failed", "cuda", "big item"]
+    [*["obey", "start", "load", "item"] * 3, "load fails", "done", "big", "long", "failed", "cuda", "big item", "wants"]
 )
 
 
@@ -215,7 +246,10 @@ class Fleets(RuleBasedStateMachine):
             function("loop", shape="async", lane="loop"),
             function("classy", instance="C"),
             function("stream", shape="generator"),
+            function("one", instance="M1", models=["one/m"], overrides=("*",)),
+            function("other", instance="M2", models=["other/m", "one/m"]),
         )
+        self.orders: list[Fetch] = []  # that the fetcher has not ended
         self.models: dict[int, ModelChild] = {}
         self.jobs: list[Job] = []
         self.clients = [Caller(f"link-{number}") for number in range(CLIENTS)]
@@ -253,6 +287,9 @@ class Fleets(RuleBasedStateMachine):
                     del self.model_of(child).written[region.index]
                 case Answer():
                     later += self.answer(action)
+                case OrderFetch(order=order):
+                    assert not any(order.wanted == other.wanted for other in self.orders), "one model comes twice"
+                    self.orders.append(order)
         if later:
             self.happens(*later)
 
@@ -384,6 +421,31 @@ class Fleets(RuleBasedStateMachine):
         self.drained = True
         self.happens(DrainAsked())
 
+    # --- the fetcher ---
+
+    @precondition(lambda self: self.orders)
+    @rule(index=st.integers(0, 5), how=st.sampled_from(["fetched", "fetched", "absent", "gated", "late"]))
+    def ends_a_fetch(self, index: int, how: str) -> None:
+        order = self.orders[index % len(self.orders)]
+        if how == "absent" and not order.probe:
+            how = "fetched"
+        if how != "late":
+            self.orders.remove(order)
+        self.happens(FetcherReported(self.ending(order, how)))
+        if how == "late":  # a second word about it changes nothing
+            self.orders.remove(order)
+            self.happens(FetcherReported(self.ending(order, "gated")))
+
+    def ending(self, order: Fetch, how: str) -> Fetched | FetchFailed:
+        if how in ("fetched", "late"):
+            return Fetched(order.number, snapshot(order.wanted), 0)
+        return FetchFailed(order.number, "absent" if how == "absent" else "gated", "no", "", False)
+
+    @rule()
+    def loses_the_fetcher(self) -> None:
+        self.orders.clear()
+        self.happens(FetcherLost())
+
     # --- children that behave ---
 
     @precondition(lambda self: self.those(ModelChild.has_work))
@@ -459,7 +521,7 @@ class Fleets(RuleBasedStateMachine):
         self.die(self.chosen(index, ModelChild.must_die), Death("SIGTERM", signal="SIGTERM"))
 
     @precondition(lambda self: self.models and self.jobs)
-    @rule(index=st.integers(0, 5), kind=st.integers(0, 14), job=st.integers(0, 50), far=st.booleans())
+    @rule(index=st.integers(0, 5), kind=st.integers(0, 16), job=st.integers(0, 50), far=st.booleans())
     def sends_what_it_may_not(self, index: int, kind: int, job: int, far: bool) -> None:
         """Frames out of turn, a second time, or for jobs that it never had, that are others' or that have ended."""
         model = self.chosen(index)
@@ -477,15 +539,19 @@ class Fleets(RuleBasedStateMachine):
             Failed(number, "busy", "no", True, 0.0),
             Returned(number),
             Event(number, "log", b"{}"),
+            Unloaded("M1"),
+            Wants(number, "M1?x", []),
         ]
         if kind < len(frames):
             self.says(model, frames[kind], Warned("beware"))
-        elif kind == 12:
+        elif kind == 14:
             self.happens(Misbehaved(model.child, "rubbish"))
-        elif kind == 13:
+        elif kind == 15:
             self.says(model, Item(number, model.body(number, region=True)))
         else:
             self.says(model, Done(number, model.body(number, region=True), float("nan")))
+        if kind == 12:
+            model.holds.discard("M1")
         model.running = [job for job in model.running if job.number in model.child.leased]
         model.unstarted = deque(job for job in model.unstarted if job.number in model.child.leased)
 
@@ -568,6 +634,9 @@ class Fleets(RuleBasedStateMachine):
     def carry_all_on(self) -> None:
         for model in list(self.models.values()):
             self.carry_on(model)
+        for order in list(self.orders):
+            self.orders.remove(order)
+            self.happens(FetcherReported(self.ending(order, "fetched")))
         self.perform(self.host.passes(2.0))
 
     def carry_on(self, model: ModelChild) -> None:
