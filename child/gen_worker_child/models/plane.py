@@ -281,7 +281,10 @@ class Models:
             for one in kept.built:
                 self._remembered.note(instance, self._device, placement.rung_of(one.made))
             kept.rung = max(kept.rung, self._remembered.rung(instance, self._device), key=list(Rung).index)
-            self._report(Degraded(instance, step, message))
+            if step in tuple(Rung):
+                self._report(Degraded(instance, step, message))
+            else:  # it is placed as before
+                self._warn(f"`{instance}`: {message}")
 
         models = [one.made for one in kept.built]
         return memory_ladder.standard_steps(models, self._device, make_room=let_others_go), report, self._device
