@@ -465,6 +465,32 @@ def test_a_single_file_that_says_nothing_of_its_parts_is_told_what_it_lacks(
     assert "bind its configuration to another slot" in error.hint
 
 
+def test_a_single_file_takes_its_configuration_from_another_slot(
+    slots: Slots, tiny: Path, tmp_path: Path, library: SimpleNamespace
+) -> None:
+    given: dict[str, Any] = {}
+
+    class FromOneFile(library.diffusers.StableDiffusionXLPipeline):  # type: ignore[name-defined,misc]
+        @classmethod
+        def from_single_file(cls, path: str, **options: Any) -> Any:
+            given.update(options, path=path)
+            return cls.from_pretrained(options["config"], dtype=options["dtype"])
+
+    tensor(tmp_path / "dream.safetensors")
+    models = [
+        SlotModel("pipeline", "4201", str(tmp_path), "dream", "bf16"),
+        SlotModel("configuration", "acme/sdxl", str(tiny / "sdxl"), "sdxl"),
+    ]
+    made = slots.models.load("it", models, {"pipeline": FromOneFile, "configuration": Path})
+    assert image(made["pipeline"]).shape == (1, 32, 32, 3)
+    assert given == {
+        "path": str(tmp_path / "dream.safetensors"),
+        "config": str(tiny / "sdxl"),
+        "dtype": library.torch.bfloat16,
+        "local_files_only": True,
+    }
+
+
 # --- while it loads and works -----------------------------------------------------------------------------------------
 
 
