@@ -38,16 +38,20 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Figure(msgspec.Struct):
-    """One measured thing: medians over the rounds; `ratio` is the median of the rounds' own ratios."""
+    """One measured thing: medians over the rounds; `ratio` is the median of the rounds' own ratios.
+
+    What could not be measured has no value, and `skipped` says why.
+    """
 
     name: str
     unit: str
-    value: float
+    value: float | None
     floor: float | None = None
     floor_name: str = ""
     ratio: float | None = None
     target: Target | None = None
     met: bool | None = None
+    skipped: str = ""
 
 
 def figure(
@@ -69,6 +73,11 @@ def figure(
     return result
 
 
+def skipped(name: str, unit: str, why: str) -> Figure:
+    """The figure of what cannot be measured here."""
+    return Figure(name, unit, None, skipped=why)
+
+
 def shown(number: float | None) -> str:
     """The number with three or four digits that count."""
     if number is None:
@@ -84,7 +93,7 @@ def table(figures: Sequence[Figure]) -> str:
     rows = [
         (
             f.name,
-            shown(f.value),
+            f"skipped: {f.skipped}" if f.skipped else shown(f.value),
             f.unit,
             shown(f.floor),
             f.floor_name,
