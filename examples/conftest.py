@@ -5,13 +5,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gen_worker.client import Client
+from gen_worker.testing import LoopbackHub
 
 GEN_WORKER = Path(sys.executable).with_name("gen-worker")
 READY_S = 60.0
@@ -21,8 +22,9 @@ STOP_S = 20.0
 class Server:
     """A running `gen-worker serve`."""
 
-    def __init__(self, folder: Path, place: Path, variables: dict[str, str]) -> None:
+    def __init__(self, folder: Path, place: Path, options: Sequence[str], variables: dict[str, str]) -> None:
         self.folder = folder
+        self._options = options
         self.socket = place / "serve.sock"
         self.outputs = place / "outputs"
         self._log = place / "serve.log"
@@ -37,7 +39,7 @@ class Server:
     @contextmanager
     def running(self, devices: str) -> Iterator[None]:
         """Start it, wait until it is ready, and end it; it must end well."""
-        command = [str(GEN_WORKER), "serve", "--socket", str(self.socket), "--devices", devices]
+        command = [str(GEN_WORKER), "serve", "--socket", str(self.socket), "--devices", devices, *self._options]
         with (
             self._log.open("wb") as log,
             subprocess.Popen(
@@ -87,16 +89,16 @@ class Server:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
 
 
 @contextmanager
-def serving(folder: Path, devices: str = "cpu:1", **variables: str) -> Iterator[Server]:
-    """Serve the example in a folder, with these environment variables."""
+def serving(folder: Path, devices: str = "cpu:1", *, options: Sequence[str] = (), **variables: str) -> Iterator[Server]:
+    """Serve the example in a folder, with these options and environment variables."""
     with tempfile.TemporaryDirectory(prefix="gw-example-") as place:
-        server = Server(folder, Path(place), variables)
+        server = Server(folder, Path(place), options, {"TENSORHUB_CACHE_DIR": f"{place}/models", **variables})
         with server.running(devices):
             yield server
 
@@ -105,3 +107,31 @@ def serving(folder: Path, devices: str = "cpu:1", **variables: str) -> Iterator[
 def serve() -> Callable[..., object]:
     """Give what serves an example for the length of a `with` block."""
     return serving
+
+
+MAKE_TINY = """
+import sys
+from pathlib import Path
+from gen_worker.testing import make_tiny
+sd15, sdxl = Path(sys.argv[1], "sd15"), Path(sys.argv[1], "sdxl")
+make_tiny("sd15", sd15, dtype="fp32")
+make_tiny("sd15", sd15, dtype="bf16", variant="bf16")
+make_tiny("sdxl", sdxl)
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder of tiny models: `sd15`, in fp32 and bf16, and `sdxl`, in bf16."""
+    folder = tmp_path_factory.mktemp("tiny-models")
+    subprocess.run([sys.executable, "-c", MAKE_TINY, str(folder)], check=True, timeout=100, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def hub(tiny_models: Path) -> Iterator[LoopbackHub]:
+    """Give a hub that has the tiny models as `acme/tiny-sd15` and `acme/tiny-sdxl`."""
+    with LoopbackHub() as hub:
+        for name in ("sd15", "sdxl"):
+            hub.add_repo(f"acme/tiny-{name}", tiny_models / name)
+        yield hub

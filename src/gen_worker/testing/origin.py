@@ -118,14 +118,10 @@ class Origin:
         self.requests: list[Request] = []
         self.closing = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._acceptor = threading.Thread(target=self._accept, name=f"loopback-{name}", daemon=True)
         self._acceptor.start()
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
         """End every connection and wait for its thread."""
