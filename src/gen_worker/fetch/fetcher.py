@@ -159,7 +159,7 @@ class Fetcher:
                 needed = plan.missing_bytes + others
                 for ref, size in self._store.make_room(needed, fetch.keep, at=plan.place, ref=fetch.wanted.ref):
                     self._on_evicted(ref, size)
-            largest_first = sorted(missing, key=lambda path: (-sizes[path], path))
+            largest_first = sorted(missing, key=lambda path: (-sizes[path], missing[path].path))
             return self._at_once(
                 fetch, [partial(self._blob, fetch, missing[path], path, progress) for path in largest_first]
             )
