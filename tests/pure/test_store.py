@@ -102,6 +102,17 @@ def test_a_branch_that_moved_is_found_as_what_it_is_now_once_that_is_published(s
     os.close(found.lease)
 
 
+def test_what_a_branch_meant_before_is_listed_by_its_commit_and_goes_first(tmp_path: Path) -> None:
+    store = store_in(tmp_path, cache_bytes=3 * len(FILES["model.safetensors"]))
+    put_and_leave(store, TINY)
+    put_and_leave(store, HUB, {"other": b"o" * 100})
+    put_and_leave(store, TINY, {**FILES, "model.safetensors": FILES["model.safetensors"][::-1]})
+    before = f"acme/tiny@{manifest_of(TINY, FILES).commit[:12]}"
+    assert [each.refs for each in store.listed()] == [("acme/tiny",), (HUB.ref,), (before,)]
+    assert store.make_room(len(FILES["model.safetensors"])) == [(before, len(FILES["model.safetensors"]))]
+    assert present(store, TINY)
+
+
 def test_two_wishes_that_come_to_the_same_files_have_one_snapshot(store: Store) -> None:
     named = Wanted("hf", "acme/tiny", revision="main")
     assert put_and_leave(store, TINY) == put_and_leave(store, named)

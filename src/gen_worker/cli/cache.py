@@ -26,7 +26,7 @@ _SIZES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _MEANINGS = {
     **MEANINGS,
     USER_CODE: "files were damaged",
-    USAGE: "wrong usage, or it cannot be done; nothing was changed",
+    USAGE: "wrong usage, or it cannot be done",
     NOT_FOUND: "no such model on this machine",
 }
 

@@ -87,9 +87,17 @@ class Ledger:
 
     def _from_records(self) -> Rows:
         rows: Rows = {}
-        for record in self.records().values():
-            self.enter(rows, record.wanted, record, self._layout.record(record.key).stat().st_mtime)
+        records = self.records()
+        written = {key: self._layout.record(key).stat().st_mtime for key in records}
+        for key in sorted(written, key=written.__getitem__):  # of two for one wish the later one holds
+            self.enter(rows, records[key].wanted, records[key], written[key])
         return rows
+
+
+def refs_of(rows: Rows, record: Record) -> list[str]:
+    """Return the refs that came to a snapshot; of one that was superseded, its own with its commit."""
+    found = sorted({str(row.get("ref")) for row in rows.values() if row.get("key") == record.key})
+    return found or [f"{record.wanted.repo}@{record.commit[:12]}"]
 
 
 def last_used(row: dict[str, Any]) -> float:

@@ -20,7 +20,7 @@ from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.copies import Copy, copies, is_flocked, remove_copy
 from gen_worker.fetch.eviction import Entry, evictable, excess, total, victims
 from gen_worker.fetch.layout import Layout, Record
-from gen_worker.fetch.ledger import Ledger, Rows, last_used, replace
+from gen_worker.fetch.ledger import Ledger, Rows, last_used, refs_of, replace
 from gen_worker.fetch.linking import link_all, unlink_all, unlink_files, write_hub_notes
 from gen_worker.fetch.sweeping import sweep
 from gen_worker.fetch.unrecorded import unrecorded
@@ -161,13 +161,22 @@ class Store:
             yield known
         if asked is not None:
             same = ledger.record(asked.key)
-            if same is not None or lower:
+            if same is not None or lower or not self._is_kept_here(wanted):
                 yield same or asked
         elif lower or wanted.provider == "hf":  # a folder of ours without a record may hold a part of what is wanted
             recorded = {layout.snapshot(record) for record in ledger.records().values()}
             dropped = unrecorded(layout, wanted, self._options, recorded)
             if dropped is not None:
                 yield ledger.record(dropped.key) or dropped
+
+    def _is_kept_here(self, wanted: Wanted) -> bool:
+        """Whether what lies here of such a model is this cache's to record and evict.
+
+        It is not where nothing may be written, and in a folder of Hugging Face's that others share: what is whole there
+        others fetched for themselves.
+        """
+        shared = wanted.provider == "hf" and not self.layout.hub.is_relative_to(self.layout.root)
+        return not shared and _may_write(self.layout.cas)
 
     def _leased(self, record: Record) -> int | None:
         """Lock a snapshot against eviction; where no lock can be written nobody evicts, and its folder stands for it.
@@ -190,8 +199,8 @@ class Store:
         recorded = self.layout.record(record.key).exists()
         if recorded and row.get("key") == record.key and time.time() - last_used(row) < _TOUCH_S:
             return
-        if not recorded and not self.layout.hub.is_relative_to(self.layout.root):
-            return  # others fetched it, for themselves: it is not this cache's to evict
+        if not recorded and not self._is_kept_here(wanted):
+            return
         try:
             with self._ledger.changing() as rows:
                 if not recorded:
@@ -213,13 +222,12 @@ class Store:
         made = copies(layout, records)
         for record in records.values():
             if _is_whole(layout, record):
-                named = _rows_of(rows, record.key) or [{"ref": record.wanted.ref}]
                 yield Listed(
                     record,
-                    tuple(sorted({str(row.get("ref")) for row in named})),
+                    tuple(refs_of(rows, record)),
                     layout.described(record, record.wanted).path,
                     record.size,
-                    max(map(last_used, named)),
+                    max(map(last_used, _rows_of(rows, record.key)), default=0.0),
                     not lower and locks.is_held(layout.lease(record)),
                     lower,
                     layout,
@@ -395,9 +403,8 @@ class Store:
         blobs = {str(self.layout.blob(record, file)): file.size or 0 for file in record.files}
         for copy in made:
             blobs |= copy.files
-        refs = tuple(sorted({str(row.get("ref")) for row in named} or {record.wanted.ref}))
         used = max(map(last_used, named), default=0.0)
-        return Entry(record.key, refs, blobs, used, locks.is_held(self.layout.lease(record)))
+        return Entry(record.key, tuple(refs_of(rows, record)), blobs, used, locks.is_held(self.layout.lease(record)))
 
     def evict(self, keys: Collection[str]) -> list[tuple[str, int]]:
         """Take these snapshots from the disk, but for those in use, and return the refs that went, with their bytes."""
@@ -427,7 +434,7 @@ class Store:
 
     def _erase(self, rows: Rows, record: Record) -> list[str]:
         """Let nobody find a snapshot any more, and return the refs that came to it."""
-        refs = sorted({str(row.get("ref")) for row in _rows_of(rows, record.key)}) or [record.wanted.ref]
+        refs = refs_of(rows, record)
         for name in [name for name, row in rows.items() if row.get("key") == record.key]:
             del rows[name]
         with suppress(FileNotFoundError):
