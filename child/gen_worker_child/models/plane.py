@@ -19,13 +19,14 @@ from gen_worker.api.context import RequestContext
 from gen_worker.models import placement
 from gen_worker.models.errors import ModelError
 from gen_worker.models.rungs import EXACT, NEXT, Rung, Sizes
-from gen_worker.wire.messages import Degraded, Loading, Resident, SlotModel, Warned
+from gen_worker.wire.messages import Degraded, Loading, Resident, SlotModel, Tier, Warned
 from gen_worker_child.models import memory_ladder
 from gen_worker_child.models.ahead import ReadAhead
 from gen_worker_child.models.annotations import asked
 from gen_worker_child.models.derived import derive, derived_path, worth_deriving
 from gen_worker_child.models.loading import Source, load, look_at
 from gen_worker_child.models.memory_ladder import Remembered, Step
+from gen_worker_child.models.pages import populate
 from gen_worker_child.models.residency import Held, allowance, make_room, plan
 from gen_worker_child.models.steps import watch_steps
 
@@ -89,18 +90,8 @@ class Models:
         kept = self._kept.get(instance)
         if kept is None:
             return []
-        offloaded = kept.rung in (Rung.MODEL_OFFLOAD, Rung.GROUP_OFFLOAD)
         on_disk = [Resident(slot.slot, slot.ref, "DISK", 0) for slot in kept.paths]
-        return on_disk + [
-            Resident(
-                each.slot.slot,
-                each.slot.ref,
-                "RAM" if offloaded else "VRAM",
-                placement.sizes(each.made).on_device(placement.rung_of(each.made)),
-                each.derived,
-            )
-            for each in kept.built
-        ]
+        return on_disk + [_resident(each) for each in kept.built]
 
     def rung(self, instance: str) -> str:
         """Return how an instance's pipelines are placed, as frames say it: empty where plainly on the device."""
@@ -158,12 +149,18 @@ class Models:
             path = Path(slot.path, slot.subfolder)
             if wish.form == "built":
                 sources[slot.slot] = source = look_at(slot, wish.built)
-                self._warn(source.precision.note)
+                self._warn(source.precision.note or self._slow(source))
             elif not path.exists():
                 raise ModelError("load_failed", f"`{slot.ref}`: there is nothing at {path}", ref=slot.ref)
             else:
                 values[slot.slot] = path if wish.form == "path" else str(path)
         return values, sources
+
+    def _slow(self, source: Source) -> str:
+        """Say what an author who tries a model without a GPU waits for."""
+        if self._device != "cpu" or source.slot.dtype or source.precision.dtype != "fp16" or not source.files:
+            return ""
+        return f'`{source.slot.ref}` is stored as fp16, which takes a CPU about ten times as long as `dtype="bf16"`'
 
     def _built(self, source: Source, configs: Sequence[Path], news: "_News") -> Built:
         """Make one object, from a copy in its dtype when there is one, else leaving one behind where that pays."""
@@ -201,7 +198,9 @@ class Models:
 
     def _read(self, source: Source, configs: Sequence[Path], news: "_News", counted_as: Source | None = None) -> Any:
         with ReadAhead(source.files, news.of(counted_as or source)):
-            return load(source, configs, self._warn)
+            made = load(source, configs, self._warn)
+        populate(source.files)
+        return made
 
     def _warn(self, text: str) -> None:
         if text:
@@ -329,8 +328,9 @@ class Models:
         try:
             yield
         except BaseException:
-            for each in kept.built:
-                placement.reset(each.made)
+            if kept.leases == 1:  # else another job is at work in them
+                for each in kept.built:
+                    placement.reset(each.made)
             raise
         finally:
             with self._lock:
@@ -343,6 +343,15 @@ class Models:
             kept = self._kept.pop(instance, None)
         if kept is not None:
             _let_go(kept.built)
+
+
+def _resident(built: Built) -> Resident:
+    """Say what an object takes of the device; one that comes there in parts, or has no weights, is in host memory."""
+    rung = placement.rung_of(built.made)
+    bytes_ = placement.sizes(built.made).on_device(rung)
+    in_parts = rung in (Rung.MODEL_OFFLOAD, Rung.GROUP_OFFLOAD)
+    tier: Tier = "VRAM" if bytes_ and not in_parts else "RAM"
+    return Resident(built.slot.slot, built.slot.ref, tier, bytes_, built.derived)
 
 
 def _joined(sizes: Sequence[tuple[Sizes, bool]], fixed_bytes: int) -> Sizes:
