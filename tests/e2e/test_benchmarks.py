@@ -61,6 +61,11 @@ FIGURES = {
         "CPU, sha256",
         "fetched again after SIGKILL",
     },
+    "fetching": {
+        "the loop is late, p99",
+        "the loop is late, at most",
+        "from the order to the lease",
+    },
 }
 
 
