@@ -1,5 +1,6 @@
 """Models from disk into slots, with the real libraries and tiny repositories."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -172,7 +173,7 @@ def test_one_model_fills_several_slots(slots: Slots, tiny: Path, library: Simple
     assert made["folder"] == Path(path)
     assert {each.slot: each.tier for each in slots.models.residents("it")} == {
         "encoder": "VRAM",
-        "words": "VRAM",
+        "words": "RAM",
         "folder": "DISK",
     }
 
@@ -355,6 +356,17 @@ def test_the_bindings_dtype_counts(slots: Slots, tiny: Path, library: SimpleName
     assert {part.dtype for part in parts(pipeline)} == {library.torch.float32}
 
 
+def test_half_precision_on_a_cpu_is_told_what_it_costs(slots: Slots, tmp_path: Path, library: SimpleNamespace) -> None:
+    folder = make_tiny("sdxl", tmp_path / "it", dtype="fp16") / "unet"
+    slots.load(folder, library.diffusers.UNet2DConditionModel)
+    assert slots.warnings == [
+        '`acme/it` is stored as fp16, which takes a CPU about ten times as long as `dtype="bf16"`'
+    ]
+    slots.reports.clear()
+    slots.load(folder, library.diffusers.UNet2DConditionModel, dtype="fp16")
+    assert slots.warnings == []
+
+
 def test_weights_that_a_model_lacks_are_told(slots: Slots, tiny: Path, library: SimpleNamespace) -> None:
     asked = library.transformers.CLIPTextModelWithProjection
     slots.load(tiny / "sdxl", asked, subfolder="text_encoder")
@@ -444,6 +456,34 @@ def test_a_damaged_copy_is_not_loaded(tiny: Path, tmp_path: Path, library: Simpl
     assert "the copy of `acme/it` in fp16 is damaged, and made anew" in slots.warnings[0]
     (file,) = weights(tmp_path)
     assert file.stat().st_size > 1000
+
+
+# --- host memory ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_held_in_memory_is_loaded_like_one_on_disk(
+    slots: Slots, tiny: Path, tmp_path: Path, library: SimpleNamespace
+) -> None:
+    held = []
+    try:
+        for file in (tiny / "sdxl").rglob("*"):
+            view = tmp_path / "view" / file.relative_to(tiny / "sdxl")
+            if file.is_dir():
+                view.mkdir(parents=True)
+                continue
+            view.parent.mkdir(parents=True, exist_ok=True)
+            held.append(os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            os.write(held[-1], file.read_bytes())
+            fcntl.fcntl(held[-1], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+            view.symlink_to(f"/proc/{os.getpid()}/fd/{held[-1]}")
+        asked = library.diffusers.StableDiffusionXLPipeline
+        pipeline = slots.load(tmp_path / "view", asked)
+        assert abs(image(pipeline) - image(Slots().load(tiny / "sdxl", asked))).max() < 0.01
+        told = [each for each in slots.reports if isinstance(each, Loading)]
+        assert told[-1].bytes_done == told[-1].bytes_total > 5_000_000
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 # --- one file that holds everything -----------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def worth_deriving(source: Source) -> bool:
     return (
         source.target.family in ("pipeline", "model", "transformers")
         and source.precision.cast > WORTH_A_COPY
-        and not source.quantized
         and not source.weights.pickles
+        and not source.repository.quantized
         and not source.slot.key.endswith(f"-{source.precision.dtype}")  # it is such a copy: what it kept stays
     )
 

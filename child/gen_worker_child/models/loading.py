@@ -16,7 +16,7 @@ from gen_worker.models.errors import ModelError
 from gen_worker.models.out_of_memory import is_out_of_memory
 from gen_worker.models.rungs import Sizes
 from gen_worker.wire.messages import SlotModel
-from gen_worker_child.models.classes import Target, library_class, target_of
+from gen_worker_child.models.classes import Target, library_class, target_of, with_article
 from gen_worker_child.models.dtypes import TORCH_NAMES, Precision, dtype_named, precision
 from gen_worker_child.models.footprint import planned_sizes, read_headers, stored_bytes
 from gen_worker_child.models.repository import (
@@ -42,7 +42,7 @@ LOADER_ERRORS = (
     EOFError,
     pickle.UnpicklingError,
 )
-"""What the libraries raise for a model that they cannot load; safetensors' own error is added where it is caught."""
+"""What Python has for a model that a library cannot load; safetensors raises one of its own."""
 
 
 class Source(NamedTuple):
@@ -54,11 +54,6 @@ class Source(NamedTuple):
     weights: Choice
     precision: Precision
     sizes: Sizes | None
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the weights come with their own way to be stored, which is left as it is."""
-        return bool(self.repository.config.get("quantization_config"))
 
     @property
     def files(self) -> Sequence[Path]:
@@ -120,6 +115,8 @@ def load(source: Source, configs: Sequence[Path] = (), warn: Callable[[str], Non
         "config": _small,
         "foreign": _foreign,
     }[source.target.family]
+    if make is _foreign:
+        return make(source, configs, warn)  # what the author's own class raises is the author's
     with _translated(source), quiet():
         return make(source, configs, warn)
 
@@ -227,12 +224,10 @@ def torch_dtype(chosen: Precision) -> Any:
 @contextmanager
 def _translated(source: Source) -> Iterator[None]:
     """Turn what the libraries raise into one `ModelError`; what is about the device, not the model, passes."""
-    from safetensors import SafetensorError
-
     slot = source.slot
     try:
         yield
-    except (*LOADER_ERRORS, SafetensorError) as error:
+    except _loader_errors() as error:
         text = " ".join(str(error).split())
         if _about_the_device(error, text):
             raise
@@ -240,11 +235,17 @@ def _translated(source: Source) -> Iterator[None]:
             raise remote_code(slot.ref, "`auto_map` in its configuration") from error
         raise ModelError(
             "load_failed",
-            f"`{slot.ref}` cannot be made into a `{source.target.cls.__name__}`: {_shown(error, text)}",
+            f"`{slot.ref}` cannot be made into {with_article(source.target.cls.__name__)}: {_shown(error, text)}",
             _remedy(error),
             ref=slot.ref,
             file=str(source.repository.checkpoint or source.repository.path),
         ) from error
+
+
+def _loader_errors() -> tuple[type[BaseException], ...]:
+    """Return what the libraries raise for a model that they cannot load."""
+    safetensors = sys.modules.get("safetensors")
+    return LOADER_ERRORS if safetensors is None else (*LOADER_ERRORS, safetensors.SafetensorError)
 
 
 def _about_the_device(error: BaseException, text: str) -> bool:

@@ -64,6 +64,12 @@ class Repository:
             return [self.path / name for name in self.parts]
         return [self.path] if self.checkpoint is None else []
 
+    @property
+    def quantized(self) -> bool:
+        """Whether weights of it come with a way of their own to be stored, which is left as it is."""
+        files = [folder / "config.json" for folder in self.folders]
+        return any("quantization_config" in read_json(file, "") for file in files if file.is_file())
+
     def has(self, *names: str) -> bool:
         """Tell whether one of these files lies in its folder."""
         return any((self.path / name).is_file() for name in names)
