@@ -106,6 +106,11 @@ class HostMemory:
         files = held.snapshot.files
         return str(folder / files[0].path if os.path.isfile(held.snapshot.path) else folder)
 
+    def holds(self, key: str) -> bool:
+        """Whether there is a view; asking is no use of it."""
+        held = self._held.get(key)
+        return held is not None and held.complete
+
     def wants(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot is now to be copied into memory, by the fetcher.
 

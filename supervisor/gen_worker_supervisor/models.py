@@ -71,7 +71,7 @@ class ModelSupply:
 
     def in_memory(self, model: Model) -> bool:
         """Whether a model could be loaded without the disk."""
-        return self._memory is not None and model.here and self._memory.view(model.key) is not None
+        return self._memory is not None and model.here and self._memory.holds(model.key)
 
     def order(self, order: Fetch) -> None:
         """Send the fetcher an order."""

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from gen_worker.cli import kill, ps
 from gen_worker.cli.table import duration, size, table
 from gen_worker.wire.control import Killed
-from gen_worker.wire.status import DeviceStatus, FunctionStatus, JobStatus, Status
+from gen_worker.wire.status import (
+    DeviceStatus,
+    DownloadStatus,
+    FunctionStatus,
+    HostModelStatus,
+    JobStatus,
+    ModelStatus,
+    Status,
+)
 
 MIB = 1 << 20
 
@@ -145,3 +153,17 @@ def test_kill_says_what_ended_the_request_and_where_it_was(killed: Killed, text:
 )
 def test_kill_takes_for_a_slip_only_what_is_one(request_id: str, near: str | None) -> None:
     assert kill.meant(request_id, ["invoke-6f0c2a91", "invoke-d5b3e870"]) == near
+
+
+def test_ps_shows_where_each_model_is_and_what_comes_down() -> None:
+    held = ModelStatus("acme/xl", 10 << 20, "RAM", "main:Painter", "model_offload")
+    device = DeviceStatus(index=None, uuid=None, name="cpu:0", pid=7, state="idle", models=[held])
+    known = [HostModelStatus("acme/xl", "RAM", 10 << 20), HostModelStatus("acme/next", "COLD")]
+    coming = [DownloadStatus("acme/next", 5 << 20, 50 << 20, 2 << 20, "downloading", ["paint"], 2)]
+    *_, models, download = ps.describe(status(gpus=[device], models=known, downloads=coming)).split("\n\n")
+    assert [line.split() for line in models.splitlines()] == [
+        ["MODEL", "STATE", "SIZE", "DEVICE"],
+        ["acme/xl", "RAM", "10", "MiB", "cpu:0", "model_offload"],
+        ["acme/next", "COLD", "-", "-"],
+    ]
+    assert download == "downloading `acme/next` for `paint`: 5 MiB of 50 MiB, 2 MiB/s, retried 2 times"

@@ -12,7 +12,7 @@ from gen_worker.cli.failure import OK, UNREACHABLE, USAGE
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, size, table
 from gen_worker.terminal import Style, colours, paint
-from gen_worker.wire.status import DeviceStatus, JobStatus, Status
+from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, Status
 
 _HELP = """Show what a supervisor's devices and jobs are doing.
 
@@ -24,9 +24,9 @@ gen-worker ps --json | jq '.gpus[].state'
 gen-worker ps --socket ./.gen-worker.sock"""
 
 _STATES = {
-    "●": ("busy", "running"),
-    "○": ("idle", "queued"),
-    "◐": ("loading", "starting"),
+    "●": ("busy", "running", "VRAM"),
+    "○": ("idle", "queued", "COLD", "DISK"),
+    "◐": ("loading", "starting", "RAM"),
     "◓": ("drain", "ending"),
     "↻": ("restart",),
     "✖": ("hung", "dying", "failed", "wedged", "retired"),
@@ -87,6 +87,9 @@ def describe(status: Status, look: Look = PLAIN) -> str:
     parts = [_headline(status), _devices(status.gpus, look)]
     if status.jobs:
         parts.append(_jobs(status.jobs, look))
+    if status.models:
+        parts.append(_models(status, look))
+    parts += [_download(download) for download in status.downloads]
     parts += [f"device `{device.name}` is {device.health}" for device in status.gpus if device.health != "ok"]
     if closed := [function for function in status.functions if function.state == "unavailable"]:
         parts.append("\n".join(f"`{each.name}` is unavailable: {each.reason or 'no reason given'}" for each in closed))
@@ -114,6 +117,25 @@ def _devices(devices: list[DeviceStatus], look: Look) -> str:
     ]
     heads = ("DEVICE", "STATE", "PID", "MEMORY", "JOBS", "RESTARTS", "JOB")
     return table(heads, rows, elastic=("DEVICE", "JOB"), width=look.width, painted=look.painted)
+
+
+def _models(status: Status, look: Look) -> str:
+    rows = []
+    for model in status.models:
+        held = [(each.name, kept) for each in status.gpus for kept in each.models if kept.ref == model.ref]
+        where = ", ".join(dict.fromkeys(f"{name} {kept.rung}" if kept.rung else name for name, kept in held))
+        rows.append((model.ref, look.named(model.state), size(model.bytes), where or "-"))
+    return table(
+        ("MODEL", "STATE", "SIZE", "DEVICE"), rows, elastic=("MODEL", "DEVICE"), width=look.width, painted=look.painted
+    )
+
+
+def _download(download: DownloadStatus) -> str:
+    wanted_by = ", ".join(f"`{name}`" for name in download.wanted_by)
+    total = "" if download.bytes_total is None else f" of {size(download.bytes_total)}"
+    speed = f", {size(int(download.bytes_per_s))}/s" if download.bytes_per_s else ""
+    again = f", retried {download.retries} times" if download.retries else ""
+    return f"{download.state} `{download.ref}` for {wanted_by}: {size(download.bytes_done)}{total}{speed}{again}"
 
 
 def _memory(device: DeviceStatus) -> str:
