@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     )
     from gen_worker.api.context import RequestContext
     from gen_worker.api.producers import ConversionContext, DatasetContext, TrainingContext
+    from gen_worker.model_cache import ModelCache as ModelCache
+    from gen_worker.model_cache import ModelCacheStats as ModelCacheStats
+    from gen_worker.model_cache import ModelLocation as ModelLocation
 
     __version__: str
 

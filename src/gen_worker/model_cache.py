@@ -108,23 +108,24 @@ class ModelCache:
             replaced = before is not None and before.pipeline is not None
             disk_path = before.disk_path if before else None
             del before
-            evicted = self._evict_for(size_gb)
+            let_go = self._evict_for(size_gb)
             self._entries[model_id] = _Entry(ModelLocation.VRAM, size_gb, pipeline, disk_path)
-        if evicted or replaced:
+        if let_go or replaced:
             free_cache()
 
     def _evict_for(self, size_gb: float) -> bool:
+        """Have others leave; return whether that let go of a pipeline."""
         victims = [each for each, entry in self._entries.items() if entry.location is ModelLocation.VRAM]
-        evicted = False
+        let_go = False
         for victim in victims:
             if self._used_gb() + size_gb <= self.max_vram_gb:
                 break
             entry = self._entries[victim]
+            let_go = let_go or entry.pipeline is not None
             entry.location, entry.pipeline = ModelLocation.DISK, None
             if entry.disk_path is None:
                 del self._entries[victim]
-            evicted = True
-        return evicted
+        return let_go
 
     def mark_cached_to_disk(self, model_id: str, disk_path: str | Path, size_gb: float = 0.0) -> None:
         """Say that a model is on disk and nowhere else; its size stays as it was where none is given."""
@@ -132,9 +133,9 @@ class ModelCache:
             before = self._entries.pop(model_id, None)
             known_gb = size_gb or (before.size_gb if before else 0.0)
             self._entries[model_id] = _Entry(ModelLocation.DISK, known_gb, None, _path(disk_path))
-            was_loaded = before is not None and before.location is ModelLocation.VRAM
+            let_go = before is not None and before.pipeline is not None
             del before
-        if was_loaded:
+        if let_go:
             free_cache()
 
     def mark_downloading(self, model_id: str, progress: float = 0.0) -> None:
@@ -161,9 +162,9 @@ class ModelCache:
         with self._lock:
             entry = self._entries.pop(model_id, None)
             known = entry is not None
-            was_loaded = entry is not None and entry.location is ModelLocation.VRAM
+            let_go = entry is not None and entry.pipeline is not None
             del entry
-        if was_loaded:
+        if let_go:
             free_cache()
         return known
 

@@ -108,6 +108,14 @@ def test_what_the_author_did_to_a_pipeline_is_seen(pipeline: Any) -> None:
     assert climb(pipeline, "cpu") is Rung.GROUP_OFFLOAD
 
 
+def test_a_pipeline_that_its_author_offloads_by_parameters_is_let_be(pipeline: Any) -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    add_hook_to_module(pipeline.unet, AlignDevicesHook(execution_device="cpu"))
+    assert rung_of(pipeline) is Rung.GROUP_OFFLOAD
+    assert climb(pipeline, "cpu") is None
+
+
 def test_a_call_that_was_interrupted_leaves_an_offloaded_pipeline_usable(pipeline: Any, expected: Any) -> None:
     class TooMuchError(Exception):
         pass

@@ -181,7 +181,7 @@ def test_models_never_take_more_than_the_limit(
 ) -> None:
     cache = ModelCache(10, settings=settings(tmp_path_factory.getbasetemp()))
     for name, size_gb, use in loads:
-        cache.mark_loaded_to_vram(name, Pipeline(), size_gb)
+        cache.mark_loaded_to_vram(name, None, size_gb)
         if use:
             cache.get_pipeline("a")
         stats = cache.get_stats()
@@ -192,7 +192,7 @@ def test_models_never_take_more_than_the_limit(
 def test_threads_may_use_it_at_once(cache: ModelCache) -> None:
     def use(name: str) -> None:
         for _ in range(20):
-            cache.mark_loaded_to_vram(name, Pipeline(), 4)
+            cache.mark_loaded_to_vram(name, None, 4)
             cache.get_pipeline(name)
             cache.get_stats()
             cache.unload_model(name)

@@ -30,6 +30,8 @@ def rung_of(model: Any) -> Rung:
         return Rung.GROUP_OFFLOAD
     if getattr(model, "_all_hooks", None):
         return Rung.MODEL_OFFLOAD
+    if any(hasattr(part, "_hf_hook") for each in modules for part in each.modules()):
+        return Rung.GROUP_OFFLOAD  # parameter by parameter: its author's doing, and nothing needs less
     if any(_has_hook(part, "layerwise_casting") for each in modules for part in each.modules()):
         return Rung.LAYERWISE_FP8
     vae = _decoder(model)
