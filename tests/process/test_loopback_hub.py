@@ -212,6 +212,12 @@ def test_ranges_are_those_of_the_standard(hub: LoopbackHub, tmp_path: Path, kind
     assert hub.requests[1].range == "bytes=10-19"
 
 
+def test_a_new_url_for_the_same_bytes_goes_on_where_the_old_one_ended(hub: LoopbackHub) -> None:
+    first, second = (hub.signed_files("acme/tiny", {"weights": BIG})[0].url for _ in range(2))
+    etag = Response(first).headers["ETag"]
+    assert Response(second, **{"Range": "bytes=10-19", "If-Range": etag}).body == BIG[10:20]
+
+
 def test_credentials_on_the_second_origin_are_leaks(hub: LoopbackHub) -> None:
     hub.add_repo("acme/tiny", FILES)
     url = signed(hub)

@@ -71,7 +71,7 @@ class Cdn:
             if grant.expired:
                 return Answer(403, grant.target)
             grant.used.append(request)
-        return Answer(200, grant.target, {"ETag": f'"{id(grant.content):x}"'}, grant.content)
+        return Answer(200, grant.target, {"ETag": grant.content.etag}, grant.content)
 
 
 @dataclass

@@ -44,6 +44,11 @@ class Content:
             self._digests[algorithm] = hasher.hexdigest()
         return self._digests[algorithm]
 
+    @property
+    def etag(self) -> str:
+        """What a store of files names this content by: the same for the same bytes."""
+        return f'"{self._digests.get("sha256") or self.digest("blake3")}"'
+
     @cached_property
     def pointer(self) -> bytes:
         """What Git holds of this file where its content lies in LFS."""
