@@ -1,6 +1,7 @@
 """Weights into memory, beside the disk and a copy: `python -m benchmarks.loading`."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ from gen_worker_supervisor.host_memory import HostMemory
 SHOWS = "loading: how soon weights are where they are used"
 ROUNDS = 3  # of 2 GB each
 COPIED = 512 << 20
-NO_GPU = "no GPU"
 FREED_WITHIN_S = 10.0
 
 READY_FORKER = """
@@ -88,6 +88,8 @@ class Place(NamedTuple):
 
 def measure(effort: Effort) -> list[Figure]:
     """Loads from the disk and from the host's memory, on the CPU and, where there is one, on a GPU."""
+    if importlib.util.find_spec("diffusers") is None:
+        return unmeasured([COLD, HELD, BESIDE], "no diffusers") + without_gpu()
     rounds = min(effort.rounds, ROUNDS)
     with tempfile.TemporaryDirectory(prefix="gw-bench-", dir=Path.cwd()) as folder, loader() as loads:
         memory = HostMemory(Path(folder, "run", "memory"), 16 << 30)
@@ -120,6 +122,10 @@ def made(loads: Loader, folder: Path, memory: HostMemory, *, brief: bool) -> Pla
 
 # --- on a CPU ---------------------------------------------------------------------------------------------------------
 
+COLD = ("cold from the disk", "GB/s")
+HELD = ("from the host's memory", "GB/s")
+BESIDE = ("memory beside the files, at most", "GB")
+
 
 def on_cpu(loads: Loader, model: Place, rounds: int) -> list[Figure]:
     """Cold from the disk, and from the host's memory."""
@@ -140,17 +146,16 @@ def on_cpu(loads: Loader, model: Place, rounds: int) -> list[Figure]:
         touches.append(gb(model.size) / loads.do("touch", path=held_weights)["seconds"])
     floor = "dd iflag=direct"
     return [
-        figure("cold from the disk", "GB/s", cold, floors=disk, floor_name=floor, target=least_ratio(0.85)),
-        figure("from the host's memory", "GB/s", held, floors=copies, floor_name="one copy", target=least_ratio(0.5)),
+        figure(*COLD, cold, floors=disk, floor_name=floor, target=least_ratio(0.85)),
+        figure(*HELD, held, floors=copies, floor_name="one copy", target=least_ratio(0.5)),
         figure(
-            "from the host's memory",
-            "GB/s",
+            *HELD,
             held,
             floors=touches,
             floor_name="one look at each page",
             target=least_ratio(0.7),
         ),
-        figure("memory beside the files, at most", "GB", [max(anonymous)], target=Target("value", "most", 0.3)),
+        figure(*BESIDE, [max(anonymous)], target=Target("value", "most", 0.3)),
     ]
 
 
@@ -176,18 +181,22 @@ def least_ratio(limit: float) -> Target:
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
-PINNED = "host to device, pinned"
-PAGEABLE = "host to device, pageable"
-TO_DEVICE = "from the host's memory to the device"
-SWAP = "one model for another"
-READY = "fork to a GPU that works"
-FREED = "a killed child's memory is free"
+PINNED = ("host to device, pinned", "GB/s")
+PAGEABLE = ("host to device, pageable", "GB/s")
+TO_DEVICE = ("from the host's memory to the device", "GB/s")
+SWAP = ("one model for another", "GB/s")
+READY = ("fork to a GPU that works", "ms")
+FREED = ("a killed child's memory is free", "ms")
 
 
 def without_gpu() -> list[Figure]:
     """What would be measured."""
-    units = {PINNED: "GB/s", PAGEABLE: "GB/s", TO_DEVICE: "GB/s", SWAP: "GB/s", READY: "ms", FREED: "ms"}
-    return [skipped(name, unit, NO_GPU) for name, unit in units.items()]
+    return unmeasured([PINNED, PAGEABLE, TO_DEVICE, SWAP, READY, FREED], "no GPU")
+
+
+def unmeasured(figures: Sequence[tuple[str, str]], why: str) -> list[Figure]:
+    """The figures of what cannot be measured here."""
+    return [skipped(name, unit, why) for name, unit in figures]
 
 
 def on_gpu(loads: Loader, first: Place, second: Place, rounds: int) -> list[Figure]:
@@ -206,12 +215,12 @@ def on_gpu(loads: Loader, first: Place, second: Place, rounds: int) -> list[Figu
             ready.append(seconds_to_ready * 1e3)
             freed.append(seconds_to_free * 1e3)
     return [
-        figure(PINNED, "GB/s", pinned),
-        figure(PAGEABLE, "GB/s", pageable),
-        figure(TO_DEVICE, "GB/s", loaded, floors=pinned, floor_name="pinned", target=least_ratio(0.8)),
-        figure(SWAP, "GB/s", swapped, floors=pinned, floor_name="pinned", target=least_ratio(0.9)),
-        figure(READY, "ms", ready),
-        figure(FREED, "ms", freed),
+        figure(*PINNED, pinned),
+        figure(*PAGEABLE, pageable),
+        figure(*TO_DEVICE, loaded, floors=pinned, floor_name="pinned", target=least_ratio(0.8)),
+        figure(*SWAP, swapped, floors=pinned, floor_name="pinned", target=least_ratio(0.9)),
+        figure(*READY, ready),
+        figure(*FREED, freed),
     ]
 
 

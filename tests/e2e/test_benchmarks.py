@@ -66,6 +66,17 @@ FIGURES = {
         "the loop is late, at most",
         "from the order to the lease",
     },
+    "loading": {
+        "cold from the disk",
+        "from the host's memory",
+        "memory beside the files, at most",
+        "host to device, pinned",
+        "host to device, pageable",
+        "from the host's memory to the device",
+        "one model for another",
+        "fork to a GPU that works",
+        "a killed child's memory is free",
+    },
 }
 
 
