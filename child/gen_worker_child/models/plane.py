@@ -50,10 +50,14 @@ class _Kept:
 
     paths: list[SlotModel]
     built: list[Built]
-    rung: Rung
     sizes: Sizes
     last_used: float
     leases: int = 0
+
+    @property
+    def rung(self) -> Rung:
+        """The last rung that any of them is on; the author may have placed them, too."""
+        return max((placement.rung_of(each.made) for each in self.built), key=list(Rung).index, default=Rung.OFF)
 
 
 class Models:
@@ -257,7 +261,7 @@ class Models:
         rung, reason = self._evict_for(instance, sizes, rungs)
         if rung is not Rung.OFF:
             self._report(Degraded(instance, rung.value, reason))
-        kept = _Kept([], built, rung, sizes, time.monotonic())
+        kept = _Kept([], built, sizes, time.monotonic())
 
         def place() -> None:
             for one in built:
@@ -277,9 +281,7 @@ class Models:
             return victims
 
         def report(step: str, message: str) -> None:
-            for one in kept.built:
-                self._remembered.note(instance, self._device, placement.rung_of(one.made))
-            kept.rung = max(kept.rung, self._remembered.rung(instance, self._device), key=list(Rung).index)
+            self._remembered.note(instance, self._device, kept.rung)
             if step in tuple(Rung):
                 self._report(Degraded(instance, step, message))
             else:  # it is placed as before
