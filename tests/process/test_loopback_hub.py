@@ -31,6 +31,7 @@ from gen_worker.testing import (
     Status,
     Truncate,
 )
+from tests.served import until
 
 pytestmark = pytest.mark.process
 
@@ -336,6 +337,7 @@ def test_a_stall_and_a_slow_file_end_at_once_when_the_hub_closes(hub: LoopbackHu
     threads = [threading.Thread(target=lambda: Response(url)) for _ in range(2)]
     for thread in threads:
         thread.start()
+    until(lambda: [request.status for request in hub.requests if request.origin == "cdn"] == [200, 200])
     hub.close()
     for thread in threads:
         thread.join(10)
