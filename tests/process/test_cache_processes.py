@@ -20,6 +20,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.store import Found, on_memory
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
+from gen_worker.testing import make_tiny
 from tests.cached import TINY, content_of, files_below, manifest_of, present, put, put_and_leave, store_in, write
 from tests.served import until
 
@@ -134,6 +135,16 @@ print(len(found.warnings), [repo.repo_id for repo in found.repos], found.size_on
 """
 
 
+PIPELINE_READER = """
+import sys
+import torch
+from diffusers import DiffusionPipeline
+here = {"cache_dir": sys.argv[1], "local_files_only": True}
+made = DiffusionPipeline.from_pretrained("acme/tiny", dtype=torch.float16, use_safetensors=True, **here)
+print(type(made).__name__, made.unet.dtype)
+"""
+
+
 # --- what is promised -------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +243,21 @@ def test_hugging_face_libraries_read_offline_what_was_published(tmp_path: Path) 
         '{"model_type": "tiny"}',
         f"0 ['acme/tiny'] {found.snapshot.size}",
     ], done.stderr
+
+
+@pytest.mark.needs("torch", "diffusers", "transformers")
+def test_diffusers_loads_offline_by_its_name_what_was_published(tmp_path: Path) -> None:
+    made = make_tiny("sdxl", tmp_path / "made", dtype="fp16")
+    files = {str(path.relative_to(made)): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    put_and_leave(store_in(tmp_path), TINY, files)
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE_READER, str(tmp_path / "hub")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+    )
+    assert done.stdout.splitlines() == ["StableDiffusionXLPipeline torch.float16"], done.stderr
 
 
 @pytest.mark.needs("huggingface_hub")

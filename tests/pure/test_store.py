@@ -342,6 +342,28 @@ def test_a_ledger_cannot_lead_outside_the_cache(store: Store, key: object) -> No
     assert not present(store, HUB)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "../../evil"},
+        {"repo": "../evil", "provider": "hf"},
+        {"commit": "../../evil"},
+        {"files": [{"path": "../../../etc/passwd", "size": 3}]},
+        {"files": [{"path": "x", "algorithm": "blake3", "digest": "../../../../../../etc/passwd"}]},
+        {"files": 7},
+    ],
+)
+def test_a_record_that_leads_outside_the_cache_counts_for_nothing(store: Store, change: dict[str, object]) -> None:
+    key = put_and_leave(store, HUB)
+    record = store.layout.record(key)
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    assert not present(store, HUB)
+    assert store.listed() == []
+    assert store.entries() == []
+    put_and_leave(store, HUB)
+    assert present(store, HUB)
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

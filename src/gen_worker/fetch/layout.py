@@ -12,6 +12,7 @@ import msgspec
 
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Manifest, ManifestFile
+from gen_worker.models.paths import check_paths
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Provider, Wanted
 
@@ -113,6 +114,15 @@ class Layout(msgspec.Struct, frozen=True):
                 return self.cas / "civitai" / _name(record.commit)
             case "modelscope":
                 return self.cas.joinpath("modelscope", *_parts(record.repo), _name(record.commit))
+
+    def check(self, record: Record) -> None:
+        """Raise `ModelError` when anything of a record would lie outside the cache."""
+        check_paths(file.path for file in record.files)
+        self.record(record.key)
+        self.snapshot(record)
+        self.ref(record.wanted)
+        for file in record.files:
+            self.blob(record, file)
 
     def building(self, record: Record) -> Path:
         """Return the folder in which a snapshot's folder is made; links that are relative hold in both."""

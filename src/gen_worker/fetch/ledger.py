@@ -39,9 +39,11 @@ class Ledger:
         if not isinstance(key, str):
             return None
         try:
-            return msgspec.json.decode(self._layout.record(key).read_bytes(), type=Record)
+            record = msgspec.json.decode(self._layout.record(key).read_bytes(), type=Record)
+            self._layout.check(record)
         except (OSError, msgspec.DecodeError, ModelError):  # a damaged one is made again when its model is
             return None
+        return record if record.key == key else None
 
     def records(self) -> dict[str, Record]:
         """Return all records by their key."""

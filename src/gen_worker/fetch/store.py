@@ -265,7 +265,7 @@ class Store:
         Close it when the model is published, or given up.
         """
         record = Record.of(wanted, manifest)
-        self.layout.ref(wanted)  # refuses a name that leads elsewhere before anything is fetched
+        self.layout.check(record)
         blobs = {self.layout.blob(record, file): file for file in manifest.files}
         place = next(iter(blobs), self.layout.cas).parent
         if not _may_write(self.layout.cas) or not _may_write(place):

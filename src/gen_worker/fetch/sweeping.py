@@ -76,7 +76,8 @@ def _unfinished(layout: Layout, before: float) -> Iterator[Path]:
 
 
 def _remove_folder(folder: Path) -> int:
-    freed = sum(path.stat().st_size for path in files_in(folder) if path.stat().st_nlink == 1)
+    found = [path.stat(follow_symlinks=False) for path in files_in(folder)]
+    freed = sum(each.st_size for each in found if each.st_nlink == 1)
     shutil.rmtree(folder)
     return freed
 
