@@ -183,10 +183,11 @@ class Pull:
     def finish(self, piece: Piece) -> None:
         """Take note of a piece that is there."""
         with self._state:
-            if self._part.identity is not None:
-                self._part.finish(piece.number)
+            self._part.finish(piece.number)
             self._pieces.finish(piece.number)
             self._state.notify_all()
+        if piece.end is not None and self._started:  # it may have to wait for the disk; a small file is flushed at once
+            self._part.begin_to_flush(piece.start, piece.end)
 
     def end(self, piece: Piece, size: int) -> Piece:
         """Take note of how long a file turned out to be that nobody had told the size of; return its piece."""
