@@ -166,7 +166,7 @@ def test_processes_that_publish_read_and_evict_at_once_never_see_half_a_model(tm
 def test_a_process_killed_at_any_moment_leaves_each_model_whole_or_unseen(tmp_path: Path) -> None:
     chance = random.Random(7)
     store = store_in(tmp_path)
-    for _life in range(25):
+    for _life in range(15):
         with process("publish_for_ever", tmp_path) as doomed:
             assert said(doomed) == "begun"
             time.sleep(chance.random() * 0.02)  # this is when it dies, not what is waited for
@@ -273,6 +273,31 @@ def test_what_hugging_face_libraries_fetched_is_found_and_not_evicted(tmp_path: 
     assert present(store, TINY)
 
 
+@pytest.mark.needs("filelock")
+def test_hugging_face_libraries_and_a_download_here_wait_for_each_other(tmp_path: Path) -> None:
+    from filelock import FileLock, Timeout
+
+    store = store_in(tmp_path)
+    blob = store.layout.repository("acme/tiny") / "blobs" / ("a" * 40)
+    theirs = FileLock(tmp_path / "hub" / ".locks" / "models--acme--tiny" / f"{blob.name}.lock")
+    with store.locked(blob, Cancel()), pytest.raises(Timeout):
+        theirs.acquire(timeout=0)
+    with theirs:
+        assert locks.is_held(store.layout.blob_lock(blob))
+
+
+def test_a_model_that_the_cache_of_another_root_uses_is_not_evicted(tmp_path: Path) -> None:
+    one, other = (store_in(tmp_path / name, hub=tmp_path / "hub") for name in ("one", "other"))
+    key = put_and_leave(one, TINY)
+    found = other.find(TINY)
+    assert found is not None
+    assert one.evict([key]) == []
+    assert content_of(found)
+    os.close(found.lease)
+    assert one.evict([key])
+    assert not present(other, TINY)
+
+
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +330,22 @@ def test_a_read_only_cache_is_used_and_what_is_missing_says_so(tmp_path: Path) -
         with pytest.raises(ModelError) as told:
             store.evict([found.snapshot.key])
         assert told.value.kind == "read_only"
+
+
+@pytest.mark.root
+def test_blobs_on_another_disk_are_linked_to_symbolically(tmp_path: Path) -> None:
+    wanted, files = model(0)
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=8m", "tmpfs") as disk:
+        (tmp_path / "cas").mkdir()
+        (tmp_path / "cas" / "blobs").symlink_to(disk)
+        store = store_in(tmp_path)
+        found = put(store, wanted, files)
+        assert Path(found.snapshot.path, "own.bin").is_symlink()
+        assert content_of(found) == files
+        assert store.evict([found.snapshot.key]) == []
+        os.close(found.lease)
+        assert store.evict([found.snapshot.key]) == [(wanted.ref, found.snapshot.size)]
+        assert files_below(disk) == []
 
 
 @pytest.mark.root
