@@ -314,6 +314,21 @@ def test_what_a_library_cannot_load_is_told_in_one_line(slots: Slots, tiny: Path
     assert error.__cause__ is not None
 
 
+@pytest.mark.parametrize("name", ["dream.gguf", "model.gguf", "README.md"])
+def test_a_model_without_safetensors_is_told_how_it_can_be_had(
+    name: str, slots: Slots, tmp_path: Path, library: SimpleNamespace
+) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    for path, asked in (
+        (tmp_path, library.transformers.BertModel),
+        (tmp_path / name, library.diffusers.UNet2DConditionModel),
+    ):
+        error = slots.refused(path, asked)
+        assert error.kind == "no_weights"
+        assert error.hint == "annotate `model` with `Path` and load what it holds in `setup()`"
+
+
 # --- variants, dtypes, missing parts ----------------------------------------------------------------------------------
 
 

@@ -74,7 +74,8 @@ def _building(folder: Path) -> Iterator[Path]:
     place.mkdir()
     lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # as on NFS, which locks no folders: then nobody sweeps either
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield place
     finally:
         os.close(lock)

@@ -92,7 +92,11 @@ def _refuse_pickles(weights: Choice, slot: SlotModel) -> None:
         )
     if not weights.files and not weights.pickles:
         raise ModelError(
-            "no_weights", f"`{slot.ref}` holds no weights that can be loaded", ref=slot.ref, file=slot.path
+            "no_weights",
+            f"`{slot.ref}` holds no weights in safetensors",
+            f"annotate `{slot.slot}` with `Path` and load what it holds in `setup()`",
+            ref=slot.ref,
+            file=slot.path,
         )
 
 

@@ -14,6 +14,7 @@ from gen_worker.models.weights import of_one_stem, weight_sets
 
 Kind = Literal["pipeline", "diffusers", "transformers", "file", "other"]
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _JSON_LIMIT = 16 << 20
 
 
@@ -188,9 +189,10 @@ class Choice(NamedTuple):
 
 def choose_weights(repository: Repository, wanted: str, ref: str) -> Choice:
     """Choose the variant that covers most folders; of several the one named as the wanted dtype, then the plain one."""
-    if repository.checkpoint is not None:
-        is_safe = repository.checkpoint.suffix == ".safetensors"
-        return Choice("", (repository.checkpoint,) * is_safe, (repository.checkpoint,) * (not is_safe))
+    if (file := repository.checkpoint) is not None:
+        if file.suffix == ".safetensors":
+            return Choice("", (file,), ())
+        return Choice("", (), (file,) if file.suffix in PICKLES else ())
     found = [weights_in(folder, ref) for folder in repository.folders]
     tags = sorted({tag for each in found for tag in each.variants}, key=lambda tag: _rank(found, tag, wanted))
     variant = tags[0] if tags else ""
