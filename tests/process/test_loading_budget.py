@@ -157,6 +157,7 @@ def test_a_part_that_fits_nowhere_is_refused_before_it_is_read(device: Callable[
     slot = SlotModel("unet", "acme/sdxl", str(tiny / "sdxl"), "sdxl", "", "unet")
     with pytest.raises(InsufficientVRAMError) as raised:
         room.models.load("a", [slot], {"unet": type(room.load("b", "sdxl").unet)})
+    assert str(raised.value).startswith("`acme/sdxl`: ")
     assert raised.value.available_bytes <= 1_000_000
     assert raised.value.required_bytes > 3_900_000
 
@@ -247,3 +248,19 @@ def test_other_errors_are_not_tried_again(device: Callable[[int], Device], libra
         room.models.retrying("a", call)
     assert calls == [1]
     assert room.degraded == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_its_memory_back_when_a_model_goes(tiny: Path, library: SimpleNamespace) -> None:
+    torch = library.torch
+    models = Models(device="cuda", margin_bytes=1 << 30)
+    slot = SlotModel("pipeline", "acme/sdxl", str(tiny / "sdxl"), "sdxl")
+    before = torch.cuda.memory_allocated()
+    pipeline = models.load("a", [slot], {"pipeline": library.diffusers.StableDiffusionXLPipeline})["pipeline"]
+    (resident,) = models.residents("a")
+    assert resident.tier == "VRAM"
+    taken = torch.cuda.memory_allocated() - before
+    assert resident.bytes <= taken < resident.bytes + 2_000_000  # blocks of the allocator are whole multiples of 512
+    assert image(pipeline).shape == (1, 32, 32, 3)
+    models.unload("a")
+    assert torch.cuda.memory_allocated() - before < 64 << 20

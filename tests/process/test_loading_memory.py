@@ -79,3 +79,10 @@ def test_a_cast_costs_memory_once(folder: Path, tmp_path: Path) -> None:
     again = measured(folder, "fp32", tmp_path)
     assert again["bytes"] == cast["bytes"]
     assert again["extra"] < 0.25 * again["bytes"] + 18_000_000
+
+
+def test_a_child_without_models_loads_no_library_for_them() -> None:
+    look = "import sys, gen_worker_child.models.plane; print(sorted(set(sys.argv[1:]) & sys.modules.keys()))"
+    heavy = ["torch", "numpy", "diffusers", "transformers", "safetensors", "accelerate", "asyncio"]
+    ran = subprocess.run([sys.executable, "-c", look, *heavy], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "[]\n"

@@ -7,7 +7,7 @@ fails leaves anything behind.
 import shutil
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from gen_worker.api.context import RequestContext
+from gen_worker.capability import InsufficientVRAMError
 from gen_worker.models import placement
 from gen_worker.models.errors import ModelError
 from gen_worker.models.rungs import EXACT, NEXT, Rung, Sizes
@@ -221,9 +222,12 @@ class Models:
         total = sum(each.total for each in known)
         fixed = total - sum(source.sizes.total for source in pipelines if source.sizes)
         sizes = _joined([(each.sizes, True) for each in pipelines if each.sizes], fixed)
-        self._evict_for(instance, sizes, EXACT if pipelines else frozenset((Rung.OFF,)))
+        refs = [source.slot.ref for source in sources]
+        self._evict_for(instance, refs, sizes, EXACT if pipelines else frozenset((Rung.OFF,)))
 
-    def _evict_for(self, instance: str, sizes: Sizes | None, possible: frozenset[Rung]) -> tuple[Rung, str]:
+    def _evict_for(
+        self, instance: str, refs: Iterable[str], sizes: Sizes | None, possible: frozenset[Rung]
+    ) -> tuple[Rung, str]:
         """Let go of as many others as this takes; return how it is placed then, and why."""
         held = self._held()
         free, margin = allowance(
@@ -232,14 +236,21 @@ class Models:
             held=held,
             device_free_bytes=self._free_bytes(),
         )
-        decided = plan(
-            held,
-            sizes,
-            free_bytes=free,
-            margin_bytes=margin,
-            possible=possible,
-            at_least=self._remembered.rung(instance, self._device),
-        )
+        try:
+            decided = plan(
+                held,
+                sizes,
+                free_bytes=free,
+                margin_bytes=margin,
+                possible=possible,
+                at_least=self._remembered.rung(instance, self._device),
+            )
+        except InsufficientVRAMError as error:
+            raise InsufficientVRAMError(
+                f"{', '.join(f'`{ref}`' for ref in dict.fromkeys(refs))}: {error}",
+                available_bytes=error.available_bytes,
+                required_bytes=error.required_bytes,
+            ) from error
         for victim in decided.evict:
             self._evict(victim)
         return decided.rung, decided.reason
@@ -258,7 +269,7 @@ class Models:
         fixed = sum(sizes.total for sizes, possible in each if Rung.GROUP_OFFLOAD not in possible)
         sizes = _joined([(size, Rung.GROUP_OFFLOAD in possible) for size, possible in each], fixed)
         rungs = EXACT & frozenset[Rung]().union(*(possible for _, possible in each)) or frozenset((Rung.OFF,))
-        rung, reason = self._evict_for(instance, sizes, rungs)
+        rung, reason = self._evict_for(instance, [one.slot.ref for one in built], sizes, rungs)
         if rung is not Rung.OFF:
             self._report(Degraded(instance, rung.value, reason))
         kept = _Kept([], built, sizes, time.monotonic())
