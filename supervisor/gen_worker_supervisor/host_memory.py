@@ -187,6 +187,8 @@ class HostMemory:
 
     def _free(self, descriptors: list[int]) -> None:
         """Close descriptors in a thread: the system takes 40 ms for each GB, which the caller's loop has not."""
+        if not descriptors:
+            return
         self._freeing = [thread for thread in self._freeing if thread.is_alive()]
         thread = threading.Thread(target=_close, args=(descriptors,), name="freeing memory", daemon=True)
         self._freeing.append(thread)

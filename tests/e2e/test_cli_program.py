@@ -12,7 +12,7 @@ import pytest
 from tests.served import ENDPOINTS, environment, until
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
-COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "validate", "completion"]
+COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "prefetch", "cache", "validate", "completion"]
 
 
 def gen_worker(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -40,6 +40,8 @@ FIELD=VALUE fills one field of the payload: `steps=20`, `text@notes.txt` (the co
 (JSON), `style.name=oil`; `image@cat.png` passes the file itself to a field for one. A word without a field name fills
 the first text field. The only word can be the whole payload: JSON, `@payload.json`, or `-` for stdin.
 
+Models of the function that are not on this machine are fetched first; `gen-worker prefetch` has them here before.
+
 Ctrl-C asks the job to end; a second one ends the process at once. The endpoint's code runs in this process: code that
 crashes or leaves it ends the command without a word. `--attach` runs it in a server that is up already.
 
