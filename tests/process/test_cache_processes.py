@@ -21,7 +21,7 @@ from gen_worker.fetch.store import Found, on_memory
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import make_tiny
-from tests.cached import TINY, content_of, files_below, manifest_of, present, put, put_and_leave, store_in, write
+from tests.cached import FILES, TINY, content_of, files_below, manifest_of, present, put, put_and_leave, store_in, write
 from tests.served import until
 
 pytestmark = pytest.mark.process
@@ -311,6 +311,13 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def fill(file: Path) -> None:
+    """Write until there is no space."""
+    with open(file, "wb", buffering=0) as filler:
+        while True:
+            filler.write(b"f" * 4096)
+
+
 @pytest.mark.root
 def test_a_read_only_cache_is_used_and_what_is_missing_says_so(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
@@ -362,6 +369,24 @@ def test_a_full_disk_is_told_before_a_byte_and_makes_room_where_it_can(tmp_path:
         assert told.value.kind == "insufficient_disk"
         assert content_of(found) == {"w": b"2" * (4 << 20)}
         os.close(found.lease)
+
+
+@pytest.mark.root
+def test_a_disk_that_fills_up_meanwhile_loses_nothing_that_was_there(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as small:
+        store = store_in(small / "cache")
+        put_and_leave(store, TINY)
+        with pytest.raises(OSError, match="No space"):
+            fill(small / "filler")
+        assert present(store, TINY)
+        wanted, files = model(0)
+        with pytest.raises(ModelError) as told:
+            store.plan(wanted, manifest_of(wanted, files))
+        assert told.value.kind == "insufficient_disk"
+        assert "`acme/model-0`" in str(told.value)
+        (small / "filler").unlink()
+        check(put(store, wanted, files), files)
+        check(put(store, TINY), dict(FILES))
 
 
 if __name__ == "__main__":

@@ -113,11 +113,14 @@ def replace(path: Path, content: bytes, draft: Path | None = None) -> None:
     draft = draft or path.with_name(f".draft-{os.getpid()}")
     for each in (path, draft):
         each.parent.mkdir(parents=True, exist_ok=True)
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 

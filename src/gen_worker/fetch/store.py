@@ -292,8 +292,11 @@ class Store:
         number = 0
         while (lock := locks.attempt(path := self.layout.plans / f"{record.key}.{number}.json")) is None:
             number += 1
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, msgspec.json.encode(record), 0)
+        try:
+            path.write_bytes(msgspec.json.encode(record))  # in place: the lock is on this very file
+        except BaseException:
+            locks.discard(path, lock)
+            raise
         return path, lock
 
     def locked(self, blob: Path, cancel: Cancel) -> AbstractContextManager[None]:
