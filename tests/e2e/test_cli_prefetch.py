@@ -221,6 +221,21 @@ def test_ctrl_c_ends_a_download_at_once_and_the_next_one_goes_on_from_there(tmp_
     assert took < 1.0  # 0.2 s, and as much again for an interpreter to end on a busy machine
 
 
+def test_when_nobody_reads_the_events_nothing_more_is_fetched(tmp_path: Path, hub: LoopbackHub) -> None:
+    hub.add_repo("acme/big", {"config.json": CONFIG, "model.safetensors": weights(64 << 20)})
+    hub.fail("model.safetensors", Slow(4 << 20), times=1000)
+    command = [*GEN_WORKER, "prefetch", "hf:acme/big", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(tmp_path, hub), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(8) == 141  # as for any command of a pipe; the whole model would take 16 s
+        assert process.stderr.read() == b""
+
+
 def test_a_terminal_shows_a_bar_while_a_model_comes(tmp_path: Path, hub: LoopbackHub) -> None:
     hub.add_repo("acme/big", {"config.json": CONFIG, "model.safetensors": weights(8 << 20)})
     hub.fail("model.safetensors", Slow(6 << 20), times=1000)

@@ -80,8 +80,13 @@ def _fetch_all(
         outcomes[model] = _fetch(model, fetcher, told, cancel)
 
     with ThreadPoolExecutor(at_once, "gen-worker-model") as threads:
-        for result in [threads.submit(one, model) for model in wanted]:
-            result.result()
+        results = [threads.submit(one, model) for model in wanted]
+        try:
+            for result in results:
+                result.result()
+        except BaseException:  # nobody reads what is told, say
+            cancel.set()
+            raise
 
 
 def _fetch(wanted: Wanted, fetcher: "Fetcher", told: _Told, cancel: "Cancel") -> Outcome:
