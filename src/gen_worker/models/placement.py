@@ -17,6 +17,7 @@ from gen_worker.models.uploading import WORTH_BYTES, upload
 _GROUP_HOOKS = ("layer_execution_tracker", "lazy_prefetch_group_offloading", "group_offloading")
 """What diffusers names the hooks of its group offloading; they come off in the order in which it takes them off."""
 
+_OF_ACCELERATE = "_hf_hook"
 _DENOISERS = ("transformer", "transformer_2", "unet", "prior")
 
 
@@ -25,14 +26,14 @@ _DENOISERS = ("transformer", "transformer_2", "unet", "prior")
 
 def rung_of(model: Any) -> Rung:
     """Return the rung that a model is on, whoever put it there."""
-    modules = list(_modules(model))
-    if any(_group_offloaded(each) for each in modules):
+    hooks = {hook for each in _modules(model) for part in each.modules() for hook in _hooks(part)}
+    if "group_offloading" in hooks:
         return Rung.GROUP_OFFLOAD
     if getattr(model, "_all_hooks", None):
         return Rung.MODEL_OFFLOAD
-    if any(hasattr(part, "_hf_hook") for each in modules for part in each.modules()):
+    if _OF_ACCELERATE in hooks:
         return Rung.GROUP_OFFLOAD  # parameter by parameter: its author's doing, and nothing needs less
-    if any(_has_hook(part, "layerwise_casting") for each in modules for part in each.modules()):
+    if "layerwise_casting" in hooks:
         return Rung.LAYERWISE_FP8
     vae = _decoder(model)
     return Rung.VAE_ONLY if vae is not None and vae.use_slicing and vae.use_tiling else Rung.OFF
@@ -205,9 +206,17 @@ def _quantized(module: Any) -> bool:
     return getattr(module, "hf_quantizer", None) is not None or bool(getattr(module, "is_quantized", False))
 
 
+def _hooks(module: Any) -> Iterator[str]:
+    """Yield the names of the hooks on one module; a look at all modules of a pipeline costs several milliseconds."""
+    own = vars(module)
+    if _OF_ACCELERATE in own:
+        yield _OF_ACCELERATE
+    if (registry := own.get("_diffusers_hook")) is not None:
+        yield from registry.hooks
+
+
 def _has_hook(module: Any, name: str) -> bool:
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook(name) is not None
+    return name in _hooks(module)
 
 
 def _group_offloaded(module: Any) -> bool:
