@@ -19,6 +19,8 @@ import msgspec
 
 from gen_worker.cli.failure import MEANINGS
 from gen_worker.cli.program import commands
+from gen_worker.models.errors import MEANINGS as MODEL_ERRORS
+from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
 from gen_worker.wire import control
 from gen_worker.wire.status import Status
@@ -85,6 +87,12 @@ def exit_codes() -> str:
     return _table(("code", "meaning"), [(str(code), meaning) for code, meaning in MEANINGS.items()])
 
 
+def model_errors() -> str:
+    """Why a model cannot be had."""
+    rows = [(f"`{kind}`", meaning, "yes" if kind in RETRYABLE else "no") for kind, meaning in MODEL_ERRORS.items()]
+    return _table(("cause", "meaning", "retryable"), rows)
+
+
 # --- life cycles and the ladder ---------------------------------------------------------------------------------------
 
 
@@ -96,6 +104,11 @@ def child_phases() -> str:
 def job_states() -> str:
     """The life of a job."""
     return _diagram(phases.NEXT_JOB, phases.JobState.QUEUED)
+
+
+def model_states() -> str:
+    """The way of a model to this host."""
+    return _diagram(phases.NEXT_MODEL, phases.ModelState.COLD)
 
 
 def device_health() -> str:
@@ -479,6 +492,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "cli": cli,
     "exit-codes": exit_codes,
+    "model-errors": model_errors,
+    "model-states": model_states,
     "child-phases": child_phases,
     "job-states": job_states,
     "device-health": device_health,

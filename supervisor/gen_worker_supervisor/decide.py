@@ -7,6 +7,7 @@ from gen_worker.wire.messages import Load, Recall
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import (
     LEASED_AHEAD,
+    UNKNOWN_LOAD_S,
     Action,
     Child,
     Fleet,
@@ -137,7 +138,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
 def _consider_load(fleet: Fleet, children: list[Child], job: Job, warm: int, now: float, actions: list[Action]) -> None:
     """Load a job's instance on one more child when its queue would otherwise wait longer than the load takes."""
     function = job.function
-    known = fleet.instances.setdefault(job.instance, Instance())
+    known = fleet.instance(job.instance)
     if warm and function.waiting * function.run_s / warm <= known.load_s:
         return
     slots = fleet.slots_of(function, job.instance)
@@ -148,7 +149,12 @@ def _consider_load(fleet: Fleet, children: list[Child], job: Job, warm: int, now
     if slots:
         able = [child for child in able if _may_displace(fleet, child, job, known, now)]
     if able:
-        _load(fleet, min(able, key=lambda child: len(child.models)), job.instance, actions)
+        _load(fleet, min(able, key=_displaced), job.instance, actions)
+
+
+def _displaced(child: Child) -> tuple[bool, int, float]:
+    """Rank a child by what a load may cost it: nothing yet, or the model that was used the longest time ago."""
+    return child.crowded, 0 if child.crowded else len(child.models), min(child.used_at.values(), default=0.0)
 
 
 def _may_load(child: Child, instance: str) -> bool:
@@ -167,7 +173,8 @@ def _may_displace(fleet: Fleet, child: Child, job: Job, known: Instance, now: fl
     )
     if not busy:
         return True
-    patience_over = job.submitted + SWAP_PATIENCE * known.load_s
+    change_s = known.load_s if known.learned else UNKNOWN_LOAD_S
+    patience_over = max(job.submitted, child.loaded_at) + SWAP_PATIENCE * change_s
     if now < patience_over:
         fleet.arm(patience_over, ("look", None))
     return now >= patience_over
@@ -189,7 +196,7 @@ def _lonely_place(fleet: Fleet, children: list[Child], job: Job, now: float, act
     if not fleet.catalog.ready(slots):
         fleet.catalog.ask(slots, now, urgent=True)
         return None
-    fleet.instances.setdefault(job.instance, Instance())
+    fleet.instance(job.instance)
     _load(fleet, chosen, job.instance, actions)
     return None
 
@@ -213,7 +220,7 @@ def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: lis
         for instance in unloaded(fleet, child):
             slots = fleet.slots_by_instance(instance)
             if fleet.catalog.ready(slots):
-                fleet.instances.setdefault(instance, Instance())
+                fleet.instance(instance)
                 _load(fleet, child, instance, actions)
                 break
             fleet.catalog.ask(slots, now, urgent=False)

@@ -35,7 +35,6 @@ from gen_worker_supervisor.state import (
     FetcherReported,
     Finish,
     Fleet,
-    Instance,
     Job,
     LoadOver,
     Note,
@@ -76,6 +75,8 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
         actions.append(end_job(fleet, job, too_large("output", body_length(message.body), fleet.max_output_bytes)))
     else:
         _succeeded(fleet, child, job, message.run_s, now)
+        if job.instance in child.used_at:
+            child.used_at[job.instance] = now
         outcome = Outcome(JobState.OK, message.body, message.yielded, message.run_s)
         actions.append(end_job(fleet, job, outcome, child))
     if child.retiring or job.ending is not None:
@@ -198,13 +199,15 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` is set up, which nobody asked for", now)
     child.loading = None
+    child.loaded_at = now
     child.loaded.add(message.instance)
     child.settle_phase()
-    known = fleet.instances.setdefault(message.instance, Instance())
-    known.load_s, known.failures = message.seconds, 0
+    known = fleet.instance(message.instance)
+    known.load_s, known.learned, known.failures = message.seconds, True, 0
     actions: list[Action] = []
     if message.models:
         child.models[message.instance] = message.models
+        child.used_at[message.instance] = now
         _learn_derived(fleet, message)
         used = [fleet.catalog.of(slot.wanted) for slot in fleet.slots_by_instance(message.instance)]
         actions.append(LoadOver(child, used))
@@ -252,6 +255,8 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
 def _on_unloaded(fleet: Fleet, child: Child, message: Unloaded, now: float) -> list[Action]:
     child.loaded.discard(message.instance)
     child.models.pop(message.instance, None)
+    child.used_at.pop(message.instance, None)
+    child.crowded = child.crowded or bool(message.reason)
     child.rungs.pop(message.instance, None)
     child.complete = False
     why = f": {message.reason}" if message.reason else ""

@@ -39,6 +39,7 @@ STALE_KEPT = 64  # ended jobs that a queue holds before it is tidied
 TIMERS_KEPT = 4096  # before those of ended jobs are looked for
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
 UNKNOWN_LOAD_S = 0.5
+UNKNOWN_MODEL_LOAD_S = 5.0  # of what has models: a second copy is not loaded before it is known what that costs
 
 
 _READY, _BUSY, _LOADING = Phase.READY, Phase.BUSY, Phase.LOADING  # read for every job
@@ -109,6 +110,7 @@ class Instance:
     """What was learnt of setting up one instance of an author's class."""
 
     load_s: float = UNKNOWN_LOAD_S
+    learned: bool = False
     failures: int = 0
 
 
@@ -181,6 +183,9 @@ class Child:
     loading_done: int = 0  # bytes of the models of what it sets up
     loading_total: int = 0
     models: dict[str, list[Resident]] = field(default_factory=dict)  # by instance
+    used_at: dict[str, float] = field(default_factory=dict)  # when a job last ran on an instance with models
+    loaded_at: float = 0.0
+    crowded: bool = False  # models had to go from it, so the next one costs another
     rungs: dict[str, str] = field(default_factory=dict)  # how instances are placed, those that are not plainly
     reserved: Job | None = None
     retiring: bool = False
@@ -483,6 +488,14 @@ class Fleet:
     failed: int = 0
     eager: bool = False  # children set up every instance they can hold, whether a job waits for it or not
     booting: bool = True  # nobody was told yet that this fleet is ready
+
+    def instance(self, name: str) -> Instance:
+        """Return what was learnt of an instance."""
+        known = self.instances.get(name)
+        if known is None:
+            load_s = UNKNOWN_MODEL_LOAD_S if self.slots_by_instance(name) else UNKNOWN_LOAD_S
+            known = self.instances[name] = Instance(load_s)
+        return known
 
     def slots_of(self, function: Function, instance: str) -> list[Slot]:
         """Return the slots of an instance that jobs of this function run on."""

@@ -20,7 +20,6 @@ from gen_worker_supervisor.state import (
     Finish,
     Fleet,
     Function,
-    Instance,
     Job,
     Outcome,
     Send,
@@ -117,7 +116,7 @@ def load_failed(
     fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], now: float, verdict: Verdict = SETUP_FAILED
 ) -> list[Action]:
     """Count a failed load; after the last try the instance's functions are unavailable and its queued jobs end."""
-    known = fleet.instances.setdefault(instance, Instance())
+    known = fleet.instance(instance)
     known.failures += 1
     if fleet.eager and fleet.booting:
         fleet.finished = True

@@ -35,10 +35,8 @@ def values(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.booleans()
         case inspect.LiteralType(values=known):
             return st.sampled_from(known)
-        case inspect.ListType(item_type=item):
+        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
             return st.lists(values(item), max_size=3)
-        case inspect.VarTupleType(item_type=item):
-            return st.lists(values(item), max_size=3).map(tuple)
         case inspect.DictType(key_type=key, value_type=value):
             return st.dictionaries(values(key), values(value), max_size=3)
         case inspect.UnionType(types=types):

@@ -13,6 +13,7 @@ import pytest
 import gen_worker
 from gen_worker.cli import calls
 from gen_worker.cli.program import commands
+from gen_worker.models.errors import MEANINGS, ModelErrorKind
 from gen_worker.settings import VARIABLES
 from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
@@ -115,12 +116,16 @@ def test_every_variable_is_documented() -> None:
 
 
 def test_every_kind_of_error_is_documented_as_it_behaves() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no) \| (\d+) \|$", reference("errors"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes|no|depends) \| (\d+) \|$", reference("errors"), re.MULTILINE)
     assert {kind for kind, _, _ in rows} == set(get_args(ErrorKind))
     retryable = {kind for kind, state in STATE_OF.items() if state is JobState.RETRYABLE}
     for kind, again, code in rows:
-        assert (again == "yes") == (kind in retryable), kind
+        assert again == ("depends" if kind == "model_resolution" else "yes" if kind in retryable else "no"), kind
         assert int(code) == calls._CODES.get(kind, 1), kind
+
+
+def test_every_reason_why_a_model_cannot_be_had_has_its_meaning() -> None:
+    assert list(MEANINGS) == list(get_args(ModelErrorKind))
 
 
 def test_every_detail_of_an_error_is_documented() -> None:
