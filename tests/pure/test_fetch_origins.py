@@ -25,6 +25,7 @@ def test_a_url_shows_no_query() -> None:
         ("http://H:8080/a b", "http://h:8080/a%20b"),
         ("https://[::1]:9/ä", "https://[::1]:9/%C3%A4"),
         ("http://h/a?q=%20+1", "http://h/a?q=%20+1"),
+        ('http://h/a\r\nX: y?q="<\\>"', "http://h/a%0D%0AX:%20y?q=%22%3C%5C%3E%22"),
     ],
 )
 def test_a_url_is_sent_as_it_has_to_be(text: str, sent: str) -> None:
@@ -32,7 +33,19 @@ def test_a_url_is_sent_as_it_has_to_be(text: str, sent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "h/a", "ftp://h/a", "file:///a", "http://", "http://u:p@h/", "http://h:x/", "http://h:99999/", "//h/a"]
+    "text",
+    [
+        "",
+        "h/a",
+        "ftp://h/a",
+        "file:///a",
+        "http://",
+        "http://u:p@h/",
+        "http://h:x/",
+        "http://h:99999/",
+        "//h/a",
+        "http://h\\@x/",
+    ],
 )
 def test_what_is_no_url_of_http_is_refused(text: str) -> None:
     with pytest.raises(ModelError) as caught:

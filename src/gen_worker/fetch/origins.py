@@ -30,13 +30,13 @@ class Url:
     __slots__ = ("origin", "path", "target")
 
     def __init__(self, text: str) -> None:
-        text = quote(text, safe="%/:=&?~#+!$,;'@()*[]|^{}\\\"<>`")
+        text = quote(text, safe="%/:=&?~#+!$,;'@()*[]|^{}")  # nothing is left that could end a line of a request
         try:
             split = urlsplit(text)
             host, port = split.hostname, split.port
         except ValueError:
             host, port, split = None, None, urlsplit("")
-        if split.scheme not in _PORTS or not host or split.username is not None or re.search(r"[\s\\\"<>`]", text):
+        if split.scheme not in _PORTS or not host or split.username is not None:
             raise ModelError("bad_manifest", f"not a URL that can be fetched: `{without_queries(text)}`")
         self.origin = Origin(split.scheme, host, port or _PORTS[split.scheme])
         self.path = split.path or "/"
