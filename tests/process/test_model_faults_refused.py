@@ -219,3 +219,12 @@ def test_a_hub_without_an_address_is_named_with_its_variable(tmp_path: Path) -> 
         error = refused(fetcher, Wanted("tensorhub", "acme/tiny"))
     assert error.kind == "not_configured"
     assert "COZY_HUB_URL" in f"{error} {error.hint}"
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://models.example", "http://127.0.0.1:1"])
+def test_an_address_that_leads_nowhere_is_told_with_the_model(tmp_path: Path, endpoint: str) -> None:
+    with fetcher_for(config_for(tmp_path, endpoint)) as fetcher:
+        error = refused(fetcher, TINY)
+    assert error.ref == "acme/tiny"
+    assert "`acme/tiny`" in str(error)
+    assert error.hint

@@ -299,6 +299,7 @@ def _within(seconds: float, cancel: Cancel, late: ModelError) -> Iterator[Cancel
 
 
 _HINTS: Mapping[ModelErrorKind, str] = {
+    "bad_manifest": "check the address of its provider; if that is right, tell who owns the model",
     "canceled": "what came is kept: the next try goes on from there",
     "insufficient_disk": "`gen-worker cache ls` shows what models take, `gen-worker cache rm REF` removes one",
     "read_only": "set TENSORHUB_CACHE_DIR to a folder that can be written",
@@ -320,7 +321,10 @@ def _typed(wanted: Wanted) -> Iterator[None]:
             raise ModelError("canceled", text, _HINTS["canceled"], ref=wanted.ref) from None
         error.ref = error.ref or wanted.ref
         error.hint = error.hint or _HINTS.get(error.kind, "")
-        raise
+        if any(f"`{name}`" in str(error) for name in (wanted.ref, wanted.repo)):
+            raise
+        text = f"`{wanted.ref}`: {error}"
+        raise ModelError(error.kind, text, error.hint, ref=error.ref, file=error.file) from error
     except OSError as error:
         raise _of_disk(wanted, error) from error
 
