@@ -209,8 +209,10 @@ class _Exchange(BaseHTTPRequestHandler):
             delivery.chunked = request.method == "GET"
             delivery.headers |= {"Transfer-Encoding": "chunked"} if delivery.chunked else {}
         if request.method == "GET":
-            delivery.stall, delivery.slow = take(target, Stall), take(target, Slow)
-            cut = take(target, Cut, when=lambda fault: fault.after < delivery.stop - delivery.start)
+            length = delivery.stop - delivery.start
+            delivery.slow = take(target, Slow)
+            delivery.stall = take(target, Stall, when=lambda fault: fault.after < length)
+            cut = take(target, Cut, when=lambda fault: fault.after < length)
             if cut is not None:
                 delivery.cut, delivery.stop = True, delivery.start + cut.after
         return delivery
@@ -219,10 +221,11 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def _send(self, delivery: _Delivery, request: Request) -> None:
         start, stop = delivery.start, delivery.stop
-        if delivery.stall is not None and delivery.stall.after < stop - start:
-            self._send_part(delivery, request, start, start + delivery.stall.after)
+        if delivery.stall is not None:
+            stalled = min(stop, start + delivery.stall.after)
+            self._send_part(delivery, request, start, stalled)
             self.origin.closing.wait(delivery.stall.seconds)
-            start += delivery.stall.after
+            start = stalled
         self._send_part(delivery, request, start, stop)
         if delivery.cut:
             self.close_connection = True
