@@ -201,6 +201,7 @@ def unmeasured(figures: Sequence[tuple[str, str]], why: str) -> list[Figure]:
 
 def on_gpu(loads: Loader, first: Place, second: Place, rounds: int) -> list[Figure]:
     """Loads and swaps beside what the link gives, and how soon a child has the GPU and gives it back."""
+    loads.do("load", folder=first.view, device=loads.device)  # what is set up with the first model
     pinned, pageable, loaded, swapped = [], [], [], []
     for _ in range(rounds):
         pinned.append(gb(loads.do("copy", pinned=True)["bytes_per_s"]))

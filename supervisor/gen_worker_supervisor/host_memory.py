@@ -10,7 +10,7 @@ import resource
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
@@ -22,7 +22,84 @@ from gen_worker.rundir import make_private
 FOLDER = "memory"  # in the supervisor's folder of the run directory
 _LEAST_LEFT = 2 << 30
 _LEFT_SHARE = 0.2
+_LAST_BYTES = 512 << 20  # that no copy takes, whatever the budget: the kernel would kill somebody for them
 _NO_LIMIT = 1 << 60  # cgroups without a limit say a number near 2^63
+
+
+# --- how much ---------------------------------------------------------------------------------------------------------
+
+
+def default_budget(root: Path = Path("/")) -> int:
+    """Return the bytes of this host's memory that models may take: half of what is free, and never the last of it.
+
+    What is free is the least that the kernel and the cgroups say. `root` is where `/proc` and `/sys` are.
+    """
+    return min((_share(total, free) for total, free in _memories(root)), default=0)
+
+
+def free_bytes_now(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that are free at the moment, the least that the kernel and the cgroups say."""
+    return min((free for _, free in _memories(root)), default=0)
+
+
+def _share(total_bytes: int, free_bytes: int) -> int:
+    """Return what may be taken of a memory: half of what is free, as long as 2 GiB and a fifth of all stay free."""
+    left = max(_LEAST_LEFT, int(total_bytes * _LEFT_SHARE))
+    return max(0, min(free_bytes // 2, free_bytes - left))
+
+
+def _memories(root: Path) -> list[tuple[int, int]]:
+    """Return the total and the free bytes of the host and of each cgroup that limits this process."""
+    found = _numbers(root / "proc/meminfo")
+    memories = []
+    if "MemTotal" in found and "MemAvailable" in found:
+        memories.append((found["MemTotal"] * 1024, found["MemAvailable"] * 1024))
+    for folder, limit_name, used_name, cache_name in _cgroups(root):
+        limit, used = _number(folder / limit_name), _number(folder / used_name)
+        if limit is not None and used is not None and limit < _NO_LIMIT:
+            reclaimed = _numbers(folder / "memory.stat").get(cache_name, 0)
+            memories.append((limit, max(0, limit - used + reclaimed)))
+    return memories
+
+
+def _cgroups(root: Path) -> list[tuple[Path, str, str, str]]:
+    """Return the folders of the cgroups above this process, each with the names of its limit, use and page cache."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        inside = Path(path.strip("/"))
+        places = [inside, *inside.parents]
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+            found += [(root / "sys/fs/cgroup" / each, *names) for each in places]
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += [(root / "sys/fs/cgroup/memory" / each, *names) for each in places]
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # there is no such file, or it says `max`
+        return None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return what a file says in lines of a name and a number."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    words = [line.replace(":", " ").split() for line in lines]
+    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}
+
+
+# --- what is held ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,9 +151,10 @@ def dropped_for(cost: Cost, held: Iterable[tuple[str, Cost, bool]], limit: Cost)
 class HostMemory:
     """The models that one supervisor holds in memory, within a budget; the least recently used go first."""
 
-    def __init__(self, folder: Path, budget_bytes: int) -> None:
+    def __init__(self, folder: Path, budget_bytes: int, free_bytes: Callable[[], int] = free_bytes_now) -> None:
         """Make the views in `folder`, which is this object's alone, and remove those that dead supervisors left."""
         self._folder = folder
+        self._free_bytes = free_bytes
         self._limit = Cost(budget_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
         self._freeing: list[threading.Thread] = []
@@ -114,13 +192,17 @@ class HostMemory:
     def wants(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot is now to be copied into memory, by the fetcher.
 
-        When it is, room was made for it, and its bytes count from now on, until `drop`.
+        When it is, room was made for it, and its bytes count from now on, until `drop`. Nothing is wanted that the host
+        has no memory for at the moment.
         """
         if snapshot.key in self._held or not snapshot.files:
             return False
         cost = Cost(snapshot.size, min(len(snapshot.files), self._limit.descriptors))
         going = dropped_for(cost, ((key, each.cost, _may_go(each)) for key, each in self._held.items()), self._limit)
         if going is None:
+            return False
+        given_back = sum(self._held[key].cost.size_bytes for key in going)
+        if snapshot.size > self._free_bytes() + given_back - _LAST_BYTES:
             return False
         for key in going:
             self.drop(key)
@@ -231,71 +313,3 @@ def _remove_abandoned(own: Path) -> None:
                 shutil.rmtree(folder)
             finally:
                 os.close(claim)
-
-
-# --- how much ---------------------------------------------------------------------------------------------------------
-
-
-def default_budget(root: Path = Path("/")) -> int:
-    """Return the bytes of this host's memory that models may take: half of what is free, and never the last of it.
-
-    What is free is the least that the kernel and the cgroups say. `root` is where `/proc` and `/sys` are.
-    """
-    return min((_share(total, free) for total, free in _memories(root)), default=0)
-
-
-def _share(total_bytes: int, free_bytes: int) -> int:
-    """Return what may be taken of a memory: half of what is free, as long as 2 GiB and a fifth of all stay free."""
-    left = max(_LEAST_LEFT, int(total_bytes * _LEFT_SHARE))
-    return max(0, min(free_bytes // 2, free_bytes - left))
-
-
-def _memories(root: Path) -> list[tuple[int, int]]:
-    """Return the total and the free bytes of the host and of each cgroup that limits this process."""
-    found = _numbers(root / "proc/meminfo")
-    memories = []
-    if "MemTotal" in found and "MemAvailable" in found:
-        memories.append((found["MemTotal"] * 1024, found["MemAvailable"] * 1024))
-    for folder, limit_name, used_name, cache_name in _cgroups(root):
-        limit, used = _number(folder / limit_name), _number(folder / used_name)
-        if limit is not None and used is not None and limit < _NO_LIMIT:
-            reclaimed = _numbers(folder / "memory.stat").get(cache_name, 0)
-            memories.append((limit, max(0, limit - used + reclaimed)))
-    return memories
-
-
-def _cgroups(root: Path) -> list[tuple[Path, str, str, str]]:
-    """Return the folders of the cgroups above this process, each with the names of its limit, use and page cache."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inside = Path(path.strip("/"))
-        places = [inside, *inside.parents]
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            found += [(root / "sys/fs/cgroup" / each, *names) for each in places]
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            found += [(root / "sys/fs/cgroup/memory" / each, *names) for each in places]
-    return found
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # there is no such file, or it says `max`
-        return None
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Return what a file says in lines of a name and a number."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    words = [line.replace(":", " ").split() for line in lines]
-    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}

@@ -207,6 +207,19 @@ def test_what_is_pinned_stays_and_what_has_no_room_is_not_wanted(tmp_path: Path,
     assert memory.view("first") is None
 
 
+def test_nothing_is_wanted_that_the_host_has_no_memory_for(tmp_path: Path) -> None:
+    free = [(512 + 41) << 20]
+    memory = HostMemory(tmp_path / "run" / "1" / "memory", 64 << 20, lambda: free[0])
+    first, second = (snapshot_of(tmp_path / key, {"a": bytes(40 << 20)}, key) for key in ("first", "second"))
+    remember(memory, first)
+    free[0] = 500 << 20
+    assert not memory.wants(second)
+    assert memory.view("first")
+    free[0] = 513 << 20  # with what goes it is enough
+    assert memory.wants(second)
+    memory.close()
+
+
 def test_what_is_held_is_no_memory_of_the_supervisor(tmp_path: Path, memory: HostMemory) -> None:
     snapshot = snapshot_of(tmp_path, {"a": bytes(60 << 20)})
     before = resident_bytes()
