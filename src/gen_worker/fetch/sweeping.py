@@ -16,14 +16,15 @@ _BUILDS_S = 3600.0  # nothing is written to a folder for so long and then goes o
 def sweep(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
     """Remove parts of blobs, blobs without a snapshot and folders that were never finished, all older than so long."""
     before = time.time() - older_s
-    spared = {layout.blob(record, file) for record in claimed for file in record.files}
-    freed = sum(_remove_part(layout, part, before) for part in _parts(layout))
-    freed += sum(remove_blob(layout, blob) for blob in _blobs(layout) if blob not in spared and _is_older(blob, before))
     for draft in layout.cas.glob("**/.draft-*"):
         if _is_older(draft, before):
             draft.unlink(missing_ok=True)
-    unfinished = _unfinished(layout, time.time() - min(older_s, _BUILDS_S))
-    return freed + sum(_remove_folder(folder) for folder in unfinished)
+    freed = sum(_remove_folder(folder) for folder in _unfinished(layout, time.time() - min(older_s, _BUILDS_S)))
+    freed += sum(_remove_part(layout, part, before) for part in _parts(layout))
+    spared = {layout.blob(record, file) for record in claimed for file in record.files}
+    return freed + sum(  # last, as what went may have linked to them
+        remove_blob(layout, blob) for blob in _blobs(layout) if blob not in spared and _is_older(blob, before)
+    )
 
 
 def _parts(layout: Layout) -> Iterator[Path]:
