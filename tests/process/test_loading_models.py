@@ -511,13 +511,27 @@ def test_a_single_file_of_a_part_is_loaded(slots: Slots, tiny: Path, tmp_path: P
     assert made.dtype == library.torch.bfloat16
 
 
+def test_a_single_file_of_a_part_finds_itself_in_the_pipeline_of_another_slot(
+    slots: Slots, tiny: Path, tmp_path: Path, library: SimpleNamespace
+) -> None:
+    shutil.copyfile(weights(tiny / "sdxl" / "vae")[0], tmp_path / "vae.safetensors")
+    models = [
+        SlotModel("vae", "4201", str(tmp_path / "vae.safetensors"), "vae"),
+        SlotModel("pipeline", "acme/sdxl", str(tiny / "sdxl"), "sdxl"),
+    ]
+    asked = {"vae": library.diffusers.AutoencoderKL, "pipeline": library.diffusers.StableDiffusionXLPipeline}
+    made: Any = slots.models.load("it", models, asked)
+    assert same_weights(made["vae"], made["pipeline"].vae)
+
+
 def test_a_single_file_that_says_nothing_of_its_parts_is_told_what_it_lacks(
     slots: Slots, tmp_path: Path, library: SimpleNamespace
 ) -> None:
     tensor(tmp_path / "dream.safetensors")
-    error = slots.refused(tmp_path / "dream.safetensors", library.diffusers.StableDiffusionXLPipeline)
-    assert "is a single file of weights, and nothing says what its parts are" in str(error)
-    assert "bind its configuration to another slot" in error.hint
+    for asked in (library.diffusers.StableDiffusionXLPipeline, library.diffusers.AutoencoderKL):
+        error = slots.refused(tmp_path / "dream.safetensors", asked)
+        assert "is a single file of weights, and nothing says what its parts are" in str(error)
+        assert "bind its configuration to another slot" in error.hint
 
 
 def test_a_single_file_takes_its_configuration_from_another_slot(

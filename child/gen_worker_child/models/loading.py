@@ -179,11 +179,9 @@ def _weight_arguments(source: Source) -> dict[str, Any]:
 
 
 def _from_file(source: Source, configs: Sequence[Path]) -> Any:
-    """Load one file that holds everything; what its parts are is read from a folder that says so."""
-    folders = (source.repository.path, *configs)
-    name = "config.json" if source.target.family == "model" else "model_index.json"
-    config = next((folder for folder in folders if (folder / name).is_file()), None)
-    if config is None and source.target.family == "pipeline":
+    """Load one file that holds everything; what it is made of is read from a folder that says so."""
+    found = _configuration(source, configs)
+    if found is None:
         raise ModelError(
             "load_failed",
             f"`{source.slot.ref}` is a single file of weights, and nothing says what its parts are",
@@ -191,10 +189,24 @@ def _from_file(source: Source, configs: Sequence[Path]) -> Any:
             ref=source.slot.ref,
             file=str(source.repository.checkpoint),
         )
-    found = {} if config is None else {"config": str(config)}
     return source.target.cls.from_single_file(
         str(source.repository.checkpoint), dtype=torch_dtype(source.precision), local_files_only=True, **found
     )
+
+
+def _configuration(source: Source, configs: Sequence[Path]) -> dict[str, str] | None:
+    """Find the configuration of a single file: beside it, or in the pipeline of another slot."""
+    beside = source.repository.path
+    if source.target.family == "pipeline":
+        folders = (each for each in (beside, *configs) if (each / "model_index.json").is_file())
+        return next(({"config": str(folder)} for folder in folders), None)
+    if (beside / "config.json").is_file():
+        return {"config": str(beside)}
+    for folder in configs:
+        for part in read_repository(folder, source.slot.ref).parts.values():
+            if part.class_name == source.target.cls.__name__:
+                return {"config": str(folder), "subfolder": part.name}
+    return None
 
 
 def _small(source: Source, configs: Sequence[Path], warn: Callable[[str], None]) -> Any:
