@@ -44,12 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hub.add_repo(tiny.repo, _made(tiny, Path(place, str(at))))
         if given.command:
             return _run(given.command, {**os.environ, **hub.variables()})
-        for name, value in hub.variables().items():
-            print(f"export {name}={value}")
-        sys.stdout.flush()
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
+        print("\n".join(f"export {name}={value}" for name, value in hub.variables().items()), flush=True)
         ended.wait()
         return 0
 
@@ -104,4 +102,7 @@ def _folder(text: str) -> Folder:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while the models were made
+        sys.exit(130)
