@@ -17,7 +17,8 @@ import pytest
 
 from gen_worker.fetch import locks
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.store import Found, on_memory
+from gen_worker.fetch.disk import on_memory
+from gen_worker.fetch.store import Found
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import make_tiny

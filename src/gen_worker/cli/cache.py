@@ -82,9 +82,11 @@ _some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="R
 @_json_option
 def ls(as_json: bool) -> int:
     """List the models."""
+    from gen_worker.fetch.disk import free_bytes
+
     store = _store()
     listed = store.listed()
-    free = shutil.disk_usage(_existing(store.layout.root)).free
+    free = free_bytes(store.layout.root)
     if as_json:
         _print_json(
             {
@@ -442,10 +444,6 @@ def _progress(verb: str, total: int) -> Iterator[_Progress]:
 
 def _print_json(document: dict[str, Any]) -> None:
     click.echo(msgspec.json.encode(document))
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
 
 
 def _bytes(text: str) -> int:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import msgspec
@@ -18,20 +17,19 @@ from gen_worker.fetch import locks
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.copies import Copy, copies, is_flocked, remove_copy
+from gen_worker.fetch.disk import device_of, free_bytes, has_file, may_write, written_bytes
 from gen_worker.fetch.eviction import Entry, evictable, excess, total, victims
 from gen_worker.fetch.layout import Layout, Record
 from gen_worker.fetch.ledger import Ledger, Rows, last_used, refs_of, replace
 from gen_worker.fetch.linking import link_all, unlink_all, unlink_files, write_hub_notes
+from gen_worker.fetch.refusals import FULL, READ_ONLY, disk_full, gone, limit_reached, read_only, writing
 from gen_worker.fetch.sweeping import sweep
 from gen_worker.fetch.unrecorded import unrecorded
 from gen_worker.fetch.verification import problem
-from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Manifest, ManifestFile
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
 
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COPY = "derived/"  # what the keys of copies begin with whose snapshot is gone
 _TOUCH_S = 30.0  # a ledger that says when a model was used last is right to so many seconds
 _TRIES = 5
@@ -63,7 +61,7 @@ class Plan:
     @property
     def missing_bytes(self) -> int:
         """Bytes that are yet to be written, as far as the provider says; what lies in parts is there."""
-        return sum(max(0, (file.size or 0) - _written(_part(blob))) for file, blob in self.missing)
+        return sum(max(0, (file.size or 0) - written_bytes(_part(blob))) for file, blob in self.missing)
 
     def close(self) -> None:
         """Give up what is there of it to eviction."""
@@ -176,7 +174,7 @@ class Store:
         others fetched for themselves.
         """
         shared = wanted.provider == "hf" and not self.layout.hub.is_relative_to(self.layout.root)
-        return not shared and _may_write(self.layout.cas)
+        return not shared and may_write(self.layout.cas)
 
     def _leased(self, record: Record) -> int | None:
         """Lock a snapshot against eviction; where no lock can be written nobody evicts, and its folder stands for it.
@@ -186,7 +184,7 @@ class Store:
         try:
             return locks.acquire(self.layout.lease(record), shared=True)
         except OSError as error:
-            if error.errno not in (*_READ_ONLY, *_FULL, errno.ENOENT):
+            if error.errno not in (*READ_ONLY, *FULL, errno.ENOENT):
                 raise
         try:
             return os.open(self.layout.snapshot(record), os.O_RDONLY | os.O_DIRECTORY)
@@ -207,7 +205,7 @@ class Store:
                     replace(self.layout.record(record.key), msgspec.json.encode(record))
                 self._ledger.enter(rows, wanted, record)
         except OSError as error:
-            if error.errno not in (*_READ_ONLY, *_FULL):
+            if error.errno not in (*READ_ONLY, *FULL):
                 raise
 
     def listed(self) -> list[Listed]:
@@ -268,12 +266,12 @@ class Store:
         self.layout.check(record)
         blobs = {self.layout.blob(record, file): file for file in manifest.files}
         place = next(iter(blobs), self.layout.cas).parent
-        if not _may_write(self.layout.cas) or not _may_write(place):
+        if not may_write(self.layout.cas) or not may_write(place):
             missing = _missing(blobs)
             if missing:
-                raise _read_only(wanted.ref, self.layout.root)
+                raise read_only(wanted.ref, self.layout.root)
             return Plan(record, missing, place, None)
-        with _writing(wanted.ref, self.layout.root), self._ledger.changing():
+        with writing(wanted.ref, self.layout.root), self._ledger.changing():
             lock = self._announced(record)  # before it is looked at, so that nothing goes in between
             missing = _missing(blobs)
             for _file, blob in missing:
@@ -308,7 +306,7 @@ class Store:
 
         Until this is done nobody finds it; from then on it is found whole, also after a loss of power.
         """
-        with _writing(wanted.ref, self.layout.root):
+        with writing(wanted.ref, self.layout.root):
             record = self._measured(Record.of(wanted, manifest))
             lease = locks.acquire(self.layout.lease(record), shared=True)
             try:
@@ -333,9 +331,9 @@ class Store:
             try:
                 status = blob.stat()
             except FileNotFoundError:
-                raise _gone(record, file) from None
+                raise gone(record.wanted.ref, file.path) from None
             if file.size not in (None, status.st_size):
-                raise _gone(record, file)
+                raise gone(record.wanted.ref, file.path)
             if status.st_mode & 0o777 != 0o444 and status.st_uid in (os.geteuid(), 0):
                 blob.chmod(0o444)
             files.append(msgspec.structs.replace(file, size=status.st_size))
@@ -355,7 +353,7 @@ class Store:
         if bytes_needed <= 0 or not self._lacks(bytes_needed, place):
             return []
         gone: list[tuple[str, int]] = []
-        with _writing(ref, self.layout.root), self._ledger.changing() as rows:
+        with writing(ref, self.layout.root), self._ledger.changing() as rows:
             sweep(self.layout, _ORPHAN_S, self._claimed())
             for _attempt in range(_TRIES):  # somebody may begin to use a chosen one before it goes
                 if not self._lacks(bytes_needed, place):
@@ -365,21 +363,23 @@ class Store:
         return gone
 
     def _lacks(self, needed: int, place: Path) -> bool:
-        if _free(place) < needed + self._free_bytes:
+        if free_bytes(place) < needed + self._free_bytes:
             return True
         return bool(self._cache_bytes) and total(self.entries()) + needed > self._cache_bytes
 
     def _chosen(self, rows: Rows, needed: int, keep: Collection[str], place: Path, ref: str) -> list[str]:
         entries, now = self._entries(rows), time.time()
-        here = [each for each in entries if _device(Path(next(iter(each.blobs), self.layout.cas))) == _device(place)]
-        short = needed + self._free_bytes - _free(place)
+        here = [
+            each for each in entries if device_of(Path(next(iter(each.blobs), self.layout.cas))) == device_of(place)
+        ]
+        short = needed + self._free_bytes - free_bytes(place)
         over = excess(total(entries), needed, self._cache_bytes)
         for_disk = victims(here, short, now, keep)
         for_limit = victims(entries, over, now, keep)
         if over > 0 and not for_limit:
-            raise _limit_reached(ref, needed, self._cache_bytes, total(entries) - evictable(entries))
+            raise limit_reached(ref, needed, self._cache_bytes, in_use=total(entries) - evictable(entries))
         if short > 0 and not for_disk:
-            raise _disk_full(ref, needed, self._free_bytes, place, _free(place), evictable(here))
+            raise disk_full(ref, needed, self._free_bytes, place, free=free_bytes(place), evictable=evictable(here))
         return list(dict.fromkeys([*for_disk, *for_limit]))
 
     def used(self) -> int:
@@ -411,7 +411,7 @@ class Store:
 
     def evict(self, keys: Collection[str]) -> list[tuple[str, int]]:
         """Take these snapshots from the disk, but for those in use, and return the refs that went, with their bytes."""
-        with _writing("", self.layout.root), self._ledger.changing() as rows:
+        with writing("", self.layout.root), self._ledger.changing() as rows:
             return [each for key in keys for each in self._evict(rows, key) or []]
 
     def _evict(self, rows: Rows, key: str) -> list[tuple[str, int]] | None:
@@ -460,7 +460,7 @@ class Store:
 
     def sweep(self, older_s: float = _ORPHAN_S) -> int:
         """Remove what nobody has finished for so long, and return the bytes that became free."""
-        with _writing("", self.layout.root), self._ledger.changing():
+        with writing("", self.layout.root), self._ledger.changing():
             return sweep(self.layout, older_s, self._claimed())
 
     # --- what is damaged ----------------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ class Store:
             return damaged
         paths = {each.path for each in damaged}
         blobs = {self.layout.blob(record, file) for file in record.files if file.path in paths}
-        with _writing(record.wanted.ref, self.layout.root), self._ledger.changing() as rows:
+        with writing(record.wanted.ref, self.layout.root), self._ledger.changing() as rows:
             for other in self._ledger.records().values():
                 if any(self.layout.blob(other, file) in blobs for file in other.files):
                     self._erase(rows, other)
@@ -518,19 +518,15 @@ def _lower_layout(root: Path) -> Layout:
 
 def _is_whole(layout: Layout, record: Record) -> bool:
     folder = layout.snapshot(record)
-    return bool(record.files) and all(_has(folder / file.path, file.size) for file in record.files)
-
-
-def _has(path: Path, size: int | None) -> bool:
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    return S_ISREG(status.st_mode) and size in (None, status.st_size)
+    return bool(record.files) and all(has_file(folder / file.path, file.size) for file in record.files)
 
 
 def _missing(blobs: dict[Path, ManifestFile]) -> list[tuple[ManifestFile, Path]]:
-    return [(file, blob) for blob, file in blobs.items() if not _has(blob, file.size)]
+    return [(file, blob) for blob, file in blobs.items() if not has_file(blob, file.size)]
+
+
+def _lies_on(entry: Entry, device: int) -> bool:
+    return any(device_of(Path(blob)) == device for blob in list(entry.blobs)[:1])
 
 
 def _copies_of(key: str, made: list[Copy]) -> list[Copy]:
@@ -541,111 +537,5 @@ def _part(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.part")
 
 
-def _written(path: Path) -> int:
-    """Return the bytes that a file takes on the disk, which of a part with gaps is less than its length."""
-    try:
-        return path.stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
-
-
-def _may_write(path: Path) -> bool:
-    return os.access(_existing(path), os.W_OK)
-
-
-def _device(path: Path) -> int:
-    return _existing(path).stat().st_dev
-
-
-def _free(path: Path) -> int:
-    status = os.statvfs(_existing(path))
-    return status.f_bavail * status.f_frsize
-
-
 def _rows_of(rows: Rows, key: str) -> list[dict[str, Any]]:
     return [row for row in rows.values() if row.get("key") == key]
-
-
-# --- why not ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _writing(ref: str, root: Path) -> Iterator[None]:
-    """Turn what a disk refuses inside this block into a `ModelError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _READ_ONLY:
-            raise _read_only(ref, root) from error
-        if error.errno in _FULL:
-            raise ModelError(
-                "insufficient_disk", f"{_subject(ref)}: no space is left in `{root}`", _ROOM_HINT, ref=ref
-            ) from error
-        raise
-
-
-_ROOM_HINT = "`gen-worker cache ls` shows what takes space; `TENSORHUB_CACHE_DIR` names another place for models"
-
-
-def _subject(ref: str) -> str:
-    return f"`{ref}`" if ref else "models"
-
-
-def _read_only(ref: str, root: Path) -> ModelError:
-    return ModelError(
-        "read_only",
-        f"{_subject(ref)} cannot be kept: the cache may only be read: `{root}`",
-        "mount it writable, or name a cache that is with `TENSORHUB_CACHE_DIR` and this one in "
-        "`GEN_WORKER_LOWER_CACHES`",
-        ref=ref,
-    )
-
-
-def _disk_full(ref: str, needed: int, spare: int, place: Path, free: int, evictable_bytes: int) -> ModelError:
-    return ModelError(
-        "insufficient_disk",
-        f"{_subject(ref)}: {_size(needed)} are to be written and {_size(spare)} left free, but `{_existing(place)}` "
-        f"has {_size(free)} free, and {_size(evictable_bytes)} could be evicted",
-        _ROOM_HINT,
-        ref=ref,
-    )
-
-
-def _limit_reached(ref: str, needed: int, limit: int, in_use: int) -> ModelError:
-    return ModelError(
-        "insufficient_disk",
-        f"{_subject(ref)}: {_size(needed)} are to be written, but the cache may hold {_size(limit)}, of which "
-        f"{_size(in_use)} are in use",
-        "`GEN_WORKER_CACHE_BYTES` is what it may hold; `gen-worker cache ls` shows what it holds",
-        ref=ref,
-    )
-
-
-def _gone(record: Record, file: ManifestFile) -> ModelError:
-    return ModelError(
-        "download_failed",
-        f"`{record.wanted.ref}`: the bytes of `{file.path}` were there and are gone",
-        "try again: they are fetched anew",
-        ref=record.wanted.ref,
-        file=file.path,
-    )
-
-
-def _size(bytes_: int) -> str:
-    return f"{bytes_ / (1 << 20):.0f} MiB" if abs(bytes_) < 10 << 30 else f"{bytes_ / (1 << 30):.1f} GiB"
-
-
-def on_memory(path: Path) -> bool:
-    """Whether a folder lies in memory, as on a tmpfs, so that what is kept there takes memory and ends with it."""
-    inside = os.path.realpath(_existing(path))
-    mounts = []
-    for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
-        _source, point, kind, *_rest = line.split(" ")
-        point = point.encode().decode("unicode_escape")  # a space is written as \040
-        if point == "/" or inside == point or inside.startswith(f"{point}/"):
-            mounts.append((len(point), kind))
-    return max(mounts, default=(0, ""))[1] in ("tmpfs", "ramfs")
