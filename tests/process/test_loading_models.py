@@ -227,6 +227,14 @@ def test_a_pointer_in_the_place_of_a_file_is_named(slots: Slots, tiny: Path, tmp
     assert error.file == str(file)
 
 
+@pytest.mark.parametrize("asked", [None, Path, "UNet2DConditionModel"])
+def test_a_subfolder_that_is_not_there_is_named(asked: Any, slots: Slots, tiny: Path, library: SimpleNamespace) -> None:
+    wanted = getattr(library.diffusers, asked) if isinstance(asked, str) else asked
+    error = slots.refused(tiny / "sdxl", wanted, subfolder="prior")
+    assert str(error) == "`acme/it` has no folder `prior`"
+    assert "`subfolder=` of the binding of `model`" in error.hint
+
+
 def test_a_missing_part_is_named(slots: Slots, tiny: Path, tmp_path: Path, library: SimpleNamespace) -> None:
     folder = copied(tiny / "sdxl", tmp_path / "it")
     shutil.rmtree(folder / "vae")

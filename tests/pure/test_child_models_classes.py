@@ -60,7 +60,8 @@ BertTokenizer = library("BertTokenizer", (TokenizerBase,), "transformers")
 BertTokenizerFast = library("BertTokenizerFast", (TokenizerBase,), "transformers")
 ClipTokenizer = library("ClipTokenizer", (TokenizerBase,), "transformers")
 AutoTokenizer = library("AutoTokenizer", library="transformers")
-Scheduler = library("EulerScheduler", (library("SchedulerMixin"),))
+SchedulerMixin = library("SchedulerMixin")
+Scheduler = library("EulerScheduler", (SchedulerMixin,))
 
 KNOWN = {
     ("diffusers", each.__name__): each
@@ -231,6 +232,11 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 def test_any_scheduler_takes_anothers_settings(tmp_path: Path) -> None:
     write(tmp_path / "scheduler_config.json", {"_class_name": "OtherScheduler"})
     assert target(Scheduler, tmp_path) == Target(Scheduler, "scheduler")
+    assert "has a `OtherScheduler`, which this version of diffusers does not have" in str(
+        refusal(SchedulerMixin, tmp_path)
+    )
+    write(tmp_path / "scheduler_config.json", {"_class_name": "EulerScheduler"})
+    assert target(SchedulerMixin, tmp_path).cls is Scheduler
 
 
 def test_classes_of_other_libraries_are_not_judged(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def target_of(asked: type, repository: Repository, *, slot: str, ref: str, looku
         case "processor":
             question.need_files("a processor", _PROCESSOR_FILES + _TOKENIZER_FILES)
         case "scheduler":
-            question.need_files("a scheduler", ("scheduler_config.json",))
+            return Target(question.scheduler(), family)
         case "config":
             question.need_files("a configuration", ("config.json",))
     return Target(asked, family)
@@ -185,6 +185,17 @@ class _Question(NamedTuple):
         if issubclass(declared, asked) or issubclass(asked, declared):
             return asked
         return self._refuse(f"has {with_article(name)}")
+
+    def scheduler(self) -> Any:
+        """Return the scheduler class to load with: any takes another's settings."""
+        self.need_files("a scheduler", ("scheduler_config.json",))
+        if self.asked.__name__ != "SchedulerMixin":
+            return self.asked
+        named = read_json(self.repository.path / "scheduler_config.json", self.ref).get("_class_name")
+        declared = self.lookup("diffusers", str(named))
+        if declared is None:
+            self._refuse(f"has a `{named}`, which this version of diffusers does not have")
+        return declared
 
     def need_files(self, what: str, names: Iterable[str]) -> None:
         """Refuse a model that has none of the files."""

@@ -29,6 +29,7 @@ from gen_worker_child.models.repository import (
     remote_code,
 )
 
+SHOWN_CHARS = 240  # some list every class that they know
 WITH_WEIGHTS = ("pipeline", "model", "transformers")
 LOADER_ERRORS = (
     OSError,
@@ -63,7 +64,7 @@ class Source(NamedTuple):
 
 def look_at(slot: SlotModel, asked: type) -> Source:
     """Find out what loading a model would take; raise `ModelError` for one that cannot, or must not, be loaded."""
-    repository = read_repository(Path(slot.path, slot.subfolder), slot.ref)
+    repository = read_repository(place_of(slot), slot.ref)
     target = target_of(asked, repository, slot=slot.slot, ref=slot.ref)
     if target.family == "foreign":
         asked_for = dtype_named(slot.dtype, slot.ref) if slot.dtype else "fp32"
@@ -78,6 +79,17 @@ def look_at(slot: SlotModel, asked: type) -> Source:
     chosen = precision(stored_bytes(headers), wanted, slot.ref)
     sizes = None if weights.pickles else planned_sizes(headers, chosen.dtype)
     return Source(slot, target, repository, weights, chosen, sizes)
+
+
+def place_of(slot: SlotModel) -> Path:
+    """Return the folder or file of a slot's model; raise `ModelError` when it is not there."""
+    path = Path(slot.path, slot.subfolder)
+    if path.exists():
+        return path
+    if slot.subfolder and Path(slot.path).exists():
+        hint = f"leave `subfolder=` of the binding of `{slot.slot}` out, or name one that is there"
+        raise ModelError("load_failed", f"`{slot.ref}` has no folder `{slot.subfolder}`", hint, ref=slot.ref)
+    raise ModelError("load_failed", f"`{slot.ref}`: there is nothing at {path}", ref=slot.ref, file=str(path))
 
 
 def _refuse_pickles(weights: Choice, slot: SlotModel) -> None:
@@ -272,13 +284,15 @@ def _shown(error: BaseException, text: str) -> str:
     shown = (
         text if isinstance(error, OSError | ValueError | ImportError) and text else f"{type(error).__name__}: {text}"
     )
-    return shown if len(shown) <= 400 else f"{shown[:400]} …"
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]} …"
 
 
 def _remedy(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return "install what it names beside torch"
-    return "`gen-worker cache verify` tells whether its files are whole; if they are, annotate the slot with `Path`"
+    if isinstance(error, OSError):
+        return "`gen-worker cache verify` tells whether its files are whole"
+    return "annotate the slot with a class that fits, or with `Path` and load the model in `setup()`"
 
 
 @contextmanager

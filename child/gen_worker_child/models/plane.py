@@ -25,7 +25,7 @@ from gen_worker_child.models import memory_ladder
 from gen_worker_child.models.ahead import ReadAhead
 from gen_worker_child.models.annotations import asked
 from gen_worker_child.models.derived import derive, derived_path, worth_deriving
-from gen_worker_child.models.loading import Source, load, look_at
+from gen_worker_child.models.loading import Source, load, look_at, place_of
 from gen_worker_child.models.memory_ladder import Remembered, Step
 from gen_worker_child.models.pages import populate
 from gen_worker_child.models.residency import Held, allowance, make_room, plan
@@ -151,13 +151,11 @@ class Models:
         sources: dict[str, Source] = {}
         for slot in slots:
             wish = asked(annotations.get(slot.slot))
-            path = Path(slot.path, slot.subfolder)
             if wish.form == "built":
                 sources[slot.slot] = source = look_at(slot, wish.built)
                 self._warn(source.precision.note or self._slow(source))
-            elif not path.exists():
-                raise ModelError("load_failed", f"`{slot.ref}`: there is nothing at {path}", ref=slot.ref)
             else:
+                path = place_of(slot)
                 values[slot.slot] = path if wish.form == "path" else str(path)
         return values, sources
 
