@@ -120,13 +120,11 @@ class Executor:
         if spec.shape not in ("sync", "generator"):
             with self.instances.lease(instance):
                 return self._wait(self.run_on_loop(spec, ctx, payload, on_item, instance), ctx)
-        handler = self.instances.handler(spec, instance)
         self.current = ctx
         try:
             with self._inputs.of(payload), self.instances.lease(instance):
-                if spec.shape == "generator":
-                    return _pump(handler(ctx, payload), on_item, ctx)
-                return _checked(spec, self.instances.retrying(instance, lambda: handler(ctx, payload)))
+                made = self.instances.call(spec, instance, ctx, payload)
+                return _pump(made, on_item, ctx) if spec.shape == "generator" else _checked(spec, made)
         finally:
             self.current = None
 
@@ -137,10 +135,10 @@ class Executor:
         ctx.raise_if_cancelled("canceled")
         try:
             with self._inputs.of(payload):
-                handler = self.instances.handler(spec, instance or spec.instance)
+                made = self.instances.call(spec, instance or spec.instance, ctx, payload)
                 if spec.shape == "async":
-                    return _checked(spec, await handler(ctx, payload))
-                await _pump_async(handler(ctx, payload), on_item, ctx)
+                    return _checked(spec, await made)
+                await _pump_async(made, on_item, ctx)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None

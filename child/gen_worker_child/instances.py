@@ -3,6 +3,7 @@
 Knows nothing of frames: `gen-worker run` uses it in its own process, a child in its own.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -114,9 +115,27 @@ class Instances:
             return function
         return lambda ctx, payload: function(ctx, payload, **own)
 
-    def retrying(self, instance: str, call: Callable[[], Any]) -> Any:
-        """Call a handler; when the device has no memory for it, make room and call it again."""
-        return self.models.retrying(instance, call) if self._has_models(instance) else call()
+    def call(self, spec: FunctionSpec, instance: str, ctx: object, payload: object) -> Any:
+        """Call the handler; where the device has no memory for it, make room and call it again.
+
+        Returns what the handler returns: an output, a coroutine, a generator or an iterable.
+        """
+        handler = self.handler(spec, instance)
+        if not self._has_models(instance):
+            return handler(ctx, payload)
+
+        def call() -> Any:
+            return handler(ctx, payload)
+
+        if spec.shape == "sync":
+            return self.models.retrying(instance, call)
+        if spec.shape == "async":
+            return self.models.retrying_async(instance, call)
+        if inspect.isgeneratorfunction(spec.function):
+            return self.models.retrying_stream(instance, call)
+        if inspect.isasyncgenfunction(spec.function):
+            return self.models.retrying_async_stream(instance, call)
+        return call()  # an iterable of items that may have been made long ago
 
     def _has_models(self, instance: str) -> bool:
         held = self._held.get(instance)

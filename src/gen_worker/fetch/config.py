@@ -8,6 +8,8 @@ import msgspec
 
 from gen_worker.settings import Settings
 
+HUGGING_FACE = "https://huggingface.co"
+
 
 class SelectionOptions(msgspec.Struct, frozen=True):
     """What narrows or widens the files of a repository that are taken."""
@@ -43,7 +45,7 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Roots of caches that are only read, looked into before anything is fetched."""
 
     offline: bool = False
-    hf_endpoint: str = "https://huggingface.co"
+    hf_endpoint: str = HUGGING_FACE
     hf_token: str = ""
     civitai_endpoint: str = "https://civitai.com"
     civitai_token: str = ""
@@ -82,7 +84,7 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
             lower=settings.lower_caches,
             offline=offline or settings.offline,
             hf_endpoint=settings.hf_endpoint,
-            hf_token=str(settings.hf_token),
+            hf_token=str(settings.hf_token) or _stored_token(settings),
             civitai_endpoint=settings.civitai_endpoint,
             civitai_token=str(settings.civitai_token),
             modelscope_endpoint=settings.modelscope_endpoint,
@@ -105,6 +107,15 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
                 max_repo_bytes=max(0, settings.hf_max_repo_bytes),
             ),
         )
+
+
+def _stored_token(settings: Settings) -> str:
+    """Return the token that `hf auth login` stored; it is for Hugging Face itself, and goes to no mirror."""
+    if settings.hf_endpoint != HUGGING_FACE:
+        return ""
+    from huggingface_hub import get_token
+
+    return get_token() or ""
 
 
 def _proxy(kind: str, env: Mapping[str, str]) -> str:
