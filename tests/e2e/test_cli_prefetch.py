@@ -131,6 +131,13 @@ def test_offline_says_what_is_missing_and_how_to_have_it(root: Path, hub: Loopba
     assert not hub.requests
 
 
+@pytest.mark.parametrize("ref", ["hf:acme/one@main", "cozy:acme/one", "civitai:4201@130072", "modelscope:acme/one"])
+def test_what_offline_says_to_do_is_a_command_that_works(tmp_path: Path, ref: str) -> None:
+    done = prefetch("--offline", ref, cwd=tmp_path, hub=None)
+    assert done.returncode == 3
+    assert f"hint: `gen-worker prefetch {ref}` " in done.stderr
+
+
 def test_an_endpoint_without_models_has_nothing_to_fetch(tmp_path: Path) -> None:
     without = MAIN.replace('@endpoint(model=HF("acme/one"))', "@endpoint").replace(", model: str)", ")")
     root = project(

@@ -344,7 +344,7 @@ def _of_disk(wanted: Wanted, error: OSError) -> ModelError:
 
 
 def _offline(wanted: Wanted) -> ModelError:
-    prefix = {"hf": "hf:", "tensorhub": "cozy:"}.get(wanted.provider, "")
+    prefix = "cozy:" if wanted.provider == "tensorhub" else f"{wanted.provider}:"
     return ModelError(
         "offline",
         f"`{wanted.ref}` is not on this machine, and nothing may be fetched",
