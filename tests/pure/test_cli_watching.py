@@ -141,3 +141,11 @@ def test_the_bar_of_a_download_that_failed_goes() -> None:
     screen.progress(FIRST, 10)
     screen.watch.failed(FIRST, ModelError("gated", "gated"))
     assert screen.shown() == [""]
+
+
+def test_progress_of_a_fetch_that_has_ended_changes_nothing() -> None:
+    for form in ("text", "bar"):
+        screen = Screen("text" if form == "text" else "bar")
+        screen.watch.started(FIRST)
+        screen.watch.failed(FIRST, ModelError("gated", "gated"))
+        assert screen.progress(FIRST, 10) == ""

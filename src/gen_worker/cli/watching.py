@@ -154,7 +154,9 @@ class Lines:
 
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
         """Say how far it is."""
-        course = self._courses[wanted]
+        course = self._courses.get(wanted)
+        if course is None:  # it has ended: somebody else's download of the same bytes still counted for it
+            return
         course.go_on(self._clock(), bytes_done, bytes_total, retries)
         tenth = int(course.share * 10)
         if tenth != self._tenths.get(wanted):
@@ -205,7 +207,10 @@ class Bars(Lines):
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
         """Draw the bars, at most ten times a second."""
         now = self._clock()
-        self._courses[wanted].go_on(now, bytes_done, bytes_total, retries)
+        course = self._courses.get(wanted)
+        if course is None:
+            return
+        course.go_on(now, bytes_done, bytes_total, retries)
         if now - self._drawn_at >= _REDRAW_S:
             self._drawn_at = now
             self.hide()
