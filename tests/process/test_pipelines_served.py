@@ -115,7 +115,10 @@ def test_a_pipeline_that_fits_on_no_rung_is_gated_with_the_figures(server: Servi
     running = server("--vram-budget", "0.000001")
     told = running.ask("small")["error"]
     assert (told["kind"], told["retryable"]) == ("unavailable", True)
-    assert "insufficient_vram: `acme/small`: weights and margin need 8.1 MB, and 0.0 MB of the device can be had" in told["message"]
+    assert (
+        "insufficient_vram: `acme/small`: weights and margin need 8.1 MB, and 0.0 MB of the device can be had"
+        in told["message"]
+    )
     assert running.status().gpus[0].restarts == 0
 
 
