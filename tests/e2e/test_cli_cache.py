@@ -235,6 +235,30 @@ def test_damage_is_a_document_too(store: Store) -> None:
     assert (found["ok"], found["damaged"][0]["path"]) == (False, "model.safetensors")
 
 
+def test_damage_in_a_cache_that_is_only_read_is_told_and_left(store: Store, tmp_path: Path) -> None:
+    folder = next(Path(each.path) for each in store.listed() if each.record.provider == "hf")
+    damage(folder / "config.json")
+    own = store_in(tmp_path / "own")
+    own.layout.root.mkdir()
+    done = cache(own, "verify", "acme/tiny", GEN_WORKER_LOWER_CACHES=str(store.layout.root))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == [
+        f"warning: it stays, as it lies in a cache that is only read: `{folder}`",
+    ]
+    assert (folder / "config.json").exists()
+
+
+def test_models_of_hugging_face_lie_where_its_libraries_look(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.tar"
+    cache(store, "export", "acme/tiny", "-o", str(file))
+    own = store_in(tmp_path / "own")
+    own.layout.root.mkdir()
+    home = {"HF_HOME": str(tmp_path / "home")}
+    assert cache(own, "import", str(file), **home).returncode == 0
+    done = cache(own, "path", "acme/tiny", **home)
+    assert done.stdout.startswith(f"{tmp_path}/home/hub/models--acme--tiny/snapshots/")
+
+
 # --- export, import ---------------------------------------------------------------------------------------------------
 
 
