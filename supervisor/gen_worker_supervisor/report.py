@@ -73,7 +73,7 @@ class Reporter:
             disk_used=disk_used,
             disk_total=disk_total,
             gpus=[self._device(device, now) for device in fleet.devices],
-            jobs=[_job(job, now, self._supervisor.log.hide) for job in fleet.jobs.values()],
+            jobs=[_job(fleet, job, now, self._supervisor.log.hide) for job in fleet.jobs.values()],
             downloads=[_download(fleet, model, now) for model in fleet.catalog.under_way()],
             models=[self._host_model(model) for model in fleet.catalog.models.values()],
             host_memory_used=memory_used,
@@ -134,6 +134,9 @@ class Reporter:
             rss=reading.rss or None if reading is not None else None,
             health=device.health.value,
             phase=child.phase.value if child is not None else None,
+            loading=child.loading if child is not None else None,
+            loading_bytes=child.loading_done if child is not None and child.loading is not None else None,
+            loading_total=child.loading_total or None if child is not None and child.loading is not None else None,
         )
 
 
@@ -171,13 +174,27 @@ def _state(device: Device) -> str:
     return STATES[device.child.phase] if device.child is not None else "starting"
 
 
-def _job(job: Job, now: float, hide: Callable[[str], str]) -> JobStatus:
+def _waits_for(fleet: Fleet, job: Job) -> str | None:
+    """Return what a job waits for that has nothing to do with other jobs."""
+    if job.state is not JobState.QUEUED:
+        return None
+    for slot in fleet.slots_of(job.function, job.instance):
+        model = fleet.catalog.of(slot.wanted)
+        if not model.here:
+            share = f" {model.bytes_done / model.bytes_total:.0%}" if model.bytes_total else ""
+            return f"downloading {model.wanted.ref}{share}" if model.bytes_done else f"waiting for {model.wanted.ref}"
+    loading = any(device.child is not None and device.child.loading == job.instance for device in fleet.devices)
+    return "loading" if job.instance and loading else None
+
+
+def _job(fleet: Fleet, job: Job, now: float, hide: Callable[[str], str]) -> JobStatus:
     started = job.started
+    stage = job.stage or _waits_for(fleet, job)
     return JobStatus(
         id=hide(job.request_id),
         function=job.function.name,
         status="ending" if job.ending is not None else "queued" if job.state is JobState.QUEUED else "running",
-        stage=None if job.stage is None else hide(job.stage),
+        stage=None if stage is None else hide(stage),
         progress=job.progress,
         elapsed_s=round(now - started, 3) if started is not None else 0.0,
         deadline_s=None if job.deadline is None else round(max(0.0, job.deadline - now), 3),

@@ -1,11 +1,14 @@
 """What the status document says of a job."""
 
+import msgspec
+
+from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.log import HIDDEN, Look
 from gen_worker_supervisor.report import _job
-from gen_worker_supervisor.state import Function, Job, Outcome
+from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
 
 
 class Nobody:
@@ -20,6 +23,9 @@ class Nobody:
     def event(self, job: Job, event: Event) -> None: ...
 
     def rerun(self, job: Job) -> None: ...
+
+
+FLEET = Fleet({}, [Device("cpu:0", "cpu")])
 
 
 def job(deadline: float | None) -> Job:
@@ -41,19 +47,30 @@ def job(deadline: float | None) -> Job:
 
 
 def test_the_deadline_of_a_job_is_the_time_it_has_left() -> None:
-    assert _job(job(deadline=130.0), now=110.0, hide=str).deadline_s == 20.0
+    assert _job(FLEET, job(deadline=130.0), now=110.0, hide=str).deadline_s == 20.0
 
 
 def test_a_job_past_its_deadline_has_no_time_left() -> None:
-    assert _job(job(deadline=130.0), now=131.0, hide=str).deadline_s == 0.0
+    assert _job(FLEET, job(deadline=130.0), now=131.0, hide=str).deadline_s == 0.0
 
 
 def test_a_job_without_a_deadline_has_none() -> None:
-    assert _job(job(deadline=None), now=110.0, hide=str).deadline_s is None
+    assert _job(FLEET, job(deadline=None), now=110.0, hide=str).deadline_s is None
 
 
 def test_what_a_job_says_of_itself_is_told_without_secrets() -> None:
     talkative = job(deadline=None)
     talkative.request_id, talkative.stage = "r1-hunter22", "logs in with hunter22"
-    status = _job(talkative, now=110.0, hide=Look(secrets=["hunter22"]).hide)
+    status = _job(FLEET, talkative, now=110.0, hide=Look(secrets=["hunter22"]).hide)
     assert (status.id, status.stage) == (f"r1-{HIDDEN}", f"logs in with {HIDDEN}")
+
+
+def test_a_job_that_waits_for_a_model_says_how_far_its_download_is() -> None:
+    fleet = Fleet({}, [Device("cpu:0", "cpu")])
+    slot = Slot("weights", Wanted("hf", "acme/xl"))
+    surveyed = SurveyedFunction("paint", "paint", "", "painter", "sync", "device", False, None, [slot])
+    waiting = msgspec.structs.replace(job(deadline=None), function=Function(surveyed), instance="painter")
+    assert _job(fleet, waiting, now=110.0, hide=str).stage == "waiting for acme/xl"
+    model = fleet.catalog.of(slot.wanted)
+    model.bytes_done, model.bytes_total = 30, 120
+    assert _job(fleet, waiting, now=110.0, hide=str).stage == "downloading acme/xl 25%"

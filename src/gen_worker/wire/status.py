@@ -61,6 +61,9 @@ class DeviceStatus(msgspec.Struct):
     health: str = "ok"
     jobs: int = 0
     phase: str | None = None
+    loading: str | None = None
+    loading_bytes: int | None = None
+    loading_total: int | None = None
 
 
 class JobStatus(msgspec.Struct):
