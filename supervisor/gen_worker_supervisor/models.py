@@ -6,7 +6,6 @@ Judgement is in `catalog`; which model goes where is `decide`'s.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,12 +25,10 @@ from gen_worker.wire.fetching import (
 )
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.host_memory import HostMemory
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.state import FetcherLost, FetcherReported, Happening
-
-if TYPE_CHECKING:
-    from gen_worker_supervisor.fetching import FetcherProcess
 
 
 class ModelSupply:
@@ -47,13 +44,13 @@ class ModelSupply:
         self._number = 0
         self._loading: dict[int, list[str]] = {}  # the keys that a child loads from, by its generation
 
-    def start(self, fetcher: "FetcherProcess", memory: HostMemory) -> None:
+    def start(self, fetcher: FetcherProcess, memory: HostMemory) -> None:
         """Start the fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
         self._fetcher, self._memory = fetcher, memory
         fetcher.start()
 
     @property
-    def fetcher(self) -> "FetcherProcess":
+    def fetcher(self) -> FetcherProcess:
         """The fetcher, which was started."""
         assert self._fetcher is not None
         return self._fetcher

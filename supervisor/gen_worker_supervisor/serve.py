@@ -26,10 +26,12 @@ from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
 from gen_worker.wire.address import Address, TcpAddress
+from gen_worker.wire.fetching import Keep
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
 from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import ControlServer
+from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.gate import Gate
 from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
 from gen_worker_supervisor.idle import IdleClock
@@ -266,8 +268,6 @@ class Service:
         plan, folder = self._plan, self._folder
         if not any(function.slots for function in plan.survey.functions):
             return
-        from gen_worker_supervisor.fetching import FetcherProcess
-
         assert folder is not None
         budget = plan.settings.host_cache_bytes
         try:
@@ -279,6 +279,8 @@ class Service:
             self._loop, self._poller, self._reaper, self.log, plan.options.fetching, supply.on_report, supply.on_lost
         )
         supply.start(fetcher, memory)
+        bound = {ref: None for function in plan.survey.functions for ref in function.models}
+        fetcher.send(Keep(list(bound)))
 
     def _accept(self) -> None:
         self._acceptor = Acceptor(
