@@ -3,7 +3,7 @@
 Pure: it is told what the fetcher reports and returns what to order from it. Never sends, reads a disk or a clock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -44,6 +44,11 @@ class Model:
     def here(self) -> bool:
         """Whether it can be loaded."""
         return self.state is ModelState.DISK
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing about it is under way."""
+        return self.state in (ModelState.COLD, ModelState.DISK, ModelState.FAILED)
 
     @property
     def key(self) -> str:
@@ -158,6 +163,14 @@ class Catalog:
             if model.here:
                 model.move(ModelState.COLD)
                 model.snapshot = model.derived = None
+
+    def forget(self, wanted: Iterable[Wanted]) -> Iterator[str]:
+        """Forget models; return the keys of the snapshots that nobody else means."""
+        gone = [self.models.pop(each.key) for each in wanted if each.key in self.models]
+        left = {model.snapshot.key for model in self.models.values() if model.snapshot is not None}
+        for model in gone:
+            if model.snapshot is not None and model.snapshot.key not in left:
+                yield model.snapshot.key
 
     def failure(self, slots: Sequence[Slot], now: float) -> FetchFailed | None:
         """Return why the models of these slots cannot be had for now."""

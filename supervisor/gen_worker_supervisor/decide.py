@@ -55,7 +55,7 @@ def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
 def _fetch_ahead(fleet: Fleet, now: float) -> None:
     """While no child serves yet, have the models that jobs wait for come."""
     for function in fleet.waiting.values():
-        fleet.catalog.ask(fleet.slots_of(function, fleet.first(function).instance), now, urgent=True)
+        fleet.catalog.ask(function.surveyed.slots, now, urgent=True)
 
 
 def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> bool:
@@ -71,7 +71,7 @@ def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[
             continue
         fleet.dequeue(job)
         if function.waiting:
-            fleet.waiting[function.name] = fleet.waiting.pop(function.name)
+            fleet.waiting[function.key] = fleet.waiting.pop(function.key)
         _lease(child, job)
         actions.append(Run(child, job))
         again = again or len(children) > 1 or _room(child, function) > 0
@@ -141,7 +141,7 @@ def _consider_load(fleet: Fleet, children: list[Child], job: Job, warm: int, now
     known = fleet.instance(job.instance)
     if warm and function.waiting * function.run_s / warm <= known.load_s:
         return
-    slots = fleet.slots_of(function, job.instance)
+    slots = function.surveyed.slots
     if slots and not fleet.catalog.ready(slots):
         fleet.catalog.ask(slots, now, urgent=True)
         return
@@ -168,9 +168,7 @@ def _may_displace(fleet: Fleet, child: Child, job: Job, known: Instance, now: fl
     Two functions whose models do not fit together would else take turns with every job. One that waits lets the other
     go on for as long as the change costs twice, then it is its turn.
     """
-    busy = any(
-        each is not job.function and fleet.first(each).instance in child.models for each in fleet.waiting.values()
-    )
+    busy = any(each is not job.function and each.surveyed.instance in child.models for each in fleet.waiting.values())
     if not busy:
         return True
     change_s = known.load_s if known.learned else UNKNOWN_LOAD_S
@@ -192,7 +190,7 @@ def _lonely_place(fleet: Fleet, children: list[Child], job: Job, now: float, act
         return None
     if job.instance in chosen.loaded:
         return chosen
-    slots = fleet.slots_of(job.function, job.instance)
+    slots = job.function.surveyed.slots
     if not fleet.catalog.ready(slots):
         fleet.catalog.ask(slots, now, urgent=True)
         return None
@@ -209,7 +207,7 @@ def _load(fleet: Fleet, child: Child, instance: str, actions: list[Action]) -> N
     child.loading = instance
     child.loading_done = child.loading_total = 0
     child.settle_phase()
-    actions.append(Send(child, Load(instance, fleet.catalog.slot_models(fleet.slots_by_instance(instance)))))
+    actions.append(Send(child, Load(instance, fleet.catalog.slot_models(fleet.slots_of(instance)))))
 
 
 def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
@@ -218,7 +216,7 @@ def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: lis
         if _occupied(child) or child.reserved is not None:
             continue
         for instance in unloaded(fleet, child):
-            slots = fleet.slots_by_instance(instance)
+            slots = fleet.slots_of(instance)
             if fleet.catalog.ready(slots):
                 fleet.instance(instance)
                 _load(fleet, child, instance, actions)

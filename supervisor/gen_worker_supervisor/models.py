@@ -150,6 +150,12 @@ class ModelSupply:
                 self._holding[self._number] = snapshot
                 self.fetcher.send(Hold(self._number, snapshot))
 
+    def let_go(self, key: str) -> None:
+        """Hold a snapshot no longer, neither on disk nor in memory."""
+        if key in self._leases:
+            os.close(self._leases.pop(key))
+        self.memory.drop(key)
+
     def close(self) -> None:
         """End the fetcher, let go of every lease and of the memory."""
         if self._fetcher is not None:

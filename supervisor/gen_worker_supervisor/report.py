@@ -178,7 +178,7 @@ def _waits_for(fleet: Fleet, job: Job) -> str | None:
     """Return what a job waits for that has nothing to do with other jobs."""
     if job.state is not JobState.QUEUED:
         return None
-    for slot in fleet.slots_of(job.function, job.instance):
+    for slot in job.function.surveyed.slots:
         model = fleet.catalog.of(slot.wanted)
         if not model.here:
             share = f" {model.bytes_done / model.bytes_total:.0%}" if model.bytes_total else ""

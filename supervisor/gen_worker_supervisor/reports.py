@@ -46,6 +46,7 @@ from gen_worker_supervisor.steps import (
     discard,
     drain_if_empty,
     end_job,
+    forget_unused,
     kill_child,
     leave_child,
     load_failed,
@@ -209,7 +210,7 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
         child.models[message.instance] = message.models
         child.used_at[message.instance] = now
         _learn_derived(fleet, message)
-        used = [fleet.catalog.of(slot.wanted) for slot in fleet.slots_by_instance(message.instance)]
+        used = [fleet.catalog.of(slot.wanted) for slot in fleet.slots_of(message.instance)]
         actions.append(LoadOver(child, used))
     if message.rung:
         child.rungs[message.instance] = message.rung
@@ -223,7 +224,7 @@ def _placed(message: Loaded) -> str:
 
 
 def _learn_derived(fleet: Fleet, message: Loaded) -> None:
-    slots = {slot.name: slot for slot in fleet.slots_by_instance(message.instance)}
+    slots = {slot.name: slot for slot in fleet.slots_of(message.instance)}
     for resident in message.models:
         if resident.derived and resident.slot in slots:
             model = fleet.catalog.of(slots[resident.slot].wanted)
@@ -244,7 +245,7 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
     child.settle_phase()
     verdict = VERDICTS[message.kind]._replace(hint=message.hint)
     if message.kind == "model":
-        fleet.catalog.damaged(fleet.slots_by_instance(message.instance))
+        fleet.catalog.damaged(fleet.slots_of(message.instance))
     why = f"{message.reason}: {message.message}" if message.reason else message.message
     text = f"setup of `{message.instance}` failed: {why}"
     note = Note("error", child.device.name, text, tuple(message.stack))
@@ -273,24 +274,25 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
     job = child.leased.get(message.job)
     if job is None:
         return _forged(fleet, child, f"the models of job {message.job}, which it does not hold", now)
-    if not _may_want(job, message):
+    if not _may_want(fleet, job, message):
         return _forged(fleet, child, f"models for job {message.job} that nobody may name", now)
     leave_child(child, job)
     if job.ended:
         return drain_if_empty(fleet, child, now) if child.retiring else []
     if job.ending is not None:
         return [end_job(fleet, job, ended_outcome(job, None))]
-    job.instance = message.instance
-    fleet.named[message.instance] = message.slots
+    job.function = fleet.with_models(fleet.functions[job.function.name], message.instance, message.slots)
     requeue(fleet, job)
+    actions = forget_unused(fleet)
     refused = fleet.catalog.failure(message.slots, now)
-    actions: list[Action] = [] if refused is None else [end_job(fleet, job, unresolved(job.function, refused))]
+    if refused is not None:
+        actions.append(end_job(fleet, job, unresolved(job.function, refused)))
     return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
 
 
-def _may_want(job: Job, message: Wants) -> bool:
+def _may_want(fleet: Fleet, job: Job, message: Wants) -> bool:
     """Whether these can be the models that a request named."""
-    surveyed = job.function.surveyed
+    surveyed = fleet.functions[job.function.name].surveyed
     own = {slot.name: slot for slot in surveyed.slots}
     if job.state is JobState.EMITTED or message.instance in (job.instance, surveyed.instance):
         return False

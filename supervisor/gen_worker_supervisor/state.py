@@ -7,6 +7,7 @@ here sends, spawns, waits or looks at a clock.
 import heapq
 import statistics
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -36,6 +37,7 @@ from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, Jo
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
 STALE_KEPT = 64  # ended jobs that a queue holds before it is tidied
+NAMED_KEPT = 8  # functions with models that requests named, before those that nobody uses are forgotten
 TIMERS_KEPT = 4096  # before those of ended jobs are looked for
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
 UNKNOWN_LOAD_S = 0.5
@@ -80,7 +82,11 @@ class Function:
     unavailable: str | None = None
     available_at: float = 0.0
     refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
+    key: str = ""  # names its queue: its own name, and that of the instance where a request named the models
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
+
+    def __post_init__(self) -> None:
+        self.key = self.key or self.name
 
     @property
     def name(self) -> str:
@@ -130,7 +136,6 @@ class Job(msgspec.Struct, eq=False):
     submitted: float
     deadline: float | None = None
     remote: bool = False  # its client may be on another machine
-    instance: str = ""  # what it runs on: its function's, or one with the models that it named
     state: JobState = JobState.QUEUED
     child: "Child | None" = None
     started: float | None = None
@@ -144,9 +149,10 @@ class Job(msgspec.Struct, eq=False):
     progress: float | None = None
     stage: str | None = None
 
-    def __post_init__(self) -> None:
-        if not self.instance:
-            self.instance = self.function.surveyed.instance
+    @property
+    def instance(self) -> str:
+        """What it runs on: its function's instance, which has the models that it named if it named any."""
+        return self.function.surveyed.instance
 
     @property
     def ended(self) -> bool:
@@ -427,6 +433,12 @@ class LoadOver(msgspec.Struct):
     used: list[Model]
 
 
+class LetGo(msgspec.Struct):
+    """Nobody here uses a snapshot any more: others may evict it."""
+
+    key: str
+
+
 class OrderFetch(msgspec.Struct):
     """Send the fetcher an order."""
 
@@ -450,7 +462,7 @@ class Finish(msgspec.Struct):
 
 
 Action: TypeAlias = (
-    Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | LoadOver | OrderFetch | Note | Finish
+    Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | LoadOver | LetGo | OrderFetch | Note | Finish
 )
 Timer: TypeAlias = tuple[Literal["deadline", "ending", "respawn", "boot", "drain", "unkillable", "look"], Any]
 
@@ -467,7 +479,7 @@ class Fleet:
     max_output_bytes: int = 64 << 20
     instances: dict[str, Instance] = field(default_factory=dict)
     catalog: Catalog = field(default_factory=Catalog)
-    named: dict[str, list[Slot]] = field(default_factory=dict)  # of instances whose models a request named
+    named: dict[str, Function] = field(default_factory=dict)  # functions with models that a request named, by key
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
     waiting: dict[str, Function] = field(
@@ -493,20 +505,26 @@ class Fleet:
         """Return what was learnt of an instance."""
         known = self.instances.get(name)
         if known is None:
-            load_s = UNKNOWN_MODEL_LOAD_S if self.slots_by_instance(name) else UNKNOWN_LOAD_S
+            load_s = UNKNOWN_MODEL_LOAD_S if self.slots_of(name) else UNKNOWN_LOAD_S
             known = self.instances[name] = Instance(load_s)
         return known
 
-    def slots_of(self, function: Function, instance: str) -> list[Slot]:
-        """Return the slots of an instance that jobs of this function run on."""
-        return self.named.get(instance, function.surveyed.slots)
+    def variants(self) -> Iterator[Function]:
+        """Return every function, and with them those that requests made by naming other models."""
+        yield from self.functions.values()
+        yield from self.named.values()
 
-    def slots_by_instance(self, instance: str) -> list[Slot]:
+    def slots_of(self, instance: str) -> list[Slot]:
         """Return the slots of an instance."""
-        if instance in self.named:
-            return self.named[instance]
-        own = (each.surveyed for each in self.functions.values() if each.surveyed.instance == instance)
-        return next((surveyed.slots for surveyed in own), [])
+        return next((each.surveyed.slots for each in self.variants() if each.surveyed.instance == instance), [])
+
+    def with_models(self, function: Function, instance: str, slots: list[Slot]) -> Function:
+        """Return the function on an instance with other models: its jobs wait apart from those of the function."""
+        key = f"{function.name} {instance}"
+        if key not in self.named:
+            surveyed = msgspec.structs.replace(function.surveyed, instance=instance, slots=slots)
+            self.named[key] = Function(surveyed, key=key)
+        return self.named[key]
 
     def doubt(self) -> None:
         """Something changed that may stand against jobs: look again before the next one is taken."""
@@ -546,7 +564,7 @@ class Fleet:
         function.waiting += 1
         self.queued += 1
         self.queued_bytes += job.payload.length
-        self.waiting.setdefault(function.name, function)
+        self.waiting.setdefault(function.key, function)
 
     def first(self, function: Function) -> Job:
         """Return the next job of a function that is in `waiting`."""
@@ -566,7 +584,7 @@ class Fleet:
         self.queued_bytes -= job.payload.length
         if not function.waiting:
             function.queue.clear()
-            del self.waiting[function.name]
+            del self.waiting[function.key]
         elif len(function.queue) > 2 * function.waiting + STALE_KEPT:
             function.queue = deque(job for job in function.queue if job.waiting)
 

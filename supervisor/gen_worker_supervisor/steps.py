@@ -13,6 +13,7 @@ from gen_worker_supervisor.ladder import Rung
 from gen_worker_supervisor.outcomes import SETUP_FAILED, Verdict, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
+    NAMED_KEPT,
     Action,
     Answer,
     Child,
@@ -21,6 +22,7 @@ from gen_worker_supervisor.state import (
     Fleet,
     Function,
     Job,
+    LetGo,
     Outcome,
     Send,
     Signal,
@@ -123,10 +125,8 @@ def load_failed(
         return [Finish(verdict.exit_code, text)]
     if known.failures < verdict.tries:
         return []
-    if instance in fleet.named:
-        return _end_waiting(fleet, instance, verdict.outcome(text, stack))
     actions: list[Action] = []
-    for function in fleet.functions.values():
+    for function in fleet.variants():
         if function.surveyed.instance == instance:
             actions += make_unavailable(fleet, function, text, stack, now, verdict)
     return actions
@@ -151,20 +151,28 @@ def make_unavailable(
 def model_failed(fleet: Fleet, model: Model, refused: FetchFailed) -> list[Action]:
     """End what waits for a model that cannot be had."""
     actions: list[Action] = []
-    for function in fleet.functions.values():
-        for job in list(function.queue):
-            wanted = (slot.wanted for slot in fleet.slots_of(function, job.instance))
-            if job.waiting and any(fleet.catalog.of(each) is model for each in wanted):
-                actions.append(end_job(fleet, job, unresolved(function, refused)))
+    for function in fleet.variants():
         if any(fleet.catalog.of(slot.wanted) is model for slot in function.surveyed.slots):
             function.clear = False
+            outcome = unresolved(function, refused)
+            actions += [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
     return actions
 
 
-def _end_waiting(fleet: Fleet, instance: str, outcome: Outcome) -> list[Action]:
-    """End the jobs that wait for an instance which only they asked for."""
-    queued = [job for function in fleet.waiting.values() for job in function.queue]
-    return [end_job(fleet, job, outcome) for job in queued if job.waiting and job.instance == instance]
+def forget_unused(fleet: Fleet) -> list[Action]:
+    """Forget functions that requests made by naming models, with those models, when there are many unused ones."""
+    if len(fleet.named) < NAMED_KEPT:
+        return []
+    used = {job.function.key for job in fleet.jobs.values()}
+    children = [device.child for device in fleet.devices if device.child is not None]
+    held = {name for child in children for name in (*child.loaded, child.loading)}
+    for key, function in list(fleet.named.items()):
+        if key not in used and function.surveyed.instance not in held:
+            del fleet.named[key]
+            fleet.instances.pop(function.surveyed.instance, None)
+    meant = {slot.wanted.key for function in fleet.variants() for slot in function.surveyed.slots}
+    unmeant = [model.wanted for key, model in fleet.catalog.models.items() if key not in meant and model.settled]
+    return [LetGo(key) for key in fleet.catalog.forget(unmeant)]
 
 
 def discard(child: Child, body: Body) -> list[Action]:

@@ -9,7 +9,7 @@ from gen_worker_supervisor.catalog import RETRY_S, Catalog
 from gen_worker_supervisor.decide import SWAP_PATIENCE
 from gen_worker_supervisor.outcomes import VERDICTS
 from gen_worker_supervisor.phases import JobState, ModelState
-from gen_worker_supervisor.state import Device, FetcherLost, FetcherReported, Job, LoadOver
+from gen_worker_supervisor.state import NAMED_KEPT, Device, FetcherLost, FetcherReported, Job, LetGo, LoadOver
 from tests.pure.host import Host, finishes, function, held_by, runs, sent, signals, snapshot
 
 
@@ -328,6 +328,32 @@ def test_a_request_whose_own_model_cannot_be_had_says_so_and_the_function_goes_o
     host.fetch_fails(host.ordered()[-1])
     assert host.answer(job).kind == "model_resolution"
     host.done(host.submit("a"))
+
+
+def test_a_request_that_waits_for_its_own_model_holds_up_no_other_of_the_function() -> None:
+    host, job = overridable()
+    wanting(host, job, named("b/m"))
+    other = host.submit("a")
+    assert other.state is JobState.LEASED
+    host.done(other)
+    assert host.unanswered(job)
+
+
+def test_functions_that_requests_made_by_naming_models_are_forgotten_when_nobody_uses_them() -> None:
+    host, job = overridable()
+    for number in range(3 * NAMED_KEPT):
+        instance = wanting(host, job, named(f"b/m{number}"))
+        host.fetched(host.ordered()[-1])
+        child = host.child()
+        host.reports(child, *(Unloaded(each, "no room") for each in sorted(child.loaded - {"A", ""})))
+        assert child.loading == instance
+        host.loaded(child)
+        host.done(job)
+        job = host.submit("a")
+    assert len(host.fleet.named) <= NAMED_KEPT + 1
+    assert len(host.fleet.catalog.models) <= NAMED_KEPT + 2
+    let_go = [action.key for action in host.actions if isinstance(action, LetGo)]
+    assert len(set(let_go)) == len(let_go) >= 2 * NAMED_KEPT - 1
 
 
 def test_a_child_may_not_ask_for_models_where_nobody_may_name_any() -> None:

@@ -579,8 +579,8 @@ class Fleets(RuleBasedStateMachine):
                 assert holders == [job.child]
             waiting += job.waiting
         assert fleet.queued_bytes == sum(job.payload.length for job in self.jobs if job.waiting)
-        assert fleet.queued == waiting == sum(known.waiting for known in fleet.functions.values())
-        assert set(fleet.waiting) == {name for name, known in fleet.functions.items() if known.waiting}
+        assert fleet.queued == waiting == sum(known.waiting for known in fleet.variants())
+        assert set(fleet.waiting) == {known.key for known in fleet.variants() if known.waiting}
         assert fleet.by_identity == {job.identity: job for job in fleet.jobs.values() if job.named}
 
     @invariant()
@@ -621,7 +621,7 @@ class Fleets(RuleBasedStateMachine):
             self.carry_all_on()
         fleet = self.host.fleet
         assert (fleet.queued, fleet.queued_bytes, fleet.jobs, fleet.by_identity, fleet.waiting) == (0, 0, {}, {}, {})
-        assert not any(known.queue for known in fleet.functions.values())
+        assert not any(known.queue for known in fleet.variants())
         for device in fleet.devices:
             child = device.child
             if child is not None:

@@ -69,7 +69,7 @@ def test_a_job_that_waits_for_a_model_says_how_far_its_download_is() -> None:
     fleet = Fleet({}, [Device("cpu:0", "cpu")])
     slot = Slot("weights", Wanted("hf", "acme/xl"))
     surveyed = SurveyedFunction("paint", "paint", "", "painter", "sync", "device", False, None, [slot])
-    waiting = msgspec.structs.replace(job(deadline=None), function=Function(surveyed), instance="painter")
+    waiting = msgspec.structs.replace(job(deadline=None), function=Function(surveyed))
     assert _job(fleet, waiting, now=110.0, hide=str).stage == "waiting for acme/xl"
     model = fleet.catalog.of(slot.wanted)
     model.bytes_done, model.bytes_total = 30, 120
