@@ -85,3 +85,12 @@ def test_library_names_are_stripped() -> None:
     assert Resources(libraries=[" flashpack ", ""]).libraries == ("flashpack",)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes a tuple"):
         Resources(libraries="flashpack")  # type: ignore[arg-type]
+
+
+def test_code_of_a_repository_is_trusted_only_by_name() -> None:
+    assert not HF("a/b").wanted.trust_remote_code
+    trusting = HF("a/b", trust_remote_code=True)
+    assert trusting.wanted.trust_remote_code
+    assert trusting.wanted.key != HF("a/b").wanted.key
+    with pytest.raises(TypeError, match="takes a string"):
+        HF("a/b", trust_remote_code="yes")  # type: ignore[arg-type]

@@ -16,6 +16,8 @@ def _strip(binding: msgspec.Struct) -> None:
         if field in ("files", "overrides"):
             force_setattr(binding, field, _globs(value))
             continue
+        if field == "trust_remote_code" and isinstance(value, bool):
+            continue
         if not isinstance(value, str):
             raise TypeError(f"`{type(binding).__name__}({field}=)` takes a string, got {value!r}")
         force_setattr(binding, field, value.strip())
@@ -54,7 +56,14 @@ class _Binding(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=Tru
         return msgspec.structs.replace(self, overrides=refs or ("*",))
 
 
-class HF(_Binding, frozen=True):
+class _WithCode(_Binding, frozen=True, kw_only=True):
+    """A repository that may hold Python code."""
+
+    trust_remote_code: bool = False
+    """Whether its Python files are fetched, too. Nothing here runs them: a slot that is a `Path` gets the folder."""
+
+
+class HF(_WithCode, frozen=True):
     """A repository on Hugging Face, `owner/name`."""
 
     provider: ClassVar[str] = "hf"
@@ -72,7 +81,15 @@ class HF(_Binding, frozen=True):
     @property
     def wanted(self) -> Wanted:
         """What decides which bytes this means."""
-        return Wanted("hf", self.ref, self.revision, dtype=self.dtype, subfolder=self.subfolder, files=self.files)
+        return Wanted(
+            "hf",
+            self.ref,
+            self.revision,
+            dtype=self.dtype,
+            subfolder=self.subfolder,
+            files=self.files,
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 class Hub(_Binding, frozen=True):

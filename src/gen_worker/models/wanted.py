@@ -70,7 +70,7 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
         """What two wishes for the same files of the same model have in common; fit for a file's name."""
         import hashlib  # only who fetches needs it
 
-        narrowed = msgspec.json.encode([self.dtype, self.subfolder, self.files])
+        narrowed = msgspec.json.encode([self.dtype, self.subfolder, self.files, self.trust_remote_code])
         name = "".join(each if each.isalnum() or each in "._-" else "-" for each in self.ref)[:80]
         mark = hashlib.sha256(f"{self.provider} {self.ref} ".encode() + narrowed).hexdigest()[:16]
         return f"{self.provider}-{name}-{mark}"
