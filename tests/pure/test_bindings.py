@@ -92,5 +92,5 @@ def test_code_of_a_repository_is_trusted_only_by_name() -> None:
     trusting = HF("a/b", trust_remote_code=True)
     assert trusting.wanted.trust_remote_code
     assert trusting.wanted.key != HF("a/b").wanted.key
-    with pytest.raises(TypeError, match="takes a string"):
+    with pytest.raises(TypeError, match="takes True or False"):
         HF("a/b", trust_remote_code="yes")  # type: ignore[arg-type]

@@ -16,7 +16,9 @@ def _strip(binding: msgspec.Struct) -> None:
         if field in ("files", "overrides"):
             force_setattr(binding, field, _globs(value))
             continue
-        if field == "trust_remote_code" and isinstance(value, bool):
+        if field == "trust_remote_code":
+            if not isinstance(value, bool):
+                raise TypeError(f"`trust_remote_code=` takes True or False, got {value!r}")
             continue
         if not isinstance(value, str):
             raise TypeError(f"`{type(binding).__name__}({field}=)` takes a string, got {value!r}")

@@ -400,7 +400,7 @@ class _Choice:
         self._refuse(
             "remote_code_refused",
             f"needs Python code of its own, as `{path}` says, and code is not fetched",
-            "take a repository without; or bind it with `trust_remote_code=True` and load it in `setup()` from a `Path`",
+            "take another, or bind it with `trust_remote_code=True` and load it from a `Path` in `setup()`",
             file=path,
         )
 
