@@ -26,7 +26,10 @@ STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
 REPORTS_A_TURN = 64  # before children and clients get theirs
 FAREWELL_S = 2.0  # from SIGTERM to SIGKILL
 _NAMES = frozenset(
-    ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "MALLOC_CONF")
+    (
+        *("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "MALLOC_CONF"),
+        *("XDG_CACHE_HOME", "HF_HOME", "HF_TOKEN_PATH"),  # where a token may be stored
+    )
 )
 _BEGINNINGS = ("LC_", "PYTHON", "SSL_CERT_")
 

@@ -133,7 +133,7 @@ def load(source: Source, configs: Sequence[Path] = (), warn: Callable[[str], Non
     }[source.target.family]
     if make is _foreign:
         return make(source, configs, warn)  # what the author's own class raises is the author's
-    with _translated(source), quiet():
+    with _translated(source), quiet(), _default_dtype_kept():
         return make(source, configs, warn)
 
 
@@ -247,6 +247,18 @@ def torch_dtype(chosen: Precision) -> Any:
 
 
 # --- around the libraries ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    """Put torch's default dtype back: diffusers changes it while it makes a model, and leaves it so when that fails."""
+    import torch
+
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -296,8 +296,8 @@ def verify(refs: tuple[str, ...], as_json: bool) -> int:
         if not kept:
             say("hint", "they were removed, and are fetched again when their model is used next")
         return USER_CODE
-    models = "1 model is" if len(listed) == 1 else f"{len(listed)} models are"
-    click.echo(f"{models} as they were: {size(sum(each.size for each in listed))}")
+    models = "1 model is as it was" if len(listed) == 1 else f"{len(listed)} models are as they were"
+    click.echo(f"{models}: {size(sum(each.size for each in listed))}")
     return OK
 
 

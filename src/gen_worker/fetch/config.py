@@ -84,7 +84,7 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
             lower=settings.lower_caches,
             offline=offline or settings.offline,
             hf_endpoint=settings.hf_endpoint,
-            hf_token=str(settings.hf_token) or _stored_token(settings),
+            hf_token=str(settings.hf_token),
             civitai_endpoint=settings.civitai_endpoint,
             civitai_token=str(settings.civitai_token),
             modelscope_endpoint=settings.modelscope_endpoint,
@@ -107,15 +107,6 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
                 max_repo_bytes=max(0, settings.hf_max_repo_bytes),
             ),
         )
-
-
-def _stored_token(settings: Settings) -> str:
-    """Return the token that `hf auth login` stored; it is for Hugging Face itself, and goes to no mirror."""
-    if settings.hf_endpoint != HUGGING_FACE:
-        return ""
-    from huggingface_hub import get_token
-
-    return get_token() or ""
 
 
 def _proxy(kind: str, env: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.config import HUGGING_FACE, FetchConfig
 from gen_worker.fetch.patience import HttpError
 from gen_worker.fetch.sources.site import Resolved, Site, Size, decoded, refusal, selected
 from gen_worker.fetch.transport import Transport
@@ -26,6 +26,15 @@ _NEXT = re.compile(r'<([^<>]+)>\s*;\s*rel="?next"?')
 _BAD_TOKEN = (
     "invalid credentials in authorization header"  # the one text that tells a bad token from a hidden repository
 )
+
+
+def _stored_token(config: FetchConfig) -> str:
+    """Return the token that `hf auth login` stored; it is for Hugging Face itself, and goes to no mirror."""
+    if config.hf_endpoint != HUGGING_FACE:
+        return ""
+    from huggingface_hub import get_token
+
+    return get_token() or ""
 
 
 class _About(msgspec.Struct):
@@ -48,7 +57,7 @@ class _Entry(msgspec.Struct):
 
 def resolve(wanted: Wanted, config: FetchConfig, transport: Transport, cancel: Cancel) -> Resolved:
     """Return what a model consists of at the commit that its revision stands for now; raise `ModelError`."""
-    token = config.hf_token
+    token = config.hf_token or _stored_token(config)
     site = Site(
         transport,
         cancel,
