@@ -245,6 +245,7 @@ def test_many_connections_at_once_are_served_and_none_is_left(hub: LoopbackHub) 
     hub.add_repo("acme/tiny", FILES)
     url = signed(hub)
     bodies: list[bytes] = []
+    before = set(threading.enumerate())
     threads = [threading.Thread(target=lambda: bodies.append(Response(url).body)) for _ in range(16)]
     for thread in threads:
         thread.start()
@@ -252,7 +253,7 @@ def test_many_connections_at_once_are_served_and_none_is_left(hub: LoopbackHub) 
         thread.join()
     assert bodies == [BIG] * 16
     hub.close()
-    assert [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()] == []
+    assert {thread.name for thread in set(threading.enumerate()) - before} == set()
 
 
 # --- other providers --------------------------------------------------------------------------------------------------

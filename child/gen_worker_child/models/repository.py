@@ -135,8 +135,8 @@ def remote_code(ref: str, file: str) -> ModelError:
     return ModelError(
         "remote_code_refused",
         f"`{ref}` brings its own code, which is never run: {file}",
-        "use a model that diffusers or transformers knows, or bind it with `trust_remote_code=True`, take the slot as a "
-        "`Path` and load it in `setup()`",
+        "use a model that diffusers or transformers knows; or bind it with `trust_remote_code=True`, and load it in "
+        "`setup()` from a `Path`",
         ref=ref,
         file=file,
     )

@@ -41,10 +41,10 @@ def digest(
     buffer = memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as source:
         size = os.fstat(source.fileno()).st_size
-        made = digest_of(algorithm, size)
-        if made is None:
+        if not algorithm:
             on_bytes(size)
             return ""
+        made = digest_of(algorithm, size)
         while length := source.readinto(buffer):
             made.update(buffer[:length])
             on_bytes(length)
