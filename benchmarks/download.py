@@ -17,9 +17,9 @@ from typing import NamedTuple
 from benchmarks.figures import Effort, Figure, Target, figure, main
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.download import download
-from gen_worker.fetch.pieces import PIECE_BYTES
-from gen_worker.fetch.transport import Transport
+from gen_worker.fetch.network.download import download
+from gen_worker.fetch.network.pieces import PIECE_BYTES
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.models.manifest import Algorithm, ManifestFile
 
 SHOWS = "download: one file over the loopback to the disk, verified"

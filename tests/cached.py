@@ -7,9 +7,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from gen_worker.fetch.cache.store import Found, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.store import Found, Store
 from gen_worker.models.manifest import Manifest, ManifestFile
 from gen_worker.models.wanted import Wanted
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.download import download
-from gen_worker.fetch.patience import Patience
-from gen_worker.fetch.transport import Transport
+from gen_worker.fetch.network.download import download
+from gen_worker.fetch.network.patience import Patience
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.models.manifest import Algorithm, ManifestFile
 from gen_worker.testing import LoopbackHub
 from gen_worker.testing.contents import Content

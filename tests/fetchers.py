@@ -17,7 +17,7 @@ import msgspec
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetched as Had
 from gen_worker.fetch.fetcher import Fetcher
-from gen_worker.fetch.patience import Patience
+from gen_worker.fetch.network.patience import Patience
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gen_worker.fetch.store import Store
+from gen_worker.fetch.cache.store import Store
 from gen_worker.models.wanted import Wanted
 from tests.cached import FILES, TINY, files_below, present, put, put_and_leave, store_in
 from tests.served import GEN_WORKER

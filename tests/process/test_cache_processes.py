@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker.fetch import locks
+from gen_worker.fetch.cache import locks
+from gen_worker.fetch.cache.disk import on_memory
+from gen_worker.fetch.cache.store import Found
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.disk import on_memory
-from gen_worker.fetch.store import Found
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import make_tiny

@@ -17,8 +17,8 @@ import pytest
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.patience import HttpError
-from gen_worker.fetch.transport import Transport
+from gen_worker.fetch.network.patience import HttpError
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.models.errors import ModelError
 from tests.downloading import NOTHING_SET, PIECE, SOON, Downloads, content_of, manifest
 from tests.served import until

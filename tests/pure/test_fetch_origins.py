@@ -2,8 +2,8 @@
 
 import pytest
 
-from gen_worker.fetch.origins import Origin, Proxy, Url, bypasses, proxy_for, without_queries
-from gen_worker.fetch.patience import HttpError, Patience, Tries, delay, passes, retry_after
+from gen_worker.fetch.network.origins import Origin, Proxy, Url, bypasses, proxy_for, without_queries
+from gen_worker.fetch.network.patience import HttpError, Patience, Tries, delay, passes, retry_after
 from gen_worker.models.errors import ModelError
 
 # --- urls -------------------------------------------------------------------------------------------------------------

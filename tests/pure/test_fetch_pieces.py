@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.fetch.answers import Body, ChangedError, Known, WrongError, read_answer, strong
-from gen_worker.fetch.digests import digest_of
-from gen_worker.fetch.part import Identity, matches
-from gen_worker.fetch.pieces import Piece, Pieces
+from gen_worker.fetch.network.answers import Body, ChangedError, Known, WrongError, read_answer, strong
+from gen_worker.fetch.network.digests import digest_of
+from gen_worker.fetch.network.part import Identity, matches
+from gen_worker.fetch.network.pieces import Piece, Pieces
 from gen_worker.models.manifest import ManifestFile
 
 # --- pieces -----------------------------------------------------------------------------------------------------------

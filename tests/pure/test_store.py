@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.fetch.cache.disk import on_memory
+from gen_worker.fetch.cache.store import Found, Store
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.disk import on_memory
-from gen_worker.fetch.store import Found, Store
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 from tests.cached import FILES, TINY, content_of, files_below, manifest_of, present, put, put_and_leave, store_in, write

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.fetch.eviction import FRESH_S, Entry, evictable, excess, surplus, total, victims
+from gen_worker.fetch.cache.eviction import FRESH_S, Entry, evictable, excess, surplus, total, victims
 
 NOW = 10_000.0
 

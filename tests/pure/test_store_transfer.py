@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gen_worker.fetch.store import Found, Store
-from gen_worker.fetch.transfer import MANIFEST, pack, unpack
+from gen_worker.fetch.cache.store import Found, Store
+from gen_worker.fetch.cache.transfer import MANIFEST, pack, unpack
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 from tests.cached import FILES, TINY, content_of, files_below, present, put_and_leave, store_in

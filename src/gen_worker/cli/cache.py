@@ -18,7 +18,7 @@ from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import WIDTH, duration, size, table
 
 if TYPE_CHECKING:  # what moves models is imported when it is used
-    from gen_worker.fetch.store import Listed, Store
+    from gen_worker.fetch.cache.store import Listed, Store
 
 _PREFIXES = {"hf": "hf:", "tensorhub": "cozy:", "civitai": "civitai:", "modelscope": "modelscope:"}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -82,7 +82,7 @@ _some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="R
 @_json_option
 def ls(as_json: bool) -> int:
     """List the models."""
-    from gen_worker.fetch.disk import free_bytes
+    from gen_worker.fetch.cache.disk import free_bytes
 
     store = _store()
     listed = store.listed()
@@ -224,7 +224,7 @@ def _ask(names: Sequence[str], bytes_: int, yes: bool) -> None:
 @_json_option
 def prune(limit: str | None, older_than: str | None, dry_run: bool, as_json: bool) -> int:
     """Remove models by their last use."""
-    from gen_worker.fetch.eviction import surplus
+    from gen_worker.fetch.cache.eviction import surplus
 
     if limit is not None and older_than is not None:
         raise Failure("`--bytes` and `--older-than` exclude each other")
@@ -316,7 +316,7 @@ def export(refs: tuple[str, ...], output: str) -> int:
     """Write models into a tar."""
     from contextlib import ExitStack
 
-    from gen_worker.fetch.transfer import pack
+    from gen_worker.fetch.cache.transfer import pack
 
     store = _store()
     meant = _meant(store, refs)
@@ -339,7 +339,7 @@ def import_(file: str) -> int:
     """Read models from a tar."""
     import os
 
-    from gen_worker.fetch.transfer import unpack
+    from gen_worker.fetch.cache.transfer import unpack
 
     source = Path(file)
     if not source.is_file():
@@ -358,8 +358,8 @@ def import_(file: str) -> int:
 
 
 def _store() -> "Store":
+    from gen_worker.fetch.cache.store import Store
     from gen_worker.fetch.config import FetchConfig
-    from gen_worker.fetch.store import Store
 
     return Store(FetchConfig.of(read_settings()))
 

@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import msgspec
 
+from gen_worker.fetch.cache.disk import on_memory
+from gen_worker.fetch.cache.store import Found, Plan, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.disk import on_memory
-from gen_worker.fetch.download import download
-from gen_worker.fetch.patience import FOR_FILES, FOR_QUESTIONS, Patience
+from gen_worker.fetch.network.download import download
+from gen_worker.fetch.network.patience import FOR_FILES, FOR_QUESTIONS, Patience
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.progress import Ongoing, OnProgress, Progress
 from gen_worker.fetch.sources import Resolved, resolve
-from gen_worker.fetch.store import Found, Plan, Store
-from gen_worker.fetch.transport import Transport
 from gen_worker.models.errors import ModelError, ModelErrorKind
 from gen_worker.models.manifest import Manifest, ManifestFile
 from gen_worker.models.snapshot import Snapshot

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.sources import civitai, huggingface, modelscope, tensorhub
 from gen_worker.fetch.sources.site import Resolved
-from gen_worker.fetch.transport import Transport
 from gen_worker.models.errors import ModelError
 from gen_worker.models.refs import valid_repo
 from gen_worker.models.wanted import SnapshotFile, Wanted

@@ -6,9 +6,9 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.patience import HttpError
+from gen_worker.fetch.network.patience import HttpError
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.sources.site import Resolved, Site, refusal
-from gen_worker.fetch.transport import Transport
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Algorithm, Manifest, ManifestFile
 from gen_worker.models.paths import check_commit, check_digest, check_paths

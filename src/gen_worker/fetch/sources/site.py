@@ -9,10 +9,10 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import SelectionOptions
-from gen_worker.fetch.digests import digest_of
-from gen_worker.fetch.origins import Url
-from gen_worker.fetch.patience import HttpError
-from gen_worker.fetch.transport import Response, Transport, translated
+from gen_worker.fetch.network.digests import digest_of
+from gen_worker.fetch.network.origins import Url
+from gen_worker.fetch.network.patience import HttpError
+from gen_worker.fetch.network.transport import Response, Transport, translated
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import header_length, parse_header
 from gen_worker.models.manifest import Manifest, ManifestFile

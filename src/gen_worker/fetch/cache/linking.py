@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from gen_worker.fetch import locks
-from gen_worker.fetch.layout import Layout, Record
-from gen_worker.fetch.ledger import flush_folder, replace
+from gen_worker.fetch.cache import locks
+from gen_worker.fetch.cache.layout import Layout, Record
+from gen_worker.fetch.cache.ledger import flush_folder, replace
 from gen_worker.models.manifest import ManifestFile
 from gen_worker.models.wanted import Wanted
 

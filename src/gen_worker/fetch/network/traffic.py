@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from gen_worker.fetch.patience import HttpError, Patience
+from gen_worker.fetch.network.patience import HttpError, Patience
 from gen_worker.models.errors import ModelError
 
 GAIN_BYTES = 64 << 10  # fewer new bytes than these do not end a row of failures

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from gen_worker.fetch.layout import Layout
+from gen_worker.fetch.cache.layout import Layout
 
 BUILDING = ".building."
 

@@ -5,10 +5,10 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from gen_worker.fetch import locks
-from gen_worker.fetch.copies import BUILDING, files_in, folders_in, is_flocked
-from gen_worker.fetch.layout import Layout, Record
-from gen_worker.fetch.linking import remove_blob
+from gen_worker.fetch.cache import locks
+from gen_worker.fetch.cache.copies import BUILDING, files_in, folders_in, is_flocked
+from gen_worker.fetch.cache.layout import Layout, Record
+from gen_worker.fetch.cache.linking import remove_blob
 
 _BUILDS_S = 3600.0  # nothing is written to a folder for so long and then goes on
 

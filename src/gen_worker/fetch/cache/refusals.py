@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gen_worker.fetch.disk import existing
+from gen_worker.fetch.cache.disk import existing
 from gen_worker.models.errors import ModelError
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)

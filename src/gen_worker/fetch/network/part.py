@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from gen_worker.fetch.ledger import flush_folder
+from gen_worker.fetch.cache.ledger import flush_folder
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gen_worker.fetch.layout import Layout, Record
-from gen_worker.fetch.locks import locked
+from gen_worker.fetch.cache.layout import Layout, Record
+from gen_worker.fetch.cache.locks import locked
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 

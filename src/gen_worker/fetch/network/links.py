@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable
 
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.origins import Url
-from gen_worker.fetch.patience import HttpError
-from gen_worker.fetch.transport import Response, Transport
+from gen_worker.fetch.network.origins import Url
+from gen_worker.fetch.network.patience import HttpError
+from gen_worker.fetch.network.transport import Response, Transport
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.digests import digest_of
+from gen_worker.fetch.network.digests import digest_of
 from gen_worker.models.manifest import Algorithm, ManifestFile
 
 _CHUNK = 4 << 20  # above 1 MiB blake3 runs at its full speed

@@ -12,9 +12,9 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.connections import Connection, Connections
-from gen_worker.fetch.origins import Origin, Url, without_queries
-from gen_worker.fetch.patience import FOR_QUESTIONS, HttpError, Patience, Tries
+from gen_worker.fetch.network.connections import Connection, Connections
+from gen_worker.fetch.network.origins import Origin, Url, without_queries
+from gen_worker.fetch.network.patience import FOR_QUESTIONS, HttpError, Patience, Tries
 from gen_worker.models.errors import ModelError
 
 __all__ = ["FAILURES", "CutError", "HttpError", "Response", "Transport", "translated"]

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gen_worker.fetch.answers import ChangedError, WrongError
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.digests import POINTER, POINTER_BYTES
-from gen_worker.fetch.links import Fresh, Link
-from gen_worker.fetch.part import Part
-from gen_worker.fetch.patience import FOR_FILES, HttpError, Patience, Tries, delay
-from gen_worker.fetch.pieces import PIECE_BYTES
-from gen_worker.fetch.pull import Means, PointerError, Pull
-from gen_worker.fetch.traffic import Traffic
-from gen_worker.fetch.transport import Transport
+from gen_worker.fetch.network.answers import ChangedError, WrongError
+from gen_worker.fetch.network.digests import POINTER, POINTER_BYTES
+from gen_worker.fetch.network.links import Fresh, Link
+from gen_worker.fetch.network.part import Part
+from gen_worker.fetch.network.patience import FOR_FILES, HttpError, Patience, Tries, delay
+from gen_worker.fetch.network.pieces import PIECE_BYTES
+from gen_worker.fetch.network.pull import Means, PointerError, Pull
+from gen_worker.fetch.network.traffic import Traffic
+from gen_worker.fetch.network.transport import Transport
 from gen_worker.models.errors import ModelError, ModelErrorKind
 from gen_worker.models.manifest import ManifestFile
 

@@ -13,19 +13,19 @@ from typing import Any
 
 import msgspec
 
-from gen_worker.fetch import locks
+from gen_worker.fetch.cache import locks
+from gen_worker.fetch.cache.copies import Copy, copies, is_flocked, remove_copy
+from gen_worker.fetch.cache.disk import device_of, free_bytes, has_file, may_write, written_bytes
+from gen_worker.fetch.cache.eviction import Entry, evictable, excess, total, victims
+from gen_worker.fetch.cache.layout import Layout, Record
+from gen_worker.fetch.cache.ledger import Ledger, Rows, last_used, refs_of, replace
+from gen_worker.fetch.cache.linking import link_all, unlink_all, unlink_files, write_hub_notes
+from gen_worker.fetch.cache.refusals import FULL, READ_ONLY, disk_full, gone, limit_reached, read_only, writing
+from gen_worker.fetch.cache.sweeping import sweep
+from gen_worker.fetch.cache.unrecorded import unrecorded
+from gen_worker.fetch.cache.verification import problem
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.copies import Copy, copies, is_flocked, remove_copy
-from gen_worker.fetch.disk import device_of, free_bytes, has_file, may_write, written_bytes
-from gen_worker.fetch.eviction import Entry, evictable, excess, total, victims
-from gen_worker.fetch.layout import Layout, Record
-from gen_worker.fetch.ledger import Ledger, Rows, last_used, refs_of, replace
-from gen_worker.fetch.linking import link_all, unlink_all, unlink_files, write_hub_notes
-from gen_worker.fetch.refusals import FULL, READ_ONLY, disk_full, gone, limit_reached, read_only, writing
-from gen_worker.fetch.sweeping import sweep
-from gen_worker.fetch.unrecorded import unrecorded
-from gen_worker.fetch.verification import problem
 from gen_worker.models.manifest import Manifest, ManifestFile
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted

@@ -14,12 +14,12 @@ from typing import IO, NamedTuple
 
 import msgspec
 
+from gen_worker.fetch.cache.ledger import flush_folder
+from gen_worker.fetch.cache.linking import hub_listing
+from gen_worker.fetch.cache.store import Found, Listed, Plan, Store
+from gen_worker.fetch.cache.verification import digest
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.digests import digest_of
-from gen_worker.fetch.ledger import flush_folder
-from gen_worker.fetch.linking import hub_listing
-from gen_worker.fetch.store import Found, Listed, Plan, Store
-from gen_worker.fetch.verification import digest
+from gen_worker.fetch.network.digests import digest_of
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Algorithm, Manifest, ManifestFile
 from gen_worker.models.paths import check_digest, check_paths

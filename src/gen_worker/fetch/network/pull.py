@@ -6,15 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPException
 from typing import NamedTuple
 
-from gen_worker.fetch.answers import Body, ChangedError, Known, WrongError, read_answer
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.digests import BLOCK_BYTES, POINTER, POINTER_BYTES, digest_of
-from gen_worker.fetch.links import Link
-from gen_worker.fetch.part import Identity, Part, boot_id
-from gen_worker.fetch.patience import Patience, Tries
-from gen_worker.fetch.pieces import Piece, Pieces
-from gen_worker.fetch.traffic import Traffic
-from gen_worker.fetch.transport import FAILURES, CutError, Response, translated
+from gen_worker.fetch.network.answers import Body, ChangedError, Known, WrongError, read_answer
+from gen_worker.fetch.network.digests import BLOCK_BYTES, POINTER, POINTER_BYTES, digest_of
+from gen_worker.fetch.network.links import Link
+from gen_worker.fetch.network.part import Identity, Part, boot_id
+from gen_worker.fetch.network.patience import Patience, Tries
+from gen_worker.fetch.network.pieces import Piece, Pieces
+from gen_worker.fetch.network.traffic import Traffic
+from gen_worker.fetch.network.transport import FAILURES, CutError, Response, translated
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 

@@ -16,8 +16,8 @@ from typing import Any, TypeVar, cast
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.origins import Origin, Proxy, proxy_for
-from gen_worker.fetch.patience import Patience
+from gen_worker.fetch.network.origins import Origin, Proxy, proxy_for
+from gen_worker.fetch.network.patience import Patience
 from gen_worker.models.errors import ModelError
 
 IDLE_S = 15.0  # a connection without a request for longer is likelier than not closed by the other side

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from gen_worker.fetch.cache.layout import Layout, Record, content_key, is_commit, plain_commit
 from gen_worker.fetch.config import SelectionOptions
-from gen_worker.fetch.layout import Layout, Record, content_key, is_commit, plain_commit
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import read_header
 from gen_worker.models.manifest import ManifestFile

@@ -1,0 +1,1 @@
+"""Bytes from the network to a file: connections, redirects, ranges, retries, digests."""
