@@ -215,8 +215,13 @@ def _value(field: str, sources: list[Source]) -> object:
     try:
         return variable.parse(found.text)
     except ValueError as error:
-        shown = "" if variable.parse is _secret else f", not `{_shown(found.text)}`"
+        shown = "" if _is_secret(found.text, variable) else f", not `{_shown(found.text)}`"
         raise SettingsError(f"{found.place} must be {error}{shown}") from None
+
+
+def _is_secret(text: str, variable: Variable) -> bool:
+    """Whether a text must not be shown: a secret, or an address that may have a password in it."""
+    return variable.parse is _secret or (variable.parse is _url and "@" in text)
 
 
 def _shown(text: str) -> str:
@@ -299,6 +304,8 @@ def _flag(text: str) -> bool:
 def _url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
         raise ValueError("a URL that begins with `https://` or `http://`")
+    if "@" in text.split("/")[2]:
+        raise ValueError("a URL without a user and a password in it: a token has a setting of its own")
     return text.rstrip("/")
 
 
@@ -331,10 +338,17 @@ def _path(text: str) -> Path:
 
 
 def _absolute_path(text: str) -> Path:
+    """Return the absolute path of one that no shell may have seen: `~` is where the user is at home."""
     try:
-        return _path(text).absolute()
+        return _path(text).expanduser().absolute()
     except FileNotFoundError:
         raise ValueError("an absolute path, as the current folder is gone") from None
+    except RuntimeError:
+        raise ValueError("a path whose `~` leads to a user's home") from None
+
+
+def _folder(text: str) -> str:
+    return str(_absolute_path(_line(text)))
 
 
 def _line(text: str) -> str:
@@ -391,7 +405,7 @@ MODELS: Mapping[str, Variable] = {
     "hf_token": Variable(
         ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN"), _secret
     ),
-    "hf_home": Variable(("HF_HOME",), _line),
+    "hf_home": Variable(("HF_HOME",), _folder),
     "hf_components": Variable(("COZY_HF_COMPONENTS",), _list),
     "hf_optional_components": Variable(("COZY_HF_INCLUDE_OPTIONAL_COMPONENTS",), _flag),
     "hf_weight_precisions": Variable(("COZY_HF_WEIGHT_PRECISIONS",), _precisions),

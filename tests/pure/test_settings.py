@@ -188,6 +188,25 @@ def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error() -> None:
         assert str(caught.value) == f"`{name}` in the environment must be one line of text"
 
 
+@pytest.mark.parametrize("name", ["HF_ENDPOINT", "COZY_HUB_URL", "GEN_WORKER_CIVITAI_ENDPOINT"])
+@pytest.mark.parametrize("url", ["http://bob:canary@host/a", "https://canary@host", "bob:canary@host"])
+def test_an_address_with_a_password_in_it_is_refused_without_showing_it(name: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=f"^`{name}` in the environment must be a URL ") as caught:
+        load({name: url})
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["HF_HOME", "TENSORHUB_CACHE_DIR", "GEN_WORKER_RUN_DIR"])
+def test_a_folder_that_is_set_may_begin_at_home_or_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    field = next(field for field, variable in VARIABLES.items() if name in variable.names)
+    for text, path in (("~/models", tmp_path / "home/models"), ("models", tmp_path / "models")):
+        assert str(getattr(load({name: text}), field)) == str(path)
+
+
 def test_a_run_directory_is_absolute_wherever_it_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert load({"GEN_WORKER_RUN_DIR": "run"}).run_dir == tmp_path / "run"
