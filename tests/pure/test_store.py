@@ -4,16 +4,30 @@ import fcntl
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from gen_worker.fetch.cache import locks
 from gen_worker.fetch.cache.disk import on_memory
 from gen_worker.fetch.cache.store import Found, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
-from tests.cached import FILES, TINY, content_of, files_below, manifest_of, present, put, put_and_leave, store_in, write
+from tests.cached import (
+    FILES,
+    TINY,
+    commit_of,
+    content_of,
+    files_below,
+    manifest_of,
+    present,
+    put,
+    put_and_leave,
+    store_in,
+    write,
+)
 
 CIVITAI = Wanted("civitai", "4201", version="130072")
 MODELSCOPE = Wanted("modelscope", "acme/tiny")
@@ -304,10 +318,22 @@ def test_what_is_young_is_not_swept(store: Store) -> None:
     assert blob.exists()
 
 
+def test_a_plan_that_cannot_be_read_takes_no_other_one_with_it(store: Store) -> None:
+    key = put_and_leave(store, HUB)
+    with store.plan(HUB, manifest_of(HUB, FILES)), ExitStack() as held:
+        for name in ("0.json", "zz.json"):  # whatever the order is that a folder is listed in
+            unread = store.layout.plans / name
+            held.callback(os.close, locks.acquire(unread))
+            unread.write_bytes(b'{"\xff')
+        assert store.evict([key])
+        os.close(store.publish(HUB, manifest_of(HUB, FILES)).lease)
+    assert present(store, HUB)
+
+
 # --- the ledger -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[1, 2]", b'{"a": 1}', None])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1, 2]", b'{"a": 1}', b'{"\xff": {}}', b'{"a":' * 100_000, None])
 def test_a_ledger_that_is_damaged_or_gone_is_made_anew(store: Store, damage: bytes | None) -> None:
     put_and_leave(store, HUB)
     put_and_leave(store, TINY)
@@ -320,6 +346,18 @@ def test_a_ledger_that_is_damaged_or_gone_is_made_anew(store: Store, damage: byt
     assert present(again, HUB)
     assert present(again, TINY)
     assert len(json.loads(store.layout.ledger.read_text())) == 3
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"\xff": {}}', b'{"a":' * 100_000])
+def test_a_record_that_is_damaged_is_made_anew_with_its_model(store: Store, damage: bytes) -> None:
+    key = put_and_leave(store, HUB)
+    put_and_leave(store, TINY)
+    for each in (store.layout.record(key), store.layout.repository(TINY.repo) / "trees" / f"{commit_of(FILES)}.json"):
+        each.write_bytes(damage)
+    assert not present(store, HUB)
+    assert present(store, TINY)
+    put_and_leave(store, HUB)
+    assert present(store, HUB)
 
 
 def test_what_is_not_understood_of_a_ledger_stays(store: Store) -> None:

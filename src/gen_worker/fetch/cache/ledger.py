@@ -22,6 +22,9 @@ from gen_worker.models.wanted import Wanted
 Rows: TypeAlias = dict[str, dict[str, Any]]
 """By the wish's key."""
 
+UNREADABLE = (ValueError, RecursionError)
+"""What decoding raises for a file of ours that somebody damaged: its bytes may be anything."""
+
 
 class Ledger:
     """The ledger of one cache."""
@@ -41,7 +44,7 @@ class Ledger:
         try:
             record = msgspec.json.decode(self._layout.record(key).read_bytes(), type=Record)
             self._layout.check(record)
-        except (OSError, msgspec.DecodeError, ModelError):  # a damaged one is made again when its model is
+        except (OSError, *UNREADABLE, ModelError):  # a damaged one is made again when its model is
             return None
         return record if record.key == key else None
 
@@ -84,7 +87,7 @@ class Ledger:
         """Return the rows; None when there is no ledger or it is damaged."""
         try:
             return msgspec.json.decode(self._layout.ledger.read_bytes(), type=Rows)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
 
     def _from_records(self) -> Rows:

@@ -11,7 +11,7 @@ import msgspec
 
 from gen_worker.fetch.cache import locks
 from gen_worker.fetch.cache.layout import Layout, Record
-from gen_worker.fetch.cache.ledger import flush_folder, replace
+from gen_worker.fetch.cache.ledger import UNREADABLE, flush_folder, replace
 from gen_worker.models.manifest import ManifestFile
 from gen_worker.models.wanted import Wanted
 
@@ -122,7 +122,7 @@ def hub_listing(layout: Layout, record: Record) -> tuple[ManifestFile, ...]:
     try:
         noted = (layout.repository(record.repo) / "trees" / f"{record.commit}.json").read_bytes()
         files = msgspec.json.decode(noted, type=_Listing).files
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return ()
     return tuple(
         ManifestFile(path, file.size, "sha256", file.lfs_sha256, etag=file.lfs_sha256)

@@ -18,7 +18,7 @@ from gen_worker.fetch.cache.copies import Copy, copies, is_flocked, remove_copy
 from gen_worker.fetch.cache.disk import device_of, free_bytes, has_file, may_write, written_bytes
 from gen_worker.fetch.cache.eviction import Entry, evictable, excess, total, victims
 from gen_worker.fetch.cache.layout import Layout, Record
-from gen_worker.fetch.cache.ledger import Ledger, Rows, last_used, refs_of, replace
+from gen_worker.fetch.cache.ledger import UNREADABLE, Ledger, Rows, last_used, refs_of, replace
 from gen_worker.fetch.cache.linking import link_all, unlink_all, unlink_files, write_hub_notes
 from gen_worker.fetch.cache.refusals import FULL, READ_ONLY, disk_full, gone, limit_reached, read_only, writing
 from gen_worker.fetch.cache.sweeping import sweep
@@ -450,13 +450,14 @@ class Store:
 
     def _planned(self) -> Iterator[Record]:
         with suppress(FileNotFoundError):
-            for name in os.listdir(self.layout.plans):
-                path = self.layout.plans / name
+            names = os.listdir(self.layout.plans)
+            for path in (self.layout.plans / name for name in names):
                 lock = locks.attempt(path)
-                if lock is None:
-                    yield msgspec.json.decode(path.read_bytes(), type=Record)
-                else:
+                if lock is not None:
                     locks.discard(path, lock)
+                    continue
+                with suppress(FileNotFoundError, *UNREADABLE):  # given up meanwhile
+                    yield msgspec.json.decode(path.read_bytes(), type=Record)
 
     def sweep(self, older_s: float = _ORPHAN_S) -> int:
         """Remove what nobody has finished for so long, and return the bytes that became free."""

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from gen_worker.fetch.cache.ledger import flush_folder
+from gen_worker.fetch.cache.ledger import UNREADABLE, flush_folder
 from gen_worker.fetch.cache.linking import hub_listing
 from gen_worker.fetch.cache.store import Found, Listed, Plan, Store
 from gen_worker.fetch.cache.verification import digest
@@ -185,7 +185,7 @@ def _models(archive: tarfile.TarFile) -> tuple[_Model, ...]:
         raise _bad(f"its first member is not `{MANIFEST}`")
     try:
         document = msgspec.json.decode(content.read(), type=_Document)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _bad(f"`{MANIFEST}` cannot be read: {error}") from None
     if document.format != _FORMAT:
         raise _bad(f"its format is {document.format}, this program reads {_FORMAT}")

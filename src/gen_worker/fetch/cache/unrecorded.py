@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gen_worker.fetch.cache.layout import Layout, Record, content_key, is_commit, plain_commit
+from gen_worker.fetch.cache.ledger import UNREADABLE
 from gen_worker.fetch.config import SelectionOptions
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import read_header
@@ -41,7 +42,7 @@ def unrecorded(layout: Layout, wanted: Wanted, options: SelectionOptions, record
         else:
             paths = _matching(wanted, folder) if guessing else ()
         return _record(wanted, commit, tuple(_described(folder, path) for path in paths)) if paths else None
-    except (ModelError, OSError):  # its provider says better what is wrong with it
+    except (ModelError, OSError, *UNREADABLE):  # its provider says better what is wrong with it
         return None
 
 
@@ -96,7 +97,7 @@ def _listing(path: Path) -> dict[str, int | None] | None:
         if document["format_version"] != 1:
             return None
         return {str(name): int(entry["size"]) for name, entry in document["files"].items()}
-    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, *UNREADABLE, KeyError, TypeError, AttributeError):
         return None
 
 
