@@ -24,7 +24,7 @@ from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
 from gen_worker.wire import control
 from gen_worker.wire.status import Status
-from gen_worker_supervisor import fates, ladder, outcomes, phases, steps
+from gen_worker_supervisor import fates, ladder, phases, steps, verdicts
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "gen_worker"
@@ -156,8 +156,8 @@ def limits() -> str:
     values = {
         "a child that is not ready is ended after": f"{fates.BOOT_LIMIT_S:g} s",
         "deaths before it was ready that give a device up": str(fates.BOOT_TRIES),
-        "failed loads that make a function unavailable": str(outcomes.LOAD_TRIES),
-        "an unavailable function is tried again after": f"{outcomes.UNAVAILABLE_S:g} s",
+        "failed loads that make a function unavailable": str(verdicts.LOAD_TRIES),
+        "an unavailable function is tried again after": f"{verdicts.UNAVAILABLE_S:g} s",
         "`shutdown()` may take": f"{steps.DRAIN_LIMIT_S:g} s",
         "the longest pause before a new child": f"{fates.BACKOFF_LIMIT_S:g} s",
         "a SIGKILL that was not reaped: the device is wedged after": f"{steps.WEDGED_AFTER_S:g} s",

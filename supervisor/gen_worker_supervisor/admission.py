@@ -1,8 +1,6 @@
 """Take a job into the table, or say why not."""
 
-from math import isfinite
-
-from gen_worker_supervisor.outcomes import failure, quarantine, too_large, unresolved
+from gen_worker_supervisor.outcomes import failure, quarantine, refused, too_large, unresolved
 from gen_worker_supervisor.state import Action, Fleet, Function, Job, Outcome, holds, unheld
 from gen_worker_supervisor.steps import end_job
 
@@ -34,12 +32,16 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         return None
     if fleet.draining:
         return failure("draining", "the worker is shutting down", retryable=True)
+    if function.unavailable is not None:
+        if now < function.available_at:
+            return refused(function, now)
+        function.unavailable = None
     reason = _unavailable(fleet, function, now)
     if reason is not None:
         return failure("unavailable", f"`{function.name}` is unavailable: {reason}", retryable=True)
-    refused = fleet.catalog.failure(function.surveyed.slots, now)
-    if refused is not None:
-        return unresolved(function, refused)
+    missing = fleet.catalog.failure(function.surveyed.slots, now)
+    if missing is not None:
+        return unresolved(function, missing)
     if fleet.blame.suspects(function.name):
         charge = fleet.blame.quarantined(function.name, job.payload.digest(), now)
         if charge is not None:
@@ -55,9 +57,4 @@ def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
         return unheld(fleet, function)
     if all(device.lost for device in devices):
         return devices[0].given_up or f"{devices[0].name} is retired"
-    if function.unavailable is not None:
-        if now < function.available_at:
-            left = function.available_at - now
-            return function.unavailable + (f"; tried again in {left:.0f} s" if isfinite(left) else "")
-        function.unavailable = None
     return fleet.blame.breaker(function.name, now)

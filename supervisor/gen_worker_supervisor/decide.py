@@ -146,6 +146,7 @@ def _consider_load(fleet: Fleet, children: list[Child], job: Job, warm: int, now
         fleet.catalog.ask(slots, now, urgent=True)
         return
     able = [child for child in children if _may_load(child, job.instance) and holds(child.device, function)]
+    able = [child for child in able if known.refused.get(child.device.name, 0.0) <= now]
     if slots:
         able = [child for child in able if _may_displace(fleet, child, job, known, now)]
     if able:
@@ -217,8 +218,9 @@ def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: lis
             continue
         for instance in unloaded(fleet, child):
             slots = fleet.slots_of(instance)
+            if fleet.instance(instance).refused.get(child.device.name, 0.0) > now:
+                continue
             if fleet.catalog.ready(slots):
-                fleet.instance(instance)
                 _load(fleet, child, instance, actions)
                 break
             fleet.catalog.ask(slots, now, urgent=False)

@@ -11,6 +11,7 @@ from gen_worker_supervisor.steps import (
     make_unavailable,
     requeue,
 )
+from gen_worker_supervisor.verdicts import SETUP_FAILED
 
 BOOT_LIMIT_S = 300.0  # a child that is not ready by then is ended like one that died
 RETIRED_AFTER_S = 30.0
@@ -42,7 +43,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     actions: list[Action] = [] if wanted and death.exit_code == 0 else [_death_note(child, death)]
     if child.loading is not None and child.ending is None:
         text = f"setup of `{child.loading}` killed its child: {death.cause}"
-        actions += load_failed(fleet, child.loading, text, death.stack or _printed(death), now)
+        actions += load_failed(fleet, child, child.loading, text, death.stack or _printed(death), now, SETUP_FAILED)
     actions += _judge_jobs(fleet, child, death, now)
     if device.health is Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.OK)

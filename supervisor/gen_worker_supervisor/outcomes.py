@@ -3,19 +3,17 @@
 Pure: a value in, an `Outcome` out.
 """
 
-from math import inf
-from typing import Literal, NamedTuple
+from math import isfinite
+from typing import Literal
 
 from gen_worker.wire.fetching import FetchFailed
-from gen_worker.wire.messages import Body, ErrorDetail, ErrorKind, LoadFailure, Region
+from gen_worker.wire.messages import Body, ErrorDetail, ErrorKind, Region
 from gen_worker_supervisor.blame import Charge
 from gen_worker_supervisor.ladder import Ending, Reason, Rung
 from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.state import Death, Function, Job, Outcome
 
 PRINTED_CHARS = 400  # of each line of a job's last words that its client is told, so that they fit a frame
-LOAD_TRIES = 3
-UNAVAILABLE_S = 30.0
 STATE_OF: dict[ErrorKind, JobState] = {
     "usage": JobState.INVALID,
     "not_found": JobState.INVALID,
@@ -38,29 +36,13 @@ def failure(
     return Outcome(state, kind=kind, message=message, retryable=retryable, run_s=run_s, detail=detail)
 
 
-class Verdict(NamedTuple):
-    """What a failed load means: for whom it is tried again when, and what the jobs that wait are told."""
-
-    kind: ErrorKind = "unavailable"
-    retryable: bool = True
-    tries: int = LOAD_TRIES
-    lasts_s: float = UNAVAILABLE_S  # after that the next job of the function tries once more
-    exit_code: int = 1  # of a server that was to load everything before it is ready
-    hint: str = ""
-
-    def outcome(self, text: str, stack: tuple[str, ...]) -> Outcome:
-        """Return the outcome of a job that waited for it."""
-        detail = ErrorDetail(stack=list(stack) or None, hint=self.hint or None)
-        return failure(self.kind, text, retryable=self.retryable, detail=detail)
-
-
-SETUP_FAILED = Verdict()
-VERDICTS: dict[LoadFailure, Verdict] = {
-    "setup": SETUP_FAILED,
-    "model": Verdict("model_resolution", retryable=False, tries=1, exit_code=3),
-    "out_of_memory": Verdict("out_of_memory", tries=1),
-    "hardware": Verdict(tries=1, lasts_s=inf),
-}
+def refused(function: Function, now: float) -> Outcome:
+    """Return the outcome of a job of a function that is not available for now."""
+    verdict, left_s = function.verdict, function.available_at - now
+    again = f"; tried again in {left_s:.0f} s" if verdict.retryable and isfinite(left_s) else ""
+    detail = ErrorDetail(stack=list(function.stack) or None, hint=verdict.hint or None)
+    text = f"`{function.name}` is unavailable: {function.unavailable}{again}"
+    return failure(verdict.kind, text, retryable=verdict.retryable, detail=detail)
 
 
 def body_length(body: Body) -> int:

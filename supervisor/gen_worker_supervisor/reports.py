@@ -25,7 +25,7 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.outcomes import VERDICTS, body_length, ended_outcome, failure, too_large, unresolved
+from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large, unresolved
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
 from gen_worker_supervisor.state import (
     Action,
@@ -54,9 +54,12 @@ from gen_worker_supervisor.steps import (
     model_failed,
     requeue,
     retire_child,
+    spare,
 )
+from gen_worker_supervisor.verdicts import verdict_of
 
 MOST_CREDITS = 1024  # of one lane
+ROOM_S = 1.0  # what needs room on a device where jobs run is tried again after that
 NO_MODEL = 3  # the exit code of a server whose models cannot be had
 
 
@@ -205,6 +208,7 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     child.settle_phase()
     known = fleet.instance(message.instance)
     known.load_s, known.learned, known.failures = message.seconds, True, 0
+    known.refused.pop(child.device.name, None)
     actions: list[Action] = []
     if message.models:
         child.models[message.instance] = message.models
@@ -243,23 +247,23 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     child.loading = None
     child.settle_phase()
-    verdict = VERDICTS[message.kind]._replace(hint=message.hint)
+    over = LoadOver(child, [])
+    if message.reason == "insufficient_vram" and child.leased:  # of what runs now, which ends
+        spare(fleet, child, message.instance, now + ROOM_S)
+        return [over, Note("info", child.device.name, f"`{message.instance}` waits for room: {message.message}")]
     if message.kind == "model":
         fleet.catalog.damaged(fleet.slots_of(message.instance))
     why = f"{message.reason}: {message.message}" if message.reason else message.message
     text = f"setup of `{message.instance}` failed: {why}"
-    note = Note("error", child.device.name, text, tuple(message.stack))
-    over = LoadOver(child, [])
-    return [over, note, *load_failed(fleet, message.instance, text, tuple(message.stack), now, verdict)]
+    stack = tuple(message.stack)
+    note = Note("error", child.device.name, text, stack)
+    verdict = verdict_of(message.kind, message.reason, message.hint)
+    return [over, note, *load_failed(fleet, child, message.instance, text, stack, now, verdict)]
 
 
 def _on_unloaded(fleet: Fleet, child: Child, message: Unloaded, now: float) -> list[Action]:
-    child.loaded.discard(message.instance)
-    child.models.pop(message.instance, None)
-    child.used_at.pop(message.instance, None)
+    child.drop(message.instance)
     child.crowded = child.crowded or bool(message.reason)
-    child.rungs.pop(message.instance, None)
-    child.complete = False
     why = f": {message.reason}" if message.reason else ""
     return [Note("info", child.device.name, f"`{message.instance}` unloaded{why}")]
 

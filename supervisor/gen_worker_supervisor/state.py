@@ -33,6 +33,7 @@ from gen_worker_supervisor.bodies import OutputBody, Payload
 from gen_worker_supervisor.catalog import Catalog, Model
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
+from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
@@ -81,6 +82,8 @@ class Function:
     median_s: float | None = None
     unavailable: str | None = None
     available_at: float = 0.0
+    verdict: Verdict = SETUP_FAILED
+    stack: tuple[str, ...] = ()
     refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
     key: str = ""  # names its queue: its own name, and that of the instance where a request named the models
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
@@ -118,6 +121,7 @@ class Instance:
     load_s: float = UNKNOWN_LOAD_S
     learned: bool = False
     failures: int = 0
+    refused: dict[str, float] = field(default_factory=dict)  # until when by device, after a load failed there
 
 
 class Job(msgspec.Struct, eq=False):
@@ -209,6 +213,14 @@ class Child:
         """Whether it may be given work."""
         phase = self.phase
         return (phase is _READY or phase is _BUSY or phase is _LOADING) and not self.retiring
+
+    def drop(self, instance: str) -> None:
+        """Record that it does not hold an instance any more."""
+        self.loaded.discard(instance)
+        self.models.pop(instance, None)
+        self.used_at.pop(instance, None)
+        self.rungs.pop(instance, None)
+        self.complete = False
 
     def settle_phase(self) -> None:
         """Set the phase that follows from what it does."""

@@ -4,13 +4,13 @@ Pure, like everything that `apply` is made of.
 """
 
 import signal
-from math import isfinite
+from math import inf, isfinite
 
 from gen_worker.wire.fetching import FetchFailed
-from gen_worker.wire.messages import Body, Drain, Recall, Region
+from gen_worker.wire.messages import Body, Drain, Recall, Region, Unload
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Rung
-from gen_worker_supervisor.outcomes import SETUP_FAILED, Verdict, unresolved
+from gen_worker_supervisor.outcomes import refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
     NAMED_KEPT,
@@ -29,6 +29,7 @@ from gen_worker_supervisor.state import (
     holds,
     lane_of,
 )
+from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take
 WEDGED_AFTER_S = 10.0  # a SIGKILL that was not reaped
@@ -115,9 +116,9 @@ def kill_child(fleet: Fleet, child: Child, now: float) -> list[Action]:
 
 
 def load_failed(
-    fleet: Fleet, instance: str, text: str, stack: tuple[str, ...], now: float, verdict: Verdict = SETUP_FAILED
+    fleet: Fleet, child: Child, instance: str, text: str, stack: tuple[str, ...], now: float, verdict: Verdict
 ) -> list[Action]:
-    """Count a failed load; after the last try the instance's functions are unavailable and its queued jobs end."""
+    """Count a failed load; after the last try its device is spared, and where nothing else can load it jobs end."""
     known = fleet.instance(instance)
     known.failures += 1
     if fleet.eager and fleet.booting:
@@ -125,26 +126,39 @@ def load_failed(
         return [Finish(verdict.exit_code, text)]
     if known.failures < verdict.tries:
         return []
+    spare(fleet, child, instance, now + verdict.lasts_s)
     actions: list[Action] = []
     for function in fleet.variants():
-        if function.surveyed.instance == instance:
+        if function.surveyed.instance == instance and not _goes_on(fleet, function, verdict, now):
             actions += make_unavailable(fleet, function, text, stack, now, verdict)
     return actions
 
 
+def spare(fleet: Fleet, child: Child, instance: str, until: float) -> None:
+    """Load an instance no more on a child's device before that time."""
+    fleet.instance(instance).refused[child.device.name] = until
+    if isfinite(until):
+        fleet.arm(until, ("look", None))
+
+
+def _goes_on(fleet: Fleet, function: Function, verdict: Verdict, now: float) -> bool:
+    """Whether jobs of a function whose load failed on one device can still be run."""
+    instance = function.surveyed.instance
+    if any(instance in child.loaded for child in fleet.serving()):
+        return True
+    spared = fleet.instance(instance).refused
+    able = [device for device in fleet.devices if holds(device, function) and not device.lost]
+    return verdict.of_device and any(spared.get(device.name, 0.0) <= now for device in able)
+
+
 def make_unavailable(
-    fleet: Fleet,
-    function: Function,
-    reason: str,
-    stack: tuple[str, ...],
-    now: float,
-    verdict: Verdict = SETUP_FAILED,
+    fleet: Fleet, function: Function, reason: str, stack: tuple[str, ...], now: float, verdict: Verdict = SETUP_FAILED
 ) -> list[Action]:
     """End what waits for a function and refuse its jobs for a while."""
-    function.unavailable, function.available_at, function.clear = reason, now + verdict.lasts_s, False
     able = any(holds(device, function) and not device.lost for device in fleet.devices)
-    again = f"; tried again in {verdict.lasts_s:.0f} s" if able and isfinite(verdict.lasts_s) else ""
-    outcome = verdict.outcome(f"`{function.name}` is unavailable: {reason}{again}", stack)
+    function.unavailable, function.stack, function.clear = reason, stack, False
+    function.verdict, function.available_at = verdict, now + (verdict.lasts_s if able else inf)
+    outcome = refused(function, now)
     return [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
 
 
@@ -164,15 +178,31 @@ def forget_unused(fleet: Fleet) -> list[Action]:
     if len(fleet.named) < NAMED_KEPT:
         return []
     used = {job.function.key for job in fleet.jobs.values()}
+    unused = [function for key, function in fleet.named.items() if key not in used]
+    actions = _take_down(fleet, [function.surveyed.instance for function in unused])
     children = [device.child for device in fleet.devices if device.child is not None]
     held = {name for child in children for name in (*child.loaded, child.loading)}
-    for key, function in list(fleet.named.items()):
-        if key not in used and function.surveyed.instance not in held:
-            del fleet.named[key]
+    for function in unused:
+        if function.surveyed.instance not in held:
+            del fleet.named[function.key]
             fleet.instances.pop(function.surveyed.instance, None)
     meant = {slot.wanted.key for function in fleet.variants() for slot in function.surveyed.slots}
     unmeant = [model.wanted for key, model in fleet.catalog.models.items() if key not in meant and model.settled]
-    return [LetGo(key) for key in fleet.catalog.forget(unmeant)]
+    return [*actions, *(LetGo(key) for key in fleet.catalog.forget(unmeant))]
+
+
+def _take_down(fleet: Fleet, unused: list[str]) -> list[Action]:
+    """Have children let go of instances that nobody uses, the longest unused first, until few enough are left."""
+    held = [
+        (child.used_at.get(name, 0.0), name, child)
+        for child in fleet.serving()
+        for name in unused
+        if name in child.loaded
+    ]
+    going = sorted(held, key=lambda each: each[:2])[: max(0, len(fleet.named) - NAMED_KEPT)]
+    for _, name, child in going:
+        child.drop(name)
+    return [Send(child, Unload(name)) for _, name, child in going]
 
 
 def discard(child: Child, body: Body) -> list[Action]:

@@ -4,12 +4,13 @@ import pytest
 
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
 from gen_worker.wire.fetching import Fetching
-from gen_worker.wire.messages import Load, Loaded, Resident, Returned, Unloaded, Wants
+from gen_worker.wire.messages import Load, Loaded, LoadFailed, LoadFailure, Resident, Returned, Unload, Unloaded, Wants
 from gen_worker_supervisor.catalog import RETRY_S, Catalog
 from gen_worker_supervisor.decide import SWAP_PATIENCE
-from gen_worker_supervisor.outcomes import VERDICTS
 from gen_worker_supervisor.phases import JobState, ModelState
+from gen_worker_supervisor.reports import ROOM_S
 from gen_worker_supervisor.state import NAMED_KEPT, Device, FetcherLost, FetcherReported, Job, LetGo, LoadOver
+from gen_worker_supervisor.verdicts import UNAVAILABLE_S
 from tests.pure.host import Host, finishes, function, held_by, runs, sent, signals, snapshot
 
 
@@ -200,7 +201,7 @@ def test_a_model_that_cannot_be_loaded_is_looked_at_anew_before_it_is_tried_agai
     actions = host.load_fails(host.child(), "model")
     assert host.answer(job).kind == "model_resolution"
     assert [action.used for action in actions if isinstance(action, LoadOver)] == [[]]
-    host.passes(VERDICTS["model"].lasts_s)
+    host.passes(UNAVAILABLE_S)
     host.submit("a")
     assert len(host.ordered(probe=True)) == 2
 
@@ -356,6 +357,21 @@ def test_functions_that_requests_made_by_naming_models_are_forgotten_when_nobody
     assert len(set(let_go)) == len(let_go) >= 2 * NAMED_KEPT - 1
 
 
+def test_instances_that_requests_made_and_nobody_uses_are_taken_down_the_oldest_first() -> None:
+    host, job = overridable()
+    made = []
+    for number in range(2 * NAMED_KEPT):
+        made.append(wanting(host, job, named(f"b/m{number}")))
+        host.fetched(host.ordered()[-1])
+        host.passes(1)
+        host.reports(host.child(), Loaded(made[-1], 0.5, [Resident("slot0", "b", "DISK", 0)]))
+        host.done(job)
+        job = host.submit("a")
+    taken_down = [order.instance for order in sent(host.actions, Unload)]
+    assert taken_down == made[: len(taken_down)]
+    assert len(host.child().loaded) <= NAMED_KEPT + 3
+
+
 def test_a_child_may_not_ask_for_models_where_nobody_may_name_any() -> None:
     host = Host(function("a", instance="A", models=["a/m"]))
     job = host.submit("a")
@@ -384,3 +400,72 @@ def test_a_copy_in_the_wanted_dtype_is_loaded_from_the_next_time() -> None:
 def test_a_snapshot_says_where_its_files_lie() -> None:
     made = snapshot(Wanted("hf", "a/m", subfolder="unet"))
     assert (made.load_path, made.size) == ("/cache/a/m/unet", 10)
+
+
+# --- loads that fail --------------------------------------------------------------------------------------------------
+
+
+def two_devices_one_warm() -> tuple[Host, Job]:
+    """Return a host whose first device has the model, and whose second one loads it for a long queue."""
+    host = host_with("a/m", devices=2)
+    warm(host, "a")
+    running = host.submit("a")
+    for _ in range(20):
+        host.submit("a")
+    assert host.child(1).loading == "a/m!"
+    return host, running
+
+
+@pytest.mark.parametrize("kind", ["out_of_memory", "hardware", "model"])
+def test_a_second_copy_that_cannot_be_loaded_costs_no_job_of_the_first(kind: LoadFailure) -> None:
+    host, running = two_devices_one_warm()
+    host.load_fails(host.child(1), kind)
+    assert host.child(1).loading is None
+    following = host.submit("a")
+    assert host.unanswered(following)
+    assert runs(host.done(running))
+    assert host.child(1).loading is None
+    host.passes(UNAVAILABLE_S)
+    assert (host.child(1).loading == "a/m!") == (kind == "out_of_memory")
+
+
+def test_where_one_device_is_too_small_another_is_tried() -> None:
+    host = host_with("a/m", devices=2)
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    small, large = host.child(0), host.child(1)
+    assert small.loading == "a/m!"
+    host.load_fails(small, "hardware")
+    assert large.loading == "a/m!"
+    assert runs(host.loaded(large)) == [job]
+
+
+def test_a_model_that_needs_the_room_of_jobs_that_run_waits_for_them() -> None:
+    beside = function("beside", shape="async", lane="loop")
+    host = Host(function("a", instance="A", models=["a/m"]), beside)
+    running = host.submit("beside")
+    host.starts(running)
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    child = host.child()
+    host.reports(child, LoadFailed("A", "8 GB are in use", [], "hardware", "insufficient_vram"))
+    assert host.unanswered(job)
+    assert host.child().loading is None
+    host.done(running)
+    host.passes(ROOM_S)
+    assert host.child().loading == "A"
+    host.reports(child, LoadFailed("A", "8 GB are too little", [], "hardware", "insufficient_vram"))
+    assert "insufficient_vram: 8 GB are too little; tried again in 30 s" in host.answer(job).message
+
+
+def test_every_job_that_a_failed_load_refuses_is_told_the_same() -> None:
+    host = host_with("a/m")
+    first = host.submit("a")
+    host.fetched(*host.ordered())
+    host.reports(host.child(), LoadFailed("a/m!", "no such class", ["line 1"], "model", hint="change it"))
+    for job in (first, host.submit("a")):
+        outcome = host.answer(job)
+        assert (outcome.kind, outcome.retryable) == ("model_resolution", False)
+        assert outcome.message == "`a` is unavailable: setup of `a/m!` failed: no such class"
+        assert outcome.detail is not None
+        assert (outcome.detail.hint, outcome.detail.stack) == ("change it", ["line 1"])

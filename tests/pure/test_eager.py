@@ -1,9 +1,9 @@
 """An eager fleet sets everything up before it is asked to: stories on the pure core."""
 
 from gen_worker.wire.messages import Load
-from gen_worker_supervisor.outcomes import LOAD_TRIES
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Device, Note, Spawn, unloaded
+from gen_worker_supervisor.verdicts import LOAD_TRIES
 from tests.pure.host import Host, finishes, function, sent
 
 

@@ -27,7 +27,6 @@ from gen_worker.wire.messages import (
 )
 from gen_worker_supervisor.fates import BOOT_LIMIT_S
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.outcomes import UNAVAILABLE_S
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
     TIMERS_KEPT,
@@ -44,6 +43,7 @@ from gen_worker_supervisor.state import (
     Spawn,
     Spawned,
 )
+from gen_worker_supervisor.verdicts import UNAVAILABLE_S
 from tests.pure.host import (
     CREDITS,
     KILLED,

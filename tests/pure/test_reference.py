@@ -19,7 +19,7 @@ from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
 from gen_worker_child import jobs
 from gen_worker_child.main import CREDITS, WATCH_S
-from gen_worker_supervisor import blame, ladder, outcomes, state
+from gen_worker_supervisor import blame, ladder, state, verdicts
 from gen_worker_supervisor import control as kept
 from gen_worker_supervisor.line_socket import Limits
 from gen_worker_supervisor.outcomes import STATE_OF
@@ -156,7 +156,7 @@ def test_every_detail_of_an_error_is_documented() -> None:
         ("concepts/architecture", f"under {state.FAST_RUN_S * 1000:g} ms, up to {state.LEASED_AHEAD} jobs"),
         ("concepts/faults", f"{blame.QUARANTINE_S / 60:g} minutes"),
         ("decisions/sampled-digest", f"up to {blame.HASHED_WHOLE >> 20} MiB"),
-        ("decisions/unavailable-and-tried-again", f"{outcomes.UNAVAILABLE_S:g} seconds later"),
+        ("decisions/unavailable-and-tried-again", f"{verdicts.UNAVAILABLE_S:g} seconds later"),
         ("decisions/who-reads-in-a-child", f"{WATCH_S * 1000:g} ms"),
     ],
 )
