@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.config import FetchConfig, SelectionOptions
+from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.patience import Patience
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.sources import Resolved, resolve
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
+from gen_worker.models.selection import SelectionOptions
 from gen_worker.models.wanted import SnapshotFile, Wanted
 from gen_worker.testing import BadRange, Corrupt, Cut, LoopbackHub, Name, NoRange, NoSize, Pointer, Stall, Status
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Algorithm
-from gen_worker.models.paths import check_commit, check_digest, check_etag, check_path, check_paths
+from gen_worker.models.paths import check_commit, check_digest, check_path, check_paths
 
 HOSTILE = [
     "",
@@ -115,16 +115,6 @@ def test_a_digest_has_its_algorithms_length_and_lower_case(algorithm: Algorithm,
         with pytest.raises(ModelError) as caught:
             check_digest(algorithm, bad)
         assert caught.value.kind == "bad_manifest"
-
-
-@pytest.mark.parametrize("etag", ["../../../../evil", "", '"abc"', "a" * 41, f'"{"a" * 63}/"', "a" * 128])
-def test_an_etag_that_is_no_digest_never_becomes_a_name(etag: str) -> None:
-    assert check_etag(etag) == ""
-
-
-def test_an_etag_that_is_a_digest_loses_its_quotes() -> None:
-    assert check_etag(f'"{"A" * 40}"') == "a" * 40
-    assert check_etag(f'W/"{"b" * 64}"') == "b" * 64
 
 
 def test_a_commit_is_hex_or_a_number() -> None:

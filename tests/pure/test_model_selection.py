@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.fetch.config import SelectionOptions
 from gen_worker.models.errors import ModelError
-from gen_worker.models.selection import PICKLES, Asks, Known, Selection, select
+from gen_worker.models.selection import PICKLES, Asks, Known, Selection, SelectionOptions, select
 from gen_worker.models.wanted import Wanted
 
 GB = 1_000_000_000
@@ -687,7 +686,10 @@ def test_a_subfolder_is_taken_as_a_repository_of_its_own() -> None:
     error = repo(SD15).refused(subfolder="vea")
     assert error.kind == "file_not_found"
     assert "`vae/`" in error.hint or "more" in error.hint
-    assert repo(SD15).refused(subfolder="../x").kind == "bad_manifest"
+    assert repo(SD15).select(subfolder="vae/").files == files, "however it is written"
+    error = repo(SD15).refused(subfolder="../x")
+    assert (error.kind, error.hint) == ("file_not_found", "`subfolder=` is a path as `unet`")
+    assert "`acme/model` has no folder '../x'" in str(error)
 
 
 def test_globs_are_taken_as_they_are() -> None:

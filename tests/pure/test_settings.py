@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gen_worker.fetch.config import FetchConfig
 from gen_worker.settings import VARIABLES, Secret, Settings, SettingsError
 from gen_worker.wire.messages import REGION_LIMIT
 
@@ -186,6 +187,15 @@ def test_a_secret_is_shown_neither_by_the_settings_nor_by_an_error() -> None:
         with pytest.raises(SettingsError) as caught:
             load({name: "canary\ncanary"})
         assert str(caught.value) == f"`{name}` in the environment must be one line of text"
+
+
+def test_what_a_fetcher_goes_by_does_not_show_what_is_secret_either() -> None:
+    names = ("HF_TOKEN", "CIVITAI_TOKEN", "MODELSCOPE_API_TOKEN", "COZY_HUB_TOKEN")
+    proxies = {"HTTPS_PROXY": "http://bob:canary@proxy"}
+    config = FetchConfig.of(load(dict.fromkeys(names, "canary")), env=proxies)
+    assert config.hf_token == config.cozy_hub_token == "canary"
+    assert "canary" not in repr(config)
+    assert "hf_endpoint='https://huggingface.co'" in repr(config)
 
 
 @pytest.mark.parametrize("name", ["HF_ENDPOINT", "COZY_HUB_URL", "GEN_WORKER_CIVITAI_ENDPOINT"])

@@ -6,30 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from gen_worker.settings import Settings
+from gen_worker.models.selection import SelectionOptions
+from gen_worker.settings import Secret, Settings
 
 HUGGING_FACE = "https://huggingface.co"
-
-
-class SelectionOptions(msgspec.Struct, frozen=True):
-    """What narrows or widens the files of a repository that are taken."""
-
-    components: tuple[str, ...] = ()
-    """Folders of a pipeline to take instead of those that its `model_index.json` names."""
-
-    optional_components: bool = False
-    """Also `safety_checker` and `feature_extractor`."""
-
-    precisions: tuple[str, ...] = ()
-    """Of the weights, the first wanted first: `bf16`, `fp16`, `fp8`, `fp32`; empty: bf16, fp16, untagged."""
-
-    root_json: bool = False
-    full_repo: bool = False
-    allow_pickle: tuple[str, ...] = ()
-    """Refs whose weights may be pickles."""
-
-    max_repo_bytes: int = 60_000_000_000
-    """0: no limit."""
+_TOKENS = ("hf_token", "civitai_token", "modelscope_token", "cozy_hub_token")
 
 
 class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +55,12 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a download leaves free on the disk."""
 
     selection: SelectionOptions = SelectionOptions()
+
+    def __repr__(self) -> str:
+        """Leave out what nobody may see: tokens, and what proxies are shown."""
+        hidden = {name: Secret(getattr(self, name)) for name in _TOKENS}
+        shown = {**msgspec.structs.asdict(self), **hidden, "proxies": sorted(self.proxies)}
+        return f"FetchConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @classmethod
     def of(cls, settings: Settings, *, offline: bool = False, env: Mapping[str, str] = os.environ) -> "FetchConfig":

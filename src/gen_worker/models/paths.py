@@ -52,12 +52,6 @@ def check_digest(algorithm: Algorithm, digest: str) -> str:
     return digest
 
 
-def check_etag(etag: str) -> str:
-    """Return an ETag that is 40 or 64 hex digits, without its quotes; empty for others, which never become names."""
-    bare = etag.strip().removeprefix("W/").strip('"').lower()
-    return bare if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", bare, re.ASCII) else ""
-
-
 def check_commit(commit: str) -> str:
     """Return the name of something that never changes: hex digits or a decimal id; raise `ModelError` for others."""
     bare = commit.strip().lower()

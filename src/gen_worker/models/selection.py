@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from gen_worker.fetch.config import SelectionOptions
 from gen_worker.models.errors import ModelError, ModelErrorKind
 from gen_worker.models.paths import check_path, check_paths
 from gen_worker.models.wanted import Wanted
@@ -46,6 +45,27 @@ class Known(msgspec.Struct, frozen=True):
 
 
 NOTHING = Known()
+
+
+class SelectionOptions(msgspec.Struct, frozen=True):
+    """What narrows or widens the files of a repository that are taken."""
+
+    components: tuple[str, ...] = ()
+    """Folders of a pipeline to take instead of those that its `model_index.json` names."""
+
+    optional_components: bool = False
+    """Also `safety_checker` and `feature_extractor`."""
+
+    precisions: tuple[str, ...] = ()
+    """Of the weights, the first wanted first: `bf16`, `fp16`, `fp8`, `fp32`; empty: bf16, fp16, untagged."""
+
+    root_json: bool = False
+    full_repo: bool = False
+    allow_pickle: tuple[str, ...] = ()
+    """Refs whose weights may be pickles."""
+
+    max_repo_bytes: int = 60_000_000_000
+    """0: no limit."""
 
 
 class Asks(msgspec.Struct, frozen=True):
@@ -94,6 +114,17 @@ def _check_size(size: int, wanted: Wanted, options: SelectionOptions) -> None:
         )
 
 
+def _prefix(wanted: Wanted) -> str:
+    """Return how the paths begin that `subfolder=` leaves; raise `ModelError` where it leads out of the repository."""
+    if not wanted.subfolder:
+        return ""
+    try:
+        return f"{check_path(wanted.subfolder.rstrip('/'))}/"
+    except ModelError as error:
+        text = f"`{wanted.ref}` has no folder {wanted.subfolder[:100]!r}"
+        raise ModelError("file_not_found", text, "`subfolder=` is a path as `unet`", ref=wanted.ref) from error
+
+
 class _NotKnownYet(Exception):
     """Something was asked for that decides what comes next."""
 
@@ -109,7 +140,7 @@ class _Choice:
         self._options = options
         self._known = known
         self._flavor = precision_named(wanted.flavor)
-        self._prefix = f"{check_path(wanted.subfolder)}/" if wanted.subfolder else ""
+        self._prefix = _prefix(wanted)
         self._pickles = wanted.named_in(options.allow_pickle)
         self._halves: Sequence[str] = HALVES
         self._fp32: dict[str, int] = {}  # folder: bytes

@@ -14,11 +14,10 @@ import msgspec
 
 from gen_worker.fetch.cache.layout import Layout, Record, content_key, is_commit, plain_commit
 from gen_worker.fetch.cache.ledger import UNREADABLE
-from gen_worker.fetch.config import SelectionOptions
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import read_header
 from gen_worker.models.manifest import ManifestFile
-from gen_worker.models.selection import INDEX, OPTIONAL_COMPONENTS, Asks, Known, select
+from gen_worker.models.selection import INDEX, OPTIONAL_COMPONENTS, Asks, Known, SelectionOptions, select
 from gen_worker.models.wanted import Wanted
 
 _ROUNDS = 8  # of questions about a selection; the last ones ask for precisions

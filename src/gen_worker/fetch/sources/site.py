@@ -8,7 +8,6 @@ from typing import Annotated, NamedTuple, TypeAlias, TypeVar
 import msgspec
 
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.config import SelectionOptions
 from gen_worker.fetch.network.digests import digest_of
 from gen_worker.fetch.network.origins import Url
 from gen_worker.fetch.network.patience import HttpError
@@ -16,7 +15,7 @@ from gen_worker.fetch.network.transport import Response, Transport, translated
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import header_length, parse_header
 from gen_worker.models.manifest import Manifest, ManifestFile
-from gen_worker.models.selection import Asks, Known, Selection, select
+from gen_worker.models.selection import Asks, Known, Selection, SelectionOptions, select
 from gen_worker.models.wanted import Wanted
 from gen_worker.models.weights import UNKNOWN
 
