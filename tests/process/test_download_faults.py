@@ -1,5 +1,6 @@
 """What a download makes of each thing that can go wrong at the other end."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.network.part import Identity, Part
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Algorithm, ManifestFile
 from gen_worker.testing import (
@@ -245,6 +247,20 @@ def test_a_refusal_is_final_at_once(hub: LoopbackHub, downloads: Downloads, stat
     hub.fail("resolve:*", Status(status))
     assert failure(downloads, file).kind == kind
     assert downloads.told.retries == 0
+
+
+def test_a_failure_is_told_as_what_it_is_while_the_digest_still_follows(hub: LoopbackHub, downloads: Downloads) -> None:
+    size = 256 << 20  # whose digest takes many times as long as an answer
+    file = msgspec.structs.replace(listed(hub, CONTENT, algorithm="sha256"), size=size)
+    count = size // PIECE
+    part = Part(downloads.to)
+    part.begin(Identity(size, "sha256", file.digest, "", PIECE, ""))
+    os.truncate(part.path, size)
+    for number in range(count - 1):
+        part.finish(number)
+    part.close()
+    hub.fail(FILE, Status(404))
+    assert failure(downloads, file).kind == "file_not_found"
 
 
 def test_a_gated_file_is_told_as_such(hub: LoopbackHub, downloads: Downloads) -> None:

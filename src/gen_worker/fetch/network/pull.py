@@ -99,7 +99,7 @@ class Pull:
             self._await(more_came)
             until = pieces.prefix
             while at < until:
-                self.cancel.raise_if_set()
+                self._raise_if_ended()
                 count = self._part.read(buffer[: until - at], at)
                 digest.update(buffer[:count])
                 at += count
@@ -110,6 +110,11 @@ class Pull:
             self._state.wait_for(lambda: self._error is not None or ready())
             if self._error is not None:
                 raise self._error
+
+    def _raise_if_ended(self) -> None:
+        if self.cancel.is_set():
+            self._await(lambda: True)  # a worker that failed has set it, and said why before
+            self.cancel.raise_if_set()
 
     # --- the threads ---
 
