@@ -158,6 +158,7 @@ def test_without_any_schema_values_are_guessed(server: Server) -> None:
 
 def test_either_spelling_of_a_function_is_known(server: Server, sidecar: Path) -> None:
     assert invoke("echo_it", "a").returncode == 0
+    assert server.seen.get(timeout=5)["function"] == "echo-it", "by which a server knows a variant, too"
 
 
 @pytest.mark.parametrize(
@@ -324,6 +325,20 @@ def test_a_refused_payload_is_told_with_the_line_only_if_that_may_be_a_bug(
 def test_what_may_go_well_later_is_said(server: Server) -> None:
     server.answer = lambda request: [failed("retryable", "the API is slow", retryable=True)]
     assert invoke("call").stderr == "error: the API is slow\nhint: it may go well if you try again\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "hint"),
+    [
+        ("insufficient_vram: it declares 24 GB, the largest", "have it served where a device has more memory, or with"),
+        ("setup failed; tried again in 30 s", "it may go well if you try again\n"),
+        ("2 different payloads of it killed children; refused for 60 s more", "it may go well if you try again\n"),
+        ("cuda:0 is retired", "it stays so until the server is started again\n"),
+    ],
+)
+def test_what_is_unavailable_comes_with_what_helps(server: Server, reason: str, hint: str) -> None:
+    server.answer = lambda request: [failed("unavailable", f"`f` is unavailable: {reason}", retryable=True)]
+    assert invoke("f").stderr.startswith(f"error: `f` is unavailable: {reason}\nhint: {hint}")
 
 
 def test_without_a_server_the_hint_says_how_to_start_one(folder: Path) -> None:

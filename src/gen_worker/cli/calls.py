@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from gen_worker.capability import InsufficientVRAMError
 from gen_worker.cli.events import Events
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
 from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.cli.ndjson import NOT_JSON, Line, Lines, NoAnswerInTime, WireError, no_answer, open_connection
 from gen_worker.cli.project import show_stack, where_raised
 from gen_worker.cli.servers import Server
+from gen_worker.discovery.names import slugify_name
 from gen_worker.wire.messages import ErrorDetail
 
 NOTICE_AFTER_S = 15.0
@@ -35,7 +37,7 @@ class Call:
 
         self.request_id = f"{name}-{os.urandom(4).hex()}"
         self._server = server
-        self._function = function
+        self._function = slugify_name(function) or function  # a server knows a variant by no other spelling
         self._events = events
         self._take = take
         self._open = ExitStack()
@@ -139,6 +141,8 @@ _CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolutio
 
 _NO_TOKEN = ("a line without `token`", "a wrong `token`")  # what a server on TCP says before it hangs up
 
+_FOR_A_WHILE = ("tried again in", "refused for")  # of what is unavailable: what ends by itself
+
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
     "child_died": "{log} has the rest of what the child said",
@@ -159,12 +163,23 @@ def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
     told = ", ".join(
         f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
     )
-    hint = _HINTS.get(error.kind, "it may go well if you try again" if error.retryable else "").format(log=log)
+    hint = _HINTS.get(error.kind, _hint_of_trying(error)).format(log=log)
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
     hint = detail.hint or hint or raised
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
+
+
+def _hint_of_trying(error: WireError) -> str:
+    """Return what trying again is worth."""
+    if not error.retryable:
+        return ""
+    if error.kind != "unavailable" or any(words in error.message for words in _FOR_A_WHILE):
+        return "it may go well if you try again"
+    if InsufficientVRAMError.reason in error.message:
+        return "have it served where a device has more memory, or with a larger `--vram-budget` than now"
+    return "it stays so until the server is started again"
 
 
 def _says(message: str, name: str, value: object) -> bool:
