@@ -1,10 +1,14 @@
 """Models that a hub does not give, or whose listing cannot be meant: told apart, before a byte is written."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import ETag, LoopbackHub, Name, Status
@@ -192,12 +196,43 @@ def test_a_model_on_disk_is_good_enough_while_its_hub_is_out_and_says_so(
         assert refused(fetcher, Wanted("hf", "acme/other")).kind in ("unreachable", "rate_limited")
 
 
-def test_a_model_on_disk_is_no_longer_had_once_its_hub_refuses_it(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_model_on_disk_waits_a_second_at_most_for_a_hub_that_is_not_there_and_names_it(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
     hub.add_repo("acme/tiny", repository())
     with fetcher_for(config_for(tmp_path, hub.url)) as fetcher:
         fetcher.have(TINY)
-        hub.add_repo("acme/tiny", repository(), private=True)
-        assert refused(fetcher, TINY).kind == "not_found"
+    with closing(Fetcher(config_for(tmp_path, "http://127.0.0.1:1"))) as patient:
+        began = time.monotonic()
+        found = patient.fetch(TINY)
+        assert time.monotonic() - began < 1.0
+    os.close(found.lease)
+    asked = "`127.0.0.1:1` cannot be reached: Connection refused"
+    assert found.snapshot.notes == (f"`acme/tiny` is used as it is on disk: {asked}; with `--offline` nobody is asked",)
+
+
+def refusals(hub: LoopbackHub) -> dict[str, Callable[[], object]]:
+    return {
+        "not_found": lambda: hub.add_repo("acme/tiny", repository(seed=2), private=True),
+        "gated": lambda: hub.add_repo("acme/tiny", repository(seed=2), gated=True),
+        "unauthorized": lambda: hub.fail("api:*", Status(403)),
+    }
+
+
+@pytest.mark.parametrize("refusal", ["not_found", "gated", "unauthorized"])
+def test_a_model_on_disk_is_used_while_its_hub_refuses_it_and_says_so(
+    hub: LoopbackHub, tmp_path: Path, refusal: str
+) -> None:
+    files = repository()
+    hub.add_repo("acme/tiny", files)
+    with fetcher_for(config_for(tmp_path, hub.url)) as fetcher:
+        fetcher.have(TINY)
+        refusals(hub)[refusal]()
+        found = fetcher.have(TINY)
+        assert contents(found.snapshot) == files
+        assert "`acme/tiny` is used as it is on disk: " in found.snapshot.notes[-1]
+    with fetcher_for(config_for(tmp_path / "another", hub.url)) as fetcher:
+        assert refused(fetcher, TINY).kind == refusal
 
 
 def test_a_branch_that_moved_is_fetched_and_a_commit_is_for_good(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from gen_worker.fetch.network.download import download
 from gen_worker.fetch.network.patience import FOR_FILES, FOR_QUESTIONS, Patience
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.progress import Ongoing, OnProgress, Progress
-from gen_worker.fetch.sources import Resolved, resolve
+from gen_worker.fetch.sources import Resolved, host_of, resolve
 from gen_worker.models.errors import ModelError, ModelErrorKind
 from gen_worker.models.manifest import Manifest, ManifestFile
 from gen_worker.models.snapshot import Snapshot
@@ -34,7 +34,9 @@ from gen_worker.models.wanted import SnapshotFile, Wanted
 ASK_LIMIT_S = 10.0  # for the current commit of a model that is on disk already
 ANSWER_S = 60.0  # for which what a probe was told is good enough for the fetch that follows it
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_OUTAGES: frozenset[ModelErrorKind] = frozenset(("unreachable", "rate_limited", "not_configured"))
+_UNTOLD: frozenset[ModelErrorKind] = frozenset(
+    ("unreachable", "rate_limited", "not_configured", "unauthorized", "gated", "not_found")
+)  # what a model stands for now; what is on disk was given to this machine once, and is used offline as well
 
 
 class Fetched(NamedTuple):
@@ -64,6 +66,7 @@ class Fetcher:
         self._for_files = for_files
         self._store = Store(config)
         self._transport = Transport(config, for_questions)
+        self._hasty = Transport(config, _hasty(for_questions))
         self._ongoing = Ongoing()
         self._making_room = threading.Lock()
         self._probed: dict[Wanted, tuple[float, Resolved]] = {}
@@ -92,9 +95,10 @@ class Fetcher:
         """Have a model on disk, whole and verified; raise `ModelError` when it cannot be had.
 
         Returns at once what is there and cannot change. Where a branch or tag is meant, its provider is asked what it
-        stands for now; when the provider cannot be reached, what is on disk is good enough, and the snapshot's notes
-        say so. `offline` asks nobody. `probe` downloads nothing: a model that is not here raises the kind `absent`.
-        `snapshot` is what an orchestrator says that the model consists of. `keep` are refs that eviction spares.
+        stands for now; when the provider cannot be reached or does not tell, what is on disk is good enough, and the
+        snapshot's notes say so. `offline` asks nobody. `probe` downloads nothing: a model that is not here raises the
+        kind `absent`. `snapshot` is what an orchestrator says that the model consists of. `keep` are refs that eviction
+        spares.
 
         Two fetches of the same bytes share one download, also across processes. After a failure nothing is visible;
         what came is kept, so that the next try goes on from there.
@@ -115,10 +119,10 @@ class Fetcher:
             try:
                 resolved = self._resolve(wanted, snapshot, limited, impatient=found is not None)
             except ModelError as error:
-                if found is None or error.kind not in _OUTAGES:
+                if found is None or error.kind not in _UNTOLD:
                     raise
                 held.pop_all()
-                return _there(_noted(found, f"`{wanted.ref}` is used as it is on disk: {error}"))
+                return _there(_noted(found, _as_it_is(wanted, error)))
             current = self._store.find(wanted, resolved.manifest)
             if current is not None:
                 return _there(current)
@@ -127,17 +131,20 @@ class Fetcher:
     def close(self) -> None:
         """Let go of idle connections; nothing may be under way."""
         self._transport.close()
+        self._hasty.close()
 
     def _resolve(
         self, wanted: Wanted, snapshot: Sequence[SnapshotFile] | None, cancel: Cancel, *, impatient: bool
     ) -> Resolved:
-        """Ask what the model consists of now; who is impatient does not wait long for a provider that is silent."""
-        silent = ModelError("unreachable", f"nobody says within {ASK_LIMIT_S:g} s what `{wanted.ref}` stands for now")
+        """Ask what the model consists of now; who is impatient does not wait long for a provider that is out."""
+        text = f"{host_of(wanted, self._config)} does not say within {ASK_LIMIT_S:g} s what it stands for now"
+        silent = ModelError("unreachable", text)
         asked, resolved = self._probed.pop(wanted, (-ANSWER_S, None))
         if resolved is not None and snapshot is None and time.monotonic() - asked < ANSWER_S:
             return resolved
         with _within(ASK_LIMIT_S if impatient else 0.0, cancel, silent) as limited:
-            return resolve(wanted, self._config, self._transport, limited, snapshot)
+            transport = self._hasty if impatient else self._transport
+            return resolve(wanted, self._config, transport, limited, snapshot)
 
     def _have(self, fetch: "_Fetch", *, probe: bool) -> Fetched:
         """Download what is missing and build the snapshot."""
@@ -263,6 +270,18 @@ def _last_change(blob: Path) -> float:
 
 def _there(found: Found) -> Fetched:
     return Fetched(found.snapshot, found.lease, 0)
+
+
+def _hasty(patience: Patience) -> Patience:
+    """Return the patience of who has something to go on with: three tries within a second, if all are refused."""
+    return msgspec.structs.replace(
+        patience, tries=min(patience.tries, 3), first_delay_s=min(patience.first_delay_s, 0.25)
+    )
+
+
+def _as_it_is(wanted: Wanted, error: ModelError) -> str:
+    reason = str(error).removeprefix(f"`{wanted.ref}`: ")
+    return f"`{wanted.ref}` is used as it is on disk: {reason}; with `--offline` nobody is asked"
 
 
 def _noted(found: Found, note: str) -> Found:

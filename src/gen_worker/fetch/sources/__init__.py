@@ -1,6 +1,7 @@
 """Where models come from: which files a provider says one consists of, and where their bytes are had."""
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
@@ -11,7 +12,7 @@ from gen_worker.models.errors import ModelError
 from gen_worker.models.refs import valid_repo
 from gen_worker.models.wanted import SnapshotFile, Wanted
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "host_of", "resolve"]
 
 _PROVIDERS = {
     "hf": huggingface.resolve,
@@ -19,6 +20,17 @@ _PROVIDERS = {
     "civitai": civitai.resolve,
     "modelscope": modelscope.resolve,
 }
+
+
+def host_of(wanted: Wanted, config: FetchConfig) -> str:
+    """Return whom `resolve` asks about a model, as messages name it."""
+    endpoints = {
+        "hf": config.hf_endpoint,
+        "tensorhub": config.cozy_hub_url,
+        "civitai": config.civitai_endpoint,
+        "modelscope": config.modelscope_endpoint,
+    }
+    return f"`{urlsplit(endpoints[wanted.provider]).hostname or wanted.provider}`"
 
 
 def resolve(
