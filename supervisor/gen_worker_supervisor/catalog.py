@@ -6,6 +6,7 @@ Pure: it is told what the fetcher reports and returns what to order from it. Nev
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import inf
 
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Slot, Wanted
@@ -14,6 +15,8 @@ from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
 
 RETRY_S = 30.0  # a model that could not be had is not asked for again before
+VERIFIED_S = 600.0  # a model that was verified so lately is not damaged, whatever keeps it from being loaded
+DEADLY = 3  # fetchers that died of one download, without its getting on
 
 _UNDER_WAY = (ModelState.SEEKING, ModelState.FETCHING)
 
@@ -32,7 +35,12 @@ class Model:
     bytes_done: int = 0
     bytes_total: int | None = None
     retries: int = 0
-    since: float = 0.0  # when its download began
+    since: float | None = None  # when the fetcher first said how far the download is
+    bytes_since: int = 0  # what it said then: parts may have been there before
+    deaths: int = 0  # of fetchers that were at it, in a row
+    bytes_at_death: int = 0
+    verify: bool = False  # it could not be loaded: what is on disk must be hashed
+    verified_at: float = -inf
     failure: FetchFailed | None = None
     retry_at: float = 0.0
 
@@ -44,6 +52,12 @@ class Model:
     def here(self) -> bool:
         """Whether it can be loaded."""
         return self.state is ModelState.DISK
+
+    def bytes_per_s(self, now: float) -> float | None:
+        """How fast it comes; None while it does not."""
+        if self.state is not ModelState.FETCHING:
+            return None
+        return 0.0 if self.since is None else (self.bytes_done - self.bytes_since) / max(0.001, now - self.since)
 
     @property
     def settled(self) -> bool:
@@ -69,6 +83,7 @@ class Catalog:
 
     at_once: int = 2
     allow_pickle: tuple[str, ...] = ()  # globs of the refs whose weights may be pickles
+    derived_root: str = ""  # the folder of copies in another dtype
     models: dict[str, Model] = field(default_factory=dict)  # by `Wanted.key`
     number: int = 0
     asked: int = 0
@@ -117,14 +132,14 @@ class Catalog:
         queue = [model for model in self.models.values() if model.state is ModelState.QUEUED]
         for model in sorted(queue, key=lambda model: (not model.urgent, model.asked))[: max(0, free)]:
             model.move(ModelState.FETCHING)
-            model.since = now
+            model.since = None
             orders.append(self._order(model, probe=False))
         return orders
 
     def _order(self, model: Model, *, probe: bool) -> Fetch:
         self.number += 1
         model.number = self.number
-        return Fetch(model.number, model.wanted, probe=probe)
+        return Fetch(model.number, model.wanted, probe=probe, verify=model.verify)
 
     def reported(self, report: Fetching | Fetched | FetchFailed, now: float) -> Model | None:
         """Learn what became of an order; return the model whose state changed."""
@@ -136,33 +151,68 @@ class Catalog:
             case Fetching():
                 model.bytes_done, model.bytes_total = report.bytes_done, report.bytes_total
                 model.retries = report.retries
+                if model.since is None:
+                    model.since, model.bytes_since = now, report.bytes_done
                 return None
             case Fetched():
                 model.move(ModelState.DISK)
-                model.snapshot, model.urgent = report.snapshot, False
+                model.snapshot, model.urgent, model.deaths = report.snapshot, False, 0
                 model.bytes_done = model.bytes_total = report.snapshot.size
+                if model.verify:
+                    model.verify, model.verified_at = False, now
             case FetchFailed(kind="absent"):
                 model.move(ModelState.QUEUED)
+            case FetchFailed(kind="canceled"):
+                _order_again(model)  # by nobody here: somebody ends the fetcher
             case FetchFailed():
-                model.move(ModelState.FAILED)
-                model.failure, model.retry_at, model.urgent = report, now + RETRY_S, False
+                self._failed(model, report, now)
         return model
 
-    def fetcher_lost(self) -> None:
-        """The fetcher has died: everything that it was at is ordered from the next one."""
-        for model in self.models.values():
-            if model.state is ModelState.FETCHING:
-                model.move(ModelState.QUEUED)
-            model.number = 0
-        self.pending = True
+    def _failed(self, model: Model, report: FetchFailed, now: float) -> None:
+        model.move(ModelState.FAILED)
+        model.failure, model.retry_at, model.urgent, model.deaths = report, now + RETRY_S, False, 0
 
-    def damaged(self, slots: Sequence[Slot]) -> None:
-        """Files of these models could not be loaded: look at what is on the disk anew before they are tried again."""
+    def fetcher_lost(self, now: float = 0.0) -> list[Model]:
+        """The fetcher has died: what it was at is ordered from the next one.
+
+        Returns the models that are not, since too many fetchers died while these did not get on; they have failed.
+        """
+        self.pending = True
+        failed = []
+        for model in self.models.values():
+            if model.state is ModelState.FETCHING and _count_death(model) >= DEADLY:
+                self._failed(model, _deadly(model), now)
+                failed.append(model)
+            _order_again(model)
+        return failed
+
+    def damaged(self, slots: Sequence[Slot], now: float = inf) -> bool:
+        """Files of these models could not be loaded: look at what is on the disk anew before they are tried again.
+
+        Returns whether that may help: they are verified then, unless that was done just before.
+        """
+        hope = False
         for slot in slots:
             model = self.of(slot.wanted)
             if model.here:
                 model.move(ModelState.COLD)
                 model.snapshot = model.derived = None
+                model.verify = now - model.verified_at > VERIFIED_S
+                hope = hope or model.verify
+        return hope
+
+    def learn_derived(self, wanted: Wanted, path: str) -> bool:
+        """Load a model from a copy in its dtype from now on; return False when the path is that of no such copy.
+
+        A child names it, which is not believed blindly: others load from it.
+        """
+        model = self.of(wanted)
+        root, _, name = path.rpartition("/")
+        if model.snapshot is None or root != self.derived_root or not name.startswith(f"{model.snapshot.key}-"):
+            return model.derived == path
+        if model.derived is None:
+            model.derived = path
+        return True
 
     def forget(self, wanted: Iterable[Wanted]) -> Iterator[str]:
         """Forget models; return the keys of the snapshots that nobody else means."""
@@ -185,3 +235,22 @@ class Catalog:
         for model in self.models.values():
             if model.state in (ModelState.QUEUED, ModelState.FETCHING):
                 yield model
+
+
+def _order_again(model: Model) -> None:
+    """Have what the fetcher was at for a model ordered anew."""
+    if model.state is ModelState.FETCHING:
+        model.move(ModelState.QUEUED)
+    model.number = 0
+
+
+def _count_death(model: Model) -> int:
+    """Count a fetcher that died while it downloaded a model; return how many did since that got on."""
+    model.deaths = model.deaths + 1 if model.bytes_done <= model.bytes_at_death else 1
+    model.bytes_at_death = model.bytes_done
+    return model.deaths
+
+
+def _deadly(model: Model) -> FetchFailed:
+    text = f"`{model.wanted.ref}` cannot be downloaded: {DEADLY} fetchers in a row died while they were at it"
+    return FetchFailed(0, "download_failed", text, "the log says what they died of", retryable=True)

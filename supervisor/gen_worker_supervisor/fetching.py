@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
-from gen_worker.wire.fetching import Configure, FetchOrder, FetchReport, Keep
+from gen_worker.wire.fetching import Configure, Fetch, FetchFailed, FetchOrder, FetchReport, Hold, HoldFailed, Keep
 from gen_worker_supervisor.deaths import death
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.output import OutputPipe
@@ -206,8 +206,24 @@ class _Life:
                 return
             except (BrokenPipeError, ConnectionResetError):
                 return  # its death follows, and with it all orders are lost
+            except (ProtocolError, UnicodeEncodeError) as error:  # too long for a frame, or a name that is no text
+                self._refuse(order, str(error))
             close_all(descriptors)
             self._unsent.popleft()
+
+    def _refuse(self, order: FetchOrder, reason: str) -> None:
+        """Report an order that cannot be sent as one that failed."""
+        report: FetchReport
+        match order:
+            case Fetch(number, wanted):
+                text = f"`{wanted.ref:.200}` cannot be asked for: {reason}"
+                report = FetchFailed(number, "too_large", text, "name fewer files", retryable=False)
+            case Hold(number):
+                report = HoldFailed(number, reason)
+            case _:
+                self._owner.printed(f"an order was dropped: {reason}")
+                return
+        self._loop.call_soon(self._owner.reported, report, [])
 
     def _on_events(self, events: int) -> None:
         if events & WRITABLE:

@@ -210,10 +210,13 @@ class HostMemory:
         return True
 
     def add(self, snapshot: Snapshot, paths: Sequence[str], descriptors: Sequence[int]) -> None:
-        """Take the descriptors of some files of a snapshot that was wanted; those of any other are closed."""
+        """Take the descriptors of some files of a snapshot that was wanted; those of any other are closed.
+
+        Raises OSError when the run directory has no room for links; what is not yet held is closed then.
+        """
         held = self._held.get(snapshot.key)
         sizes = {entry.path: entry.size for entry in snapshot.files}
-        for path, descriptor in zip(paths, descriptors, strict=True):
+        for at, (path, descriptor) in enumerate(zip(paths, descriptors, strict=True)):
             if (
                 held is None
                 or path in held.descriptors
@@ -223,7 +226,11 @@ class HostMemory:
                 self._free([descriptor])
             else:
                 held.descriptors[path] = descriptor
-                self._link(snapshot.key, path, f"/proc/{os.getpid()}/fd/{descriptor}")
+                try:
+                    self._link(snapshot.key, path, f"/proc/{os.getpid()}/fd/{descriptor}")
+                except OSError:
+                    self._free(list(descriptors[at + 1 :]))
+                    raise
 
     def complete(self, key: str) -> None:
         """All files that are held have come: from now on there is a view. The others lead to the disk."""

@@ -5,7 +5,7 @@ Judgement is in `catalog`; which model goes where is `decide`'s.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from itertools import islice
 
 import msgspec
 
@@ -30,6 +30,8 @@ from gen_worker_supervisor.host_memory import HostMemory
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.state import FetcherLost, FetcherReported, Happening
 
+LISTED_FILES = 1000  # of a derived snapshot; listing them takes the loop 3 ms
+
 
 class ModelSupply:
     """The models on this host, as far as the supervisor has its hands on them."""
@@ -42,7 +44,7 @@ class ModelSupply:
         self._leases: dict[str, int] = {}  # by the key of the snapshot
         self._holding: dict[int, Snapshot] = {}  # what the fetcher copies into memory, by the order's number
         self._number = 0
-        self._loading: dict[int, list[str]] = {}  # the keys that a child loads from, by its generation
+        self._pins: dict[tuple[int, str], list[str]] = {}  # the keys of views, by a child's generation and an instance
 
     def start(self, fetcher: FetcherProcess, memory: HostMemory) -> None:
         """Start the fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
@@ -85,10 +87,7 @@ class ModelSupply:
             case Held(number, paths, last):
                 self._held(number, paths, descriptors, last=last)
             case HoldFailed(number, message):
-                if number in self._holding:
-                    failed = self._holding.pop(number)
-                    self.memory.drop(failed.key)
-                    self._log.event("warning", "models", f"`{failed.wanted.ref}` stays on disk only: {message}")
+                self._not_held(number, message)
             case Evicted(ref, size):
                 self._log.event("info", "models", f"`{ref}` evicted from the disk, {size / (1 << 20):.0f} MiB")
             case Noted(level, message):
@@ -115,31 +114,58 @@ class ModelSupply:
         if snapshot is None:
             close_all(descriptors)
             return
-        self.memory.add(snapshot, paths, descriptors)
+        try:
+            self.memory.add(snapshot, paths, descriptors)
+            if last:
+                self.memory.complete(snapshot.key)
+        except OSError as error:  # the run directory is full
+            self._not_held(number, (error.strerror or str(error)).lower())
+            return
         if last:
             del self._holding[number]
-            self.memory.complete(snapshot.key)
             told = f"`{snapshot.wanted.ref}` is in host memory, {snapshot.size / (1 << 20):.0f} MiB"
             self._log.event("info", "models", told)
 
+    def _not_held(self, number: int, reason: str) -> None:
+        """Let go of what has come of a copy, whose later frames are of no use."""
+        snapshot = self._holding.pop(number, None)
+        if snapshot is not None:
+            self.memory.drop(snapshot.key)
+            self._log.event("warning", "models", f"`{snapshot.wanted.ref}` stays on disk only: {reason}")
+
     # --- loads ---
 
-    def load_begins(self, generation: int, models: Iterable[SlotModel]) -> list[SlotModel]:
-        """Return the models with the quickest places to load them from, which stay until `load_ends`."""
+    def load_begins(self, generation: int, models: Iterable[SlotModel], instance: str = "") -> list[SlotModel]:
+        """Return the models with the quickest places to load them from.
+
+        These stay as long as the instance: the author may have been given a path, and read it at any time.
+        """
+        self.unloaded(generation, instance)
         chosen = []
         for model in models:
             view = self.memory.view(model.key)
             if view is not None:
                 self.memory.pin(model.key)
-                self._loading.setdefault(generation, []).append(model.key)
+                self._pins.setdefault((generation, instance), []).append(model.key)
                 model = msgspec.structs.replace(model, path=view)
             chosen.append(model)
         return chosen
 
-    def load_ends(self, generation: int) -> None:
+    def load_ends(self, generation: int, instance: str = "", loaded: bool = False) -> None:
         """A child has loaded what it was to load, or will not."""
-        for key in self._loading.pop(generation, ()):
+        if not loaded:
+            self.unloaded(generation, instance)
+
+    def unloaded(self, generation: int, instance: str) -> None:
+        """A child holds an instance no longer."""
+        for key in self._pins.pop((generation, instance), ()):
             self.memory.unpin(key)
+
+    def child_gone(self, generation: int) -> None:
+        """A child holds nothing any more."""
+        for each, instance in list(self._pins):
+            if each == generation:
+                self.unloaded(generation, instance)
 
     def used(self, models: Iterable[Model]) -> None:
         """Have models that a child has loaded copied into host memory, as far as that has room."""
@@ -167,16 +193,23 @@ class ModelSupply:
 
 
 def _content(model: Model) -> Snapshot | None:
-    """Return what is loaded for a model: its snapshot, or the one that was derived of it."""
+    """Return what is loaded for a model: its snapshot, or the one that was derived of it, None when that is odd."""
     if model.snapshot is None or model.derived is None:
         return model.snapshot
-    return msgspec.structs.replace(
-        model.snapshot, key=model.key, path=model.derived, files=tuple(_files(Path(model.derived)))
-    )
+    try:
+        files = tuple(islice(_files(model.derived), LISTED_FILES + 1))
+    except OSError:
+        return None  # it went away, and is made anew by the next load
+    if len(files) > LISTED_FILES:
+        return None
+    return msgspec.structs.replace(model.snapshot, key=model.key, path=model.derived, files=files)
 
 
-def _files(folder: Path) -> Iterator[SnapshotEntry]:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place, name)
-            yield SnapshotEntry(path.relative_to(folder).as_posix(), path.stat().st_size)
+def _files(folder: str, below: str = "") -> Iterator[SnapshotEntry]:
+    """Return the regular files of a folder; looks at no more of it than is asked for."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path, f"{below}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield SnapshotEntry(below + entry.name, entry.stat().st_size)

@@ -149,19 +149,19 @@ def _resident(child: Child) -> list[ModelStatus]:
 
 
 def _download(fleet: Fleet, model: Model, now: float) -> DownloadStatus:
-    fetching = model.state is ModelState.FETCHING
-    wanted_by = [
-        function.name
-        for function in fleet.functions.values()
+    wanted_by = {
+        function.name: None
+        for function in fleet.variants()
         if any(slot.wanted == model.wanted for slot in function.surveyed.slots)
-    ]
+    }
+    bytes_per_s = model.bytes_per_s(now)
     return DownloadStatus(
         ref=model.wanted.ref,
         bytes_done=model.bytes_done,
         bytes_total=model.bytes_total,
-        bytes_per_s=round(model.bytes_done / max(0.001, now - model.since), 1) if fetching else None,
-        state="downloading" if fetching else "queued",
-        wanted_by=wanted_by,
+        bytes_per_s=None if bytes_per_s is None else round(bytes_per_s, 1),
+        state="downloading" if model.state is ModelState.FETCHING else "queued",
+        wanted_by=list(wanted_by),
         retries=model.retries,
     )
 
@@ -214,7 +214,7 @@ def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str]
         name=function.name,
         state="available" if reason is None else "unavailable",
         reason=None if reason is None else hide(reason),
-        queued=function.waiting,
+        queued=sum(each.waiting for each in fleet.variants() if each.name == function.name),
         median_run_s=function.median_s,
     )
 

@@ -37,6 +37,9 @@ class Fetch(_Message):
     probe: bool = False
     """Only find out: its commit may be asked for, no file is downloaded. One that is not here fails as `absent`."""
 
+    verify: bool = False
+    """It could not be loaded: what is found is read and hashed first, and what is damaged counts as not here."""
+
 
 class Abort(_Message):
     """Stop this fetch; it ends as `FetchFailed` with the kind `canceled`, unless it had ended. Parts stay for later."""
