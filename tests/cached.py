@@ -11,6 +11,7 @@ from gen_worker.fetch.cache.store import Found, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.models.manifest import Manifest, ManifestFile
+from gen_worker.models.selection import SelectionOptions
 from gen_worker.models.wanted import Wanted
 
 TINY = Wanted("hf", "acme/tiny")
@@ -44,7 +45,14 @@ def _described(wanted: Wanted, path: str, content: bytes, digests: bool) -> Mani
 
 
 def store_in(
-    root: Path, *, hub: Path | None = None, lower: tuple[Path, ...] = (), cache_bytes: int = 0, free_bytes: int = 0
+    root: Path,
+    *,
+    hub: Path | None = None,
+    lower: tuple[Path, ...] = (),
+    cache_bytes: int = 0,
+    free_bytes: int = 0,
+    stall_timeout_s: float = 60.0,
+    selection: SelectionOptions | None = None,
 ) -> Store:
     """Return the store of a folder."""
     return Store(
@@ -54,6 +62,8 @@ def store_in(
             lower=tuple(map(str, lower)),
             cache_bytes=cache_bytes,
             free_bytes=free_bytes,
+            stall_timeout_s=stall_timeout_s,
+            selection=selection or SelectionOptions(),
         )
     )
 

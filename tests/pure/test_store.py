@@ -14,6 +14,8 @@ from gen_worker.fetch.cache.disk import on_memory
 from gen_worker.fetch.cache.store import Found, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.models.errors import ModelError
+from gen_worker.models.manifest import Manifest
+from gen_worker.models.selection import SelectionOptions
 from gen_worker.models.wanted import Wanted
 from tests.cached import (
     FILES,
@@ -330,6 +332,25 @@ def test_a_plan_that_cannot_be_read_takes_no_other_one_with_it(store: Store) -> 
     assert present(store, HUB)
 
 
+def test_a_commit_that_the_cache_of_another_root_uses_in_part_is_not_evicted(tmp_path: Path) -> None:
+    one, other = (store_in(tmp_path / name, hub=tmp_path / "hub") for name in ("one", "other"))
+    files = {"a.json": b"1", "b.json": b"2", "c.json": b"3"}
+    whole = manifest_of(TINY, files)
+    put_and_leave(store_in(tmp_path / "whole", hub=tmp_path / "hub"), TINY, files)
+
+    def part(store: Store, *paths: str) -> Found:
+        wanted = Wanted("hf", TINY.repo, files=paths)
+        kept = tuple(file for file in whole.files if file.path in paths)
+        return store.publish(wanted, Manifest(wanted.ref, whole.commit, kept, listing=whole.files))
+
+    ours, theirs = part(one, "a.json", "b.json"), part(other, "b.json", "c.json")
+    os.close(ours.lease)
+    assert one.evict([ours.snapshot.key]) == []
+    assert content_of(theirs) == {"b.json": b"2", "c.json": b"3"}
+    os.close(theirs.lease)
+    assert one.evict([ours.snapshot.key])
+
+
 # --- the ledger -------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +379,55 @@ def test_a_record_that_is_damaged_is_made_anew_with_its_model(store: Store, dama
     assert present(store, TINY)
     put_and_leave(store, HUB)
     assert present(store, HUB)
+
+
+def test_a_ledger_that_another_process_keeps_locked_is_waited_for_until_canceled_or_too_long(tmp_path: Path) -> None:
+    store = store_in(tmp_path, stall_timeout_s=0.05)
+    patient = store_in(tmp_path)
+    put_and_leave(store, TINY)
+    lock = locks.acquire(store.layout.locks / "ref-index.lock")
+    found = found_in(store, TINY)
+    os.close(found.lease)
+    age(store, TINY, 100.0)
+    assert present(store, TINY)  # though it cannot be noted that it is used
+    canceled = Cancel()
+    canceled.set()
+    for wait in (
+        lambda cancel: patient.plan(HUB, manifest_of(HUB, FILES), cancel),
+        lambda cancel: patient.publish(TINY, manifest_of(TINY, FILES), cancel),
+        lambda cancel: patient.make_room(1 << 60, cancel=cancel),
+    ):
+        with pytest.raises(ModelError) as told:
+            wait(canceled)
+        assert told.value.kind == "canceled"
+    with pytest.raises(ModelError, match=f"process {os.getpid()} has kept") as told:
+        store.plan(HUB, manifest_of(HUB, FILES))
+    assert told.value.kind == "stalled"
+    os.close(lock)
+
+
+def age(store: Store, wanted: Wanted, seconds: float) -> None:
+    """Have a model be used last so long ago."""
+    rows = json.loads(store.layout.ledger.read_text())
+    rows[wanted.key]["last_used"] -= seconds
+    store.layout.ledger.write_text(json.dumps(rows))
+
+
+def test_files_that_other_options_chose_are_told_from_those_of_now(tmp_path: Path) -> None:
+    store, other = store_in(tmp_path), store_in(tmp_path, selection=SelectionOptions(full_repo=True))
+    put_and_leave(store, TINY)
+    for _again in range(2):
+        for each, same in ((store, True), (other, False)):
+            found = found_in(each, TINY)
+            assert found.same_options is same
+            os.close(found.lease)
+            age(store, TINY, 100.0)
+    resolved = other.find(TINY, manifest_of(TINY, FILES))  # they come to the same files
+    assert resolved is not None
+    os.close(resolved.lease)
+    found = found_in(other, TINY)
+    assert found.same_options
+    os.close(found.lease)
 
 
 def test_what_is_not_understood_of_a_ledger_stays(store: Store) -> None:
@@ -463,9 +533,8 @@ def test_a_damaged_model_of_a_lower_cache_is_not_looked_for_there_again(tmp_path
     file.chmod(0o644)
     file.write_bytes(content[::-1])
     store = store_in(tmp_path / "own", lower=(tmp_path / "image",))
-    below = found_in(store, HUB)
-    os.close(below.lease)
-    assert [each.path for each in store.forget(below.snapshot)] == ["config.json"]
+    assert present(store, HUB)
+    assert store.find_verified(HUB) is None
     assert not present(store, HUB)
     put_and_leave(store, HUB)
     assert present(store, HUB)
@@ -483,8 +552,7 @@ def test_damaged_files_are_found_and_fetched_again_and_no_others(store: Store, w
     damaged.chmod(0o644)
     damaged.write_bytes(content[::-1])
     assert present(store, wanted)  # sizes say nothing of that
-    [damage] = store.forget(found.snapshot)
-    assert (damage.ref, damage.path) == (wanted.ref, "config.json")
+    assert store.find_verified(wanted) is None
     assert not present(store, wanted)
     with store.plan(wanted, manifest_of(wanted, FILES)) as plan:
         assert [file.path for file, _blob in plan.missing] == ["config.json"]
@@ -496,8 +564,11 @@ def test_damaged_files_are_found_and_fetched_again_and_no_others(store: Store, w
 def test_a_model_without_damage_is_not_forgotten(store: Store) -> None:
     found = put(store, TINY)
     os.close(found.lease)
-    assert store.forget(found.snapshot) == []
-    assert present(store, TINY)
+    read: list[int] = []
+    again = store.find_verified(TINY, on_bytes=read.append)
+    assert again is not None
+    assert sum(read) == again.snapshot.size
+    os.close(again.lease)
 
 
 def test_all_models_that_share_a_damaged_file_are_forgotten(store: Store) -> None:
@@ -508,9 +579,55 @@ def test_all_models_that_share_a_damaged_file_are_forgotten(store: Store) -> Non
     file = Path(found.snapshot.path, "config.json")
     file.chmod(0o644)
     file.write_bytes(file.read_bytes()[::-1])
-    store.forget(found.snapshot)
+    assert store.find_verified(HUB) is None
     assert not present(store, HUB)
     assert not present(store, other)
+
+
+def test_damaged_files_that_hugging_face_libraries_fetched_are_fetched_again(tmp_path: Path) -> None:
+    os.close(put(store_in(tmp_path / "other", hub=tmp_path / "hub"), TINY).lease)
+    store = store_in(tmp_path / "own", hub=tmp_path / "hub")
+    found = found_in(store, TINY)
+    os.close(found.lease)
+    damaged = Path(found.snapshot.path, "config.json").resolve()
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    assert store.find_verified(TINY) is None
+    again = put(store, TINY)
+    assert content_of(again) == FILES
+    os.close(again.lease)
+
+
+def test_a_reading_that_is_canceled_leaves_its_model_and_no_lease(store: Store) -> None:
+    key = put_and_leave(store, TINY)
+    cancel = Cancel()
+    cancel.set()
+    with pytest.raises(ModelError, match="canceled"):
+        store.find_verified(TINY, cancel=cancel)
+    assert store.evict([key])
+
+
+def test_a_blob_that_others_laid_there_is_read_before_it_is_used(store: Store) -> None:
+    manifest = manifest_of(TINY, FILES)
+    blobs = store.layout.repository(TINY.repo) / "blobs"
+    good, bad = manifest.files
+    write(blobs / good.etag, FILES[good.path])
+    write(blobs / bad.etag, FILES[bad.path][::-1])
+    with store.plan(TINY, manifest) as plan:
+        assert [file.path for file, _blob in plan.missing] == [bad.path]
+    found = put(store, TINY)
+    assert content_of(found) == FILES
+    os.close(found.lease)
+
+
+def test_a_blob_that_was_verified_when_it_was_made_is_not_read_again(store: Store) -> None:
+    manifest = manifest_of(TINY, FILES)
+    with store.plan(TINY, manifest) as plan:
+        for file, blob in plan.missing:
+            with store.locked(blob, Cancel()):
+                write(blob, FILES[file.path][::-1])
+    with store.plan(TINY, manifest) as plan:
+        assert plan.missing == []
 
 
 # --- where it lies ----------------------------------------------------------------------------------------------------

@@ -150,8 +150,8 @@ class Layout(msgspec.Struct, frozen=True):
 
     def lease(self, record: Record) -> Path:
         """Return the file that is locked by whoever uses a snapshot."""
-        if record.provider == "hf":  # beside the files, as the cache of another root may be the same folder
-            return self.hub / ".locks" / self.repository(record.repo).name / f"{_name(record.key)}.lease"
+        if record.provider == "hf":  # of the folder itself, as caches of other roots may have other files of it
+            return self.hub / ".locks" / self.repository(record.repo).name / f"{hex_commit(record.commit)}.lease"
         return self.locks / f"{_name(record.key)}.lease"
 
     def linking(self, record: Record) -> Path:

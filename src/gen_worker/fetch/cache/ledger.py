@@ -5,6 +5,7 @@ under its lock. What is not understood of it is left as it is. It holds nothing 
 not hold, but for the times: a damaged one is made anew from them.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from gen_worker.fetch.cache import locks
 from gen_worker.fetch.cache.layout import Layout, Record
-from gen_worker.fetch.cache.locks import locked
+from gen_worker.fetch.cancel import Cancel
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
 
@@ -29,8 +31,9 @@ UNREADABLE = (ValueError, RecursionError)
 class Ledger:
     """The ledger of one cache."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, patience_s: float = math.inf) -> None:
         self._layout = layout
+        self._patience_s = patience_s
         self._lock = layout.locks / "ref-index.lock"
 
     def read(self) -> Rows:
@@ -58,9 +61,32 @@ class Ledger:
         return {record.key: record for record in found if record is not None}
 
     @contextmanager
-    def changing(self) -> Iterator[Rows]:
-        """Yield the rows to change, with nobody else changing them; they are saved when the block does not raise."""
-        with locked(self._lock):
+    def changing(self, cancel: Cancel | None = None) -> Iterator[Rows]:
+        """Yield the rows to change, with nobody else changing them; they are saved when the block does not raise.
+
+        Raises `ModelError` when it is canceled while others change them, or when that takes too long.
+        """
+        begun, waiting = time.monotonic(), cancel or Cancel()
+        while (lock := locks.attempt(self._lock)) is None:
+            if time.monotonic() - begun > self._patience_s:
+                raise _stalled(self._lock, self._patience_s)
+            waiting.wait(locks.LOOK_S)
+        with self._saved(lock) as rows:
+            yield rows
+
+    @contextmanager
+    def changing_if_free(self) -> Iterator[Rows | None]:
+        """Yield the rows to change as `changing` does, or None at once while somebody else changes them."""
+        lock = locks.attempt(self._lock)
+        if lock is None:
+            yield None
+            return
+        with self._saved(lock) as rows:
+            yield rows
+
+    @contextmanager
+    def _saved(self, lock: int) -> Iterator[Rows]:
+        try:
             rows = self._rows()
             before = None if rows is None else msgspec.json.encode(rows)
             if rows is None:
@@ -68,9 +94,11 @@ class Ledger:
             yield rows
             if msgspec.json.encode(rows) != before:
                 replace(self._layout.ledger, msgspec.json.format(msgspec.json.encode(rows), indent=1))
+        finally:
+            os.close(lock)
 
-    def enter(self, rows: Rows, wanted: Wanted, record: Record, now: float | None = None) -> None:
-        """Say in the rows that a wish came to a snapshot, and that it is used now."""
+    def enter(self, rows: Rows, wanted: Wanted, record: Record, now: float | None = None, *, options: str = "") -> None:
+        """Say in the rows that a wish came to a snapshot, chosen by some options, and that it is used now."""
         snapshot = self._layout.described(record, wanted)
         rows.setdefault(wanted.key, {}).update(
             ref=wanted.ref,
@@ -80,6 +108,7 @@ class Ledger:
             commit=record.commit,
             path=snapshot.path,
             bytes=record.size,
+            options=options,
             last_used=time.time() if now is None else now,
         )
 
@@ -97,6 +126,12 @@ class Ledger:
         for key in sorted(written, key=written.__getitem__):  # of two for one wish the later one holds
             self.enter(rows, records[key].wanted, records[key], written[key])
         return rows
+
+
+def _stalled(lock: Path, waited_s: float) -> ModelError:
+    users = ", ".join(f"process {pid}" for pid in locks.holders(lock)) or "another process"
+    text = f"{users} has kept the cache's ledger locked for {waited_s:g} s: `{lock}`"
+    return ModelError("stalled", text, "end what hangs there, and try again: what came is kept")
 
 
 def refs_of(rows: Rows, record: Record) -> list[str]:

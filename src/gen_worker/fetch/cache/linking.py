@@ -12,6 +12,7 @@ import msgspec
 from gen_worker.fetch.cache import locks
 from gen_worker.fetch.cache.layout import Layout, Record
 from gen_worker.fetch.cache.ledger import UNREADABLE, flush_folder, replace
+from gen_worker.fetch.cancel import Cancel
 from gen_worker.models.manifest import ManifestFile
 from gen_worker.models.wanted import Wanted
 
@@ -21,12 +22,12 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENO
 # --- made -------------------------------------------------------------------------------------------------------------
 
 
-def link_all(layout: Layout, record: Record) -> None:
+def link_all(layout: Layout, record: Record, cancel: Cancel | None = None) -> None:
     """Have the folder of a snapshot hold all files of a record, beside what else it holds.
 
     A folder that is new appears whole.
     """
-    with locks.locked(layout.linking(record)) if record.provider == "hf" else nullcontext():
+    with locks.locked(layout.linking(record), cancel=cancel) if record.provider == "hf" else nullcontext():
         folder = layout.snapshot(record)
         if not folder.exists() and _built(layout, record):
             return

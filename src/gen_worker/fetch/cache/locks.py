@@ -13,7 +13,8 @@ from pathlib import Path
 
 from gen_worker.fetch.cancel import Cancel
 
-_LOOK_S = 0.02  # between tries, so that a wait can be canceled; flock itself can only be interrupted by a signal
+LOOK_S = 0.02
+"""Between tries, so that a wait can be canceled; flock itself can only be interrupted by a signal."""
 
 
 def acquire(path: Path, *, shared: bool = False, cancel: Cancel | None = None) -> int:
@@ -23,7 +24,7 @@ def acquire(path: Path, *, shared: bool = False, cancel: Cancel | None = None) -
     """
     waiting = cancel or Cancel()
     while (held := attempt(path, shared=shared)) is None:
-        waiting.wait(_LOOK_S)
+        waiting.wait(LOOK_S)
     return held
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from gen_worker.fetch.cache.unrecorded import unrecorded
 from gen_worker.fetch.cache.verification import problem
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Manifest, ManifestFile
+from gen_worker.models.selection import SelectionOptions
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
 
@@ -41,6 +43,8 @@ class Found(msgspec.Struct, frozen=True):
 
     snapshot: Snapshot
     lease: int
+    same_options: bool = True
+    """Whether its files were chosen by the selection options of now; if not, other ones may be wanted."""
 
 
 class Plan:
@@ -111,12 +115,13 @@ class Store:
 
     def __init__(self, config: FetchConfig) -> None:
         self.layout = Layout(Path(config.root), Path(config.hf_cache))
-        self._ledger = Ledger(self.layout)
-        self._distrusted: set[str] = set()  # keys of what turned out damaged in a lower cache
+        self._ledger = Ledger(self.layout, config.stall_timeout_s)
+        self._distrusted: set[str] = set()  # keys of what turned out damaged where nothing may be removed
         self._lower = [_lower_layout(Path(root)) for root in config.lower]
         self._cache_bytes = config.cache_bytes
         self._free_bytes = config.free_bytes
         self._options = config.selection
+        self._mark = _mark_of(config.selection)
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -126,46 +131,86 @@ class Store:
         Without a manifest a branch or tag means what it meant when it was fetched; with one, only just these files
         count. Sizes are compared; digests are `verify`'s.
         """
-        return self._find_here(wanted, manifest) or self._find_below(wanted, manifest)
+        return self._find(wanted, manifest, _is_whole)
 
-    def _find_here(self, wanted: Wanted, manifest: Manifest | None) -> Found | None:
-        for record in self._candidates(self.layout, wanted, manifest):
-            lease = self._leased(record)
+    def find_verified(
+        self,
+        wanted: Wanted,
+        manifest: Manifest | None = None,
+        *,
+        cancel: Cancel | None = None,
+        on_bytes: Callable[[int], None] = lambda _bytes: None,
+    ) -> Found | None:
+        """Return a model as `find` does, having read all its files; may raise `ModelError`.
+
+        Files that are damaged are taken from the disk. Where nothing may be removed, as in a lower cache, this process
+        no longer looks for their model.
+        """
+
+        def is_sound(layout: Layout, record: Record) -> bool:
+            if not _is_whole(layout, record):
+                return False
+            damaged = _damages(layout, record, on_bytes, cancel)
+            if damaged and layout == self.layout and may_write(layout.cas):
+                self.discard(record, damaged)
+            elif damaged:
+                self._distrusted.add(record.key)
+            return not damaged
+
+        return self._find(wanted, manifest, is_sound)
+
+    def _find(
+        self, wanted: Wanted, manifest: Manifest | None, is_good: Callable[[Layout, Record], bool]
+    ) -> Found | None:
+        return self._find_here(wanted, manifest, is_good) or self._find_below(wanted, manifest, is_good)
+
+    def _find_here(
+        self, wanted: Wanted, manifest: Manifest | None, is_good: Callable[[Layout, Record], bool]
+    ) -> Found | None:
+        for record, mark in self._candidates(self.layout, wanted, manifest):
+            lease = None if record.key in self._distrusted else self._leased(record)
             if lease is None:
                 continue
-            if not _is_whole(self.layout, record):
+            try:
+                if is_good(self.layout, record):
+                    self._touch(wanted, record, mark)
+                    return Found(self.layout.described(record, wanted), os.dup(lease), mark == self._mark)
+            finally:
                 os.close(lease)
-                continue
-            self._touch(wanted, record)
-            return Found(self.layout.described(record, wanted), lease)
         return None
 
-    def _find_below(self, wanted: Wanted, manifest: Manifest | None) -> Found | None:
+    def _find_below(
+        self, wanted: Wanted, manifest: Manifest | None, is_good: Callable[[Layout, Record], bool]
+    ) -> Found | None:
         for layout in self._lower:
-            for record in self._candidates(layout, wanted, manifest, lower=True):
-                if record.key not in self._distrusted and _is_whole(layout, record):
-                    folder = layout.snapshot(record)  # nobody evicts there; it only stands for a lease
-                    return Found(layout.described(record, wanted), os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+            for record, mark in self._candidates(layout, wanted, manifest, lower=True):
+                if record.key not in self._distrusted and is_good(layout, record):
+                    lease = os.open(layout.snapshot(record), os.O_RDONLY | os.O_DIRECTORY)  # nobody evicts there
+                    return Found(layout.described(record, wanted), lease, mark == self._mark)
         return None
 
     def _candidates(
         self, layout: Layout, wanted: Wanted, manifest: Manifest | None, *, lower: bool = False
-    ) -> Iterator[Record]:
-        """Yield the records that may answer a wish; in a lower cache also what has none but the files themselves."""
+    ) -> Iterator[tuple[Record, str]]:
+        """Yield the records that may answer a wish, each with the mark of the options that its files were chosen by.
+
+        In a lower cache also what has no record but the files themselves.
+        """
         ledger = Ledger(layout)
         asked = None if manifest is None else Record.of(wanted, manifest)
-        known = ledger.record(ledger.read().get(wanted.key, {}).get("key"))
+        row = ledger.read().get(wanted.key, {})
+        known = ledger.record(row.get("key"))
         if known is not None and (asked is None or asked.key == known.key):
-            yield known
+            yield known, self._mark if asked else str(row.get("options", ""))
         if asked is not None:
             same = ledger.record(asked.key)
             if same is not None or lower or not self._is_kept_here(wanted):
-                yield same or asked
+                yield same or asked, self._mark
         elif lower or wanted.provider == "hf":  # a folder of ours without a record may hold a part of what is wanted
             recorded = {layout.snapshot(record) for record in ledger.records().values()}
             dropped = unrecorded(layout, wanted, self._options, recorded)
             if dropped is not None:
-                yield ledger.record(dropped.key) or dropped
+                yield ledger.record(dropped.key) or dropped, self._mark
 
     def _is_kept_here(self, wanted: Wanted) -> bool:
         """Whether what lies here of such a model is this cache's to record and evict.
@@ -191,22 +236,33 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def _touch(self, wanted: Wanted, record: Record) -> None:
-        """Say in the ledger that a model is used now; a cache that cannot be written goes without."""
+    def _touch(self, wanted: Wanted, record: Record, mark: str) -> None:
+        """Say in the ledger that a model is used now; one that cannot be written, or is being, goes without."""
         row = self._ledger.read().get(wanted.key, {})
         recorded = self.layout.record(record.key).exists()
-        if recorded and row.get("key") == record.key and time.time() - last_used(row) < _TOUCH_S:
+        same = (row.get("key"), row.get("options", "")) == (record.key, mark)
+        if recorded and same and time.time() - last_used(row) < _TOUCH_S:
             return
-        if not recorded and not self._is_kept_here(wanted):
+        if not recorded and not (self._is_kept_here(wanted) and self._is_lasting(record)):
             return
         try:
-            with self._ledger.changing() as rows:
+            with self._ledger.changing_if_free() as rows:
+                if rows is None:
+                    return
                 if not recorded:
                     replace(self.layout.record(record.key), msgspec.json.encode(record))
-                self._ledger.enter(rows, wanted, record)
+                self._ledger.enter(rows, wanted, record, options=mark)
         except OSError as error:
             if error.errno not in (*READ_ONLY, *FULL):
                 raise
+
+    def _is_lasting(self, record: Record) -> bool:
+        """Whether a record would be read back; one is not of files that nobody knows the digests of."""
+        try:
+            self.layout.check(record)
+        except ModelError:
+            return False
+        return True
 
     def listed(self) -> list[Listed]:
         """Return all snapshots that are whole, here and in the lower caches, the last used first."""
@@ -257,10 +313,11 @@ class Store:
 
     # --- what is added ------------------------------------------------------------------------------------------------
 
-    def plan(self, wanted: Wanted, manifest: Manifest) -> Plan:
+    def plan(self, wanted: Wanted, manifest: Manifest, cancel: Cancel | None = None) -> Plan:
         """Return what is missing of a model, and spare from eviction what is not; raise `ModelError`.
 
-        Close it when the model is published, or given up.
+        Blobs that others laid into Hugging Face's layout are read once: a damaged one is missing. Close it when the
+        model is published, or given up.
         """
         record = Record.of(wanted, manifest)
         self.layout.check(record)
@@ -271,12 +328,36 @@ class Store:
             if missing:
                 raise read_only(wanted.ref, self.layout.root)
             return Plan(record, missing, place, None)
-        with writing(wanted.ref, self.layout.root), self._ledger.changing():
-            lock = self._announced(record)  # before it is looked at, so that nothing goes in between
-            missing = _missing(blobs)
-            for _file, blob in missing:
-                self._remove_wrong(blob)
-            return Plan(record, missing, place, lock)
+        with writing(wanted.ref, self.layout.root):
+            with self._ledger.changing(cancel):
+                lock = self._announced(record)  # before it is looked at, so that nothing goes in between
+                missing = _missing(blobs)
+                for _file, blob in missing:
+                    self._remove_wrong(blob)
+            plan = Plan(record, missing, place, lock)
+            try:
+                plan.missing += self._damaged_by_others(blobs, cancel)
+            except BaseException:
+                plan.close()
+                raise
+            return plan
+
+    def _damaged_by_others(
+        self, blobs: dict[Path, ManifestFile], cancel: Cancel | None
+    ) -> list[tuple[ManifestFile, Path]]:
+        """Return the blobs that nobody here has verified and that are not what their name says, having removed them."""
+        found = []
+        for blob, file in blobs.items():
+            if blob.is_relative_to(self.layout.hub) and _may_change(blob):
+                with self.locked(blob, cancel or Cancel()):
+                    if not _may_change(blob):
+                        continue  # another process has read it meanwhile
+                    if problem(blob, file, cancel=cancel) is None:
+                        _seal(blob)
+                    else:
+                        blob.unlink(missing_ok=True)
+                        found.append((file, blob))
+        return found
 
     def _remove_wrong(self, blob: Path) -> None:
         """Remove a blob that has not the size it should have, if it is not just being made."""
@@ -297,26 +378,34 @@ class Store:
             raise
         return path, lock
 
-    def locked(self, blob: Path, cancel: Cancel) -> AbstractContextManager[None]:
-        """Be the only one who writes a blob, of all processes; waits, and raises `ModelError` when canceled."""
-        return locks.locked(self.layout.blob_lock(blob), cancel=cancel)
+    @contextmanager
+    def locked(self, blob: Path, cancel: Cancel) -> Iterator[None]:
+        """Be the only one who writes a blob, of all processes; waits, and raises `ModelError` when canceled.
 
-    def publish(self, wanted: Wanted, manifest: Manifest) -> Found:
+        Whoever makes one verifies it: nobody may write to it from then on, and nobody reads it again to be sure.
+        """
+        with locks.locked(self.layout.blob_lock(blob), cancel=cancel):
+            there = blob.exists()
+            yield
+            if not there and blob.exists():
+                _seal(blob)
+
+    def publish(self, wanted: Wanted, manifest: Manifest, cancel: Cancel | None = None) -> Found:
         """Make a model visible whose blobs are all there, and return it with its lease; raise `ModelError`.
 
         Until this is done nobody finds it; from then on it is found whole, also after a loss of power.
         """
         with writing(wanted.ref, self.layout.root):
             record = self._measured(Record.of(wanted, manifest))
-            lease = locks.acquire(self.layout.lease(record), shared=True)
+            lease = locks.acquire(self.layout.lease(record), shared=True, cancel=cancel)
             try:
-                with self._ledger.changing() as rows:
+                with self._ledger.changing(cancel) as rows:
                     self._measured(record)
-                    link_all(self.layout, record)
+                    link_all(self.layout, record, cancel)
                     if record.provider == "hf":
                         write_hub_notes(self.layout, wanted, record, manifest.listing)
                     replace(self.layout.record(record.key), msgspec.json.encode(record))
-                    self._ledger.enter(rows, wanted, record)
+                    self._ledger.enter(rows, wanted, record, options=self._mark)
             except BaseException:
                 os.close(lease)
                 raise
@@ -334,15 +423,20 @@ class Store:
                 raise gone(record.wanted.ref, file.path) from None
             if file.size not in (None, status.st_size):
                 raise gone(record.wanted.ref, file.path)
-            if status.st_mode & 0o777 != 0o444 and status.st_uid in (os.geteuid(), 0):
-                blob.chmod(0o444)
+            _seal(blob)
             files.append(msgspec.structs.replace(file, size=status.st_size))
         return msgspec.structs.replace(record, files=tuple(files))
 
     # --- what goes ----------------------------------------------------------------------------------------------------
 
     def make_room(
-        self, bytes_needed: int, keep: Collection[str] = (), *, at: Path | None = None, ref: str = ""
+        self,
+        bytes_needed: int,
+        keep: Collection[str] = (),
+        *,
+        at: Path | None = None,
+        ref: str = "",
+        cancel: Cancel | None = None,
     ) -> list[tuple[str, int]]:
         """Evict until so many bytes can be written, and return the refs that went, with their bytes.
 
@@ -353,7 +447,7 @@ class Store:
         if bytes_needed <= 0 or not self._lacks(bytes_needed, place):
             return []
         gone: list[tuple[str, int]] = []
-        with writing(ref, self.layout.root), self._ledger.changing() as rows:
+        with writing(ref, self.layout.root), self._ledger.changing(cancel) as rows:
             sweep(self.layout, _ORPHAN_S, self._claimed())
             for _attempt in range(_TRIES):  # somebody may begin to use a chosen one before it goes
                 if not self._lacks(bytes_needed, place):
@@ -471,30 +565,19 @@ class Store:
     ) -> list[Damage]:
         """Read all files of a snapshot and return those that are not what they were."""
         layout = next((each for each in (self.layout, *self._lower) if _is_whole(each, record)), self.layout)
-        checked = (
-            (file, problem(layout.snapshot(record) / file.path, file, on_bytes, cancel)) for file in record.files
-        )
-        return [Damage(record.wanted.ref, file.path, reason) for file, reason in checked if reason]
-
-    def forget(self, snapshot: Snapshot) -> list[Damage]:
-        """Take the files of a snapshot that are not what they were from the disk, and return them.
-
-        They are fetched again when the model is wanted next. Of a lower cache nothing is removed: this process no
-        longer looks for the model there. Without such files nothing changes.
-        """
-        record = self._ledger.record(snapshot.key) or self._below(snapshot.key)
-        return [] if record is None else self.discard(record, self.damaged(record))
+        return _damages(layout, record, on_bytes, cancel)
 
     def discard(self, record: Record, damaged: list[Damage]) -> list[Damage]:
-        """Take files of a snapshot from the disk, and with it all snapshots that share their bytes; return them."""
+        """Take files of a snapshot from the disk, and with it all snapshots that share their bytes; return them.
+
+        They are fetched again when the model is wanted next.
+        """
         if not damaged:
             return []
-        if self._ledger.record(record.key) is None:
-            self._distrusted.add(record.key)
-            return damaged
         paths = {each.path for each in damaged}
         blobs = {self.layout.blob(record, file) for file in record.files if file.path in paths}
         with writing(record.wanted.ref, self.layout.root), self._ledger.changing() as rows:
+            unlink_files(self.layout, record, paths)
             for other in self._ledger.records().values():
                 if any(self.layout.blob(other, file) in blobs for file in other.files):
                     self._erase(rows, other)
@@ -503,10 +586,6 @@ class Store:
                 with suppress(FileNotFoundError):
                     blob.unlink()
         return damaged
-
-    def _below(self, key: str) -> Record | None:
-        found = (Ledger(layout).record(key) for layout in self._lower)
-        return next((record for record in found if record is not None), None)
 
 
 # --- what the disk says -----------------------------------------------------------------------------------------------
@@ -520,6 +599,35 @@ def _lower_layout(root: Path) -> Layout:
 def _is_whole(layout: Layout, record: Record) -> bool:
     folder = layout.snapshot(record)
     return bool(record.files) and all(has_file(folder / file.path, file.size) for file in record.files)
+
+
+def _damages(layout: Layout, record: Record, on_bytes: Callable[[int], None], cancel: Cancel | None) -> list[Damage]:
+    checked = ((file, problem(layout.snapshot(record) / file.path, file, on_bytes, cancel)) for file in record.files)
+    return [Damage(record.wanted.ref, file.path, reason) for file, reason in checked if reason]
+
+
+def _mark_of(options: SelectionOptions) -> str:
+    """Return what differs between options that may choose other files; empty for the default ones."""
+    if options == SelectionOptions():
+        return ""
+    import hashlib  # only who fetches needs it
+
+    return hashlib.sha256(msgspec.json.encode(options)).hexdigest()[:16]
+
+
+def _may_change(blob: Path) -> bool:
+    """Whether a blob is there that its writer did not seal."""
+    try:
+        return bool(blob.stat().st_mode & 0o222)
+    except FileNotFoundError:
+        return False
+
+
+def _seal(blob: Path) -> None:
+    """See that a blob that was verified is only read from now on, where it is ours."""
+    status = blob.stat()
+    if status.st_mode & 0o777 != 0o444 and status.st_uid in (os.geteuid(), 0):
+        blob.chmod(0o444)
 
 
 def _missing(blobs: dict[Path, ManifestFile]) -> list[tuple[ManifestFile, Path]]:
