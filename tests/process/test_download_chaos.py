@@ -68,7 +68,7 @@ def test_faults_in_any_order_end_in_the_file_or_a_reason(hub: LoopbackHub, tmp_p
     for fault in chance.choices(FAULTS, k=6):
         hub.fail(FILE, fault, times=chance.randrange(1, 5))
 
-    def fresh(over: ManifestFile) -> ManifestFile:
+    def fresh(over: ManifestFile, _cancel: Cancel) -> ManifestFile:
         return signed(hub, CONTENT)
 
     def attempt(downloads: Downloads) -> str:

@@ -198,7 +198,7 @@ def test_a_signed_url_that_ends_is_followed_by_a_fresh_one(hub: LoopbackHub, dow
     hub.fail(FILE, Expire(after=3 * PIECE), times=2)
     asked: list[str] = []
 
-    def fresh(over: ManifestFile) -> ManifestFile:
+    def fresh(over: ManifestFile, _cancel: Cancel) -> ManifestFile:
         asked.append(over.url)
         return signed(hub, CONTENT)
 
@@ -257,7 +257,7 @@ def test_a_failure_is_told_as_what_it_is_while_the_digest_still_follows(hub: Loo
     part.begin(Identity(size, "sha256", file.digest, "", PIECE, ""))
     os.truncate(part.path, size)
     for number in range(count - 1):
-        part.finish(number)
+        part.note(number, PIECE)
     part.close()
     hub.fail(FILE, Status(404))
     assert failure(downloads, file).kind == "file_not_found"
@@ -328,7 +328,7 @@ def test_a_fresh_url_that_is_no_better_is_told(hub: LoopbackHub, downloads: Down
     hub.fail(FILE, Expire())
     asked: list[ManifestFile] = []
 
-    def fresh(over: ManifestFile) -> ManifestFile:
+    def fresh(over: ManifestFile, _cancel: Cancel) -> ManifestFile:
         asked.append(over)
         return signed(hub, CONTENT)
 

@@ -1,10 +1,13 @@
 """Bytes that do not come as they should: what passes is gone through, what stays is told, nothing bad is seen."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.wanted import Wanted
@@ -25,6 +28,7 @@ from gen_worker.testing import (
 )
 from gen_worker.testing.faults import Fault
 from tests.fetchers import Having, config_for, contents, fetcher_for, refused, repository, size_of, visible
+from tests.served import until
 
 pytestmark = pytest.mark.process
 
@@ -134,6 +138,32 @@ def test_a_url_that_ends_in_the_middle_is_replaced_and_no_byte_comes_twice(hub: 
     assert contents(found.snapshot) == files
     assert [request.status for request in hub.requests].count(403) == 1
     assert found.fetched_bytes == size_of(files)
+
+
+def test_a_cancel_ends_the_wait_for_a_new_url_at_once(hub: LoopbackHub, fetcher: Having) -> None:
+    hub.add_snapshot("acme/signed", {"model.safetensors": FILES["model.safetensors"]})
+    hub.fail("acme/signed/*.safetensors", Expire(500_000))
+    hub.fail("acme/signed/*.safetensors", Cut(1_000_000), times=1)
+    cancel = Cancel()
+
+    def on_progress(done: int, _total: int | None, _retries: int) -> None:
+        if done:
+            hub.fail("api:*", Stall(0, 30.0))
+
+    def asked() -> bool:
+        """Whether the hub was asked for another URL."""
+        requests = list(hub.requests)
+        first = next((number for number, request in enumerate(requests) if request.status == 403), len(requests))
+        return any(request.target.startswith("api:") for request in requests[first:])
+
+    with ThreadPoolExecutor(1) as threads:
+        wanted = Wanted("tensorhub", "acme/signed")
+        ending = threads.submit(refused, fetcher, wanted, cancel=cancel, on_progress=on_progress)
+        until(asked, what="the question for a new URL")
+        began = time.monotonic()
+        cancel.set()
+        assert ending.result(20.0).kind == "canceled"
+    assert time.monotonic() - began < 1.0
 
 
 def test_a_server_that_stalls_is_asked_again(hub: LoopbackHub, fetcher: Having) -> None:

@@ -372,7 +372,7 @@ def test_a_url_that_is_over_is_replaced_by_a_new_one(hub: LoopbackHub) -> None:
         resolved = resolve(HUB, given, transport, Cancel())
         assert resolved.fresh is not None
         for file in resolved.manifest.files:
-            renewed = resolved.fresh(file)
+            renewed = resolved.fresh(file, Cancel())
             assert renewed.url != file.url
             assert msgspec.structs.replace(renewed, url=file.url) == file
             assert get(hub, resolved, renewed) == PIPELINE[file.path]

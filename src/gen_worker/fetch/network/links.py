@@ -11,7 +11,8 @@ from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 
 _OVER = (401, 403, 410)  # what signed URLs answer when their time is over
-Fresh = Callable[[ManifestFile], ManifestFile]
+Fresh = Callable[[ManifestFile, Cancel], ManifestFile]
+"""Returns a file with a new URL when the one it has is over, unless it is canceled. For any thread."""
 
 
 class Link:
@@ -59,14 +60,14 @@ class Link:
             except HttpError as error:
                 if error.status not in _OVER:
                     raise
-                self._renew(error, renewals, gained)
+                self._renew(error, renewals, cancel, gained)
                 continue
             with self._lock:
                 if renewals == self._renewals and str(response.url) != file.url:
                     self._at = str(response.url)
             return response
 
-    def _renew(self, error: HttpError, renewals: int, gained: Callable[[], int]) -> None:
+    def _renew(self, error: HttpError, renewals: int, cancel: Cancel, gained: Callable[[], int]) -> None:
         with self._lock:
             if renewals != self._renewals:
                 return  # another thread was told the same, and has done it
@@ -76,7 +77,7 @@ class Link:
             elif self._fresh is None or there == self._renewed_at:
                 raise self._over(error) from error
             else:
-                self._file = self._fresh(self._file)
+                self._file = self._fresh(self._file, cancel)
                 self._renewed_at = there
                 self.fresh_urls += 1
             self._renewals += 1

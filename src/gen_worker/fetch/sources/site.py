@@ -9,6 +9,7 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.network.digests import digest_of
+from gen_worker.fetch.network.links import Fresh
 from gen_worker.fetch.network.origins import Url
 from gen_worker.fetch.network.patience import HttpError
 from gen_worker.fetch.network.transport import Response, Transport, translated
@@ -38,8 +39,7 @@ class Resolved(NamedTuple):
     token_for: str = ""
     """The URL whose origin may see the token."""
 
-    fresh: Callable[[ManifestFile], ManifestFile] | None = None
-    """Returns a file with a new URL when the one it has is over. For any thread."""
+    fresh: Fresh | None = None
 
     def __repr__(self) -> str:
         return f"<{self.manifest.ref}: {len(self.manifest.files)} files>"  # the token is nobody's to see
@@ -70,9 +70,13 @@ class Site:
         self._token = token
         self._refusal = refusal
 
-    def resolved(self, manifest: Manifest, fresh: Callable[[ManifestFile], ManifestFile] | None = None) -> Resolved:
+    def resolved(self, manifest: Manifest, fresh: Fresh | None = None) -> Resolved:
         """Return a manifest with what its bytes are asked for with."""
         return Resolved(manifest, self._token, self.endpoint, fresh)
+
+    def until(self, cancel: Cancel) -> "Site":
+        """Return this site, asked until something else is canceled."""
+        return Site(self._transport, cancel, endpoint=self.endpoint, token=self._token, refusal=self._refusal)
 
     def page(self, url: str) -> Page:
         """Return a document and the headers it came with."""

@@ -70,8 +70,8 @@ def resolve(wanted: Wanted, config: FetchConfig, transport: Transport, cancel: C
     if not files:
         raise ModelError("no_weights", f"`{wanted.ref}` has no files", "", ref=wanted.ref)
 
-    def fresh(file: ManifestFile) -> ManifestFile:
-        return hub.snapshot(digest).get(file.path, file)
+    def fresh(file: ManifestFile, cancel: Cancel) -> ManifestFile:
+        return _Hub(site.until(cancel), wanted).snapshot(digest).get(file.path, file)
 
     return site.resolved(Manifest(wanted.ref, _hex(digest), tuple(files.values())), fresh)
 
