@@ -3,14 +3,14 @@
 Pure: it is told what the fetcher reports and returns what to order from it. Never sends, reads a disk or a clock.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf
 
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Slot, Wanted
-from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
 
@@ -119,18 +119,32 @@ class Catalog:
                 model.asked, model.number, model.failure = self.asked, 0, None
                 self.pending = True
 
-    def orders(self, now: float) -> list[Fetch]:
-        """Return what to order now: every look for a model on this host, and as many downloads as there is room for."""
+    def orders(self, now: float, awaited: Collection[str] | None = None) -> list[Fetch | Abort]:
+        """Return what to order now: every look for a model on this host, and as many downloads as there is room for.
+
+        `awaited` are the keys of the models that jobs wait for at the moment. A download that none waits for any more
+        makes room for one that some do, and goes on later; where nobody says, all downloads stay.
+        """
         if not self.pending:
             return []
         self.pending = False
-        orders = []
+        orders: list[Fetch | Abort] = []
         for model in self.models.values():
             if model.state is ModelState.SEEKING and not model.number:
                 orders.append(self._order(model, probe=True))
-        free = self.at_once - sum(model.state is ModelState.FETCHING for model in self.models.values())
+        under_way = [model for model in self.models.values() if model.state is ModelState.FETCHING]
         queue = [model for model in self.models.values() if model.state is ModelState.QUEUED]
-        for model in sorted(queue, key=lambda model: (not model.urgent, model.asked))[: max(0, free)]:
+        queue.sort(key=lambda model: (not model.urgent, model.asked))
+        if awaited is not None:
+            urgent = [model for model in queue if model.wanted.key in awaited]
+            queue = urgent + [model for model in queue if model not in urgent]
+            given_up = [model for model in under_way if model.wanted.key not in awaited]
+            for model in given_up[: max(0, len(urgent) - (self.at_once - len(under_way)))]:
+                orders.append(Abort(model.number))
+                under_way.remove(model)
+                _order_again(model)
+            self.pending = len(urgent) > self.at_once - len(under_way)  # until somebody gives up on one under way
+        for model in queue[: max(0, self.at_once - len(under_way))]:
             model.move(ModelState.FETCHING)
             model.since = None
             orders.append(self._order(model, probe=False))

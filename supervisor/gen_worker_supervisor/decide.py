@@ -35,7 +35,8 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
     if fleet.waiting or len(fleet.devices) > 1 or fleet.eager:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:
-        actions += [OrderFetch(order) for order in fleet.catalog.orders(now)]
+        awaited = {slot.wanted.key for function in fleet.waiting.values() for slot in function.surveyed.slots}
+        actions += [OrderFetch(order) for order in fleet.catalog.orders(now, awaited)]
     return actions
 
 

@@ -12,6 +12,7 @@ import msgspec
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.fetching import (
+    Abort,
     Evicted,
     Fetch,
     Fetched,
@@ -72,7 +73,7 @@ class ModelSupply:
         """Whether a model could be loaded without the disk."""
         return self._memory is not None and model.here and self._memory.holds(model.key)
 
-    def order(self, order: Fetch) -> None:
+    def order(self, order: Fetch | Abort) -> None:
         """Send the fetcher an order."""
         self.fetcher.send(order)
 

@@ -199,7 +199,7 @@ class Host:
     def ordered(self, *, probe: bool | None = None) -> list[Fetch]:
         """Return what was ordered from the fetcher so far; with `probe`, looks or downloads only."""
         orders = [action.order for action in self.actions if isinstance(action, OrderFetch)]
-        return [order for order in orders if probe is None or order.probe is probe]
+        return [each for each in orders if isinstance(each, Fetch) and (probe is None or each.probe is probe)]
 
     def absent(self, *orders: Fetch) -> list[Action]:
         """Have the fetcher find that models are not on this host."""

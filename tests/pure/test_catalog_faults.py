@@ -1,10 +1,11 @@
 """What the catalog makes of fetchers that die, of damaged files, and of what a child claims to have left on disk."""
 
 from gen_worker.models.wanted import Slot, Wanted
-from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker_supervisor.catalog import DEADLY, RETRY_S, VERIFIED_S, Catalog, Model
 from gen_worker_supervisor.phases import ModelState
-from tests.pure.host import snapshot
+from gen_worker_supervisor.state import OrderFetch
+from tests.pure.host import Host, function, snapshot
 
 WANTED = Wanted("hf", "a/m")
 SLOTS = [Slot("s", WANTED)]
@@ -160,3 +161,53 @@ def test_the_speed_of_a_resumed_download_is_that_of_what_comes_now() -> None:
     catalog.reported(Fetching(order.number, 920, 1000), 5.0)
     catalog.reported(Fetching(order.number, 930, 1000), 6.0)
     assert model.bytes_per_s(6.0) == 10.0
+
+
+# --- who comes first --------------------------------------------------------------------------------------------------
+
+
+def test_a_download_that_nobody_waits_for_any_more_makes_room_for_one_that_a_job_waits_for() -> None:
+    catalog = Catalog(at_once=1)
+    slots = {ref: [Slot("s", Wanted("hf", ref))] for ref in ("a/m", "b/m")}
+    keys = {ref: each[0].wanted.key for ref, each in slots.items()}
+    catalog.ask(slots["a/m"], 0.0, urgent=True)
+    look = ordered(catalog)
+    catalog.reported(FetchFailed(look.number, "absent", "no", "", False), 0.0)
+    (first,) = catalog.orders(0.0, {keys["a/m"]})
+    catalog.ask(slots["b/m"], 1.0, urgent=True)
+    look = ordered(catalog)
+    catalog.reported(FetchFailed(look.number, "absent", "no", "", False), 1.0)
+    assert catalog.orders(1.0, set(keys.values())) == []  # somebody waits for each
+    abort, second = catalog.orders(2.0, {keys["b/m"]})
+    assert abort == Abort(first.number)
+    assert isinstance(second, Fetch)
+    assert second.wanted.ref == "b/m"
+    assert catalog.reported(FetchFailed(first.number, "canceled", "it was", "", True), 3.0) is None
+    assert catalog.orders(3.0, {keys["b/m"]}) == []
+    catalog.reported(Fetched(second.number, snapshot(second.wanted), 10), 4.0)
+    (again,) = catalog.orders(4.0, set())
+    assert isinstance(again, Fetch)
+    assert again.wanted.ref == "a/m"
+
+
+def test_a_download_that_nobody_waits_for_goes_on_while_there_is_room() -> None:
+    catalog, model, _ = downloading()
+    catalog.ask([Slot("s", Wanted("hf", "b/m"))], 1.0, urgent=True)
+    look = ordered(catalog)
+    catalog.reported(FetchFailed(look.number, "absent", "no", "", False), 1.0)
+    (second,) = catalog.orders(1.0, {Wanted("hf", "b/m").key})
+    assert isinstance(second, Fetch)
+    assert model.state is ModelState.FETCHING
+
+
+def test_canceling_the_only_job_that_waits_for_a_download_lets_the_next_one_begin() -> None:
+    host = Host(function("a", instance="A", models=["a/m"]), function("b", instance="B", models=["b/m"]))
+    host.fleet.catalog.at_once = 1
+    given_up = host.submit("a")
+    host.absent(*host.ordered())
+    host.submit("b")
+    host.absent(host.ordered()[-1])
+    assert [order.wanted.ref for order in host.ordered(probe=False)] == ["a/m"]
+    actions = host.ends(given_up)
+    assert [type(action.order) for action in actions if isinstance(action, OrderFetch)] == [Abort, Fetch]
+    assert host.ordered()[-1].wanted.ref == "b/m"
