@@ -598,6 +598,27 @@ def test_damaged_files_that_hugging_face_libraries_fetched_are_fetched_again(tmp
     os.close(again.lease)
 
 
+@pytest.mark.parametrize("listing", [True, False])
+def test_a_copy_of_hugging_faces_layout_without_its_links_is_used(tmp_path: Path, listing: bool) -> None:
+    made = put(store_in(tmp_path / "made"), TINY)
+    os.close(made.lease)
+    shutil.copytree(tmp_path / "made" / "hub", tmp_path / "own" / "hub")  # links are followed
+    store = store_in(tmp_path / "own")
+    shutil.rmtree(store.layout.repository(TINY.repo) / "blobs")
+    if not listing:
+        shutil.rmtree(store.layout.repository(TINY.repo) / "trees")
+    found = found_in(store, TINY)
+    assert content_of(found) == FILES
+    os.close(found.lease)
+    if not listing:  # nobody knows its digests: it is used, and others look after it
+        assert not store.layout.records.exists()
+        return
+    [listed] = store.listed()
+    assert store.damaged(listed.record) == []
+    assert store.evict([listed.record.key]) == [(TINY.ref, listed.size)]
+    assert files_below(tmp_path / "own") == ["cas/ref-index.json"]
+
+
 def test_a_reading_that_is_canceled_leaves_its_model_and_no_lease(store: Store) -> None:
     key = put_and_leave(store, TINY)
     cancel = Cancel()

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 import msgspec
 
@@ -154,24 +155,30 @@ def unlink_all(layout: Layout, record: Record, others: Collection[Record]) -> in
     folder = layout.snapshot(record)
     stay = {file.path for other in others if layout.snapshot(other) == folder for file in other.files}
     gone = [file for file in record.files if file.path not in stay]
-    unlink_files(layout, record, {file.path for file in gone})
+    freed = unlink_files(layout, record, {file.path for file in gone})
     needed = {layout.blob(other, file) for other in others for file in other.files}
-    freed = sum(remove_blob(layout, blob) for blob in {layout.blob(record, file) for file in gone} - needed)
+    freed += sum(remove_blob(layout, blob) for blob in {layout.blob(record, file) for file in gone} - needed)
     if record.provider == "hf":
         _remove_repository(layout.repository(record.repo))
     return freed
 
 
-def unlink_files(layout: Layout, record: Record, paths: Collection[str]) -> None:
-    """Remove files from the folder of a snapshot, and what is empty without them; their blobs stay."""
-    folder = layout.snapshot(record)
+def unlink_files(layout: Layout, record: Record, paths: Collection[str]) -> int:
+    """Remove files from the folder of a snapshot, and what is empty without them; their blobs stay.
+
+    Returns the bytes that became free: those of files that are no links.
+    """
+    folder, freed = layout.snapshot(record), 0
     for path in paths:
         with suppress(FileNotFoundError):
+            status = (folder / path).stat(follow_symlinks=False)
             (folder / path).unlink()
+            freed += status.st_size if S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
         _remove_empty(folder / path, above=folder)
     if record.provider == "hf" and not _has_files(folder):
         _forget_commit(layout.repository(record.repo), record.commit)
     _remove_empty(folder / "-", above=layout.hub if record.provider == "hf" else layout.cas)
+    return freed
 
 
 def remove_blob(layout: Layout, blob: Path) -> int:

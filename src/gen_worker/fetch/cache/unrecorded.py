@@ -14,6 +14,7 @@ import msgspec
 
 from gen_worker.fetch.cache.layout import Layout, Record, content_key, is_commit, plain_commit
 from gen_worker.fetch.cache.ledger import UNREADABLE
+from gen_worker.fetch.cache.linking import hub_listing
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import read_header
 from gen_worker.models.manifest import ManifestFile
@@ -40,7 +41,10 @@ def unrecorded(layout: Layout, wanted: Wanted, options: SelectionOptions, record
             paths = _chosen(layout, wanted, commit, options, guessing=guessing)
         else:
             paths = _matching(wanted, folder) if guessing else ()
-        return _record(wanted, commit, tuple(_described(folder, path) for path in paths)) if paths else None
+        if not paths:
+            return None
+        listed = {file.path: file for file in hub_listing(layout, _record(wanted, commit, ()))}
+        return _record(wanted, commit, tuple(_described(folder, path, listed.get(path)) for path in paths))
     except (ModelError, OSError, *UNREADABLE):  # its provider says better what is wrong with it
         return None
 
@@ -126,11 +130,11 @@ def _matching(wanted: Wanted, folder: Path) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _described(folder: Path, path: str) -> ManifestFile:
-    """Return a file with the digest that its blob is named by in Hugging Face's layout."""
+def _described(folder: Path, path: str, listed: ManifestFile | None) -> ManifestFile:
+    """Return a file with the digest that its blob is named by in Hugging Face's layout, or that its listing says."""
     file = folder / path
     size = file.stat().st_size
     name = os.path.basename(os.readlink(file)) if file.is_symlink() else ""
     if not is_commit(name):
-        return ManifestFile(path, size)
+        return listed if listed is not None and listed.size == size else ManifestFile(path, size)
     return ManifestFile(path, size, "sha256" if len(name) == 64 else "git-sha1", name, etag=name)
