@@ -23,7 +23,7 @@ from gen_worker_child.instances import Instances
 
 if TYPE_CHECKING:
     from gen_worker.api.bindings import Binding
-    from gen_worker_child.loop import LoopCall, LoopThread
+    from gen_worker_child.loop import Aside, LoopCall, LoopThread
     from gen_worker_child.models.plane import Models
 
 OnItem = Callable[[Any], Awaitable[None] | None]
@@ -37,6 +37,9 @@ class Executor:
         self.instances = Instances(specs, self._call_hook, open_models)
         self.current: RequestContext | None = None
         """The context of the sync handler that runs."""
+
+        self.hand_over: Callable[[Callable[[], None]], None] = lambda call: call()
+        """Has the thread that loads make a call, for jobs that were begun with `run_on_loop`."""
 
         self.specs = {spec.name: spec for spec in specs}
         self._making = threading.Lock()
@@ -72,11 +75,11 @@ class Executor:
             return
         outcome = hook(**arguments)
         if inspect.iscoroutine(outcome):
-            self._wait(outcome)
+            self.async_side.start(lambda _: outcome).wait()
 
-    def _wait(self, work: Coroutine[Any, Any, Any], ctx: RequestContext | None = None) -> Any:
+    def _wait(self, work: "Callable[[Aside], Coroutine[Any, Any, Any]]", ctx: RequestContext) -> Any:
         self._blocking = self.async_side.start(work)
-        if ctx is not None and ctx.cancelled:  # asked while there was nothing to cancel yet, although it has begun
+        if ctx.cancelled:  # asked while there was nothing to cancel yet, although it has begun
             self.cancel()
         try:
             return self._blocking.wait()
@@ -119,7 +122,7 @@ class Executor:
         instance = instance or spec.instance
         if spec.shape not in ("sync", "generator"):
             with self.instances.lease(instance):
-                return self._wait(self.run_on_loop(spec, ctx, payload, on_item, instance), ctx)
+                return self._wait(lambda aside: self.run_on_loop(spec, ctx, payload, on_item, instance, aside), ctx)
         self.current = ctx
         try:
             with self._inputs.of(payload), self.instances.lease(instance):
@@ -129,19 +132,33 @@ class Executor:
             self.current = None
 
     async def run_on_loop(
-        self, spec: FunctionSpec, ctx: RequestContext, payload: msgspec.Struct, on_item: OnItem, instance: str = ""
+        self,
+        spec: FunctionSpec,
+        ctx: RequestContext,
+        payload: msgspec.Struct,
+        on_item: OnItem,
+        instance: str = "",
+        aside: "Aside | None" = None,
     ) -> Any:
-        """Call an async handler on the loop this runs on, whose instance is leased; as `run` otherwise."""
+        """Call an async handler on the loop this runs on, whose instance is leased; as `run` otherwise.
+
+        Room on the device is made `aside`, which is `hand_over` where nobody waits for this.
+        """
         ctx.raise_if_cancelled("canceled")
         try:
             with self._inputs.of(payload):
-                made = self.instances.call(spec, instance or spec.instance, ctx, payload)
+                made = self.instances.call(spec, instance or spec.instance, ctx, payload, aside or self._aside)
                 if spec.shape == "async":
                     return _checked(spec, await made)
                 await _pump_async(made, on_item, ctx)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None
+
+    async def _aside(self, call: Callable[[], None]) -> None:
+        from gen_worker_child.loop import done_by
+
+        await done_by(self.hand_over, call)
 
     def leave(self, status: int) -> NoReturn:
         """End the process at once; of the author's code nothing more runs, but no input file stays."""

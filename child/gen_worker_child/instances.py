@@ -15,6 +15,7 @@ from gen_worker.models.wanted import base_instance
 from gen_worker.wire.messages import Resident, SlotModel
 
 if TYPE_CHECKING:
+    from gen_worker_child.loop import Aside
     from gen_worker_child.models.plane import Models
 
 CallHook = Callable[[object, str, Mapping[str, object]], None]
@@ -115,10 +116,13 @@ class Instances:
             return function
         return lambda ctx, payload: function(ctx, payload, **own)
 
-    def call(self, spec: FunctionSpec, instance: str, ctx: object, payload: object) -> Any:
+    def call(
+        self, spec: FunctionSpec, instance: str, ctx: object, payload: object, aside: "Aside | None" = None
+    ) -> Any:
         """Call the handler; where the device has no memory for it, make room and call it again.
 
-        Returns what the handler returns: an output, a coroutine, a generator or an iterable.
+        Returns what the handler returns: an output, a coroutine, a generator or an iterable. Of an async handler room
+        is made `aside`: what must go has a `shutdown()`, which runs where its `setup()` ran, and may need the loop.
         """
         handler = self.handler(spec, instance)
         if not self._has_models(instance):
@@ -129,12 +133,12 @@ class Instances:
 
         if spec.shape == "sync":
             return self.models.retrying(instance, call)
-        if spec.shape == "async":
-            return self.models.retrying_async(instance, call)
+        if spec.shape == "async" and aside is not None:
+            return self.models.retrying_async(instance, call, aside)
         if inspect.isgeneratorfunction(spec.function):
             return self.models.retrying_stream(instance, call)
-        if inspect.isasyncgenfunction(spec.function):
-            return self.models.retrying_async_stream(instance, call)
+        if inspect.isasyncgenfunction(spec.function) and aside is not None:
+            return self.models.retrying_async_stream(instance, call, aside)
         return call()  # an iterable of items that may have been made long ago
 
     def _has_models(self, instance: str) -> bool:

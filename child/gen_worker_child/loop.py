@@ -2,17 +2,22 @@
 
 import asyncio
 import os
+import queue
 import threading
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 from gen_worker.api.errors import CanceledError
 
 EXIT_BROKEN = 70  # software error, as sysexits.h calls it
 CLOSE_LIMIT_S = 5.0  # for tasks that were cancelled
+
+Aside: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
+"""Has a call made in the thread that sets instances up, while the loop goes on; raises what the call raises."""
 
 
 class LoopThread:
@@ -32,8 +37,8 @@ class LoopThread:
                 traceback.print_exc()
                 os._exit(EXIT_BROKEN)
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> "LoopCall":
-        """Begin a coroutine from any other thread."""
+    def start(self, work: Callable[[Aside], Coroutine[Any, Any, Any]]) -> "LoopCall":
+        """Begin a coroutine from any other thread; what it sets aside is done by whoever waits for it."""
         return LoopCall(self.loop, work)
 
     def close(self) -> None:
@@ -56,14 +61,15 @@ async def _cancel_others() -> None:
 class LoopCall:
     """A coroutine on the loop that another thread waits for; a canceled one is waited for to its real end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[Aside], Coroutine[Any, Any, Any]]) -> None:
         self._loop = loop
         self._task: asyncio.Task[Any] | None = None
         self._done: Future[Any] = Future()
+        self._set_aside: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()  # None: it has ended
         loop.call_soon_threadsafe(self._begin, work)
 
-    def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._task = self._loop.create_task(work)
+    def _begin(self, work: Callable[[Aside], Coroutine[Any, Any, Any]]) -> None:
+        self._task = self._loop.create_task(work(partial(done_by, self._set_aside.put)))
         self._task.add_done_callback(self._end)
 
     def _end(self, task: "asyncio.Task[Any]") -> None:
@@ -72,12 +78,33 @@ class LoopCall:
             self._done.set_result(task.result())
         else:
             self._done.set_exception(error)
+        self._set_aside.put(None)
 
     def wait(self) -> Any:
-        """Return what the coroutine returns, raise what it raises."""
+        """Return what the coroutine returns, raise what it raises; do what it sets aside meanwhile."""
+        for call in iter(self._set_aside.get, None):
+            call()
         return self._done.result()
 
     def cancel(self) -> None:
         """Cancel the coroutine, if it has begun."""
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+async def done_by(thread: Callable[[Callable[[], None]], None], call: Callable[[], None]) -> None:
+    """Have a thread make a call, which takes it through `thread`; raise what the call raises."""
+    done: Future[None] = Future()
+    thread(partial(_settle, done, call))
+    await asyncio.wrap_future(done)
+
+
+def _settle(done: "Future[None]", call: Callable[[], None]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return  # nobody waits for it any more
+    try:
+        call()
+    except BaseException as error:  # noqa: BLE001 - it is raised where the call was wanted
+        done.set_exception(error)
+    else:
+        done.set_result(None)

@@ -142,7 +142,7 @@ class Child:
         self._streams = streams
         self._turn = threading.Lock()
         self._main_reads = False
-        self._handed = 0  # tasks that the main thread gave to the job thread
+        self._handed = 0  # tasks that other threads gave to the job thread
         self._taken_over = 0  # of those, the ones that have ended
         self._task = 0  # counts what the job thread does; even while it waits for work
         self._work: queue.SimpleQueue[tuple[Callable[[], None], bool]] = queue.SimpleQueue()
@@ -163,6 +163,7 @@ class Child:
         if specs is None:
             return 3
         self._executor = Executor(specs, partial(self._open_models, boot))
+        self._executor.hand_over = self._hand_over
         self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._beat_s = boot.beat_s
         self._receive_for(boot.beat_s)
@@ -210,7 +211,7 @@ class Child:
                 self._leave(EXIT_BROKEN)
 
     def _serve_next(self) -> None:
-        if self._main_reads:
+        if self._main_reads or not self._work.empty():
             work, reads_on = self._work.get()
             if reads_on:
                 with self._turn:
@@ -277,11 +278,20 @@ class Child:
             received = self._receive()
             task = self._obey(*received) if received is not None else None
             if task is not None:
-                waits = self._task % 2 == 0 and self._handed == self._taken_over
-                self._handed += 1
-                self._work.put((task, waits))
+                with self._turn:
+                    waits = self._task % 2 == 0 and self._handed == self._taken_over
+                    self._handed += 1
+                    self._work.put((task, waits))
                 if waits:
                     return
+
+    # --- the loop's thread ---
+
+    def _hand_over(self, call: Callable[[], None]) -> None:
+        """Have the job thread do something between two of its tasks; one that waits for a frame looks once a beat."""
+        with self._turn:
+            self._handed += 1
+            self._work.put((call, False))
 
     # --- both ---
 

@@ -1,6 +1,7 @@
 """Models that share a device: who goes for whom, how what is too large is placed, what becomes of full memory."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,8 +187,31 @@ def test_what_was_let_go_of_has_no_weights_any_more(device: Callable[[int], Devi
     assert {each.device.type for each in pipeline.unet.parameters()} == {"meta"}
     assert room.models.residents("a") == []
     assert room.models.rung("a") == ""
-    with room.models.leased("a"):
-        pass  # nothing is held, and nothing is wrong with that
+    with pytest.raises(KeyError), room.models.leased("a"):
+        pass
+
+
+def test_what_has_to_go_takes_no_job_any_more_and_what_a_job_has_begun_on_meanwhile_stays(
+    device: Callable[[int], Device], library: SimpleNamespace
+) -> None:
+    room = device(0)
+    for each in ("second", "first", "hungry"):
+        room.load(each, "sd15")
+    gone: list[str] = []
+
+    def begin_jobs(leaving: str) -> None:  # as the loop may at any time
+        gone.append(leaving)
+        with pytest.raises(KeyError), room.models.leased(leaving):
+            pass
+        running.enter_context(room.models.leased("first"))
+
+    room.models.on_evict = begin_jobs
+    full = Full(library, times=2)
+    full.size = "16.00 GiB"  # all that is not in use would go for it
+    with ExitStack() as running:
+        assert room.models.retrying("hungry", full) == "done"
+    assert gone == ["second"]
+    assert room.holds("first")
 
 
 class Full:
@@ -197,11 +221,12 @@ class Full:
         self.error = library.torch.OutOfMemoryError
         self.times = times
         self.calls = 0
+        self.size = "2.00 MiB"
 
     def __call__(self) -> str:
         self.calls += 1
         if self.calls <= self.times:
-            raise self.error("CUDA out of memory. Tried to allocate 2.00 MiB.")
+            raise self.error(f"CUDA out of memory. Tried to allocate {self.size}.")
         return "done"
 
 

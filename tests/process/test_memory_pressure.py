@@ -19,8 +19,8 @@ pytestmark = [
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     repository = make_tiny("sd15", tmp_path_factory.mktemp("tiny"), dtype="fp32")
     with LoopbackHub() as hub:
-        hub.add_repo("acme/small", repository)
-        hub.add_repo("acme/other", repository)
+        for name in ("small", "other", "third"):
+            hub.add_repo(f"acme/{name}", repository)
         yield hub
 
 
@@ -58,4 +58,19 @@ def test_a_job_gets_more_room_step_by_step_and_a_job_that_gets_none_costs_nobody
     assert again["events"][-1]["value"] == {"rung": "group_offload", "calls": 1, "pid": pid}
     assert server.ask("rest")["ok"]
     assert server.pids() == {"cpu:0": pid}
+    assert server.status().gpus[0].restarts == 0
+
+
+@pytest.mark.parametrize("asked", ["sip", "drink", "nibble"])
+def test_an_asynchronous_job_gets_the_room_of_models_whose_shutdown_needs_the_loop_or_its_own_thread(
+    asked: str, server: Server
+) -> None:
+    for other in ("rest", "wait"):
+        answered = server.ask(other)
+        assert answered["ok"], answered
+    fed = server.ask(asked)
+    assert fed["ok"], fed
+    assert [event["value"]["calls"] for event in fed["events"] if "calls" in event["value"]] == [3]
+    assert {ref for each in server.devices().values() for ref in [model.ref for model in each.models]} == {"acme/small"}
+    assert "shut down where it was set up: True" in server.log()
     assert server.status().gpus[0].restarts == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
 
@@ -247,14 +248,27 @@ def test_a_stream_that_nobody_reads_on_is_closed() -> None:
     assert closed == [True]
 
 
-def test_an_asynchronous_job_climbs_the_same_ladder() -> None:
+async def in_a_thread(call: Callable[[], None]) -> None:
+    await asyncio.to_thread(call)
+
+
+def test_an_asynchronous_job_climbs_the_same_ladder_while_its_loop_goes_on() -> None:
     job, log = Job(1), Log()
+    threads: list[threading.Thread] = []
+    went_on = threading.Event()
 
     async def call() -> str:
+        asyncio.get_running_loop().call_soon(went_on.set)
         return job()
 
-    assert asyncio.run(run_async(call, [step("free_cache", "freed")], log)) == "done"
-    assert log.names == ["free_cache"]
+    def act(_: int) -> str:
+        threads.append(threading.current_thread())
+        assert went_on.wait(10)
+        return "freed"
+
+    assert asyncio.run(run_async(call, [Step("evict", act)], log, aside=in_a_thread)) == "done"
+    assert log.names == ["evict"]
+    assert threads != [threading.main_thread()]
 
 
 def test_an_asynchronous_stream_begins_anew_only_while_no_item_has_come() -> None:
@@ -271,7 +285,7 @@ def test_an_asynchronous_stream_begins_anew_only_while_no_item_has_come() -> Non
             raise FULL
 
     async def collect() -> list[int]:
-        items = run_async_stream(make, [step("free_cache", "freed")], Log())
+        items = run_async_stream(make, [step("free_cache", "freed")], Log(), aside=in_a_thread)
         seen = [await anext(items), await anext(items)]
         with pytest.raises(OutOfMemoryError):
             await anext(items)

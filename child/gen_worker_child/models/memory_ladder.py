@@ -8,13 +8,16 @@ import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from gen_worker.api.errors import RetryableError
 from gen_worker.models.out_of_memory import asked_bytes, is_out_of_memory
 from gen_worker.models.placement import free_bytes, free_cache, place, possible, reset, rung_of
 from gen_worker.models.rungs import EXACT, NEXT, Rung, in_words
 from gen_worker.wire.messages import ErrorKind
+
+if TYPE_CHECKING:
+    from gen_worker_child.loop import Aside
 
 T = TypeVar("T")
 Report = Callable[[str, str], None]
@@ -97,8 +100,10 @@ class Ladder:
         self._taken: list[str] = []
 
     def climb(self, error: BaseException) -> None:
-        """Take the next step that makes room after this error; raise `DeviceFullError` when there is none left."""
-        _let_frames_go(error)
+        """Take the next step that makes room after this error; raise `DeviceFullError` when there is none left.
+
+        From any thread, when the calls that failed hold nothing any more.
+        """
         asked = asked_bytes(error)
         while (step := self._again or next(self._steps, None)) is not None:
             done = step.act(asked)
@@ -130,11 +135,14 @@ def run(call: Callable[[], T], steps: Iterable[Step], report: Report, device: st
             if not is_out_of_memory(error):
                 raise
             failure = error
-        ladder.climb(failure)  # out of the handler: while it runs, the interpreter holds on to the frames that failed
+        _let_frames_go(failure)  # out of the handler: while it runs, the interpreter holds on to the frames that failed
+        ladder.climb(failure)
 
 
-async def run_async(call: Callable[[], Awaitable[T]], steps: Iterable[Step], report: Report, device: str = "cpu") -> T:
-    """Do the same for a coroutine function; a step holds the loop while it is taken."""
+async def run_async(
+    call: Callable[[], Awaitable[T]], steps: Iterable[Step], report: Report, device: str = "cpu", *, aside: "Aside"
+) -> T:
+    """Do the same for a coroutine function; a step is taken `aside`, and the loop goes on meanwhile."""
     ladder = Ladder(steps, report, device)
     while True:
         try:
@@ -143,7 +151,8 @@ async def run_async(call: Callable[[], Awaitable[T]], steps: Iterable[Step], rep
             if not is_out_of_memory(error):
                 raise
             failure = error
-        ladder.climb(failure)
+        _let_frames_go(failure)  # here: from another thread it would end this coroutine, whose frame is among them
+        await aside(partial(ladder.climb, failure))
 
 
 def run_stream(
@@ -165,7 +174,12 @@ def run_stream(
 
 
 async def run_async_stream(
-    make: Callable[[], AsyncGenerator[T, None]], steps: Iterable[Step], report: Report, device: str = "cpu"
+    make: Callable[[], AsyncGenerator[T, None]],
+    steps: Iterable[Step],
+    report: Report,
+    device: str = "cpu",
+    *,
+    aside: "Aside",
 ) -> AsyncGenerator[T, None]:
     """Do the same for an asynchronous generator."""
 
@@ -176,7 +190,7 @@ async def run_async_stream(
         except StopAsyncIteration:
             return items, []
 
-    items, first = await run_async(start, steps, report, device)
+    items, first = await run_async(start, steps, report, device, aside=aside)
     async with aclosing(items):
         for item in first:
             yield item

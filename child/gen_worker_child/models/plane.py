@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,6 +30,9 @@ from gen_worker_child.models.memory_ladder import Remembered, Step
 from gen_worker_child.models.pages import populate
 from gen_worker_child.models.residency import Held, allowance, make_room, plan
 from gen_worker_child.models.steps import watch_steps
+
+if TYPE_CHECKING:
+    from gen_worker_child.loop import Aside
 
 REPORT_INTERVAL_S = 0.1
 _UNBOUNDED = 1 << 62  # the host's memory: mapped weights are its page cache, and a guard watches the rest
@@ -54,6 +57,7 @@ class _Kept:
     sizes: Sizes
     last_used: float
     leases: int = 0
+    leaves: bool = False  # it is being let go of: no job may begin on it
 
     @property
     def rung(self) -> Rung:
@@ -62,7 +66,10 @@ class _Kept:
 
 
 class Models:
-    """The models that the instances of this child hold. Loads one at a time; everything else from any thread."""
+    """The models that the instances of this child hold.
+
+    Loads, unloads and makes room in one thread, where the hooks of instances run, too; everything else in any.
+    """
 
     def __init__(
         self,
@@ -250,16 +257,23 @@ class Models:
                 required_bytes=error.required_bytes,
             ) from error
         for victim in decided.evict:
-            self._evict(victim)
+            self._evicted(victim)
         return decided.rung, decided.reason
 
     def _free_bytes(self) -> int:
         free = placement.free_bytes(self._device)
         return _UNBOUNDED if free is None else free
 
-    def _evict(self, instance: str) -> None:
+    def _evicted(self, instance: str) -> bool:
+        """Let go of an instance, and say whether it went; it stays when a job has begun on it since it was chosen."""
+        with self._lock:
+            kept = self._kept.get(instance)
+            if kept is None or kept.leases:
+                return False
+            kept.leaves = True
         self.on_evict(instance)
         self.unload(instance)
+        return True
 
     def _placed(self, instance: str, built: list[Built]) -> _Kept:
         """Place what was made, on the first rung on which the device has room for it."""
@@ -284,10 +298,7 @@ class Models:
 
         def let_others_go(asked_bytes: int) -> Sequence[str]:
             others = [each for each in self._held() if each.instance != instance]
-            victims = make_room(others, max(1, asked_bytes))
-            for victim in victims:
-                self._evict(victim)
-            return victims
+            return [victim for victim in make_room(others, max(1, asked_bytes)) if self._evicted(victim)]
 
         def report(step: str, message: str) -> None:
             self._remembered.note(instance, self._device, kept.rung)
@@ -309,10 +320,12 @@ class Models:
         kept = self._kept.get(instance)
         return call() if kept is None else memory_ladder.run(call, *self._ladder(instance, kept))
 
-    async def retrying_async(self, instance: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Do the same for a coroutine function."""
+    async def retrying_async(self, instance: str, call: Callable[[], Awaitable[T]], aside: "Aside") -> T:
+        """Do the same for a coroutine function; room is made `aside`."""
         kept = self._kept.get(instance)
-        return await call() if kept is None else await memory_ladder.run_async(call, *self._ladder(instance, kept))
+        if kept is None:
+            return await call()
+        return await memory_ladder.run_async(call, *self._ladder(instance, kept), aside=aside)
 
     def retrying_stream(self, instance: str, make: Callable[[], Generator[T, None, None]]) -> Generator[T, None, None]:
         """Do the same for a generator function, as long as no item has come."""
@@ -320,22 +333,22 @@ class Models:
         return make() if kept is None else memory_ladder.run_stream(make, *self._ladder(instance, kept))
 
     def retrying_async_stream(
-        self, instance: str, make: Callable[[], AsyncGenerator[T, None]]
+        self, instance: str, make: Callable[[], AsyncGenerator[T, None]], aside: "Aside"
     ) -> AsyncGenerator[T, None]:
-        """Do the same for an asynchronous one."""
+        """Do the same for an asynchronous one; room is made `aside`."""
         kept = self._kept.get(instance)
-        return make() if kept is None else memory_ladder.run_async_stream(make, *self._ladder(instance, kept))
+        if kept is None:
+            return make()
+        return memory_ladder.run_async_stream(make, *self._ladder(instance, kept), aside=aside)
 
     @contextmanager
     def leased(self, instance: str) -> Iterator[None]:
-        """Keep an instance's models where they are while a job runs on them."""
+        """Keep an instance's models where they are while a job runs on them; raise `KeyError` when they have to go."""
         with self._lock:
-            kept = self._kept.get(instance)
-            if kept is not None:
-                kept.leases += 1
-        if kept is None:
-            yield
-            return
+            kept = self._kept[instance]
+            if kept.leaves:
+                raise KeyError(instance)
+            kept.leases += 1
         try:
             yield
         except BaseException:
