@@ -146,7 +146,7 @@ def test_a_model_is_removed_with_its_bytes(store: Store) -> None:
 def test_a_person_is_asked_and_may_say_no(store: Store, tmp_path: Path) -> None:
     for answer, there in (("n", True), ("y", False)):
         with terminal([*GEN_WORKER, "cache", "rm", "acme/tiny"], tmp_path, variables(store)) as shown:
-            shown.until("remove `hf:acme/tiny`, 1 KiB? [y/N]: ")
+            shown.until("remove `hf:acme/tiny`, 4 KiB? [y/N]: ")
             shown.type(f"{answer}\n")
             shown.end()
             assert shown.code == (130 if there else 0)

@@ -42,7 +42,7 @@ _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*?))? -->\n\Z")
 _USES = re.compile(r"<!-- uses: (\S+) -->")
 _NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 _ID = r"invoke-[0-9a-f]{8}|127\.0\.0\.1:[1-9]\d*"
-_LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|MiB|GiB)\b)|\d{{4,}}|[ ]+")
+_LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|KiB|MiB|GiB)\b)|\d{{4,}}|[ ]+")
 
 
 class Block(NamedTuple):

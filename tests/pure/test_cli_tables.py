@@ -122,7 +122,18 @@ def test_a_duration_is_said_as_a_person_would(seconds: float | None, text: str) 
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("amount", "text"), [(None, "-"), (120 * MIB, "120 MiB"), (24 << 30, "24.0 GiB")])
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (None, "-"),
+        (0, "0 MiB"),
+        (6, "1 KiB"),
+        (MIB - 1, "1023 KiB"),
+        (MIB, "1 MiB"),
+        (120 * MIB, "120 MiB"),
+        (24 << 30, "24.0 GiB"),
+    ],
+)
 def test_an_amount_of_memory_is_said_as_a_person_would(amount: int | None, text: str) -> None:
     assert size(amount) == text
 

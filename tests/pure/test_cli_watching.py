@@ -4,7 +4,7 @@ import json
 import re
 
 from gen_worker.cli.events import Form
-from gen_worker.cli.watching import Bars, Lines, Watch, watch_of
+from gen_worker.cli.watching import Bars, JsonLines, Lines, Watch, watch_of
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
@@ -25,7 +25,7 @@ class Screen:
         self.text = ""
         self.now = 100.0
         self.watch: Watch = watch_of(form, self._write)
-        if isinstance(self.watch, Lines):
+        if isinstance(self.watch, Lines | JsonLines):
             kind = type(self.watch)
             self.watch = kind(self._write, clock=lambda: self.now)
         if isinstance(self.watch, Bars):
@@ -71,11 +71,23 @@ def test_json_lines_tell_each_step_of_a_fetch() -> None:
     assert completed["notes"] == ["fp32 weights were taken"]
 
 
-def test_json_progress_comes_at_most_ten_times_a_second() -> None:
+def test_progress_comes_at_most_once_a_second_where_lines_stay() -> None:
+    for form in ("json", "text"):
+        screen = Screen("json" if form == "json" else "text")
+        screen.watch.started(FIRST)
+        for done in range(41):
+            screen.now += 0.01 - 1
+            screen.progress(FIRST, done)
+        assert len(screen.text.splitlines()) == (2 if form == "json" else 0)
+        screen.progress(FIRST, 40)
+        assert len(screen.text.splitlines()) == (3 if form == "json" else 1)
+
+
+def test_json_lines_tell_no_start_of_what_is_here() -> None:
     screen = Screen("json")
-    for done in range(1000):
-        screen.progress(FIRST, done)
-    assert screen.text.count("model_fetch.progress") < 20
+    screen.watch.started(FIRST)
+    screen.watch.completed(FIRST, there(FIRST), 0)
+    assert [json.loads(line)["kind"] for line in screen.text.splitlines()] == ["model_fetch.completed"]
 
 
 def test_text_has_a_line_for_each_tenth() -> None:

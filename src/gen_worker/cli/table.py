@@ -53,7 +53,9 @@ def duration(seconds: float | None) -> str:
 
 
 def size(bytes_: int | None) -> str:
-    """Return an amount of memory: `120 MiB`, `23.9 GiB`."""
+    """Return an amount of memory: `36 KiB`, `120 MiB`, `23.9 GiB`."""
     if bytes_ is None:
         return "-"
+    if 0 < bytes_ < 1 << 20:
+        return f"{max(1, bytes_ >> 10)} KiB"
     return f"{bytes_ / (1 << 20):.0f} MiB" if bytes_ < 10 << 30 else f"{bytes_ / (1 << 30):.1f} GiB"

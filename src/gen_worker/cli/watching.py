@@ -21,6 +21,7 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.terminal import Style, colours, paint, printable
 
 _REDRAW_S = 0.1
+_TELL_EVERY_S = 1.0  # where lines stay
 _RATE_OVER_S = 3.0
 
 
@@ -67,18 +68,20 @@ def watch_on_stderr(form: Form) -> Watch:
 class JsonLines:
     """One JSON object a line, with `kind`; `bytes_total` is null when nobody knows."""
 
-    def __init__(self, write: Callable[[str], object]) -> None:
+    def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
+        self._clock = clock
         self._told: dict[Wanted, float] = {}
 
     def started(self, wanted: Wanted) -> None:
-        """Tell `model_fetch.started`."""
-        self.tell("model_fetch.started", wanted)
+        """Tell nothing yet: it may be here."""
 
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
-        """Tell `model_fetch.progress`, at most ten times a second."""
-        now = time.monotonic()
-        if now - self._told.get(wanted, -_REDRAW_S) >= _REDRAW_S:
+        """Tell `model_fetch.started`, and at most once a second `model_fetch.progress`."""
+        now = self._clock()
+        if wanted not in self._told:
+            self.tell("model_fetch.started", wanted)
+        if now - self._told.get(wanted, -_TELL_EVERY_S) >= _TELL_EVERY_S:
             self._told[wanted] = now
             progress = {"bytes_done": bytes_done, "bytes_total": bytes_total, "retries": retries}
             self.tell("model_fetch.progress", wanted, **progress)
@@ -133,7 +136,10 @@ class _Course:
 
 
 class Lines:
-    """A line when a download has come a tenth further, and one at its end; nothing of what was here already."""
+    """A line when a download has come a tenth further, one a second at most, and one at its end.
+
+    Nothing of what was here already.
+    """
 
     def __init__(
         self,
@@ -146,21 +152,25 @@ class Lines:
         self._coloured = coloured
         self._clock = clock
         self._courses: dict[Wanted, _Course] = {}
-        self._tenths: dict[Wanted, int] = {}
+        self._told: dict[Wanted, tuple[float, int]] = {}  # when, and at which tenth
 
     def started(self, wanted: Wanted) -> None:
         """Say nothing yet."""
-        self._courses[wanted] = _Course(self._clock())
+        now = self._clock()
+        self._courses[wanted] = _Course(now)
+        self._told[wanted] = (now, -1)
 
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
         """Say how far it is."""
         course = self._courses.get(wanted)
         if course is None:  # it has ended: somebody else's download of the same bytes still counted for it
             return
-        course.go_on(self._clock(), bytes_done, bytes_total, retries)
+        now = self._clock()
+        course.go_on(now, bytes_done, bytes_total, retries)
         tenth = int(course.share * 10)
-        if tenth != self._tenths.get(wanted):
-            self._tenths[wanted] = tenth
+        told_at, told = self._told[wanted]
+        if tenth != told and now - told_at >= _TELL_EVERY_S:
+            self._told[wanted] = (now, tenth)
             share = f"{course.share:.0%} " if bytes_total else ""
             self._line(f"{printable(wanted.ref)}: {share}{course}")
 
