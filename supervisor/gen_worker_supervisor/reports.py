@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gen_worker.models.wanted import overridden_instance
-from gen_worker.wire.fetching import Fetched, FetchFailed
+from gen_worker.wire.fetching import Fetched
 from gen_worker.wire.messages import (
     Body,
     Degraded,
@@ -24,6 +24,7 @@ from gen_worker.wire.messages import (
     Wants,
     Warned,
 )
+from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large, unresolved
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
@@ -213,9 +214,9 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     if message.models:
         child.models[message.instance] = message.models
         child.used_at[message.instance] = now
-        _learn_derived(fleet, message)
+        actions += _learn_derived(fleet, child, message)
         used = [fleet.catalog.of(slot.wanted) for slot in fleet.slots_of(message.instance)]
-        actions.append(LoadOver(child, used))
+        actions.append(LoadOver(child, used, message.instance, True))
     if message.rung:
         child.rungs[message.instance] = message.rung
     note = Note("info", child.device.name, f"`{message.instance}` set up in {message.seconds:.2f} s{_placed(message)}")
@@ -227,13 +228,17 @@ def _placed(message: Loaded) -> str:
     return f", {held / (1 << 20):.0f} MiB{f', {message.rung}' if message.rung else ''}" if held else ""
 
 
-def _learn_derived(fleet: Fleet, message: Loaded) -> None:
+def _learn_derived(fleet: Fleet, child: Child, message: Loaded) -> list[Action]:
+    """Learn of the copies in another dtype that a child has made, which the next load comes from."""
+    notes: list[Action] = []
     slots = {slot.name: slot for slot in fleet.slots_of(message.instance)}
     for resident in message.models:
-        if resident.derived and resident.slot in slots:
-            model = fleet.catalog.of(slots[resident.slot].wanted)
-            if model.derived is None:
-                model.derived = resident.derived
+        slot = slots.get(resident.slot)
+        if slot is None or not resident.derived or fleet.catalog.learn_derived(slot.wanted, resident.derived):
+            continue
+        text = f"`{resident.derived}` is no copy of `{slot.wanted.ref}`: it is left alone"
+        notes.append(Note("warning", child.device.name, text))
+    return notes
 
 
 def _on_loading(fleet: Fleet, child: Child, message: Loading, now: float) -> list[Action]:
@@ -247,12 +252,13 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     child.loading = None
     child.settle_phase()
-    over = LoadOver(child, [])
+    over = LoadOver(child, [], message.instance, False)
     if message.reason == "insufficient_vram" and child.leased:  # of what runs now, which ends
         spare(fleet, child, message.instance, now + ROOM_S)
         return [over, Note("info", child.device.name, f"`{message.instance}` waits for room: {message.message}")]
-    if message.kind == "model":
-        fleet.catalog.damaged(fleet.slots_of(message.instance))
+    if message.kind == "model" and fleet.catalog.damaged(fleet.slots_of(message.instance), now):
+        text = f"`{message.instance}` cannot be loaded, its files are verified: {message.message}"
+        return [over, Note("warning", child.device.name, text)]
     why = f"{message.reason}: {message.message}" if message.reason else message.message
     text = f"setup of `{message.instance}` failed: {why}"
     stack = tuple(message.stack)
@@ -314,8 +320,10 @@ def _on_warned(fleet: Fleet, child: Child, message: Warned, now: float) -> list[
 def of_fetcher(fleet: Fleet, happening: FetcherReported | FetcherLost, now: float) -> list[Action]:
     """Learn what became of orders to the fetcher."""
     if isinstance(happening, FetcherLost):
-        fleet.catalog.fetcher_lost()
-        return []
+        actions: list[Action] = []
+        for lost in fleet.catalog.fetcher_lost(now):
+            actions += _cannot_be_had(fleet, lost)
+        return actions
     report = happening.report
     model = fleet.catalog.reported(report, now)
     if model is None:
@@ -325,8 +333,12 @@ def of_fetcher(fleet: Fleet, happening: FetcherReported | FetcherLost, now: floa
         how = f"downloaded, {report.fetched_bytes / (1 << 20):.1f} MiB" if report.fetched_bytes else "is on disk"
         notes: list[Action] = [Note("info", "models", f"{ref} {how}")]
         return notes + [Note("warning", "models", note) for note in report.snapshot.notes]
-    if model.state is not ModelState.FAILED or not isinstance(report, FetchFailed):
-        return []
+    return _cannot_be_had(fleet, model) if model.state is ModelState.FAILED else []
+
+
+def _cannot_be_had(fleet: Fleet, model: Model) -> list[Action]:
+    report = model.failure
+    assert report is not None
     failed = Note("error", "models", f"{report.message}{f'; hint: {report.hint}' if report.hint else ''}")
     if fleet.eager and fleet.booting:
         fleet.finished = True

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from gen_worker.models.wanted import Slot
-from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import (
     Body,
     Encoding,
@@ -443,6 +443,8 @@ class LoadOver(msgspec.Struct):
 
     child: Child
     used: list[Model]
+    instance: str
+    loaded: bool
 
 
 class LetGo(msgspec.Struct):
@@ -454,7 +456,7 @@ class LetGo(msgspec.Struct):
 class OrderFetch(msgspec.Struct):
     """Send the fetcher an order."""
 
-    order: Fetch
+    order: Fetch | Abort
 
 
 class Note(msgspec.Struct):

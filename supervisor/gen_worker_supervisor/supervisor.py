@@ -29,6 +29,7 @@ from gen_worker.wire.messages import (
     Report,
     Save,
     Saved,
+    Unloaded,
 )
 from gen_worker.wire.messages import Submit as SubmitFrame
 from gen_worker.wire.regions import RegionError
@@ -147,7 +148,7 @@ class Supervisor:
         self._poller = poller
         self._saver = saver
         self.margin_bytes = margin_bytes
-        self._derived = derived
+        self._derived = fleet.catalog.derived_root = derived
         self.models = ModelSupply(log, self.handle)
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
@@ -403,11 +404,12 @@ class Supervisor:
     def _send(self, action: Send) -> None:
         generation, message = action.child.generation, action.message
         if isinstance(message, Load) and message.models:
-            message = Load(message.instance, self.models.load_begins(generation, message.models))
+            models = self.models.load_begins(generation, message.models, message.instance)
+            message = Load(message.instance, models)
         self._processes[generation].send(message)
 
     def _load_over(self, action: LoadOver) -> None:
-        self.models.load_ends(action.child.generation)
+        self.models.load_ends(action.child.generation, action.instance, action.loaded)
         self.models.used(action.used)
 
     def _discard(self, action: Discard) -> None:
@@ -481,6 +483,9 @@ class Supervisor:
                 self._grant(process, message.size)
             elif type(message) is Release:
                 process.inputs.released(message.index)
+            elif type(message) is Unloaded:
+                self.models.unloaded(child.generation, message.instance)
+                happenings.append(Reported(child, message))
             else:
                 happenings.append(Reported(child, message))
         if happenings:
@@ -537,7 +542,7 @@ class Supervisor:
         """A child's process has ended."""
         self._look_at_page(process)
         del self._processes[process.child.generation]
-        self.models.load_ends(process.child.generation)
+        self.models.child_gone(process.child.generation)
         self.handle(Died(process.child, death))
         self._note_boot()
 

@@ -3,13 +3,22 @@
 import pytest
 
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
-from gen_worker.wire.fetching import Fetching
+from gen_worker.wire.fetching import Abort, Fetch, Fetching
 from gen_worker.wire.messages import Load, Loaded, LoadFailed, LoadFailure, Resident, Returned, Unload, Unloaded, Wants
 from gen_worker_supervisor.catalog import RETRY_S, Catalog
 from gen_worker_supervisor.decide import SWAP_PATIENCE
 from gen_worker_supervisor.phases import JobState, ModelState
 from gen_worker_supervisor.reports import ROOM_S
-from gen_worker_supervisor.state import NAMED_KEPT, Device, FetcherLost, FetcherReported, Job, LetGo, LoadOver
+from gen_worker_supervisor.state import (
+    NAMED_KEPT,
+    Device,
+    FetcherLost,
+    FetcherReported,
+    Job,
+    LetGo,
+    LoadOver,
+    OrderFetch,
+)
 from gen_worker_supervisor.verdicts import UNAVAILABLE_S
 from tests.pure.host import Host, finishes, function, held_by, runs, sent, signals, snapshot
 
@@ -85,7 +94,27 @@ def test_a_model_that_a_job_waits_for_is_downloaded_before_those_that_nobody_wai
     catalog.ask(slots["c/m"], 0.0, urgent=True)
     for model in catalog.models.values():
         model.move(ModelState.QUEUED)
-    assert [order.wanted.ref for order in catalog.orders(0.0)] == ["c/m"]
+    (order,) = catalog.orders(0.0)
+    assert isinstance(order, Fetch)
+    assert order.wanted.ref == "c/m"
+
+
+def test_a_download_that_nobody_waits_for_any_more_makes_room_and_goes_on_later() -> None:
+    host = host_with("a/m", "b/m")
+    host.fleet.catalog.at_once = 1
+    given_up = host.submit("a")
+    host.absent(*host.ordered())
+    host.ends(given_up)
+    host.submit("b")
+    host.absent(host.ordered()[-1])
+    (first, second) = host.ordered(probe=False)
+    assert (first.wanted.ref, second.wanted.ref) == ("a/m", "b/m")
+    assert [action.order for action in host.actions if isinstance(action, OrderFetch)][-2:] == [
+        Abort(first.number),
+        second,
+    ]
+    host.fetched(second)
+    assert host.ordered(probe=False)[-1].wanted.ref == "a/m"
 
 
 def test_while_no_child_serves_models_come_all_the_same() -> None:
@@ -194,16 +223,18 @@ def test_at_boot_a_model_that_cannot_be_had_ends_an_eager_server_with_the_code_f
     assert finishes(host.fetch_fails(*host.ordered())) == [3]
 
 
-def test_a_model_that_cannot_be_loaded_is_looked_at_anew_before_it_is_tried_again() -> None:
+def test_the_files_of_a_model_that_cannot_be_loaded_are_verified_before_its_jobs_end() -> None:
     host = host_with("a/m")
     job = host.submit("a")
     host.fetched(*host.ordered())
     actions = host.load_fails(host.child(), "model")
+    assert [(action.used, action.loaded) for action in actions if isinstance(action, LoadOver)] == [([], False)]
+    assert host.unanswered(job)
+    first, again = host.ordered()
+    assert (first.verify, again.verify) == (False, True)
+    host.fetched(again)
+    host.load_fails(host.child(), "model")
     assert host.answer(job).kind == "model_resolution"
-    assert [action.used for action in actions if isinstance(action, LoadOver)] == [[]]
-    host.passes(UNAVAILABLE_S)
-    host.submit("a")
-    assert len(host.ordered(probe=True)) == 2
 
 
 def test_what_the_hardware_refused_is_not_tried_again() -> None:
@@ -385,16 +416,26 @@ def test_a_child_may_not_ask_for_models_where_nobody_may_name_any() -> None:
 # --- copies in another dtype ------------------------------------------------------------------------------------------
 
 
-def test_a_copy_in_the_wanted_dtype_is_loaded_from_the_next_time() -> None:
-    host = host_with("a/m")
+@pytest.mark.parametrize(
+    ("path", "believed"),
+    [
+        ("/cache/derived/key-a/m-fp32", False),
+        ("/cache/derived/key-m-fp32", True),
+        ("/etc/key-m-fp32", False),
+        ("/cache/derived/other-fp32", False),
+    ],
+)
+def test_a_copy_in_the_wanted_dtype_is_loaded_from_where_copies_are_only(path: str, believed: bool) -> None:
+    host = Host(function("a", instance="A", models=["m"]))
+    host.fleet.catalog.derived_root = "/cache/derived"
     host.submit("a")
     host.fetched(*host.ordered())
-    resident = Resident("slot0", "a/m", "VRAM", 100, "/cache/derived/k-fp32")
-    host.reports(host.child(), Loaded("a/m!", 0.5, [resident]))
+    host.reports(host.child(), Loaded("A", 0.5, [Resident("slot0", "m", "VRAM", 100, path)]))
     host.dies(host.child())
     host.boot()
     load = sent(host.actions, Load)[-1]
-    assert [(model.path, model.key) for model in load.models] == [("/cache/derived/k-fp32", "k-fp32")]
+    expected = (path, path.rpartition("/")[2]) if believed else ("/cache/m", "key-m")
+    assert [(model.path, model.key) for model in load.models] == [expected]
 
 
 def test_a_snapshot_says_where_its_files_lie() -> None:
@@ -461,8 +502,9 @@ def test_a_model_that_needs_the_room_of_jobs_that_run_waits_for_them() -> None:
 def test_every_job_that_a_failed_load_refuses_is_told_the_same() -> None:
     host = host_with("a/m")
     first = host.submit("a")
-    host.fetched(*host.ordered())
-    host.reports(host.child(), LoadFailed("a/m!", "no such class", ["line 1"], "model", hint="change it"))
+    for _ in range(2):  # the second time with verified files
+        host.fetched(host.ordered()[-1])
+        host.reports(host.child(), LoadFailed("a/m!", "no such class", ["line 1"], "model", hint="change it"))
     for job in (first, host.submit("a")):
         outcome = host.answer(job)
         assert (outcome.kind, outcome.retryable) == ("model_resolution", False)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from gen_worker.wire.fetching import Fetch
 from gen_worker.wire.messages import Load, Loaded, Resident, Unloaded
 from gen_worker_supervisor.state import Child, Job, OrderFetch, Run, Send
 from tests.pure.host import Host, function
@@ -61,7 +62,7 @@ class Trial:
             action = self.host.actions[self._performed]
             self._performed += 1
             match action:
-                case OrderFetch(order=order):
+                case OrderFetch(order=Fetch() as order):
                     self.host.fetched(order)
                 case Send(child=child, message=Load(instance=instance)):
                     self.loads += 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
-from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed
+from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed
 from gen_worker.wire.messages import (
     Body,
     Cancel,
@@ -287,7 +287,10 @@ class Fleets(RuleBasedStateMachine):
                     del self.model_of(child).written[region.index]
                 case Answer():
                     later += self.answer(action)
-                case OrderFetch(order=order):
+                case OrderFetch(order=Abort(number)):
+                    self.orders = [order for order in self.orders if order.number != number]
+                    later.append(FetcherReported(FetchFailed(number, "canceled", "canceled", "", True)))
+                case OrderFetch(order=Fetch() as order):
                     assert not any(order.wanted == other.wanted for other in self.orders), "one model comes twice"
                     self.orders.append(order)
         if later:
