@@ -4,9 +4,11 @@ import fcntl
 import json
 import os
 import pickle
+import resource
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -457,6 +459,31 @@ def test_where_no_copy_can_be_kept_the_model_is_cast_each_time_and_that_is_told(
         slots.load(tiny / "sdxl", library.diffusers.UNet2DConditionModel, dtype="fp16", subfolder="unet")
         (warning,) = slots.warnings
         assert warning.startswith("`acme/it` is cast to fp16 at every load, since a copy of it in that dtype cannot")
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """Have every write beyond that refused, as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_before_a_copy_is_complete_costs_nothing_but_the_copy(
+    tiny: Path, tmp_path: Path, library: SimpleNamespace
+) -> None:
+    slots = Slots(derived=str(tmp_path))
+    with files_of_at_most(1 << 20):
+        made = slots.load(tiny / "sdxl", library.diffusers.UNet2DConditionModel, dtype="fp16", subfolder="unet")
+    assert made.dtype == library.torch.float16
+    (warning,) = slots.warnings
+    assert warning.startswith(
+        "`acme/it` is cast to fp16 at every load, since a copy of it in that dtype cannot be kept"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_process_left_of_a_copy_is_removed(tiny: Path, tmp_path: Path, library: Any) -> None:

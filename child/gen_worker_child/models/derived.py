@@ -14,7 +14,7 @@ from typing import Any
 
 from gen_worker.wire.messages import SlotModel
 from gen_worker_child.models.dtypes import WORTH_A_COPY, Dtype
-from gen_worker_child.models.loading import Source, quiet
+from gen_worker_child.models.loading import Source, loader_errors, quiet
 
 _BUILDING = ".building."
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".ckpt", ".pt", ".pth")
@@ -55,7 +55,7 @@ def derive(made: Any, source: Source, folder: Path) -> None:
     if free < needed:
         raise OSError(f"{needed:,} bytes are needed at {folder.parent}, {free:,} are free")
     with _building(folder) as place, quiet():
-        made.save_pretrained(place, safe_serialization=True)
+        _save(made, place)
         if repository.checkpoint is None:
             _complete(place, repository.path)
         _settle(place)
@@ -65,6 +65,15 @@ def derive(made: Any, source: Source, folder: Path) -> None:
             if not folder.is_dir():  # else somebody was faster, and made the same
                 raise
         _sync(folder.parent)
+
+
+def _save(made: Any, place: Path) -> None:
+    try:
+        made.save_pretrained(place, safe_serialization=True)
+    except loader_errors() as error:  # of a full disk safetensors raises an error of its own
+        if isinstance(error, OSError):
+            raise
+        raise OSError(" ".join(str(error).split())) from error
 
 
 @contextmanager

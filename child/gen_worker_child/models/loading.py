@@ -267,7 +267,7 @@ def _translated(source: Source) -> Iterator[None]:
     slot = source.slot
     try:
         yield
-    except _loader_errors() as error:
+    except loader_errors() as error:
         text = " ".join(str(error).split())
         if _about_the_device(error, text):
             raise
@@ -282,8 +282,8 @@ def _translated(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _loader_errors() -> tuple[type[BaseException], ...]:
-    """Return what the libraries raise for a model that they cannot load."""
+def loader_errors() -> tuple[type[BaseException], ...]:
+    """Return what the libraries raise for a model that they cannot load, or cannot save."""
     safetensors = sys.modules.get("safetensors")
     return LOADER_ERRORS if safetensors is None else (*LOADER_ERRORS, safetensors.SafetensorError)
 
