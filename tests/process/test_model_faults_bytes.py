@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.models.errors import ModelErrorKind
+from gen_worker.models.selection import SelectionOptions
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import (
     BadRange,
@@ -27,7 +29,8 @@ from gen_worker.testing import (
     Truncate,
 )
 from gen_worker.testing.faults import Fault
-from tests.fetchers import Having, config_for, contents, fetcher_for, refused, repository, size_of, visible
+from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed
+from tests.fetchers import Having, config_for, contents, fetcher_for, refused, repository, size_of, supervising, visible
 from tests.served import until
 
 pytestmark = pytest.mark.process
@@ -232,3 +235,63 @@ def test_what_an_orchestrator_describes_is_fetched_without_any_token(hub: Loopba
         hub.requests.clear()
         assert contents(fetcher.have(wanted, snapshot=described).snapshot) == FILES
     assert not any(request.carries_credentials for request in hub.requests)
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    """Turn one bit of a file."""
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    path.chmod(0o444)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_file_that_lies_damaged_on_disk_comes_anew_where_it_is_asked_to_be_looked_at(
+    hub: LoopbackHub, fetcher: Having, fixed: bool
+) -> None:
+    commit = hub.add_repo("acme/tiny", FILES)
+    wanted = Wanted("hf", "acme/tiny", revision=commit) if fixed else TINY
+    first = fetcher.have(wanted).snapshot
+    damage(Path(first.path) / "model.safetensors")
+    assert fetcher.have(wanted).fetched_bytes == 0
+    again = fetcher.have(wanted, verify=True)
+    assert contents(again.snapshot) == FILES
+    assert again.fetched_bytes == len(FILES["model.safetensors"])
+    assert fetcher.have(wanted, verify=True).fetched_bytes == 0
+
+
+def test_a_model_of_which_a_file_is_damaged_counts_as_absent_for_who_looks_at_it(
+    hub: LoopbackHub, config: FetchConfig, tmp_path: Path
+) -> None:
+    with supervising(config, tmp_path / "log") as supervisor:
+        first = supervisor.fetched(TINY).snapshot
+        damage(Path(first.path) / "model.safetensors")
+        supervisor.process.send(Fetch(100, TINY, probe=True))
+        assert isinstance(supervisor.end_of(100), Fetched)
+        supervisor.process.send(Fetch(101, TINY, probe=True, verify=True))
+        absent = supervisor.end_of(101)
+        assert isinstance(absent, FetchFailed)
+        assert absent.kind == "absent"
+        assert contents(supervisor.fetched(TINY).snapshot) == FILES
+
+
+def test_other_options_choose_the_files_of_a_commit_anew_and_the_same_ask_nobody(
+    hub: LoopbackHub, config: FetchConfig
+) -> None:
+    files = {**FILES, "model.fp16.safetensors": repository(5_000)["model.safetensors"]}
+    fixed = Wanted("hf", "acme/whole", revision=hub.add_repo("acme/whole", files))
+    few, all_of_it = config, msgspec.structs.replace(config, selection=SelectionOptions(full_repo=True))
+    for options, count in ((few, 2), (all_of_it, 3), (few, 2)):
+        with fetcher_for(options) as fetcher:
+            first = contents(fetcher.have(fixed).snapshot)
+            assert len(first) == count
+            hub.requests.clear()
+            assert contents(fetcher.have(fixed).snapshot) == first
+            assert contents(fetcher.have(fixed, offline=True).snapshot) == first
+            assert hub.requests == []

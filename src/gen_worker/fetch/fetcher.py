@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from gen_worker.fetch.cache.disk import on_memory
+from gen_worker.fetch.cache.layout import Record
 from gen_worker.fetch.cache.store import Found, Plan, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
@@ -89,6 +90,7 @@ class Fetcher:
         cancel: Cancel | None = None,
         offline: bool = False,
         probe: bool = False,
+        verify: bool = False,
         snapshot: Sequence[SnapshotFile] | None = None,
         keep: Collection[str] = (),
     ) -> Fetched:
@@ -97,8 +99,8 @@ class Fetcher:
         Returns at once what is there and cannot change. Where a branch or tag is meant, its provider is asked what it
         stands for now; when the provider cannot be reached or does not tell, what is on disk is good enough, and the
         snapshot's notes say so. `offline` asks nobody. `probe` downloads nothing: a model that is not here raises the
-        kind `absent`. `snapshot` is what an orchestrator says that the model consists of. `keep` are refs that eviction
-        spares.
+        kind `absent`. `verify` reads what is found, and what is damaged of it counts as not here. `snapshot` is what an
+        orchestrator says that the model consists of. `keep` are refs that eviction spares.
 
         Two fetches of the same bytes share one download, also across processes. After a failure nothing is visible;
         what came is kept, so that the next try goes on from there.
@@ -109,8 +111,9 @@ class Fetcher:
             _within(self._config.max_seconds, cancel or Cancel(), late) as limited,
             ExitStack() as held,
         ):
-            found = self._store.find(wanted)
-            if found is not None and (offline or self._config.offline or _is_fixed(wanted)):
+            find = partial(self._store.find_verified, cancel=limited) if verify else self._store.find
+            found = find(wanted)
+            if found is not None and (offline or self._config.offline or _is_settled(wanted, found)):
                 return _there(found)
             if offline or self._config.offline:
                 raise _offline(wanted)
@@ -123,7 +126,8 @@ class Fetcher:
                     raise
                 held.pop_all()
                 return _there(_noted(found, _as_it_is(wanted, error)))
-            current = self._store.find(wanted, resolved.manifest)
+            seen = found is not None and Record.of(wanted, resolved.manifest).key == found.snapshot.key
+            current = (self._store.find if seen else find)(wanted, resolved.manifest)
             if current is not None:
                 return _there(current)
             return self._have(_Fetch(wanted, resolved, limited, on_progress, keep), probe=probe)
@@ -148,13 +152,13 @@ class Fetcher:
 
     def _have(self, fetch: "_Fetch", *, probe: bool) -> Fetched:
         """Download what is missing and build the snapshot."""
-        with self._store.plan(fetch.wanted, fetch.manifest) as plan:
+        with self._store.plan(fetch.wanted, fetch.manifest, fetch.cancel) as plan:
             if plan.missing and probe:
                 self._probed[fetch.wanted] = time.monotonic(), fetch.resolved
                 raise ModelError("absent", f"`{fetch.wanted.ref}` is not on this machine")
             missing = {path: file for file, path in plan.missing}
             fetched_bytes = self._download(fetch, plan, missing) if missing else 0
-            found = self._store.publish(fetch.wanted, fetch.manifest)
+            found = self._store.publish(fetch.wanted, fetch.manifest, fetch.cancel)
             return Fetched(found.snapshot, found.lease, fetched_bytes)
 
     def _download(self, fetch: "_Fetch", plan: Plan, missing: Mapping[Path, ManifestFile]) -> int:
@@ -165,7 +169,10 @@ class Fetcher:
         try:
             with self._making_room:
                 needed = plan.missing_bytes + others
-                for ref, size in self._store.make_room(needed, fetch.keep, at=plan.place, ref=fetch.wanted.ref):
+                gone = self._store.make_room(
+                    needed, fetch.keep, at=plan.place, ref=fetch.wanted.ref, cancel=fetch.cancel
+                )
+                for ref, size in gone:
                     self._on_evicted(ref, size)
             largest_first = sorted(missing, key=lambda path: (-sizes[path], missing[path].path))
             return self._at_once(
@@ -258,6 +265,11 @@ class _Fetch(NamedTuple):
 def _is_fixed(wanted: Wanted) -> bool:
     """Whether this can only ever mean the same bytes."""
     return bool(_COMMIT.fullmatch(wanted.revision) or wanted.digest or wanted.version)
+
+
+def _is_settled(wanted: Wanted, found: Found) -> bool:
+    """Whether what was found is what its provider would name, without asking it."""
+    return _is_fixed(wanted) and found.same_options
 
 
 def _last_change(blob: Path) -> float:

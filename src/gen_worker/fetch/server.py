@@ -168,6 +168,7 @@ class Server:
                 on_progress=lambda done, total, retries: self._reports.progress(Fetching(number, done, total, retries)),
                 cancel=cancel,
                 probe=order.probe,
+                verify=order.verify,
                 snapshot=_described(wanted, descriptors),
                 keep=self._keep,
             )
