@@ -188,6 +188,24 @@ def test_a_word_that_is_no_ref_is_wrong_usage(tmp_path: Path, ref: str) -> None:
     assert "hint: " in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [(), ("--offline",)])
+def test_a_cache_that_is_a_file_is_named_with_its_setting(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "cache").touch()
+    done = prefetch("hf:acme/one", *arguments, cwd=tmp_path, hub=None)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: models cannot be kept in `{tmp_path}/cache`: `{tmp_path}/cache` is no folder\n"
+        "hint: set `TENSORHUB_CACHE_DIR` to a folder; it is made where there is none\n",
+    )
+
+
+def test_a_cache_where_no_folder_can_be_is_named_with_its_setting(tmp_path: Path) -> None:
+    done = prefetch("hf:acme/one", cwd=tmp_path, hub=None, TENSORHUB_CACHE_DIR="/proc/models")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: models cannot be kept in `/proc/models`: ")
+    assert done.stderr.endswith("hint: set `TENSORHUB_CACHE_DIR` to another folder\n")
+
+
 def test_one_that_cannot_be_had_does_not_keep_the_others_away(tmp_path: Path, hub: LoopbackHub) -> None:
     done = prefetch("hf:acme/gated", "hf:acme/one", "--json", cwd=tmp_path, hub=hub)
     assert done.returncode == 3

@@ -1,5 +1,6 @@
 """Models that a command has on this machine before it goes on: several at once, until a Ctrl-C."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gen_worker.cli.failure import CANCELED, NO_MODEL, Failure
 from gen_worker.cli.interrupts import announce, interrupts
+from gen_worker.cli.settings import check_folders
 from gen_worker.cli.watching import Watch
 from gen_worker.models.errors import ModelError
 from gen_worker.models.wanted import Wanted
@@ -32,6 +34,9 @@ def fetched(wanted: Iterable[Wanted], config: "FetchConfig", watch: Watch) -> It
 
     each_once = list(dict.fromkeys(wanted))
     cancel = Cancel()
+    if each_once:
+        check_folders(config)
+        _make_folder(config)
     fetcher = Fetcher(config)
     outcomes: dict[Wanted, Outcome] = {}
     try:
@@ -51,6 +56,21 @@ def fetched(wanted: Iterable[Wanted], config: "FetchConfig", watch: Watch) -> It
             if not isinstance(outcome, ModelError) and outcome.lease >= 0:
                 os.close(outcome.lease)
         fetcher.close()
+
+
+def _make_folder(config: "FetchConfig") -> None:
+    """Make the folder of models; raise `Failure` where no folder can be, as in `/proc`.
+
+    One that may only be read is no fault yet: the models may be here.
+    """
+    if config.offline:
+        return
+    try:
+        os.makedirs(config.root, exist_ok=True)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            text = f"models cannot be kept in `{config.root}`: {(error.strerror or str(error)).lower()}"
+            raise Failure(text, "set `TENSORHUB_CACHE_DIR` to another folder") from None
 
 
 def failure_of(error: ModelError) -> Failure:

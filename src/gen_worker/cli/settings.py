@@ -1,12 +1,17 @@
 """The settings as a command reads them, and the options that several commands have for them."""
 
+import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gen_worker.cli.failure import Failure, say
 from gen_worker.settings import Settings, SettingsError
+
+if TYPE_CHECKING:  # what models are fetched by is imported where one is fetched
+    from gen_worker.fetch.config import FetchConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,3 +43,12 @@ def read_settings(**given: object) -> Settings:
     for warning in settings.warnings:
         say("warning", warning)
     return settings
+
+
+def check_folders(config: "FetchConfig") -> None:
+    """Raise `Failure` where models are to be kept in what is no folder."""
+    for name, path in (("TENSORHUB_CACHE_DIR", Path(config.root)), ("HF_HOME", Path(config.hf_cache))):
+        there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        if not there.is_dir():
+            text = f"models cannot be kept in `{path}`: `{there}` is no folder"
+            raise Failure(text, f"set `{name}` to a folder; it is made where there is none")
