@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from gen_worker.fetch.fetcher import Fetcher
@@ -162,6 +164,17 @@ def test_offline_what_is_not_here_is_named_with_what_fetches_it(hub: LoopbackHub
     assert str(error) == "`acme/tiny` is not on this machine, and nothing may be fetched"
     assert error.hint == "`gen-worker prefetch hf:acme/tiny` fetches it while there is a network"
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "narrowed", [{"files": ("*.json",)}, {"dtype": "fp32"}, {"subfolder": "unet"}, {"trust_remote_code": True}]
+)
+def test_offline_what_no_ref_can_name_is_fetched_where_its_endpoint_is(
+    hub: LoopbackHub, tmp_path: Path, narrowed: dict[str, Any]
+) -> None:
+    with fetcher_for(config_for(tmp_path, hub.url, offline=True)) as fetcher:
+        error = refused(fetcher, msgspec.structs.replace(TINY, **narrowed))
+    assert error.hint == "`gen-worker prefetch` in its endpoint's folder fetches it while there is a network"
 
 
 def test_offline_what_is_here_is_used_and_nobody_is_asked(hub: LoopbackHub, tmp_path: Path) -> None:

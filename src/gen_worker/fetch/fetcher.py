@@ -376,10 +376,14 @@ def _of_disk(wanted: Wanted, error: OSError) -> ModelError:
 
 def _offline(wanted: Wanted) -> ModelError:
     prefix = "cozy:" if wanted.provider == "tensorhub" else f"{wanted.provider}:"
+    narrowed = wanted.dtype or wanted.subfolder or wanted.files or wanted.trust_remote_code  # no ref can say so
+    command = (
+        "`gen-worker prefetch` in its endpoint's folder" if narrowed else f"`gen-worker prefetch {prefix}{wanted.ref}`"
+    )
     return ModelError(
         "offline",
         f"`{wanted.ref}` is not on this machine, and nothing may be fetched",
-        f"`gen-worker prefetch {prefix}{wanted.ref}` fetches it while there is a network",
+        f"{command} fetches it while there is a network",
     )
 
 
