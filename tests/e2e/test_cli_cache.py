@@ -298,9 +298,32 @@ def test_files_that_cannot_be_read_or_written_are_told(store: Store) -> None:
     done = cache(store, "import", "/nowhere/models.tar")
     assert (done.returncode, done.stderr) == (2, "error: no such file: `/nowhere/models.tar`\n")
     done = cache(store, "export", "acme/tiny", "-o", "/nowhere/models.tar")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: `/nowhere/")
-    assert "no such file or directory" in done.stderr
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: no such folder: `/nowhere`")
+    for command in (("import", "."), ("export", "acme/tiny", "-o", ".")):
+        assert cache(store, *command).stderr.splitlines()[0] == "error: `.` is a folder"
+    done = cache(store, "export", "acme/tiny", "-o", "/dev/full")
+    assert (done.returncode, done.stderr) == (2, "error: `/dev/full`: no space left on device\n")
+
+
+def test_an_export_replaces_no_file_unasked_and_never_a_device(store: Store, tmp_path: Path) -> None:
+    file, link = tmp_path / "models.tar", tmp_path / "link.tar"
+    file.write_text("mine")
+    link.symlink_to(file)
+    for name in (file, link):
+        done = cache(store, "export", "acme/tiny", "-o", str(name))
+        assert (done.returncode, done.stderr) == (2, f"error: `{name}` exists already\nhint: `--force` replaces it\n")
+    assert file.read_text() == "mine"
+    assert cache(store, "export", "acme/tiny", "-o", str(link), "--force").returncode == 0
+    assert link.is_symlink()
+    piped = subprocess.run(
+        [*GEN_WORKER, "cache", "export", "acme/tiny", "-o", "/dev/stdout"],
+        capture_output=True,
+        timeout=60,
+        env=variables(store),
+        check=True,
+    )
+    assert piped.stdout == file.read_bytes()
+    assert piped.stderr.startswith(b"wrote `hf:acme/tiny` to `/dev/stdout`: ")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

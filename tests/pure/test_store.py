@@ -616,7 +616,7 @@ def test_a_copy_of_hugging_faces_layout_without_its_links_is_used(tmp_path: Path
     [listed] = store.listed()
     assert store.damaged(listed.record) == []
     assert store.evict([listed.record.key]) == [(TINY.ref, listed.size)]
-    assert files_below(tmp_path / "own") == ["cas/ref-index.json"]
+    assert files_below(tmp_path / "own") == ["cas/ref-index.json", "hub/CACHEDIR.TAG"]
 
 
 def test_a_reading_that_is_canceled_leaves_its_model_and_no_lease(store: Store) -> None:

@@ -243,6 +243,21 @@ def test_a_failed_export_leaves_the_older_file(archive: Path, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models.tar", "source"]
 
 
+def test_a_file_is_refused_that_would_pass_for_another_one(archive: Path, store: Store) -> None:
+    def change(document: dict[str, Any]) -> None:
+        model = next(each for each in document["models"] if each["wishes"][0]["provider"] == "hf")
+        file = next(each for each in model["files"] if each["path"] == "model.safetensors")
+        member = model["members"][model["files"].index(file)]
+        evil = next(each for each in document["models"] if each is not model)["members"][0]
+        file.update(algorithm="", digest="", size=evil["size"])
+        member.update(evil)
+
+    write(archive, of_document(change)(members_of(archive)))
+    with pytest.raises(ModelError, match="two digests"):
+        unpack(store, archive, nobody)
+    assert files_below(store.layout.root) == []
+
+
 def test_the_manifest_is_the_first_member(archive: Path) -> None:
     with tarfile.open(archive) as opened:
         assert opened.getnames()[0] == MANIFEST

@@ -308,24 +308,39 @@ def verify(refs: tuple[str, ...], as_json: bool) -> int:
     "export",
     cls=_Command,
     codes=(OK, USAGE, NOT_FOUND),
-    help="Write models into a tar, for a host without a network. `gen-worker cache import` reads it there.",
+    help="Write models into a tar, for a host without a network. `gen-worker cache import` reads it there. `-o "
+    "/dev/stdout` writes it into a pipe.",
 )
 @_some_refs_argument
 @click.option("-o", "--output", required=True, metavar="FILE", shell_complete=complete_path, help="The tar to write.")
-def export(refs: tuple[str, ...], output: str) -> int:
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export(refs: tuple[str, ...], output: str, force: bool) -> int:
     """Write models into a tar."""
     from contextlib import ExitStack
 
-    from gen_worker.fetch.cache.transfer import pack
+    from gen_worker.fetch.cache.transfer import is_stream, pack
 
+    target = Path(output)
+    _check_target(target, force)
     store = _store()
     meant = _meant(store, refs)
-    with _told(Path(output)), ExitStack() as held, _progress("written", sum(each.size for each in meant)) as progress:
+    with _told(target), ExitStack() as held, _progress("written", sum(each.size for each in meant)) as progress:
         for each in meant:
             held.enter_context(store.holding(each))
-        bytes_ = pack(store, meant, Path(output), progress.add)
-    click.echo(f"wrote {', '.join(f'`{_named(each)}`' for each in meant)} to `{output}`: {size(bytes_)}")
+        bytes_ = pack(store, meant, target, progress.add)
+    named = ", ".join(f"`{_named(each)}`" for each in meant)
+    click.echo(f"wrote {named} to `{output}`: {size(bytes_)}", err=is_stream(target))
     return OK
+
+
+def _check_target(target: Path, force: bool) -> None:
+    """Raise `Failure` for a place that no tar can or should be written to."""
+    if target.is_dir():
+        raise Failure(f"`{target}` is a folder", "name the tar in it")
+    if not target.parent.is_dir():
+        raise Failure(f"no such folder: `{target.parent}`", "make it first, or name another")
+    if target.is_file() and not target.is_relative_to("/dev") and not force:
+        raise Failure(f"`{target}` exists already", "`--force` replaces it")
 
 
 @command.command(
@@ -342,7 +357,9 @@ def import_(file: str) -> int:
     from gen_worker.fetch.cache.transfer import unpack
 
     source = Path(file)
-    if not source.is_file():
+    if source.is_dir():
+        raise Failure(f"`{file}` is a folder", "name the tar that `gen-worker cache export` wrote")
+    if not source.exists():
         raise Failure(f"no such file: `{file}`")
     with _told(source), _progress("read", source.stat().st_size) as progress:
         found = unpack(_store(), source, progress.add)

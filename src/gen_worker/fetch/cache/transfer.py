@@ -7,8 +7,8 @@ What is read back is believed in nothing: names, sizes and digests are checked, 
 import io
 import os
 import tarfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -65,15 +65,42 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 def pack(store: Store, listed: Sequence[Listed], target: Path, on_bytes: OnBytes) -> int:
-    """Write models into a tar and return its bytes; an older file of the name is replaced when it is complete."""
+    """Write models into a tar and return its bytes; an older file of the name is replaced when it is complete.
+
+    What is no regular file, as `/dev/stdout` or a pipe, is written into as it is.
+    """
+    if is_stream(target):
+        with _naming(target), open(target, "wb") as out:
+            with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+                _fill(archive, store, listed, on_bytes)
+            return archive.offset
+    target = target.resolve()
     draft = target.with_name(f".{target.name}.part")
     try:
-        with open(draft, "wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            _fill(archive, store, listed, on_bytes)
-        os.replace(draft, target)
+        with _naming(target, draft):
+            with open(draft, "wb") as out, tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                _fill(archive, store, listed, on_bytes)
+            os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
     return target.stat().st_size
+
+
+def is_stream(target: Path) -> bool:
+    """Whether a path names a device, a pipe or an open file of this process, which nothing may take the place of."""
+    named = target.is_symlink() and target.is_relative_to("/dev")
+    return named or (target.exists() and not target.is_file() and not target.is_dir())
+
+
+@contextmanager
+def _naming(target: Path, draft: Path | None = None) -> Iterator[None]:
+    """Have what a disk refuses inside this block name the file that a person asked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(draft)):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _fill(archive: tarfile.TarFile, store: Store, listed: Sequence[Listed], on_bytes: OnBytes) -> None:
@@ -207,7 +234,7 @@ def _check(model: _Model) -> None:
             raise _bad(f"the size or digest of `{file.path}` is impossible")
         if file.algorithm and (file.algorithm, file.digest) != (member.algorithm, member.digest):
             raise _bad(f"`{file.path}` has two digests")
-        if file.etag and file.digest and file.etag != file.digest:
+        if file.etag and file.etag != (file.digest or member.digest):  # blobs are named by it
             raise _bad(f"`{file.path}` has two digests")
 
 
