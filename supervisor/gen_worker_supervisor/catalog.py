@@ -119,11 +119,11 @@ class Catalog:
                 model.asked, model.number, model.failure = self.asked, 0, None
                 self.pending = True
 
-    def orders(self, now: float, awaited: Collection[str] | None = None) -> list[Fetch | Abort]:
+    def orders(self, now: float, awaited: Collection[str] = ()) -> list[Fetch | Abort]:
         """Return what to order now: every look for a model on this host, and as many downloads as there is room for.
 
         `awaited` are the keys of the models that jobs wait for at the moment. A download that none waits for any more
-        makes room for one that some do, and goes on later; where nobody says, all downloads stay.
+        makes room for one that some do, and goes on later.
         """
         if not self.pending:
             return []
@@ -134,16 +134,14 @@ class Catalog:
                 orders.append(self._order(model, probe=True))
         under_way = [model for model in self.models.values() if model.state is ModelState.FETCHING]
         queue = [model for model in self.models.values() if model.state is ModelState.QUEUED]
-        queue.sort(key=lambda model: (not model.urgent, model.asked))
-        if awaited is not None:
-            urgent = [model for model in queue if model.wanted.key in awaited]
-            queue = urgent + [model for model in queue if model not in urgent]
-            given_up = [model for model in under_way if model.wanted.key not in awaited]
-            for model in given_up[: max(0, len(urgent) - (self.at_once - len(under_way)))]:
-                orders.append(Abort(model.number))
-                under_way.remove(model)
-                _order_again(model)
-            self.pending = len(urgent) > self.at_once - len(under_way)  # until somebody gives up on one under way
+        queue.sort(key=lambda model: (model.wanted.key not in awaited, not model.urgent, model.asked))
+        first = sum(model.wanted.key in awaited for model in queue)
+        given_up = [model for model in under_way if model.wanted.key not in awaited]
+        for model in given_up[: max(0, first - (self.at_once - len(under_way)))]:
+            orders.append(Abort(model.number))
+            under_way.remove(model)
+            _order_again(model)
+        self.pending = first > self.at_once - len(under_way)  # until somebody gives up on one under way
         for model in queue[: max(0, self.at_once - len(under_way))]:
             model.move(ModelState.FETCHING)
             model.since = None
@@ -186,7 +184,7 @@ class Catalog:
         model.move(ModelState.FAILED)
         model.failure, model.retry_at, model.urgent, model.deaths = report, now + RETRY_S, False, 0
 
-    def fetcher_lost(self, now: float = 0.0) -> list[Model]:
+    def fetcher_lost(self, now: float) -> list[Model]:
         """The fetcher has died: what it was at is ordered from the next one.
 
         Returns the models that are not, since too many fetchers died while these did not get on; they have failed.
@@ -200,7 +198,7 @@ class Catalog:
             _order_again(model)
         return failed
 
-    def damaged(self, slots: Sequence[Slot], now: float = inf) -> bool:
+    def damaged(self, slots: Sequence[Slot], now: float) -> bool:
         """Files of these models could not be loaded: look at what is on the disk anew before they are tried again.
 
         Returns whether that may help: they are verified then, unless that was done just before.

@@ -136,7 +136,7 @@ class ModelSupply:
 
     # --- loads ---
 
-    def load_begins(self, generation: int, models: Iterable[SlotModel], instance: str = "") -> list[SlotModel]:
+    def load_begins(self, generation: int, models: Iterable[SlotModel], instance: str) -> list[SlotModel]:
         """Return the models with the quickest places to load them from.
 
         These stay as long as the instance: the author may have been given a path, and read it at any time.
@@ -152,7 +152,7 @@ class ModelSupply:
             chosen.append(model)
         return chosen
 
-    def load_ends(self, generation: int, instance: str = "", loaded: bool = False) -> None:
+    def load_ends(self, generation: int, instance: str, loaded: bool) -> None:
         """A child has loaded what it was to load, or will not."""
         if not loaded:
             self.unloaded(generation, instance)

@@ -171,22 +171,58 @@ def test_a_request_may_name_another_model_where_its_binding_allows(shelf: Shelf)
 # --- things die -------------------------------------------------------------------------------------------------------
 
 
+def is_fetcher(pid: int) -> bool:
+    """Whether a process is one."""
+    try:
+        return b"gen_worker.fetch" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return False
+
+
 def fetcher_of(server: Server) -> int:
     """Return the pid of a server's fetcher."""
     for pid in server.processes():
-        if b"gen_worker.fetch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if is_fetcher(pid):
             return pid
     raise AssertionError("there is no fetcher")
 
 
-def test_a_fetcher_that_is_killed_while_a_job_waits_costs_the_job_nothing(shelf: Shelf, hub: LoopbackHub) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_fetcher_that_is_ended_while_a_job_waits_costs_the_job_nothing(
+    shelf: Shelf, hub: LoopbackHub, number: signal.Signals
+) -> None:
     hub.fail("weights.txt", faults.Stall(after=3, seconds=60), times=1)
     server = shelf()
     with server.connect() as connection:
         connection.send("first", "patient")
         until(lambda: any(request.path.endswith("weights.txt") for request in hub.requests), what="the download")
-        os.kill(fetcher_of(server), signal.SIGKILL)
+        os.kill(fetcher_of(server), number)
         assert value(connection.frame())["text"] == "first"
+
+
+def test_a_model_that_kills_fetcher_after_fetcher_is_given_up_and_named(shelf: Shelf, hub: LoopbackHub) -> None:
+    hub.fail("acme/first/weights.txt", faults.Stall(after=3, seconds=60), times=10)
+    server = shelf()
+    with server.connect() as connection:
+        connection.send("first", "patient")
+        victims: set[int] = set()
+
+        def given_up() -> bool:
+            download = [pid for pid in server.processes() if pid not in victims and is_fetcher(pid)]
+            if download and len(wanted_bytes(hub)) > len(victims):
+                os.kill(download[0], signal.SIGKILL)
+                victims.update(download)
+            return not connection.is_silent(0.01)
+
+        until(given_up, what="the answer")
+        told = error(connection.frame())
+    assert (told["kind"], told["retryable"]) == ("model_resolution", True)
+    assert "`acme/first` cannot be downloaded: 3 fetchers in a row died" in told["message"]
+
+
+def wanted_bytes(hub: LoopbackHub) -> list[str]:
+    """Return the requests for the weights of any model."""
+    return [request.path for request in hub.requests if request.path.endswith("weights.txt")]
 
 
 def test_a_new_child_has_its_models_without_the_disk(shelf: Shelf, tmp_path: Path) -> None:
@@ -198,6 +234,17 @@ def test_a_new_child_has_its_models_without_the_disk(shelf: Shelf, tmp_path: Pat
     after = value(server.ask("first"))
     assert after["text"] == "first"
     assert after["pid"] != before["pid"]
+
+
+def test_a_path_leads_to_the_model_as_long_as_the_author_has_it(shelf: Shelf) -> None:
+    server = shelf(variables={"GEN_WORKER_HOST_CACHE_BYTES": "7010"})  # room for one of them
+    before = value(server.ask("first"))
+    until(lambda: states(server).get("acme/first") == "RAM", what="the model in host memory")
+    os.kill(before["pid"], signal.SIGKILL)
+    assert value(server.ask("first"))["text"] == "first"
+    assert value(server.ask("second"))["text"].startswith("second")
+    assert value(server.ask("first"))["text"] == "first"
+    assert states(server)["acme/first"] == "RAM"
 
 
 def test_nothing_of_models_stays_behind_in_the_run_folder(shelf: Shelf, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.log import HIDDEN, Look
-from gen_worker_supervisor.report import _job
+from gen_worker_supervisor.report import _download, _function, _job
 from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
 
 
@@ -74,3 +74,18 @@ def test_a_job_that_waits_for_a_model_says_how_far_its_download_is() -> None:
     model = fleet.catalog.of(slot.wanted)
     model.bytes_done, model.bytes_total = 30, 120
     assert _job(fleet, waiting, now=110.0, hide=str).stage == "downloading acme/xl 25%"
+
+
+def test_jobs_that_wait_for_models_of_their_own_count_for_their_function() -> None:
+    slot = Slot("weights", Wanted("hf", "acme/xl"), ("*",))
+    paint = Function(SurveyedFunction("paint", "paint", "A", "A", "sync", "device", False, None, [slot]))
+    other = Function(SurveyedFunction("other", "other", "", "", "sync", "device", False, None))
+    fleet = Fleet({"paint": paint, "other": other}, [Device("cpu:0", "cpu")])
+    own = Slot("weights", Wanted("hf", "acme/own"), ("*",))
+    named = fleet.with_models(paint, "A own", [own])
+    for number, function in enumerate((paint, named, named)):
+        waiting = job(deadline=None)
+        waiting.number, waiting.function = number, function
+        fleet.enqueue(waiting)
+    assert [_function(fleet, each, 110.0, str).queued for each in (paint, other)] == [3, 0]
+    assert _download(fleet, fleet.catalog.of(own.wanted), 110.0).wanted_by == ["paint"]
