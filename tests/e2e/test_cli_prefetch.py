@@ -188,6 +188,11 @@ def test_a_word_that_is_no_ref_is_wrong_usage(tmp_path: Path, ref: str) -> None:
     assert "hint: " in done.stderr
 
 
+def test_the_address_of_a_page_comes_with_the_ref_to_write(tmp_path: Path) -> None:
+    done = prefetch("https://huggingface.co/acme/x", cwd=tmp_path, hub=None)
+    assert (done.returncode, done.stderr.splitlines()[1]) == (2, "hint: write `hf:acme/x`")
+
+
 @pytest.mark.parametrize("arguments", [(), ("--offline",)])
 def test_a_cache_that_is_a_file_is_named_with_its_setting(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "cache").touch()

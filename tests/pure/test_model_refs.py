@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.models.refs import RefError, parse_ref, valid_repo, version_id
+from gen_worker.models.refs import RefError, meant_by, parse_ref, valid_repo, version_id
 from gen_worker.models.wanted import Provider, Wanted
 
 HEX = "ab" * 32
@@ -59,6 +59,7 @@ def test_a_ref_is_read_as_its_provider_writes_it(text: str, provider: str, wante
         ("a/..", "hf", "is no ref of hf"),
         ("a/b/c", "hf", "is no ref of hf"),
         ("a/b@../../x", "hf", "is no ref of hf"),
+        ("a/b/c", "", "`a/b/c` is no ref of the platform's hub"),
         ("a/b\n", "hf:", "no provider"),
         ("ünï/cödé", "hf", "is no ref of hf"),
     ],
@@ -66,6 +67,27 @@ def test_a_ref_is_read_as_its_provider_writes_it(text: str, provider: str, wante
 def test_a_text_that_is_no_ref_is_refused_with_how_to_write_one(text: str, provider: str, message: str) -> None:
     with pytest.raises(RefError, match=re.escape(message)):
         parse_ref(text, provider)
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("https://huggingface.co/acme/x", "hf:acme/x"),
+        ("huggingface.co/acme/x/tree/main", "hf:acme/x"),
+        ("https://hf.co/acme/x?library=diffusers", "hf:acme/x"),
+        ("huggingface:acme/x@main", "hf:acme/x@main"),
+        ("tensorhub:acme/x:prod", "cozy:acme/x:prod"),
+        ("https://modelscope.cn/models/acme/x/summary", "modelscope:acme/x"),
+        ("https://civitai.com/models/4201/x?modelVersionId=7", "civitai:4201@7"),
+        ("https://huggingface.co/acme", ""),
+        ("https://elsewhere.org/acme/x", ""),
+        ("acme/x", ""),
+    ],
+)
+def test_what_people_paste_stands_for_a_ref(text: str, ref: str) -> None:
+    assert meant_by(text) == ref
+    if ref:
+        assert parse_ref(ref).provider
 
 
 def test_a_missing_tag_stands_for_what_the_caller_says() -> None:

@@ -16,7 +16,7 @@ from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import size
 from gen_worker.cli.watching import JsonLines, Watch, watch_on_stderr
 from gen_worker.models.errors import ModelError
-from gen_worker.models.refs import RefError, parse_ref
+from gen_worker.models.refs import RefError, meant_by, parse_ref
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
 from gen_worker.settings import Settings
@@ -69,6 +69,8 @@ def _named(ref: str) -> Wanted:
     try:
         wanted = parse_ref(ref, tag="prod")
     except RefError as error:
+        if meant := meant_by(ref):
+            raise Failure(f"`{ref}` is no ref", f"write `{meant}`") from None
         raise Failure(str(error), "`gen-worker prefetch --help` shows what a REF looks like") from None
     if wanted.provider == "tensorhub" and not ref.strip().startswith("cozy:"):
         hint = f"write `hf:{ref}` for Hugging Face, `cozy:{ref}` for the platform's hub, or `modelscope:{ref}`"

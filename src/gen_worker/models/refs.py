@@ -20,6 +20,8 @@ _GRAMMARS: dict[Provider, tuple[str, str]] = {
     "modelscope": (_REPO + _REVISION, "`owner/name` or `owner/name@revision`"),
 }
 _PREFIXES: dict[str, Provider] = {"hf:": "hf", "cozy:": "tensorhub", "civitai:": "civitai", "modelscope:": "modelscope"}
+_ALIASES = {"huggingface": "hf:", "tensorhub": "cozy:", "hub": "cozy:"}
+_PAGES = r"(?P<site>huggingface\.co|hf\.co|modelscope\.(?:cn|com)/models)"
 
 
 class RefError(ValueError):
@@ -56,6 +58,22 @@ def valid_repo(wanted: Wanted) -> bool:
     """Whether the repository of a wish is one by its provider's grammar, so that it may become part of a URL."""
     pattern = r"[\w-]+|versions/[0-9]+" if wanted.provider == "civitai" else f"{_NAME}/{_NAME}"
     return ".." not in wanted.repo and re.fullmatch(pattern, wanted.repo, re.ASCII) is not None
+
+
+def meant_by(text: str) -> str:
+    """Return the ref, with its prefix, of what people paste: the address of a page, or `huggingface:owner/name`.
+
+    Empty for anything else.
+    """
+    name, colon, rest = text.strip().partition(":")
+    if colon and name.lower() in _ALIASES:
+        return f"{_ALIASES[name.lower()]}{rest}"
+    found = re.match(rf"(?:https?://)?(?:www\.)?{_PAGES}/{_REPO}(?:[/?#]|$)", text.strip(), re.ASCII)
+    if found:
+        return f"{'modelscope:' if 'modelscope' in found['site'] else 'hf:'}{found['repo']}"
+    if re.match(r"(?:https?://)?(?:www\.)?civitai\.com/models/", text.strip()):
+        return f"civitai:{_of_civitai('https://' + text.strip().rpartition('://')[2])}"
+    return ""
 
 
 def version_id(text: str) -> str:
@@ -99,4 +117,5 @@ def _fault(text: str, provider: Provider) -> str:
         return f"the digest of {shown} is not `sha256:` or `blake3:` with hex digits"
     if provider != "civitai" and "/" not in text:
         return f"{shown} has no owner"
-    return f"{shown} is no ref of {provider}"
+    told = "the platform's hub" if provider == "tensorhub" else provider
+    return f"{shown} is no ref of {told}"
