@@ -32,6 +32,7 @@ from gen_worker.wire.fetching import (
     FetchReport,
     Held,
     HoldFailed,
+    Noted,
 )
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.log import Log, Look
@@ -233,7 +234,7 @@ class Bare:
     def end(self) -> Fetched:
         """Wait for the end of a fetch, which must succeed."""
         while not isinstance(report := self.report(), Fetched):
-            assert isinstance(report, Fetching), report
+            assert isinstance(report, Fetching | Noted), report
         return report
 
 

@@ -17,7 +17,7 @@ from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
 from gen_worker.testing import LoopbackHub, Slow, Stall, Status
 from gen_worker.wire.channel import MAX_DESCRIPTORS
-from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching, Hold, Keep
+from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching, Hold, Keep, Noted
 from gen_worker_supervisor.fetching import fetcher_environment
 from tests.fetchers import Bare, Supervisor, config_for, contents, repository, size_of, supervising, visible
 from tests.served import alive, until
@@ -54,6 +54,19 @@ def test_a_model_is_brought_whole_once_and_leased(hub: LoopbackHub, supervisor: 
     second = supervisor.fetched(TINY)
     assert (second.snapshot.key, second.fetched_bytes) == (first.snapshot.key, 0)
     assert [len(supervisor.attached[each.number]) for each in (first, second)] == [1, 1]
+
+
+def test_a_download_is_noted_with_its_size_as_it_begins_and_what_is_there_is_not(
+    hub: LoopbackHub, supervisor: Supervisor
+) -> None:
+    hub.add_repo("acme/tiny", repository(1_000_000))
+    supervisor.fetched(TINY)
+    supervisor.fetched(TINY)
+    assert [each for each in supervisor.reports if isinstance(each, Noted)] == [
+        Noted("info", "downloading `acme/tiny`, 1.9 MiB")
+    ]
+    kinds = [type(each) for each in supervisor.reports]
+    assert kinds.index(Noted) < kinds.index(Fetched)
 
 
 def test_a_probe_downloads_nothing(hub: LoopbackHub, supervisor: Supervisor) -> None:

@@ -52,18 +52,24 @@ class Fetched(NamedTuple):
 
 
 class Fetcher:
-    """Fetches models, several at once when called from several threads."""
+    """Fetches models, several at once when called from several threads.
+
+    `on_evicted` is told the ref and the bytes of what went to make room, `on_download` the ref and the bytes to come
+    (None: nobody knows) of each download that begins.
+    """
 
     def __init__(
         self,
         config: FetchConfig,
         on_evicted: Callable[[str, int], None] = lambda ref, size: None,
+        on_download: Callable[[str, int | None], None] = lambda ref, size: None,
         *,
         for_questions: Patience = FOR_QUESTIONS,
         for_files: Patience = FOR_FILES,
     ) -> None:
         self._config = config
         self._on_evicted = on_evicted
+        self._on_download = on_download
         self._for_files = for_files
         self._store = Store(config)
         self._transport = Transport(config, for_questions)
@@ -154,12 +160,20 @@ class Fetcher:
         """Download what is missing and build the snapshot."""
         with self._store.plan(fetch.wanted, fetch.manifest, fetch.cancel) as plan:
             if plan.missing and probe:
-                self._probed[fetch.wanted] = time.monotonic(), fetch.resolved
+                self._remember(fetch)
                 raise ModelError("absent", f"`{fetch.wanted.ref}` is not on this machine")
             missing = {path: file for file, path in plan.missing}
             fetched_bytes = self._download(fetch, plan, missing) if missing else 0
             found = self._store.publish(fetch.wanted, fetch.manifest, fetch.cancel)
             return Fetched(found.snapshot, found.lease, fetched_bytes)
+
+    def _remember(self, fetch: "_Fetch") -> None:
+        """Keep what a probe was told for the fetch that may follow it, and forget what none followed."""
+        now = time.monotonic()
+        for wanted, (asked, _) in list(self._probed.items()):
+            if now - asked >= ANSWER_S:
+                self._probed.pop(wanted, None)
+        self._probed[fetch.wanted] = now, fetch.resolved
 
     def _download(self, fetch: "_Fetch", plan: Plan, missing: Mapping[Path, ManifestFile]) -> int:
         """Download blobs, the largest first; return how many bytes came over the network."""
@@ -174,6 +188,7 @@ class Fetcher:
                 )
                 for ref, size in gone:
                     self._on_evicted(ref, size)
+            self._on_download(fetch.wanted.ref, plan.missing_bytes if fetch.sized else None)
             largest_first = sorted(missing, key=lambda path: (-sizes[path], missing[path].path))
             return self._at_once(
                 fetch, [partial(self._blob, fetch, missing[path], path, progress) for path in largest_first]
@@ -251,10 +266,14 @@ class _Fetch(NamedTuple):
     def manifest(self) -> Manifest:
         return self.resolved.manifest
 
+    @property
+    def sized(self) -> bool:
+        """Whether the provider says how large all its files are."""
+        return all(file.size is not None for file in self.manifest.files)
+
     def progress(self, there: int) -> Progress:
         """Return the count of this fetch, of which so many bytes are there already."""
-        known = all(file.size is not None for file in self.manifest.files)
-        progress = Progress(self.manifest.size if known else None, self.on_progress)
+        progress = Progress(self.manifest.size if self.sized else None, self.on_progress)
         progress.add(there)
         return progress
 

@@ -132,7 +132,11 @@ class Server:
         if not isinstance(order, Configure):
             raise ProtocolError(f"the first frame was `{type(order).__name__}`, not `Configure`")
         config = msgspec.msgpack.decode(order.config, type=FetchConfig)
-        fetcher = Fetcher(config, on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)))
+        fetcher = Fetcher(
+            config,
+            on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)),
+            on_download=lambda ref, size: self._reports.send(Noted("info", downloading(ref, size))),
+        )
         for warning in fetcher.warnings():
             self._reports.send(Noted("warning", warning))
         return fetcher
@@ -214,6 +218,14 @@ class Server:
 
 def _short(error: ModelError) -> str:
     return str(error)[:TEXT_CHARS]
+
+
+def downloading(ref: str, bytes_to_come: int | None) -> str:
+    """Return what an operator reads when a download begins; None: nobody knows how much will come."""
+    if bytes_to_come is None:
+        return f"downloading `{ref}`"
+    mebi = bytes_to_come / (1 << 20)
+    return f"downloading `{ref}`, {f'{mebi:.1f} MiB' if mebi < 10 << 10 else f'{mebi / 1024:.1f} GiB'}"
 
 
 def _described(wanted: Wanted, descriptors: list[int]) -> list[SnapshotFile] | None:
