@@ -8,6 +8,7 @@ from pathlib import Path
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.download import download
+from gen_worker.fetch.network.links import Fresh
 from gen_worker.fetch.network.patience import Patience
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.models.manifest import Algorithm, ManifestFile
@@ -73,9 +74,10 @@ class Downloads:
         *,
         token: str = "",
         token_for: str = "",
-        fresh: Callable[[ManifestFile], ManifestFile] | None = None,
+        fresh: Fresh | None = None,
         cancel: Cancel | None = None,
         connections: int = 4,
+        piece_bytes: int = PIECE,
     ) -> int:
         """Download a file; return the bytes that came over the network."""
         with Transport(self.config, self.patience) as transport:
@@ -92,7 +94,7 @@ class Downloads:
                 cancel=cancel or Cancel(),
                 stall_timeout_s=self.stall_timeout_s,
                 connections=connections,
-                piece_bytes=PIECE,
+                piece_bytes=piece_bytes,
                 patience=self.patience,
             )
 

@@ -12,6 +12,7 @@ import pytest
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.part import Identity, Part
+from gen_worker.fetch.network.pieces import PIECE_BYTES
 from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import Algorithm, ManifestFile
 from gen_worker.testing import (
@@ -359,6 +360,23 @@ def test_what_came_before_it_was_canceled_is_not_fetched_again(hub: LoopbackHub,
     assert is_whole(downloads)
     assert downloads.told.there == len(CONTENT)
     assert downloads.told.each[0] >= PIECE
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", ""])
+def test_what_came_of_a_small_file_before_it_was_canceled_is_not_fetched_again(
+    hub: LoopbackHub, downloads: Downloads, algorithm: Algorithm
+) -> None:
+    content = content_of(14 << 20)  # more than a socket holds after it was shut down
+    file = listed(hub, content, algorithm=algorithm)
+    cancel = Cancel()
+    downloads.told = Told(at_bytes=3 << 20, then=cancel.set)
+    with pytest.raises(ModelError, match="canceled"):
+        downloads.run(file, cancel=cancel, piece_bytes=PIECE_BYTES)
+    there = downloads.told.there
+    downloads.told = Told()
+    assert downloads.run(file, piece_bytes=PIECE_BYTES) == len(content) - there
+    assert is_whole(downloads, content)
+    assert downloads.told.each[0] == there
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gen_worker.models.manifest import ManifestFile
+from gen_worker.fetch.network.pieces import PIECE_BYTES
+from gen_worker.fetch.network.pull import BUFFER_BYTES, NOTE_BYTES
+from gen_worker.models.manifest import Algorithm, ManifestFile
 from gen_worker.testing import ChangingETag, LoopbackHub
 from tests.downloading import PIECE, Downloads, content_of, listed
 
@@ -30,13 +32,13 @@ from pathlib import Path
 import msgspec
 from gen_worker.models.manifest import ManifestFile
 from tests.downloading import Downloads, Told
-file, connections, *folders = sys.argv[1:]
+file, connections, piece_bytes, *folders = sys.argv[1:]
 file = msgspec.json.decode(file, type=ManifestFile)
 for folder, at_bytes in zip(folders[::2], map(int, folders[1::2])):
     pid = os.fork()
     if pid == 0:
         told = Told(at_bytes=at_bytes, then=lambda: os.kill(os.getpid(), signal.SIGKILL))
-        Downloads(Path(folder), told=told).run(file, connections=int(connections))
+        Downloads(Path(folder), told=told).run(file, connections=int(connections), piece_bytes=int(piece_bytes))
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 """
@@ -48,10 +50,11 @@ def hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
-def killed(file: ManifestFile, folders: Sequence[Path], at_bytes: Sequence[int]) -> None:
+def killed(file: ManifestFile, folders: Sequence[Path], at_bytes: Sequence[int], piece_bytes: int = PIECE) -> None:
     """Download into each folder until so many bytes are there, and be killed."""
     points = [str(each) for point in zip(folders, at_bytes, strict=True) for each in point]
-    command = [sys.executable, "-c", _KILLED, msgspec.json.encode(file).decode(), str(CONNECTIONS), *points]
+    numbers = [str(CONNECTIONS), str(piece_bytes)]
+    command = [sys.executable, "-c", _KILLED, msgspec.json.encode(file).decode(), *numbers, *points]
     subprocess.run(command, check=True, timeout=60, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -70,6 +73,22 @@ def test_what_came_before_a_kill_is_not_fetched_again(hub: LoopbackHub, tmp_path
         assert downloads.to.read_bytes() == CONTENT
         assert downloads.told.there == len(CONTENT)
         assert (downloads.told.retries, downloads.told.lost) == (0, 0)
+
+
+@pytest.mark.parametrize("algorithm", ["blake3", ""])
+@pytest.mark.parametrize("size", [9 << 20, 40 << 20], ids=["one piece", "three pieces"])
+def test_a_kill_costs_a_connection_little_of_its_piece(
+    hub: LoopbackHub, tmp_path: Path, size: int, algorithm: Algorithm
+) -> None:
+    content = content_of(size)
+    file = listed(hub, content, algorithm=algorithm)
+    at_bytes = size - (1 << 20)
+    killed(file, [tmp_path], [at_bytes], PIECE_BYTES)
+    downloads = Downloads(tmp_path)
+    came = downloads.run(file, piece_bytes=PIECE_BYTES)
+    assert came <= size - at_bytes + min(CONNECTIONS, -(-size // PIECE_BYTES)) * (NOTE_BYTES + BUFFER_BYTES)
+    assert downloads.to.read_bytes() == content
+    assert (downloads.told.there, downloads.told.lost) == (size, 0)
 
 
 def test_a_download_that_is_killed_again_and_again_comes_to_its_end(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -98,8 +117,8 @@ def test_a_part_that_somebody_damaged_does_not_end_in_the_file(hub: LoopbackHub,
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"\xff\n0\n", b"[]\n1\n", b'{"size":1}\n'],
-    ids=["empty", "torn", "binary", "a list", "incomplete"],
+    [b"", b"{", b"\xff\n0 1", b'{"etag":"\xff"}\n0 1', b"[]\n1 1", b'{"size":1}\n', b"[" * 100_000],
+    ids=["empty", "torn", "binary", "no text", "a list", "incomplete", "deep"],
 )
 def test_a_map_that_cannot_be_read_means_that_nothing_is_there(hub: LoopbackHub, tmp_path: Path, damage: bytes) -> None:
     file = listed(hub, CONTENT)
@@ -118,6 +137,20 @@ def test_a_part_that_is_shorter_than_its_map_says_is_not_believed(hub: LoopbackH
     downloads = Downloads(tmp_path)
     assert downloads.run(file) == len(CONTENT)
     assert downloads.to.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("torn", [b"\n", b"\n2", b"\n24 ", b"\n24 7", b"\n99 1", b"\n0 9999999"])
+def test_a_record_that_is_cut_short_or_says_too_much_ends_in_no_wrong_file(
+    hub: LoopbackHub, tmp_path: Path, torn: bytes
+) -> None:
+    file = listed(hub, CONTENT, algorithm="")
+    killed(file, [tmp_path], [12 * PIECE])
+    with (tmp_path / "blob.part.map").open("ab") as record:
+        record.write(torn)
+    downloads = Downloads(tmp_path)
+    downloads.run(file)
+    assert downloads.to.read_bytes() == CONTENT
+    assert downloads.told.there == len(CONTENT)
 
 
 def test_a_part_of_another_content_is_not_used(hub: LoopbackHub, tmp_path: Path) -> None:

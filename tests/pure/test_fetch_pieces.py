@@ -30,20 +30,33 @@ def test_every_byte_is_claimed_once_and_the_prefix_grows_to_the_size(size: int, 
         assert pieces.prefix >= prefix
         prefix = pieces.prefix
     assert pieces.complete
-    assert pieces.prefix == pieces.finished_bytes == size
+    assert pieces.prefix == size
 
 
 @given(size=st.integers(1, 200), piece_bytes=st.integers(1, 50), data=st.data())
-def test_what_was_finished_before_is_not_claimed_again(size: int, piece_bytes: int, data: st.DataObject) -> None:
+def test_what_was_there_before_is_not_claimed_again(size: int, piece_bytes: int, data: st.DataObject) -> None:
     count = -(-size // piece_bytes)
-    finished = data.draw(st.sets(st.integers(0, count - 1)))
-    pieces = Pieces(size, piece_bytes, finished)
-    assert pieces.left == count - len(finished)
-    claimed = set()
+    numbers = data.draw(st.sets(st.integers(0, count - 1)))
+    there = {each: data.draw(st.integers(1, min(piece_bytes, size - each * piece_bytes))) for each in numbers}
+    pieces = Pieces(size, piece_bytes, there)
+    assert pieces.found_bytes == sum(there.values())
+    claimed: list[Piece] = []
     while (piece := pieces.claim()) is not None:
-        claimed.add(piece.number)
-    assert claimed == set(range(count)) - finished
+        claimed.append(piece)
+    found = {at for number, came in there.items() for at in range(number * piece_bytes, number * piece_bytes + came)}
+    lacking = [at for piece in claimed for at in range(piece.start, piece.end or 0)]
+    assert lacking == sorted(set(range(size)) - found)
     assert pieces.complete == (not claimed)
+    for piece in claimed:
+        pieces.finish(piece.number)
+    assert pieces.complete
+
+
+def test_a_piece_of_which_some_is_there_is_not_gone_on_with_from_the_one_before_it() -> None:
+    pieces = Pieces(30, 10, {1: 4})
+    assert pieces.claim() == Piece(0, 0, 10)
+    assert pieces.claim_this(1) is None
+    assert pieces.claim() == Piece(1, 14, 20)
 
 
 def test_a_file_of_unknown_size_is_one_piece_until_its_size_is_known() -> None:

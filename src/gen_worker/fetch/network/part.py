@@ -5,6 +5,7 @@ Both may be left by a process that was killed at any moment: what the map says i
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ctypes import CDLL, c_int, c_int64, c_uint
@@ -19,6 +20,7 @@ from gen_worker.models.manifest import ManifestFile
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NOTE = re.compile(rb"(\d{1,18}) ([1-9]\d{0,17})")
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
 
 
@@ -51,33 +53,40 @@ class Part:
         self._map: int | None = None
         self.identity: Identity | None = None
 
-    def resume(self, file: ManifestFile) -> list[int]:
-        """Return the pieces that are there of a file; if there are any, `identity` says what they are of."""
+    def resume(self, file: ManifestFile) -> dict[int, int]:
+        """Return what is there of a file: by a piece's number, how many bytes from its start on.
+
+        If there is anything, `identity` says what it is of.
+        """
         with _on_disk(self.path):
             return self._resume(file)
 
-    def _resume(self, file: ManifestFile) -> list[int]:
-        identity, finished = self._read_map()
-        if identity is None or not finished or not matches(identity, file, boot_id()):
-            return []
-        length = os.fstat(self._fd).st_size
-        count = -(-identity.size // identity.piece_bytes)
-        ends = [min((number + 1) * identity.piece_bytes, identity.size) for number in finished]
-        if any(number >= count for number in finished) or any(end > length for end in ends):
-            return []
+    def _resume(self, file: ManifestFile) -> dict[int, int]:
+        identity, there = self._read_map()
+        if identity is None or not there or not matches(identity, file, boot_id()):
+            return {}
+        end = min(os.fstat(self._fd).st_size, identity.size)
+        starts = {number: number * identity.piece_bytes for number in there}
+        if any(count > identity.piece_bytes or starts[number] + count > end for number, count in there.items()):
+            return {}
         self.identity = identity
         self._map = os.open(self._map_path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return finished
+        return there
 
-    def _read_map(self) -> tuple[Identity | None, list[int]]:
+    def _read_map(self) -> tuple[Identity | None, dict[int, int]]:
         try:
             head, *lines = self._map_path.read_bytes().split(b"\n")
             identity = msgspec.json.decode(head, type=Identity)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None, []
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None, {}
         if identity.piece_bytes < 1 or identity.size < 0:
-            return None, []
-        return identity, sorted({int(line) for line in lines[:-1] if line.isdigit()})  # the last one may be torn
+            return None, {}
+        there: dict[int, int] = {}
+        for line in lines:
+            if match := _NOTE.fullmatch(line):
+                number, count = int(match[1]), int(match[2])
+                there[number] = max(count, there.get(number, 0))
+        return identity, there
 
     def begin(self, identity: Identity) -> None:
         """Begin anew, with the content of this identity."""
@@ -85,7 +94,7 @@ class Part:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with _on_disk(self._map_path):
             self._map = os.open(self._map_path, flags, 0o644)
-            os.write(self._map, msgspec.json.encode(identity) + b"\n")
+            os.write(self._map, msgspec.json.encode(identity))
         self.identity = identity
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -103,11 +112,11 @@ class Part:
                 raise OSError(errno.EIO, "somebody else cut it short")
             return count
 
-    def finish(self, number: int) -> None:
-        """Record that a piece is there, every byte of it written."""
+    def note(self, number: int, count: int) -> None:
+        """Record that so many bytes from a piece's start on are there, every one of them written."""
         if self._map is not None:
             with _on_disk(self._map_path):
-                os.write(self._map, b"%d\n" % number)
+                os.write(self._map, b"\n%d %d" % (number, count))  # cut short it says that there is less: no lie
 
     def begin_to_flush(self, start: int, end: int) -> None:
         """Have the kernel write some bytes to the disk now, so that little is left for the fsync at the end."""

@@ -1,13 +1,14 @@
 """Which pieces of a file are there, and which is to be fetched next. Pure, and not for several threads at once."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import NamedTuple
 
-PIECE_BYTES = 16 << 20  # what an S3-like origin advises for ranges; with four connections 64 MiB are lost to SIGKILL
+PIECE_BYTES = 16 << 20  # what an S3-like origin advises for ranges
+NOTHING: Mapping[int, int] = {}
 
 
 class Piece(NamedTuple):
-    """A part of a file, from a byte to before another; `end` is None while nobody knows how long the file is."""
+    """What lacks of a part of a file: from a byte to before another; `end` is None while nobody knows the file's."""
 
     number: int
     start: int
@@ -17,11 +18,13 @@ class Piece(NamedTuple):
 class Pieces:
     """The pieces of a file: claimed once each, the first ones first."""
 
-    def __init__(self, size: int | None, piece_bytes: int = PIECE_BYTES, finished: Collection[int] = ()) -> None:
+    def __init__(self, size: int | None, piece_bytes: int = PIECE_BYTES, there: Mapping[int, int] = NOTHING) -> None:
+        """Take up what is there: by a piece's number, how many bytes from its start on. A size is known then."""
         self.piece_bytes = piece_bytes
         self._size = size
-        self._finished = set(finished)
-        self._claimed = set(finished)
+        self._there = dict(there)
+        self._finished = {number for number in there if self.piece(number).start == self.piece(number).end}
+        self._claimed = set(self._finished)
         self._next = 0  # every piece before it is claimed
         self._whole = 0  # every piece before it is finished
         self._advance()
@@ -47,9 +50,9 @@ class Pieces:
         return self.count - len(self._claimed)
 
     @property
-    def finished_bytes(self) -> int:
-        """Bytes in finished pieces."""
-        return sum((self.piece(number).end or 0) - number * self.piece_bytes for number in self._finished)
+    def found_bytes(self) -> int:
+        """Bytes that were there at the beginning."""
+        return sum(self._there.values())
 
     @property
     def prefix(self) -> int:
@@ -64,17 +67,21 @@ class Pieces:
 
     def piece(self, number: int) -> Piece:
         """Return a piece by its number."""
-        start = number * self.piece_bytes
-        return Piece(number, start, None if self._size is None else min(start + self.piece_bytes, self._size))
+        start, there = number * self.piece_bytes, self._there.get(number, 0)
+        end = None if self._size is None else min(start + self.piece_bytes, self._size)
+        return Piece(number, start + there, end)
 
     def claim(self) -> Piece | None:
         """Return the first piece that nobody has claimed, if there is one; it is claimed by that."""
         while self._next in self._claimed:
             self._next += 1
-        return self.claim_this(self._next)
+        return self._claim(self._next)
 
     def claim_this(self, number: int) -> Piece | None:
-        """Claim a certain piece, unless somebody has or there is none."""
+        """Claim a certain piece from its start on, unless somebody has, or there is none, or some of it is there."""
+        return None if number in self._there else self._claim(number)
+
+    def _claim(self, number: int) -> Piece | None:
         if number >= self.count or number in self._claimed:
             return None
         self._claimed.add(number)

@@ -19,6 +19,7 @@ from gen_worker.models.errors import ModelError
 from gen_worker.models.manifest import ManifestFile
 
 BUFFER_BYTES = 256 << 10  # stays in a core's cache between the socket and the file
+NOTE_BYTES = 2 << 20  # what a connection may lose to SIGKILL
 _UNDIVIDED = 1 << 62
 
 
@@ -47,19 +48,19 @@ class Pull:
         self._file = file
         self._part = part
         self._ranges = ranges
-        finished = part.resume(file) if ranges else []
+        there = part.resume(file) if ranges else {}
         found = part.identity
         if found is None:
             part.discard()
         self._known = Known(file.size, found.size if found else None, found.etag if found else "")
         piece_bytes = found.piece_bytes if found else means.piece_bytes if ranges else _UNDIVIDED
-        self._pieces = Pieces(found.size if found else file.size, piece_bytes, finished)
+        self._pieces = Pieces(found.size if found else file.size, piece_bytes, there)
         self._state = threading.Condition()  # guards what follows and the two above
         self._fresh_urls = means.link.fresh_urls
         self._threads = ThreadPoolExecutor(means.connections, "pieces")
         self._started = 0
         self._error: BaseException | None = None
-        means.traffic.found(self._pieces.finished_bytes)
+        means.traffic.found(self._pieces.found_bytes)
 
     @property
     def size(self) -> int:
@@ -165,13 +166,17 @@ class Pull:
                 self._pieces.size = body.size
             if self._pieces.size is None and body.ranged:
                 raise ChangedError("the server sends a range of it, and does not say of how much")
-            if at == 0 and self._ranges and self._part.identity is None and self._pieces.count > 1:
+            if at == 0 and self._ranges and self._part.identity is None and self._worth_noting:
                 self._part.begin(self._identity(self.size, body))
             self._known = Known(self._file.size, self._pieces.size, self._known.etag or body.etag)
             if body.ranged and self._started == 1:
                 self._start(min(self.means.connections - 1, self._pieces.left))
             self._state.notify_all()
             return self._pieces.piece(piece.number), body.end
+
+    @property
+    def _worth_noting(self) -> bool:
+        return (self._pieces.size or 0) > min(NOTE_BYTES, self._pieces.piece_bytes)
 
     def _identity(self, size: int, body: Body) -> Identity:
         algorithm = self._file.algorithm if self._file.digest else ""
@@ -185,13 +190,18 @@ class Pull:
         self._part.write(view, at)
         self.means.traffic.came(len(view))
 
+    def note(self, piece: Piece, at: int) -> None:
+        """Take note of a piece that is there to before a byte."""
+        self._part.note(piece.number, at - piece.number * self._pieces.piece_bytes)
+
     def finish(self, piece: Piece) -> None:
         """Take note of a piece that is there."""
+        assert piece.end is not None
+        self.note(piece, piece.end)
         with self._state:
-            self._part.finish(piece.number)
             self._pieces.finish(piece.number)
             self._state.notify_all()
-        if piece.end is not None and self._started:  # it may have to wait for the disk; a small file is flushed at once
+        if self._started:  # it may have to wait for the disk; a small file is flushed at once
             self._part.begin_to_flush(piece.start, piece.end)
 
     def end(self, piece: Piece, size: int) -> Piece:
@@ -213,16 +223,25 @@ class _Worker:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._piece: Piece | None = None
         self._at = 0
+        self._noted = 0  # the byte before which it is recorded that the piece is there
 
     def run(self) -> None:
-        """Fetch pieces until none is left."""
-        while (piece := self._pull.claim()) is not None:
-            self._piece, self._at = piece, piece.start
-            while self._piece is not None:
-                try:
-                    self._fetch(self._piece)
-                except FAILURES as error:
-                    self._wait(error)
+        """Fetch pieces until none is left; however it ends, what came is recorded."""
+        try:
+            while (piece := self._pull.claim()) is not None:
+                self._piece, self._at, self._noted = piece, piece.start, piece.start
+                while self._piece is not None:
+                    try:
+                        self._fetch(self._piece)
+                    except FAILURES as error:
+                        self._wait(error)
+        finally:
+            self._note(at_least=1)
+
+    def _note(self, at_least: int) -> None:
+        if self._piece is not None and self._at - self._noted >= at_least:
+            self._pull.note(self._piece, self._at)
+            self._noted = self._at
 
     def _fetch(self, piece: Piece) -> None:
         pull = self._pull
@@ -242,6 +261,7 @@ class _Worker:
                 pull.write(self._buffer[:count], self._at)
                 self._at += count
                 self._pass_ends()
+                self._note(at_least=NOTE_BYTES)
         if self._piece is not None and self._piece.end is None:
             self._piece = pull.end(self._piece, self._at)
             self._pass_ends()
@@ -250,6 +270,7 @@ class _Worker:
 
     def _pass_ends(self) -> None:
         while self._piece is not None and self._piece.end is not None and self._at >= self._piece.end:
+            self._noted = self._piece.end
             self._pull.finish(self._piece)
             self._piece = self._pull.claim(self._piece.number + 1)
 
