@@ -57,6 +57,17 @@ def test_a_glob_alone_is_not_taken_for_a_tuple_of_letters() -> None:
         HF("a/b", files="*.json")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", ["", "fp16", "bfloat16", "FP32", " float16 "])
+def test_a_dtype_may_be_named_in_either_way(dtype: str) -> None:
+    assert HF("a/b", dtype=dtype).wanted.dtype == dtype.strip()
+
+
+@pytest.mark.parametrize("dtype", ["banana", "int8", "torch.float16"])
+def test_a_dtype_that_weights_are_not_loaded_in_is_refused_where_it_is_written(dtype: str) -> None:
+    with pytest.raises(ValueError, match=rf"`HF\(dtype=\)` takes one of `fp16`, .*`float32`, got `{dtype}`"):
+        HF("a/b", dtype=dtype)
+
+
 def test_a_number_is_no_model_id() -> None:
     with pytest.raises(TypeError, match="takes a string, got 4201"):
         Civitai(4201)  # type: ignore[arg-type]

@@ -466,6 +466,34 @@ def test_a_parameter_of_setup_that_nothing_fills_is_an_error() -> None:
     assert "nothing fills `pipe` of `Painter.setup`" in error.message
 
 
+@pytest.mark.parametrize(
+    ("annotation", "message", "hint"),
+    [
+        ("int", "no model goes into `pipe` of `Painter.setup`, which is int", "has `from_pretrained`"),
+        ("list[str]", "no model goes into `pipe` of `Painter.setup`, which is list[str]", "has `from_pretrained`"),
+        ("'Pipelin'", "the annotation of `pipe` in `Painter.setup` means nothing there: name 'Pipelin'", "at the top"),
+    ],
+)
+def test_an_annotation_that_no_model_fits_is_told_with_its_place(annotation: str, message: str, hint: str) -> None:
+    error = refused(f"""
+        @endpoint(models={{"pipe": HF("a/b")}})
+        class Painter:
+            def setup(self, pipe: {annotation}): ...
+            def paint(self, ctx, payload: Input) -> Output: ...
+    """)
+    assert message in error.message
+    assert error.message.startswith("main.py:")
+    assert hint in error.hint
+
+
+def test_a_handler_takes_no_model_into_a_parameter_of_another_type_either() -> None:
+    error = refused("""
+        @endpoint(models={"pipe": HF("a/b")})
+        def paint(ctx, payload: Input, pipe: float) -> Output: ...
+    """)
+    assert "no model goes into `pipe` of `paint`, which is float" in error.message
+
+
 def test_a_model_that_setup_takes_is_not_injected_into_handlers_as_well() -> None:
     error = refused("""
         @endpoint(model=HF("m/a"))

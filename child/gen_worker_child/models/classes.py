@@ -10,8 +10,8 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
+from gen_worker.api.slots import alternatives
 from gen_worker.models.errors import ModelError
-from gen_worker_child.models.annotations import alternatives
 from gen_worker_child.models.repository import Part, Repository, read_json
 
 Family: TypeAlias = Literal[

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gen_worker.models.dtypes import Dtype
 from gen_worker.wire.messages import SlotModel
-from gen_worker_child.models.dtypes import WORTH_A_COPY, Dtype
+from gen_worker_child.models.dtypes import WORTH_A_COPY
 from gen_worker_child.models.loading import Source, loader_errors, quiet
 
 _BUILDING = ".building."

@@ -5,20 +5,11 @@ request then fails with "mat1 and mat2 must have the same dtype".
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
+from gen_worker.models.dtypes import DTYPES, Dtype, dtype_names
 from gen_worker.models.errors import ModelError
 
-Dtype: TypeAlias = Literal["fp16", "bf16", "fp32"]
-
-_NAMES: dict[str, Dtype] = {
-    "fp16": "fp16",
-    "float16": "fp16",
-    "bf16": "bf16",
-    "bfloat16": "bf16",
-    "fp32": "fp32",
-    "float32": "fp32",
-}
 _STORED: dict[str, Dtype] = {
     "F16": "fp16",
     "BF16": "bf16",
@@ -45,12 +36,12 @@ class Precision(NamedTuple):
 
 def dtype_named(text: str, ref: str) -> Dtype:
     """Return the dtype that a binding names; raise `ModelError` for any other word."""
-    found = _NAMES.get(text.strip().lower())
+    found = DTYPES.get(text.strip().lower())
     if found is None:
         raise ModelError(
             "load_failed",
             f"`{ref}`: unknown dtype `{text}`",
-            f"write one of {', '.join(f'`{name}`' for name in _NAMES)}",
+            f"write one of {dtype_names()}",
             ref=ref,
         )
     return found

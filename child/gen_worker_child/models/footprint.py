@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from gen_worker.models.dtypes import Dtype
 from gen_worker.models.errors import ModelError
 from gen_worker.models.headers import Header, read_header
 from gen_worker.models.rungs import Sizes
-from gen_worker_child.models.dtypes import Dtype
 
 
 def read_headers(files: Iterable[Path], ref: str) -> dict[Path, Header]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 
 from gen_worker.api.context import RequestContext
+from gen_worker.api.slots import asked
 from gen_worker.capability import InsufficientVRAMError
 from gen_worker.models import placement
 from gen_worker.models.errors import ModelError
@@ -23,7 +24,6 @@ from gen_worker.models.rungs import EXACT, NEXT, Rung, Sizes
 from gen_worker.wire.messages import Degraded, Loading, Resident, SlotModel, Tier, Warned
 from gen_worker_child.models import memory_ladder
 from gen_worker_child.models.ahead import ReadAhead
-from gen_worker_child.models.annotations import asked
 from gen_worker_child.models.derived import derive, derived_path, worth_deriving
 from gen_worker_child.models.loading import Source, load, look_at, place_of
 from gen_worker_child.models.memory_ladder import Remembered, Step

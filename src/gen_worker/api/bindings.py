@@ -6,6 +6,7 @@ from typing import ClassVar, Self, TypeAlias
 import msgspec
 from msgspec.structs import force_setattr
 
+from gen_worker.models.dtypes import DTYPES, dtype_names
 from gen_worker.models.wanted import Slot, Wanted
 
 
@@ -79,6 +80,8 @@ class HF(_WithCode, frozen=True):
     def __post_init__(self) -> None:
         _strip(self)
         _need_owner(self.ref, "HF")
+        if self.dtype and self.dtype.lower() not in DTYPES:
+            raise ValueError(f"`HF(dtype=)` takes one of {dtype_names()}, got `{self.dtype}`")
 
     @property
     def wanted(self) -> Wanted:

@@ -10,6 +10,7 @@ import msgspec
 from gen_worker.api.clamping import clamping_of
 from gen_worker.api.handlers import parameters
 from gen_worker.api.hints import UnresolvedAnnotationError, resolve
+from gen_worker.api.slots import takes_model
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.marks import expected_outputs, moderation
@@ -53,6 +54,17 @@ def read_signature(label: str, function: Callable[..., Any], *, method: bool) ->
         _check_schema(label, function, type_)
     _check_marks(label, function, payload, output)
     return Signature(shape, payload, output)
+
+
+def check_slots(label: str, function: Callable[..., Any], slots: Iterable[str]) -> None:
+    """Raise DiscoveryError for a parameter whose annotation no model can fill, before one is fetched for it."""
+    for slot in slots:
+        annotation = _resolved(label, function, slot)
+        if not takes_model(annotation):
+            raise DiscoveryError(
+                f"{place(function)}: no model goes into `{slot}` of `{label}`, which is {_told(annotation)}",
+                "annotate it with `str` or `Path` for where the model lies, or with a class that has `from_pretrained`",
+            )
 
 
 def _read_output(label: str, function: Callable[..., Any]) -> tuple[Shape, Any]:

@@ -23,7 +23,7 @@ from gen_worker.api.resources import Resources
 from gen_worker.api.variants import check_variant_field
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.names import slugify_name
-from gen_worker.discovery.signatures import place, read_signature
+from gen_worker.discovery.signatures import check_slots, place, read_signature
 from gen_worker.discovery.walk import marked_objects
 from gen_worker.wire.messages import Lane, Shape
 
@@ -206,7 +206,9 @@ def _injected(
             f"bind a model to it with `models={{'{unfilled[0]}': …}}`"
             + (", and take it in `setup()`" if owner and hook_of(owner, "setup") else ""),
         )
-    return tuple(each.name for each in extra if each.name in slots)
+    names = tuple(each.name for each in extra if each.name in slots)
+    check_slots(label, function, names)
+    return names
 
 
 def _setup_slots(cls: type, bindings: Mapping[str, Binding], record: EndpointRecord) -> tuple[str, ...]:
@@ -220,6 +222,7 @@ def _setup_slots(cls: type, bindings: Mapping[str, Binding], record: EndpointRec
             f"bind a model to it with `models={{'{unfilled[0]}': …}}`, or give it a default",
         )
     names = [each.name for each in named if each.name in bindings]
+    check_slots(f"{cls.__name__}.setup", setup, names)
     if takes_any_keyword(setup):
         names += [slot for slot in bindings if slot not in names]
     return tuple(names)
