@@ -25,7 +25,7 @@ FORK_LIMIT_S = 5.0  # measured: 5 to 50 ms
 
 
 def _with(imported: list[str]) -> str:
-    return f", with {', '.join(imported)} imported" if imported else ""
+    return f", with {len(imported)} module{'' if len(imported) == 1 else 's'} imported" if imported else ""
 
 
 class Nursery:
@@ -165,6 +165,8 @@ class Nursery:
         for line in failed:
             self._log.event("warning", "zygote", f"left out an import: {line}")
         self._log.event("info", "zygote", f"ready: new children are forked from it{_with(imported)}")
+        if imported:
+            self._log.say(f"the zygote imported {', '.join(imported)}", "debug")
         for process in list(self._expected.values()):
             self._fork(process)
 

@@ -15,12 +15,13 @@ GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "prefetch", "cache", "validate", "completion"]
 
 
-def gen_worker(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def gen_worker(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [GEN_WORKER, *arguments],
         capture_output=True,
         text=True,
         timeout=30,
+        cwd=cwd,
         env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
     )
@@ -75,6 +76,18 @@ def test_the_version_is_the_packages() -> None:
         (
             ["invoke", "f", "-5"],
             "error: no option `-5`\nhint: a value that begins with a dash needs its field: `field=-…`\n",
+        ),
+        (["prune"], "error: no command `prune`\nhint: did you mean `gen-worker cache prune`?\n"),
+        (
+            ["cache", "export", "hf:acme/x"],
+            "error: missing option `-o`, `--output`\nhint: `gen-worker cache export --help` says what it takes\n",
+        ),
+        *(
+            (
+                ["serve", "--vram-budget", value],
+                f"error: `--vram-budget` takes a number of GB above 0, not `{value}`\nhint: as 24 or 0.5\n",
+            )
+            for value in ("4GB", "0", "nan")
         ),
         (["zzzz"], "error: no command `zzzz`\nhint: `gen-worker --help` lists the commands\n"),
         (["run", "--prety"], "error: no option `--prety`\nhint: did you mean `--pretty`?\n"),
@@ -228,3 +241,17 @@ def test_completion_prints_a_script(shell: str) -> None:
 def test_a_shell_is_told_what_may_come_next() -> None:
     done = gen_worker(_GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS="gen-worker in", COMP_CWORD="1")
     assert done.stdout == "plain,invoke\n"
+
+
+def test_a_shell_is_told_the_models_of_the_server_here(tmp_path: Path) -> None:
+    models = {"pipeline": {"provider": "hf", "ref": "acme/words"}, "text": {"provider": "tensorhub", "ref": "acme/x"}}
+    sidecar = {"functions": [{"name": "paint", "models": models}, {"name": "echo"}]}
+    (tmp_path / ".gen-worker.sock.json").write_text(json.dumps(sidecar))
+    for begun, told in (
+        ("hf:acme/w", "plain,hf:acme/words\n"),
+        ("coz", "open,cozy:\n"),
+        ("cozy:", "plain,cozy:acme/x\n"),
+    ):
+        line = f"gen-worker prefetch {begun}"
+        done = gen_worker(_GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD="2", cwd=tmp_path)
+        assert done.stdout == told

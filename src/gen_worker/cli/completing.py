@@ -60,9 +60,14 @@ def complete_path(_ctx: click.Context, _parameter: click.Parameter, begun: str) 
 
 
 def complete_ref(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Return where models come from; what follows is not known here."""
-    prefixes = ("hf:", "cozy:", "civitai:", "modelscope:")
-    return [CompletionItem(each, type=OPEN) for each in prefixes if each.startswith(begun)]
+    """Return where models come from, and the models of the server here."""
+    from gen_worker.models.refs import PREFIXES
+
+    prefix_of = {provider: prefix for prefix, provider in PREFIXES.items()}
+    bindings = [binding for function in served_here() for binding in (function.get("models") or {}).values()]
+    known = {f"{prefix_of.get(each.get('provider'), '')}{each.get('ref')}" for each in bindings}
+    refs = [CompletionItem(each) for each in sorted(known) if each.startswith(begun) and ":" in begun]
+    return refs + [CompletionItem(each, type=OPEN) for each in PREFIXES if each.startswith(begun)]
 
 
 def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -77,13 +82,15 @@ def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str
 
 
 def complete_model(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Return the models on this machine's disk."""
+    """Return the models on this machine's disk, with or without their providers, as the word begins."""
     from gen_worker.cli.cache import models_here
 
     try:
-        return _items(name for name in models_here() if name.startswith(begun))
+        names = models_here()
     except Failure:
         return []
+    bare = [name.partition(":")[2] for name in names] if begun else []
+    return _items(name for name in [*names, *bare] if name.startswith(begun))
 
 
 def _names(functions: list[dict[str, Any]]) -> list[str]:

@@ -9,8 +9,8 @@ from gen_worker.cli.completing import OPEN
 
 _HELP = """Print the script that completes `gen-worker` in SHELL: bash, zsh or fish.
 
-It completes commands, options, the functions and fields of the server in this folder, files after `@` and, for `kill`,
-the requests that run.
+It completes commands, options, the functions, fields and models of the server in this folder, files after `@`, for
+`kill` the requests that run and for `cache` the models on this machine.
 
 \b
 bash: eval "$(gen-worker completion bash)"    in ~/.bashrc

@@ -10,7 +10,7 @@ from gen_worker.cli.calls import Call
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_address, complete_fields, complete_function, complete_path
 from gen_worker.cli.events import events_on_stderr
-from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure
+from gen_worker.cli.failure import CANCELED, MEANINGS, NO_MODEL, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, survey_of
 from gen_worker.cli.results import Results, SavedResults
@@ -47,7 +47,16 @@ timeout_option = click.option(
 )
 
 
-@click.command("invoke", cls=Command, help=_HELP, codes=(OK, USER_CODE, USAGE, NO_MODEL, CANCELED))
+_MEANINGS = {**MEANINGS, USAGE: f"{MEANINGS[USAGE]}, or no server"}
+
+
+class _Invoke(Command):
+    """A command for which nobody who answers is wrong usage."""
+
+    meanings = _MEANINGS
+
+
+@click.command("invoke", cls=_Invoke, help=_HELP, codes=(OK, USER_CODE, USAGE, NO_MODEL, CANCELED))
 @click.argument("function", metavar="FUNCTION", shell_complete=complete_function)
 @click.argument("arguments", nargs=-1, metavar="[FIELD=VALUE]...", shell_complete=complete_fields)
 @click.option(

@@ -58,7 +58,7 @@ class _Commands(Command, click.Group):
         if command is None:
             if name in ("discover", "discovery"):
                 raise Failure(f"no command `{name}`", f"it is a module: `python -m gen_worker.{name}`")
-            near = nearest(name, _COMMANDS)
+            near = "cache prune" if name == "prune" else nearest(name, _COMMANDS)
             hint = f"did you mean `gen-worker {near}`?" if near else "`gen-worker --help` lists the commands"
             raise Failure(f"no command `{name}`", hint)
         return name, command, args[1:]
@@ -148,7 +148,10 @@ def _retold(problem: click.ClickException) -> tuple[str, str]:
         near = nearest(option, problem.possibilities or (), likeness=0.8)
         return f"no option `{option}`", f"did you mean `{near}`?" if near else _meant_by(option, ctx) or hint
     if isinstance(problem, click.MissingParameter) and problem.param is not None:
-        return f"missing {problem.param.param_type_name} `{problem.param.human_readable_name}`", hint
+        named = problem.param.human_readable_name
+        if isinstance(problem.param, click.Option):
+            named = "`, `".join(problem.param.opts)
+        return f"missing {problem.param.param_type_name} `{named}`", hint
     told = problem.format_message().replace("'", "`").rstrip(".")
     return told[:1].lower() + told[1:], hint
 

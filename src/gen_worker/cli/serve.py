@@ -66,6 +66,18 @@ def _hint_for(option: str, given: list[str]) -> str:
     return ""
 
 
+def _gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes < float("inf"):
+        raise Failure(f"`--vram-budget` takes a number of GB above 0, not `{text}`", "as 24 or 0.5")
+    return gigabytes
+
+
 @click.command(
     "serve",
     cls=_Serve,
@@ -112,7 +124,7 @@ def _hint_for(option: str, given: list[str]) -> str:
     "--vram-budget",
     "vram_budget_gb",
     metavar="GB",
-    type=float,
+    callback=_gigabytes,
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
@@ -166,8 +178,6 @@ def command(
     names = _names(functions)
     if not 0 <= idle_timeout_s < float("inf"):
         raise Failure(f"`--idle-timeout` takes a number of seconds, not `{idle_timeout_s:g}`", "0 never stops")
-    if vram_budget_gb is not None and not 0 < vram_budget_gb < float("inf"):
-        raise Failure(f"`--vram-budget` takes a number of GB above 0, not `{vram_budget_gb:g}`", "as 24 or 0.5")
     if as_json and not list_functions:
         raise Failure("`--json` without `--list-functions`", "requests and answers of a server are JSON anyhow")
     if list_functions:

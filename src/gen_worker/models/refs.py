@@ -19,7 +19,7 @@ _GRAMMARS: dict[Provider, tuple[str, str]] = {
     "civitai": (r"(?P<repo>[\w-]+|versions/[0-9]+)(@(?P<version>[0-9]+))?", "the id of a model, `id` or `id@version`"),
     "modelscope": (_REPO + _REVISION, "`owner/name` or `owner/name@revision`"),
 }
-_PREFIXES: dict[str, Provider] = {"hf:": "hf", "cozy:": "tensorhub", "civitai:": "civitai", "modelscope:": "modelscope"}
+PREFIXES: dict[str, Provider] = {"hf:": "hf", "cozy:": "tensorhub", "civitai:": "civitai", "modelscope:": "modelscope"}
 _ALIASES = {"huggingface": "hf:", "tensorhub": "cozy:", "hub": "cozy:"}
 _PAGES = r"(?P<site>huggingface\.co|hf\.co|modelscope\.(?:cn|com)/models)"
 
@@ -86,7 +86,7 @@ def version_id(text: str) -> str:
 
 
 def _provider(text: str, provider: str) -> tuple[Provider, str]:
-    for prefix, named in _PREFIXES.items():
+    for prefix, named in PREFIXES.items():
         if text.startswith(prefix):
             while text.startswith(prefix):
                 text = text[len(prefix) :].strip()
