@@ -127,6 +127,7 @@ class _Held:
     snapshot: Snapshot
     cost: Cost
     complete: bool = False
+    stale: bool = False
     pins: int = 0
     descriptors: dict[str, int] = field(default_factory=dict)  # by path
 
@@ -177,7 +178,7 @@ class HostMemory:
         None when it is not held, or not yet complete. What is loaded from must be pinned meanwhile.
         """
         held = self._held.get(key)
-        if held is None or not held.complete:
+        if held is None or not held.complete or held.stale:
             return None
         self._held.move_to_end(key)
         folder = self._folder / key
@@ -187,7 +188,7 @@ class HostMemory:
     def holds(self, key: str) -> bool:
         """Whether there is a view; asking is no use of it."""
         held = self._held.get(key)
-        return held is not None and held.complete
+        return held is not None and held.complete and not held.stale
 
     def wants(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot is now to be copied into memory, by the fetcher.
@@ -249,6 +250,17 @@ class HostMemory:
             shutil.rmtree(self._folder / key, ignore_errors=True)
             self._free(list(held.descriptors.values()))
 
+    def replace(self, key: str) -> None:
+        """What the key names was brought to the disk anew: the copy may be of damaged files, and nobody gets it now.
+
+        It goes as soon as nobody has it pinned.
+        """
+        held = self._held.get(key)
+        if held is not None and held.pins:
+            held.stale = True
+        else:
+            self.drop(key)
+
     def pin(self, key: str) -> None:
         """Keep a model until it is unpinned as often as it was pinned."""
         if held := self._held.get(key):
@@ -259,6 +271,8 @@ class HostMemory:
         held = self._held.get(key)
         if held is not None and held.pins:
             held.pins -= 1
+            if held.stale and not held.pins:
+                self.drop(key)
 
     def close(self) -> None:
         """Let go of everything, and leave nothing in the run directory."""

@@ -82,6 +82,8 @@ class ModelSupply:
         match report:
             case Fetched(snapshot=snapshot):
                 self._take_lease(snapshot.key, descriptors)
+                if report.fetched_bytes:
+                    self._replaced(snapshot.key)
                 self._on(FetcherReported(report))
             case Fetching() | FetchFailed():
                 self._on(FetcherReported(report))
@@ -109,6 +111,13 @@ class ModelSupply:
         else:
             self._leases[key] = descriptors[0]
             close_all(descriptors[1:])
+
+    def _replaced(self, key: str) -> None:
+        """Let go of copies of what was on disk before, also of those that are being made."""
+        for number, snapshot in list(self._holding.items()):
+            if snapshot.key == key:
+                del self._holding[number]
+        self.memory.replace(key)
 
     def _held(self, number: int, paths: list[str], descriptors: list[int], *, last: bool) -> None:
         snapshot = self._holding.get(number)

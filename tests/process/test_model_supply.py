@@ -8,7 +8,7 @@ import pytest
 
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
-from gen_worker.wire.fetching import Fetch, FetchFailed, Held, Hold, HoldFailed
+from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Held, Hold, HoldFailed
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.host_memory import HostMemory
@@ -132,6 +132,33 @@ def test_descriptors_after_one_that_cannot_be_linked_are_closed(tmp_path: Path) 
     memory.drop("key")
     memory.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_model_that_was_brought_anew_is_not_loaded_from_the_copy_of_its_damaged_files(supply: Supply) -> None:
+    model = supply.model("first")
+    assert model.snapshot is not None
+    supply.use(1, model)
+    (before,) = supply.supply.load_begins(7, [slot(model)], "First")
+    supply.supply.on_report(Fetched(1, model.snapshot, 0), [])  # it was found as it is
+    assert supply.supply.in_memory(model)
+    supply.supply.on_report(Fetched(2, model.snapshot, 10), [])
+    assert not supply.supply.in_memory(model)
+    assert supply.supply.load_begins(8, [slot(model)], "First") == [slot(model)]
+    assert Path(before.path, "weights").exists()  # somebody has its path
+    supply.supply.unloaded(7, "First")
+    assert not Path(before.path).exists()
+    assert supply.memory.used_bytes == 0
+
+
+def test_a_copy_that_is_being_made_of_damaged_files_is_dropped(supply: Supply) -> None:
+    model = supply.model("first")
+    assert model.snapshot is not None
+    supply.supply.used([model])
+    supply.supply.on_report(Fetched(1, model.snapshot, 10), [])
+    supply.relay(1)
+    assert not supply.supply.in_memory(model)
+    supply.use(2, model)
+    assert supply.supply.in_memory(model)
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

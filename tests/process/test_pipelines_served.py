@@ -41,6 +41,7 @@ def server(hub: LoopbackHub, cache: Path, tmp_path: Path) -> Iterator[Serving]:
 
         def start(*arguments: str, **options: Any) -> Server:
             own = {**hub.variables(), "TENSORHUB_CACHE_DIR": str(cache), "HF_HOME": "", "HF_TOKEN": ""}
+            own |= options.pop("variables", {})
             options = {"devices": "cpu:1", **options}
             return stack.enter_context(serving(tmp_path, *arguments, module="pipelines", variables=own, **options))
 
@@ -80,6 +81,21 @@ def test_a_killed_child_is_replaced_by_one_that_has_its_weights_without_the_disk
     assert after["pid"] != before["pid"]
     assert after["latents"] == before["latents"]
     assert not running.devices()["cpu:0"].models[0].rung
+
+
+def test_weights_that_were_damaged_on_disk_cost_a_waiting_job_nothing_but_time(server: Serving, cache: Path) -> None:
+    started = server(variables={"GEN_WORKER_HOST_CACHE_BYTES": "0"})
+    before = answer(started.ask("small", "r1"))
+    weights = next(path for path in cache.rglob("unet/*.safetensors") if "small" in str(path)).resolve()
+    mode = weights.stat().st_mode
+    weights.chmod(0o644)
+    with weights.open("r+b") as file:
+        file.write(b"\xff" * 64)
+    weights.chmod(mode)
+    os.kill(before["pid"], signal.SIGKILL)
+    after = answer(started.ask("small", "r2"))
+    assert after["latents"] == before["latents"]
+    assert weights.read_bytes()[:64] != b"\xff" * 64
 
 
 def test_two_pipelines_that_do_not_fit_together_take_turns_and_come_back_the_same(server: Serving) -> None:
