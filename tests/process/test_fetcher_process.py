@@ -230,14 +230,17 @@ def test_a_supervisor_that_is_killed_takes_its_fetcher_along(cache: Path, tmp_pa
     until(lambda: not alive(pid), 2.0, what="the fetcher's end")
 
 
-def test_a_model_of_more_files_than_a_frame_can_name_is_told_how_to_be_narrowed_down(
+def test_a_model_of_more_files_than_a_frame_can_name_is_had_without_their_names(
     hub: LoopbackHub, supervisor: Supervisor
 ) -> None:
-    hub.add_repo("acme/many", {f"{'n' * 240}-{number}.dat": b"content" for number in range(300)})
-    failure = supervisor.failed(Wanted("hf", "acme/many", files=("*",)))
-    assert (failure.kind, failure.retryable) == ("too_large", False)
-    assert failure.message == "`acme/many` has 300 files, more than can be described"
-    assert "`files=`" in failure.hint
+    names = {f"{'n' * 240}-{number}.dat" for number in range(300)}
+    hub.add_repo("acme/many", dict.fromkeys(names, b"content"))
+    fetched = supervisor.fetched(Wanted("hf", "acme/many", files=("*",)))
+    assert fetched.snapshot.files == ()
+    assert set(os.listdir(fetched.snapshot.path)) == names
+    assert len(supervisor.attached[fetched.number]) == 1
+    told = "`acme/many` has 300 files, too many to be held in memory: it is loaded from disk"
+    assert Noted("info", told) in supervisor.reports
     assert supervisor.lost == 0
 
 

@@ -193,9 +193,10 @@ class Server:
         try:
             self._reports.send(Fetched(number, snapshot, fetched_bytes), [lease])
         except ProtocolError:
-            text = f"`{snapshot.wanted.ref}` has {len(snapshot.files)} files, more than can be described"
-            hint = "name the files that are needed: `files=` of its binding takes globs"
-            self._reports.send(FetchFailed(number, "too_large", text, hint, retryable=False))
+            count, unnamed = len(snapshot.files), msgspec.structs.replace(snapshot, files=())
+            text = f"`{snapshot.wanted.ref}` has {count} files, too many to be held in memory: it is loaded from disk"
+            self._reports.send(Noted("info", text))
+            self._reports.send(Fetched(number, unnamed, fetched_bytes), [lease])
         finally:
             os.close(lease)
 

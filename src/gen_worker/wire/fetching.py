@@ -76,7 +76,10 @@ class Fetching(_Message):
 
 
 class Fetched(_Message):
-    """The model is on disk. Attached is its lease: nobody evicts the snapshot before the descriptor is closed."""
+    """The model is on disk. Attached is its lease: nobody evicts the snapshot before the descriptor is closed.
+
+    The snapshot's files are not named where they are too many for a frame.
+    """
 
     number: int
     snapshot: Snapshot
