@@ -130,3 +130,13 @@ def test_a_lock_file_must_say_what_the_code_says(root: Path, name: str) -> None:
 def test_a_file_is_told_to_be_no_folder(root: Path) -> None:
     told = validate("mine/main.py", cwd=root)
     assert (told.returncode, told.stderr.splitlines()[0]) == (2, "error: `mine/main.py` is a file, not a folder")
+
+
+def test_a_module_is_checked_without_a_project(root: Path) -> None:
+    for name in ("pyproject.toml", "Dockerfile", "uv.lock"):
+        (root / name).unlink()
+    done = validate("--module", "mine.main", cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "`mine.main` is valid: 1 function\n", "")
+    assert validate("--module", "mine.none", cwd=root).returncode == 2
+    done = validate("--module", "mine/main.py", cwd=root)
+    assert (done.returncode, done.stderr.splitlines()[1]) == (2, "hint: write `mine.main`")

@@ -51,7 +51,7 @@ def find_project(config: str | None, module: str | None) -> Project:
     if config is None:
         _refuse_gone_folder()
     if module is not None and config is None:
-        _refuse_odd(module)
+        refuse_odd(module)
         return Project(module, import_paths(Path.cwd()))
     try:
         found = load_project_config(config)
@@ -60,7 +60,7 @@ def find_project(config: str | None, module: str | None) -> Project:
     except (ValueError, OSError) as error:
         raise Failure(str(error).rstrip()) from None
     if module is not None:
-        _refuse_odd(module)
+        refuse_odd(module)
     return Project(module or found.main, import_paths(found.root))
 
 
@@ -71,7 +71,8 @@ def _refuse_gone_folder() -> None:
         raise Failure("the current folder is gone", "go to the endpoint's folder, or name it with `--config`") from None
 
 
-def _refuse_odd(module: str) -> None:
+def refuse_odd(module: str) -> None:
+    """Raise `Failure` for what is no name of a module, as the path of a file."""
     if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
         meant = module_of_file(module)
         hint = f"write `{meant}`" if meant else "write it as Python imports it: `my_endpoint.main`"

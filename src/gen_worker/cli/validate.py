@@ -8,7 +8,7 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import OK, USAGE, Failure, say
-from gen_worker.cli.project import show_stack
+from gen_worker.cli.project import refuse_odd, show_stack
 from gen_worker.discovery.command import located
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.process import manifest_of
@@ -27,6 +27,8 @@ Looks at the files of the project, imports the endpoint in a process of its own,
 and that a lock file in the folder says the same. All findings are told at once; errors end with exit code 2, warnings
 do not.
 
+With `--module` only that module is looked at, not the files of a project.
+
 \b
 gen-worker validate
 gen-worker validate path/to/endpoint --require-uv-lock
@@ -35,13 +37,18 @@ gen-worker validate --json"""
 
 @click.command("validate", cls=Command, help=_HELP, codes=(OK, USAGE))
 @click.argument("path", default=".", metavar="[PATH]")
+@click.option("--module", metavar="MODULE", help="Check this module, which needs no project.")
 @click.option("--require-uv-lock", is_flag=True, help="A missing `uv.lock` is an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a document.")
-def command(path: str, require_uv_lock: bool, as_json: bool) -> int:
+def command(path: str, module: str | None, require_uv_lock: bool, as_json: bool) -> int:
     """Check that an endpoint can be built and routed."""
     root = _root_of(Path(path))
-    found = validate_endpoint(root, require_uv_lock=require_uv_lock)
-    functions, of_lock = _lock_of(root)
+    if module is not None and require_uv_lock:
+        raise Failure("`--module` and `--require-uv-lock` together", "a module has no files of a project")
+    if module is not None:
+        refuse_odd(module)
+    found = Validation([], []) if module else validate_endpoint(root, require_uv_lock=require_uv_lock)
+    functions, of_lock = _lock_of(root, module)
     errors = [*found.errors, *(each for each in of_lock.errors if each not in found.errors)]
     warnings = [*found.warnings, *of_lock.warnings]
     if as_json:
@@ -51,7 +58,7 @@ def command(path: str, require_uv_lock: bool, as_json: bool) -> int:
             _tell("warning", warning)
         for error in errors:
             _tell("error", error)
-        click.echo(_verdict(root, errors, warnings, functions))
+        click.echo(_verdict(module or _name(root), errors, warnings, functions))
     return USAGE if errors else OK
 
 
@@ -64,16 +71,17 @@ def _root_of(path: Path) -> Path:
     return root
 
 
-def _lock_of(root: Path) -> tuple[list[str], Validation]:
+def _lock_of(root: Path, module: str | None) -> tuple[list[str], Validation]:
     """Return the functions of a project and what is wrong with them; the author's tracebacks go to stderr."""
     try:
-        document = manifest_of(*located(root, None))
+        document = manifest_of(*located(root, module))
     except DiscoveryError as error:
         show_stack(error.stack)
         return [], Validation([Finding(each.message, each.hint) for each in error.problems], [])
     except (FileNotFoundError, ValueError, OSError):
         return [], Validation([], [])  # the project file: told already
-    found, on_disk = validate_endpoint_lock(document), validate_lock_file(root, document)
+    found = validate_endpoint_lock(document)
+    on_disk = Validation([], []) if module else validate_lock_file(root, document)
     names = [function["name"] for function in document["functions"]]
     return names, Validation([*found.errors, *on_disk.errors], [*found.warnings, *on_disk.warnings])
 
@@ -84,11 +92,11 @@ def _tell(what: Any, finding: Finding) -> None:
         say("hint", finding.hint)
 
 
-def _verdict(root: Path, errors: list[Finding], warnings: list[Finding], functions: list[str]) -> str:
+def _verdict(name: str, errors: list[Finding], warnings: list[Finding], functions: list[str]) -> str:
     counts = [_count(errors, "error"), _count(warnings, "warning")]
     if errors:
-        return f"`{_name(root)}` is not valid: {', '.join(filter(None, counts))}"
-    return f"`{_name(root)}` is valid: {', '.join(filter(None, [_count(functions, 'function'), *counts]))}"
+        return f"`{name}` is not valid: {', '.join(filter(None, counts))}"
+    return f"`{name}` is valid: {', '.join(filter(None, [_count(functions, 'function'), *counts]))}"
 
 
 def _name(root: Path) -> str:
