@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from gen_worker.discovery.notices import leave_out_fallbacks
 from gen_worker.wire.channel import Channel, close_all
 from gen_worker.wire.messages import Fork, Forked, Unfit, Warm, ZygoteOrder
 from gen_worker_child.main import PR_SET_PDEATHSIG, die_with, run_child
@@ -38,6 +39,7 @@ def unfit() -> str | None:
 
 def warm_up(modules: Sequence[str]) -> Warm:
     """Import what the author's module will need, and keep the collector from touching it."""
+    leave_out_fallbacks()
     imported, failed = [], []
     for name in modules:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gen_worker.api.decorator import RECORD
 from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.notices import leave_out_fallbacks
 from gen_worker.discovery.stacks import author_stack, refused_line
 
 
@@ -21,6 +22,7 @@ def import_main(module: str, paths: Sequence[str]) -> ModuleType:
         if path in sys.path:
             sys.path.remove(path)
         sys.path.insert(0, path)
+    leave_out_fallbacks()
     return _import(module, paths)
 
 
