@@ -74,7 +74,9 @@ def test_the_models_are_listed_the_last_used_first_with_their_total(store: Store
     assert [line.split()[0] for line in lines] == ["REF", "hf:acme/tiny", "civitai:4201@130072", "2"]
     assert "3d ago" in lines[2]
     assert lines[3].startswith("2 models, 3 MiB; ")
-    assert all(len(line) <= 80 for line in lines[:3])
+    assert lines[2].split()[-1] == str(
+        store.layout.cas / "civitai" / "130072" / "model.safetensors"
+    )  # nothing is cut where nobody looks
 
 
 def test_an_empty_cache_is_no_error_and_stays_unmade(tmp_path: Path) -> None:
@@ -166,25 +168,59 @@ def test_what_is_in_use_is_refused_naming_who_uses_it(store: Store) -> None:
 def test_prune_removes_what_was_not_used_for_so_long(store: Store) -> None:
     age(store, CIVITAI, 8 * 86400)
     told = cache(store, "prune", "--older-than", "7d", "--dry-run")
-    assert told.stdout.splitlines() == ["would remove `4201@130072`: 3 MiB", "3 MiB would be free"]
+    assert told.stdout.splitlines() == ["would remove `4201@130072`: 3 MiB", "would free 3 MiB"]
     assert present(store, CIVITAI)  # which uses it now
     age(store, CIVITAI, 8 * 86400)
-    done = cache(store, "prune", "--older-than", "7d")
-    assert done.stdout.splitlines() == ["removed `4201@130072`: 3 MiB", "3 MiB are free now"]
+    asked = cache(store, "prune", "--older-than", "7d")
+    assert (asked.returncode, asked.stderr.splitlines()[1]) == (2, "hint: `--yes` removes without asking")
+    done = cache(store, "prune", "--older-than", "7d", "--yes")
+    assert done.stdout.splitlines() == ["removed `4201@130072`: 3 MiB", "freed 3 MiB"]
     assert not present(store, CIVITAI)
     assert present(store, TINY)
+    assert cache(store, "prune", "--older-than", "7d").stdout == "nothing to remove\n"
+
+
+def test_a_folder_of_hugging_face_that_is_used_no_more_counts_for_nothing(store: Store, tmp_path: Path) -> None:
+    own = cache(store, "ls", HF_HOME=str(tmp_path / "hf"))
+    assert own.stdout.splitlines()[-1].startswith("1 model, 3 MiB; ")
+    done = cache(store, "prune", "--older-than", "0s", "--yes", HF_HOME=str(tmp_path / "hf"))
+    assert done.stdout.splitlines() == ["removed `4201@130072`: 3 MiB", "freed 3 MiB"]
+    assert present(store, TINY)
+
+
+def test_selections_of_one_model_are_told_apart_and_removed_one_by_one(store: Store) -> None:
+    part = Wanted("hf", TINY.repo, dtype="fp16", files=("config.json",))
+    put_and_leave(store, part, {"config.json": FILES["config.json"]})
+    key = put_and_leave(store, Wanted("hf", TINY.repo, subfolder="unet"), {"unet/config.json": b"{}"})
+    heads, *lines = cache(store, "ls").stdout.splitlines()
+    assert heads.split()[:2] == ["REF", "SELECTION"]
+    assert sorted(line[len("civitai:4201@130072") :].split("  ")[1] for line in lines[:4]) == [
+        "-",
+        "-",
+        "dtype=fp16 files=config.json",
+        "subfolder=unet",
+    ]
+    done = cache(store, "rm", "acme/tiny", "--selection", "dtype=fp32", "--yes")
+    assert done.stderr.splitlines() == [
+        "error: no selection `dtype=fp32` of it on this machine",
+        "hint: there is `-`, `dtype=fp16 files=config.json`, `subfolder=unet`",
+    ]
+    done = cache(store, "rm", "acme/tiny", "--selection", "dtype=fp16 files=config.json", "--yes")
+    assert (done.returncode, done.stdout.splitlines()[0][:20]) == (0, "removed `acme/tiny`:")
+    assert cache(store, "rm", key, "--yes").returncode == 0
+    assert [each.record.wanted for each in store.listed() if each.record.provider == "hf"] == [TINY]
 
 
 def test_prune_keeps_to_a_size_by_last_use(store: Store) -> None:
     age(store, TINY, 1000)
     assert document(cache(store, "prune", "--bytes", "3M", "--json"))["removed"] == []
-    pruned = document(cache(store, "prune", "--bytes", "3000000", "--json"))
+    pruned = document(cache(store, "prune", "--bytes", "3000000", "--json", "--yes"))
     assert pruned["removed"] == [{"ref": "acme/tiny", "bytes": SIZE}]
 
 
 def test_prune_alone_keeps_to_the_limit_of_the_settings(store: Store) -> None:
     assert document(cache(store, "prune", "--json"))["removed"] == []
-    assert len(document(cache(store, "prune", "--json", GEN_WORKER_CACHE_BYTES="1k"))["removed"]) == 2
+    assert len(document(cache(store, "prune", "--json", "--yes", GEN_WORKER_CACHE_BYTES="1k"))["removed"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -220,7 +256,7 @@ def test_damaged_files_are_named_and_removed_and_their_model_is_fetched_again(st
     done = cache(store, "verify")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: `model.safetensors` of `acme/tiny` is damaged: its sha256 is ")
-    assert done.stderr.endswith("hint: they were removed, and are fetched again when their model is used next\n")
+    assert done.stderr.endswith("hint: it was removed, and is fetched again when its model is used next\n")
     assert not present(store, TINY)
     assert present(store, CIVITAI)
     put_and_leave(store, TINY)

@@ -19,8 +19,10 @@ from gen_worker.cli.table import WIDTH, duration, size, table
 
 if TYPE_CHECKING:  # what moves models is imported when it is used
     from gen_worker.fetch.cache.store import Listed, Store
+    from gen_worker.models.wanted import Wanted
 
 _PREFIXES = {"hf": "hf:", "tensorhub": "cozy:", "civitai": "civitai:", "modelscope": "modelscope:"}
+_ALL = "-"  # of a repository's files those that every binding gets that says nothing of them
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _MEANINGS = {
@@ -69,6 +71,7 @@ def command(ctx: click.Context) -> None:
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a document.")
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 _refs_argument = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=complete_model)
 _some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="REF...", shell_complete=complete_model)
 
@@ -82,37 +85,61 @@ _some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="R
 @_json_option
 def ls(as_json: bool) -> int:
     """List the models."""
-    from gen_worker.fetch.cache.disk import free_bytes
+    from gen_worker.fetch.cache.disk import device_of, free_bytes
 
     store = _store()
     listed = store.listed()
-    free = free_bytes(store.layout.root)
+    free, hub = free_bytes(store.layout.root), store.layout.hub
     if as_json:
         _print_json(
             {
                 "root": str(store.layout.root),
-                "hub": str(store.layout.hub),
+                "hub": str(hub),
                 "bytes": store.used(),
                 "free_bytes": free,
+                "hub_free_bytes": free_bytes(hub),
                 "models": [_document(store, each) for each in listed],
             }
         )
         return OK
     if listed:
-        click.echo(_table(listed))
+        click.echo(_table(store, listed))
     models = "1 model" if len(listed) == 1 else f"{len(listed)} models"
-    click.echo(f"{models}, {size(store.used())}; {size(free)} free in `{store.layout.root}`")
+    elsewhere = f", {size(free_bytes(hub))} in `{hub}`" if device_of(hub) != device_of(store.layout.root) else ""
+    click.echo(f"{models}, {size(store.used())}; {size(free)} free in `{store.layout.root}`{elsewhere}")
     return OK
 
 
-def _table(listed: Sequence["Listed"]) -> str:
+def _table(store: "Store", listed: Sequence["Listed"]) -> str:
+    """Return the models, one a line; what is not shown on a terminal has all words whole."""
     now = time.time()
+    chosen = [_selection(store, each) for each in listed]
+    narrowed = any(text != _ALL for text in chosen)
+    heads = ["REF", *(["SELECTION"] if narrowed else []), "SIZE", "LAST USED", "IN USE", "PATH"]
     rows = [
-        (_named(each), size(each.size + each.copies), _ago(now, each.last_used), _use(each), each.path)
-        for each in listed
+        [
+            _named(each),
+            *([text] if narrowed else []),
+            size(each.size + each.copies),
+            _ago(now, each.last_used),
+            _use(each),
+            each.path,
+        ]
+        for each, text in zip(listed, chosen, strict=True)
     ]
-    width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
-    return table(("REF", "SIZE", "LAST USED", "IN USE", "PATH"), rows, elastic=("REF", "PATH"), width=width)
+    width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    return table(heads, rows, elastic=("REF", "SELECTION", "PATH"), width=width)
+
+
+def _selection(store: "Store", listed: "Listed") -> str:
+    """Return which files of its repository a model has, as the bindings that came to it say."""
+    return "; ".join(sorted({_narrowed(wanted) for wanted in store.wishes(listed)}))
+
+
+def _narrowed(wanted: "Wanted") -> str:
+    words = [f"{name}={value}" for name in ("dtype", "subfolder") if (value := getattr(wanted, name))]
+    words += [f"files={','.join(wanted.files)}"] if wanted.files else []
+    return " ".join([*words, *(["trust_remote_code"] if wanted.trust_remote_code else [])]) or _ALL
 
 
 def _use(listed: "Listed") -> str:
@@ -131,6 +158,7 @@ def _document(store: "Store", listed: "Listed") -> dict[str, Any]:
     return {
         "ref": _named(listed),
         "refs": list(listed.refs),
+        "selection": _selection(store, listed),
         "provider": record.provider,
         "repo": record.repo,
         "commit": record.commit,
@@ -162,15 +190,22 @@ def path(ref: str) -> int:
     "rm",
     cls=_Command,
     codes=(OK, USAGE, NOT_FOUND),
-    help="Remove models from the disk; those in use are refused. What other models share with them stays.",
+    help="Remove models from the disk; those in use are refused. What other models share with them stays. A ref means "
+    "all selections of its files; `cache ls --json` says the key of each, which means that one.",
 )
 @_some_refs_argument
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--selection", metavar="TEXT", help="Only those whose SELECTION `cache ls` shows so: `dtype=fp16`.")
+@_yes_option
 @_json_option
-def rm(refs: tuple[str, ...], yes: bool, as_json: bool) -> int:
+def rm(refs: tuple[str, ...], selection: str | None, yes: bool, as_json: bool) -> int:
     """Remove models from the disk."""
     store = _store()
     meant = _meant(store, refs)
+    if selection is not None:
+        there = ", ".join(sorted({f"`{_selection(store, each)}`" for each in meant}))
+        meant = [each for each in meant if _selection(store, each) == selection]
+        if not meant:
+            raise Failure(f"no selection `{selection}` of it on this machine", f"there is {there}", code=NOT_FOUND)
     for each in meant:
         if each.lower:
             raise Failure(f"`{_named(each)}` lies in a cache that is only read: `{each.path}`")
@@ -179,7 +214,8 @@ def rm(refs: tuple[str, ...], yes: bool, as_json: bool) -> int:
     _ask([_named(each) for each in meant], sum(each.size + each.copies for each in meant), yes)
     with _told():
         gone = store.evict([each.record.key for each in meant])
-    left = [each for each in meant if not set(each.refs) & {ref for ref, _freed in gone}]
+    still = {each.record.key for each in store.listed() if not each.lower}
+    left = [each for each in meant if each.record.key in still]
     if left:
         raise _in_use(store, left[0])
     _tell_gone(gone, 0, as_json)
@@ -221,10 +257,11 @@ def _ask(names: Sequence[str], bytes_: int, yes: bool) -> None:
 @click.option("--bytes", "limit", metavar="N", help="What the cache may hold then, as `50G`.")
 @click.option("--older-than", metavar="AGE", help="Remove what was not used for so long: `7d`, `12h`, `30m`.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@_yes_option
 @_json_option
-def prune(limit: str | None, older_than: str | None, dry_run: bool, as_json: bool) -> int:
+def prune(limit: str | None, older_than: str | None, dry_run: bool, yes: bool, as_json: bool) -> int:
     """Remove models by their last use."""
-    from gen_worker.fetch.cache.eviction import surplus
+    from gen_worker.fetch.cache.eviction import surplus, total
 
     if limit is not None and older_than is not None:
         raise Failure("`--bytes` and `--older-than` exclude each other")
@@ -237,10 +274,13 @@ def prune(limit: str | None, older_than: str | None, dry_run: bool, as_json: boo
     else:
         most = settings.cache_bytes if limit is None else _bytes(limit)
         keys = surplus(entries, most, now) if limit is not None or most else []
+    chosen = [each for each in entries if each.key in keys]
     if dry_run:
-        chosen = [each for each in entries if each.key in keys]
-        _tell_gone([(ref, each.size) for each in chosen for ref in each.refs[:1]], 0, as_json, dry_run=True)
+        going = [(ref, each.size) for each in chosen for ref in each.refs[:1]]
+        _tell_gone(going, store.sweepable(), as_json, dry_run=True)
         return OK
+    if chosen:
+        _ask([each.refs[0] for each in chosen], total(chosen), yes)
     with _told():
         gone = store.evict(keys)
         swept = store.sweep()
@@ -257,8 +297,11 @@ def _tell_gone(gone: Sequence[tuple[str, int]], swept: int, as_json: bool, *, dr
     for ref, bytes_ in gone:
         click.echo(f"{'would remove' if dry_run else 'removed'} `{ref}`: {size(bytes_)}")
     if swept:
-        click.echo(f"removed what was never finished: {size(swept)}")
-    click.echo(f"{size(freed)} {'would be' if dry_run else 'are'} free{'' if dry_run else ' now'}")
+        click.echo(f"{'would remove' if dry_run else 'removed'} what was never finished: {size(swept)}")
+    if gone or swept:
+        click.echo(f"{'would free' if dry_run else 'freed'} {size(freed)}")
+    else:
+        click.echo("nothing to remove")
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
@@ -293,9 +336,14 @@ def verify(refs: tuple[str, ...], as_json: bool) -> int:
     for place in kept:
         say("warning", f"it stays, as it lies in a cache that is only read: `{place}`")
     if damaged:
-        if not kept:
-            say("hint", "they were removed, and are fetched again when their model is used next")
+        if not kept and len(damaged) == 1:
+            say("hint", "it was removed, and is fetched again when its model is used next")
+        elif not kept:
+            say("hint", "they were removed, and are fetched again when their models are used next")
         return USER_CODE
+    if not listed:
+        click.echo("there are no models to verify")
+        return OK
     models = "1 model is as it was" if len(listed) == 1 else f"{len(listed)} models are as they were"
     click.echo(f"{models}: {size(sum(each.size for each in listed))}")
     return OK

@@ -190,7 +190,7 @@ def remove_blob(layout: Layout, blob: Path) -> int:
     gone = False
     try:
         status = blob.stat(follow_symlinks=False)
-        if is_linked(blob) if blob.is_relative_to(layout.hub) else status.st_nlink > 1:
+        if is_shared(layout, blob):
             return 0
         blob.unlink()
         gone = True
@@ -203,7 +203,14 @@ def remove_blob(layout: Layout, blob: Path) -> int:
     return status.st_size
 
 
-def is_linked(blob: Path) -> bool:
+def is_shared(layout: Layout, blob: Path) -> bool:
+    """Whether a snapshot links to a blob."""
+    if blob.is_relative_to(layout.hub):
+        return _is_linked(blob)
+    return blob.stat(follow_symlinks=False).st_nlink > 1
+
+
+def _is_linked(blob: Path) -> bool:
     """Whether a snapshot of a repository in Hugging Face's layout links to a blob of it."""
     snapshots = blob.parent.parent / "snapshots"
     for folder, _folders, names in os.walk(snapshots):

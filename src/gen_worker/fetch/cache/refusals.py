@@ -14,28 +14,24 @@ _ROOM_HINT = "`gen-worker cache ls` shows what takes space; `TENSORHUB_CACHE_DIR
 
 
 @contextmanager
-def writing(ref: str, root: Path) -> Iterator[None]:
-    """Turn what a disk refuses inside this block into a `ModelError`."""
+def writing(ref: str, root: Path, verb: str = "kept") -> Iterator[None]:
+    """Turn what a disk refuses inside this block into a `ModelError`; `verb` is what is done to models in it."""
     try:
         yield
     except OSError as error:
         if error.errno in READ_ONLY:
-            raise read_only(ref, root) from error
+            raise read_only(ref, root, verb) from error
         if error.errno in FULL:
             text = f"{_subject(ref)}: no space is left in `{root}`"
             raise ModelError("insufficient_disk", text, _ROOM_HINT, ref=ref) from error
         raise
 
 
-def read_only(ref: str, root: Path) -> ModelError:
-    """Return why nothing can be kept in a cache."""
-    return ModelError(
-        "read_only",
-        f"{_subject(ref)} cannot be kept: the cache may only be read: `{root}`",
-        "mount it writable, or name a cache that is with `TENSORHUB_CACHE_DIR` and this one in "
-        "`GEN_WORKER_LOWER_CACHES`",
-        ref=ref,
-    )
+def read_only(ref: str, root: Path, verb: str = "kept") -> ModelError:
+    """Return why nothing can be kept in a cache, or removed from it."""
+    text = f"{_subject(ref)} cannot be {verb}: the cache may only be read: `{root}`"
+    instead = ", or name a cache that is with `TENSORHUB_CACHE_DIR` and this one in `GEN_WORKER_LOWER_CACHES`"
+    return ModelError("read_only", text, f"mount it writable{instead if verb == 'kept' else ''}", ref=ref)
 
 
 def disk_full(ref: str, needed: int, spare: int, place: Path, *, free: int, evictable: int) -> ModelError:
@@ -71,4 +67,6 @@ def _subject(ref: str) -> str:
 
 
 def _size(bytes_: int) -> str:
+    if 0 < abs(bytes_) < 1 << 20:
+        return f"{max(1, abs(bytes_) >> 10)} KiB"
     return f"{bytes_ / (1 << 20):.0f} MiB" if abs(bytes_) < 10 << 30 else f"{bytes_ / (1 << 30):.1f} GiB"

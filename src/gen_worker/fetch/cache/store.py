@@ -21,7 +21,7 @@ from gen_worker.fetch.cache.layout import Layout, Record
 from gen_worker.fetch.cache.ledger import UNREADABLE, Ledger, Rows, last_used, refs_of, replace
 from gen_worker.fetch.cache.linking import link_all, unlink_all, unlink_files, write_hub_notes
 from gen_worker.fetch.cache.refusals import FULL, READ_ONLY, disk_full, gone, limit_reached, read_only, writing
-from gen_worker.fetch.cache.sweeping import sweep
+from gen_worker.fetch.cache.sweeping import sweep, sweepable
 from gen_worker.fetch.cache.unrecorded import unrecorded
 from gen_worker.fetch.cache.verification import problem
 from gen_worker.fetch.cancel import Cancel
@@ -488,7 +488,8 @@ class Store:
         records = self._ledger.records()
         made = copies(self.layout, records)
         left = [self._left(copy) for copy in made if not copy.source]
-        return [*(self._entry(rows, each, _copies_of(each.key, made)) for each in records.values()), *left]
+        here = (self._entry(rows, each, _copies_of(each.key, made)) for each in records.values())
+        return [*(each for each in here if each.blobs), *left]
 
     def _left(self, copy: Copy) -> Entry:
         """Return the entry of a copy whose snapshot is gone."""
@@ -497,15 +498,20 @@ class Store:
 
     def _entry(self, rows: Rows, record: Record, made: list[Copy]) -> Entry:
         named = _rows_of(rows, record.key)
-        blobs = {str(self.layout.blob(record, file)): file.size or 0 for file in record.files}
+        there = (file for file in record.files if self._is_there(record, file))
+        blobs = {str(self.layout.blob(record, file)): file.size or 0 for file in there}
         for copy in made:
             blobs |= copy.files
         used = max(map(last_used, named), default=0.0)
         return Entry(record.key, tuple(refs_of(rows, record)), blobs, used, locks.is_held(self.layout.lease(record)))
 
+    def _is_there(self, record: Record, file: ManifestFile) -> bool:
+        """Whether a file takes space here: it does not in another folder of Hugging Face's that was used before."""
+        return self.layout.blob(record, file).exists() or (self.layout.snapshot(record) / file.path).exists()
+
     def evict(self, keys: Collection[str]) -> list[tuple[str, int]]:
         """Take these snapshots from the disk, but for those in use, and return the refs that went, with their bytes."""
-        with writing("", self.layout.root), self._ledger.changing() as rows:
+        with writing("", self.layout.root, "removed"), self._ledger.changing() as rows:
             return [each for key in keys for each in self._evict(rows, key) or []]
 
     def _evict(self, rows: Rows, key: str) -> list[tuple[str, int]] | None:
@@ -555,8 +561,12 @@ class Store:
 
     def sweep(self, older_s: float = _ORPHAN_S) -> int:
         """Remove what nobody has finished for so long, and return the bytes that became free."""
-        with writing("", self.layout.root), self._ledger.changing():
+        with writing("", self.layout.root, "removed"), self._ledger.changing():
             return sweep(self.layout, older_s, self._claimed())
+
+    def sweepable(self, older_s: float = _ORPHAN_S) -> int:
+        """Return the bytes that `sweep` would free now."""
+        return sweepable(self.layout, older_s, list(self._ledger.records().values()))
 
     # --- what is damaged ----------------------------------------------------------------------------------------------
 
@@ -576,7 +586,7 @@ class Store:
             return []
         paths = {each.path for each in damaged}
         blobs = {self.layout.blob(record, file) for file in record.files if file.path in paths}
-        with writing(record.wanted.ref, self.layout.root), self._ledger.changing() as rows:
+        with writing(record.wanted.ref, self.layout.root, "removed"), self._ledger.changing() as rows:
             unlink_files(self.layout, record, paths)
             for other in self._ledger.records().values():
                 if any(self.layout.blob(other, file) in blobs for file in other.files):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from gen_worker.fetch.cache import locks
 from gen_worker.fetch.cache.copies import BUILDING, files_in, folders_in, is_flocked
+from gen_worker.fetch.cache.disk import written_bytes
 from gen_worker.fetch.cache.layout import Layout, Record
-from gen_worker.fetch.cache.linking import remove_blob
+from gen_worker.fetch.cache.linking import is_shared, remove_blob
 
 _BUILDS_S = 3600.0  # nothing is written to a folder for so long and then goes on
 
@@ -27,6 +28,17 @@ def sweep(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
     )
 
 
+def sweepable(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
+    """Return the bytes that `sweep` would free now."""
+    before = time.time() - older_s
+    freed = sum(_own_bytes(folder) for folder in _unfinished(layout, time.time() - min(older_s, _BUILDS_S)))
+    parts = (part for part in _parts(layout) if _is_older(part, before) and not locks.is_held(_lock_of(layout, part)))
+    freed += sum(written_bytes(part) for part in parts)
+    spared = {layout.blob(record, file) for record in claimed for file in record.files}
+    unclaimed = (blob for blob in _blobs(layout) if blob not in spared and _is_older(blob, before))
+    return freed + sum(blob.stat().st_size for blob in unclaimed if not is_shared(layout, blob))
+
+
 def _parts(layout: Layout) -> Iterator[Path]:
     for folder in (layout.cas / "blobs", *(each / "blobs" for each in layout.hub.glob("models--*"))):
         yield from (path for path in files_in(folder) if path.name.endswith((".part", ".part.map", ".incomplete")))
@@ -35,7 +47,7 @@ def _parts(layout: Layout) -> Iterator[Path]:
 def _remove_part(layout: Layout, part: Path, before: float) -> int:
     if not _is_older(part, before):
         return 0
-    lock_file = layout.blob_lock(part.with_name(part.name.partition(".")[0]))
+    lock_file = _lock_of(layout, part)
     lock = locks.attempt(lock_file)
     if lock is None:
         return 0  # somebody is at it
@@ -47,6 +59,10 @@ def _remove_part(layout: Layout, part: Path, before: float) -> int:
     finally:
         locks.discard(lock_file, lock)
     return size
+
+
+def _lock_of(layout: Layout, part: Path) -> Path:
+    return layout.blob_lock(part.with_name(part.name.partition(".")[0]))
 
 
 def _blobs(layout: Layout) -> Iterator[Path]:
@@ -77,10 +93,14 @@ def _unfinished(layout: Layout, before: float) -> Iterator[Path]:
 
 
 def _remove_folder(folder: Path) -> int:
-    found = [path.stat(follow_symlinks=False) for path in files_in(folder)]
-    freed = sum(each.st_size for each in found if each.st_nlink == 1)
+    freed = _own_bytes(folder)
     shutil.rmtree(folder)
     return freed
+
+
+def _own_bytes(folder: Path) -> int:
+    found = [path.stat(follow_symlinks=False) for path in files_in(folder)]
+    return sum(each.st_size for each in found if each.st_nlink == 1)
 
 
 def _is_older(path: Path, before: float) -> bool:
