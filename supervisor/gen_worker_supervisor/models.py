@@ -4,7 +4,7 @@ Judgement is in `catalog`; which model goes where is `decide`'s.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -45,7 +45,7 @@ class ModelSupply:
         self._leases: dict[str, int] = {}  # by the key of the snapshot
         self._holding: dict[int, Snapshot] = {}  # what the fetcher copies into memory, by the order's number
         self._number = 0
-        self._pins: dict[tuple[int, str], list[str]] = {}  # the keys of views, by a child's generation and an instance
+        self._pins: dict[tuple[int, str], dict[str, str]] = {}  # keys of views by slot, of an instance in a child
 
     def start(self, fetcher: FetcherProcess, memory: HostMemory) -> None:
         """Start the fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
@@ -148,7 +148,7 @@ class ModelSupply:
     def load_begins(self, generation: int, models: Iterable[SlotModel], instance: str) -> list[SlotModel]:
         """Return the models with the quickest places to load them from.
 
-        These stay as long as the instance: the author may have been given a path, and read it at any time.
+        These stay until `load_ends`; where the author was given a path, as long as the instance.
         """
         self.unloaded(generation, instance)
         chosen = []
@@ -156,19 +156,20 @@ class ModelSupply:
             view = self.memory.view(model.key)
             if view is not None:
                 self.memory.pin(model.key)
-                self._pins.setdefault((generation, instance), []).append(model.key)
+                self._pins.setdefault((generation, instance), {})[model.slot] = model.key
                 model = msgspec.structs.replace(model, path=view)
             chosen.append(model)
         return chosen
 
-    def load_ends(self, generation: int, instance: str, loaded: bool) -> None:
-        """A child has loaded what it was to load, or will not."""
-        if not loaded:
-            self.unloaded(generation, instance)
+    def load_ends(self, generation: int, instance: str, paths: Collection[str]) -> None:
+        """A child has loaded what it was to load, or will not; `paths` are the slots that read their files later."""
+        pins = self._pins.get((generation, instance), {})
+        for slot in [slot for slot in pins if slot not in paths]:
+            self.memory.unpin(pins.pop(slot))
 
     def unloaded(self, generation: int, instance: str) -> None:
         """A child holds an instance no longer."""
-        for key in self._pins.pop((generation, instance), ()):
+        for key in self._pins.pop((generation, instance), {}).values():
             self.memory.unpin(key)
 
     def child_gone(self, generation: int) -> None:

@@ -216,7 +216,8 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
         child.used_at[message.instance] = now
         actions += _learn_derived(fleet, child, message)
         used = [fleet.catalog.of(slot.wanted) for slot in fleet.slots_of(message.instance)]
-        actions.append(LoadOver(child, used, message.instance, True))
+        paths = frozenset(model.slot for model in message.models if model.tier == "DISK")
+        actions.append(LoadOver(child, used, message.instance, paths))
     if message.rung:
         child.rungs[message.instance] = message.rung
     note = Note("info", child.device.name, f"`{message.instance}` set up in {message.seconds:.2f} s{_placed(message)}")
@@ -252,7 +253,7 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     child.loading = None
     child.settle_phase()
-    over = LoadOver(child, [], message.instance, False)
+    over = LoadOver(child, [], message.instance)
     if message.reason == "insufficient_vram" and child.leased:  # of what runs now, which ends
         spare(fleet, child, message.instance, now + ROOM_S)
         return [over, Note("info", child.device.name, f"`{message.instance}` waits for room: {message.message}")]

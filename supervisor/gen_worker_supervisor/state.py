@@ -444,7 +444,7 @@ class LoadOver(msgspec.Struct):
     child: Child
     used: list[Model]
     instance: str
-    loaded: bool
+    paths: frozenset[str] = frozenset()  # slots whose files the author reads whenever he wants
 
 
 class LetGo(msgspec.Struct):

@@ -409,7 +409,7 @@ class Supervisor:
         self._processes[generation].send(message)
 
     def _load_over(self, action: LoadOver) -> None:
-        self.models.load_ends(action.child.generation, action.instance, action.loaded)
+        self.models.load_ends(action.child.generation, action.instance, action.paths)
         self.models.used(action.used)
 
     def _discard(self, action: Discard) -> None:

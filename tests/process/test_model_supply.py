@@ -79,7 +79,7 @@ def slot(model: Model) -> SlotModel:
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["unloaded", "child_gone", "not_loaded"])
+@pytest.mark.parametrize("end", ["unloaded", "child_gone", "built_or_failed"])
 def test_a_view_outlives_every_model_that_wants_its_room_until_what_was_loaded_from_it_is_gone(
     supply: Supply, end: str
 ) -> None:
@@ -87,9 +87,9 @@ def test_a_view_outlives_every_model_that_wants_its_room_until_what_was_loaded_f
     supply.use(1, first)
     (loaded,) = supply.supply.load_begins(7, [slot(first)], "First")
     assert loaded.path.startswith(str(supply.views))
-    if end != "not_loaded":
-        supply.supply.load_ends(7, "First", True)
-        supply.supply.load_ends(7, "Other", False)
+    if end != "built_or_failed":
+        supply.supply.load_ends(7, "First", {"model"})
+        supply.supply.load_ends(7, "Other", ())
         supply.supply.unloaded(8, "First")
         supply.supply.child_gone(8)
     supply.supply.used([second])
@@ -100,7 +100,7 @@ def test_a_view_outlives_every_model_that_wants_its_room_until_what_was_loaded_f
         case "child_gone":
             supply.supply.child_gone(7)
         case _:
-            supply.supply.load_ends(7, "First", False)
+            supply.supply.load_ends(7, "First", ())
     supply.use(2, second)
     assert supply.supply.in_memory(second)
     assert not supply.supply.in_memory(first)

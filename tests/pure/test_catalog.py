@@ -228,7 +228,7 @@ def test_the_files_of_a_model_that_cannot_be_loaded_are_verified_before_its_jobs
     job = host.submit("a")
     host.fetched(*host.ordered())
     actions = host.load_fails(host.child(), "model")
-    assert [(action.used, action.loaded) for action in actions if isinstance(action, LoadOver)] == [([], False)]
+    assert [(action.used, action.paths) for action in actions if isinstance(action, LoadOver)] == [([], frozenset())]
     assert host.unanswered(job)
     first, again = host.ordered()
     assert (first.verify, again.verify) == (False, True)
