@@ -18,7 +18,7 @@ from benchmarks.figures import Effort, Figure, Target, figure, main
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.download import download
-from gen_worker.fetch.network.pieces import PIECE_BYTES
+from gen_worker.fetch.network.pull import BUFFER_BYTES, NOTE_BYTES
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.models.manifest import Algorithm, ManifestFile
 
@@ -121,7 +121,7 @@ def compared(costs: dict[str, list[Cost]], size: int) -> Iterator[Figure]:
 
 def refetched(again: list[int]) -> Figure:
     """What had to come once more after a kill."""
-    limit = CONNECTIONS * PIECE_BYTES / (1 << 20)
+    limit = CONNECTIONS * (NOTE_BYTES + BUFFER_BYTES) / (1 << 20)
     each = [count / (1 << 20) for count in again]
     return figure("fetched again after SIGKILL", "MiB", each, target=Target("value", "most", limit))
 
