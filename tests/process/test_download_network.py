@@ -35,7 +35,7 @@ class Origin:
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.redirects: dict[str, str] = {}
-        self.bodies: dict[str, bytes] = {"/file": CONTENT, "/json": b'{"a": [1]}', "/text": b"not json"}
+        self.bodies: dict[str, bytes] = {"/file": CONTENT}
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.origin = self
         if context is not None:
@@ -266,14 +266,7 @@ def test_what_a_server_says_of_an_error_is_told_without_queries(origin: Origin) 
     assert "secret" not in str(caught.value)
 
 
-# --- documents, connections -------------------------------------------------------------------------------------------
-
-
-def test_documents_come_decoded(origin: Origin) -> None:
-    with Transport(NOTHING_SET, SOON) as transport:
-        assert transport.get_json(f"{origin.url}/json", cancel=Cancel()) == {"a": [1]}
-        with pytest.raises(ModelError, match="answers no JSON"):
-            transport.get_json(f"{origin.url}/text?secret=1", cancel=Cancel())
+# --- bodies, connections ----------------------------------------------------------------------------------------------
 
 
 def test_a_body_beyond_the_limit_is_refused(origin: Origin) -> None:

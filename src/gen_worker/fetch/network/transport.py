@@ -1,12 +1,10 @@
 """Requests to origins: follows redirects itself, shows credentials to nobody else, tries again what may pass."""
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from http.client import HTTPException, HTTPResponse
 from ssl import SSLCertVerificationError
 from types import TracebackType
-from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,7 +25,6 @@ FAILURES = (OSError, HTTPException, HttpError)
 _REDIRECTED = (301, 302, 303, 307, 308)
 _HARMLESS = frozenset(("accept", "accept-encoding", "if-range", "range", "user-agent"))
 _DRAIN_BYTES = 64 << 10  # reading so much of an error is cheaper than a new connection
-T = TypeVar("T")
 
 
 class CutError(ConnectionError):
@@ -167,21 +164,6 @@ class Transport:
 
         return self._patiently(ask, url, cancel)
 
-    def get_json(
-        self, url: str, *, headers: Mapping[str, str] = {}, token: str = "", token_for: str = "", cancel: Cancel
-    ) -> Any:
-        """Return the JSON document at a URL; raises what `open` raises."""
-
-        def ask() -> Any:
-            with self.once(url, headers=headers, token=token, token_for=token_for, cancel=cancel) as response:
-                body = response.read()
-            try:
-                return json.loads(body)
-            except ValueError as error:
-                raise ModelError("download_failed", f"`{response.url_shown}` answers no JSON: {error}") from error
-
-        return self._patiently(ask, url, cancel)
-
     def once(
         self,
         url: str,
@@ -214,7 +196,7 @@ class Transport:
                 raise http_error(response, asked.origin)
         raise ModelError("download_failed", f"`{asked.shown}` redirects more than {REDIRECTS} times")
 
-    def _patiently(self, ask: Callable[[], T], url: str, cancel: Cancel) -> T:
+    def _patiently(self, ask: Callable[[], Response], url: str, cancel: Cancel) -> Response:
         tries = Tries(self._patience)
         while True:
             try:
