@@ -335,7 +335,7 @@ def test_a_read_only_cache_is_used_and_what_is_missing_says_so(tmp_path: Path) -
         with pytest.raises(ModelError, match=f"only be read: `{cache}`") as told:
             put(store, Wanted("tensorhub", "acme/other"))
         assert (told.value.kind, told.value.retryable) == ("read_only", False)
-        with pytest.raises(ModelError) as told:
+        with pytest.raises(ModelError, match="cannot be removed: the cache may only be read") as told:
             store.evict([found.snapshot.key])
         assert told.value.kind == "read_only"
 

@@ -346,9 +346,13 @@ class Store:
         self, blobs: dict[Path, ManifestFile], cancel: Cancel | None
     ) -> list[tuple[ManifestFile, Path]]:
         """Return the blobs that nobody here has verified and that are not what their name says, having removed them."""
+        unsealed = {blob for blob in blobs if blob.is_relative_to(self.layout.hub) and _may_change(blob)}
+        if unsealed:  # on a disk that knows no permissions all are
+            records = self._ledger.records().values()
+            unsealed -= {self.layout.blob(record, file) for record in records for file in record.files}
         found = []
         for blob, file in blobs.items():
-            if blob.is_relative_to(self.layout.hub) and _may_change(blob):
+            if blob in unsealed:
                 with self.locked(blob, cancel or Cancel()):
                     if not _may_change(blob):
                         continue  # another process has read it meanwhile
@@ -565,7 +569,7 @@ class Store:
             return sweep(self.layout, older_s, self._claimed())
 
     def sweepable(self, older_s: float = _ORPHAN_S) -> int:
-        """Return the bytes that `sweep` would free now."""
+        """Return the bytes that `sweep` would free now, at most."""
         return sweepable(self.layout, older_s, list(self._ledger.records().values()))
 
     # --- what is damaged ----------------------------------------------------------------------------------------------

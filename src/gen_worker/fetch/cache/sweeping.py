@@ -29,7 +29,7 @@ def sweep(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
 
 
 def sweepable(layout: Layout, older_s: float, claimed: Collection[Record]) -> int:
-    """Return the bytes that `sweep` would free now."""
+    """Return the bytes that `sweep` would free now, at most."""
     before = time.time() - older_s
     freed = sum(_own_bytes(folder) for folder in _unfinished(layout, time.time() - min(older_s, _BUILDS_S)))
     parts = (part for part in _parts(layout) if _is_older(part, before) and not locks.is_held(_lock_of(layout, part)))
