@@ -77,6 +77,12 @@ def test_a_redirect_away_from_tls_is_refused() -> None:
         Url("https://h/a").redirected("http://h/a")
 
 
+def test_texts_lose_the_passwords_in_their_urls() -> None:
+    assert without_queries("`http://bob:canary@h:1/a?b` or `https://canary@h/c@d`") == "`http://h:1/a` or `https://h/c@d`"
+    with pytest.raises(ModelError, match="`http://h/a`"):
+        Url("http://bob:canary@h/a")
+
+
 def test_texts_lose_the_queries_of_their_urls() -> None:
     text = "see https://h/a?token=secret and http://h:1/b?c, or not?"
     assert without_queries(text) == "see https://h/a and http://h:1/b or not?"

@@ -10,6 +10,7 @@ from gen_worker.models.errors import ModelError
 
 _PORTS = {"http": 80, "https": 443}
 _QUERY = re.compile(r"(https?://[^\s?\"'`]*)\?[^\s\"'`]*")
+_USER = re.compile(r"(https?://)[^\s/?#\"'`]*@")
 
 
 class Origin(NamedTuple):
@@ -66,8 +67,8 @@ class Url:
 
 
 def without_queries(text: str) -> str:
-    """Return the text, its URLs without their queries."""
-    return _QUERY.sub(r"\1", text)
+    """Return the text, its URLs without their queries, and without users and passwords."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 
 
 class Proxy(NamedTuple):
