@@ -87,6 +87,14 @@ def test_an_empty_cache_is_no_error_and_stays_unmade(tmp_path: Path) -> None:
     assert not store.layout.root.exists()
 
 
+def test_a_cache_that_is_no_folder_is_told_by_its_setting(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for command in ("ls", "verify", "prune"):
+        done = cache(store, command, TENSORHUB_CACHE_DIR=str(tmp_path / "file"))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[1].startswith("hint: set `TENSORHUB_CACHE_DIR` to a folder")
+
+
 def test_the_document_says_where_everything_is_and_who_uses_it(store: Store) -> None:
     found = put(store, TINY)
     listed = document(cache(store, "ls", "--json"))

@@ -14,7 +14,7 @@ import msgspec
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_model, complete_path
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, USER_CODE, Failure, nearest, say
-from gen_worker.cli.settings import read_settings
+from gen_worker.cli.settings import check_folders, read_settings
 from gen_worker.cli.table import WIDTH, duration, size, table
 
 if TYPE_CHECKING:  # what moves models is imported when it is used
@@ -426,7 +426,9 @@ def _store() -> "Store":
     from gen_worker.fetch.cache.store import Store
     from gen_worker.fetch.config import FetchConfig
 
-    return Store(FetchConfig.of(read_settings()))
+    config = FetchConfig.of(read_settings())
+    check_folders(config)
+    return Store(config)
 
 
 def _named(listed: "Listed") -> str:
