@@ -78,7 +78,9 @@ def test_a_redirect_away_from_tls_is_refused() -> None:
 
 
 def test_texts_lose_the_passwords_in_their_urls() -> None:
-    assert without_queries("`http://bob:canary@h:1/a?b` or `https://canary@h/c@d`") == "`http://h:1/a` or `https://h/c@d`"
+    assert (
+        without_queries("`http://bob:canary@h:1/a?b` or `https://canary@h/c@d`") == "`http://h:1/a` or `https://h/c@d`"
+    )
     with pytest.raises(ModelError, match="`http://h/a`"):
         Url("http://bob:canary@h/a")
 
