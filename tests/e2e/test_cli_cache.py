@@ -387,9 +387,10 @@ def test_every_command_of_the_cache_explains_itself(store: Store, name: str) -> 
     assert "Exit codes:" in done.stdout
 
 
-def test_a_shell_completes_the_models(store: Store) -> None:
-    words = {"_GEN_WORKER_COMPLETE": "bash_complete", "COMP_WORDS": "gen-worker cache rm hf:"}
+@pytest.mark.parametrize(("begun", "model"), [("hf:", "hf:acme/tiny"), ("acme/ti", "acme/tiny")])
+def test_a_shell_completes_the_models(store: Store, begun: str, model: str) -> None:
+    words = {"_GEN_WORKER_COMPLETE": "bash_complete", "COMP_WORDS": f"gen-worker cache rm {begun}"}
     done = subprocess.run(
         GEN_WORKER, capture_output=True, text=True, timeout=30, env={**variables(store), **words}, check=False
     )
-    assert done.stdout.splitlines() == ["plain,hf:acme/tiny"]
+    assert done.stdout.splitlines() == [f"plain,{model}"]
