@@ -352,8 +352,8 @@ class Child:
             self._channel.send(Loaded(instance, time.monotonic() - began, residents, rung))
 
     def _unload(self, instance: str, reason: str = "") -> None:
+        self._channel.send(Unloaded(instance, reason))  # first: its `shutdown()` may be slow, and no job shall come
         self._executor.instances.unload(instance, self._report_shutdown)
-        self._channel.send(Unloaded(instance, reason))
 
     def _open_models(self, boot: Boot) -> "Models":
         from gen_worker_child.models.plane import Models
