@@ -143,7 +143,8 @@ class Supervisor:
         self.status: asyncio.Future[int] = loop.create_future()
         self.booted: asyncio.Future[None] = loop.create_future()
         self.pulse = Pulse(loop)
-        self._spellings = {function.python_name: function.name for function in survey.functions}
+        self._spellings = {function.name.replace("-", "_"): function.name for function in survey.functions}
+        self._spellings |= {function.python_name: function.name for function in survey.functions}
         self._loop = loop
         self._poller = poller
         self._saver = saver

@@ -46,3 +46,10 @@ def test_an_unknown_function_is_told_with_those_there_are(name: str, hint: str) 
     with pytest.raises(NoFunctionError, match=f"no function `{name}` in `shop`") as caught:
         SURVEY.of_owners(["embed", name])
     assert caught.value.hint == hint
+
+
+def test_a_variant_is_named_in_either_spelling() -> None:
+    variant = SurveyedFunction("paint-exactly", "paint", "Painter", "Painter", "sync", "device", False, None)
+    survey = Survey("m", [], [variant], msgspec.Raw(b'{"functions":[]}'), [])
+    for spelling in ("paint-exactly", "paint_exactly", "paint"):
+        assert [each.name for each in survey.of_owners([spelling]).functions] == ["paint-exactly"]

@@ -61,6 +61,7 @@ class Survey(msgspec.Struct, frozen=True):
         if not names:
             return self
         known = {function.class_name: function for function in self.functions if function.class_name}
+        known |= {function.name.replace("-", "_"): function for function in self.functions}
         known |= {name: function for function in self.functions for name in (function.python_name, function.name)}
         for name in names:
             if name not in known:
