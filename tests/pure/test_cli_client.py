@@ -651,12 +651,12 @@ def test_an_asyncio_client_leaves_no_descriptor_no_mapping_and_no_thread(supervi
             isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*calls, return_exceptions=True)
         )
 
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     with_client(supervisor, body)
     supervisor.close()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert "memfd:gen-worker" not in Path("/proc/self/maps").read_text()
-    assert threading.active_count() == 1
+    assert threading.active_count() <= threads
 
 
 def test_the_client_for_programs_that_wait_loads_no_asyncio() -> None:
