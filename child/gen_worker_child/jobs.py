@@ -212,7 +212,7 @@ class Jobs:
 
     def run(self, job: Job) -> None:
         """Run a job to its end, unless it was given back."""
-        if self._is_homeless(job) or not self._take(job):
+        if (job.instance and self._is_homeless(job)) or not self._take(job):
             return
         try:
             CURRENT_JOB.set(job.number)
@@ -360,7 +360,7 @@ class Jobs:
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
             owner=self._owner,
-            models={slot: binding.wire_ref for slot, binding in models.items()} or None,
+            models={slot: binding.wire_ref for slot, binding in models.items()} if models else None,
         )
 
     def _models(self, job: Job) -> Mapping[str, Binding]:
@@ -370,7 +370,7 @@ class Jobs:
 
     def _wants(self, job: Job, models: Mapping[str, Binding]) -> Wants | None:
         """Return what says that a job named other models than its instance has."""
-        if models == job.spec.bindings:
+        if not models or models == job.spec.bindings:
             return None
         own, named = slots_of(job.spec.bindings), slots_of(models)
         instance = overridden_instance(job.spec.instance, own, named)

@@ -374,7 +374,7 @@ class Supervisor:
             left,
             job.events,
             job.remote,
-            job.instance,
+            "" if job.function.key == job.function.name else job.instance,
         )
         process.send(order, descriptors)
 
