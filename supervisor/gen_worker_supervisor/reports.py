@@ -26,7 +26,7 @@ from gen_worker.wire.messages import (
 )
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large, unresolved
+from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
 from gen_worker_supervisor.state import (
     Action,
@@ -295,9 +295,11 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
     job.function = fleet.with_models(fleet.functions[job.function.name], message.instance, message.slots)
     requeue(fleet, job)
     actions = forget_unused(fleet)
-    refused = fleet.catalog.failure(message.slots, now)
-    if refused is not None:
-        actions.append(end_job(fleet, job, unresolved(job.function, refused)))
+    missing = fleet.catalog.failure(message.slots, now)
+    if missing is not None:
+        actions.append(end_job(fleet, job, unresolved(job.function, missing)))
+    elif job.function.unavailable is not None and now < job.function.available_at:
+        actions.append(end_job(fleet, job, refused(job.function, now)))
     return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
 
 

@@ -362,6 +362,18 @@ def test_a_request_whose_own_model_cannot_be_had_says_so_and_the_function_goes_o
     host.done(host.submit("a"))
 
 
+def test_a_request_whose_own_model_the_hardware_refused_before_is_refused_at_once() -> None:
+    host, job = overridable()
+    wanting(host, job, named("b/m"))
+    host.fetched(host.ordered()[-1])
+    host.load_fails(host.child(), "hardware")
+    assert host.answer(job).kind == "unavailable"
+    again = host.submit("a")
+    wanting(host, again, named("b/m"))
+    assert host.answer(again).kind == "unavailable"
+    host.done(host.submit("a"))
+
+
 def test_a_request_that_waits_for_its_own_model_holds_up_no_other_of_the_function() -> None:
     host, job = overridable()
     wanting(host, job, named("b/m"))
