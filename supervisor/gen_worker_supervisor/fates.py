@@ -1,5 +1,7 @@
 """A child's death: what becomes of its jobs, who is to blame, when the next child comes."""
 
+from math import inf
+
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.state import Action, Child, Death, Device, Finish, Fleet, Job, Note, Spawn, holds
@@ -146,10 +148,12 @@ def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """A device is out: end what only it could run; end the supervisor when nothing is left."""
     fleet.doubt()
     actions: list[Action] = []
-    for function in fleet.functions.values():
+    for function in fleet.variants():
         able = [other for other in fleet.devices if holds(other, function)]
-        if able and all(other.lost for other in able):
-            actions += make_unavailable(fleet, function, device.given_up or f"{device.name} is retired", (), now)
+        refused = fleet.instance(function.surveyed.instance).refused
+        if able and all(other.lost or refused.get(other.name) == inf for other in able):
+            reason = device.given_up or f"{device.name} is retired"
+            actions += make_unavailable(fleet, function, reason, (), now, SETUP_FAILED._replace(lasts_s=inf))
     if all(other.lost for other in fleet.devices):
         fleet.finished = True
         actions.append(Finish(1, f"no device can serve: {device.given_up or 'all are retired'}"))

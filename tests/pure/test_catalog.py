@@ -493,6 +493,22 @@ def test_where_one_device_is_too_small_another_is_tried() -> None:
     assert runs(host.loaded(large)) == [job]
 
 
+def test_when_the_only_device_that_could_load_a_model_is_lost_its_jobs_are_refused() -> None:
+    host = host_with("a/m", devices=2)
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    host.load_fails(host.child(0), "hardware")
+    assert host.unanswered(job)
+    for _ in range(4):
+        if host.fleet.devices[1].lost:
+            break
+        host.dies(host.child(1))
+        host.passes(120)
+    assert host.fleet.devices[1].lost
+    assert host.answer(job).kind == "unavailable"
+    assert host.answer(host.submit("a")).kind == "unavailable"
+
+
 def test_a_model_that_needs_the_room_of_jobs_that_run_waits_for_them() -> None:
     beside = function("beside", shape="async", lane="loop")
     host = Host(function("a", instance="A", models=["a/m"]), beside)
