@@ -59,5 +59,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[torch,images,audio,dev]' $(EXAMPLES)
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[torch,images,audio,http,dev]' $(EXAMPLES)
 	touch $@

@@ -159,7 +159,55 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The lock file that says what the container serves."""
 
     worker_jwt: Secret = Secret("")
-    """What the worker shows the orchestrator."""
+    """What the worker shows the orchestrator; the first of its names that is set counts."""
+
+    scheduler_addr: str = ""
+    """Where the orchestrator is, where `ORCHESTRATOR_PUBLIC_ADDR` is not set."""
+
+    scheduler_addrs: tuple[str, ...] = ()
+    """More addresses of the orchestrator, tried in turn, with `,` between them."""
+
+    use_tls: bool = False
+    """Whether an address of the orchestrator without a scheme is spoken to over TLS."""
+
+    jwks_url: str = ""
+    """Where the keys are that the worker's own token must be signed with; the worker checks that when it starts."""
+
+    jwks_ttl_s: float = 300.0
+    """Seconds for which those keys are good."""
+
+    jwt_issuer: str = ""
+    """Who must have issued the worker's token, where it is checked."""
+
+    jwt_audience: str = ""
+    """Whom the worker's token must be for, where it is checked."""
+
+    devices: str = ""
+    """Which devices the worker takes, as `auto`, `cpu:2` or `0,1`; unset: every GPU."""
+
+    user_modules: tuple[str, ...] = ()
+    """The modules of an image without a manifest, with `,` between them."""
+
+    drain_timeout_s: float = 30.0
+    """Seconds that running jobs have to end when the worker is told to stop."""
+
+    max_concurrency: int = 0
+    """Jobs that the worker holds at once, waiting ones too; one more ends `busy`. 0: `GEN_WORKER_MAX_QUEUED` counts."""
+
+    max_upload_bytes: int = 0
+    """The largest file that a job may save; 0: any up to 20 GiB."""
+
+    max_input_file_bytes: int = 200 << 20
+    """The largest file that a request may name by a URL; 0: any that its type allows."""
+
+    allow_private_inputs: bool = False
+    """Whether a request may name files on private and loopback addresses."""
+
+    image_digest: str = ""
+    """Which image this is, as the orchestrator is told."""
+
+    git_commit: str = ""
+    """Which commit this is, as the orchestrator is told."""
 
     trainer_job_spec_path: str = ""
     """What a trainer is to do; unset: `/app/.cozy/trainer_job.json`."""
@@ -381,6 +429,9 @@ LOCAL: Mapping[str, Variable] = {
     "max_output_bytes": Variable(("WORKER_MAX_OUTPUT_BYTES",), _body_bytes),
     "max_line_bytes": Variable(("GEN_WORKER_MAX_LINE",), _bytes),
     "token": Variable(("GEN_WORKER_TOKEN",), _secret),
+    "max_input_file_bytes": Variable(("WORKER_MAX_INPUT_FILE_BYTES",), _size_or_0),
+    "max_upload_bytes": Variable(("WORKER_MAX_UPLOAD_BYTES", "WORKER_MAX_OUTPUT_FILE_BYTES"), _size_or_0),
+    "allow_private_inputs": Variable(("GEN_WORKER_ALLOW_PRIVATE_INPUTS",), _flag),
     "local_output_dir": Variable(("GEN_WORKER_LOCAL_OUTPUT_DIR",), _path),
     "local_device": Variable(("GEN_WORKER_LOCAL_DEVICE",), _device),
     "log_format": Variable(("GEN_WORKER_LOG_FORMAT",), _one_of("auto", "text", "json")),
@@ -428,7 +479,20 @@ CONTAINER: Mapping[str, Variable] = {
     "worker_id": Variable(("WORKER_ID",), _line),
     "worker_mode": Variable(("WORKER_MODE",), _one_of("inference", "trainer")),
     "endpoint_lock_path": Variable(("ENDPOINT_LOCK_PATH",), _line),
-    "worker_jwt": Variable(("WORKER_JWT",), _secret),
+    "worker_jwt": Variable(("AUTH_TOKEN", "WORKER_JWT"), _secret),
+    "scheduler_addr": Variable(("SCHEDULER_ADDR",), _line),
+    "scheduler_addrs": Variable(("SCHEDULER_ADDRS",), _list),
+    "use_tls": Variable(("USE_TLS",), _flag),
+    "jwks_url": Variable(("SCHEDULER_JWKS_URL",), _url),
+    "jwks_ttl_s": Variable(("SCHEDULER_JWKS_TTL_SECONDS",), _seconds),
+    "jwt_issuer": Variable(("SCHEDULER_JWT_ISSUER",), _line),
+    "jwt_audience": Variable(("SCHEDULER_JWT_AUDIENCE",), _line),
+    "devices": Variable(("GEN_WORKER_DEVICES",), _line),
+    "user_modules": Variable(("USER_MODULES",), _list),
+    "drain_timeout_s": Variable(("WORKER_DRAIN_TIMEOUT_SECONDS",), _seconds),
+    "max_concurrency": Variable(("WORKER_MAX_CONCURRENCY",), _size_or_0),
+    "image_digest": Variable(("WORKER_IMAGE_DIGEST",), _line),
+    "git_commit": Variable(("WORKER_GIT_COMMIT",), _line),
     "trainer_job_spec_path": Variable(("TRAINER_JOB_SPEC_PATH",), _line),
     "runpod_pod_id": Variable(("RUNPOD_POD_ID",), _line),
     "worker_disconnected_timeout_s": Variable(("WORKER_DISCONNECTED_TIMEOUT_S",), _seconds),
@@ -440,16 +504,13 @@ VARIABLES: Mapping[str, Variable] = {**LOCAL, **MODELS, **CONTAINER}
 
 ELSEWHERE = frozenset(
     """
-    AUTH_TOKEN CUDA_VERSION DEPLOYMENT_ID FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR
+    CUDA_VERSION DEPLOYMENT_ID FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR
     MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY
-    RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY SCHEDULER_ADDR SCHEDULER_ADDRS SCHEDULER_JWKS_TTL_SECONDS
-    SCHEDULER_JWKS_URL SCHEDULER_JWT_AUDIENCE SCHEDULER_JWT_ISSUER TENANT_ID TENSORHUB_CAS_DIR USER USER_MODULES
-    USE_TLS WORKER_CACHE_DIR WORKER_CUDA_VERSION WORKER_DEVICE WORKER_DOWNLOAD_RETRIES WORKER_DRAIN_TIMEOUT_SECONDS
-    WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES WORKER_FAKE_GPU_NAME WORKER_GIT_COMMIT
-    WORKER_IMAGE_DIGEST WORKER_LOCAL_CACHE_GB WORKER_MAX_CONCURRENCY WORKER_MAX_INPUT_FILE_BYTES
-    WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS WORKER_MAX_OUTPUT_FILE_BYTES
-    WORKER_MAX_UPLOAD_BYTES WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR
-    WORKER_RUNTIME_LOADERS_JSON WORKER_SM WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION
+    RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY TENANT_ID TENSORHUB_CAS_DIR USER WORKER_CACHE_DIR WORKER_CUDA_VERSION
+    WORKER_DEVICE WORKER_DOWNLOAD_RETRIES WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES
+    WORKER_FAKE_GPU_NAME WORKER_LOCAL_CACHE_GB WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS
+    WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_SM
+    WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """Names that containers of workers carry and no command goes by: nothing is said about them."""

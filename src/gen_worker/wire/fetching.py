@@ -4,13 +4,14 @@ As between supervisor and child: `[generation, seq, [tag, field, ...]]` over a S
 `FRAME_LIMIT` bytes each. This module only says what they are.
 """
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
+from gen_worker.wire.messages import InputAsset, InputFile, Stored
 
 
 class _Message(msgspec.Struct, array_like=True, tag=lambda name: name.lower()):
@@ -42,9 +43,10 @@ class Fetch(_Message):
 
 
 class Abort(_Message):
-    """Stop this fetch; it ends as `FetchFailed` with the kind `canceled`, unless it had ended. Parts stay for later."""
+    """Stop this; it ends as failed with the kind `canceled`, unless it had ended. Parts of a model stay for later."""
 
     number: int
+    work: Literal["fetch", "upload", "input"] = "fetch"
 
 
 class Keep(_Message):
@@ -60,7 +62,39 @@ class Hold(_Message):
     snapshot: Snapshot
 
 
-FetchOrder: TypeAlias = Configure | Fetch | Abort | Keep | Hold
+class Destination(msgspec.Struct, array_like=True, frozen=True):
+    """Where the files of one job go: the platform's store, and what it asks for."""
+
+    base_url: str
+    token: str  # the job's, good for this job only; never in a log, an error or a child
+    request_id: str
+    attempt: int
+    owner: str = ""
+    job_id: str = ""
+
+
+class Upload(_Message):
+    """Store the first `length` bytes of the attached descriptor under `ref`; ends in `Uploaded` or `UploadFailed`."""
+
+    number: int
+    destination: Destination
+    ref: str
+    length: int
+    mime_type: str = ""
+
+
+class FetchInput(_Message):
+    """Have a file of a payload at `path`, which is not there yet; ends in `InputFetched` or `InputFailed`."""
+
+    number: int
+    asset: InputAsset
+    path: str  # without the suffix, which its type decides
+    max_bytes: int
+    trusted_origin: str = ""  # `https://host:port` whose address may be private
+    allow_private: bool = False
+
+
+FetchOrder: TypeAlias = Configure | Fetch | Abort | Keep | Hold | Upload | FetchInput
 
 
 # --- from the fetcher -------------------------------------------------------------------------------------------------
@@ -125,4 +159,60 @@ class Noted(_Message):
     message: str
 
 
-FetchReport: TypeAlias = Fetching | Fetched | FetchFailed | Held | HoldFailed | Evicted | Noted
+UploadFailure: TypeAlias = Literal["auth", "transfer", "too_large", "canceled"]
+
+
+class Uploading(_Message):
+    """How far an upload is, at most ten times a second."""
+
+    number: int
+    bytes_done: int
+    bytes_total: int
+
+
+class Uploaded(_Message):
+    """The file is stored and its store has verified it."""
+
+    number: int
+    stored: Stored
+
+
+class UploadFailed(_Message):
+    """The file could not be stored."""
+
+    number: int
+    kind: UploadFailure
+    message: str
+    retryable: bool
+
+
+class InputFetched(_Message):
+    """The file is at the path that was ordered, with a suffix by its type."""
+
+    number: int
+    file: InputFile
+
+
+class InputFailed(_Message):
+    """The file cannot be had, or must not be. `invalid`: the caller named what is not allowed."""
+
+    number: int
+    kind: Literal["invalid", "unreachable", "canceled"]
+    message: str
+    retryable: bool
+
+
+FetchReport: TypeAlias = (
+    Fetching
+    | Fetched
+    | FetchFailed
+    | Held
+    | HoldFailed
+    | Evicted
+    | Noted
+    | Uploading
+    | Uploaded
+    | UploadFailed
+    | InputFetched
+    | InputFailed
+)

@@ -106,6 +106,25 @@ class SlotModel(msgspec.Struct, array_like=True, frozen=True):
     pickle: bool = False  # whether its weights may be pickles
 
 
+class InputAsset(msgspec.Struct, array_like=True, frozen=True):
+    """An asset of a payload that lies behind a URL, and what its author's type allows of it."""
+
+    url: str
+    max_bytes: int = 0  # 0: what the worker allows
+    mime_types: tuple[str, ...] = ()  # `image/*` allows every image; none: any
+    max_width: int = 0
+    max_height: int = 0
+    max_pixels: int = 0
+
+
+class InputFile(msgspec.Struct, array_like=True, frozen=True):
+    """The file that an `InputAsset` became."""
+
+    local_path: str
+    size_bytes: int
+    mime_type: str
+
+
 class Load(_Message):
     """Make the instance `instance`, give it its models and run its `setup()` and `warmup()`."""
 
@@ -135,6 +154,9 @@ class Submit(_Message):
     events: bool = False  # someone listens to progress and logs
     remote: bool = False  # whoever asked may be on another machine, and has no say about files of this one
     instance: str = ""  # where it differs from the function's: the one with the models that the request named
+    inputs: list[InputFile] = []  # what the job's `NeedsInputs` asked for, in that order
+    wire: bool = False  # for the orchestrator: items say their content type, the end says what the job took
+    inline_file_bytes: int = 0  # a saved file up to this size goes into its asset and nowhere else
 
 
 class Cancel(_Message):
@@ -181,8 +203,24 @@ class Unmap(_Message):
     index: int
 
 
+class Stored(msgspec.Struct, array_like=True, frozen=True):
+    """A file in the store of the platform, as its store described it."""
+
+    ref: str
+    size_bytes: int
+    owner: str = ""
+    mime_type: str = ""
+    sha256: str = ""
+    blake3: str = ""
+    media_id: str = ""
+    blob_digest: str = ""
+    blob_domain: str = ""
+    blob_path: str = ""
+    snapshot_digest: str = ""
+
+
 class Saved(_Message):
-    """The answer to `Save`: where the file is now, or why it could not be written."""
+    """The answer to `Save`: where the file is now, or why it could not be kept."""
 
     job: int
     token: int
@@ -190,6 +228,9 @@ class Saved(_Message):
     size_bytes: int = 0
     sha256: str = ""
     error: str = ""
+    stored: Stored | None = None  # where it is when it was uploaded
+    failure: Literal["", "auth", "transfer", "too_large"] = ""  # of an upload; "" with an error: of the local disk
+    retryable: bool = False
 
 
 class Drain(_Message):
@@ -286,6 +327,13 @@ class Wants(_Message):
     slots: list[Slot]
 
 
+class NeedsInputs(_Message):
+    """A payload names files behind URLs: the job is given back, to come again when they are here."""
+
+    job: int
+    assets: list[InputAsset]
+
+
 class Started(_Message):
     """The handler of this job is about to be called.
 
@@ -296,10 +344,11 @@ class Started(_Message):
 
 
 class Item(_Message):
-    """One item of a stream, encoded as the job asked."""
+    """One item of a stream, encoded as the job asked; with a content type where the job is for the orchestrator."""
 
     job: int
     body: Body
+    content_type: str = ""
 
 
 class Done(_Message):
@@ -309,6 +358,8 @@ class Done(_Message):
     body: Body
     run_s: float
     yielded: int = 0
+    peak_rss: int = 0  # bytes of the child while the job ran; 0: not measured
+    peak_vram: int = 0
 
 
 class Failed(_Message):
@@ -320,6 +371,8 @@ class Failed(_Message):
     retryable: bool
     run_s: float
     detail: ErrorDetail | None = None
+    peak_rss: int = 0
+    peak_vram: int = 0
 
 
 class Returned(_Message):
@@ -368,6 +421,7 @@ Report: TypeAlias = (
     | Unloaded
     | Degraded
     | Wants
+    | NeedsInputs
     | Started
     | Item
     | Done
