@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from gen_worker.models.wanted import Slot
-from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.wire.fetching import Abort, Destination, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import (
     Body,
     Encoding,
@@ -85,7 +85,8 @@ class Function:
     verdict: Verdict = SETUP_FAILED
     stack: tuple[str, ...] = ()
     refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
-    key: str = ""  # names its queue: its own name, and that of the instance where a request named the models
+    key: str = ""  # names its queue: its own name, that of the instance where a request named the models, its device
+    device: str = ""  # the only device for its jobs, where whoever asks chooses that
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
 
     def __post_init__(self) -> None:
@@ -152,6 +153,10 @@ class Job(msgspec.Struct, eq=False):
     again: bool = False  # it was with a child before
     progress: float | None = None
     stage: str | None = None
+    reruns: bool = True  # whether it runs again here when its child dies; else its client is told, who may ask again
+    destination: Destination | None = None  # where its files go; None: into a folder of this host
+    inline_file_bytes: int = 0  # files up to this size go into their assets and nowhere else
+    wire: bool = False  # it came over the link to an orchestrator
 
     @property
     def instance(self) -> str:
@@ -280,6 +285,8 @@ class Outcome(msgspec.Struct):
     message: str = ""
     retryable: bool = False
     detail: ErrorDetail | None = None
+    peak_rss: int = 0  # bytes; 0: not measured
+    peak_vram: int = 0
 
 
 # --- what happens -----------------------------------------------------------------------------------------------------
@@ -344,7 +351,12 @@ class EndAsked(msgspec.Struct):
 
 
 class DrainAsked(msgspec.Struct):
-    """The supervisor shall end: no new jobs, running ones end by the ladder, children are drained."""
+    """The supervisor shall end: no new jobs, those that wait are refused, running ones end, children are drained.
+
+    Running jobs may end by themselves for so many seconds; 0: the ladder begins at once; None: as long as it takes.
+    """
+
+    within_s: float | None = 0.0
 
 
 class FetcherReported(msgspec.Struct):
@@ -494,6 +506,7 @@ class Fleet:
     instances: dict[str, Instance] = field(default_factory=dict)
     catalog: Catalog = field(default_factory=Catalog)
     named: dict[str, Function] = field(default_factory=dict)  # functions with models that a request named, by key
+    pinned: dict[str, Function] = field(default_factory=dict)  # functions for jobs of one device, by key
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
     waiting: dict[str, Function] = field(
@@ -524,9 +537,10 @@ class Fleet:
         return known
 
     def variants(self) -> Iterator[Function]:
-        """Return every function, and with them those that requests made by naming other models."""
+        """Return every function, and with them those that requests made by naming other models or a device."""
         yield from self.functions.values()
         yield from self.named.values()
+        yield from self.pinned.values()
 
     def slots_of(self, instance: str) -> list[Slot]:
         """Return the slots of an instance."""
@@ -540,9 +554,16 @@ class Fleet:
             self.named[key] = Function(surveyed, key=key)
         return self.named[key]
 
+    def on_device(self, function: Function, device: Device) -> Function:
+        """Return the function for jobs that run on one device only: they wait apart from the others."""
+        key = f"{function.key} @{device.name}"
+        if key not in self.pinned:
+            self.pinned[key] = Function(function.surveyed, key=key, device=device.name)
+        return self.pinned[key]
+
     def doubt(self) -> None:
         """Something changed that may stand against jobs: look again before the next one is taken."""
-        for function in self.functions.values():
+        for function in self.variants():
             function.clear = False
 
     def arm(self, at: float, timer: Timer) -> None:
@@ -626,7 +647,7 @@ def holds(device: Device, function: Function) -> bool:
     """Whether a function may run on a device at all."""
     surveyed = function.surveyed
     takes = device.takes_gpu_functions if surveyed.gpu else device.takes_cpu_functions
-    return takes and not too_small(device, function)
+    return takes and function.device in ("", device.name) and not too_small(device, function)
 
 
 def too_small(device: Device, function: Function) -> bool:
