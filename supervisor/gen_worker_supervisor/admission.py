@@ -1,6 +1,6 @@
 """Take a job into the table, or say why not."""
 
-from gen_worker_supervisor.outcomes import failure, quarantine, refused, too_large, unresolved
+from gen_worker_supervisor.outcomes import draining, failure, quarantine, refused, too_large, unresolved
 from gen_worker_supervisor.state import Action, Fleet, Function, Job, Outcome, holds, unheld
 from gen_worker_supervisor.steps import end_job
 
@@ -31,7 +31,7 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     if function.clear:
         return None
     if fleet.draining:
-        return failure("draining", "the worker is shutting down", retryable=True)
+        return draining()
     if function.unavailable is not None:
         if now < function.available_at:
             return refused(function, now)
@@ -46,6 +46,7 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         charge = fleet.blame.quarantined(function.name, job.payload.digest(), now)
         if charge is not None:
             return quarantine(job, charge, now)
+        job.alone = not job.reruns and fleet.blame.suspected(function.name, job.payload.digest(), now)
     else:
         function.clear = True
     return None

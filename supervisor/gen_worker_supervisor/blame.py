@@ -56,6 +56,10 @@ class Blame:
         before = known.deaths if known is not None and known.until > now else 0
         charges[payload] = Charge(max(before + 1, deaths), now + QUARANTINE_S, cause, stack)
 
+    def suspect(self, function: str, payload: bytes, now: float, *, cause: str) -> None:
+        """Remember a payload that was in a child that died, along with others: nobody knows yet which it was."""
+        self._charges.setdefault(function, {}).setdefault(payload, Charge(0, now + QUARANTINE_S, cause, []))
+
     def clear(self, function: str, payload: bytes) -> None:
         """A job with this payload succeeded."""
         charges = self._charges.get(function, {})
@@ -72,6 +76,11 @@ class Blame:
             self.clear(function, payload)
             return None
         return charge if charge.deaths >= QUARANTINE_DEATHS else None
+
+    def suspected(self, function: str, payload: bytes, now: float) -> bool:
+        """Whether this payload was in a child that died, so that its next run must tell whether it was to blame."""
+        charge = self._charges.get(function, {}).get(payload)
+        return charge is not None and charge.until > now
 
     def breaker(self, function: str, now: float) -> str | None:
         """Return why no job of this function is taken at all, or None."""

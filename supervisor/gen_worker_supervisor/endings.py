@@ -83,16 +83,33 @@ def drain_overdue(fleet: Fleet, child: Child, now: float) -> list[Action]:
     return kill_child(fleet, child, now) if child.phase is Phase.DYING else []
 
 
-def drain_fleet(fleet: Fleet, now: float) -> list[Action]:
-    """Take no more jobs, end the ones there are, drain every child."""
-    if fleet.draining:
-        return []
-    fleet.draining = True
-    fleet.doubt()
+def drain_fleet(fleet: Fleet, within_s: float | None, now: float) -> list[Action]:
+    """Take no more jobs, refuse those that wait, let the others end in time, drain every child.
+
+    Asked again, the sooner end counts.
+    """
     actions: list[Action] = []
-    for job in list(fleet.jobs.values()):
-        actions += end_asked(fleet, job, Reason.DRAIN, False, now)
+    if not fleet.draining:
+        fleet.draining = True
+        fleet.doubt()
+        for job in list(fleet.jobs.values()):
+            if job.state is JobState.QUEUED:
+                actions += end_asked(fleet, job, Reason.DRAIN, False, now)
+    if within_s == 0:
+        actions += _end_running(fleet, now, at_once=False)
+    elif within_s is not None:
+        fleet.arm(now + within_s, ("drained", None))
     for device in fleet.devices:
-        if device.child is not None and device.child.phase is not Phase.BACKOFF:
-            actions += retire_child(fleet, device.child, now)
+        child = device.child
+        if child is not None and child.phase is not Phase.BACKOFF and not child.retiring:
+            actions += retire_child(fleet, child, now)
     return actions + finish_if_drained(fleet)
+
+
+def drain_over(fleet: Fleet, now: float) -> list[Action]:
+    """The time that running jobs had is over: they end now."""
+    return _end_running(fleet, now, at_once=True)
+
+
+def _end_running(fleet: Fleet, now: float, *, at_once: bool) -> list[Action]:
+    return [action for job in list(fleet.jobs.values()) for action in end_asked(fleet, job, Reason.DRAIN, at_once, now)]

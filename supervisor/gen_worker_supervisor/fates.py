@@ -11,7 +11,7 @@ from gen_worker_supervisor.steps import (
     finish_if_drained,
     load_failed,
     make_unavailable,
-    requeue,
+    run_again,
 )
 from gen_worker_supervisor.verdicts import SETUP_FAILED
 
@@ -80,7 +80,7 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
         if job in suspects:
             actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1 and not innocent)
         else:
-            requeue(fleet, job)
+            actions += run_again(fleet, job)
     return actions
 
 
@@ -96,21 +96,28 @@ def _is_suspect(job: Job, *, innocent: bool) -> bool:
 
 def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged: bool) -> list[Action]:
     job.deaths += 1
-    stack = list(death.stack)
+    name, stack = job.function.name, list(death.stack)
     if charged:
-        job.function.clear = False
-        name, payload = job.function.name, job.payload.digest()
-        fleet.blame.charge(name, payload, now, deaths=job.deaths, cause=death.cause, stack=stack)
+        fleet.blame.charge(name, job.payload.digest(), now, deaths=job.deaths, cause=death.cause, stack=stack)
+    elif not job.reruns:
+        fleet.blame.suspect(name, job.payload.digest(), now, cause=death.cause)
+    fleet.functions[name].clear = job.function.clear = False
     detail = death_detail(death, job)
     if job.state is JobState.EMITTED:
         text = f"its child died ({death.cause}) after part of the stream had left"
         return [end_job(fleet, job, failure("retryable", text, retryable=True, detail=detail))]
+    if not job.reruns:
+        return [end_job(fleet, job, failure("child_died", _lost(death), retryable=True, detail=detail))]
     if job.deaths >= 2:
         text = f"`{job.function.name}` killed its child twice, the second time alone in it: {death.cause}"
         return [end_job(fleet, job, failure("child_died", text, detail=detail))]
     job.alone = True
-    requeue(fleet, job)
-    return [Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")]
+    note = Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")
+    return [note, *run_again(fleet, job)]
+
+
+def _lost(death: Death) -> str:
+    return f"its child died while it ran: {death.cause}"
 
 
 def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: float) -> list[Action]:

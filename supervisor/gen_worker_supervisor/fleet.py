@@ -8,7 +8,7 @@ import heapq
 from typing import assert_never
 
 from gen_worker_supervisor.admission import submit
-from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_overdue, end_asked, unsent
+from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
@@ -66,8 +66,8 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
             return misbehaved(fleet, child, message, now)
         case Unsent(child, job, reason):
             return unsent(fleet, child, job, reason, now)
-        case DrainAsked():
-            return drain_fleet(fleet, now)
+        case DrainAsked(within_s):
+            return drain_fleet(fleet, within_s, now)
         case _:
             assert_never(happening)
 
@@ -107,6 +107,8 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
             return [note, *kill_child(fleet, late, now)]
         case "drain":
             return drain_overdue(fleet, subject, now)
+        case "drained":
+            return drain_over(fleet, now)
         case "unkillable":
             return unkillable(fleet, subject, now)
         case "look":

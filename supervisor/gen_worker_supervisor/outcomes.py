@@ -45,6 +45,11 @@ def refused(function: Function, now: float) -> Outcome:
     return failure(verdict.kind, text, retryable=verdict.retryable, detail=detail)
 
 
+def draining() -> Outcome:
+    """Return the outcome of a job that a supervisor on its way out cannot run."""
+    return failure("draining", "the worker is shutting down", retryable=True)
+
+
 def body_length(body: Body) -> int:
     """Return the length of a body wherever it lies."""
     return body.length if isinstance(body, Region) else len(body)

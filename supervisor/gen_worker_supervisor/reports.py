@@ -53,8 +53,8 @@ from gen_worker_supervisor.steps import (
     load_failed,
     mark_started,
     model_failed,
-    requeue,
     retire_child,
+    run_again,
     spare,
 )
 from gen_worker_supervisor.verdicts import verdict_of
@@ -83,6 +83,7 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
         if job.instance in child.used_at:
             child.used_at[job.instance] = now
         outcome = Outcome(JobState.OK, message.body, message.yielded, message.run_s)
+        outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
         actions.append(end_job(fleet, job, outcome, child))
     if child.retiring or job.ending is not None:
         actions += after_leave(fleet, child, job, now)
@@ -108,6 +109,7 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
         )
         if job.ending is not None:
             outcome = ended_outcome(job, None)
+        outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
         actions.append(end_job(fleet, job, outcome))
     if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:
         note = Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
@@ -125,7 +127,7 @@ def _on_returned(fleet: Fleet, child: Child, message: Returned, now: float) -> l
         if job.ending is not None:
             actions.append(end_job(fleet, job, ended_outcome(job, None)))
         else:
-            requeue(fleet, job)
+            actions += run_again(fleet, job)
     return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
 
 
@@ -292,9 +294,12 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
         return drain_if_empty(fleet, child, now) if child.retiring else []
     if job.ending is not None:
         return [end_job(fleet, job, ended_outcome(job, None))]
-    job.function = fleet.with_models(fleet.functions[job.function.name], message.instance, message.slots)
-    requeue(fleet, job)
-    actions = forget_unused(fleet)
+    function = fleet.with_models(fleet.functions[job.function.name], message.instance, message.slots)
+    only = next((device for device in fleet.devices if device.name == job.function.device), None)
+    job.function = function if only is None else fleet.on_device(function, only)
+    actions = [*run_again(fleet, job), *forget_unused(fleet)]
+    if fleet.draining:
+        return actions + drain_if_empty(fleet, child, now)
     missing = fleet.catalog.failure(message.slots, now)
     if missing is not None:
         actions.append(end_job(fleet, job, unresolved(job.function, missing)))

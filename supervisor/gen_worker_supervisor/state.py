@@ -490,7 +490,9 @@ class Finish(msgspec.Struct):
 Action: TypeAlias = (
     Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | LoadOver | LetGo | OrderFetch | Note | Finish
 )
-Timer: TypeAlias = tuple[Literal["deadline", "ending", "respawn", "boot", "drain", "unkillable", "look"], Any]
+Timer: TypeAlias = tuple[
+    Literal["deadline", "ending", "respawn", "boot", "drain", "drained", "unkillable", "look"], Any
+]
 
 
 @dataclass(slots=True, eq=False)

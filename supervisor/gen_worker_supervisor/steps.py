@@ -10,7 +10,7 @@ from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.messages import Body, Drain, Recall, Region, Unload
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Rung
-from gen_worker_supervisor.outcomes import refused, unresolved
+from gen_worker_supervisor.outcomes import draining, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
     NAMED_KEPT,
@@ -62,6 +62,15 @@ def requeue(fleet: Fleet, job: Job) -> None:
     job.recalled = False
     job.again = True
     fleet.enqueue(job, front=True)
+
+
+def run_again(fleet: Fleet, job: Job) -> list[Action]:
+    """Put a job first into its queue again; one that no child will take any more is answered instead."""
+    if not fleet.draining:
+        requeue(fleet, job)
+        return []
+    job.move(JobState.QUEUED)
+    return [end_job(fleet, job, draining())]
 
 
 def mark_started(job: Job, now: float) -> None:

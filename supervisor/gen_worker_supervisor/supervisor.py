@@ -247,9 +247,12 @@ class Supervisor:
             self._performers[type(action)](action)
         self.handle()
 
-    def drain(self) -> None:
-        """End every job by the ladder and every child after its `shutdown()`; `status` is set when all are gone."""
-        self.handle(DrainAsked())
+    def drain(self, within_s: float | None = 0.0) -> None:
+        """End every job and every child after its `shutdown()`; `status` is set when all are gone.
+
+        Running jobs may end by themselves for so many seconds, None: as long as it takes; then the ladder ends them.
+        """
+        self.handle(DrainAsked(within_s))
 
     def _finish(self, action: Finish) -> None:
         if action.message:
