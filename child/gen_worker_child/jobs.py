@@ -49,11 +49,13 @@ from gen_worker.wire.messages import (
 from gen_worker.wire.page import PageWriter
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
+from gen_worker_child.chunks import chunk_of
 from gen_worker_child.executor import Executor
 from gen_worker_child.inputs import refuse_paths
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
+from gen_worker_child.peaks import Peaks
 from gen_worker_child.windows import Window
 
 STACK_LINES = 20
@@ -135,6 +137,7 @@ class Jobs:
         self._streams = streams
         self.outputs = OutputRegions(channel.send)
         self._inputs = InputMappings()
+        self._peaks = Peaks()
         self._jobs: dict[int, Job] = {}
         self._taking = threading.Lock()
         self._on_thread: Job | None = None
@@ -217,6 +220,8 @@ class Jobs:
         try:
             CURRENT_JOB.set(job.number)
             self._on_thread = job
+            if job.order.wire:
+                self._peaks.begin()
             self._page.job(job.number)  # says that it has started, for less than a frame costs, and outlives us
             began = time.monotonic()
             ending = self._attempt(job)
@@ -258,8 +263,8 @@ class Jobs:
         job.window.wait()
         if job.cancel.is_set():
             raise CanceledError("canceled")
-        parts = self._encoded(job, item)
-        self._send_item(job, self._place(parts), total_length(parts))
+        parts, content_type = self._encoded_item(job, item)
+        self._send_item(job, self._place(parts), total_length(parts), content_type)
 
     # --- on the asyncio loop ---
 
@@ -280,6 +285,8 @@ class Jobs:
     async def _run_on_loop(self, job: Job) -> None:
         CURRENT_JOB.set(job.number)
         self._channel.send(Started(job.number))
+        if job.order.wire:
+            self._peaks.begin()
         began = time.monotonic()
         ending = await self._attempt_on_loop(job)
         self._report(job, ending, time.monotonic() - began)
@@ -310,8 +317,8 @@ class Jobs:
             await waiting
         if job.cancel.is_set():
             raise CanceledError("canceled")
-        parts = self._encoded(job, item)
-        self._send_item(job, await self._place_on_loop(parts), total_length(parts))
+        parts, content_type = self._encoded_item(job, item)
+        self._send_item(job, await self._place_on_loop(parts), total_length(parts), content_type)
 
     # --- both ---
 
@@ -336,21 +343,29 @@ class Jobs:
             raise OutputTooLargeError(size_bytes=length, max_bytes=REGION_LIMIT)
         return parts
 
-    def _send_item(self, job: Job, body: Body, length: int) -> None:
+    def _encoded_item(self, job: Job, item: Any) -> tuple[Sequence[Piece], str]:
+        if not job.order.wire:
+            return self._encoded(job, item), ""
+        body, content_type = chunk_of(item)
+        return [body], content_type
+
+    def _send_item(self, job: Job, body: Body, length: int, content_type: str) -> None:
         job.window.add(length)
         job.yielded += 1
-        self._channel.send(Item(job.number, body))
+        self._channel.send(Item(job.number, body, content_type))
 
     def _report(self, job: Job, ending: Body | Failed | Wants, run_s: float) -> None:
         job.reported = True
         self._streams.end_job(job.number)
         self._forget(job)
+        peak_rss, peak_vram = self._peaks.end() if job.order.wire else (0, 0)
         if isinstance(ending, Failed):
-            self._channel.send(msgspec.structs.replace(ending, run_s=run_s))
+            ended = msgspec.structs.replace(ending, run_s=run_s, peak_rss=peak_rss, peak_vram=peak_vram)
+            self._channel.send(ended)
         elif isinstance(ending, Wants):
             self._channel.send(ending)
         else:
-            self._channel.send(Done(job.number, ending, run_s, job.yielded))
+            self._channel.send(Done(job.number, ending, run_s, job.yielded, peak_rss, peak_vram))
 
     def _context(self, job: Job, models: Mapping[str, Binding]) -> RequestContext:
         return context_class(job.spec.kind)(

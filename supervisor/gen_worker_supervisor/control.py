@@ -83,7 +83,7 @@ class Ticket:
                 )
             )
 
-    def item(self, job: Job, body: OutputBody) -> None:
+    def item(self, job: Job, body: OutputBody, content_type: str) -> None:
         """Send a stream item; the client says with `More` when it took it."""
         self.job = job
         if self.listener is None:
@@ -345,7 +345,7 @@ class ControlClient:
         ticket.job = self._supervisor.submit(
             ticket,
             request_id=frame.request_id,
-            function=name,
+            function=self._supervisor.fleet.functions[name],
             payload=payload,
             encoding=frame.encoding,
             attempt=frame.attempt,

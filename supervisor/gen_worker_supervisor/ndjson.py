@@ -160,7 +160,7 @@ class Reply:
         """Write an error, the end of this request."""
         self._write([error_frame(kind, message, retryable, detail, self._tail)], None, last=True)
 
-    def item(self, job: Job, body: OutputBody) -> None:
+    def item(self, job: Job, body: OutputBody, content_type: str) -> None:
         """Write a stream item, or keep it for the buffered answer."""
         more = self.connection.supervisor.more
         if not _is_one_line(body):
@@ -346,7 +346,7 @@ class Connection(LineSocket):
         reply.job = self.supervisor.submit(
             reply,
             request_id=request.request_id or "",
-            function=name,
+            function=self.supervisor.fleet.functions[name],
             payload=InlinePayload(bytes(request.payload)),
             encoding="json",
             stream=request.stream,

@@ -164,7 +164,7 @@ def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Acti
         mark_started(job, now)
     if job.stream and job.state is JobState.STARTED:
         job.move(JobState.EMITTED)
-    return [Deliver(job, child, message.body)]
+    return [Deliver(job, child, message.body, message.content_type)]
 
 
 def _on_event(fleet: Fleet, child: Child, message: Event, now: float) -> list[Action]:

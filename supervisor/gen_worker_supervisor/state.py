@@ -57,8 +57,8 @@ class Client(Protocol):
         """Take the job's one answer; an `Output` is to be released once it was passed on."""
         ...
 
-    def item(self, job: "Job", body: OutputBody) -> None:
-        """Take a stream item; call `Supervisor.more` once it was passed on."""
+    def item(self, job: "Job", body: OutputBody, content_type: str) -> None:
+        """Take a stream item; call `Supervisor.more` once it was passed on. Only `wire` jobs have content types."""
         ...
 
     def event(self, job: "Job", event: Event) -> None:
@@ -420,6 +420,7 @@ class Deliver(msgspec.Struct):
     job: Job
     child: Child
     body: Body
+    content_type: str = ""
 
 
 class Tell(msgspec.Struct):

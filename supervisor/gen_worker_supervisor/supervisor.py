@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from gen_worker.wire.channel import DECODE_ERRORS, close_all
+from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
     Body,
@@ -60,6 +61,7 @@ from gen_worker_supervisor.state import (
     EndAsked,
     Finish,
     Fleet,
+    Function,
     Happening,
     Job,
     LetGo,
@@ -106,7 +108,7 @@ class _Answered:
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         raise AssertionError(f"job {job.number} was answered twice")
 
-    def item(self, job: Job, body: OutputBody) -> None:
+    def item(self, job: Job, body: OutputBody, content_type: str) -> None:
         raise AssertionError(f"an item of job {job.number} after its answer")
 
     def event(self, job: Job, event: Event) -> None:
@@ -293,7 +295,7 @@ class Supervisor:
         client: Client,
         *,
         request_id: str,
-        function: str,
+        function: Function,
         payload: Payload,
         encoding: Encoding,
         attempt: int = 1,
@@ -301,6 +303,10 @@ class Supervisor:
         events: bool = False,
         remote: bool = False,
         timeout_s: float | None = None,
+        reruns: bool = True,
+        destination: Destination | None = None,
+        inline_file_bytes: int = 0,
+        wire: bool = False,
     ) -> Job:
         """Put a job into the table; its answer may come before this returns."""
         fleet = self.fleet
@@ -312,7 +318,7 @@ class Supervisor:
             request_id or f"local-{fleet.number:08x}",
             attempt,
             bool(request_id),
-            fleet.functions[function],
+            function,
             payload,
             encoding,
             stream,
@@ -320,6 +326,10 @@ class Supervisor:
             now,
             None if timeout_s is None else now + timeout_s,
             remote,
+            reruns=reruns,
+            destination=destination,
+            inline_file_bytes=inline_file_bytes,
+            wire=wire,
         )
         self.handle(Submitted(job))
         return job
@@ -377,7 +387,9 @@ class Supervisor:
             left,
             job.events,
             job.remote,
-            "" if job.function.key == job.function.name else job.instance,
+            job.instance if "?" in job.instance else "",
+            wire=job.wire,
+            inline_file_bytes=job.inline_file_bytes,
         )
         process.send(order, descriptors)
 
@@ -403,7 +415,7 @@ class Supervisor:
                 del recent[number]
 
     def _deliver(self, action: Deliver) -> None:
-        action.job.client.item(action.job, self._lend(action.child, action.body))
+        action.job.client.item(action.job, self._lend(action.child, action.body), action.content_type)
 
     def _send(self, action: Send) -> None:
         generation, message = action.child.generation, action.message

@@ -76,7 +76,7 @@ class Caller:
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Nothing performs actions here."""
 
-    def item(self, job: Job, body: OutputBody) -> None:
+    def item(self, job: Job, body: OutputBody, content_type: str) -> None:
         """Nothing performs actions here."""
 
     def event(self, job: Job, event: Event) -> None:
