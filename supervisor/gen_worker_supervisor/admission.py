@@ -28,8 +28,12 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     if fleet.queued and fleet.queued_bytes + job.payload.length > fleet.max_queued_bytes:
         held, limit = fleet.queued_bytes, fleet.max_queued_bytes
         return failure("busy", f"the jobs that wait hold {held} bytes already, the limit is {limit}", retryable=True)
-    if function.clear:
-        return None
+    return None if function.clear else stands_against(fleet, job, now)
+
+
+def stands_against(fleet: Fleet, job: Job, now: float) -> Outcome | None:
+    """Return the answer of a job that cannot be run as things are now."""
+    function = job.function
     if fleet.draining:
         return draining()
     if function.unavailable is not None:

@@ -25,6 +25,8 @@ from gen_worker_supervisor.state import (
     FetcherReported,
     Fleet,
     Happening,
+    InputsCame,
+    InputsRefused,
     Job,
     Misbehaved,
     Note,
@@ -48,7 +50,7 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     if isinstance(happening, Reported):
         handler = REPORTS.get(type(happening.message))
         return handler(fleet, happening.child, happening.message, now) if handler is not None else []
-    if isinstance(happening, FetcherReported | FetcherLost):
+    if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused):
         return of_fetcher(fleet, happening, now)
     match happening:
         case EndAsked(job, reason, at_once):

@@ -178,6 +178,8 @@ def _waits_for(fleet: Fleet, job: Job) -> str | None:
     """Return what a job waits for that has nothing to do with other jobs."""
     if job.state is not JobState.QUEUED:
         return None
+    if job.fetching:
+        return "fetching its inputs"
     for slot in job.function.surveyed.slots:
         model = fleet.catalog.of(slot.wanted)
         if not model.here:

@@ -6,9 +6,11 @@ from typing import Any
 from gen_worker.models.wanted import overridden_instance
 from gen_worker.wire.fetching import Fetched
 from gen_worker.wire.messages import (
+    MOST_INPUTS,
     Body,
     Degraded,
     Done,
+    ErrorKind,
     Event,
     Failed,
     Hello,
@@ -17,6 +19,7 @@ from gen_worker.wire.messages import (
     Loaded,
     LoadFailed,
     Loading,
+    NeedsInputs,
     Ready,
     Returned,
     Started,
@@ -24,6 +27,7 @@ from gen_worker.wire.messages import (
     Wants,
     Warned,
 )
+from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
@@ -36,9 +40,12 @@ from gen_worker_supervisor.state import (
     FetcherReported,
     Finish,
     Fleet,
+    InputsCame,
+    InputsRefused,
     Job,
     LoadOver,
     Note,
+    OrderInputs,
     Outcome,
     Tell,
 )
@@ -56,6 +63,7 @@ from gen_worker_supervisor.steps import (
     retire_child,
     run_again,
     spare,
+    take_back,
 )
 from gen_worker_supervisor.verdicts import verdict_of
 
@@ -194,6 +202,7 @@ def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Ac
     child.credits = dict(message.credits)
     child.job_thread = message.job_thread
     child.device.early_deaths = 0
+    child.device.proven = True
     return [Note("info", child.device.name, f"child {child.pid} ready after {now - child.born:.2f} s")]
 
 
@@ -321,12 +330,59 @@ def _may_want(fleet: Fleet, job: Job, message: Wants) -> bool:
     return message.instance == overridden_instance(surveyed.instance, surveyed.slots, message.slots)
 
 
+def _on_needs_inputs(fleet: Fleet, child: Child, message: NeedsInputs, now: float) -> list[Action]:
+    """A payload names files behind URLs: its job waits for them where it holds no device."""
+    job = child.leased.get(message.job)
+    if job is None:
+        return _forged(fleet, child, f"the inputs of job {message.job}, which it does not hold", now)
+    if job.state is JobState.EMITTED or not message.assets:
+        return _forged(fleet, child, f"a wish for inputs of job {message.job} that cannot be meant", now)
+    leave_child(child, job)
+    after = after_leave(fleet, child, job, now)
+    if job.ended:
+        return after
+    if job.ending is not None:
+        return [end_job(fleet, job, ended_outcome(job, None)), *after]
+    if fleet.draining:
+        return [*run_again(fleet, job), *after]
+    if job.inputs is not None:
+        return [end_job(fleet, job, failure("invalid", "the files of a payload are asked for once")), *after]
+    if len(message.assets) > MOST_INPUTS:
+        text = f"the payload names {len(message.assets)} files by URLs, the limit is {MOST_INPUTS}"
+        return [end_job(fleet, job, failure("invalid", text)), *after]
+    take_back(job)
+    job.inputs = []
+    fleet.park(job)
+    return [OrderInputs(job, message.assets), *after]
+
+
+def _of_inputs(fleet: Fleet, happening: InputsCame | InputsRefused, now: float) -> list[Action]:
+    """Learn what became of the files that a job waits for."""
+    job = happening.job
+    if not job.fetching:
+        return []  # it has ended meanwhile
+    if isinstance(happening, InputsRefused):
+        kind: ErrorKind = "invalid" if happening.invalid else "retryable" if happening.retryable else "internal"
+        return [end_job(fleet, job, failure(kind, happening.message, retryable=happening.retryable))]
+    refusal = stands_against(fleet, job, now)
+    if refusal is not None:
+        return [end_job(fleet, job, refusal)]
+    fleet.unpark(job)
+    job.inputs = happening.files
+    fleet.enqueue(job, front=True)
+    return []
+
+
 def _on_warned(fleet: Fleet, child: Child, message: Warned, now: float) -> list[Action]:
     return [Note("warning", child.device.name, message.message)]
 
 
-def of_fetcher(fleet: Fleet, happening: FetcherReported | FetcherLost, now: float) -> list[Action]:
+def of_fetcher(
+    fleet: Fleet, happening: FetcherReported | FetcherLost | InputsCame | InputsRefused, now: float
+) -> list[Action]:
     """Learn what became of orders to the fetcher."""
+    if isinstance(happening, InputsCame | InputsRefused):
+        return _of_inputs(fleet, happening, now)
     if isinstance(happening, FetcherLost):
         actions: list[Action] = []
         for lost in fleet.catalog.fetcher_lost(now):
@@ -384,5 +440,6 @@ REPORTS: dict[type, Callable[[Fleet, Child, Any, float], list[Action]]] = {
     Unloaded: _on_unloaded,
     Degraded: _on_degraded,
     Wants: _on_wants,
+    NeedsInputs: _on_needs_inputs,
     Warned: _on_warned,
 }

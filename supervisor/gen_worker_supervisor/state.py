@@ -21,6 +21,8 @@ from gen_worker.wire.messages import (
     ErrorDetail,
     ErrorKind,
     Event,
+    InputAsset,
+    InputFile,
     Lane,
     Order,
     Region,
@@ -157,6 +159,8 @@ class Job(msgspec.Struct, eq=False):
     destination: Destination | None = None  # where its files go; None: into a folder of this host
     inline_file_bytes: int = 0  # files up to this size go into their assets and nowhere else
     wire: bool = False  # it came over the link to an orchestrator
+    inputs: list[InputFile] | None = None  # those that its payload names by URLs, once it has asked for them
+    fetching: bool = False  # it waits for them, in no queue
 
     @property
     def instance(self) -> str:
@@ -359,6 +363,22 @@ class DrainAsked(msgspec.Struct):
     within_s: float | None = 0.0
 
 
+class InputsCame(msgspec.Struct):
+    """The files that a job's payload names are here, in the order it asked for them."""
+
+    job: Job
+    files: list[InputFile]
+
+
+class InputsRefused(msgspec.Struct):
+    """A file that a job's payload names cannot be had; `invalid`: its caller named what is not allowed."""
+
+    job: Job
+    message: str
+    retryable: bool = False
+    invalid: bool = False
+
+
 class FetcherReported(msgspec.Struct):
     """The fetcher says how far an order is."""
 
@@ -383,6 +403,8 @@ Happening: TypeAlias = (
     | Unsent
     | EndAsked
     | DrainAsked
+    | InputsCame
+    | InputsRefused
     | FetcherReported
     | FetcherLost
     | Ticked
@@ -472,6 +494,13 @@ class OrderFetch(msgspec.Struct):
     order: Fetch | Abort
 
 
+class OrderInputs(msgspec.Struct):
+    """Have the files fetched that a job's payload names; `InputsCame` or `InputsRefused` follows, unless it ends."""
+
+    job: Job
+    assets: list[InputAsset]
+
+
 class Note(msgspec.Struct):
     """Write a line to the log and the events."""
 
@@ -489,7 +518,20 @@ class Finish(msgspec.Struct):
 
 
 Action: TypeAlias = (
-    Send | Run | Answer | Deliver | Tell | Discard | Spawn | Signal | LoadOver | LetGo | OrderFetch | Note | Finish
+    Send
+    | Run
+    | Answer
+    | Deliver
+    | Tell
+    | Discard
+    | Spawn
+    | Signal
+    | LoadOver
+    | LetGo
+    | OrderFetch
+    | OrderInputs
+    | Note
+    | Finish
 )
 Timer: TypeAlias = tuple[
     Literal["deadline", "ending", "respawn", "boot", "drain", "drained", "unkillable", "look"], Any
@@ -625,6 +667,18 @@ class Fleet:
             del self.waiting[function.key]
         elif len(function.queue) > 2 * function.waiting + STALE_KEPT:
             function.queue = deque(job for job in function.queue if job.waiting)
+
+    def park(self, job: Job) -> None:
+        """Have a job wait for what it asked for: in no function's queue, but as one of those that wait."""
+        job.fetching = True
+        self.queued += 1
+        self.queued_bytes += job.payload.length
+
+    def unpark(self, job: Job) -> None:
+        """End such a wait."""
+        job.fetching = False
+        self.queued -= 1
+        self.queued_bytes -= job.payload.length
 
 
 def lane_of(function: Function) -> Lane:

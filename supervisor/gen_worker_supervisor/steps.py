@@ -39,6 +39,8 @@ def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None
     """Give a job its one answer; it may still be in a child, whose later frames for it are dropped."""
     if job.waiting:
         fleet.dequeue(job)
+    elif job.fetching:
+        fleet.unpark(job)
     job.move(outcome.state)
     del fleet.jobs[job.number]
     if job.named and fleet.by_identity.get(job.identity) is job:
@@ -56,12 +58,17 @@ def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None
 
 def requeue(fleet: Fleet, job: Job) -> None:
     """Put a job that a child gave back, or died with, first into its queue again."""
+    take_back(job)
+    fleet.enqueue(job, front=True)
+
+
+def take_back(job: Job) -> None:
+    """Record that no child has a job any more, which has no answer yet."""
     job.move(JobState.QUEUED)
     job.child = None
     job.started = None
     job.recalled = False
     job.again = True
-    fleet.enqueue(job, front=True)
 
 
 def run_again(fleet: Fleet, job: Job) -> list[Action]:

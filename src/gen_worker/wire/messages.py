@@ -16,6 +16,7 @@ INLINE_LIMIT = (
 )  # a longer body travels in a region, so that a frame with its other fields stays under the limit
 REGION_LIMIT = 1 << 30  # the longest body that travels at all
 REQUEST_ID_CHARS = 256  # it travels in every frame of its job
+MOST_INPUTS = 32  # files that one payload may name by URLs
 WINDOW_ITEMS = 32  # stream items of one job that may be on their way before the child waits for `More`
 WINDOW_BYTES = 1 << 20
 
