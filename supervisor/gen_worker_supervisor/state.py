@@ -249,11 +249,14 @@ class Device:
     index: int | None = None
     uuid: str | None = None
     vram_total: int | None = None
+    product: str = ""  # what its maker calls it
+    sm: str = ""  # its compute capability, "89" for 8.9
     budget_bytes: int = 0  # what models and jobs may take of it; 0: what there is, less the margin
     takes_gpu_functions: bool = True
     takes_cpu_functions: bool = True
     health: Health = Health.OK
     child: Child | None = None
+    proven: bool = False  # a child of it was ready once
     deaths_in_row: int = 0  # since a job last ended well here
     early_deaths: int = 0  # in a row, each before the child was ready
     restarts: int = 0
@@ -702,9 +705,20 @@ def unloaded(fleet: Fleet, child: Child) -> list[str]:
 
 def holds(device: Device, function: Function) -> bool:
     """Whether a function may run on a device at all."""
-    surveyed = function.surveyed
-    takes = device.takes_gpu_functions if surveyed.gpu else device.takes_cpu_functions
-    return takes and function.device in ("", device.name) and not too_small(device, function)
+    if not takes(device, function) or function.device not in ("", device.name):
+        return False
+    return not (function.surveyed.missing or too_old(device, function) or too_small(device, function))
+
+
+def takes(device: Device, function: Function) -> bool:
+    """Whether a device is there for functions of this kind."""
+    return device.takes_gpu_functions if function.surveyed.gpu else device.takes_cpu_functions
+
+
+def too_old(device: Device, function: Function) -> bool:
+    """Whether a function declares a compute capability that the GPU has not; a CPU stands for a GPU of any age."""
+    declared = function.surveyed.compute_capability
+    return device.kind == "cuda" and bool(device.sm) and declared is not None and int(device.sm) < round(declared * 10)
 
 
 def too_small(device: Device, function: Function) -> bool:
@@ -724,7 +738,18 @@ def too_small(device: Device, function: Function) -> bool:
 
 def unheld(fleet: Fleet, function: Function) -> str:
     """Return why no device can hold a function."""
-    small = [device for device in fleet.devices if too_small(device, function)]
+    if function.surveyed.missing:
+        return (
+            f"missing_cuda_library: {', '.join(f'`{name}`' for name in function.surveyed.missing)} cannot be imported"
+        )
+    there = [device for device in fleet.devices if takes(device, function)]
+    if not there:
+        return "no device of this host can hold it" if not function.surveyed.gpu else "cuda_unavailable: it needs a GPU"
+    old = [int(device.sm) for device in there if too_old(device, function)]
+    if len(old) == len(there):
+        declared = function.surveyed.compute_capability
+        return f"compute_capability_unmet: it declares {declared:g}, the newest device here has {max(old) / 10:g}"
+    small = [device for device in there if too_small(device, function)]
     if not small:
         return "no device of this host can hold it"
     most = max(device.budget_bytes or device.vram_total or 0 for device in small) / (1 << 30)

@@ -4,7 +4,9 @@ Pure: takes specs, returns documents.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import msgspec
@@ -21,6 +23,7 @@ Document: TypeAlias = dict[str, Any]
 DESCRIPTION_PROTOCOL = 1
 CAPABILITIES = ("describe", "list_functions", "prefetch", "cancel", "streaming", "tcp_listen", "serve_sidecar")
 
+REPORTED_LIBRARIES = ("flashpack", "bitsandbytes", "torchao", "transformer_engine")
 _HEAVY = ("torch", "diffusers", "transformers", "safetensors", "accelerate", "numpy", "PIL")
 
 
@@ -161,6 +164,7 @@ def survey(specs: Sequence[FunctionSpec], *, module: str, paths: Sequence[str], 
         functions=[_surveyed(spec) for spec in specs],
         description=msgspec.Raw(msgspec.json.encode(describe(specs, module))),
         preload=heavy_modules(name for name, value in loaded.items() if value is not None),
+        libraries=[name for name in REPORTED_LIBRARIES if is_importable(name)],
     )
 
 
@@ -175,7 +179,23 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         gpu=spec.resources.gpu,
         vram_gb=spec.resources.vram_gb,
         slots=slots_of(spec.bindings),
+        compute_capability=spec.resources.compute_capability,
+        missing=[name for name in spec.resources.libraries if not is_importable(name)],
     )
+
+
+def is_importable(library: str) -> bool:
+    """Tell whether there is a module of this name, a dash counting as an underscore, without importing it.
+
+    Of a dotted name the packages around it are imported.
+    """
+    name = library.replace("-", "_")
+    if sys.modules.get(name) is not None:
+        return True
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # no package around it, or a name that is none
+        return False
 
 
 def heavy_modules(names: Iterable[str]) -> list[str]:

@@ -21,6 +21,8 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     gpu: bool
     vram_gb: float | None
     slots: list[Slot] = []  # what must be there before the function can run
+    compute_capability: float | None = None
+    missing: list[str] = []  # libraries that it names and that cannot be imported here
 
     @property
     def models(self) -> list[str]:
@@ -46,11 +48,12 @@ class NoFunctionError(LookupError):
 class Survey(msgspec.Struct, frozen=True):
     """Everything the supervisor learns of the author's module, which it never imports itself."""
 
-    module: str
+    module: str  # several with `,` between them
     paths: list[str]
     functions: list[SurveyedFunction]
     description: msgspec.Raw  # the document of `gen-worker run --list`
     preload: list[str]  # heavy modules that importing the author's module brought in, in that order
+    libraries: list[str] = []  # of the libraries that orchestrators ask about, those that can be imported
 
     def of_owners(self, names: Sequence[str]) -> "Survey":
         """Return the survey of the named functions, in either spelling, and of what shares a class with one of them.
