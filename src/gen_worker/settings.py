@@ -13,6 +13,8 @@ from gen_worker.sources import SettingsError, Source, default_cache_dir, default
 
 __all__ = ["CONTAINER", "LOCAL", "MODELS", "VARIABLES", "Secret", "Settings", "SettingsError", "Variable"]
 
+DRAIN_TIMEOUT_S = 30.0
+
 
 class Secret(str):
     """A text that does not show itself where it is only looked at, as in the `repr` of what holds it."""
@@ -188,8 +190,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     user_modules: tuple[str, ...] = ()
     """The modules of an image without a manifest, with `,` between them."""
 
-    drain_timeout_s: float = 30.0
-    """Seconds that running jobs have to end when the worker is told to stop."""
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
+    """Seconds that running jobs have to end when the worker is told to stop; 0 means 30, too."""
 
     max_concurrency: int = 0
     """Jobs that the worker holds at once, waiting ones too; one more ends `busy`. 0: `GEN_WORKER_MAX_QUEUED` counts."""
@@ -322,6 +324,16 @@ def _seconds(text: str) -> float:
     if not isfinite(number) or number < 0:
         raise ValueError("a number of seconds, 0 or more")
     return number
+
+
+def _drain_seconds(text: str) -> float:
+    return _seconds(text) or DRAIN_TIMEOUT_S
+
+
+def _count_or_0(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise ValueError("a whole number, 0 or more")
+    return int(text)
 
 
 def _number(text: str) -> float:
@@ -489,8 +501,8 @@ CONTAINER: Mapping[str, Variable] = {
     "jwt_audience": Variable(("SCHEDULER_JWT_AUDIENCE",), _line),
     "devices": Variable(("GEN_WORKER_DEVICES",), _line),
     "user_modules": Variable(("USER_MODULES",), _list),
-    "drain_timeout_s": Variable(("WORKER_DRAIN_TIMEOUT_SECONDS",), _seconds),
-    "max_concurrency": Variable(("WORKER_MAX_CONCURRENCY",), _size_or_0),
+    "drain_timeout_s": Variable(("WORKER_DRAIN_TIMEOUT_SECONDS",), _drain_seconds),
+    "max_concurrency": Variable(("WORKER_MAX_CONCURRENCY",), _count_or_0),
     "image_digest": Variable(("WORKER_IMAGE_DIGEST",), _line),
     "git_commit": Variable(("WORKER_GIT_COMMIT",), _line),
     "trainer_job_spec_path": Variable(("TRAINER_JOB_SPEC_PATH",), _line),

@@ -95,6 +95,22 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "trainer_job_spec_path": ("/job.json", "/job.json"),
     "runpod_pod_id": ("pod", "pod"),
     "worker_disconnected_timeout_s": ("1.5", 1.5),
+    "scheduler_addr": ("host:8080", "host:8080"),
+    "scheduler_addrs": ("a:1, b:2", ("a:1", "b:2")),
+    "use_tls": ("true", True),
+    "jwks_url": ("https://keys.example/jwks.json", "https://keys.example/jwks.json"),
+    "jwks_ttl_s": ("60", 60.0),
+    "jwt_issuer": ("platform", "platform"),
+    "jwt_audience": ("workers", "workers"),
+    "devices": ("cpu:2", "cpu:2"),
+    "user_modules": ("shop, zoo", ("shop", "zoo")),
+    "drain_timeout_s": ("12.5", 12.5),
+    "max_concurrency": ("8", 8),
+    "max_upload_bytes": ("1G", 1 << 30),
+    "max_input_file_bytes": ("0", 0),
+    "allow_private_inputs": ("yes", True),
+    "image_digest": ("sha256:abc", "sha256:abc"),
+    "git_commit": ("0123abc", "0123abc"),
 }
 
 
@@ -124,6 +140,11 @@ def test_an_argument_that_is_none_is_not_given() -> None:
 def test_an_argument_that_is_no_setting_is_a_mistake_of_the_program() -> None:
     with pytest.raises(TypeError, match="no settings: max_qued"):
         load({}, max_qued=5)
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", ""])
+def test_a_drain_of_no_length_is_the_default_one(text: str) -> None:
+    assert load({"WORKER_DRAIN_TIMEOUT_SECONDS": text}).drain_timeout_s == 30.0
 
 
 def test_the_first_of_a_settings_names_counts() -> None:
@@ -157,6 +178,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("WORKER_DISCONNECTED_TIMEOUT_S", "nan", "a number of seconds, 0 or more"),
         ("WORKER_DISCONNECTED_TIMEOUT_S", "soon", "a number of seconds, 0 or more"),
         ("WORKER_ID", "a\nb", "one line of text"),
+        ("WORKER_MAX_CONCURRENCY", "8k", "a whole number, 0 or more"),
+        ("WORKER_MAX_CONCURRENCY", "-1", "a whole number, 0 or more"),
     ],
 )
 def test_a_bad_value_names_the_variable_where_it_is_set_and_what_is_allowed(
