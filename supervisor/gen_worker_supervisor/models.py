@@ -48,9 +48,8 @@ class ModelSupply:
         self._pins: dict[tuple[int, str], dict[str, str]] = {}  # keys of views by slot, of an instance in a child
 
     def start(self, fetcher: FetcherProcess, memory: HostMemory) -> None:
-        """Start the fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
+        """Work with a fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
         self._fetcher, self._memory = fetcher, memory
-        fetcher.start()
 
     @property
     def fetcher(self) -> FetcherProcess:
@@ -194,9 +193,7 @@ class ModelSupply:
         self.memory.drop(key)
 
     def close(self) -> None:
-        """End the fetcher, let go of every lease and of the memory."""
-        if self._fetcher is not None:
-            self._fetcher.close()
+        """Let go of every lease and of the memory."""
         close_all(list(self._leases.values()))
         self._leases.clear()
         if self._memory is not None:

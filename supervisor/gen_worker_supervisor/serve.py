@@ -4,55 +4,35 @@ The supervisor never imports the author's module: a short-lived process looks at
 """
 
 import asyncio
-import gc
-import importlib.metadata
 import os
-import resource
-import shutil
 import signal
-import socket
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from gen_worker.environment import secret_values
-from gen_worker.rundir import CONTROL, SupervisorFile, make_private
-from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
-from gen_worker.wire import control as wire
 from gen_worker.wire.address import Address, TcpAddress
-from gen_worker.wire.fetching import Keep
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
-from gen_worker_supervisor.catalog import Catalog
-from gen_worker_supervisor.control import ControlServer
-from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.gate import Gate
-from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
+from gen_worker_supervisor.host import Host, HostPlan, reason_of
 from gen_worker_supervisor.idle import IdleClock
 from gen_worker_supervisor.line_socket import Limits
 from gen_worker_supervisor.log import Log, Look, stderr_look
 from gen_worker_supervisor.ndjson import NdjsonServer
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper, become_subreaper
-from gen_worker_supervisor.report import Reporter
-from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.sockets import Acceptor, ListenError, OwnFile, SocketInUseError, bind_unix
+from gen_worker_supervisor.sockets import Acceptor, OwnFile
 from gen_worker_supervisor.start import Listener, StartError
-from gen_worker_supervisor.state import Device, Fleet, Function, holds, unheld
+from gen_worker_supervisor.state import Device, holds, unheld
 from gen_worker_supervisor.stdio import End, StandardStreams
-from gen_worker_supervisor.supervisor import Supervisor
 
 PROTOCOL_VERSION = 1
 OK, FAILED = 0, 1
 FORCED = 130
 ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
-GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,18 +71,12 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
         return error.code
 
 
-def _reason(error: OSError | ListenError) -> str:
-    """Return what went wrong, without a number of the system's."""
-    said = error.strerror if isinstance(error, OSError) else None
-    return (said or str(error)).lower()
-
-
 def _close(listener: Listener, look: Look) -> None:
     try:
         listener.close()
     except OSError as error:
         log = Log(look)
-        log.event("warning", "serve", f"`{error.filename}` stays: {_reason(error)}")
+        log.event("warning", "serve", f"`{error.filename}` stays: {reason_of(error)}")
         log.close()
 
 
@@ -139,20 +113,19 @@ class Plan(NamedTuple):
     limits: Limits
     look: Look
 
-    def fleet(self) -> Fleet:
-        """Return the fleet at its beginning."""
-        budget = int((self.options.vram_budget_gb or self.settings.max_vram_gb) * (1 << 30))
-        for device in self.owned:
-            device.budget_bytes = budget
-        return Fleet(
-            {function.name: Function(function) for function in self.survey.functions},
+    def host(self) -> HostPlan:
+        """Return what is known of its host."""
+        options = self.options
+        return HostPlan(
+            self.survey,
             self.owned,
-            max_queued=self.settings.max_queued,
-            max_queued_bytes=self.settings.max_queued_bytes,
-            max_input_bytes=self.settings.max_input_bytes,
-            max_output_bytes=self.settings.max_output_bytes,
-            eager=self.options.eager,
-            catalog=Catalog(self.settings.max_concurrent_downloads, self.settings.allow_pickle),
+            self.settings,
+            self.environment,
+            self.look,
+            options.fetching,
+            str(self.listener.address),
+            options.vram_budget_gb,
+            options.eager,
         )
 
     @property
@@ -165,47 +138,18 @@ class Plan(NamedTuple):
         return Gate(self.settings.token) if self.settings.token is not None and self.is_tcp else None
 
 
-def _take_every_descriptor() -> None:
-    """Raise the limit as far as may be: each child, client and big payload takes some."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class Service:
-    """A supervisor with its sockets, from the first child to the last file removed."""
+    """A host that takes requests from sockets and standard input."""
 
     def __init__(self, plan: Plan) -> None:
-        loop = asyncio.get_running_loop()
-        become_subreaper()
-        _take_every_descriptor()
-        self._loop = loop
         self._plan = plan
         self._address = str(plan.listener.address)
+        self._host = Host(plan.host())
+        self._loop = self._host.loop
+        self.log = self._host.log
+        self.supervisor = self._host.supervisor
         self._sidecar: OwnFile | None = None
-        self.log = Log(plan.look)
-        self._poller = Poller(loop)
-        self._reaper = Reaper(loop)
-        self._saver = Saver(loop, plan.settings.local_output_dir)
-        self.supervisor = Supervisor(
-            plan.fleet(),
-            plan.survey,
-            loop=loop,
-            poller=self._poller,
-            reaper=self._reaper,
-            log=self.log,
-            saver=self._saver,
-            environment=plan.environment,
-            margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
-            derived=str(plan.settings.cache_dir / "cas/derived"),
-        )
-        self._requests = NdjsonServer(self.supervisor, self._poller, plan.limits, plan.gate())
-        self._folder: Path | None = None
-        self._boot_id = uuid.uuid4().hex
-        self._version = importlib.metadata.version("gen-worker")
-        opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self._version, self._address)
-        self._control = ControlServer(self.supervisor, loop, self._poller, opened)
-        self._control.document = Reporter(self.supervisor, self._address).document
+        self._requests = NdjsonServer(self.supervisor, self._host.poller, plan.limits, plan.gate())
         self._acceptor: Acceptor | None = None
         self._streams: StandardStreams | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -219,13 +163,9 @@ class Service:
             self._loop.add_signal_handler(number, self._on_signal)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
             self._loop.add_signal_handler(signal.SIGHUP, self._stop, "the terminal is closed: stopping")
-        self._open_control()
-        self._open_models()
+        self._host.open()
         self._has_begun = True
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
-        self.supervisor.start()
+        self._host.start()
         await asyncio.wait((self.supervisor.booted, self.supervisor.status), return_when=asyncio.FIRST_COMPLETED)
         if not self.supervisor.status.done() and self._stopping_since is None:
             self._accept()
@@ -236,57 +176,11 @@ class Service:
 
     # --- its beginning ---
 
-    def _open_control(self) -> None:
-        place = self._plan.settings.run_dir
-        try:
-            make_private(place)
-            self._folder, sock = self._own_folder(place)
-            self._control.listen(sock)
-            control = str(self._folder / CONTROL)
-            file = SupervisorFile(os.getpid(), self._boot_id, control, self._address, wire.CONTROL_PROTOCOL)
-            file.write(self._folder)
-        except (OSError, ListenError) as error:
-            reason = "it is not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else _reason(error)
-            hint = "set `GEN_WORKER_RUN_DIR` to a folder of yours"
-            raise StartError(f"cannot open the control socket in `{place}`: {reason}", hint) from None
-
-    def _own_folder(self, place: Path) -> tuple[Path, socket.socket]:
-        """Return a folder that is ours alone, and the control socket in it.
-
-        A server in another container may have our pid and this very run directory: what is alive there stays.
-        """
-        folder = place / str(os.getpid())
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)  # a dead one's is used again
-            return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
-        except (SocketInUseError, FileNotFoundError):  # the other one removes it at its end
-            folder = place / f"{folder.name}-{self._boot_id}"
-            folder.mkdir(mode=0o700)
-            return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
-
-    def _open_models(self) -> None:
-        plan, folder = self._plan, self._folder
-        if not any(function.slots for function in plan.survey.functions):
-            return
-        assert folder is not None
-        budget = plan.settings.host_cache_bytes
-        try:
-            memory = HostMemory(folder / FOLDER, default_budget() if budget is None else budget)
-        except OSError as error:
-            raise StartError(f"cannot use `{folder}`: {_reason(error)}", "set `GEN_WORKER_RUN_DIR`") from None
-        supply = self.supervisor.models
-        fetcher = FetcherProcess(
-            self._loop, self._poller, self._reaper, self.log, plan.options.fetching, supply.on_report, supply.on_lost
-        )
-        supply.start(fetcher, memory)
-        bound = {ref: None for function in plan.survey.functions for ref in function.models}
-        fetcher.send(Keep(list(bound)))
-
     def _accept(self) -> None:
         self._acceptor = Acceptor(
             self._plan.listener.sock,
             self._loop,
-            self._poller,
+            self._host.poller,
             self._requests.admit_tcp if self._plan.is_tcp else self._requests.admit_unix,
             lambda problem: self.log.event("warning", "serve", problem),
         )
@@ -304,7 +198,7 @@ class Service:
         """Say to programs that this server is ready: they see the file whole or not at all."""
         document = {
             "protocol_version": PROTOCOL_VERSION,
-            "gen_worker_version": self._version,
+            "gen_worker_version": self._host.version,
             "pid": os.getpid(),
             "listen": self._address,
             "ready_at": time.time(),
@@ -376,14 +270,7 @@ class Service:
         self._requests.close()
         if self._streams is not None:
             self._streams.close()
-        self.supervisor.close()
-        if self._folder is not None:  # before its socket closes: from then on it would be anyone's with our pid
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._control.close()
-        self._poller.close()
-        self._reaper.close()
-        remove_abandoned()
-        self._saver.close()
+        self._host.close()
         if self._has_begun:
             self.log.say("stopped")
         self.log.close()
@@ -394,4 +281,4 @@ class Service:
         try:
             self._sidecar.remove()
         except OSError as error:
-            self.log.event("warning", "serve", f"`{self._sidecar.path}` stays: {_reason(error)}")
+            self.log.event("warning", "serve", f"`{self._sidecar.path}` stays: {reason_of(error)}")

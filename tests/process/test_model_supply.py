@@ -34,6 +34,7 @@ class Supply:
         self.supply = ModelSupply(self.log, self.happened.append)
         self.views = folder / "run" / str(os.getpid()) / "memory"
         self.memory = HostMemory(self.views, budget_bytes)
+        self.supervisor.process.start()
         self.supply.start(self.supervisor.process, self.memory)
         self._folder = folder
 

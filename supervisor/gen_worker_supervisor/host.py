@@ -1,0 +1,218 @@
+"""What `serve` and a worker have in common: a supervisor with children, a control socket, a fetcher, a run directory.
+
+It knows nothing of how jobs come in.
+"""
+
+import asyncio
+import gc
+import importlib.metadata
+import os
+import resource
+import shutil
+import socket
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from gen_worker.rundir import CONTROL, SupervisorFile, make_private
+from gen_worker.scratch import remove_abandoned
+from gen_worker.settings import Settings
+from gen_worker.wire import control as wire
+from gen_worker.wire.fetching import FetchReport, Keep
+from gen_worker.wire.survey import Survey
+from gen_worker_supervisor.catalog import Catalog
+from gen_worker_supervisor.control import ControlServer
+from gen_worker_supervisor.fetching import FetcherProcess
+from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
+from gen_worker_supervisor.log import Log, Look
+from gen_worker_supervisor.poller import Poller
+from gen_worker_supervisor.reaper import Reaper, become_subreaper
+from gen_worker_supervisor.report import Reporter
+from gen_worker_supervisor.saving import Saver
+from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
+from gen_worker_supervisor.start import StartError
+from gen_worker_supervisor.state import Device, Fleet, Function
+from gen_worker_supervisor.supervisor import Supervisor
+
+GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
+
+
+class HostPlan(NamedTuple):
+    """Everything that is known of a host before anything runs."""
+
+    survey: Survey
+    owned: list[Device]
+    settings: Settings
+    environment: Mapping[str, str]
+    look: Look
+    fetching: bytes  # an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens
+    address: str | None = None  # where requests come in, as `ps` says it
+    vram_budget_gb: float = 0.0  # 0: what the settings say
+    eager: bool = False
+    patient: bool = False  # what cannot be set up at the start does not end it
+
+    def fleet(self) -> Fleet:
+        """Return the fleet at its beginning."""
+        settings = self.settings
+        budget = int((self.vram_budget_gb or settings.max_vram_gb) * (1 << 30))
+        for device in self.owned:
+            device.budget_bytes = budget
+        return Fleet(
+            {function.name: Function(function) for function in self.survey.functions},
+            self.owned,
+            max_queued=settings.max_queued,
+            max_queued_bytes=settings.max_queued_bytes,
+            max_input_bytes=settings.max_input_bytes,
+            max_output_bytes=settings.max_output_bytes,
+            eager=self.eager,
+            booting=not self.patient,
+            catalog=Catalog(settings.max_concurrent_downloads, settings.allow_pickle),
+        )
+
+
+def reason_of(error: OSError | ListenError) -> str:
+    """Return what went wrong, without a number of the system's."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return (said or str(error)).lower()
+
+
+def _take_every_descriptor() -> None:
+    """Raise the limit as far as may be: each child, client and big payload takes some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Host:
+    """A supervisor and everything around it, from the first child to the last file removed."""
+
+    def __init__(self, plan: HostPlan) -> None:
+        loop = asyncio.get_running_loop()
+        become_subreaper()
+        _take_every_descriptor()
+        self.plan = plan
+        self.loop = loop
+        self.log = Log(plan.look)
+        self.poller = Poller(loop)
+        self.version = importlib.metadata.version("gen-worker")
+        self._reaper = Reaper(loop)
+        self._saver = Saver(loop, plan.settings.local_output_dir)
+        self.supervisor = Supervisor(
+            plan.fleet(),
+            plan.survey,
+            loop=loop,
+            poller=self.poller,
+            reaper=self._reaper,
+            log=self.log,
+            saver=self._saver,
+            environment=plan.environment,
+            margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
+            derived=str(plan.settings.cache_dir / "cas/derived"),
+        )
+        self._fetcher: FetcherProcess | None = None
+        self._folder: Path | None = None
+        self._boot_id = uuid.uuid4().hex
+        opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
+        self._control = ControlServer(self.supervisor, loop, self.poller, opened)
+        self.reporter = Reporter(self.supervisor, plan.address)
+        self._control.document = self.reporter.document
+
+    # --- its beginning ---
+
+    def open(self) -> None:
+        """Open the control socket and what models need; raise `StartError` where that is not possible."""
+        self._open_control()
+        self._open_models()
+
+    def start(self) -> None:
+        """Start the children."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
+        self.supervisor.start()
+
+    def _open_control(self) -> None:
+        place = self.plan.settings.run_dir
+        try:
+            make_private(place)
+            self._folder, sock = self._own_folder(place)
+            self._control.listen(sock)
+            control = str(self._folder / CONTROL)
+            file = SupervisorFile(os.getpid(), self._boot_id, control, self.plan.address, wire.CONTROL_PROTOCOL)
+            file.write(self._folder)
+        except (OSError, ListenError) as error:
+            unusable = isinstance(error, FileExistsError | NotADirectoryError)
+            reason = "it is not a folder" if unusable else reason_of(error)
+            hint = "set `GEN_WORKER_RUN_DIR` to a folder of yours"
+            raise StartError(f"cannot open the control socket in `{place}`: {reason}", hint) from None
+
+    def _own_folder(self, place: Path) -> tuple[Path, socket.socket]:
+        """Return a folder that is ours alone, and the control socket in it.
+
+        A server in another container may have our pid and this very run directory: what is alive there stays.
+        """
+        folder = place / str(os.getpid())
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)  # a dead one's is used again
+            return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
+        except (SocketInUseError, FileNotFoundError):  # the other one removes it at its end
+            folder = place / f"{folder.name}-{self._boot_id}"
+            folder.mkdir(mode=0o700)
+            return folder, bind_unix(folder / CONTROL, socket.SOCK_SEQPACKET)
+
+    def _open_models(self) -> None:
+        functions = self.plan.survey.functions
+        if not any(function.slots for function in functions):
+            return
+        budget = self.plan.settings.host_cache_bytes
+        try:
+            memory = HostMemory(self.folder / FOLDER, default_budget() if budget is None else budget)
+        except OSError as error:
+            text = f"cannot use `{self.folder}`: {reason_of(error)}"
+            raise StartError(text, "set `GEN_WORKER_RUN_DIR`") from None
+        self.supervisor.models.start(self.fetcher(), memory)
+        bound = {ref: None for function in functions for ref in function.models}
+        self.fetcher().send(Keep(list(bound)))
+
+    @property
+    def folder(self) -> Path:
+        """Its own folder in the run directory, once it is open."""
+        assert self._folder is not None
+        return self._folder
+
+    def fetcher(self) -> FetcherProcess:
+        """Return the fetcher; the first who needs it has it started."""
+        if self._fetcher is None:
+            self._fetcher = FetcherProcess(
+                self.loop,
+                self.poller,
+                self._reaper,
+                self.log,
+                self.plan.fetching,
+                self._on_report,
+                self._on_fetcher_lost,
+            )
+            self._fetcher.start()
+        return self._fetcher
+
+    def _on_report(self, report: FetchReport, descriptors: list[int]) -> None:
+        self.supervisor.models.on_report(report, descriptors)
+
+    def _on_fetcher_lost(self) -> None:
+        self.supervisor.models.on_lost()
+
+    # --- its end ---
+
+    def close(self) -> None:
+        """Remove every trace: processes, sockets, files."""
+        self.supervisor.close()
+        if self._fetcher is not None:
+            self._fetcher.close()
+        if self._folder is not None:  # before its socket closes: from then on it would be anyone's with our pid
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._control.close()
+        self.poller.close()
+        self._reaper.close()
+        remove_abandoned()
+        self._saver.close()
