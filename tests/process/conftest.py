@@ -19,3 +19,11 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             return stack.enter_context(serving(tmp_path, *arguments, **options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def grpc_awake() -> None:
+    """Have gRPC open what it keeps open as long as a process lives, before a test's descriptors are counted."""
+    from tests.scripted.orchestrator import rehearse
+
+    rehearse()
