@@ -1,4 +1,4 @@
-"""What tests of endpoints are written with: a hub of models on the loopback, and tiny models to put on it.
+"""What tests of endpoints are written with: a hub of models and a store of files on the loopback, and tiny models.
 
 with LoopbackHub() as hub:
     hub.add_repo("acme/tiny", make_tiny("sdxl", tmp_path / "tiny"))
@@ -12,7 +12,9 @@ from gen_worker.testing.faults import (
     Cut,
     ETag,
     Expire,
+    InProgress,
     Name,
+    NoETag,
     NoRange,
     NoSize,
     Oversize,
@@ -24,6 +26,7 @@ from gen_worker.testing.faults import (
 )
 from gen_worker.testing.loopback import LoopbackHub
 from gen_worker.testing.origin import Request
+from gen_worker.testing.store import LoopbackStore, StoredFile
 from gen_worker.testing.tiny import make_tiny
 
 __all__ = [
@@ -33,8 +36,11 @@ __all__ = [
     "Cut",
     "ETag",
     "Expire",
+    "InProgress",
     "LoopbackHub",
+    "LoopbackStore",
     "Name",
+    "NoETag",
     "NoRange",
     "NoSize",
     "Oversize",
@@ -43,6 +49,7 @@ __all__ = [
     "Slow",
     "Stall",
     "Status",
+    "StoredFile",
     "Truncate",
     "make_tiny",
 ]

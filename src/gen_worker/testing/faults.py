@@ -104,6 +104,16 @@ class NoSize:
     """Nobody says how long the file is: listings have no size, answers no `Content-Length`."""
 
 
+@dataclass(frozen=True)
+class NoETag:
+    """A part is stored, but the answer does not name it."""
+
+
+@dataclass(frozen=True)
+class InProgress:
+    """The store is still at it: 409 with `upload_complete_in_progress`."""
+
+
 Fault: TypeAlias = (
     Status
     | Cut
@@ -120,6 +130,8 @@ Fault: TypeAlias = (
     | Pointer
     | Name
     | NoSize
+    | NoETag
+    | InProgress
 )
 Kind = TypeVar("Kind", bound=Fault)
 

@@ -40,7 +40,7 @@ class Request:
 
     method: str
     origin: str
-    """`hub` or `cdn`."""
+    """`hub` or `cdn`; of a store, `store` or `bucket`."""
 
     path: str
     """Decoded, without the query."""
@@ -64,10 +64,16 @@ class Request:
     segments: tuple[str, ...] = field(default=(), repr=False)
     """The path's parts, each decoded by itself."""
 
+    body: bytes = field(default=b"", repr=False)
+    """What came with it; gone once it has its answer."""
+
+    received: int = 0
+    """Bytes of its body that were read, cut or not."""
+
     @property
     def parameters(self) -> dict[str, str]:
         """The query by name."""
-        return dict(parse_qsl(self.query))
+        return dict(parse_qsl(self.query, keep_blank_values=True))
 
     @property
     def token(self) -> str:
@@ -111,8 +117,17 @@ class _Delivery:
 class Origin:
     """A listening socket of 127.0.0.1 and all of its connections, until it is closed."""
 
-    def __init__(self, name: str, port: int, faults: Faults, answer: Callable[[Request], Answer]) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        faults: Faults,
+        answer: Callable[[Request], Answer],
+        incoming: Callable[[Request], str] = lambda request: "",
+    ) -> None:
         self.name = name
+        self.incoming = incoming
+        """What globs mean a request by before it is answered; nothing where only its answer tells."""
         self.faults = faults
         self.answer = answer
         self.requests: list[Request] = []
@@ -169,22 +184,65 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._exchange()
 
+    def do_POST(self) -> None:
+        self._exchange()
+
+    def do_PUT(self) -> None:
+        self._exchange()
+
+    def do_DELETE(self) -> None:
+        self._exchange()
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the requests are kept."""
 
     def _exchange(self) -> None:
         request = self._request()
         self.origin.requests.append(request)
-        answer = self.origin.answer(request)
-        request.target = answer.target
-        delivery = self._delivery(request, answer)
+        if not self._receive(request):
+            self.close_connection = True
+            return
+        delivery = self._refusal(request)
+        if delivery is None:
+            answer = self.origin.answer(request)
+            request.target = answer.target
+            delivery = self._delivery(request, answer)
+        request.body = b""
         request.status = delivery.status
         self.send_response(delivery.status)
         for name, value in delivery.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if request.method == "GET":
+        if request.method != "HEAD":
             self._send(delivery, request)
+
+    def _receive(self, request: Request) -> bool:
+        """Read the body of a request, as the faults have it; say whether it came whole."""
+        length = int(request.headers.get("content-length", 0))
+        if not length:
+            return True
+        take = self.origin.faults.take
+        request.target = target = self.origin.incoming(request)
+        slow, stall = take(target, Slow), take(target, Stall, when=lambda fault: fault.after < length)
+        cut = take(target, Cut, when=lambda fault: fault.after < length)
+        step = max(1, int(slow.bytes_per_s / _SLOW_STEPS_PER_S)) if slow else 1 << 20
+        body = bytearray()
+        while len(body) < length:
+            if cut is not None and len(body) >= cut.after:
+                return False
+            if stall is not None and len(body) >= stall.after:
+                self.origin.closing.wait(stall.seconds)
+                stall = None
+            edges = [length] + [fault.after for fault in (cut, stall) if fault and fault.after > len(body)]
+            piece = self.rfile.read(min(step, min(edges) - len(body)))
+            if not piece:
+                return False
+            body += piece
+            request.received = len(body)
+            if slow:
+                self.origin.closing.wait(len(piece) / slow.bytes_per_s)
+        request.body = bytes(body)
+        return True
 
     def _request(self) -> Request:
         parts = urlsplit(self.path)
@@ -194,6 +252,15 @@ class _Exchange(BaseHTTPRequestHandler):
         return Request(
             self.command, self.origin.name, unquote(parts.path), parts.query, headers, asked, segments=segments
         )
+
+    def _refusal(self, request: Request) -> _Delivery | None:
+        """Return the status that hits a request before anything comes of it."""
+        target = self.origin.incoming(request)
+        status = self.origin.faults.take(target, Status) if target else None
+        if status is None:
+            return None
+        request.target = target
+        return _whole(status.code, {"Content-Length": "0", **status.headers}, Content(b""))
 
     def _delivery(self, request: Request, answer: Answer) -> _Delivery:
         take, target = self.origin.faults.take, answer.target
