@@ -47,15 +47,15 @@ def chosen(survey: Survey, names: Sequence[str]) -> Survey:
         raise StartError(str(error), error.hint) from None
 
 
-def own_devices(wanted: str, survey: Survey, *, option: str) -> list[Device]:
-    """Return the devices that the option means."""
-    gpus = [] if wanted.startswith("cpu") else devices.list_gpus()
+def own_devices(wanted: str, survey: Survey, *, option: str, strict_gpus: bool = False) -> list[Device]:
+    """Return the devices that the option means; with `strict_gpus` nothing but `cpu:N` stands for a GPU."""
     try:
         return devices.choose(
             wanted,
-            gpus,
+            [] if wanted.startswith("cpu") else devices.list_gpus(),
             gpu_functions=any(function.gpu for function in survey.functions),
             cpu_functions=any(not function.gpu for function in survey.functions),
+            strict_gpus=strict_gpus,
         )
     except devices.DeviceError as error:
         raise StartError(str(error), f"`{option}` takes `auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs") from None

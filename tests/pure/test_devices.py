@@ -38,6 +38,13 @@ def test_auto_without_a_gpu_is_one_cpu_slot_that_stands_for_it() -> None:
     assert (only.name, only.takes_gpu_functions, only.takes_cpu_functions) == ("cpu:0", True, True)
 
 
+def test_where_a_gpu_must_be_one_a_cpu_stands_for_it_only_when_it_is_named() -> None:
+    (only,) = choose("auto", [], gpu_functions=True, cpu_functions=True, strict_gpus=True)
+    assert (only.name, only.takes_gpu_functions, only.takes_cpu_functions) == ("cpu:0", False, True)
+    (named,) = choose("cpu:1", [], gpu_functions=True, cpu_functions=True, strict_gpus=True)
+    assert named.takes_gpu_functions
+
+
 def test_auto_takes_no_gpu_for_functions_that_need_none() -> None:
     assert names("auto", gpu=False, cpu=True) == ["cpu:0"]
 
