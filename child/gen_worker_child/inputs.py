@@ -1,10 +1,14 @@
-"""Files for the input assets that came as bytes: they lie in a folder of this process until their job ends."""
+"""Files for the assets of a payload, for as long as their job runs.
+
+Those that came as bytes are written to a folder of this process; those behind URLs are fetched by others, which this
+module tells apart and puts in.
+"""
 
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +21,14 @@ from gen_worker.api.shapes import records_of
 from gen_worker.api.types import Asset
 from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
 from gen_worker.scratch import PREFIX, claimed_folder, remove_abandoned
+from gen_worker.wire.messages import FRAME_LIMIT, MOST_INPUTS, InputAsset, InputFile
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _WITHOUT_PARTS = frozenset((str, int, float, bool, bytes, type(None)))
+_SCHEMES = ("http://", "https://")
+_MOST_DEPTH = 8  # below the payload; assets that lie deeper are not fetched
+_ADDRESSES_BYTES = FRAME_LIMIT - 1024  # of all the assets that are asked for together, which travel in one frame
+_ANY = 1 << 53  # stands for every larger number of a caller's
 
 
 @lru_cache(maxsize=256)
@@ -28,15 +37,16 @@ def holds_assets(type_: type[msgspec.Struct]) -> bool:
     return any(issubclass(record.cls, Asset) for record in records_of(type_))
 
 
-def assets_in(payload: msgspec.Struct) -> Iterator[Asset]:
-    """Yield every asset in a decoded payload, however deep it lies."""
-    waiting: list[Any] = [payload]
+def assets_in(payload: msgspec.Struct, most_depth: int | None = None) -> Iterator[Asset]:
+    """Yield every asset in a decoded payload in its order, however deep it lies, or down to a depth."""
+    waiting: list[tuple[Any, int]] = [(payload, 0)]
     while waiting:
-        value = waiting.pop()
+        value, depth = waiting.pop()
         if isinstance(value, Asset):
             yield value
-        else:
-            waiting += [part for part in _parts(value) if type(part) not in _WITHOUT_PARTS]
+        elif depth != most_depth:
+            parts = [(part, depth + 1) for part in _parts(value) if type(part) not in _WITHOUT_PARTS]
+            waiting += reversed(parts)
 
 
 def _parts(value: Any) -> Iterable[Any]:
@@ -52,6 +62,53 @@ def refuse_paths(payload: msgspec.Struct) -> None:
     """Raise `ValueError` when an asset names a file of this machine, which whoever asked has no say about."""
     if holds_assets(type(payload)) and any(asset.local_path is not None for asset in assets_in(payload)):
         raise ValueError("an asset from another machine has no `local_path` here; send its `inline_bytes`")
+
+
+def needed(payload: msgspec.Struct) -> list[InputAsset]:
+    """Return the assets whose files must be fetched before the job can run, in the payload's order.
+
+    Raises `ValueError` for more of them than may be.
+    """
+    assets = _behind_urls(payload)
+    if len(assets) > MOST_INPUTS:
+        raise ValueError(f"it names {len(assets)} files by URLs, the limit is {MOST_INPUTS}")
+    wanted = [_described(asset) for asset in assets]
+    size = len(msgspec.msgpack.encode(wanted)) if wanted else 0
+    if size > _ADDRESSES_BYTES:
+        raise ValueError(f"the URLs of its files take {size} bytes, the limit is {_ADDRESSES_BYTES}")
+    return wanted
+
+
+def filled(payload: msgspec.Struct, files: Sequence[InputFile]) -> AbstractContextManager[None]:
+    """Give the assets that `needed` found their files, for as long as the returned context is open."""
+    return _filled(_behind_urls(payload), files) if files else _NOTHING
+
+
+@contextmanager
+def _filled(assets: Sequence[Asset], files: Sequence[InputFile]) -> Iterator[None]:
+    for asset, file in zip(assets, files, strict=True):
+        asset.local_path, asset.size_bytes, asset.mime_type = file.local_path, file.size_bytes, file.mime_type
+    try:
+        yield
+    finally:
+        for asset in assets:
+            asset.local_path = None  # an output that holds the asset shall not name a file that is gone
+
+
+def _behind_urls(payload: msgspec.Struct) -> list[Asset]:
+    if not holds_assets(type(payload)):
+        return []
+    return [asset for asset in assets_in(payload, _MOST_DEPTH) if _is_behind_url(asset)]
+
+
+def _is_behind_url(asset: Asset) -> bool:
+    return not asset.local_path and asset.inline_bytes is None and asset.ref[:8].lower().startswith(_SCHEMES)
+
+
+def _described(asset: Asset) -> InputAsset:
+    limits = (asset.url_max_bytes, asset.url_max_width, asset.url_max_height, asset.url_max_pixels)
+    size, width, height, pixels = (min(max(0, limit or 0), _ANY) for limit in limits)
+    return InputAsset(asset.ref, size, asset.url_allowed_mime_types, width, height, pixels)
 
 
 class InputFiles:

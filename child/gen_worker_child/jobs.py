@@ -1,6 +1,6 @@
 """Run jobs: on the job thread one at a time, or on the asyncio loop many at once.
 
-Every job ends in exactly one `Done`, `Failed`, `Returned` or `Wants` frame. Never reads a frame itself.
+Every job ends in exactly one `Done`, `Failed`, `Returned`, `Wants` or `NeedsInputs` frame. Never reads a frame itself.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ from gen_worker.wire.messages import (
     Event,
     Failed,
     Item,
+    NeedsInputs,
     Order,
     Release,
     Returned,
@@ -51,7 +52,7 @@ from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
 from gen_worker_child.chunks import chunk_of
 from gen_worker_child.executor import Executor
-from gen_worker_child.inputs import refuse_paths
+from gen_worker_child.inputs import filled, needed, refuse_paths
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
@@ -238,16 +239,17 @@ class Jobs:
         """Give a job back whose instance is not set up here any more; say whether that was so."""
         return not self._executor.instances.holds(job.instance) and self._give_back(job)
 
-    def _attempt(self, job: Job) -> Body | Failed | Wants:
+    def _attempt(self, job: Job) -> Body | Failed | Wants | NeedsInputs:
         try:
             payload = self._decode(job)
             models = self._models(job)
-            if (wants := self._wants(job, models)) is not None:
-                return wants
+            if (wish := self._needs_inputs(job, payload) or self._wants(job, models)) is not None:
+                return wish
             ctx = self._context(job, models)
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
-            output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
+            with filled(payload, job.order.inputs):
+                output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
@@ -291,15 +293,16 @@ class Jobs:
         ending = await self._attempt_on_loop(job)
         self._report(job, ending, time.monotonic() - began)
 
-    async def _attempt_on_loop(self, job: Job) -> Body | Failed | Wants:
+    async def _attempt_on_loop(self, job: Job) -> Body | Failed | Wants | NeedsInputs:
         try:
             payload = self._decode(job)
             models = self._models(job)
-            if (wants := self._wants(job, models)) is not None:
-                return wants
+            if (wish := self._needs_inputs(job, payload) or self._wants(job, models)) is not None:
+                return wish
             ctx = self._context(job, models)
             emit = partial(self._emit_on_loop, job)
-            output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
+            with filled(payload, job.order.inputs):
+                output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
             return _failure(job, error)
@@ -333,6 +336,16 @@ class Jobs:
             text = str(error) if isinstance(error, msgspec.MsgspecError | ValueError) else type(error).__name__
             raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {text}"[:1024]) from error
 
+    def _needs_inputs(self, job: Job, payload: msgspec.Struct) -> NeedsInputs | None:
+        """Return what asks for the files that a payload names by URLs, unless they are here."""
+        if job.order.inputs:
+            return None
+        try:
+            assets = needed(payload)
+        except ValueError as error:
+            raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {error}") from error
+        return NeedsInputs(job.number, assets) if assets else None
+
     def _encoded(self, job: Job, value: Any) -> Sequence[Piece]:
         if job.order.encoding == "msgpack":
             parts: Sequence[Piece] = pieces(value)
@@ -354,7 +367,7 @@ class Jobs:
         job.yielded += 1
         self._channel.send(Item(job.number, body, content_type))
 
-    def _report(self, job: Job, ending: Body | Failed | Wants, run_s: float) -> None:
+    def _report(self, job: Job, ending: Body | Failed | Wants | NeedsInputs, run_s: float) -> None:
         job.reported = True
         self._streams.end_job(job.number)
         self._forget(job)
@@ -362,7 +375,7 @@ class Jobs:
         if isinstance(ending, Failed):
             ended = msgspec.structs.replace(ending, run_s=run_s, peak_rss=peak_rss, peak_vram=peak_vram)
             self._channel.send(ended)
-        elif isinstance(ending, Wants):
+        elif isinstance(ending, Wants | NeedsInputs):
             self._channel.send(ending)
         else:
             self._channel.send(Done(job.number, ending, run_s, job.yielded, peak_rss, peak_vram))

@@ -14,7 +14,18 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
-from gen_worker.wire.fetching import Configure, Fetch, FetchFailed, FetchOrder, FetchReport, Hold, HoldFailed, Keep
+from gen_worker.wire.fetching import (
+    Configure,
+    Fetch,
+    FetchFailed,
+    FetchInput,
+    FetchOrder,
+    FetchReport,
+    Hold,
+    HoldFailed,
+    InputFailed,
+    Keep,
+)
 from gen_worker_supervisor.deaths import death
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.output import OutputPipe
@@ -220,6 +231,8 @@ class _Life:
                 report = FetchFailed(number, "too_large", text, "name fewer files", retryable=False)
             case Hold(number):
                 report = HoldFailed(number, reason)
+            case FetchInput(number):
+                report = InputFailed(number, "invalid", f"its URL cannot be passed on: {reason}", retryable=False)
             case _:
                 self._owner.printed(f"an order was dropped: {reason}")
                 return

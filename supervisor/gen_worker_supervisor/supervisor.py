@@ -38,6 +38,7 @@ from gen_worker.wire.survey import Survey
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
 from gen_worker_supervisor.decide import decide
 from gen_worker_supervisor.fleet import apply, start
+from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.models import ModelSupply
@@ -63,12 +64,14 @@ from gen_worker_supervisor.state import (
     Fleet,
     Function,
     Happening,
+    InputsRefused,
     Job,
     LetGo,
     LoadOver,
     Misbehaved,
     Note,
     OrderFetch,
+    OrderInputs,
     Outcome,
     Reported,
     Run,
@@ -84,6 +87,7 @@ from gen_worker_supervisor.state import (
 )
 
 REMEMBERED_JOBS = 256
+INLINE_BESIDE_INPUTS = INLINE_LIMIT // 2  # of a payload whose frame also names files: 32 paths may take 30 KiB
 GRANT_AGAIN_S = 0.1
 UNKILLABLE_S = 1.0  # how long the end waits for a child that SIGKILL does not end
 
@@ -153,6 +157,9 @@ class Supervisor:
         self.margin_bytes = margin_bytes
         self._derived = fleet.catalog.derived_root = derived
         self.models = ModelSupply(log, self.handle)
+        self.inputs: Inputs | None = None
+        """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
+
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
         self._processes: dict[int, ChildProcess] = {}
@@ -173,6 +180,7 @@ class Supervisor:
             LoadOver: self._load_over,
             LetGo: lambda action: self.models.let_go(action.key),
             OrderFetch: lambda action: self.models.order(action.order),
+            OrderInputs: self._order_inputs,
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,
         }
@@ -367,7 +375,8 @@ class Supervisor:
         body: Body
         descriptors: tuple[int, ...] = ()
         payload = job.payload
-        if isinstance(payload, InlinePayload) and len(payload.data) <= INLINE_LIMIT:
+        limit = INLINE_BESIDE_INPUTS if job.inputs else INLINE_LIMIT
+        if isinstance(payload, InlinePayload) and len(payload.data) <= limit:
             body = payload.data
         else:
             try:
@@ -390,8 +399,15 @@ class Supervisor:
             job.instance if "?" in job.instance else "",
             wire=job.wire,
             inline_file_bytes=job.inline_file_bytes,
+            inputs=job.inputs or [],
         )
         process.send(order, descriptors)
+
+    def _order_inputs(self, action: OrderInputs) -> None:
+        if self.inputs is None:
+            self.handle(InputsRefused(action.job, "nothing is fetched here that a payload names by a URL"))
+        else:
+            self.inputs.order(action.job, action.assets)
 
     def _answer(self, action: Answer) -> None:
         job, outcome, child = action.job, action.outcome, action.child
@@ -401,6 +417,8 @@ class Supervisor:
         job.client.answer(job, outcome, body)
         job.client = ANSWERED  # they know each other: else only the cycle collector would free them
         job.payload.close()
+        if job.inputs is not None and self.inputs is not None:
+            self.inputs.forget(job)
         self._remember(job)
         if self._watchers:
             for then in self._watchers.pop(job.number, ()):

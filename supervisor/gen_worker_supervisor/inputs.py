@@ -1,0 +1,183 @@
+"""The files that payloads name by URLs: ordered from the fetcher, kept while their jobs live, removed with them.
+
+Never opens a URL itself. On the supervisor's loop; what may take long on a disk is done by a thread.
+"""
+
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gen_worker.scratch import claimed_folder, remove_abandoned
+from gen_worker.wire.fetching import Abort, FetchInput, FetchReport, InputFailed, InputFetched
+from gen_worker.wire.messages import InputAsset, InputFile
+from gen_worker_supervisor.fetching import FetcherProcess
+from gen_worker_supervisor.state import Happening, InputsCame, InputsRefused, Job
+
+AT_ONCE = 8
+OF_ONE_JOB = 4  # at once, so that a slow one does not hold up the others
+FETCHERS = 3  # that may die with an order before its job is refused
+NAME_CHARS = 64
+
+
+@dataclass(slots=True, eq=False)
+class _Order:
+    """What one job waits for, and where that goes."""
+
+    job: Job
+    folder: Path
+    assets: list[InputAsset]
+    files: list[InputFile | None]
+    waiting: deque[int]  # assets that are not ordered yet
+    under_way: dict[int, int] = field(default_factory=dict)  # the asset by the number of its order
+    lost: int = 0  # fetchers that died with some of it
+    wanted: bool = True  # else nothing more is ordered, and what was is being stopped
+    over: bool = False  # nobody reads its files any more: they go as soon as nobody writes them
+
+
+class Inputs:
+    """Everything that jobs wait for, and the files of those that run."""
+
+    def __init__(
+        self,
+        fetcher: Callable[[], FetcherProcess],
+        on: Callable[[Happening], None],
+        *,
+        max_bytes: int,
+        allow_private: bool = False,
+    ) -> None:
+        self._fetcher = fetcher
+        self._on = on
+        self._max_bytes = max_bytes
+        self._allow_private = allow_private
+        self.trusted_origin = ""
+        """The orchestrator's own file store, as `https://host:port`: its address may be private."""
+
+        self._root: Path | None = None
+        self._claim = -1
+        self._orders: dict[int, _Order] = {}  # by the job's number, until its files are removed
+        self._waiting: dict[int, _Order] = {}  # those with assets that are not ordered yet
+        self._numbers: dict[int, _Order] = {}  # by the number of what is under way
+        self._number = 0
+        self._remover = ThreadPoolExecutor(1, "gen-worker-remove")  # its thread starts with the first work
+
+    def order(self, job: Job, assets: list[InputAsset]) -> None:
+        """Have files fetched; `InputsCame` or `InputsRefused` follows, unless `forget` comes first."""
+        try:
+            folder = self._place() / f"{safe(job.request_id)}-{job.number}"
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            self._on(InputsRefused(job, f"the files of the payload cannot be written: {reason}", retryable=True))
+            return
+        order = _Order(job, folder, assets, [None] * len(assets), deque(range(len(assets))))
+        self._orders[job.number] = self._waiting[job.number] = order
+        self._go_on()
+
+    def forget(self, job: Job) -> None:
+        """Stop what is under way for a job and remove its files, at once or as soon as nobody writes them."""
+        order = self._orders.get(job.number)
+        if order is not None:
+            order.over = True
+            self._stop(order)
+            self._remove_if_over(order)
+
+    def on_report(self, report: FetchReport) -> None:
+        """Take what the fetcher says of a file; other reports are none of this one's."""
+        if not isinstance(report, InputFetched | InputFailed):
+            return
+        order = self._numbers.pop(report.number, None)
+        if order is None:
+            return
+        asset = order.under_way.pop(report.number)
+        if isinstance(report, InputFetched):
+            order.files[asset] = report.file
+        if order.wanted:
+            self._judge(order, report)
+        self._remove_if_over(order)
+        self._go_on()
+
+    def on_lost(self) -> None:
+        """The fetcher has died and another one starts: what was under way begins anew, a few times."""
+        self._numbers.clear()
+        for order in list(self._orders.values()):
+            again, order.under_way = list(order.under_way.values()), {}
+            if again and order.wanted:
+                order.lost += 1
+                order.waiting.extend(again)
+                self._waiting[order.job.number] = order
+            if order.lost == FETCHERS and order.wanted:
+                self._stop(order)
+                text = f"the files of the payload could not be fetched: the fetcher died {order.lost} times"
+                self._on(InputsRefused(order.job, text, retryable=True))
+            self._remove_if_over(order)
+        self._go_on()
+
+    def close(self) -> None:
+        """Remove every file; nobody writes any more."""
+        self._remover.shutdown()
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+            os.close(self._claim)
+            self._root = None
+
+    def _place(self) -> Path:
+        if self._root is None:
+            self._root, self._claim = claimed_folder()
+            self._remover.submit(remove_abandoned)
+        return self._root
+
+    def _judge(self, order: _Order, report: InputFetched | InputFailed) -> None:
+        """Tell whether a job has its files, or why not."""
+        if isinstance(report, InputFailed):
+            self._stop(order)
+            self._on(InputsRefused(order.job, report.message, report.retryable, report.kind == "invalid"))
+            return
+        files = [file for file in order.files if file is not None]
+        if len(files) == len(order.assets):
+            order.wanted = False
+            self._on(InputsCame(order.job, files))
+
+    def _stop(self, order: _Order) -> None:
+        """Order nothing more for a job and have what is under way stopped, which is reported."""
+        order.wanted = False
+        self._waiting.pop(order.job.number, None)
+        for number in order.under_way:
+            self._fetcher().send(Abort(number, "input"))
+
+    def _remove_if_over(self, order: _Order) -> None:
+        if order.over and not order.under_way:
+            del self._orders[order.job.number]
+            self._remover.submit(shutil.rmtree, order.folder, ignore_errors=True)
+
+    def _go_on(self) -> None:
+        """Order what there is room for, one file of each job in turn."""
+        for order in _in_turn(self._waiting, lambda: AT_ONCE - len(self._numbers)):
+            asset = order.waiting.popleft()
+            if not order.waiting:
+                del self._waiting[order.job.number]
+            self._number += 1
+            order.under_way[self._number] = asset
+            self._numbers[self._number] = order
+            path = str(order.folder / f"input-{asset}")
+            wanted = FetchInput(self._number, order.assets[asset], path, self._max_bytes)
+            wanted.trusted_origin, wanted.allow_private = self.trusted_origin, self._allow_private
+            self._fetcher().send(wanted)
+
+
+def _in_turn(orders: dict[int, _Order], room: Callable[[], int]) -> Iterator[_Order]:
+    """Yield the orders that may ask for one more, in turn, while there is room."""
+    while room() > 0:
+        able = [order for order in orders.values() if len(order.under_way) < OF_ONE_JOB]
+        if not able:
+            return
+        yield from able[: room()]
+
+
+def safe(request_id: str) -> str:
+    """Return what may stand for a request in the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", request_id)[:NAME_CHARS] or "request"
