@@ -122,7 +122,7 @@ def load_failure(instance: str, error: BaseException) -> LoadFailed:
         return LoadFailed(instance, str(error)[:1024], [], "model", hint=error.hint[:1024])
     message = f"{type(error).__name__}: {error}"[:1024]
     if isinstance(error, HardwareUnmetError):
-        return LoadFailed(instance, str(error)[:1024], [], "hardware", error.reason)
+        return LoadFailed(instance, str(error)[:1024], [], "hardware", error.reason, axes=error.axes())
     if classify(error).kind == "out_of_memory":
         return LoadFailed(instance, message, stack, "out_of_memory")
     return LoadFailed(instance, message, stack)

@@ -160,7 +160,10 @@ def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
         refused = fleet.instance(function.surveyed.instance).refused
         if able and all(other.lost or refused.get(other.name) == inf for other in able):
             reason = device.given_up or f"{device.name} is retired"
-            actions += make_unavailable(fleet, function, reason, (), now, SETUP_FAILED._replace(lasts_s=inf))
+            imported = device.child is None or device.child.import_error is None
+            word = "device_lost" if imported else "import_failed"
+            verdict = SETUP_FAILED._replace(lasts_s=inf, reason=word)
+            actions += make_unavailable(fleet, function, reason, (), now, verdict)
     if all(other.lost for other in fleet.devices):
         fleet.finished = True
         actions.append(Finish(1, f"no device can serve: {device.given_up or 'all are retired'}"))

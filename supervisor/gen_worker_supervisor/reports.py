@@ -58,6 +58,7 @@ from gen_worker_supervisor.steps import (
     kill_child,
     leave_child,
     load_failed,
+    make_available,
     mark_started,
     model_failed,
     retire_child,
@@ -221,6 +222,7 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     known = fleet.instance(message.instance)
     known.load_s, known.learned, known.failures = message.seconds, True, 0
     known.refused.pop(child.device.name, None)
+    make_available(fleet, message.instance)
     actions: list[Action] = []
     if message.models:
         child.models[message.instance] = message.models
@@ -275,7 +277,7 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
     text = f"setup of `{message.instance}` failed: {why}"
     stack = tuple(message.stack)
     note = Note("error", child.device.name, text, stack)
-    verdict = verdict_of(message.kind, message.reason, message.hint)
+    verdict = verdict_of(message.kind, message.reason, message.hint, message.axes)
     return [over, note, *load_failed(fleet, child, message.instance, text, stack, now, verdict)]
 
 

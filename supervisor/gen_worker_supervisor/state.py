@@ -9,11 +9,12 @@ import statistics
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from gen_worker.models.wanted import Slot
+from gen_worker.models.wanted import Slot, SnapshotFile, overridden_instance
 from gen_worker.wire.fetching import Abort, Destination, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import (
     Body,
@@ -90,9 +91,12 @@ class Function:
     key: str = ""  # names its queue: its own name, that of the instance where a request named the models, its device
     device: str = ""  # the only device for its jobs, where whoever asks chooses that
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
+    chosen: bool = False  # its models are those that a request named
+    own: SurveyedFunction = field(init=False)  # as its author bound it; `surveyed` may have other models
 
     def __post_init__(self) -> None:
         self.key = self.key or self.name
+        self.own = self.surveyed
 
     @property
     def name(self) -> str:
@@ -495,6 +499,7 @@ class OrderFetch(msgspec.Struct):
     """Send the fetcher an order."""
 
     order: Fetch | Abort
+    described: tuple[SnapshotFile, ...] = ()  # what an orchestrator says that the model consists of
 
 
 class OrderInputs(msgspec.Struct):
@@ -555,6 +560,13 @@ class Fleet:
     catalog: Catalog = field(default_factory=Catalog)
     named: dict[str, Function] = field(default_factory=dict)  # functions with models that a request named, by key
     pinned: dict[str, Function] = field(default_factory=dict)  # functions for jobs of one device, by key
+    superseded: list[Function] = field(default_factory=list)  # of these two: they have jobs, and get no more of them
+    loads: dict[str, str] = field(default_factory=dict)  # instances somebody wants set up: why one cannot be, or ""
+    resting: set[str] = field(default_factory=set)  # instances that an eager fleet leaves until a job needs them
+    kept: frozenset[str] = frozenset()  # refs whose functions are not forgotten
+    number_of_superseded: int = 0
+    untidy: bool = False  # there may be functions and instances that nobody needs any more
+    placed: int = 0  # changes of where models are
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
     waiting: dict[str, Function] = field(
@@ -598,15 +610,49 @@ class Fleet:
         """Return the function on an instance with other models: its jobs wait apart from those of the function."""
         key = f"{function.name} {instance}"
         if key not in self.named:
-            surveyed = msgspec.structs.replace(function.surveyed, instance=instance, slots=slots)
-            self.named[key] = Function(surveyed, key=key)
+            self.named[key] = _variant(function, instance, slots, key)
+            self.named[key].chosen = True
         return self.named[key]
+
+    def rebind(self, name: str, slots: list[Slot]) -> bool:
+        """Have later jobs of a function run with these models; those that it has keep the ones they came for.
+
+        Returns whether it had others.
+        """
+        before = self.functions[name]
+        instance = overridden_instance(before.own.instance, before.own.slots, slots)
+        if instance == before.surveyed.instance:
+            return False
+        self.functions[name] = after = _variant(before, instance, slots, name)
+        after.runs, after.finished, after.median_s = before.runs, before.finished, before.median_s
+        self._supersede(before, self.named)
+        for device in self.devices:
+            pinned = self.pinned.pop(f"{name} @{device.name}", None)
+            if pinned is not None:
+                self._supersede(pinned, self.pinned)
+            if device.child is not None:
+                device.child.complete = False
+        self.untidy = True
+        self.placed += 1
+        return True
+
+    def _supersede(self, function: Function, among: dict[str, Function]) -> None:
+        """Have a function lead its jobs to their end under another key than the one that gets the next jobs."""
+        key, waiting = function.key, self.waiting.pop(function.key, None)
+        self.number_of_superseded += 1
+        function.key = f"{key} #{self.number_of_superseded}"
+        if waiting is not None:
+            self.waiting[function.key] = function
+        among[function.key] = function
+        self.superseded.append(function)
 
     def on_device(self, function: Function, device: Device) -> Function:
         """Return the function for jobs that run on one device only: they wait apart from the others."""
         key = f"{function.key} @{device.name}"
         if key not in self.pinned:
-            self.pinned[key] = Function(function.surveyed, key=key, device=device.name)
+            made = _variant(function, function.surveyed.instance, function.surveyed.slots, key)
+            made.device, made.chosen = device.name, function.chosen
+            self.pinned[key] = made
         return self.pinned[key]
 
     def doubt(self) -> None:
@@ -684,21 +730,28 @@ class Fleet:
         self.queued_bytes -= job.payload.length
 
 
+def _variant(function: Function, instance: str, slots: list[Slot], key: str) -> Function:
+    """Return a function with other models, or another device, of which nothing was learnt yet."""
+    made = Function(msgspec.structs.replace(function.own, instance=instance, slots=slots), key=key)
+    made.own = function.own
+    return made
+
+
 def lane_of(function: Function) -> Lane:
     """Return the lane a function's jobs run in."""
     return function.surveyed.lane
 
 
 def unloaded(fleet: Fleet, child: Child) -> list[str]:
-    """Return the instances that an eager child has yet to set up, those that cannot be set up now left out."""
+    """Return the instances that an eager child has yet to set up, those that never can be left out."""
     if child.complete:
         return []
     wanted = {
         function.surveyed.instance: None
         for function in fleet.functions.values()
-        if holds(child.device, function) and function.unavailable is None
+        if holds(child.device, function) and (function.unavailable is None or isfinite(function.available_at))
     }
-    left = [instance for instance in wanted if instance not in child.loaded]
+    left = [instance for instance in wanted if instance not in child.loaded and instance not in fleet.resting]
     child.complete = not left
     return left
 

@@ -178,6 +178,13 @@ def make_unavailable(
     return [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
 
 
+def make_available(fleet: Fleet, instance: str) -> None:
+    """An instance was set up after all: what was refused for its sake is taken again."""
+    for function in fleet.variants():
+        if function.surveyed.instance == instance:
+            function.unavailable = None
+
+
 def model_failed(fleet: Fleet, model: Model, refused: FetchFailed) -> list[Action]:
     """End what waits for a model that cannot be had."""
     actions: list[Action] = []

@@ -303,6 +303,7 @@ class LoadFailed(_Message):
     kind: LoadFailure = "setup"
     reason: str = ""  # of `hardware`: `insufficient_vram`
     hint: str = ""
+    axes: dict[str, str] = {}  # of `hardware`: what was found and what is needed
 
 
 class Unloaded(_Message):
