@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from tests.scripted.orchestrator import PATIENCE_S
+import grpc
+
+from tests.scripted.orchestrator import PATIENCE_S, Asked, Connection, ScriptedOrchestrator
 
 ENDPOINT = Path(__file__).with_name("endpoint")
 PROJECT = '[project]\nname = "wired"\nversion = "0"\n\n[tool.gen_worker]\nmain = "wired"\n'
 CANARY = "canary-5a17e0"  # part of every secret that a worker under test is given
 RELEASE = "release-7"
+READY = 5  # of WorkerPhase
 Found = TypeVar("Found")
 
 
@@ -149,6 +152,14 @@ class Worker:
             command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL
         )
 
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Show the end of its log where the body fails."""
+        try:
+            yield
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nits log ends:\n{self.log()[-4000:]}") from None
+
     # --- steering it ---
 
     def open(self, gate: str) -> None:
@@ -183,3 +194,43 @@ def working(folder: Path, address: str, variables: Mapping[str, str | None] | No
         yield worker
     finally:
         worker.close()
+
+
+class Driven(NamedTuple):
+    """A worker, who drives it, and the connection between them."""
+
+    orchestrator: ScriptedOrchestrator
+    worker: Worker
+    connection: Connection
+
+    def ask(self, function: str, request_id: str = "", **payload: Any) -> Asked:
+        """Send a job with the fields of its payload."""
+        return self.connection.run(function, payload, request_id=request_id)
+
+    def redial(self) -> "Driven":
+        """End the connection as a leader does that has been re-elected, so that the worker is back at once."""
+        self.connection.end(grpc.StatusCode.FAILED_PRECONDITION, f"not_leader:{self.orchestrator.address}")
+        return self._replace(connection=self.orchestrator.greet())
+
+
+@contextmanager
+def driven(
+    folder: Path, variables: Mapping[str, str | None] | None = None, *, ready: bool = True, **ack: Any
+) -> Iterator[Driven]:
+    """Run a worker and its orchestrator until the body ends; the worker is ready when that begins."""
+    with ScriptedOrchestrator() as orchestrator, working(folder, orchestrator.address, variables) as worker:
+        with worker.explained():
+            made = Driven(orchestrator, worker, orchestrator.greet(**ack))
+            if ready:
+                until_ready(made.connection)
+        yield made
+
+
+def until_ready(connection: Connection) -> None:
+    """Wait until the worker says that it is ready, in its Hello or later."""
+
+    def is_ready() -> bool:
+        states = [connection.hello.state, *(each.message for each in connection.told("state_delta"))]
+        return states[-1].phase == READY and not states[-1].loading_functions
+
+    connection.orchestrator.until(is_ready, PATIENCE_S, "not ready")
