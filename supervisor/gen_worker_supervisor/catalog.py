@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf
 
+import msgspec
+
+from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.snapshot import Snapshot
-from gen_worker.models.wanted import Slot, Wanted
+from gen_worker.models.wanted import Slot, SnapshotFile, Wanted
 from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
@@ -19,6 +22,8 @@ VERIFIED_S = 600.0  # a model that was verified so lately is not damaged, whatev
 DEADLY = 3  # fetchers that died of one download, without its getting on
 
 _UNDER_WAY = (ModelState.SEEKING, ModelState.FETCHING)
+_REFUSED: frozenset[ModelErrorKind] = frozenset(("unauthorized", "gated", "not_found", "file_not_found"))
+"""What a signed URL of an orchestrator's comes to when its time is over: only new ones help."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +31,10 @@ class Model:
     """One model, and how far it is on its way to this host."""
 
     wanted: Wanted
+    name: str = ""  # its ref as an orchestrator writes it
+    ordered: bool = False  # it is to be on this host whether a function has it or not
+    files: tuple[SnapshotFile, ...] = ()  # what it consists of, as an orchestrator says
+    ordered_by: tuple[SnapshotFile, ...] = ()  # what was said of it when the order under way was made
     state: ModelState = ModelState.COLD
     number: int = 0  # of the order that is under way
     urgent: bool = False  # a job waits for it
@@ -43,6 +52,9 @@ class Model:
     verified_at: float = -inf
     failure: FetchFailed | None = None
     retry_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.wanted.wire_ref
 
     def move(self, state: ModelState) -> None:
         """Go to another state of the table."""
@@ -84,7 +96,10 @@ class Catalog:
     at_once: int = 2
     allow_pickle: tuple[str, ...] = ()  # globs of the refs whose weights may be pickles
     derived_root: str = ""  # the folder of copies in another dtype
+    orchestrated: bool = False  # somebody may yet say what a model of the platform's hub consists of
     models: dict[str, Model] = field(default_factory=dict)  # by `Wanted.key`
+    digests: dict[tuple[str, str], str] = field(default_factory=dict)  # of what was described, by provider and ref
+    _files: dict[str, tuple[SnapshotFile, ...]] = field(default_factory=dict)  # what was described, by the digest
     number: int = 0
     asked: int = 0
     pending: bool = False  # something may have to be ordered
@@ -92,6 +107,37 @@ class Catalog:
     def of(self, wanted: Wanted) -> Model:
         """Return what is known of a model."""
         return self.models.setdefault(wanted.key, Model(wanted))
+
+    def describe(self, wanted: Wanted, digest: str, files: tuple[SnapshotFile, ...]) -> bool:
+        """Learn what an orchestrator says that a model consists of: it holds for all that its ref means from now on.
+
+        URLs replace those that it named before. Returns whether the model has come to mean other files.
+        """
+        named = (wanted.provider, wanted.wire_ref)
+        changed = self.digests.get(named) != digest
+        self.digests[named] = digest
+        if files:
+            self._files[digest] = files
+            for model in self.models.values():
+                if model.wanted.digest == digest and model.files != files:
+                    _renew(model, files)
+        return changed
+
+    def described(self, wanted: Wanted) -> Wanted:
+        """Return a model as an orchestrator described it; itself where none did."""
+        digest = self.digests.get((wanted.provider, wanted.wire_ref))
+        if digest is None:
+            return wanted
+        tag = wanted.tag or ("prod" if wanted.provider == "tensorhub" and not wanted.digest else "")
+        meant = msgspec.structs.replace(wanted, provider="tensorhub", digest=digest, tag=tag)
+        model = self.of(meant)
+        model.name = wanted.wire_ref
+        model.files = model.files or self._files.get(digest, ())
+        return meant
+
+    def description(self, order: Fetch | Abort) -> tuple[SnapshotFile, ...]:
+        """Return what an orchestrator says of the model that is ordered."""
+        return self.of(order.wanted).files if isinstance(order, Fetch) else ()
 
     def ready(self, slots: Sequence[Slot]) -> bool:
         """Whether every slot's model can be loaded."""
@@ -150,7 +196,7 @@ class Catalog:
 
     def _order(self, model: Model, *, probe: bool) -> Fetch:
         self.number += 1
-        model.number = self.number
+        model.number, model.ordered_by = self.number, model.files
         return Fetch(model.number, model.wanted, probe=probe, verify=model.verify)
 
     def reported(self, report: Fetching | Fetched | FetchFailed, now: float) -> Model | None:
@@ -177,8 +223,20 @@ class Catalog:
             case FetchFailed(kind="canceled"):
                 _order_again(model)  # by nobody here: somebody ends the fetcher
             case FetchFailed():
-                self._failed(model, report, now)
+                self._refused(model, report, now)
         return model
+
+    def _refused(self, model: Model, report: FetchFailed, now: float) -> None:
+        """Learn why a model did not come; where its URLs were over and there are new ones, it is ordered again."""
+        if model.files and report.kind in _REFUSED:
+            report = FetchFailed(report.number, "url_expired", report.message, report.hint, retryable=True)
+        if report.kind == "url_expired" and model.ordered_by is not model.files:
+            _order_again(model)
+            return
+        undescribed = self.orchestrated and report.kind == "not_configured" and model.wanted.provider == "tensorhub"
+        self._failed(model, _undescribed(model) if undescribed else report, now)
+        if undescribed:
+            model.retry_at = inf
 
     def _failed(self, model: Model, report: FetchFailed, now: float) -> None:
         model.move(ModelState.FAILED)
@@ -229,10 +287,16 @@ class Catalog:
     def forget(self, wanted: Iterable[Wanted]) -> Iterator[str]:
         """Forget models; return the keys of the snapshots that nobody else means."""
         gone = [self.models.pop(each.key) for each in wanted if each.key in self.models]
+        digests = {model.wanted.digest for model in self.models.values()}
+        self._files = {digest: files for digest, files in self._files.items() if digest in digests}
         left = {model.snapshot.key for model in self.models.values() if model.snapshot is not None}
         for model in gone:
             if model.snapshot is not None and model.snapshot.key not in left:
                 yield model.snapshot.key
+
+    def means(self, key: str) -> bool:
+        """Whether a model that is here is the snapshot of that key."""
+        return any(model.snapshot is not None and model.snapshot.key == key for model in self.models.values())
 
     def failure(self, slots: Sequence[Slot], now: float) -> FetchFailed | None:
         """Return why the models of these slots cannot be had for now."""
@@ -261,6 +325,18 @@ def _count_death(model: Model) -> int:
     model.deaths = model.deaths + 1 if model.bytes_done <= model.bytes_at_death else 1
     model.bytes_at_death = model.bytes_done
     return model.deaths
+
+
+def _renew(model: Model, files: tuple[SnapshotFile, ...]) -> None:
+    """Have a model come by new URLs, also where the old ones were over or there were none."""
+    model.files = files
+    if model.failure is not None and model.failure.kind in ("url_expired", "not_configured"):
+        model.retry_at = 0.0
+
+
+def _undescribed(model: Model) -> FetchFailed:
+    text = f"`{model.wanted.ref}` is not on this host, and its orchestrator has not said what it consists of"
+    return FetchFailed(0, "not_configured", text, "it comes with a snapshot, or from `COZY_HUB_URL`", retryable=True)
 
 
 def _deadly(model: Model) -> FetchFailed:

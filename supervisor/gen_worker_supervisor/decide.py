@@ -21,6 +21,7 @@ from gen_worker_supervisor.state import (
     lane_of,
     unloaded,
 )
+from gen_worker_supervisor.tidying import tidy
 
 STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
 SWAP_PATIENCE = 2.0  # so many times what loading takes a model waits for others that jobs use where it could go
@@ -32,11 +33,14 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
     actions: list[Action] = []
     if fleet.finished:
         return actions
-    if fleet.waiting or len(fleet.devices) > 1 or fleet.eager:
+    if fleet.untidy:
+        actions += tidy(fleet)
+    if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:
         awaited = {slot.wanted.key for function in fleet.waiting.values() for slot in function.surveyed.slots}
-        actions += [OrderFetch(order) for order in fleet.catalog.orders(now, awaited)]
+        orders = fleet.catalog.orders(now, awaited)
+        actions += [OrderFetch(order, fleet.catalog.description(order)) for order in orders]
     return actions
 
 
@@ -45,6 +49,8 @@ def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
     if not children:
         _fetch_ahead(fleet, now)
         return
+    if fleet.loads:
+        _load_wanted(fleet, children, now, actions)
     while fleet.waiting and _lease_round(fleet, children, now, actions):
         pass
     if fleet.eager:
@@ -57,6 +63,8 @@ def _fetch_ahead(fleet: Fleet, now: float) -> None:
     """While no child serves yet, have the models that jobs wait for come."""
     for function in fleet.waiting.values():
         fleet.catalog.ask(function.surveyed.slots, now, urgent=True)
+    for instance in fleet.loads:
+        fleet.catalog.ask(fleet.slots_of(instance), now, urgent=True)
 
 
 def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> bool:
@@ -225,6 +233,25 @@ def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: lis
                 _load(fleet, child, instance, actions)
                 break
             fleet.catalog.ask(slots, now, urgent=False)
+
+
+def _load_wanted(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
+    """Set up the instances that somebody wants set up, each on the child where that costs least."""
+    for instance in [instance for instance, failed in fleet.loads.items() if not failed]:
+        if any(instance in child.loaded or instance == child.loading for child in children):
+            continue
+        function = next((each for each in fleet.variants() if each.surveyed.instance == instance), None)
+        if function is None:
+            fleet.loads[instance] = "load_failed"  # other models have superseded it
+            continue
+        slots = function.surveyed.slots
+        if not fleet.catalog.ready(slots):
+            fleet.catalog.ask(slots, now, urgent=True)
+            continue
+        able = [child for child in children if _may_load(child, instance) and holds(child.device, function)]
+        able = [child for child in able if fleet.instance(instance).refused.get(child.device.name, 0.0) <= now]
+        if able:
+            _load(fleet, min(able, key=_displaced), instance, actions)
 
 
 def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:

@@ -39,6 +39,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     device = child.device
     wanted = child.retiring or child.ending is not None or fleet.draining
     child.move(Phase.SETTLING)
+    fleet.placed += 1
     if fleet.finished:  # it was killed at the end, which needs no judgement
         child.move(Phase.BACKOFF)
         return []

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from gen_worker.models.wanted import overridden_instance
+import msgspec
+
+from gen_worker.models.wanted import Slot, overridden_instance
 from gen_worker.wire.fetching import Fetched
 from gen_worker.wire.messages import (
     MOST_INPUTS,
@@ -28,6 +30,7 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker_supervisor.admission import stands_against
+from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
@@ -40,9 +43,11 @@ from gen_worker_supervisor.state import (
     FetcherReported,
     Finish,
     Fleet,
+    Function,
     InputsCame,
     InputsRefused,
     Job,
+    LetGo,
     LoadOver,
     Note,
     OrderInputs,
@@ -54,7 +59,6 @@ from gen_worker_supervisor.steps import (
     discard,
     drain_if_empty,
     end_job,
-    forget_unused,
     kill_child,
     leave_child,
     load_failed,
@@ -216,6 +220,8 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` is set up, which nobody asked for", now)
     child.loading = None
+    fleet.placed += 1
+    fleet.resting.discard(message.instance)
     child.loaded_at = now
     child.loaded.add(message.instance)
     child.settle_phase()
@@ -266,7 +272,10 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     child.loading = None
     child.settle_phase()
+    fleet.placed += 1
     over = LoadOver(child, [], message.instance)
+    if message.instance in fleet.loads and (message.kind == "out_of_memory" or message.reason == "insufficient_vram"):
+        fleet.loads[message.instance] = "oom"
     if message.reason == "insufficient_vram" and child.leased:  # of what runs now, which ends
         spare(fleet, child, message.instance, now + ROOM_S)
         return [over, Note("info", child.device.name, f"`{message.instance}` waits for room: {message.message}")]
@@ -283,6 +292,7 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
 
 def _on_unloaded(fleet: Fleet, child: Child, message: Unloaded, now: float) -> list[Action]:
     child.drop(message.instance)
+    fleet.placed += 1
     child.crowded = child.crowded or bool(message.reason)
     why = f": {message.reason}" if message.reason else ""
     return [Note("info", child.device.name, f"`{message.instance}` unloaded{why}")]
@@ -298,20 +308,23 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
     job = child.leased.get(message.job)
     if job is None:
         return _forged(fleet, child, f"the models of job {message.job}, which it does not hold", now)
-    if not _may_want(fleet, job, message):
+    function = fleet.functions[job.function.name]
+    if not _may_want(job, function.own, message):
         return _forged(fleet, child, f"models for job {message.job} that nobody may name", now)
     leave_child(child, job)
     if job.ended:
         return drain_if_empty(fleet, child, now) if child.retiring else []
     if job.ending is not None:
         return [end_job(fleet, job, ended_outcome(job, None))]
-    function = fleet.with_models(fleet.functions[job.function.name], message.instance, message.slots)
+    slots = _with_bound(fleet, function, message.slots)
+    instance = overridden_instance(function.own.instance, function.own.slots, slots)
+    function = fleet.with_models(function, instance, slots)
     only = next((device for device in fleet.devices if device.name == job.function.device), None)
     job.function = function if only is None else fleet.on_device(function, only)
-    actions = [*run_again(fleet, job), *forget_unused(fleet)]
+    actions = run_again(fleet, job)
     if fleet.draining:
         return actions + drain_if_empty(fleet, child, now)
-    missing = fleet.catalog.failure(message.slots, now)
+    missing = fleet.catalog.failure(slots, now)
     if missing is not None:
         actions.append(end_job(fleet, job, unresolved(job.function, missing)))
     elif job.function.unavailable is not None and now < job.function.available_at:
@@ -319,17 +332,28 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
     return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
 
 
-def _may_want(fleet: Fleet, job: Job, message: Wants) -> bool:
+def _may_want(job: Job, own: SurveyedFunction, message: Wants) -> bool:
     """Whether these can be the models that a request named."""
-    surveyed = fleet.functions[job.function.name].surveyed
-    own = {slot.name: slot for slot in surveyed.slots}
-    if job.state is JobState.EMITTED or message.instance in (job.instance, surveyed.instance):
+    slots = {slot.name: slot for slot in own.slots}
+    if job.state is JobState.EMITTED or job.function.chosen or message.instance == own.instance:
         return False
-    if [slot.name for slot in message.slots] != list(own):
+    if [slot.name for slot in message.slots] != list(slots):
         return False
-    if any(slot.wanted != own[slot.name].wanted and not own[slot.name].overrides for slot in message.slots):
+    if any(slot.wanted != slots[slot.name].wanted and not slots[slot.name].overrides for slot in message.slots):
         return False
-    return message.instance == overridden_instance(surveyed.instance, surveyed.slots, message.slots)
+    return message.instance == overridden_instance(own.instance, own.slots, message.slots)
+
+
+def _with_bound(fleet: Fleet, function: Function, named: list[Slot]) -> list[Slot]:
+    """Return the slots with the models that a request named, the others with those that they have now."""
+    bound = {slot.name: slot for slot in function.surveyed.slots}
+    own = {slot.name: slot.wanted for slot in function.own.slots}
+    return [
+        bound[slot.name]
+        if slot.wanted == own[slot.name]
+        else msgspec.structs.replace(slot, wanted=fleet.catalog.described(slot.wanted))
+        for slot in named
+    ]
 
 
 def _on_needs_inputs(fleet: Fleet, child: Child, message: NeedsInputs, now: float) -> list[Action]:
@@ -387,13 +411,16 @@ def of_fetcher(
         return _of_inputs(fleet, happening, now)
     if isinstance(happening, FetcherLost):
         actions: list[Action] = []
+        fleet.placed += 1
         for lost in fleet.catalog.fetcher_lost(now):
             actions += _cannot_be_had(fleet, lost)
         return actions
     report = happening.report
     model = fleet.catalog.reported(report, now)
     if model is None:
-        return []
+        unmeant = isinstance(report, Fetched) and not fleet.catalog.means(report.snapshot.key)
+        return [LetGo(report.snapshot.key)] if isinstance(report, Fetched) and unmeant else []
+    fleet.placed += 1
     ref = f"`{model.wanted.ref}`"
     if isinstance(report, Fetched):
         how = f"downloaded, {report.fetched_bytes / (1 << 20):.1f} MiB" if report.fetched_bytes else "is on disk"

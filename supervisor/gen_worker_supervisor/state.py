@@ -611,7 +611,7 @@ class Fleet:
         key = f"{function.name} {instance}"
         if key not in self.named:
             self.named[key] = _variant(function, instance, slots, key)
-            self.named[key].chosen = True
+            self.named[key].chosen = self.untidy = True
         return self.named[key]
 
     def rebind(self, name: str, slots: list[Slot]) -> bool:

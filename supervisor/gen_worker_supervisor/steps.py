@@ -7,13 +7,12 @@ import signal
 from math import inf, isfinite
 
 from gen_worker.wire.fetching import FetchFailed
-from gen_worker.wire.messages import Body, Drain, Recall, Region, Unload
+from gen_worker.wire.messages import Body, Drain, Recall, Region
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Rung
 from gen_worker_supervisor.outcomes import draining, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
-    NAMED_KEPT,
     Action,
     Answer,
     Child,
@@ -22,7 +21,6 @@ from gen_worker_supervisor.state import (
     Fleet,
     Function,
     Job,
-    LetGo,
     Outcome,
     Send,
     Signal,
@@ -137,6 +135,8 @@ def load_failed(
     """Count a failed load; after the last try its device is spared, and where nothing else can load it jobs end."""
     known = fleet.instance(instance)
     known.failures += 1
+    if fleet.loads.get(instance) == "":
+        fleet.loads[instance] = "load_failed"
     if fleet.eager and fleet.booting:
         fleet.finished = True
         return [Finish(verdict.exit_code, text)]
@@ -194,38 +194,6 @@ def model_failed(fleet: Fleet, model: Model, refused: FetchFailed) -> list[Actio
             outcome = unresolved(function, refused)
             actions += [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
     return actions
-
-
-def forget_unused(fleet: Fleet) -> list[Action]:
-    """Forget functions that requests made by naming models, with those models, when there are many unused ones."""
-    if len(fleet.named) < NAMED_KEPT:
-        return []
-    used = {job.function.key for job in fleet.jobs.values()}
-    unused = [function for key, function in fleet.named.items() if key not in used]
-    actions = _take_down(fleet, [function.surveyed.instance for function in unused])
-    children = [device.child for device in fleet.devices if device.child is not None]
-    held = {name for child in children for name in (*child.loaded, child.loading)}
-    for function in unused:
-        if function.surveyed.instance not in held:
-            del fleet.named[function.key]
-            fleet.instances.pop(function.surveyed.instance, None)
-    meant = {slot.wanted.key for function in fleet.variants() for slot in function.surveyed.slots}
-    unmeant = [model.wanted for key, model in fleet.catalog.models.items() if key not in meant and model.settled]
-    return [*actions, *(LetGo(key) for key in fleet.catalog.forget(unmeant))]
-
-
-def _take_down(fleet: Fleet, unused: list[str]) -> list[Action]:
-    """Have children let go of instances that nobody uses, the longest unused first, until few enough are left."""
-    held = [
-        (child.used_at.get(name, 0.0), name, child)
-        for child in fleet.serving()
-        for name in unused
-        if name in child.loaded
-    ]
-    going = sorted(held, key=lambda each: each[:2])[: max(0, len(fleet.named) - NAMED_KEPT)]
-    for _, name, child in going:
-        child.drop(name)
-    return [Send(child, Unload(name)) for _, name, child in going]
 
 
 def discard(child: Child, body: Body) -> list[Action]:

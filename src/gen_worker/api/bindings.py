@@ -45,8 +45,7 @@ class _Binding(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=Tru
     @property
     def wire_ref(self) -> str:
         """How an orchestrator names this model; a pinned version of Civitai's or ModelScope's is no part of it."""
-        wanted = self.wanted
-        return wanted.repo if wanted.provider in ("civitai", "modelscope") else wanted.ref
+        return self.wanted.wire_ref
 
     def allow_override(self, *refs: str) -> Self:
         """Return a copy that a request may replace by these refs, or by any of the provider's when none is given.

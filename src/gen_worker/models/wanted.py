@@ -61,6 +61,16 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
         at = f"@{self.revision}" if self.revision else ""
         return f"{self.repo}{at}{f'#{self.flavor}' if self.flavor else ''}"
 
+    @property
+    def wire_ref(self) -> str:
+        """How an orchestrator names this model.
+
+        A pinned version of Civitai's or ModelScope's is no part of it, nor is the digest of what a tag stands for now.
+        """
+        if self.provider in ("civitai", "modelscope"):
+            return self.repo
+        return msgspec.structs.replace(self, digest="").ref if self.tag and self.digest else self.ref
+
     def named_in(self, globs: Iterable[str]) -> bool:
         """Whether one of the globs means this model, by its ref or its repository's name."""
         return any(fnmatchcase(name, glob) for glob in globs for name in (self.ref, self.repo))

@@ -1,0 +1,90 @@
+"""What nobody needs any more: functions that requests made by naming models, and all that newer models superseded.
+
+Pure, like everything that `decide` is made of.
+"""
+
+from collections.abc import Collection
+
+from gen_worker.wire.fetching import Abort
+from gen_worker.wire.messages import Unload
+from gen_worker_supervisor.phases import ModelState
+from gen_worker_supervisor.state import NAMED_KEPT, Action, Child, Fleet, Function, LetGo, OrderFetch, Send
+
+
+def tidy(fleet: Fleet) -> list[Action]:
+    """Let go of functions, instances and models that no job needs; what one still needs goes after it."""
+    _end_superseded(fleet)
+    actions = _forget_unused(fleet)
+    meant = {function.surveyed.instance for function in fleet.variants()}
+    children = [device.child for device in fleet.devices if device.child is not None]
+    for child in children:
+        actions += _unload(fleet, child, [each for each in child.loaded if each and each not in meant])
+    late = any(child.loading is not None and child.loading not in meant for child in children)
+    fleet.untidy = late or bool(fleet.superseded)
+    return actions + _forget_models(fleet)
+
+
+def _end_superseded(fleet: Fleet) -> None:
+    """Forget the superseded functions that have no job left."""
+    held = {id(function) for function in _functions_at_work(fleet)}
+    for function in [each for each in fleet.superseded if not each.waiting and id(each) not in held]:
+        fleet.superseded.remove(function)
+        fleet.named.pop(function.key, None)
+        fleet.pinned.pop(function.key, None)
+        if all(each.surveyed.instance != function.surveyed.instance for each in fleet.variants()):
+            fleet.instances.pop(function.surveyed.instance, None)
+
+
+def _functions_at_work(fleet: Fleet) -> list[Function]:
+    children = [device.child for device in fleet.devices if device.child is not None]
+    return [job.function for child in children for job in child.leased.values()]
+
+
+def _forget_unused(fleet: Fleet) -> list[Action]:
+    """Forget functions that requests made by naming models when there are many unused ones."""
+    if len(fleet.named) < NAMED_KEPT:
+        return []
+    used = {job.instance for job in fleet.jobs.values()}
+    unused = [each for each in fleet.named.values() if each.surveyed.instance not in used and not _is_kept(fleet, each)]
+    actions = _take_down(fleet, {function.surveyed.instance for function in unused})
+    children = [device.child for device in fleet.devices if device.child is not None]
+    held = {name for child in children for name in (*child.loaded, child.loading)}
+    for function in unused:
+        if function.surveyed.instance not in held:
+            del fleet.named[function.key]
+            fleet.pinned = {key: each for key, each in fleet.pinned.items() if not key.startswith(f"{function.key} @")}
+            fleet.instances.pop(function.surveyed.instance, None)
+    return actions
+
+
+def _is_kept(fleet: Fleet, function: Function) -> bool:
+    return any(fleet.catalog.of(slot.wanted).name in fleet.kept for slot in function.surveyed.slots)
+
+
+def _take_down(fleet: Fleet, unused: Collection[str]) -> list[Action]:
+    """Have children let go of instances that nobody uses, the longest unused first, until few enough are left."""
+    held = [
+        (child.used_at.get(name, 0.0), name, child)
+        for child in fleet.serving()
+        for name in unused
+        if name in child.loaded
+    ]
+    going = sorted(held, key=lambda each: each[:2])[: max(0, len(fleet.named) - NAMED_KEPT)]
+    return [action for _, name, child in going for action in _unload(fleet, child, [name])]
+
+
+def _unload(fleet: Fleet, child: Child, instances: Collection[str]) -> list[Action]:
+    for instance in instances:
+        child.drop(instance)
+        fleet.placed += 1
+    return [Send(child, Unload(instance)) for instance in instances] if child.serving else []
+
+
+def _forget_models(fleet: Fleet) -> list[Action]:
+    """Forget models that no function has and nobody ordered, and give up on the way those that are not here yet."""
+    meant = {slot.wanted.key for function in fleet.variants() for slot in function.surveyed.slots}
+    unmeant = [each for key, each in fleet.catalog.models.items() if key not in meant and not each.ordered]
+    actions: list[Action] = [
+        OrderFetch(Abort(each.number)) for each in unmeant if each.state is ModelState.FETCHING and each.number
+    ]
+    return actions + [LetGo(key) for key in fleet.catalog.forget(each.wanted for each in unmeant)]
