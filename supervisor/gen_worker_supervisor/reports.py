@@ -29,8 +29,8 @@ from gen_worker.wire.messages import (
     Wants,
     Warned,
 )
-from gen_worker_supervisor.admission import stands_against
 from gen_worker.wire.survey import SurveyedFunction
+from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
