@@ -26,7 +26,7 @@ from gen_worker.capability import HardwareUnmetError
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.specs import FunctionSpec, collect
 from gen_worker.discovery.stacks import author_stack
-from gen_worker.discovery.walk import import_main
+from gen_worker.discovery.walk import import_modules
 from gen_worker.models.errors import ModelError
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
@@ -183,7 +183,7 @@ class Child:
         os.environ.update(boot.environment)
         os.environ["GEN_WORKER_LOCAL_DEVICE"] = boot.device
         try:
-            specs = collect(import_main(boot.module, boot.paths))
+            specs = collect(*import_modules(boot.module, boot.paths))
         except DiscoveryError as error:
             self._channel.send(ImportFailed(str(error)[:2048], error.stack[-STACK_LINES:]))
             return None

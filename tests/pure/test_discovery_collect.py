@@ -11,6 +11,7 @@ import pytest
 
 from gen_worker import HF, Resources
 from gen_worker.discovery import DiscoveryError, FunctionSpec, author_stack, collect, import_main
+from gen_worker.discovery.walk import import_modules
 
 PREAMBLE = """
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -628,3 +629,29 @@ def test_what_the_main_module_imports_from_a_plain_folder_of_its_package_is_foun
         plain__in__inner=PREAMBLE + "@endpoint\ndef hidden(ctx, payload: Input) -> Output: ...",
     )
     assert [spec.name for spec in collect(import_main("mine.main", paths))] == ["hidden"]
+
+
+# --- several modules --------------------------------------------------------------------------------------------------
+
+
+def endpoint_named(name: str) -> str:
+    return PREAMBLE + f"\n@endpoint\ndef {name}(ctx: RequestContext, payload: Input) -> Output: ...\n"
+
+
+def test_an_image_may_hold_several_modules(tmp_path: Path, project: Callable[..., list[str]]) -> None:
+    paths = project(main=endpoint_named("first"))
+    (tmp_path / "alone.py").write_text(endpoint_named("second"))
+    found = collect(*import_modules("alone,mine.main", paths))
+    assert [(spec.name, spec.module) for spec in found] == [("first", "mine"), ("second", "alone")]
+
+
+def test_modules_of_one_package_are_walked_once(project: Callable[..., list[str]]) -> None:
+    paths = project(main=endpoint_named("first"), more=endpoint_named("second"))
+    assert [spec.name for spec in collect(*import_modules("mine.main,mine.more,mine", paths))] == ["first", "second"]
+
+
+def test_one_name_in_two_modules_is_refused_with_both_places(tmp_path: Path, project: Callable[..., list[str]]) -> None:
+    paths = project(main=endpoint_named("twice"))
+    (tmp_path / "alone.py").write_text(endpoint_named("twice"))
+    with pytest.raises(DiscoveryError, match=r"routed as `twice`: .*(alone|main)\.py:\d+ and .*(alone|main)\.py:\d+"):
+        collect(*import_modules("alone,mine.main", paths))

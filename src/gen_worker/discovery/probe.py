@@ -17,7 +17,7 @@ from gen_worker.discovery.documents import manifest, survey
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.specs import collect
 from gen_worker.discovery.stdout import leave, reserved_stdout, write_all
-from gen_worker.discovery.walk import import_main
+from gen_worker.discovery.walk import import_modules
 from gen_worker.wire.survey import Survey
 
 _PR_SET_PDEATHSIG = 1
@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what the author's module declares."""
     parser = argparse.ArgumentParser(prog="python -m gen_worker.discovery.probe", description="Survey a module.")
-    parser.add_argument("--module", required=True, help="the module that declares the endpoints")
+    parser.add_argument("--module", required=True, help="what declares the endpoints; several with `,` between")
     parser.add_argument("--path", action="append", default=[], help="a folder for the front of `sys.path`; repeatable")
     parser.add_argument("--manifest", action="store_true", help="print the manifest instead of a survey")
     options = parser.parse_args(arguments)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _look(module: str, paths: Sequence[str], wants_manifest: bool) -> Survey | dict[str, Any]:
-    specs = collect(import_main(module, paths))
+    specs = collect(*import_modules(module, paths))
     if wants_manifest:
         return manifest(specs)
     return survey(specs, module=module, paths=paths, loaded=sys.modules)

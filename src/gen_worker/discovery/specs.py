@@ -56,19 +56,23 @@ class FunctionSpec:
         return "loop" if self.shape in ("async", "async_generator") and not self.resources.gpu else "device"
 
 
-def collect(module: ModuleType) -> list[FunctionSpec]:
-    """Return the functions of a module's top package, sorted by name; raise DiscoveryError with every problem."""
+def collect(*modules: ModuleType) -> list[FunctionSpec]:
+    """Return the functions of the modules' top packages, sorted by name; raise DiscoveryError with every problem."""
     specs: list[FunctionSpec] = []
-    targets, problems = marked_objects(module)
-    for target in targets:
-        for attempt in _specs_of(target, module.__name__.partition(".")[0]):
-            try:
-                specs.append(attempt())
-            except DiscoveryError as problem:
-                problems.append(problem)
+    problems: list[DiscoveryError] = []
+    tops = {module.__name__.partition(".")[0]: module for module in reversed(modules)}
+    for top, module in tops.items():
+        targets, refused = marked_objects(module)
+        problems += refused
+        for target in targets:
+            for attempt in _specs_of(target, top):
+                try:
+                    specs.append(attempt())
+                except DiscoveryError as problem:
+                    problems.append(problem)
     problems += _duplicates(specs)
     if problems:
-        raise DiscoveryError.of(module.__name__, problems)
+        raise DiscoveryError.of(", ".join(module.__name__ for module in modules), problems)
     return sorted(specs, key=lambda spec: spec.name)
 
 

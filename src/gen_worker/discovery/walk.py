@@ -26,6 +26,11 @@ def import_main(module: str, paths: Sequence[str]) -> ModuleType:
     return _import(module, paths)
 
 
+def import_modules(names: str, paths: Sequence[str]) -> list[ModuleType]:
+    """Import one module, or several with `,` between their names, as `import_main` does."""
+    return [import_main(name, paths) for name in names.split(",")]
+
+
 def _import(module: str, paths: Sequence[str] = ()) -> ModuleType:
     try:
         return importlib.import_module(module)

@@ -85,7 +85,7 @@ class _Message(msgspec.Struct, array_like=True, tag=lambda name: name.lower()):
 class Boot(_Message):
     """The first frame: what to import and who it is."""
 
-    module: str
+    module: str  # several with `,` between them
     paths: list[str]  # go to the front of `sys.path`
     device: str  # "cpu" or "cuda": what `ctx.device` shall be
     environment: dict[str, str]
