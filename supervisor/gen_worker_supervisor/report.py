@@ -17,6 +17,7 @@ from gen_worker.wire.status import (
     FunctionStatus,
     HostModelStatus,
     JobStatus,
+    LinkStatus,
     ModelStatus,
     Status,
 )
@@ -48,6 +49,9 @@ class Reporter:
         self._version = importlib.metadata.version("gen-worker")
         self._host = socket.gethostname()
         self._began = time.monotonic()
+        self.link: Callable[[], LinkStatus] | None = (
+            None  # tells how the link to an orchestrator is, where there is one
+        )
 
     def document(self) -> bytes:
         """Return the document as JSON."""
@@ -87,6 +91,7 @@ class Reporter:
             jobs_done=fleet.done,
             jobs_failed=fleet.failed,
             serve=self._serve,
+            link=None if self.link is None else self.link(),
             loop_lag_p99_s=self._supervisor.pulse.p99_s(),
             loop_lag_max_s=self._supervisor.pulse.max_s(),
         )

@@ -1,0 +1,50 @@
+"""What an orchestrator is told of a job's end: status, a text that is safe to show, what the job took. Pure."""
+
+import re
+
+from gen_worker.wire.scheduler import JobMetrics, JobStatus
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.state import Job, Outcome
+
+TEXT_CHARS = 1024
+STATUS: dict[JobState, JobStatus] = {
+    JobState.OK: JobStatus.OK,
+    JobState.INVALID: JobStatus.INVALID,
+    JobState.RETRYABLE: JobStatus.RETRYABLE,
+    JobState.FATAL: JobStatus.FATAL,
+    JobState.CANCELED: JobStatus.CANCELED,
+}
+_SECRETS = re.compile(
+    r"(?i)(bearer\s+)[^\s\"',;]+|((?:x-amz-[a-z-]+|signature|sig|token|access_token)=)[^\s&\"'>]+",
+)
+
+
+def redacted(text: str) -> str:
+    """Return a text without tokens and without the signatures of URLs; the rest of it stays."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}[secret]", text)
+
+
+def safe_message(outcome: Outcome) -> str:
+    """Return what an orchestrator may show of a job's end; nothing of one that ended well."""
+    if outcome.kind is None:
+        return ""
+    if outcome.kind == "draining":
+        return "worker draining"
+    if outcome.kind == "unavailable":
+        return f"function unavailable: {outcome.message}"[:TEXT_CHARS]
+    return outcome.message.strip()[:TEXT_CHARS]
+
+
+def metrics(job: Job, outcome: Outcome, now: float, concurrency: int) -> JobMetrics | None:
+    """Return what a job took, as it was measured; None where it never ran."""
+    if job.started is None and not outcome.run_s:
+        return None
+    run_s = outcome.run_s or (now - job.started if job.started is not None else 0.0)
+    started = job.started if job.started is not None else now - run_s
+    return JobMetrics(
+        runtime_ms=round(run_s * 1000),
+        queue_ms=max(0, round((started - job.submitted) * 1000)),
+        peak_rss_bytes=outcome.peak_rss,
+        peak_vram_bytes=outcome.peak_vram,
+        concurrency_at_start=concurrency,
+    )
