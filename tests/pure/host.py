@@ -229,6 +229,8 @@ class Host:
         stream: bool = False,
         timeout_s: float | None = None,
         client: Caller | None = None,
+        reruns: bool = True,
+        function: Function | None = None,
     ) -> Job:
         """Have a client ask for a job."""
         self.fleet.number += 1
@@ -240,13 +242,14 @@ class Host:
             request_id=request_id or f"r{number}",
             attempt=1,
             named=request_id is not None,
-            function=self.fleet.functions[name],
+            function=function or self.fleet.functions[name],
             payload=InlinePayload(body),
             encoding="json",
             stream=stream,
             events=False,
             submitted=self.now,
             deadline=deadline,
+            reruns=reruns,
         )
         self.happens(Submitted(job))
         return job
@@ -283,9 +286,9 @@ class Host:
         """Have somebody want the job ended."""
         return self.happens(EndAsked(job, reason, at_once))
 
-    def drains(self) -> list[Action]:
+    def drains(self, within_s: float | None = 0.0) -> list[Action]:
         """Have somebody want the supervisor ended."""
-        return self.happens(DrainAsked())
+        return self.happens(DrainAsked(within_s))
 
     def answer(self, job: Job) -> Outcome:
         """Return the job's answer, of which there must be one."""

@@ -12,7 +12,7 @@ from gen_worker.cli.failure import OK, UNREACHABLE, USAGE
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, size, table
 from gen_worker.terminal import Style, colours, paint
-from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, Status
+from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, LinkStatus, Status
 
 _HELP = """Show what a supervisor's devices and jobs are doing.
 
@@ -99,7 +99,13 @@ def describe(status: Status, look: Look = PLAIN) -> str:
 def _headline(status: Status) -> str:
     state = "draining" if status.draining else f"up {duration(status.uptime_s)}"
     done = "job" if status.jobs_done == 1 else "jobs"
-    return f"supervisor {status.pid}, {state}: {status.jobs_done} {done} done, {status.jobs_failed} failed"
+    headline = f"supervisor {status.pid}, {state}: {status.jobs_done} {done} done, {status.jobs_failed} failed"
+    return headline if status.link is None else f"{headline}\n{_link(status.link)}"
+
+
+def _link(link: LinkStatus) -> str:
+    since = "" if link.since_s is None else f" for {duration(link.since_s)}"
+    return f"orchestrator {link.addr}: {link.state}{since}"
 
 
 def _devices(devices: list[DeviceStatus], look: Look) -> str:
