@@ -202,6 +202,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_input_file_bytes: int = 200 << 20
     """The largest file that a request may name by a URL; 0: any that its type allows."""
 
+    input_tries: int = 3
+    """How often a file that a request names by a URL is tried."""
+
     allow_private_inputs: bool = False
     """Whether a request may name files on private and loopback addresses."""
 
@@ -443,6 +446,7 @@ LOCAL: Mapping[str, Variable] = {
     "token": Variable(("GEN_WORKER_TOKEN",), _secret),
     "max_input_file_bytes": Variable(("WORKER_MAX_INPUT_FILE_BYTES",), _size_or_0),
     "max_upload_bytes": Variable(("WORKER_MAX_UPLOAD_BYTES", "WORKER_MAX_OUTPUT_FILE_BYTES"), _size_or_0),
+    "input_tries": Variable(("WORKER_DOWNLOAD_RETRIES",), _count),
     "allow_private_inputs": Variable(("GEN_WORKER_ALLOW_PRIVATE_INPUTS",), _flag),
     "local_output_dir": Variable(("GEN_WORKER_LOCAL_OUTPUT_DIR",), _path),
     "local_device": Variable(("GEN_WORKER_LOCAL_DEVICE",), _device),
@@ -519,7 +523,7 @@ ELSEWHERE = frozenset(
     CUDA_VERSION DEPLOYMENT_ID FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR
     MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY
     RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY TENANT_ID TENSORHUB_CAS_DIR USER WORKER_CACHE_DIR WORKER_CUDA_VERSION
-    WORKER_DEVICE WORKER_DOWNLOAD_RETRIES WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES
+    WORKER_DEVICE WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES
     WORKER_FAKE_GPU_NAME WORKER_LOCAL_CACHE_GB WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS
     WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_SM
     WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION

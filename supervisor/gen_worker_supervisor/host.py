@@ -25,6 +25,7 @@ from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
+from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
@@ -111,6 +112,12 @@ class Host:
             derived=str(plan.settings.cache_dir / "cas/derived"),
         )
         self._fetcher: FetcherProcess | None = None
+        self.inputs = self.supervisor.inputs = Inputs(
+            self.fetcher,
+            self.supervisor.handle,
+            max_bytes=plan.settings.max_input_file_bytes,
+            allow_private=plan.settings.allow_private_inputs,
+        )
         self._folder: Path | None = None
         self._boot_id = uuid.uuid4().hex
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
@@ -198,9 +205,11 @@ class Host:
 
     def _on_report(self, report: FetchReport, descriptors: list[int]) -> None:
         self.supervisor.models.on_report(report, descriptors)
+        self.inputs.on_report(report)
 
     def _on_fetcher_lost(self) -> None:
         self.supervisor.models.on_lost()
+        self.inputs.on_lost()
 
     # --- its end ---
 
@@ -209,6 +218,7 @@ class Host:
         self.supervisor.close()
         if self._fetcher is not None:
             self._fetcher.close()
+        self.inputs.close()
         if self._folder is not None:  # before its socket closes: from then on it would be anyone's with our pid
             shutil.rmtree(self._folder, ignore_errors=True)
         self._control.close()

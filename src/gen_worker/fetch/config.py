@@ -48,6 +48,9 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_seconds: float = 0.0
     """The longest that one model may take; 0: no limit."""
 
+    input_tries: int = 3
+    """How often a file that a payload names is tried."""
+
     cache_bytes: int = 0
     """What the cache may hold before the least recently used is evicted; 0: as much as the disk has room for."""
 
@@ -83,6 +86,7 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
             models_at_once=settings.max_concurrent_downloads,
             stall_timeout_s=settings.download_stall_timeout_s,
             max_seconds=settings.download_max_seconds,
+            input_tries=settings.input_tries,
             cache_bytes=settings.cache_bytes,
             selection=SelectionOptions(
                 components=settings.hf_components,

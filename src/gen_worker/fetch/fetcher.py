@@ -78,6 +78,11 @@ class Fetcher:
         self._making_room = threading.Lock()
         self._probed: dict[Wanted, tuple[float, Resolved]] = {}
 
+    @property
+    def config(self) -> FetchConfig:
+        """What it goes by."""
+        return self._config
+
     def warnings(self) -> list[str]:
         """Return what an operator should know of the cache before anything is fetched."""
         root = Path(self._config.root)

@@ -19,6 +19,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.holding import hold
+from gen_worker.fetch.inputs.fetch import FOR_INPUTS, InputError, Limits, fetch_input
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import SnapshotFile, Wanted
@@ -31,11 +32,14 @@ from gen_worker.wire.fetching import (
     Fetched,
     FetchFailed,
     Fetching,
+    FetchInput,
     FetchOrder,
     FetchReport,
     Held,
     Hold,
     HoldFailed,
+    InputFailed,
+    InputFetched,
     Keep,
     Noted,
 )
@@ -45,8 +49,9 @@ SNAPSHOT_BYTES = 64 << 20  # the longest description of a snapshot that is read
 TEXT_CHARS = 8000  # of an error; two of them fit into a frame
 FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
 
-Work: TypeAlias = tuple[Literal["fetch", "hold"], int]
-"""What is under way, by its number; fetches and holds are numbered apart."""
+WorkKind: TypeAlias = Literal["fetch", "hold", "upload", "input"]
+Work: TypeAlias = tuple[WorkKind, int]
+"""What is under way, by its number; each kind is numbered apart."""
 
 
 class Reports:
@@ -108,8 +113,10 @@ class Server:
                     self._begin(("fetch", order.number), partial(self._fetch, fetcher, order, descriptors))
                 case Hold():
                     self._begin(("hold", order.number), partial(self._hold, order))
-                case Abort(number):
-                    self._abort(number)
+                case FetchInput():
+                    self._begin(("input", order.number), partial(self._fetch_input, fetcher.config, order))
+                case Abort(number, work):
+                    self._abort(work, number)
                 case Keep(refs):
                     self._keep = tuple(refs)
                 case Configure():
@@ -158,9 +165,9 @@ class Server:
         self._under_way[which] = thread, cancel
         thread.start()
 
-    def _abort(self, number: int) -> None:
+    def _abort(self, kind: WorkKind, number: int) -> None:
         with suppress(KeyError):  # it has just ended
-            self._under_way["fetch", number][1].set()
+            self._under_way[kind, number][1].set()
 
     # --- a fetch ------------------------------------------------------------------------------------------------------
 
@@ -215,6 +222,25 @@ class Server:
                 self._reports.send(Held(order.number, [path for path, _ in some], last), [fd for _, fd in some])
         finally:
             close_all([fd for _, fd in held])
+
+    # --- an input -----------------------------------------------------------------------------------------------------
+
+    def _fetch_input(self, config: FetchConfig, order: FetchInput, cancel: Cancel) -> None:
+        limits = Limits(
+            max_bytes=order.max_bytes, trusted_origin=order.trusted_origin, allow_private=order.allow_private
+        )
+        patience = msgspec.structs.replace(FOR_INPUTS, tries=config.input_tries)
+        report: FetchReport
+        try:
+            file = fetch_input(order.asset, order.path, limits, config, cancel, patience=patience)
+            report = InputFetched(order.number, file)
+        except InputError as error:
+            report = InputFailed(order.number, error.kind, str(error)[:TEXT_CHARS], error.retryable)
+        except Exception as error:  # noqa: BLE001 - around its whole life, which ends in a report whatever happens
+            traceback.print_exc()
+            text = f"a file of the payload cannot be had: the fetcher failed with a `{type(error).__name__}`"
+            report = InputFailed(order.number, "unreachable", text, retryable=False)
+        self._reports.send(report)
 
 
 def _short(error: ModelError) -> str:

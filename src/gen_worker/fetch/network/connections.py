@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPResponse
 from io import BufferedReader, RawIOBase
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
@@ -24,6 +24,7 @@ IDLE_S = 15.0  # a connection without a request for longer is likelier than not 
 IDLE_AT_MOST = 16  # of one origin
 _TICK_S = 1.0  # how often a wait for bytes looks at the clock
 T = TypeVar("T")
+Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]  # as `getaddrinfo` has them
 
 
 class Connection:
@@ -147,12 +148,38 @@ class _Incoming(RawIOBase):
         return self._connection.receive(memoryview(buffer))
 
 
+def _look_up(host: str, port: int) -> list[Any]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _connect(sock: socket.socket, address: tuple[Any, ...]) -> None:
+    sock.connect(address)
+
+
+def _allow(origin: Origin, address: str) -> None:
+    """Every address of every origin may be connected to."""
+
+
+class Dialing(NamedTuple):
+    """How the name of an origin becomes a connection: looked up once, each address checked, then one of them tried."""
+
+    look_up: Callable[[str, int], list[Address]] = _look_up
+    check: Callable[[Origin, str], None] = _allow
+    """Raises for an address that must not be connected to; sees all of them before the first is tried."""
+
+    connect: Callable[[socket.socket, tuple[Any, ...]], None] = _connect
+
+
+DIALING = Dialing()
+
+
 class Connections:
     """Where connections come from and go back to. For any number of threads."""
 
-    def __init__(self, config: FetchConfig, patience: Patience) -> None:
+    def __init__(self, config: FetchConfig, patience: Patience, dialing: Dialing = DIALING) -> None:
         self._config = config
         self._patience = patience
+        self._dialing = dialing
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = {}
         self._context: ssl.SSLContext | None = None
@@ -190,8 +217,8 @@ class Connections:
     def make(self, origin: Origin, cancel: Cancel) -> Connection:
         """Return a new connection to an origin; raise `OSError`, or `ModelError` where another try would not help."""
         proxy = proxy_for(origin, self._config.proxies)
-        host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
-        sock = _connected(host, port, self._patience, cancel)
+        peer = Origin("http", proxy.host, proxy.port) if proxy else origin
+        sock = _connected(peer, self._dialing, self._patience, cancel)
         plain = origin.scheme == "http"
         connection = Connection(
             sock, self._patience, absolute=plain and proxy is not None, credentials=_basic(proxy) if proxy else ""
@@ -228,14 +255,17 @@ def _add_authorities(context: ssl.SSLContext, path: str) -> None:
         ) from error
 
 
-def _connected(host: str, port: int, patience: Patience, cancel: Cancel) -> socket.socket:
-    failure: OSError = socket.gaierror(socket.EAI_NONAME, f"`{host}` has no address")
-    for family, kind, protocol, _, address in _addresses(host, port, patience, cancel):
+def _connected(peer: Origin, dialing: Dialing, patience: Patience, cancel: Cancel) -> socket.socket:
+    failure: OSError = socket.gaierror(socket.EAI_NONAME, f"`{peer.host}` has no address")
+    addresses = _addresses(peer, dialing, patience, cancel)
+    for *_, address in addresses:
+        dialing.check(peer, address[0])
+    for family, kind, protocol, _, address in addresses:
         sock = socket.socket(family, kind, protocol)
         try:
             with cancel.watching(sock):
                 sock.settimeout(patience.connect_s)
-                sock.connect(address)
+                dialing.connect(sock, address)
             cancel.raise_if_set()
             return sock
         except OSError as error:
@@ -248,12 +278,12 @@ def _connected(host: str, port: int, patience: Patience, cancel: Cancel) -> sock
     raise failure
 
 
-def _addresses(host: str, port: int, patience: Patience, cancel: Cancel) -> list[Any]:
-    def look_up() -> list[Any]:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _addresses(peer: Origin, dialing: Dialing, patience: Patience, cancel: Cancel) -> list[Address]:
+    def look_up() -> list[Address]:
+        return dialing.look_up(peer.host, peer.port)
 
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(peer.host)
     except ValueError:
         return _aside(look_up, patience.connect_s, cancel)
     return look_up()

@@ -10,7 +10,7 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.network.connections import Connection, Connections
+from gen_worker.fetch.network.connections import DIALING, Connection, Connections, Dialing
 from gen_worker.fetch.network.origins import Origin, Url, without_queries
 from gen_worker.fetch.network.patience import FOR_QUESTIONS, HttpError, Patience, Tries
 from gen_worker.models.errors import ModelError
@@ -125,11 +125,11 @@ class Response:
 class Transport:
     """Asks origins. For any number of threads; `close` closes the connections that are kept."""
 
-    def __init__(self, config: FetchConfig, patience: Patience = FOR_QUESTIONS) -> None:
+    def __init__(self, config: FetchConfig, patience: Patience = FOR_QUESTIONS, dialing: Dialing = DIALING) -> None:
         if 0 < config.stall_timeout_s < patience.quiet_s:  # else nobody would look at the clock in time
             patience = msgspec.structs.replace(patience, quiet_s=config.stall_timeout_s)
         self._patience = patience
-        self._connections = Connections(config, patience)
+        self._connections = Connections(config, patience, dialing)
 
     def close(self) -> None:
         """Close the connections that are kept."""

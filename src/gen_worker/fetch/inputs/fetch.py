@@ -1,0 +1,290 @@
+"""Get one file that a payload names by a URL, as far as whoever named it may have it.
+
+Reaches public addresses only, follows redirects on the same terms, and stops at the first thing that is not allowed.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from io import FileIO
+from pathlib import Path
+from ssl import SSLCertVerificationError
+from typing import Literal, TypeAlias
+from urllib.parse import unquote
+
+import msgspec
+
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.inputs.addresses import unreachable_as
+from gen_worker.fetch.inputs.dimensions import dimensions
+from gen_worker.fetch.network.connections import DIALING, Dialing
+from gen_worker.fetch.network.origins import Origin, Url
+from gen_worker.fetch.network.patience import Patience, Tries, passes
+from gen_worker.fetch.network.transport import FAILURES, HttpError, Response, Transport, translated
+from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
+from gen_worker.models.errors import ModelError
+from gen_worker.wire.messages import InputAsset, InputFile
+
+MAX_BYTES = 50 << 20  # of a file whose asset says nothing of that
+LIMIT_S = 600.0  # for one file, with all tries
+FOR_INPUTS = Patience(tries=3, first_delay_s=0.2, longest_retry_after_s=10.0, quiet_s=60.0, slow_bytes_per_s=1024)
+_CHUNK_BYTES = 256 << 10
+_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+_ANYTHING = "application/octet-stream"
+
+
+Kind: TypeAlias = Literal["invalid", "unreachable", "canceled"]
+
+
+class InputError(Exception):
+    """The file cannot be had; `invalid`: whoever named it asks for what is not allowed. Never shows a URL's query."""
+
+    def __init__(self, kind: Kind, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retryable = retryable
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker allows, whatever an asset says of itself."""
+
+    max_bytes: int = 0
+    """0: what the asset allows."""
+
+    trusted_origin: str = ""
+    """`https://host:port` whose address may be any."""
+
+    allow_private: bool = False
+    """Whether every address may be reached."""
+
+
+def fetch_input(
+    asset: InputAsset,
+    path: str,
+    limits: Limits,
+    config: FetchConfig,
+    cancel: Cancel,
+    *,
+    patience: Patience = FOR_INPUTS,
+    dialing: Dialing = DIALING,
+    limit_s: float = LIMIT_S,
+) -> InputFile:
+    """Have the asset's file at `path`, with a suffix by its type, and say what it is; raise `InputError`.
+
+    What the environment says of proxies does not count: a proxy would look names up for itself.
+    """
+    config = msgspec.structs.replace(config, proxies={})
+    dialing = dialing._replace(check=lambda origin, address: _check(origin, address, limits))
+    try:
+        url = Url(asset.url)
+    except ModelError:
+        raise InputError("invalid", "a URL of the payload is none that can be fetched") from None
+    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits))
+    with _in_time(cancel, limit_s) as hurry, Transport(config, patience, dialing) as transport:
+        try:
+            return _patiently(wish, transport, patience, hurry)
+        except ModelError as error:
+            raise _refusal(error, wish, cancel, limit_s) from error
+
+
+class _Wish(msgspec.Struct, frozen=True):
+    """One file, where it is and where it goes."""
+
+    asset: InputAsset
+    url: Url
+    path: Path
+    max_bytes: int
+
+    @property
+    def host(self) -> str:
+        """Whom people know it by."""
+        return str(self.url.origin)
+
+
+def _check(origin: Origin, address: str, limits: Limits) -> None:
+    """Raise for an address that a stranger must not have reached through this worker."""
+    if limits.allow_private or (limits.trusted_origin and origin == Url(limits.trusted_origin).origin):
+        return
+    kind = unreachable_as(address)
+    if kind is not None:
+        raise InputError("invalid", f"`{origin}` is not asked for a file: its address is {kind}")
+
+
+def _max_bytes(asset: InputAsset, limits: Limits) -> int:
+    wanted = asset.max_bytes or MAX_BYTES
+    return min(wanted, limits.max_bytes) if limits.max_bytes else wanted
+
+
+@contextmanager
+def _in_time(cancel: Cancel, seconds: float) -> Iterator[Cancel]:
+    """Yield a flag that is set with the other one, or when the time is over."""
+    with cancel.part() as hurry:
+        alarm = threading.Timer(seconds, hurry.set)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            yield hurry
+        finally:
+            alarm.cancel()
+
+
+def _patiently(wish: _Wish, transport: Transport, patience: Patience, cancel: Cancel) -> InputFile:
+    tries = Tries(patience)
+    while True:
+        try:
+            return _once(wish, transport, cancel)
+        except FAILURES as error:
+            cancel.raise_if_set()
+            failure = error
+        try:
+            cancel.wait(tries.failed(failure))
+        except FAILURES as error:
+            raise _failed(error, wish, patience.tries) from error
+
+
+def _failed(error: Exception, wish: _Wish, tries: int) -> InputError:
+    """Return what is told of a request that failed for good."""
+    if isinstance(error, OSError | HTTPException):
+        kind: Kind = "invalid" if isinstance(error, SSLCertVerificationError) else "unreachable"
+        return InputError(kind, str(translated(error, wish.url)), retryable=passes(error))
+    assert isinstance(error, HttpError)
+    who = f"whoever `{wish.host}` redirects to" if error.redirected else f"`{wish.host}`"
+    if passes(error):
+        return InputError("unreachable", f"{who} answers {error.status}, {tries} times", retryable=True)
+    return InputError("invalid", f"{who} does not give the file of the payload: it answers {error.status}")
+
+
+def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> InputError:
+    """Return what is told of what another try would not have changed."""
+    if error.kind == "not_configured":
+        return InputError("unreachable", str(error))
+    if error.kind != "canceled":
+        return InputError("invalid", str(error))
+    if cancel.is_set():
+        return InputError("canceled", "canceled")
+    text = f"`{wish.host}` is too slow: its file has not come within {limit_s:g} seconds"
+    return InputError("unreachable", text, retryable=True)
+
+
+# --- one try ----------------------------------------------------------------------------------------------------------
+
+
+def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
+    with transport.once(str(wish.url), cancel=cancel) as response:
+        _check_head(response, wish)
+        chunk = memoryview(bytearray(_CHUNK_BYTES))
+        began = _begin(response, chunk)
+        kind = _kind(bytes(chunk[: min(began, HEAD_BYTES)]), wish, response)
+        path = wish.path.with_name(wish.path.name + _suffix(kind, wish))
+        with _new_file(path) as file:
+            size = _copy(response, file, chunk, began, wish)
+            _check_dimensions(file, kind, wish)
+    return InputFile(str(path), size, kind)
+
+
+def _check_head(response: Response, wish: _Wish) -> None:
+    if response.status not in (200, 203):
+        raise InputError(
+            "invalid", f"`{wish.host}` does not give the file of the payload: it answers {response.status}"
+        )
+    if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise InputError("invalid", f"the file from `{wish.host}` comes in an encoding that was not asked for")
+    length = response.headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > wish.max_bytes:
+        raise InputError("invalid", f"the file from `{wish.host}` has {int(length[:20])} bytes, {_limit(wish)}")
+
+
+def _limit(wish: _Wish) -> str:
+    return f"the limit is {wish.max_bytes}"
+
+
+def _begin(response: Response, chunk: memoryview) -> int:
+    """Read as much as it takes to tell what it is; return how much that was."""
+    size = 0
+    while size < HEAD_BYTES and (count := response.read_into(chunk[size:])):
+        size += count
+    return size
+
+
+def _kind(head: bytes, wish: _Wish, response: Response) -> str:
+    """Return the type of a file, if it is one that its asset allows."""
+    names = (unquote(wish.url.path), unquote(response.url.path))
+    declared = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    found = next((kind for name in names if (kind := mime_type(head, name))), None)
+    kind = found or (declared if _TYPE.fullmatch(declared) else _ANYTHING)
+    allowed = wish.asset.mime_types
+    if allowed and not any(_allows(each.strip().lower(), kind) for each in allowed):
+        listed = ", ".join(f"`{each[:80]}`" for each in allowed[:8])
+        raise InputError("invalid", f"the file from `{wish.host}` is `{kind}`, allowed is {listed}")
+    return kind
+
+
+def _allows(pattern: str, kind: str) -> bool:
+    return pattern in ("*", "*/*", kind) or (pattern.endswith("/*") and kind.startswith(pattern[:-1]))
+
+
+def _suffix(kind: str, wish: _Wish) -> str:
+    suffix = extension(kind)
+    own = os.path.splitext(unquote(wish.url.path))[1]
+    return own if suffix == extension(None) and _SUFFIX.fullmatch(own) else suffix
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[FileIO]:
+    """Open a file that nobody else can have put there; it stays unless the body raises."""
+    with _disk():
+        path.unlink(missing_ok=True)  # of a try before, in a process that died
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with FileIO(descriptor, "r+b") as file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Tell what keeps us from writing apart from what the network does."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError("unreachable", f"a file of the payload cannot be written: {reason}", retryable=True) from error
+
+
+def _copy(response: Response, file: FileIO, chunk: memoryview, count: int, wish: _Wish) -> int:
+    """Write what has come and what comes; return how much that was."""
+    size = 0
+    while count:
+        size += count
+        if size > wish.max_bytes:
+            raise InputError("invalid", f"the file from `{wish.host}` has more bytes than it may: {_limit(wish)}")
+        with _disk():
+            rest = chunk[:count]
+            while rest:
+                rest = rest[file.write(rest) :]
+        count = response.read_into(chunk)
+    return size
+
+
+def _check_dimensions(file: FileIO, kind: str, wish: _Wish) -> None:
+    asset = wish.asset
+    if not (asset.max_width or asset.max_height or asset.max_pixels):
+        return
+    found = dimensions(file, kind)
+    if found is None:
+        raise InputError("invalid", f"the file from `{wish.host}` does not say how large it is as a picture: `{kind}`")
+    most = {"width": asset.max_width, "height": asset.max_height, "pixels": asset.max_pixels}
+    sizes = {"width": found.width, "height": found.height, "pixels": found.width * found.height}
+    for name, limit in most.items():
+        if limit and sizes[name] > limit:
+            size = f"{found.width}x{found.height}"
+            raise InputError(
+                "invalid", f"the picture from `{wish.host}` has {size}, the limit of its {name} is {limit}"
+            )
