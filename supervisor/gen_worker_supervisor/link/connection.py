@@ -1,0 +1,240 @@
+"""One connection to an orchestrator, from dialing to its end.
+
+It knows in which order messages go, not what they mean, and not what comes after its end.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from gen_worker.pb import CONNECT
+from gen_worker.settings import Secret
+from gen_worker.wire.scheduler import MESSAGE_BYTES, Hello, HelloAck, SchedulerFrame, WorkerFrame
+from gen_worker_supervisor.link.dialing import Ended, Fatal
+from gen_worker_supervisor.link.outbox import Outbox
+from gen_worker_supervisor.link.target import Target
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    Call: TypeAlias = grpc.aio.StreamStreamCall[bytes, bytes]
+
+OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one address share a connection and its back-off
+)
+PEER_S = 5.0  # for the orchestrator to end its half of the stream when ours has ended
+LEAVING = Ended("CANCELLED", "the worker leaves")
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What is shown to the orchestrator, and what its certificate must come from."""
+
+    token: Secret
+    ca_bundle: bytes | None
+
+
+class Ears(NamedTuple):
+    """Who is told what happens on a connection. Nothing of it blocks or raises."""
+
+    hello: Callable[[], Hello]
+    """Gives the first message."""
+
+    acknowledged: Callable[[HelloAck], Fatal | None]
+    """Hears the answer to it, and every later one; a `Fatal` ends the connection."""
+
+    heard: Callable[[SchedulerFrame], None]
+    """Hears everything else that comes after the first answer."""
+
+    left: Callable[[WorkerFrame, bool], None]
+    """Hears of each message that it was written, or that it never will be."""
+
+
+class Connection:
+    """One stream: `run` it once, `wake` it when there is more to write, `finish` it for an orderly end."""
+
+    def __init__(self, target: Target, credentials: Credentials, outbox: Outbox, ears: Ears) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._outbox = outbox
+        self._ears = ears
+        self._live_since: float | None = None
+        loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[Ended | Fatal] = loop.create_future()
+        self._half_closed: asyncio.Future[None] = loop.create_future()
+        self._finishing = False
+        self._more = asyncio.Event()  # something to write, or nothing ever again
+        self._room = asyncio.Event()  # for what the next message may cause
+        self._writer: asyncio.Task[None] | None = None
+
+    async def run(self, ack_within_s: float) -> Ended | Fatal:
+        """Dial and talk until it ends, whoever ends it; without a HelloAck in time, that ends it."""
+        channel = _channel(self._target, self._credentials)
+        token = self._credentials.token
+        call: Call = channel.stream_stream(CONNECT)(metadata=(("authorization", f"Bearer {token}"),) if token else ())
+        reader = asyncio.create_task(self._read(call))
+        reader.add_done_callback(self._stopped)
+        timer = asyncio.get_running_loop().call_later(ack_within_s, self._silent, ack_within_s)
+        try:
+            end = await self._end
+        finally:
+            timer.cancel()
+            await self._hang_up(call, reader)
+            await channel.close()
+        if isinstance(end, Fatal) or self._live_since is None:
+            return end
+        return msgspec.structs.replace(end, acknowledged=True, lived_s=time.monotonic() - self._live_since)
+
+    def wake(self) -> None:
+        """There is more to write."""
+        self._more.set()
+
+    async def finish(self, flush_s: float) -> None:
+        """Write what waits, for at most so long; end our half of the stream, and give the peer time for its own."""
+        if self._live_since is not None:
+            self._finishing = True
+            self._more.set()
+            either: list[asyncio.Future[Any]] = [self._half_closed, self._end]
+            await asyncio.wait(either, timeout=flush_s, return_when=asyncio.FIRST_COMPLETED)
+            if self._half_closed.done():
+                await asyncio.wait([self._end], timeout=PEER_S)
+        self._finish(LEAVING)
+
+    def _finish(self, end: Ended | Fatal) -> None:
+        """End the connection for this reason, unless it has one already."""
+        if not self._end.done():
+            self._end.set_result(end)
+
+    def _silent(self, ack_within_s: float) -> None:
+        if self._live_since is None:
+            self._finish(Ended("DEADLINE_EXCEEDED", f"no HelloAck within {ack_within_s:.3g} s"))
+
+    def _stopped(self, task: "asyncio.Task[None]") -> None:
+        """End the connection with its reader or writer; with what it raised, if that is a bug of ours."""
+        self._room.set()
+        if task.cancelled() or self._end.done():
+            return
+        if error := task.exception():
+            self._end.set_exception(error)
+
+    async def _hang_up(self, call: "Call", reader: "asyncio.Task[None]") -> None:
+        """End the call, and with it the two tasks.
+
+        They are not cancelled themselves: inside of `write` that would end the call before what it holds is told of.
+        """
+        call.cancel()
+        self._more.set()
+        self._room.set()
+        await asyncio.wait([task for task in (reader, self._writer) if task is not None])
+
+    # --- reading ---
+
+    async def _read(self, call: "Call") -> None:
+        import grpc.aio
+
+        from gen_worker.pb.convert import encode_worker
+
+        try:
+            await call.write(encode_worker(self._ears.hello()))
+            while (packet := await call.read()) is not grpc.aio.EOF:
+                if not self._take_in(call, packet):
+                    return
+                await self._until_room()
+            self._finish(Ended("OK", "the orchestrator ended the stream"))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter where the call is over already
+            self._finish(Ended((await call.code()).name, await call.details() or ""))
+
+    def _take_in(self, call: "Call", packet: bytes) -> bool:
+        """Hear a message; return whether the connection goes on."""
+        from google.protobuf.message import DecodeError
+
+        from gen_worker.pb.convert import decode_scheduler
+
+        try:
+            frame = decode_scheduler(packet)
+        except DecodeError:
+            self._finish(Ended("INTERNAL", f"the orchestrator sent {len(packet)} bytes that are no message"))
+            return False
+        if isinstance(frame, HelloAck):
+            return self._acknowledge(call, frame)
+        if frame is not None and self._live_since is None:
+            self._finish(Ended("INTERNAL", f"the orchestrator began with {type(frame).__name__} instead of HelloAck"))
+            return False
+        if frame is not None:
+            self._ears.heard(frame)
+        return True
+
+    def _acknowledge(self, call: "Call", ack: HelloAck) -> bool:
+        fatal = self._ears.acknowledged(ack)
+        if fatal is not None:
+            self._finish(fatal)
+            return False
+        if self._live_since is None:
+            self._live_since = time.monotonic()
+            self._writer = asyncio.create_task(self._write(call))
+            self._writer.add_done_callback(self._stopped)
+        return True
+
+    async def _until_room(self) -> None:
+        """Hold what the orchestrator sends back as long as it does not take what we have to say."""
+        while self._outbox.full and self._writer is not None and not self._writer.done():
+            self._room.clear()
+            await self._room.wait()
+
+    # --- writing ---
+
+    async def _write(self, call: "Call") -> None:
+        """Write what there is until the connection ends; how it ends, the reader sees."""
+        while not self._end.done():
+            frame = self._outbox.pop()
+            if frame is not None:
+                self._ears.left(frame, await self._written(call, frame))
+                if not self._outbox.full:
+                    self._room.set()
+            elif self._finishing:
+                await self._half_close(call)
+                return
+            else:
+                self._more.clear()
+                await self._more.wait()
+
+    async def _written(self, call: "Call", frame: WorkerFrame) -> bool:
+        import grpc.aio
+
+        from gen_worker.pb.convert import encode_worker
+
+        packet = encode_worker(frame)
+        if len(packet) > MESSAGE_BYTES:
+            return False
+        try:
+            await call.write(packet)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over
+            return False
+        return True
+
+    async def _half_close(self, call: "Call") -> None:
+        import grpc.aio
+
+        try:
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over
+            return
+        self._half_closed.set_result(None)
+
+
+def _channel(target: Target, credentials: Credentials) -> "grpc.aio.Channel":
+    import grpc.aio
+
+    if not target.tls:
+        return grpc.aio.insecure_channel(target.authority, options=OPTIONS)
+    trusted = grpc.ssl_channel_credentials(root_certificates=credentials.ca_bundle)
+    return grpc.aio.secure_channel(target.authority, trusted, options=OPTIONS)
