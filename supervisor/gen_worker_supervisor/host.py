@@ -35,6 +35,7 @@ from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_un
 from gen_worker_supervisor.start import StartError
 from gen_worker_supervisor.state import Device, Fleet, Function
 from gen_worker_supervisor.supervisor import Supervisor
+from gen_worker_supervisor.uploads import Uploads
 
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
@@ -118,6 +119,7 @@ class Host:
             max_bytes=plan.settings.max_input_file_bytes,
             allow_private=plan.settings.allow_private_inputs,
         )
+        self.uploads = Uploads(self.fetcher)
         self._folder: Path | None = None
         self._boot_id = uuid.uuid4().hex
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
@@ -206,10 +208,12 @@ class Host:
     def _on_report(self, report: FetchReport, descriptors: list[int]) -> None:
         self.supervisor.models.on_report(report, descriptors)
         self.inputs.on_report(report)
+        self.uploads.on_report(report)
 
     def _on_fetcher_lost(self) -> None:
         self.supervisor.models.on_lost()
         self.inputs.on_lost()
+        self.uploads.on_lost()
 
     # --- its end ---
 
@@ -219,6 +223,7 @@ class Host:
         if self._fetcher is not None:
             self._fetcher.close()
         self.inputs.close()
+        self.uploads.close()
         if self._folder is not None:  # before its socket closes: from then on it would be anyone's with our pid
             shutil.rmtree(self._folder, ignore_errors=True)
         self._control.close()

@@ -1,0 +1,364 @@
+"""The jobs that come over the link: each is run once, answered once, and told of on its way.
+
+What a pair of request and attempt means is the ledger's to say; which device and models, the fleet's. Nothing here
+knows of gRPC.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Protocol
+
+from gen_worker.wire.fetching import Destination, Uploaded, UploadFailed
+from gen_worker.wire.messages import Event
+from gen_worker.wire.scheduler import (
+    EVENT_TYPE,
+    INLINE_ASSET_BYTES,
+    INLINE_RESULT_BYTES,
+    CancelJob,
+    JobAccepted,
+    JobMetrics,
+    JobProgress,
+    JobResult,
+    JobStatus,
+    OutputMode,
+    RunJob,
+    WorkerFrame,
+)
+from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.link.answers import STATUS, metrics, redacted, safe_message
+from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
+from gen_worker_supervisor.state import Device, Function, Job, Outcome
+from gen_worker_supervisor.supervisor import Supervisor
+from gen_worker_supervisor.uploads import Uploads
+
+EVENTS_A_SECOND = 10  # of one job
+MESSAGE_LIMIT = 48 << 20  # what a message may carry of an output, so that all of it stays below the wire's limit
+LINK = "orchestrator"
+
+
+class Functions(Protocol):
+    """Says which function a `RunJob` means."""
+
+    def function_for(self, run: RunJob, name: str) -> Function | str:
+        """Return the function with the models that the request names; a text: why there is none."""
+        ...
+
+
+class LinkJob:
+    """The orchestrator as the client of one attempt."""
+
+    link = LINK
+
+    def __init__(self, jobs: "LinkJobs", held: Held, concurrency: int) -> None:
+        self.held = held
+        self.concurrency = concurrency
+        self.job: Job | None = None
+        self.refusal = ""  # why the job is ended, where that is not its own doing
+        self._jobs = jobs
+        self._seq = 0
+        self._events_due = -inf
+
+    def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
+        """Take the job's one answer."""
+        self._jobs.ended(self, job, outcome, body)
+
+    def item(self, job: Job, body: OutputBody, content_type: str) -> None:
+        """Pass a stream item on; the next ones come as this one leaves."""
+        if isinstance(body, Output) and body.length > MESSAGE_LIMIT:
+            self.refusal = f"an item of the stream has {body.length} bytes, the limit is {MESSAGE_LIMIT}"
+            body.release()
+            self._jobs.supervisor.end(job, Reason.CANCEL)
+            return
+        piece = bytes(body.view()) if isinstance(body, Output) else body
+        _release(body)
+        self._jobs.send(self._progress(piece, content_type))
+
+    def event(self, job: Job, event: Event) -> None:
+        """Pass progress or a log line on, unless there are too many of them."""
+        now = time.monotonic()
+        if now < self._events_due:
+            return
+        self._events_due = max(self._events_due, now - 1.0) + 1.0 / EVENTS_A_SECOND
+        value = b'{"event":"%b","value":%b}' % (event.event.encode(), event.value)
+        self._jobs.send(self._progress(value, EVENT_TYPE))
+
+    def rerun(self, job: Job) -> None:
+        """It had not begun: there is nothing to forget."""
+
+    def _progress(self, body: bytes, content_type: str) -> JobProgress:
+        self._seq += 1
+        run = self.held.run
+        return JobProgress(
+            request_id=run.request_id, attempt=run.attempt, seq=self._seq, body=body, content_type=content_type
+        )
+
+
+class LinkJobs:
+    """All jobs of the link, from their `RunJob` to their result's way out."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        uploads: Uploads,
+        functions: Functions,
+        send: Callable[[WorkerFrame], None],
+        *,
+        max_concurrency: int = 0,
+    ) -> None:
+        self.supervisor = supervisor
+        self.send = send
+        self.ledger = Ledger()
+        self.file_base_url = ""
+        self.gates: dict[str, str] = {}  # why functions are not available here, by name
+        self._uploads = uploads
+        self._functions = functions
+        self._max_concurrency = max_concurrency
+        self._clients: dict[tuple[str, int], LinkJob] = {}
+        self._uploading: dict[int, LinkJob] = {}
+        self.connected = False
+        self.on_settled: Callable[[], None] | None = None  # called once nothing is held and every result was written
+
+    # --- what the orchestrator wants ---
+
+    def run(self, run: RunJob) -> None:
+        """Run a job, unless it runs already or has been answered; then say that again."""
+        match self.ledger.coming(run.request_id, run.attempt):
+            case Coming.HELD:
+                self._accepted(run)
+            case Coming.ENDED:
+                self._answer_again(run)
+            case Coming.STALE:
+                return
+            case Coming.NEW:
+                self._begin(run)
+            case Coming.FENCES:
+                self._fence(run)
+
+    def cancel(self, order: CancelJob) -> None:
+        """End an attempt that is held; any other is ignored."""
+        held = self.ledger.find(order.request_id, order.attempt)
+        if held is None:
+            return
+        client = self._clients.get((order.request_id, order.attempt))
+        if client is None:  # it waits for an earlier attempt to end
+            self.ledger.leave(held)
+            self._end(held, JobStatus.CANCELED, "canceled")
+        elif client.job is not None and not client.job.ended:
+            self.supervisor.end(client.job, Reason.CANCEL)
+
+    def _begin(self, run: RunJob) -> None:
+        refused = self._refusal(run)
+        if isinstance(refused, JobResult):
+            self._ship(refused)
+            return
+        held = self.ledger.accept(run, time.monotonic())
+        self._accepted(run)
+        self._submit(held, refused)
+
+    def _fence(self, run: RunJob) -> None:
+        """A later attempt has come: the earlier one ends without a word, then this one begins."""
+        earlier = self.ledger.held[run.request_id]
+        passed_over = self.ledger.waiting.get(run.request_id)
+        if passed_over is not None:
+            self.ledger.leave(passed_over)
+        self.ledger.fence(run, time.monotonic())
+        self._accepted(run)
+        client = self._clients.get((run.request_id, earlier.run.attempt))
+        if client is not None and client.job is not None and not client.job.ended:
+            self.supervisor.end(client.job, Reason.CANCEL)
+
+    def _refusal(self, run: RunJob) -> JobResult | Function:
+        """Return the function to run, or the result of a job that is not accepted."""
+        if self.supervisor.fleet.draining:
+            return _result(run, JobStatus.RETRYABLE, "worker draining")
+        if self._max_concurrency and self.ledger.count >= self._max_concurrency:
+            return _result(run, JobStatus.RETRYABLE, "worker busy")
+        name = self.supervisor.routable(run.function_name)
+        if name is None:
+            there = ", ".join(f"`{each}`" for each in sorted(self.supervisor.fleet.functions))
+            return _result(run, JobStatus.INVALID, f"no function `{run.function_name[:100]}`; there are: {there}")
+        if name in self.gates:
+            return _result(run, JobStatus.RETRYABLE, f"function unavailable: {self.gates[name]}")
+        function = self._functions.function_for(run, name)
+        if isinstance(function, str):
+            return _result(run, JobStatus.INVALID, function)
+        return self._on_device(run, function)
+
+    def _on_device(self, run: RunJob, function: Function) -> JobResult | Function:
+        if run.compute is None or run.compute.accelerator != "cuda" or not function.surveyed.gpu:
+            return function
+        devices = [device for device in self.supervisor.fleet.devices if device.takes_gpu_functions]
+        chosen = next((device for device in devices if _index(device) == run.compute.gpu_index), None)
+        if chosen is None:
+            text = f"no GPU {run.compute.gpu_index} on this worker, which has {len(devices)}"
+            return _result(run, JobStatus.RETRYABLE, text)
+        return self.supervisor.fleet.on_device(function, chosen)
+
+    def _submit(self, held: Held, function: Function) -> None:
+        run = held.run
+        client = LinkJob(self, held, concurrency=len(self.supervisor.fleet.jobs))
+        self._clients[run.request_id, run.attempt] = client
+        waited_s = time.monotonic() - held.accepted
+        client.job = self.supervisor.submit(
+            client,
+            request_id=run.request_id,
+            function=function,
+            payload=InlinePayload(run.input_payload),
+            encoding="msgpack",
+            attempt=run.attempt,
+            stream=function.surveyed.streams,
+            events=True,
+            remote=True,
+            timeout_s=max(0.0, run.timeout_ms / 1000 - waited_s) if run.timeout_ms > 0 else None,
+            reruns=False,
+            destination=self._destination(run),
+            inline_file_bytes=INLINE_ASSET_BYTES if run.output_mode is OutputMode.INLINE else 0,
+            wire=True,
+        )
+
+    def _destination(self, run: RunJob) -> Destination:
+        return Destination(self.file_base_url, run.capability_token, run.request_id, run.attempt, run.tenant)
+
+    # --- what became of it ---
+
+    def ended(self, client: LinkJob, job: Job, outcome: Outcome, body: OutputBody) -> None:
+        """A job has its outcome: ship its result, after its output was stored where that is too long to be sent."""
+        run = client.held.run
+        took = metrics(job, outcome, time.monotonic(), client.concurrency)
+        if client.held.silent:
+            _release(body)
+            self._leave(client)
+        elif client.refusal:
+            _release(body)
+            self._finish(client, _result(run, JobStatus.FATAL, client.refusal, took))
+        elif outcome.kind is not None or job.stream:
+            _release(body)
+            text = redacted(self.supervisor.log.hide(safe_message(outcome)))
+            self._finish(client, _result(run, STATUS[outcome.state], text, took))
+        else:
+            self._deliver(client, body, took)
+
+    def _deliver(self, client: LinkJob, body: OutputBody, took: JobMetrics | None) -> None:
+        """Send an output in its result, or store it and send where it is."""
+        run = client.held.run
+        length = body.length if isinstance(body, Output) else len(body)
+        limit = INLINE_RESULT_BYTES if self.file_base_url else MESSAGE_LIMIT
+        if not isinstance(body, Output) or length <= limit:
+            inline = bytes(body.view()) if isinstance(body, Output) else body
+            _release(body)
+            self._finish(client, _result(run, JobStatus.OK, "", took, inline=inline))
+            return
+
+        def stored(report: Uploaded | UploadFailed) -> None:
+            body.release()
+            self._uploading.pop(number, None)
+            if client.held.silent:
+                self._leave(client)
+            elif isinstance(report, Uploaded):
+                self._finish(client, _result(run, JobStatus.OK, "", took, blob_ref=report.stored.ref))
+            else:
+                text = redacted(f"output upload failed: {report.message}")
+                self._finish(client, _result(run, JobStatus.RETRYABLE, text, took))
+
+        ref, mime_type = f"results/{run.request_id}.msgpack", "application/msgpack"
+        number = -1
+        number = self._uploads.upload(self._destination(run), ref, os.dup(body.fd), length, mime_type, stored)
+        self._uploading[number] = client
+
+    def _finish(self, client: LinkJob, result: JobResult) -> None:
+        self._leave(client)
+        self._ship(result)
+
+    def _leave(self, client: LinkJob) -> None:
+        """An attempt is over: the one that waited for it begins."""
+        run = client.held.run
+        self._clients.pop((run.request_id, run.attempt), None)
+        following = self.ledger.leave(client.held)
+        if following is None:
+            self._note_settled()
+            return
+        refused = self._refusal(following.run)
+        if isinstance(refused, JobResult):
+            self.ledger.leave(following)
+            self._ship(refused)
+        else:
+            self._submit(following, refused)
+
+    def _end(self, held: Held, status: JobStatus, text: str) -> None:
+        self._ship(_result(held.run, status, text))
+
+    def _ship(self, result: JobResult) -> None:
+        self.ledger.end(result)
+        if self.connected:
+            self.send(result)
+
+    # --- the link ---
+
+    def acknowledged(self) -> None:
+        """A connection is up: what may not have arrived over the one before is sent again."""
+        self.connected = True
+        for result in list(self.ledger.unshipped(time.monotonic())):
+            self.send(result)
+
+    def left(self, frame: WorkerFrame, *, written: bool) -> None:
+        """A message has left for the orchestrator, or was dropped."""
+        if isinstance(frame, JobResult):
+            if written:
+                self.ledger.written(frame, time.monotonic())
+                self._note_settled()
+        elif isinstance(frame, JobProgress) and frame.content_type != EVENT_TYPE:
+            client = self._clients.get((frame.request_id, frame.attempt))
+            if client is not None and client.job is not None:
+                self.supervisor.more(client.job, 1)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is held and every result was written to a live stream."""
+        return not self._clients and not self.ledger.waiting and self.ledger.all_shipped()
+
+    def _note_settled(self) -> None:
+        if self.on_settled is not None and self.settled:
+            self.on_settled()
+
+    def _accepted(self, run: RunJob) -> None:
+        self.send(JobAccepted(request_id=run.request_id, attempt=run.attempt))
+
+    def _answer_again(self, run: RunJob) -> None:
+        result = self.ledger.result(run.request_id, run.attempt)
+        if result is None:
+            text = "it was answered before, with an output that is not remembered any more"
+            result = _result(run, JobStatus.RETRYABLE, text)
+        self.send(result)
+
+
+def _index(device: Device) -> int:
+    """Return the number by which an orchestrator names a device; a CPU slot stands for the GPU of its number."""
+    return device.index if device.index is not None else int(device.name.rpartition(":")[2])
+
+
+def _release(body: OutputBody) -> None:
+    if isinstance(body, Output):
+        body.release()
+
+
+def _result(
+    run: RunJob,
+    status: JobStatus,
+    text: str,
+    took: JobMetrics | None = None,
+    *,
+    inline: bytes | None = None,
+    blob_ref: str | None = None,
+) -> JobResult:
+    return JobResult(
+        request_id=run.request_id,
+        attempt=run.attempt,
+        status=status,
+        inline=inline,
+        blob_ref=blob_ref,
+        safe_message=text,
+        metrics=took,
+    )

@@ -1,0 +1,182 @@
+"""A worker: a host whose jobs come from an orchestrator, from its first dial until it is drained.
+
+It exits with 0 after a drain, with 1 when the orchestrator will never have it, or when no device can serve.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+import msgspec
+
+from gen_worker.environment import secret_values
+from gen_worker.settings import Settings
+from gen_worker.wire.status import LinkStatus
+from gen_worker_supervisor import start
+from gen_worker_supervisor.host import Host, HostPlan
+from gen_worker_supervisor.link.resources import resources
+from gen_worker_supervisor.link.stream import Link, LinkConfig, LinkFatalError
+from gen_worker_supervisor.link.worker import Worker
+from gen_worker_supervisor.log import stderr_look
+from gen_worker_supervisor.vram import FreeVram
+
+OK, FAILED = 0, 1
+FLUSH_S = 30.0  # what results have to be written after the drain
+ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
+
+
+class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker is to do, beside the settings."""
+
+    module: str
+    paths: list[str]
+    worker_id: str
+    release_id: str = ""
+    devices: str = "auto"
+    devices_option: str = "GEN_WORKER_DEVICES"  # as it was written
+    strict_gpus: bool = True  # a host without GPUs runs no GPU functions, unless its devices were named
+    vram_budget_gb: float = 0.0  # 0: what the settings say
+    fetching: bytes = b""  # an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens
+
+
+def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str]) -> int:
+    """Be a worker until it is drained; return the exit code. Raises `StartError` and `SettingsError`."""
+    config = LinkConfig.of(settings)
+    look = stderr_look(settings.log_format, settings.log_level, environment, secret_values(environment, settings))
+    survey = start.survey_module(options.module, options.paths, environment)
+    owned = start.own_devices(options.devices, survey, option=options.devices_option, strict_gpus=options.strict_gpus)
+    plan = HostPlan(
+        survey,
+        owned,
+        settings,
+        environment,
+        look,
+        options.fetching,
+        vram_budget_gb=options.vram_budget_gb,
+        eager=True,
+        patient=True,
+    )
+    with asyncio.Runner() as runner:
+        return runner.run(_work(plan, options, config))
+
+
+async def _work(plan: HostPlan, options: WorkOptions, config: LinkConfig) -> int:
+    service = _Service(plan, options, config)
+    try:
+        return await service.run()
+    finally:
+        await service.close()
+
+
+class _Service:
+    """A host, its link, and the signals that end both."""
+
+    def __init__(self, plan: HostPlan, options: WorkOptions, config: LinkConfig) -> None:
+        self._settings = plan.settings
+        self._host = Host(plan)
+        self._loop = self._host.loop
+        self._log = self._host.log
+        self._supervisor = self._host.supervisor
+        self._free_vram = FreeVram(plan.owned)
+        self._worker = Worker(
+            self._supervisor,
+            self._host.uploads,
+            plan.settings,
+            worker_id=options.worker_id,
+            release_id=options.release_id,
+            resources=resources(plan.owned, plan.survey.libraries, plan.settings),
+            free_vram_bytes=self._free_vram.total,
+            on_drain=self._drain,
+        )
+        self._link = Link(config, self._worker, self._log, self._loop)
+        self._linked: asyncio.Task[None] | None = None
+        self._settled: asyncio.Future[None] = self._loop.create_future()
+        self._forced: asyncio.Future[None] = self._loop.create_future()
+        self._signaled_at: float | None = None
+        self._has_begun = False
+
+    async def run(self) -> int:
+        """Work until the end; return the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._on_signal)
+        self._host.open()
+        self._host.reporter.link = self._link_status
+        self._has_begun = True
+        self._linked = self._loop.create_task(self._link.run())
+        self._worker.start(self._link.send)
+        self._host.start()
+        ended = (self._supervisor.status, self._linked, self._forced)
+        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        if self._forced.done():
+            return FAILED
+        if self._linked.done():
+            return self._link_ended()
+        return await self._flushed(self._supervisor.status.result())
+
+    def _link_ended(self) -> int:
+        """The link goes on for ever, but for what no other try would mend."""
+        assert self._linked is not None
+        error = self._linked.exception()
+        if not isinstance(error, LinkFatalError):
+            raise AssertionError("the link ended by itself") from error
+        self._log.event("error", "link", str(error))
+        if error.hint:
+            self._log.say(f"hint: {error.hint}")
+        return FAILED
+
+    async def _flushed(self, status: int) -> int:
+        """Write the results that are left, then leave the orchestrator in order."""
+        assert self._linked is not None
+        self._worker.look_now()
+        self._worker.jobs.on_settled = self._on_settled
+        if not self._worker.jobs.settled:
+            waiting = (self._settled, self._forced, self._linked)
+            await asyncio.wait(waiting, timeout=FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+        if self._forced.done():
+            return FAILED
+        if not self._worker.jobs.settled:
+            self._log.event("error", "link", f"some results were not written within {FLUSH_S:.0f} s")
+        await self._link.close(FLUSH_S)
+        return status
+
+    def _on_settled(self) -> None:
+        if not self._settled.done():
+            self._settled.set_result(None)
+
+    def _link_status(self) -> LinkStatus:
+        found = self._link.status()
+        state = "connected" if found.connected else "connecting"
+        return LinkStatus(state, found.address, since_s=round(max(0.0, time.time() - found.since), 3))
+
+    # --- its end ---
+
+    def _drain(self, within_s: float | None) -> None:
+        left = "as long as they take" if within_s is None else f"{within_s:g} s"
+        self._log.say(f"draining: no more jobs are taken, running ones have {left}")
+        self._supervisor.drain(within_s)
+        self._worker.look_now()
+
+    def _on_signal(self) -> None:
+        """First signal: drain. Second: end at once."""
+        now = self._loop.time()
+        if self._signaled_at is None:
+            self._signaled_at = now
+            self._drain(self._settings.drain_timeout_s)
+        elif now - self._signaled_at > ONE_SIGNAL_S and not self._forced.done():
+            self._log.say("ending at once")
+            self._forced.set_result(None)
+
+    async def close(self) -> None:
+        """Remove every trace: link, sockets, files, processes."""
+        self._worker.close()
+        self._free_vram.close()
+        if self._linked is not None and not self._linked.done():
+            self._linked.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._linked
+        self._host.close()
+        if self._has_begun:
+            self._log.say("stopped")
+        self._log.close()
