@@ -31,10 +31,6 @@ class Model:
     """One model, and how far it is on its way to this host."""
 
     wanted: Wanted
-    name: str = ""  # its ref as an orchestrator writes it
-    ordered: bool = False  # it is to be on this host whether a function has it or not
-    files: tuple[SnapshotFile, ...] = ()  # what it consists of, as an orchestrator says
-    ordered_by: tuple[SnapshotFile, ...] = ()  # what was said of it when the order under way was made
     state: ModelState = ModelState.COLD
     number: int = 0  # of the order that is under way
     urgent: bool = False  # a job waits for it
@@ -52,6 +48,10 @@ class Model:
     verified_at: float = -inf
     failure: FetchFailed | None = None
     retry_at: float = 0.0
+    name: str = ""  # its ref as an orchestrator writes it
+    ordered: bool = False  # it is to be on this host whether a function has it or not
+    files: tuple[SnapshotFile, ...] = ()  # what it consists of, as an orchestrator says
+    ordered_by: tuple[SnapshotFile, ...] = ()  # what was said of it when the order under way was made
 
     def __post_init__(self) -> None:
         self.name = self.name or self.wanted.wire_ref

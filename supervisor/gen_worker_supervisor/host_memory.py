@@ -10,7 +10,7 @@ import resource
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
@@ -158,6 +158,7 @@ class HostMemory:
         self._free_bytes = free_bytes
         self._limit = Cost(budget_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
+        self._spared: frozenset[str] = frozenset()
         self._freeing: list[threading.Thread] = []
         self._claim = _claimed(folder)
         _remove_abandoned(folder)
@@ -171,6 +172,10 @@ class HostMemory:
     def used_bytes(self) -> int:
         """What is held, and what is being copied."""
         return sum(held.cost.size_bytes for held in self._held.values())
+
+    def spare(self, keys: Collection[str]) -> None:
+        """Let go of these models only after all others; replaces those before."""
+        self._spared = frozenset(keys)
 
     def view(self, key: str) -> str | None:
         """Return what can be loaded from in place of the snapshot's `path`; counts as a use.
@@ -199,7 +204,8 @@ class HostMemory:
         if snapshot.key in self._held or not snapshot.files:
             return False
         cost = Cost(snapshot.size, min(len(snapshot.files), self._limit.descriptors))
-        going = dropped_for(cost, ((key, each.cost, _may_go(each)) for key, each in self._held.items()), self._limit)
+        order = sorted(self._held.items(), key=lambda each: each[0] in self._spared)
+        going = dropped_for(cost, ((key, each.cost, _may_go(each)) for key, each in order), self._limit)
         if going is None:
             return False
         given_back = sum(self._held[key].cost.size_bytes for key in going)

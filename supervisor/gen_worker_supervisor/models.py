@@ -10,6 +10,7 @@ from itertools import islice
 import msgspec
 
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
+from gen_worker.models.wanted import SnapshotFile
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.fetching import (
     Abort,
@@ -23,6 +24,9 @@ from gen_worker.wire.fetching import (
     Hold,
     HoldFailed,
     Noted,
+    Stock,
+    Stocked,
+    TakeStock,
 )
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.catalog import Model
@@ -45,6 +49,12 @@ class ModelSupply:
         self._leases: dict[str, int] = {}  # by the key of the snapshot
         self._holding: dict[int, Snapshot] = {}  # what the fetcher copies into memory, by the order's number
         self._number = 0
+        self._stock: list[Stocked] = []
+        self._on_stock: Callable[[list[Stocked]], None] | None = None
+        self.on_evicted: Callable[[str], None] = lambda ref: None
+        """Is told the ref of each model that goes from the disk."""
+        self.changes = 0
+        """Counts what comes into host memory, and what goes."""
         self._pins: dict[tuple[int, str], dict[str, str]] = {}  # keys of views by slot, of an instance in a child
 
     def start(self, fetcher: FetcherProcess, memory: HostMemory) -> None:
@@ -72,9 +82,32 @@ class ModelSupply:
         """Whether a model could be loaded without the disk."""
         return self._memory is not None and model.here and self._memory.holds(model.key)
 
-    def order(self, order: Fetch | Abort) -> None:
-        """Send the fetcher an order."""
-        self.fetcher.send(order)
+    @property
+    def started(self) -> bool:
+        """Whether there is a fetcher, as there is where functions have models."""
+        return self._fetcher is not None
+
+    def order(self, order: Fetch | Abort, described: tuple[SnapshotFile, ...] = ()) -> None:
+        """Send the fetcher an order, with what an orchestrator says that the model consists of."""
+        if not described or not isinstance(order, Fetch):
+            self.fetcher.send(order)
+            return
+        try:
+            descriptor = os.memfd_create("snapshot", os.MFD_CLOEXEC)
+        except OSError as error:  # no descriptor left
+            text = f"`{order.wanted.ref}` cannot be ordered: {(error.strerror or str(error)).lower()}"
+            self._on(FetcherReported(FetchFailed(order.number, "download_failed", text, "try again", retryable=True)))
+            return
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(described))
+            file.flush()
+            self.fetcher.send(order, [descriptor])
+
+    def take_stock(self, then: Callable[[list[Stocked]], None]) -> None:
+        """Have the fetcher say once what lies in the caches."""
+        self._on_stock = then
+        self._stock = []
+        self.fetcher.send(TakeStock())
 
     def on_report(self, report: FetchReport, descriptors: list[int]) -> None:
         """Take what the fetcher says, and the descriptors that came with it."""
@@ -90,7 +123,10 @@ class ModelSupply:
                 self._held(number, paths, descriptors, last=last)
             case HoldFailed(number, message):
                 self._not_held(number, message)
+            case Stock(models, last):
+                self._stocked(models, last=last)
             case Evicted(ref, size):
+                self.on_evicted(ref)
                 self._log.event("info", "models", f"`{ref}` evicted from the disk, {size / (1 << 20):.0f} MiB")
             case Noted(level, message):
                 self._log.event("warning" if level == "warning" else "info", "models", message)
@@ -100,7 +136,17 @@ class ModelSupply:
         for snapshot in self._holding.values():
             self.memory.drop(snapshot.key)
         self._holding.clear()
+        self.changes += 1
+        if self._on_stock is not None:
+            self.take_stock(self._on_stock)
         self._on(FetcherLost())
+
+    def _stocked(self, models: list[Stocked], *, last: bool) -> None:
+        self._stock += models
+        if last and self._on_stock is not None:
+            then, self._on_stock = self._on_stock, None
+            then(self._stock)
+            self._stock = []
 
     def _take_lease(self, key: str, descriptors: Sequence[int]) -> None:
         if not descriptors:
@@ -117,6 +163,7 @@ class ModelSupply:
             if snapshot.key == key:
                 del self._holding[number]
         self.memory.replace(key)
+        self.changes += 1
 
     def _held(self, number: int, paths: list[str], descriptors: list[int], *, last: bool) -> None:
         snapshot = self._holding.get(number)
@@ -130,6 +177,7 @@ class ModelSupply:
         except OSError as error:  # the run directory is full
             self._not_held(number, (error.strerror or str(error)).lower())
             return
+        self.changes += 1
         if last:
             del self._holding[number]
             told = f"`{snapshot.wanted.ref}` is in host memory, {snapshot.size / (1 << 20):.0f} MiB"
@@ -183,6 +231,7 @@ class ModelSupply:
             snapshot = _content(model)
             if snapshot is not None and self.memory.wants(snapshot):
                 self._number += 1
+                self.changes += 1  # others may have had to go for it
                 self._holding[self._number] = snapshot
                 self.fetcher.send(Hold(self._number, snapshot))
 
@@ -191,6 +240,7 @@ class ModelSupply:
         if key in self._leases:
             os.close(self._leases.pop(key))
         self.memory.drop(key)
+        self.changes += 1
 
     def close(self) -> None:
         """Let go of every lease and of the memory."""

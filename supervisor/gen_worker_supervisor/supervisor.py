@@ -179,7 +179,7 @@ class Supervisor:
             Signal: self._signal,
             LoadOver: self._load_over,
             LetGo: lambda action: self.models.let_go(action.key),
-            OrderFetch: lambda action: self.models.order(action.order),
+            OrderFetch: lambda action: self.models.order(action.order, action.described),
             OrderInputs: self._order_inputs,
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,

@@ -143,6 +143,10 @@ class Fetcher:
                 return _there(current)
             return self._have(_Fetch(wanted, resolved, limited, on_progress, keep), probe=probe)
 
+    def stock(self) -> Iterator[tuple[Wanted, int]]:
+        """Yield what lies in the caches, whole, with its bytes; of each cache the last used first."""
+        return self._store.stock()
+
     def close(self) -> None:
         """Let go of idle connections; nothing may be under way."""
         self._transport.close()

@@ -71,6 +71,11 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
             return self.repo
         return msgspec.structs.replace(self, digest="").ref if self.tag and self.digest else self.ref
 
+    @property
+    def plain(self) -> "Wanted":
+        """The same model without what narrows down its files."""
+        return msgspec.structs.replace(self, dtype="", subfolder="", files=(), trust_remote_code=False)
+
     def named_in(self, globs: Iterable[str]) -> bool:
         """Whether one of the globs means this model, by its ref or its repository's name."""
         return any(fnmatchcase(name, glob) for glob in globs for name in (self.ref, self.repo))

@@ -55,6 +55,10 @@ class Keep(_Message):
     refs: list[str]
 
 
+class TakeStock(_Message):
+    """Say what lies in the caches, in `Stock` frames."""
+
+
 class Hold(_Message):
     """Copy the files of a snapshot into sealed memfds; ends in `Held` frames or one `HoldFailed`."""
 
@@ -74,7 +78,10 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Upload(_Message):
-    """Store the first `length` bytes of the attached descriptor under `ref`; ends in `Uploaded` or `UploadFailed`."""
+    """Store the first `length` bytes of the attached descriptor under `ref`; ends in `Uploaded` or `UploadFailed`.
+
+    Attached after it is a memfd for the upload's journal: who gets the same order later goes on from there.
+    """
 
     number: int
     destination: Destination
@@ -94,7 +101,7 @@ class FetchInput(_Message):
     allow_private: bool = False
 
 
-FetchOrder: TypeAlias = Configure | Fetch | Abort | Keep | Hold | Upload | FetchInput
+FetchOrder: TypeAlias = Configure | Fetch | Abort | Keep | TakeStock | Hold | Upload | FetchInput
 
 
 # --- from the fetcher -------------------------------------------------------------------------------------------------
@@ -145,6 +152,20 @@ class HoldFailed(_Message):
     message: str
 
 
+class Stocked(msgspec.Struct, array_like=True, frozen=True):
+    """A model that lies in a cache, complete."""
+
+    wanted: Wanted  # without what narrows down its files
+    size: int
+
+
+class Stock(_Message):
+    """Some of the models that lie in the caches, the last used first; not more than are worth knowing."""
+
+    models: list[Stocked]
+    last: bool
+
+
 class Evicted(_Message):
     """A model is no longer on disk: room was needed."""
 
@@ -184,6 +205,7 @@ class UploadFailed(_Message):
     kind: UploadFailure
     message: str
     retryable: bool
+    limit_bytes: int = 0  # what it is over, for `too_large`
 
 
 class InputFetched(_Message):
@@ -208,6 +230,7 @@ FetchReport: TypeAlias = (
     | FetchFailed
     | Held
     | HoldFailed
+    | Stock
     | Evicted
     | Noted
     | Uploading

@@ -288,6 +288,20 @@ class Store:
                     sum(copy.size for copy in _copies_of(record.key, made)),
                 )
 
+    def stock(self) -> Iterator[tuple[Wanted, int]]:
+        """Yield the wishes that came to what is whole, here and in the lower caches, each with its bytes.
+
+        Those of each cache come by their last use, the latest first.
+        """
+        for layout in (self.layout, *self._lower):
+            ledger = Ledger(layout)
+            for row in sorted(ledger.read().values(), key=last_used, reverse=True):
+                record = ledger.record(row.get("key"))
+                with suppress(msgspec.ValidationError):  # it was written by another program
+                    wanted = msgspec.convert(row.get("wanted"), Wanted)
+                    if record is not None and _is_whole(layout, record):
+                        yield wanted, record.size
+
     def wishes(self, listed: Listed) -> tuple[Wanted, ...]:
         """Return the wishes that came to a snapshot."""
         rows = _rows_of(Ledger(listed.layout).read(), listed.record.key)
