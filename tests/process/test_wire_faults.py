@@ -1,5 +1,6 @@
 """What an orchestrator hears when a child dies, hangs or is killed: one result, and nothing of the others."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -49,16 +50,9 @@ def test_a_dead_child_costs_its_job_one_answer_and_the_others_nothing(made: Driv
 def test_a_child_that_is_killed_from_outside_costs_its_job_one_answer(made: Driven) -> None:
     job = made.ask("gated", gate="never")
     made.worker.until_running(job.request_id)
-    (made.worker.folder / "victim").write_text(str(pid := made.worker.home(job.request_id)))
-    signal_to(pid)
+    os.kill(made.worker.home(job.request_id), signal.SIGKILL)
     assert job.result().status == RETRYABLE
     assert made.ask("echo", text="served").output()["text"] == "served"
-
-
-def signal_to(pid: int) -> None:
-    import os
-
-    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_stream_whose_child_dies_is_retryable_after_what_was_sent(made: Driven) -> None:

@@ -119,7 +119,8 @@ def test_a_payload_that_cannot_be_meant_is_invalid(shared: Driven, what: str) ->
 
 
 def test_the_decoders_own_words_say_what_is_wrong_with_a_payload(shared: Driven) -> None:
-    assert shared.ask("echo", times="many").result().safe_message == "Expected `int`, got `str` - at `$.times`"
+    text = shared.ask("echo", times="many").result().safe_message
+    assert text.endswith("Expected `int`, got `str` - at `$.times`")
 
 
 def test_a_deep_payload_is_invalid_and_costs_nothing(shared: Driven) -> None:
@@ -382,14 +383,16 @@ def test_a_job_that_failed_was_measured_too(shared: Driven) -> None:
 def test_the_orchestrator_chooses_the_device(shared: Driven) -> None:
     homes = set()
     for index in (0, 1, 0, 1):
-        job = shared.connection.run("echo", {}, compute={"accelerator": "cuda", "gpu_index": index, "gpu_count": 1})
+        job = shared.connection.run(
+            "on-device", {}, compute={"accelerator": "cuda", "gpu_index": index, "gpu_count": 1}
+        )
         homes.add((index, job.output()["pid"]))
     assert len(homes) == 2
     assert len({pid for _, pid in homes}) == 2
 
 
 def test_a_device_that_is_not_there_is_refused_and_never_replaced_by_another(shared: Driven) -> None:
-    job = shared.connection.run("echo", {}, compute={"accelerator": "cuda", "gpu_index": 2, "gpu_count": 1})
+    job = shared.connection.run("on-device", {}, compute={"accelerator": "cuda", "gpu_index": 2, "gpu_count": 1})
     result = job.result()
     assert result.status in (INVALID, RETRYABLE)
     assert "2" in result.safe_message

@@ -24,6 +24,7 @@ PROJECT = '[project]\nname = "wired"\nversion = "0"\n\n[tool.gen_worker]\nmain =
 CANARY = "canary-5a17e0"  # part of every secret that a worker under test is given
 RELEASE = "release-7"
 READY = 5  # of WorkerPhase
+COMMAND = ["-m", "gen_worker.entrypoint"]
 Found = TypeVar("Found")
 
 
@@ -71,7 +72,7 @@ class Worker:
         env = {name: value for name, value in wanted.items() if value is not None}
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gen_worker.entrypoint"],
+                [sys.executable, *COMMAND],
                 cwd=self.app,
                 env=env,
                 stdin=subprocess.DEVNULL,

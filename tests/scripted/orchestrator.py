@@ -235,6 +235,7 @@ class Connection:
                 self._reading.wait()
                 self._hear(packet)
             self.half_closed = not self.gone
+            self.end()  # as an orchestrator does whose worker has said all it had to say
         except grpc.RpcError:
             pass
         finally:

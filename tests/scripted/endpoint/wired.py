@@ -74,6 +74,12 @@ def echo(ctx: RequestContext, payload: Order) -> Answer:
     return Answer(payload.text, os.getpid())
 
 
+@endpoint(resources=Resources(gpu=True))
+def on_device(ctx: RequestContext, payload: Order) -> Answer:
+    note(ctx)
+    return Answer(payload.text, os.getpid())
+
+
 @endpoint
 def read_depth(ctx: RequestContext, payload: Nested) -> Answer:
     return Answer("shallow", os.getpid())
