@@ -57,6 +57,9 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int = 1 << 30
     """What a download leaves free on the disk."""
 
+    max_upload_bytes: int = 0
+    """The longest file that a job may store; 0: no limit."""
+
     selection: SelectionOptions = SelectionOptions()
 
     def __repr__(self) -> str:
@@ -88,6 +91,7 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
             max_seconds=settings.download_max_seconds,
             input_tries=settings.input_tries,
             cache_bytes=settings.cache_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
             selection=SelectionOptions(
                 components=settings.hf_components,
                 optional_components=settings.hf_optional_components,

@@ -20,6 +20,9 @@ from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.holding import hold
 from gen_worker.fetch.inputs.fetch import FOR_INPUTS, InputError, Limits, fetch_input
+from gen_worker.fetch.uploading.failure import UploadError
+from gen_worker.fetch.uploading.journal import Journal
+from gen_worker.fetch.uploading.uploader import Uploader
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import SnapshotFile, Wanted
@@ -42,14 +45,23 @@ from gen_worker.wire.fetching import (
     InputFetched,
     Keep,
     Noted,
+    Stock,
+    Stocked,
+    TakeStock,
+    Upload,
+    Uploaded,
+    UploadFailed,
+    Uploading,
 )
 
 REPORT_S = 0.1  # between two reports on how far a fetch is
 SNAPSHOT_BYTES = 64 << 20  # the longest description of a snapshot that is read
 TEXT_CHARS = 8000  # of an error; two of them fit into a frame
+STOCK_MODELS = 1000  # that are worth knowing
+STOCK_A_FRAME = 50
 FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
 
-WorkKind: TypeAlias = Literal["fetch", "hold", "upload", "input"]
+WorkKind: TypeAlias = Literal["stock", "fetch", "hold", "upload", "input"]
 Work: TypeAlias = tuple[WorkKind, int]
 """What is under way, by its number; each kind is numbered apart."""
 
@@ -60,7 +72,7 @@ class Reports:
     def __init__(self, channel: Channel[FetchOrder]) -> None:
         self._channel = channel
         self._sending = threading.Lock()
-        self._latest: dict[int, Fetching] = {}
+        self._latest: dict[tuple[type, int], Fetching | Uploading] = {}
         self._some = threading.Event()
         threading.Thread(target=self._tell, name="gen-worker-progress", daemon=True).start()
 
@@ -69,22 +81,22 @@ class Reports:
         with self._sending:
             self._send(report, descriptors)
 
-    def progress(self, report: Fetching) -> None:
+    def progress(self, report: Fetching | Uploading) -> None:
         """Have this told when it is time to; never waits."""
-        self._latest[report.number] = report
+        self._latest[type(report), report.number] = report
         self._some.set()
 
-    def end(self, number: int) -> None:
-        """Tell no more of how far this fetch is: what ended it comes next."""
+    def end(self, kind: type[Fetching | Uploading], number: int) -> None:
+        """Tell no more of how far this is: what ended it comes next."""
         with self._sending:
-            self._latest.pop(number, None)
+            self._latest.pop((kind, number), None)
 
     def _tell(self) -> None:
         while self._some.wait():
             self._some.clear()
-            for number in list(self._latest):
+            for which in list(self._latest):
                 with self._sending:
-                    report = self._latest.pop(number, None)
+                    report = self._latest.pop(which, None)
                     if report is not None:
                         self._send(report)
             time.sleep(REPORT_S)
@@ -102,6 +114,7 @@ class Server:
         self._reports = Reports(channel)
         self._keep: tuple[str, ...] = ()
         self._under_way: dict[Work, tuple[threading.Thread, Cancel]] = {}
+        self._uploader = Uploader(FetchConfig(root="", hf_cache=""))
 
     def run(self) -> None:
         """Obey until the supervisor closes its socket; raise `ProtocolError` when it speaks another language."""
@@ -115,8 +128,12 @@ class Server:
                     self._begin(("hold", order.number), partial(self._hold, order))
                 case FetchInput():
                     self._begin(("input", order.number), partial(self._fetch_input, fetcher.config, order))
+                case Upload():
+                    self._begin(("upload", order.number), partial(self._upload, order, descriptors))
                 case Abort(number, work):
                     self._abort(work, number)
+                case TakeStock():
+                    self._begin(("stock", 0), partial(self._take_stock, fetcher))
                 case Keep(refs):
                     self._keep = tuple(refs)
                 case Configure():
@@ -139,6 +156,7 @@ class Server:
         if not isinstance(order, Configure):
             raise ProtocolError(f"the first frame was `{type(order).__name__}`, not `Configure`")
         config = msgspec.msgpack.decode(order.config, type=FetchConfig)
+        self._uploader = Uploader(config)
         fetcher = Fetcher(
             config,
             on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)),
@@ -192,11 +210,11 @@ class Server:
         else:
             self._deliver(number, fetched.snapshot, fetched.lease, fetched.fetched_bytes)
             return
-        self._reports.end(number)
+        self._reports.end(Fetching, number)
         self._reports.send(report)
 
     def _deliver(self, number: int, snapshot: Snapshot, lease: int, fetched_bytes: int) -> None:
-        self._reports.end(number)
+        self._reports.end(Fetching, number)
         try:
             self._reports.send(Fetched(number, snapshot, fetched_bytes), [lease])
         except ProtocolError:
@@ -206,6 +224,20 @@ class Server:
             self._reports.send(Fetched(number, unnamed, fetched_bytes), [lease])
         finally:
             os.close(lease)
+
+    # --- what is there ----------------------------------------------------------------------------------------------
+
+    def _take_stock(self, fetcher: Fetcher, cancel: Cancel) -> None:
+        found: dict[Wanted, Stocked] = {}
+        for wanted, size in fetcher.stock():
+            plain = wanted.plain
+            found.setdefault(plain, Stocked(plain, size))
+            if len(found) == STOCK_MODELS or cancel.is_set():
+                break
+        models = list(found.values())
+        for first in range(0, max(1, len(models)), STOCK_A_FRAME):
+            some = models[first : first + STOCK_A_FRAME]
+            self._reports.send(Stock(some, first + STOCK_A_FRAME >= len(models)))
 
     # --- a hold -------------------------------------------------------------------------------------------------------
 
@@ -242,8 +274,37 @@ class Server:
             report = InputFailed(order.number, "unreachable", text, retryable=False)
         self._reports.send(report)
 
+    # --- an upload ----------------------------------------------------------------------------------------------------
 
-def _short(error: ModelError) -> str:
+    def _upload(self, order: Upload, descriptors: list[int], cancel: Cancel) -> None:
+        """Store the first descriptor's content; the second, if there is one, is the journal."""
+        number = order.number
+        report: FetchReport
+        try:
+            fd, journal = descriptors[0], descriptors[1] if len(descriptors) > 1 else None
+            stored = self._uploader.upload(
+                order,
+                fd,
+                Journal(journal),
+                cancel,
+                lambda done, total: self._reports.progress(Uploading(number, done, total)),
+            )
+            report = Uploaded(number, stored)
+        except UploadError as error:
+            report = UploadFailed(number, error.kind, _short(error), error.retryable, error.limit_bytes)
+        except ModelError as error:
+            report = UploadFailed(number, "canceled", _short(error), retryable=True)
+        except Exception as error:  # noqa: BLE001 - around an upload's whole life, which ends in a report
+            traceback.print_exc()
+            text = f"`{order.ref}` cannot be stored: the fetcher failed with a `{type(error).__name__}`"
+            report = UploadFailed(number, "transfer", text, retryable=False)
+        finally:
+            close_all(descriptors)
+        self._reports.end(Uploading, number)
+        self._reports.send(report)
+
+
+def _short(error: ModelError | UploadError) -> str:
     return str(error)[:TEXT_CHARS]
 
 

@@ -232,6 +232,7 @@ class Saved(_Message):
     stored: Stored | None = None  # where it is when it was uploaded
     failure: Literal["", "auth", "transfer", "too_large"] = ""  # of an upload; "" with an error: of the local disk
     retryable: bool = False
+    limit_bytes: int = 0  # what it is over, for `too_large`
 
 
 class Drain(_Message):

@@ -70,6 +70,19 @@ class Connection:
         """Send the head of a request."""
         self._sock.sendall(head)
 
+    def write(self, piece: bytes | memoryview) -> None:
+        """Send a piece of a body; raise `TimeoutError` when the other side takes nothing of it for too long."""
+        patience, view = self._patience, memoryview(piece)
+        taken_at = patience.clock()
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except (BlockingIOError, TimeoutError):  # a tick in which nothing was taken
+                if patience.clock() - taken_at >= patience.quiet_s:
+                    raise TimeoutError(f"nothing was taken for {patience.quiet_s:.0f} seconds") from None
+                continue
+            taken_at = patience.clock()
+
     def answer(self, method: str) -> HTTPResponse:
         """Return the answer to what was sent, as soon as its head has come."""
         self._waited, self._came = 0.0, 0

@@ -1,10 +1,11 @@
 """Requests to origins: follows redirects itself, shows credentials to nobody else, tries again what may pass."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from http.client import HTTPException, HTTPResponse
 from ssl import SSLCertVerificationError
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 
@@ -15,7 +16,7 @@ from gen_worker.fetch.network.origins import Origin, Url, without_queries
 from gen_worker.fetch.network.patience import FOR_QUESTIONS, HttpError, Patience, Tries
 from gen_worker.models.errors import ModelError
 
-__all__ = ["FAILURES", "CutError", "HttpError", "Response", "Transport", "translated"]
+__all__ = ["FAILURES", "Body", "CutError", "HttpError", "Response", "Transport", "translated"]
 
 REDIRECTS = 5
 JSON_BYTES = 64 << 20  # a listing of a thousand files has about 300 KiB
@@ -31,11 +32,25 @@ class CutError(ConnectionError):
     """The connection ended in the middle of an answer."""
 
 
+class Body(Protocol):
+    """What a request sends."""
+
+    @property
+    def length(self) -> int:
+        """How many bytes it has."""
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield them, from the first on; each piece is good until the next."""
+
+
 class Response:
-    """An answer of 2xx, or the 416 that was asked to be seen. Belongs to one thread, which closes it."""
+    """An answer of 2xx, or another that was asked to be seen. Belongs to one thread, which closes it.
+
+    Its connection goes back to `connections` in the end; where there are none it is closed.
+    """
 
     def __init__(
-        self, url: Url, answer: HTTPResponse, connection: Connection, connections: Connections, cancel: Cancel
+        self, url: Url, answer: HTTPResponse, connection: Connection, connections: Connections | None, cancel: Cancel
     ) -> None:
         self.url = url
         """Where it came from in the end, after redirects; its `shown` is for people."""
@@ -106,7 +121,7 @@ class Response:
         self._watch.close()
         kept = self._ended and not self._answer.will_close
         self._answer.close()
-        if kept and not self._cancel.is_set():
+        if kept and self._connections is not None and not self._cancel.is_set():
             self._connections.give(self.url.origin, self._connection)
         elif self._ended:
             self._connection.close()
@@ -196,6 +211,33 @@ class Transport:
                 raise http_error(response, asked.origin)
         raise ModelError("download_failed", f"`{asked.shown}` redirects more than {REDIRECTS} times")
 
+    def send(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None = None, cancel: Cancel
+    ) -> Response:
+        """Return the answer to one request with a body, whatever its status is.
+
+        It goes over a connection of its own, and to nobody else: a redirect is an answer. Raises one of `FAILURES`, and
+        `ModelError`.
+        """
+        to = Url(url)
+        cancel.raise_if_set()
+        connection = self._connections.make(to.origin, cancel)
+        fields = {**headers, "Content-Length": str(body.length if body is not None else 0), "Connection": "close"}
+        try:
+            with cancel.watching(connection.handle):
+                connection.send(head_of(method, to, fields, connection))
+                answer = _answer_to(connection, method, body)
+            response = Response(to, answer, connection, None, cancel)
+        except BaseException:
+            connection.abandon()
+            raise
+        try:
+            response.watch()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
     def _patiently(self, ask: Callable[[], Response], url: str, cancel: Cancel) -> Response:
         tries = Tries(self._patience)
         while True:
@@ -236,6 +278,22 @@ class Transport:
             response.close()
             raise
         return response
+
+
+def _answer_to(connection: Connection, method: str, body: Body | None) -> HTTPResponse:
+    """Send a body and return the answer, which may come before everything is sent: then nobody takes the rest."""
+    try:
+        for piece in body.pieces() if body is not None else ():
+            connection.write(piece)
+    except ConnectionError as error:
+        try:
+            answer = connection.answer(method)
+        except (OSError, HTTPException):
+            raise error from None
+        if answer.status < 400:
+            raise
+        return answer
+    return connection.answer(method)
 
 
 def harmless(headers: Mapping[str, str]) -> dict[str, str]:
