@@ -96,7 +96,7 @@ class Host:
         self.plan = plan
         self.loop = loop
         self.log = Log(plan.look)
-        self.poller = Poller(loop)
+        self.poller = Poller(loop) if plan.address is not None else Poller(loop, linger_s=0.0)
         self.version = importlib.metadata.version("gen-worker")
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, plan.settings.local_output_dir)

@@ -24,8 +24,10 @@ OnEvents = Callable[[int], None]
 class Poller:
     """Calls back for sockets that are ready; level-triggered."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, linger_s: float = LINGER_S) -> None:
+        """Watch from now on; 0 lingers nowhere, for a loop that has more to do than this."""
         self._loop = loop
+        self._linger_s = linger_s
         self._epoll = select.epoll()
         self._watched: dict[int, OnEvents] = {}
         self._left: set[int] = set()  # forgotten in this look: what it still reports of them is of the past
@@ -57,7 +59,7 @@ class Poller:
             self._left.clear()
             if time.monotonic() >= ends:
                 return
-            wait = LINGER_S
+            wait = self._linger_s
 
     def close(self) -> None:
         """Watch nothing more."""
