@@ -1,14 +1,76 @@
 """The control plane as its callers use it: jobs in, their ends out, workers in between."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import dropwhile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, assert_never
 
 import msgspec
 
+from gen_worker.discovery.names import slugify_name
+from gen_worker.orchestrator.decide import apply, restore
+from gen_worker.orchestrator.service import Service, Session
+from gen_worker.orchestrator.state import (
+    Acknowledge,
+    Action,
+    CancelAsked,
+    Close,
+    DrainAsked,
+    Happening,
+    Job,
+    Joined,
+    Left,
+    Limits,
+    OpAsked,
+    Plane,
+    Prefetch,
+    Record,
+    Recorded,
+    Run,
+    Said,
+    Save,
+    Saved,
+    Send,
+    Submitted,
+    Tell,
+    Ticked,
+)
+from gen_worker.orchestrator.store import Store, StoreError
 from gen_worker.orchestrator.tokens import Tokens
-from gen_worker.orchestrator.views import JobEvent, JobRequest, JobView, Status, WorkerView
-from gen_worker.wire.scheduler import ModelOp, Snapshot
+from gen_worker.orchestrator.views import (
+    ENDED,
+    ConflictError,
+    InvalidRequestError,
+    JobEvent,
+    JobRequest,
+    JobView,
+    QueueFullError,
+    Status,
+    UnknownWorkerError,
+    WorkerView,
+)
+from gen_worker.orchestrator.watching import Log, Watch
+from gen_worker.wire.scheduler import (
+    MESSAGE_BYTES,
+    Hello,
+    HelloAck,
+    ModelOp,
+    ModelOpKind,
+    RunJob,
+    SchedulerFrame,
+    Snapshot,
+    WorkerFrame,
+)
+
+PAYLOAD_BYTES = MESSAGE_BYTES - (4 << 20)  # what is left of a message for snapshots and the rest
+NAME_CHARS = 200
+EVENTS_READ = 256  # at once, of what is kept
+SWEEP_S = 60.0  # between two looks for jobs to forget
+
+T = TypeVar("T")
 
 
 class Files(Protocol):
@@ -53,6 +115,9 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: float = 5.0
     """How long the jobs of a lost worker wait for its return."""
 
+    restart_grace_s: float = 35.0
+    """How long jobs wait for their workers after a restart: as long as a worker may wait before it comes back."""
+
     keep_jobs: int = 100_000
     """Ended jobs that are remembered; the oldest go first."""
 
@@ -65,58 +130,367 @@ class ControlPlane:
 
     def __init__(self, options: PlaneOptions) -> None:
         self._options = options
+        limits = Limits(options.max_attempts, options.grace_s, options.restart_grace_s)
+        self._plane = Plane(limits, options.needs)
+        self._sessions: dict[int, Session] = {}
+        self._logs: dict[str, Log] = {}
+        self._watches: dict[str, set[Watch]] = {}
+        self._accepting = 0
+        self._accepting_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_for: float | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def address(self) -> str:
         """Where workers connect: `host:port`, the port a real one."""
-        raise NotImplementedError
+        return self._address
 
     async def start(self) -> None:
-        """Read what was accepted before and open the port; raise `OSError` where it cannot be had."""
-        raise NotImplementedError
+        """Read what was accepted before and open the port; raise `OSError` or `StoreError` where it cannot be."""
+        self._loop = asyncio.get_running_loop()
+        self._store = await asyncio.to_thread(Store, self._options.state)
+        try:
+            for restored in await asyncio.to_thread(self._store.restore):
+                job = restored.job
+                job.refs = self._plane.refs(job.request)
+                self._logs[job.request_id] = Log(restored.events)
+                restore(self._plane, job, restored.worker_id, self._loop.time())
+            self._service = Service(self, self._options.auth)
+            self._address = await self._service.start(self._options.listen, self._options.tls)
+        except BaseException:
+            await asyncio.to_thread(self._store.close)
+            raise
+        self._arm()
+        self._forget()
 
     async def close(self) -> None:
         """End the workers' streams and put everything away; jobs that run stay accepted."""
-        raise NotImplementedError
+        await self._service.stop()
+        self._closed = True
+        for handle in (self._timer, self._sweep):
+            if handle is not None:
+                handle.cancel()
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.fall_behind()
+        await asyncio.to_thread(self._store.close)
+
+    # --- what callers ask ---------------------------------------------------------------------------------------------
 
     async def submit(self, request: JobRequest) -> JobView:
         """Accept a job, so that a crash from here on does not lose it; the same request again is the same job.
 
-        Raises `ConflictError` for another request under a known id, and `QueueFullError`.
+        Raises `InvalidRequestError`, `ConflictError` for another request under a known id, `QueueFullError`, and
+        `StoreError` where it cannot be kept.
         """
-        raise NotImplementedError
+        named = bool(request.request_id)
+        request = checked(request)
+        known = self._plane.jobs.get(request.request_id)
+        if known is None and (full := self._full(len(request.payload))):
+            known_view = await self._stored(request.request_id) if named else None
+            if known_view is None:
+                raise full
+            return _same(known_view, request)
+        if known is not None:
+            return _same(known.view(), request)
+        job = Job(request, time.time(), refs=self._plane.refs(request))
+        if await self._accept(job):
+            return job.view()
+        found = await self.job(request.request_id)
+        if found is None:  # it was forgotten in this moment
+            raise ConflictError(f"request `{request.request_id}` is not known any more")
+        return _same(found, request)
 
     async def cancel(self, request_id: str) -> JobView | None:
         """End a job; return it as it is now, which while it runs is not canceled yet. None: there is no such job."""
-        raise NotImplementedError
+        job = self._plane.jobs.get(request_id)
+        if job is None:
+            return await self._stored(request_id)
+        self._apply(CancelAsked(request_id))
+        if job.live:
+            return job.view()
+        async for event in self.watch(request_id):
+            if event.job is not None:
+                return event.job
+        return job.view()
 
     async def job(self, request_id: str) -> JobView | None:
         """Return a job as it is now."""
-        raise NotImplementedError
+        job = self._plane.jobs.get(request_id)
+        return await self._stored(request_id) if job is None else job.view()
 
     async def jobs(self, *, status: Status | None = None, limit: int = 100, after: str | None = None) -> list[JobView]:
         """Return jobs, the newest first; `after` is the request id of the last one of the page before."""
-        raise NotImplementedError
+        if status is None or status in ENDED:
+            views = await asyncio.to_thread(self._store.jobs, status=status, limit=limit, after=after)
+            live = ((view, self._plane.jobs.get(view.request_id)) for view in views)
+            return [view if job is None else job.view() for view, job in live]
+        newest = reversed(self._plane.jobs.values())
+        if after in self._plane.jobs:
+            newest = dropwhile(lambda job: job.request_id != after, newest)
+        views = [view for job in newest if job.request_id != after and (view := job.view()).status == status]
+        return views[:limit]
 
-    def watch(self, request_id: str) -> AsyncIterator[JobEvent]:
-        """Yield everything that happened to a job and happens to it, up to its `result`.
+    async def watch(self, request_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Yield what happened to a job after an event and happens to it, up to its `result`.
 
-        Nothing for an unknown id. Of a long stream that was not watched, the oldest chunks may be gone.
+        Nothing for an unknown id; it ends without a `result` where the control plane is closed. Of a long stream that
+        nobody watched, the oldest chunks may be gone.
         """
-        raise NotImplementedError
+        watch = Watch()
+        watches = self._watches.setdefault(request_id, set())
+        watches.add(watch)
+        try:
+            async for event in self._watched(request_id, watch, after):
+                yield event
+        finally:
+            watches.discard(watch)
+            if not watches:
+                self._watches.pop(request_id, None)
 
     def live_attempt(self, request_id: str) -> int | None:
         """Return the attempt that counts of a job that has not ended."""
-        raise NotImplementedError
+        job = self._plane.jobs.get(request_id)
+        return job.attempt if job is not None and job.live else None
 
     async def workers(self) -> list[WorkerView]:
         """Return the workers, in the order of their ids."""
-        raise NotImplementedError
+        return [worker.view() for _, worker in sorted(self._plane.workers.items())]
 
     async def drain(self, worker_id: str, deadline_ms: int) -> None:
         """Have a worker end its jobs and leave; raise `UnknownWorkerError`. 0 ms: as long as they take."""
-        raise NotImplementedError
+        self._connected(worker_id)
+        self._apply(DrainAsked(worker_id, deadline_ms))
 
     async def model_op(self, worker_id: str, op: ModelOp) -> None:
         """Have a worker do something with a model; raise `UnknownWorkerError`."""
-        raise NotImplementedError
+        self._connected(worker_id)
+        self._apply(OpAsked(worker_id, op))
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def _full(self, size: int) -> QueueFullError | None:
+        waiting = self._plane.waiting + self._accepting
+        held = self._plane.held_bytes + self._accepting_bytes
+        if waiting >= self._options.max_queued:
+            return QueueFullError(f"{waiting} jobs wait already, which is the most")
+        if held + size > self._options.max_queued_bytes:
+            return QueueFullError(
+                f"{held} bytes of payloads wait already, the limit is {self._options.max_queued_bytes}"
+            )
+        return None
+
+    async def _accept(self, job: Job) -> bool:
+        """Put a job on disk and take it in; False where its id is known already."""
+        accepted: asyncio.Future[bool] = self._loop.create_future()
+        size = len(job.request.payload)
+
+        def done(is_new: bool) -> None:
+            if is_new:
+                self._apply(Submitted(job))
+            if not accepted.done():
+                accepted.set_result(is_new)
+
+        def refused(error: StoreError) -> None:
+            if not accepted.done():
+                accepted.set_exception(error)
+
+        self._accepting += 1
+        self._accepting_bytes += size
+        self._store.accept(job, self._later(done), self._later(refused))
+        try:
+            return await accepted
+        finally:
+            self._accepting -= 1
+            self._accepting_bytes -= size
+
+    def _later(self, call: Callable[[T], None]) -> Callable[[T], None]:
+        """Return what makes the call on the loop, from the writer's thread."""
+
+        def make(value: T) -> None:
+            self._loop.call_soon_threadsafe(call, value)
+
+        return make
+
+    async def _stored(self, request_id: str) -> JobView | None:
+        return await asyncio.to_thread(self._store.job, request_id)
+
+    def _connected(self, worker_id: str) -> None:
+        worker = self._plane.workers.get(worker_id)
+        if worker is None or worker.session is None:
+            raise UnknownWorkerError(f"no connected worker has the id `{worker_id}`")
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    async def _watched(self, request_id: str, watch: Watch, last: int) -> AsyncIterator[JobEvent]:
+        while not self._closed:
+            watch.resume()
+            job = self._plane.jobs.get(request_id)
+            async for event in self._past(request_id, last):
+                last = event.number
+                yield event
+            if job is None:
+                if (view := await self._stored(request_id)) is not None:
+                    number = await asyncio.to_thread(self._store.last_event, request_id) + 1
+                    yield JobEvent(number=number, kind="result", attempt=view.attempt, job=view)
+                return
+            if job.progress is not None:
+                yield JobEvent(number=last, kind="progress", attempt=job.attempt, body=job.progress)
+            while (news := await watch.next()) is not None:
+                if news.number > last or news.kind == "progress":
+                    last = news.number
+                    yield news
+                if news.kind == "result":
+                    return
+
+    async def _past(self, request_id: str, last: int) -> AsyncIterator[JobEvent]:
+        """Yield what is kept of a job's events."""
+        flushed = asyncio.Event()
+        self._store.flush(self._later(lambda _: flushed.set()))
+        await flushed.wait()
+        while events := await asyncio.to_thread(self._store.events, request_id, after=last, limit=EVENTS_READ):
+            for event in events:
+                yield event
+            last = events[-1].number
+
+    def _tell(self, tell: Tell) -> None:
+        job, kind = tell.job, tell.kind
+        log = self._logs.setdefault(job.request_id, Log())
+        ended = job.view(told=True) if kind == "result" else None
+        if kind != "progress":
+            old = log.add(len(tell.body))
+            if old:
+                self._store.shorten(job.request_id, old)
+        event = JobEvent(
+            number=log.last,
+            kind=kind,
+            attempt=job.attempt,
+            seq=tell.seq,
+            content_type=tell.content_type,
+            body=tell.body,
+            job=ended,
+        )
+        if kind == "result":
+            del self._logs[job.request_id]
+        elif kind != "progress":
+            self._store.tell(job.request_id, event)
+        for watch in self._watches.get(job.request_id, ()):
+            watch.tell(event)
+
+    # --- workers' streams ---------------------------------------------------------------------------------------------
+
+    def joined(self, session: Session, hello: Hello) -> None:
+        """A worker has said Hello."""
+        self._sessions[session.number] = session
+        self._apply(Joined(session.number, hello, time.time()))
+
+    def said(self, session: Session, frame: WorkerFrame) -> None:
+        """A worker has said something after it."""
+        self._apply(Said(session.number, frame, time.time()))
+
+    def left(self, session: Session) -> None:
+        """A stream that had joined is over."""
+        del self._sessions[session.number]
+        self._apply(Left(session.number))
+
+    # --- deciding and doing -------------------------------------------------------------------------------------------
+
+    def _apply(self, happening: Happening) -> None:
+        if self._closed:
+            return
+        for action in apply(self._plane, happening, self._loop.time()):
+            self._perform(action)
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self._plane.next_due()
+        if due == self._armed_for:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_for = due
+        self._timer = None if due is None else self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._armed_for = None
+        self._apply(Ticked())
+
+    def _forget(self) -> None:
+        self._store.forget(before=time.time() - self._options.keep_s, keep=self._options.keep_jobs)
+        self._sweep = self._loop.call_later(SWEEP_S, self._forget)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Acknowledge(session, refs):
+                keep = tuple(ref for ref in refs if self._options.files.snapshot(ref) is not None)
+                self._send(session, HelloAck(file_base_url=self._options.file_base_url, keep=keep))
+            case Send(session, frame):
+                self._send(session, self._with_snapshot(frame))
+            case Prefetch(session, ref):
+                if (snapshot := self._options.files.snapshot(ref)) is not None:
+                    self._send(session, ModelOp(op=ModelOpKind.DOWNLOAD, ref=ref, snapshot=snapshot))
+            case Run(session, job):
+                self._send(session, self._run(job))
+            case Close(session, reason):
+                if session in self._sessions:
+                    self._sessions[session].close(reason)
+            case Save(job, confirm):
+                saved = Saved(job.request_id, job.attempt)
+                self._store.save(job, self._later(lambda _: self._apply(saved)) if confirm else None)
+            case Record(job, ending):
+                self._store.record(job, ending, self._later(lambda _: self._apply(Recorded(job.request_id))))
+            case Tell():
+                self._tell(action)
+            case _:
+                assert_never(action)
+
+    def _send(self, session: int, frame: SchedulerFrame) -> None:
+        if session in self._sessions:
+            self._sessions[session].send(frame)
+
+    def _with_snapshot(self, frame: SchedulerFrame) -> SchedulerFrame:
+        if isinstance(frame, ModelOp) and frame.op is not ModelOpKind.UNLOAD and frame.snapshot is None:
+            return msgspec.structs.replace(frame, snapshot=self._options.files.snapshot(frame.ref))
+        return frame
+
+    def _run(self, job: Job) -> RunJob:
+        request, files = job.request, self._options.files
+        snapshots = {ref: snapshot for ref in job.refs if (snapshot := files.snapshot(ref)) is not None}
+        return RunJob(
+            request_id=job.request_id,
+            attempt=job.attempt,
+            function_name=request.function,
+            input_payload=request.payload,
+            timeout_ms=request.timeout_ms,
+            tenant=request.tenant,
+            invoker_id=request.invoker_id,
+            capability_token=files.capability(job.request_id, job.attempt, request.tenant),
+            output_mode=request.output_mode,
+            compute=request.compute,
+            models=request.models,
+            snapshots=snapshots,
+        )
+
+
+def checked(request: JobRequest) -> JobRequest:
+    """Return a request with the one spelling of its function, and an id; raise `InvalidRequestError`."""
+    function = slugify_name(request.function)
+    if not function:
+        raise InvalidRequestError("a request names a function")
+    for name in ("request_id", "tenant", "invoker_id"):
+        text: str = getattr(request, name)
+        if len(text) > NAME_CHARS or not text.isprintable():
+            raise InvalidRequestError(f"`{name}` must be at most {NAME_CHARS} printable characters")
+    if len(request.payload) > PAYLOAD_BYTES:
+        raise InvalidRequestError(f"the payload has {len(request.payload)} bytes, the limit is {PAYLOAD_BYTES}")
+    if not 0 <= request.timeout_ms < 1 << 53:
+        raise InvalidRequestError("`timeout_ms` must be 0 or more")
+    return msgspec.structs.replace(request, function=function, request_id=request.request_id or uuid.uuid4().hex)
+
+
+def _same(view: JobView, request: JobRequest) -> JobView:
+    if view.request != request:
+        raise ConflictError(f"request `{request.request_id}` was another one: its id cannot be used again")
+    return view

@@ -40,6 +40,10 @@ class PlaneError(Exception):
     """The control plane cannot do what it was asked."""
 
 
+class InvalidRequestError(PlaneError):
+    """No worker could be asked this; the text says why."""
+
+
 class ConflictError(PlaneError):
     """Another request has this id already."""
 
@@ -113,7 +117,8 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to a job. `accepted` with a higher attempt voids the chunks before it."""
 
     number: int
-    """Counts from 1 within the job, and stays the same when the control plane starts again."""
+    """Counts from 1 within the job, and stays the same when the control plane starts again; `progress`, which is not
+    kept, has that of the event before it."""
 
     kind: EventKind
     attempt: int

@@ -1,0 +1,388 @@
+"""What the control plane remembers, in one SQLite file.
+
+One thread writes, many changes in one transaction, so that a crowd of submits costs one fsync. What somebody waits for
+is on disk before they are told (`synchronous=FULL`); the rest is in the file at once, and safe from a crash of this
+process.
+"""
+
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import msgspec
+
+from gen_worker.orchestrator.state import Ending, Job
+from gen_worker.orchestrator.views import ENDED, JobEvent, JobRequest, JobView, PlaneError, Status
+from gen_worker.wire.scheduler import JobMetrics
+
+SCHEMA_VERSION = 1
+BATCH = 1000  # changes in one transaction
+RETRY_S = 1.0  # until a disk that is full is tried again
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    request_id TEXT NOT NULL UNIQUE,
+    request BLOB NOT NULL,
+    status TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    worker_id TEXT NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    finished REAL,
+    code INTEGER NOT NULL,
+    safe_message TEXT NOT NULL,
+    output BLOB,
+    blob_ref TEXT,
+    metrics BLOB,
+    progress BLOB
+);
+CREATE INDEX jobs_by_status ON jobs (status, number);
+CREATE TABLE events (
+    request_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    content_type TEXT NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (request_id, number)
+);
+CREATE TABLE closed (clean INTEGER NOT NULL);
+INSERT INTO closed VALUES (1);
+"""
+_COLUMNS = (
+    "request, status, attempt, worker_id, created, started, finished, code, safe_message, output, blob_ref, metrics,"
+    " progress"
+)
+LIVE = "live"  # the status of a job that has not ended; how far it is only its control plane knows
+
+_encode = msgspec.msgpack.Encoder().encode
+_request = msgspec.msgpack.Decoder(JobRequest).decode
+_metrics = msgspec.msgpack.Decoder(JobMetrics).decode
+
+Done: TypeAlias = Callable[[bool], None]
+"""Called on the writer's thread when a change is in the file; False: the row was there already, nothing was changed."""
+
+
+class StoreError(PlaneError):
+    """The state cannot be read or written."""
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    sql: str
+    values: tuple[Any, ...] = ()
+    durable: bool = False
+    done: Done | None = None
+    refused: Callable[[StoreError], None] | None = None
+    """Who is told that it cannot be written; without one it is tried until it can."""
+
+    changed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A job that had not ended when its control plane did."""
+
+    job: Job
+    worker_id: str
+    events: int
+
+
+class Store:
+    """The state in one file, of one control plane at a time. `close` it, or what waits is lost."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, make it where there is none; raise `StoreError`, too for one that is in use."""
+        self._path = path
+        self._changes: SimpleQueue[_Change | None] = SimpleQueue()
+        self._reading = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="state", daemon=True)
+        with ExitStack() as opened:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(_locked(path))
+                self._writer = opened.enter_context(closing(_connect(path)))
+                self._reader = opened.enter_context(closing(_connect(path)))
+                _prepare(self._writer, path)
+            except (sqlite3.Error, OSError) as error:
+                raise StoreError(f"the state in {path} cannot be opened: {error}") from error
+            self._opened = opened.pop_all()
+
+    def restore(self) -> list[Restored]:
+        """Return the jobs that have not ended, in the order they came, and begin to take changes.
+
+        After a crash it is not known whether a job without a worker was given to one: its attempt is spent.
+        """
+        writer = self._writer
+        with _transaction(writer):
+            (clean,) = writer.execute("SELECT clean FROM closed").fetchone()
+            if not clean:
+                writer.execute("UPDATE jobs SET attempt = attempt + 1 WHERE status = ? AND worker_id = ''", (LIVE,))
+            writer.execute("UPDATE closed SET clean = 0")
+        rows = writer.execute(
+            "SELECT request, attempt, failures, worker_id, created, started, progress,"
+            " (SELECT COALESCE(MAX(number), 0) FROM events WHERE events.request_id = jobs.request_id)"
+            " FROM jobs WHERE status = ? ORDER BY number",
+            (LIVE,),
+        )
+        found = [_restored(row) for row in rows]
+        self._thread.start()
+        return found
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        if self._thread.is_alive():
+            self._closing.set()
+            self._changes.put(None)
+            self._thread.join()
+        self._opened.close()
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def accept(self, job: Job, done: Done, refused: Callable[[StoreError], None]) -> None:
+        """Put a new job on disk, unless there is one of its id."""
+        values = (job.request_id, _encode(job.request), LIVE, job.attempt, 0, "", job.created, 0, "")
+        self._put(
+            "INSERT INTO jobs (request_id, request, status, attempt, failures, worker_id, created, code, safe_message)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            values,
+            done=done,
+            refused=refused,
+        )
+
+    def save(self, job: Job, done: Done | None = None) -> None:
+        """Put down which attempt a job is at, and where."""
+        worker_id = job.worker.worker_id if job.worker else ""
+        self._put(
+            "UPDATE jobs SET attempt = ?, failures = ?, worker_id = ?, started = ? WHERE request_id = ?",
+            (job.attempt, job.failures, worker_id, job.started, job.request_id),
+            done=done,
+        )
+
+    def record(self, job: Job, end: Ending, done: Done) -> None:
+        """Put down how a job ended."""
+        metrics = None if end.metrics is None else _encode(end.metrics)
+        self._put(
+            "UPDATE jobs SET status = ?, attempt = ?, failures = ?, worker_id = ?, started = ?, finished = ?, code = ?,"
+            " safe_message = ?, output = ?, blob_ref = ?, metrics = ?, progress = ? WHERE request_id = ?",
+            (
+                end.status,
+                job.attempt,
+                job.failures,
+                job.worker.worker_id if job.worker else "",
+                job.started,
+                job.finished,
+                end.code,
+                end.safe_message,
+                end.output,
+                end.blob_ref,
+                metrics,
+                job.progress,
+                job.request_id,
+            ),
+            done=done,
+        )
+
+    def tell(self, request_id: str, event: JobEvent) -> None:
+        """Put down something that happened to a job. What an attempt did is void with the next one."""
+        if event.kind == "accepted":
+            self._put("DELETE FROM events WHERE request_id = ? AND attempt < ?", (request_id, event.attempt))
+        self._put(
+            "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (request_id, event.number, event.attempt, event.kind, event.seq, event.content_type, event.body),
+        )
+
+    def shorten(self, request_id: str, number: int) -> None:
+        """Forget what happened to a job up to this event."""
+        self._put("DELETE FROM events WHERE request_id = ? AND number <= ?", (request_id, number))
+
+    def forget(self, *, before: float, keep: int) -> None:
+        """Forget jobs that ended before a time, and the oldest of those that are more than `keep`."""
+        old = (
+            "SELECT request_id FROM jobs WHERE status != ? AND (finished < ? OR number <="
+            " (SELECT number FROM jobs WHERE status != ? ORDER BY number DESC LIMIT 1 OFFSET ?)) LIMIT ?"
+        )
+        values = (LIVE, before, LIVE, keep, BATCH)
+        self._put(f"DELETE FROM events WHERE request_id IN ({old})", values)
+        self._put(f"DELETE FROM jobs WHERE request_id IN ({old})", values)
+
+    def flush(self, done: Done) -> None:
+        """Have `done` called when everything up to here can be read."""
+        self._changes.put(_Change("SELECT 1", done=done))
+
+    def _put(
+        self,
+        sql: str,
+        values: tuple[Any, ...],
+        *,
+        done: Done | None = None,
+        refused: Callable[[StoreError], None] | None = None,
+    ) -> None:
+        self._changes.put(_Change(sql, values, durable=done is not None, done=done, refused=refused))
+
+    # --- the writer's thread ------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while batch := self._next():
+            while batch:
+                try:
+                    self._commit(batch)
+                    break
+                except sqlite3.Error as error:
+                    batch = _refuse(batch, StoreError(f"the state in {self._path} cannot be written: {error}"))
+                    if self._closing.wait(RETRY_S) or not batch:
+                        break
+        with suppress(sqlite3.Error):  # a disk that is full: the next start takes it for a crash, which is safe
+            self._writer.execute("UPDATE closed SET clean = 1")
+
+    def _next(self) -> list[_Change]:
+        """Return what waits, at least one change; nothing when it is time to end."""
+        if (first := self._changes.get()) is None:
+            return []
+        batch = [first]
+        while len(batch) < BATCH and not self._changes.empty():
+            if (change := self._changes.get()) is None:
+                self._changes.put(None)
+                break
+            batch.append(change)
+        return batch
+
+    def _commit(self, batch: list[_Change]) -> None:
+        level = "FULL" if any(change.durable for change in batch) else "NORMAL"
+        self._writer.execute(f"PRAGMA synchronous = {level}")
+        with _transaction(self._writer):
+            for change in batch:
+                change.changed = self._writer.execute(change.sql, change.values).rowcount != 0
+        for change in batch:
+            if change.done is not None:
+                change.done(change.changed)
+
+    # --- reading, on any thread ---------------------------------------------------------------------------------------
+
+    def job(self, request_id: str) -> JobView | None:
+        """Return a job that has ended, or one that has not as it was accepted."""
+        rows = self._read(f"SELECT {_COLUMNS} FROM jobs WHERE request_id = ?", (request_id,))
+        return _view(rows[0]) if rows else None
+
+    def jobs(self, *, status: Status | None, limit: int, after: str | None) -> list[JobView]:
+        """Return jobs, the newest first; of those that have not ended it is not known how far they are."""
+        kept = (LIVE if status not in ENDED else status) if status else None
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM jobs WHERE (? IS NULL OR status = ?)"
+            " AND (? IS NULL OR number < (SELECT number FROM jobs WHERE request_id = ?)) ORDER BY number DESC LIMIT ?",
+            (kept, kept, after, after, limit),
+        )
+        return [_view(row) for row in rows]
+
+    def events(self, request_id: str, *, after: int, limit: int) -> list[JobEvent]:
+        """Return what happened to a job, without its end."""
+        rows = self._read(
+            "SELECT number, kind, attempt, seq, content_type, body FROM events"
+            " WHERE request_id = ? AND number > ? ORDER BY number LIMIT ?",
+            (request_id, after, limit),
+        )
+        names = ("number", "kind", "attempt", "seq", "content_type", "body")
+        return [JobEvent(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def last_event(self, request_id: str) -> int:
+        """Return the number of the last thing that happened to a job, its end not counted."""
+        rows = self._read("SELECT COALESCE(MAX(number), 0) FROM events WHERE request_id = ?", (request_id,))
+        number: int = rows[0][0]
+        return number
+
+    def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            with self._reading, closing(self._reader.execute(sql, values)) as cursor:
+                return cursor.fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"the state in {self._path} cannot be read: {error}") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+    connection.execute("PRAGMA journal_mode = WAL")
+    return connection
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file against other control planes."""
+    with open(f"{path}.lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"the state in {path} is in use by another control plane") from None
+        yield
+
+
+def _prepare(writer: sqlite3.Connection, path: Path) -> None:
+    (version,) = writer.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise StoreError(f"the state in {path} is of a later version of gen-worker: {version}, not {SCHEMA_VERSION}")
+    if version == 0:
+        with _transaction(writer):
+            for statement in _SCHEMA.split(";\n"):
+                writer.execute(statement)
+            writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+@contextmanager
+def _transaction(writer: sqlite3.Connection) -> Iterator[None]:
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        writer.execute("ROLLBACK")
+        raise
+    writer.execute("COMMIT")
+
+
+def _refuse(batch: list[_Change], error: StoreError) -> list[_Change]:
+    """Tell those who can do without; return the rest."""
+    for change in batch:
+        if change.refused is not None:
+            change.refused(error)
+    return [change for change in batch if change.refused is None]
+
+
+def _restored(row: tuple[Any, ...]) -> Restored:
+    request, attempt, failures, worker_id, created, started, progress, events = row
+    job = Job(
+        _request(request),
+        created,
+        attempt=attempt,
+        durable=attempt,
+        failures=failures,
+        started=started,
+        progress=progress,
+    )
+    return Restored(job, worker_id, events)
+
+
+def _view(row: tuple[Any, ...]) -> JobView:
+    request, status, attempt, worker_id, created, started, finished, code, message, output, ref, metrics, progress = row
+    return JobView(
+        request=_request(request),
+        status="queued" if status == LIVE else status,
+        code=code,
+        attempt=attempt,
+        worker_id=worker_id,
+        created=created,
+        started=started,
+        finished=finished,
+        safe_message=message,
+        output=output,
+        blob_ref=ref,
+        metrics=None if metrics is None else _metrics(metrics),
+        progress=progress,
+    )
