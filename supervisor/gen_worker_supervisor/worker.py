@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import msgspec
 
+from gen_worker.discovery.image import difference
 from gen_worker.environment import secret_values
 from gen_worker.settings import Settings
 from gen_worker.wire.status import LinkStatus
@@ -30,8 +31,9 @@ ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its gro
 class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker is to do, beside the settings."""
 
-    module: str
+    module: str  # several with `,` between them
     paths: list[str]
+    declared: tuple[str, ...] = ()  # the functions that a manifest promises; none: there is no manifest
     worker_id: str
     release_id: str = ""
     devices: str = "auto"
@@ -75,6 +77,8 @@ class _Service:
 
     def __init__(self, plan: HostPlan, options: WorkOptions, config: LinkConfig) -> None:
         self._settings = plan.settings
+        self._declared = options.declared
+        self._found = [function.name for function in plan.survey.functions]
         self._host = Host(plan)
         self._loop = self._host.loop
         self._log = self._host.log
@@ -83,6 +87,7 @@ class _Service:
         self._worker = Worker(
             self._supervisor,
             self._host.uploads,
+            self._host.inputs,
             plan.settings,
             worker_id=options.worker_id,
             release_id=options.release_id,
@@ -104,6 +109,8 @@ class _Service:
         self._host.open()
         self._host.reporter.link = self._link_status
         self._has_begun = True
+        if self._declared and (differs := difference(self._declared, self._found)):
+            self._log.event("warning", "manifest", f"{differs}: bake the manifest again")
         self._linked = self._loop.create_task(self._link.run())
         self._worker.start(self._link.send)
         self._host.start()

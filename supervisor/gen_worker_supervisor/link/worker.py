@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from gen_worker.settings import Settings
 from gen_worker.wire.scheduler import (
@@ -17,6 +18,7 @@ from gen_worker.wire.scheduler import (
     WorkerFrame,
     WorkerResources,
 )
+from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.link.availability import Availability, availability
 from gen_worker_supervisor.link.jobs import LinkJobs
 from gen_worker_supervisor.link.models import LinkModels
@@ -33,6 +35,7 @@ class Worker:
         self,
         supervisor: Supervisor,
         uploads: Uploads,
+        inputs: Inputs,
         settings: Settings,
         *,
         worker_id: str,
@@ -42,6 +45,7 @@ class Worker:
         on_drain: Callable[[float | None], None],
     ) -> None:
         self._supervisor = supervisor
+        self._inputs = inputs
         self._worker_id = worker_id
         self._release_id = release_id
         self._resources = resources
@@ -83,6 +87,7 @@ class Worker:
     def acknowledged(self, ack: HelloAck) -> None:
         """Take what the orchestrator says of files and models; on a new connection, say everything again."""
         self.jobs.file_base_url = ack.file_base_url
+        self._inputs.trusted_origin = origin_of(ack.file_base_url)
         self.models.acknowledged(ack)
         if self._connected:
             return
@@ -152,3 +157,9 @@ class Worker:
             self._send(frame)
         else:
             self.jobs.left(frame, written=False)
+
+
+def origin_of(url: str) -> str:
+    """Return the scheme, host and port of a URL; "" where it is none."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme and parts.netloc else ""
