@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from gen_worker.scratch import claimed_folder, remove_abandoned
-from gen_worker.wire.fetching import Abort, FetchInput, FetchReport, InputFailed, InputFetched
+from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, FetchReport, InputFailed, InputFetched
 from gen_worker.wire.messages import InputAsset, InputFile
-from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.state import Happening, InputsCame, InputsRefused, Job
 
 AT_ONCE = 8
@@ -39,12 +39,19 @@ class _Order:
     over: bool = False  # nobody reads its files any more: they go as soon as nobody writes them
 
 
+class Orders(Protocol):
+    """Who takes orders: the fetcher."""
+
+    def send(self, order: FetchOrder) -> None:
+        """Take an order; never waits."""
+
+
 class Inputs:
     """Everything that jobs wait for, and the files of those that run."""
 
     def __init__(
         self,
-        fetcher: Callable[[], FetcherProcess],
+        fetcher: Callable[[], Orders],
         on: Callable[[Happening], None],
         *,
         max_bytes: int,

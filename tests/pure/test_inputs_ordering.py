@@ -1,0 +1,197 @@
+"""The files that payloads name are ordered a few at a time, lie there while their jobs live, and go with them."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gen_worker.scratch import PREFIX
+from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, InputFailed, InputFetched
+from gen_worker.wire.messages import InputAsset, InputFile
+from gen_worker_supervisor.inputs import AT_ONCE, FETCHERS, OF_ONE_JOB, Inputs, safe
+from gen_worker_supervisor.state import Happening, InputsCame, InputsRefused, Job
+from tests.pure.host import Host
+from tests.served import until
+
+
+class Desk:
+    """Where orders arrive and what they bring about is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.orders: list[FetchOrder] = []
+        self.happened: list[Happening] = []
+        self.inputs = Inputs(lambda: self, self.happened.append, max_bytes=1000)
+        self._host = Host()
+
+    def send(self, order: FetchOrder) -> None:
+        self.orders.append(order)
+
+    def job(self, files: int, request_id: str = "r") -> Job:
+        """Have a job ask for so many files."""
+        job = self._host.submit(request_id=request_id)
+        self.inputs.order(job, [InputAsset(f"https://{request_id}/{number}") for number in range(files)])
+        return job
+
+    def wanted(self) -> list[FetchInput]:
+        return [order for order in self.orders if isinstance(order, FetchInput)]
+
+    def aborted(self) -> list[int]:
+        return [order.number for order in self.orders if isinstance(order, Abort) and order.work == "input"]
+
+    def comes(self, order: FetchInput) -> InputFile:
+        """Have a file come."""
+        path = Path(f"{order.path}.png")
+        path.write_bytes(b"x")
+        file = InputFile(str(path), 1, "image/png")
+        self.inputs.on_report(InputFetched(order.number, file))
+        return file
+
+    def fails(self, order: FetchInput) -> None:
+        """Have a file not come."""
+        self.inputs.on_report(InputFailed(order.number, "invalid", "no", retryable=False))
+
+    def files(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()]
+
+    def folders(self) -> list[str]:
+        return [path.name for path in self.folder.glob(f"{PREFIX}*/*")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = Desk(tmp_path)
+    yield made
+    made.inputs.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_has_its_files_in_the_order_it_asked_for_them(desk: Desk) -> None:
+    job = desk.job(3)
+    first, second, third = desk.wanted()
+    files = [desk.comes(order) for order in (third, first)]
+    assert desk.happened == []
+    last = desk.comes(second)
+    assert desk.happened == [InputsCame(job, [files[1], last, files[0]])]
+
+
+def test_an_order_says_what_is_allowed(desk: Desk) -> None:
+    desk.inputs.trusted_origin = "https://files:8443"
+    job = desk.job(1, "../Ä b")
+    (order,) = desk.wanted()
+    assert (order.max_bytes, order.trusted_origin, order.allow_private) == (1000, "https://files:8443", False)
+    assert order.path.endswith(f"/_____b-{job.number}/input-0")
+    assert os.stat(Path(order.path).parent).st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("request_id", ["", ".", "..", "a/b", "a" * 300, "nul\0", "Straße", "-rf"])
+def test_no_request_leads_out_of_the_folder(request_id: str) -> None:
+    name = f"{safe(request_id)}-1"
+    assert name == os.path.basename(name)
+    assert len(name) < 100
+    assert "\0" not in name
+    assert name.isascii()
+
+
+def test_a_few_files_come_at_once_and_no_job_takes_all_the_room(desk: Desk) -> None:
+    desk.job(20, "big")
+    assert len(desk.wanted()) == OF_ONE_JOB
+    desk.job(2, "small")
+    desk.job(20, "large")
+    assert len(desk.wanted()) == AT_ONCE
+    assert {Path(order.path).parent.name.split("-")[0] for order in desk.wanted()} == {"big", "small", "large"}
+    desk.comes(desk.wanted()[0])
+    assert len(desk.wanted()) == AT_ONCE + 1
+
+
+def test_every_file_of_every_job_comes_in_the_end(desk: Desk) -> None:
+    jobs = [desk.job(count, f"r{count}") for count in (1, 32, 7, 12)]
+    done = 0
+    while done < len(desk.wanted()):
+        desk.comes(desk.wanted()[done])
+        done += 1
+    assert done == 52
+    came = {each.job.number: len(each.files) for each in desk.happened if isinstance(each, InputsCame)}
+    assert came == {job.number: count for job, count in zip(jobs, (1, 32, 7, 12), strict=True)}
+
+
+def test_one_file_that_cannot_be_had_stops_the_others(desk: Desk) -> None:
+    job = desk.job(6)
+    first, *others = desk.wanted()
+    desk.fails(first)
+    assert desk.happened == [InputsRefused(job, "no", False, True)]
+    assert desk.aborted() == [order.number for order in others]
+    assert len(desk.wanted()) == OF_ONE_JOB
+    for order in others:
+        desk.fails(order)
+    assert len(desk.happened) == 1
+
+
+def test_the_files_go_with_their_job(desk: Desk) -> None:
+    job, other = desk.job(1, "a"), desk.job(1, "b")
+    for order in desk.wanted():
+        desk.comes(order)
+    assert len(desk.files()) == 2
+    desk.inputs.forget(job)
+    until(lambda: len(desk.files()) == 1, what="the first job's files going")
+    assert desk.folders() == [f"b-{other.number}"]
+
+
+def test_a_job_that_ends_has_its_downloads_stopped_and_its_folder_goes_after_the_last(desk: Desk) -> None:
+    job = desk.job(2)
+    first, second = desk.wanted()
+    desk.inputs.forget(job)
+    assert desk.aborted() == [first.number, second.number]
+    desk.comes(first)  # it was complete before it read of that
+    assert len(desk.folders()) == 1
+    desk.fails(second)
+    until(lambda: desk.folders() == [], what="the folder going")
+    assert desk.happened == []
+
+
+def test_a_job_that_ends_leaves_its_room_to_others(desk: Desk) -> None:
+    jobs = [desk.job(OF_ONE_JOB, f"r{number}") for number in range(3)]
+    started = desk.wanted()
+    desk.inputs.forget(jobs[2])
+    assert len(desk.wanted()) == AT_ONCE
+    desk.inputs.forget(jobs[0])
+    for order in started[:OF_ONE_JOB]:
+        desk.fails(order)
+    assert len(desk.wanted()) == AT_ONCE  # the third one wanted nothing any more
+    desk.job(1, "late")
+    assert len(desk.wanted()) == AT_ONCE + 1
+
+
+def test_what_a_fetcher_died_with_is_ordered_again_a_few_times(desk: Desk) -> None:
+    job = desk.job(2)
+    desk.comes(desk.wanted()[0])
+    for lost in range(1, FETCHERS):
+        desk.inputs.on_lost()
+        assert [order.asset.url for order in desk.wanted()[1 + lost :]] == ["https://r/1"]
+    desk.inputs.on_lost()
+    (refused,) = desk.happened
+    assert refused == InputsRefused(
+        job, "the files of the payload could not be fetched: the fetcher died 3 times", True
+    )
+
+
+def test_a_job_that_ended_with_its_fetcher_leaves_nothing(desk: Desk) -> None:
+    job = desk.job(2)
+    desk.inputs.forget(job)
+    desk.inputs.on_lost()
+    until(lambda: desk.folders() == [], what="the folder going")
+    assert len(desk.wanted()) == 2
+    assert desk.happened == []
+
+
+def test_a_folder_that_cannot_be_made_is_not_the_callers_fault(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    job = desk.job(1)
+    text = "the files of the payload cannot be written: no such file or directory"
+    assert desk.happened == [InputsRefused(job, text, True)]
+    desk.inputs.forget(job)
