@@ -5,6 +5,7 @@ Every job ends in exactly one `Done`, `Failed`, `Returned`, `Wants` or `NeedsInp
 
 import asyncio
 import ctypes
+import itertools
 import json
 import os
 import queue
@@ -22,7 +23,13 @@ import msgspec
 
 from gen_worker.api.bindings import Binding, slots_of
 from gen_worker.api.context import CancelFlag, RequestContext, SavedFile
-from gen_worker.api.errors import CanceledError, OutputTooLargeError, classify
+from gen_worker.api.errors import (
+    ArtifactTransferError,
+    AuthError,
+    CanceledError,
+    OutputTooLargeError,
+    classify,
+)
 from gen_worker.api.producers import context_class
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
@@ -86,6 +93,7 @@ class Job:
         "progress_due",
         "reported",
         "returned",
+        "saves",
         "spec",
         "taken",
         "task",
@@ -104,6 +112,7 @@ class Job:
         self.reported = False
         self.yielded = 0
         self.progress_due = 0.0
+        self.saves: set[queue.SimpleQueue[Saved | None]] = set()  # None: the job was asked to end
         self.task: asyncio.Task[None] | None = None
         self._window: Window | None = Window() if spec.shape in ("generator", "async_generator") else None
 
@@ -118,6 +127,8 @@ class Job:
         self.cancel.set()
         if self._window is not None:
             self._window.close()
+        for save in tuple(self.saves):
+            save.put(None)
 
     def taken_by_reader(self, items: int) -> None:
         """The reader took stream items."""
@@ -142,8 +153,8 @@ class Jobs:
         self._jobs: dict[int, Job] = {}
         self._taking = threading.Lock()
         self._on_thread: Job | None = None
-        self._saves: dict[int, queue.SimpleQueue[Saved]] = {}
-        self._tokens = 0
+        self._saves: dict[int, queue.SimpleQueue[Saved | None]] = {}
+        self._tokens = itertools.count(1)
         self._owner = os.environ.get("USER") or "local-dev"
 
     # --- called by the thread that reads frames ---
@@ -389,6 +400,7 @@ class Jobs:
             timeout_s=job.order.time_left_s,
             owner=self._owner,
             models={slot: binding.wire_ref for slot, binding in models.items()} if models else None,
+            inline_file_bytes=job.order.inline_file_bytes,
         )
 
     def _models(self, job: Job) -> Mapping[str, Binding]:
@@ -422,11 +434,24 @@ class Jobs:
             self._channel.send(Event(job.number, "log", _json(value)))
 
     def save(self, job: Job, ref: str, data: bytes | None, path: Path | None) -> SavedFile:
-        """Hand a file to the supervisor and wait until it is kept."""
-        self._tokens += 1
-        token = self._tokens
-        answer: queue.SimpleQueue[Saved] = queue.SimpleQueue()
+        """Hand a file to the supervisor and wait until it is kept; raise `CanceledError` once the job shall end."""
+        token = next(self._tokens)
+        answer: queue.SimpleQueue[Saved | None] = queue.SimpleQueue()
         self._saves[token] = answer
+        job.saves.add(answer)
+        try:
+            if job.cancel.is_set():  # looked at after it can be told: no cancel comes in between
+                raise CanceledError("canceled")
+            self._send_save(job, token, ref, data, path)
+            saved = answer.get()
+        finally:
+            job.saves.discard(answer)
+            self._saves.pop(token, None)
+        if saved is None:
+            raise CanceledError("canceled")
+        return _kept(ref, saved)
+
+    def _send_save(self, job: Job, token: int, ref: str, data: bytes | None, path: Path | None) -> None:
         if data is not None and len(data) <= INLINE_LIMIT:
             self._channel.send(Save(job.number, token, ref, len(data), bytes(data)))
         elif data is not None:
@@ -436,10 +461,32 @@ class Jobs:
             assert path is not None
             with path.open("rb") as file:
                 self._channel.send(Save(job.number, token, ref, path.stat().st_size), [file.fileno()])
-        saved = answer.get()
-        if saved.error:
-            raise OSError(f"`{ref}` was not saved: {saved.error}")
+
+
+def _kept(ref: str, saved: Saved) -> SavedFile:
+    """Return what became of a file, or raise why it was not kept."""
+    match saved.failure:
+        case "auth":
+            raise AuthError(saved.error)
+        case "transfer":
+            raise ArtifactTransferError(saved.error, "store", "upload", saved.retryable)
+        case "too_large":
+            raise OutputTooLargeError(size_bytes=saved.size_bytes, max_bytes=saved.limit_bytes, message=saved.error)
+    if saved.error:
+        raise OSError(f"`{ref}` was not saved: {saved.error}")
+    stored = saved.stored
+    if stored is None:
         return SavedFile(saved.local_path, saved.size_bytes, saved.sha256)
+    return SavedFile(
+        "",
+        stored.size_bytes,
+        stored.sha256,
+        ref=stored.ref,
+        owner=stored.owner,
+        mime_type=stored.mime_type,
+        blake3=stored.blake3,
+        media_id=stored.media_id,
+    )
 
 
 def _shortened(event: dict[str, object], name: str) -> dict[str, str]:

@@ -10,12 +10,26 @@ _PIECE_BYTES = 1 << 20
 _PART_BYTES = 255  # the longest file name on every common file system
 
 
+class FileTooLargeError(Exception):
+    """A file is longer than the operator allows."""
+
+    def __init__(self, ref: str, size_bytes: int, max_bytes: int) -> None:
+        super().__init__(f"`{ref}` has {size_bytes} bytes, the limit is {max_bytes}: `WORKER_MAX_UPLOAD_BYTES`")
+        self.size_bytes = size_bytes
+        self.max_bytes = max_bytes
+
+
 class SavedFile(NamedTuple):
-    """A file that was kept."""
+    """A file that was kept: in a folder of this machine, or in the platform's store, which says what it is there."""
 
     local_path: str
     size_bytes: int
     sha256: str
+    ref: str = ""
+    owner: str = ""
+    mime_type: str = ""
+    blake3: str = ""
+    media_id: str = ""
 
 
 class Sink(Protocol):
@@ -56,11 +70,18 @@ def _refuse_part(part: str, ref: str) -> None:
 class FolderSink:
     """Keeps saved files in one folder; a file appears under its name only when it is complete."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], max_bytes: int = 0) -> None:
         self._folder = Path(folder).absolute()
+        self._max_bytes = max_bytes
 
     def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
-        """Write the file under the folder; raise ValueError when a link would lead out of it."""
+        """Write the file under the folder.
+
+        Raises ValueError when a link would lead out of it, `FileTooLargeError` for more than `max_bytes` (0: no limit).
+        """
+        size = len(data) if data is not None else path.stat().st_size if path is not None else 0
+        if 0 < self._max_bytes < size:
+            raise FileTooLargeError(ref, size, self._max_bytes)
         target = self._folder / safe_ref(ref)
         if not target.parent.resolve().is_relative_to(self._folder.resolve()):
             raise ValueError(f"`{ref}` leads out of `{self._folder}`")

@@ -25,6 +25,8 @@ from gen_worker.wire.fetching import (
     HoldFailed,
     InputFailed,
     Keep,
+    Upload,
+    UploadFailed,
 )
 from gen_worker_supervisor.deaths import death
 from gen_worker_supervisor.log import Log
@@ -233,6 +235,8 @@ class _Life:
                 report = HoldFailed(number, reason)
             case FetchInput(number):
                 report = InputFailed(number, "invalid", f"its URL cannot be passed on: {reason}", retryable=False)
+            case Upload(number):
+                report = UploadFailed(number, "transfer", f"its name cannot be passed on: {reason}", retryable=False)
             case _:
                 self._owner.printed(f"an order was dropped: {reason}")
                 return

@@ -34,6 +34,7 @@ from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import StartError
 from gen_worker_supervisor.state import Device, Fleet, Function
+from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
 
@@ -99,7 +100,7 @@ class Host:
         self.poller = Poller(loop) if plan.address is not None else Poller(loop, linger_s=0.0)
         self.version = importlib.metadata.version("gen-worker")
         self._reaper = Reaper(loop)
-        self._saver = Saver(loop, plan.settings.local_output_dir)
+        self._saver = Saver(loop, plan.settings.local_output_dir, plan.settings.max_upload_bytes)
         self.supervisor = Supervisor(
             plan.fleet(),
             plan.survey,
@@ -120,6 +121,7 @@ class Host:
             allow_private=plan.settings.allow_private_inputs,
         )
         self.uploads = Uploads(self.fetcher)
+        self.supervisor.storing = Storing(self.uploads)
         self._folder: Path | None = None
         self._boot_id = uuid.uuid4().hex
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from gen_worker.outputs import FolderSink
+from gen_worker.outputs import FileTooLargeError, FolderSink
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.messages import Save, Saved
 
@@ -17,9 +17,9 @@ THREADS = 2
 class Saver:
     """Writes the files that children hand over, under one folder."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, max_bytes: int = 0) -> None:
         self._loop = loop
-        self._sink = FolderSink(folder)
+        self._sink = FolderSink(folder, max_bytes)
         self._threads = ThreadPoolExecutor(THREADS, "gen-worker-save")
 
     def save(self, order: Save, descriptors: list[int], then: Callable[[Saved], None]) -> None:
@@ -31,6 +31,10 @@ class Saver:
         try:
             source = None if order.inline is not None else _readable(descriptors)
             saved = self._sink.save(order.ref, data=order.inline, path=source)
+        except FileTooLargeError as error:
+            job, token, size = order.job, order.token, error.size_bytes
+            text = str(error)[:1024]
+            return Saved(job, token, size_bytes=size, error=text, failure="too_large", limit_bytes=error.max_bytes)
         except (OSError, ValueError) as error:
             return Saved(order.job, order.token, error=str(error)[:1024] or type(error).__name__)
         finally:

@@ -85,6 +85,7 @@ from gen_worker_supervisor.state import (
     Unsent,
     unloaded,
 )
+from gen_worker_supervisor.storing import Storing
 
 REMEMBERED_JOBS = 256
 INLINE_BESIDE_INPUTS = INLINE_LIMIT // 2  # of a payload whose frame also names files: 32 paths may take 30 KiB
@@ -158,6 +159,7 @@ class Supervisor:
         self._derived = fleet.catalog.derived_root = derived
         self.models = ModelSupply(log, self.handle)
         self.inputs: Inputs | None = None
+        self.storing: Storing | None = None
         """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
 
         self._reaper = reaper
@@ -419,6 +421,8 @@ class Supervisor:
         job.payload.close()
         if job.inputs is not None and self.inputs is not None:
             self.inputs.forget(job)
+        if self.storing is not None and job.destination is not None:
+            self.storing.forget(job.number)
         self._remember(job)
         if self._watchers:
             for then in self._watchers.pop(job.number, ()):
@@ -552,7 +556,13 @@ class Supervisor:
             else:
                 self.handle(Misbehaved(process.child, f"a file of job {order.job}, which it does not hold"))
             return
-        self._saver.save(order, descriptors, process.send)
+        if job.destination is None:
+            self._saver.save(order, descriptors, process.send)
+        elif self.storing is None:
+            close_all(descriptors)
+            process.send(Saved(order.job, order.token, error="no file can be stored from here", failure="transfer"))
+        else:
+            self.storing.save(order, job.destination, descriptors, process.send)
 
     def on_misbehaviour(self, process: ChildProcess, what: str) -> None:
         """A child broke the protocol."""

@@ -1,13 +1,17 @@
 """The files on their way to the store of the platform, as the supervisor knows them: who waits for which.
 
-The fetcher moves the bytes. One that dies is replaced, and what it was at is ordered from the next one.
+The fetcher moves the bytes. One that dies is replaced, and the next one is given the same order, with the journal of
+how far it was: memory that all of them write to, and that goes with the upload.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from gen_worker.wire.fetching import Abort, Destination, FetchReport, Upload, Uploaded, UploadFailed, Uploading
+from gen_worker.wire.channel import close_all
+from gen_worker.wire.fetching import Abort, Destination, FetchReport, Upload, Uploaded, UploadFailed
 from gen_worker_supervisor.fetching import FetcherProcess
 
 TRIES = 3  # fetchers that may die of one upload
@@ -16,9 +20,10 @@ TRIES = 3  # fetchers that may die of one upload
 @dataclass(slots=True, eq=False)
 class _UnderWay:
     order: Upload
-    fd: int
+    descriptors: list[int]  # the file, and the journal
     then: Callable[[Uploaded | UploadFailed], None]
     losses: int = 0
+    aborted: bool = False
 
 
 class Uploads:
@@ -39,47 +44,59 @@ class Uploads:
         mime_type: str,
         then: Callable[[Uploaded | UploadFailed], None],
     ) -> int:
-        """Store the first `length` bytes of a descriptor, which is taken over; `then` gets the end, exactly once.
+        """Store the first `length` bytes of a descriptor, which is taken over; `then` gets the end, later, once.
 
-        Returns the number to abort it by.
+        Returns the number to abort it by. Without a `mime_type` the content tells.
         """
         self._number += 1
-        order = Upload(self._number, destination, ref, length, mime_type)
-        self._under_way[order.number] = _UnderWay(order, fd, then)
-        self._fetcher().send(order, [fd])
-        return order.number
+        number = self._number
+        under_way = _UnderWay(Upload(number, destination, ref, length, mime_type), [fd], then)
+        self._under_way[number] = under_way
+        with suppress(OSError):  # no descriptor is left: without a journal it begins anew
+            under_way.descriptors.append(os.memfd_create("gen-worker-upload", os.MFD_CLOEXEC))
+        self._order(under_way)
+        return number
 
     def abort(self, number: int) -> None:
         """Stop an upload, which ends as `canceled` unless it has ended."""
-        if number in self._under_way:
+        under_way = self._under_way.get(number)
+        if under_way is not None and not under_way.aborted:
+            under_way.aborted = True
             self._fetcher().send(Abort(number, "upload"))
 
     def on_report(self, report: FetchReport) -> None:
-        """Take what the fetcher says, as far as it is of uploads."""
-        if isinstance(report, Uploading):
-            return
+        """Take what the fetcher says, as far as it is the end of an upload."""
         if isinstance(report, Uploaded | UploadFailed):
             self._end(report)
 
     def on_lost(self) -> None:
-        """The fetcher has died: order what it was at anew."""
+        """The fetcher has died: order what it was at from the next one."""
         for number, under_way in list(self._under_way.items()):
             under_way.losses += 1
-            if under_way.losses < TRIES:
-                self._fetcher().send(under_way.order, [under_way.fd])
+            if under_way.aborted:
+                self._end(UploadFailed(number, "canceled", "canceled", retryable=True))
+            elif under_way.losses < TRIES:
+                self._order(under_way)
             else:
-                text = f"{TRIES} fetchers in a row died while it was uploaded"
-                self._end(UploadFailed(number, "transfer", text, True))
+                text = f"`{under_way.order.ref}` cannot be stored: {TRIES} fetchers died while they were at it"
+                self._end(UploadFailed(number, "transfer", text, retryable=True))
+
+    def _order(self, under_way: _UnderWay) -> None:
+        try:
+            self._fetcher().send(under_way.order, under_way.descriptors)
+        except OSError as error:  # no descriptor is left
+            text = f"`{under_way.order.ref}` cannot be stored: {(error.strerror or str(error)).lower()}"
+            failed = UploadFailed(under_way.order.number, "transfer", text, retryable=True)
+            asyncio.get_running_loop().call_soon(self._end, failed)
 
     def _end(self, report: Uploaded | UploadFailed) -> None:
         under_way = self._under_way.pop(report.number, None)
-        if under_way is None:
-            return
-        os.close(under_way.fd)
-        under_way.then(report)
+        if under_way is not None:
+            close_all(under_way.descriptors)
+            under_way.then(report)
 
     def close(self) -> None:
         """Let go of every file; calls nobody back."""
         for under_way in self._under_way.values():
-            os.close(under_way.fd)
+            close_all(under_way.descriptors)
         self._under_way.clear()

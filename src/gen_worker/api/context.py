@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from gen_worker.api.errors import CanceledError, OutputTooLargeError
 from gen_worker.api.types import Asset, AudioAsset, ImageAsset, VideoAsset, retyped
 from gen_worker.filetypes import HEAD_BYTES, mime_type
-from gen_worker.outputs import FolderSink, SavedFile, Sink, safe_ref
+from gen_worker.outputs import FileTooLargeError, FolderSink, SavedFile, Sink, safe_ref
 from gen_worker.wire.messages import Level
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class RequestContext:
         "_cancel",
         "_emitter",
         "_ends_at",
-        "_inline",
+        "_inline_file_bytes",
         "_invoker_id",
         "_job_id",
         "_models",
@@ -79,13 +79,16 @@ class RequestContext:
         invoker_id: str = "",
         local_output_dir: str | os.PathLike[str] | None = None,
         execution_hints: Mapping[str, object] | None = None,
+        inline_file_bytes: int = 0,
     ) -> None:
         if timeout_ms is not None:
             timeout_s = timeout_ms / 1000
         self._request_id = request_id
         self._emitter = emitter
         self._sink = FolderSink(local_output_dir) if local_output_dir else sink
-        self._inline = execution_hints is not None and not local_output_dir and _asks_inline(execution_hints)
+        if execution_hints is not None and not local_output_dir and _asks_inline(execution_hints):
+            inline_file_bytes = INLINE_LIMIT_BYTES
+        self._inline_file_bytes = inline_file_bytes
         self._cancel = cancel
         self._ends_at = None if timeout_s is None else time.monotonic() + timeout_s
         self._models = models
@@ -254,18 +257,25 @@ class RequestContext:
         if size > SAVE_LIMIT_BYTES:
             raise OutputTooLargeError(size_bytes=size, max_bytes=SAVE_LIMIT_BYTES)
         kind = mime_type(_head(data, path), name)
-        if self._inline and size <= INLINE_LIMIT_BYTES:
+        if self._inline_file_bytes and size <= self._inline_file_bytes:
             return _inlined(name, path.read_bytes() if path is not None else data or b"", kind)
         if self._sink is None:
             raise RuntimeError(f"`{name}` cannot be saved: give the context a `local_output_dir=` or a `sink=`")
-        saved = self._sink.save(name, data=data, path=path)
+        try:
+            saved = self._sink.save(name, data=data, path=path)
+        except FileTooLargeError as error:
+            raise OutputTooLargeError(
+                size_bytes=error.size_bytes, max_bytes=error.max_bytes, message=str(error)
+            ) from None
         return Asset(
-            ref=name,
-            owner=self._owner or None,
+            ref=saved.ref or name,
+            owner=saved.owner or self._owner or None,
             local_path=saved.local_path or None,
-            mime_type=kind,
+            mime_type=saved.mime_type or kind,
             size_bytes=saved.size_bytes,
             sha256=saved.sha256,
+            blake3=saved.blake3 or None,
+            media_id=saved.media_id or None,
         )
 
 

@@ -43,10 +43,10 @@ class InputTooLargeError(ValidationError):
 
 
 class OutputTooLargeError(ValidationError):
-    """An output is longer than the limit."""
+    """An output is longer than the limit; a `message` says which."""
 
-    def __init__(self, *, size_bytes: int, max_bytes: int) -> None:
-        super().__init__(f"output has {size_bytes} bytes, the limit is {max_bytes}")
+    def __init__(self, *, size_bytes: int, max_bytes: int, message: str = "") -> None:
+        super().__init__(message or f"output has {size_bytes} bytes, the limit is {max_bytes}")
         self.size_bytes = size_bytes
         self.max_bytes = max_bytes
 

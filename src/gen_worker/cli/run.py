@@ -301,7 +301,7 @@ def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", eve
         request_id=f"local-{os.urandom(4).hex()}",
         owner=os.environ.get("USER") or "local-dev",
         emitter=emit,
-        sink=FolderSink(job.settings.local_output_dir),
+        sink=FolderSink(job.settings.local_output_dir, job.settings.max_upload_bytes),
         cancel=cancel,
         models={model.slot: model.ref for model in models},
         **own,
