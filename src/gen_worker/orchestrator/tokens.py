@@ -94,7 +94,7 @@ class Tokens:
             raise TokenError("the worker's token is not from here") from None
         return WorkerClaims(str(claims["sub"]), str(claims.get("release_id", "")), claims["iat"], claims["exp"])
 
-    def jwks(self) -> dict[str, object]:
+    def jwks(self) -> dict[str, list[dict[str, object]]]:
         """Return the public key as workers read it from `SCHEDULER_JWKS_URL`."""
         return {"keys": [{**self._key.as_dict(private=False), "alg": ALGORITHM, "use": "sig"}]}
 
