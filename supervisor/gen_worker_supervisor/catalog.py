@@ -13,7 +13,7 @@ import msgspec
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Slot, SnapshotFile, Wanted
-from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching, Stocked
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
 
@@ -98,6 +98,7 @@ class Catalog:
     derived_root: str = ""  # the folder of copies in another dtype
     orchestrated: bool = False  # somebody may yet say what a model of the platform's hub consists of
     models: dict[str, Model] = field(default_factory=dict)  # by `Wanted.key`
+    shelf: dict[str, Stocked] = field(default_factory=dict)  # what lies in caches though no function has it, by name
     digests: dict[tuple[str, str], str] = field(default_factory=dict)  # of what was described, by provider and ref
     _files: dict[str, tuple[SnapshotFile, ...]] = field(default_factory=dict)  # what was described, by the digest
     number: int = 0

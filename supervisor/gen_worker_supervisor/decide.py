@@ -242,6 +242,7 @@ def _load_wanted(fleet: Fleet, children: list[Child], now: float, actions: list[
             continue
         function = next((each for each in fleet.variants() if each.surveyed.instance == instance), None)
         if function is None:
+            fleet.placed += 1
             fleet.loads[instance] = "load_failed"  # other models have superseded it
             continue
         slots = function.surveyed.slots

@@ -35,9 +35,11 @@ from gen_worker_supervisor.state import (
     Submitted,
     Ticked,
     Timer,
+    UnloadAsked,
     Unsent,
 )
 from gen_worker_supervisor.steps import kill_child
+from gen_worker_supervisor.tidying import unload
 
 DEAF_S = 10.0  # what a child has to give back a job that it has not begun
 
@@ -48,10 +50,11 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
         return submit(fleet, happening.job, now)
     fleet.changes += 1
     if isinstance(happening, Reported):
-        handler = REPORTS.get(type(happening.message))
-        return handler(fleet, happening.child, happening.message, now) if handler is not None else []
+        return REPORTS.get(type(happening.message), _unheard)(fleet, happening.child, happening.message, now)
     if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused):
         return of_fetcher(fleet, happening, now)
+    if isinstance(happening, UnloadAsked):
+        return unload(fleet, happening.instances)
     match happening:
         case EndAsked(job, reason, at_once):
             return end_asked(fleet, job, reason, at_once, now)
@@ -72,6 +75,11 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
             return drain_fleet(fleet, within_s, now)
         case _:
             assert_never(happening)
+
+
+def _unheard(_fleet: Fleet, _child: Child, _message: object, _now: float) -> list[Action]:
+    """A frame that changes nothing of the fleet."""
+    return []
 
 
 def start(fleet: Fleet, now: float) -> list[Action]:

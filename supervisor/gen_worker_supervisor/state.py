@@ -386,6 +386,12 @@ class InputsRefused(msgspec.Struct):
     invalid: bool = False
 
 
+class UnloadAsked(msgspec.Struct):
+    """Somebody wants these instances gone from every child, until a job or somebody else needs them."""
+
+    instances: frozenset[str]
+
+
 class FetcherReported(msgspec.Struct):
     """The fetcher says how far an order is."""
 
@@ -412,6 +418,7 @@ Happening: TypeAlias = (
     | DrainAsked
     | InputsCame
     | InputsRefused
+    | UnloadAsked
     | FetcherReported
     | FetcherLost
     | Ticked

@@ -24,6 +24,18 @@ def tidy(fleet: Fleet) -> list[Action]:
     return actions + _forget_models(fleet)
 
 
+def unload(fleet: Fleet, instances: Collection[str]) -> list[Action]:
+    """Have children let go of instances, which come back when a job needs them."""
+    fleet.resting.update(instances)
+    for instance in instances:
+        fleet.loads.pop(instance, None)
+    return [
+        action
+        for child in fleet.serving()
+        for action in _unload(fleet, child, [each for each in instances if each in child.loaded])
+    ]
+
+
 def _end_superseded(fleet: Fleet) -> None:
     """Forget the superseded functions that have no job left."""
     held = {id(function) for function in _functions_at_work(fleet)}

@@ -1,9 +1,537 @@
-"""Stand-in until the real one is here."""
+"""The models of a worker as its orchestrator sees them: what it describes and wants done, and where each of them is.
+
+Where models are is read from the fleet, where they shall be is written there; nothing here moves a byte.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from math import inf, isfinite
+
+import msgspec
+
+from gen_worker.models.errors import ModelErrorKind
+from gen_worker.models.refs import RefError
+from gen_worker.models.wanted import Slot, Wanted, overridden_instance
+from gen_worker.wire.fetching import FetchFailed, Keep, Stocked
+from gen_worker.wire.scheduler import (
+    HelloAck,
+    ModelBinding,
+    ModelEvent,
+    ModelOp,
+    ModelOpKind,
+    ModelResidency,
+    ModelState,
+    ResidencyTier,
+    RunJob,
+    Snapshot,
+    WorkerFrame,
+)
+from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.link.refs import digest_of, providers, wanted_of
+from gen_worker_supervisor.phases import ModelState as Coming
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.state import Child, Fleet, Function, UnloadAsked, holds
+from gen_worker_supervisor.supervisor import Supervisor
+
+DOWNLOADING_S = 5.0  # between two events on how far a model is
+_GONE = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
+_STATES = {
+    ResidencyTier.DISK: ModelState.ON_DISK,
+    ResidencyTier.RAM: ModelState.IN_RAM,
+    ResidencyTier.VRAM: ModelState.IN_VRAM,
+}
+_ERRORS: dict[ModelErrorKind, str] = {
+    "url_expired": "url_expired",
+    "digest_mismatch": "digest_mismatch",
+    "insufficient_disk": "insufficient_disk",
+    "read_only": "read_only",
+    "load_failed": "load_failed",
+}
+"""How an orchestrator is told why a model failed; what is not here is `download_failed`."""
+
+
+# --- where models are -------------------------------------------------------------------------------------------------
+
+
+def residency(fleet: Fleet, in_memory: Callable[[Model], bool]) -> dict[str, ModelResidency]:
+    """Return where each model is, by its ref as an orchestrator writes it; a model that is not here has no entry.
+
+    What was superseded by another snapshot of the same ref does not count. `vram_bytes` is what all its copies take.
+    """
+    catalog = fleet.catalog
+    digests = {name: digest for (_, name), digest in catalog.digests.items()}
+    found = dict.fromkeys(catalog.shelf, ResidencyTier.DISK)
+    for model in catalog.models.values():
+        if model.here and digests.get(model.name, model.wanted.digest) == model.wanted.digest:
+            tier = ResidencyTier.RAM if in_memory(model) else ResidencyTier.DISK
+            found[model.name] = max(tier, found.get(model.name, tier))
+    vram: dict[str, int] = {}
+    for child, instance in _held(fleet):
+        wanted = {slot.name: slot.wanted for slot in fleet.slots_of(instance)}
+        for resident in child.models.get(instance, []):
+            if resident.slot not in wanted:
+                continue
+            name = catalog.of(wanted[resident.slot]).name
+            tier = ResidencyTier.VRAM if child.device.kind == "cuda" else ResidencyTier.RAM
+            found[name] = max(tier, found.get(name, tier))
+            if tier is ResidencyTier.VRAM:
+                vram[name] = vram.get(name, 0) + resident.bytes
+    return {name: ModelResidency(ref=name, tier=found[name], vram_bytes=vram.get(name, 0)) for name in sorted(found)}
+
+
+def _held(fleet: Fleet) -> Iterator[tuple[Child, str]]:
+    """Return the instances that later jobs may run on, each with a child that holds it."""
+    superseded = {id(function) for function in fleet.superseded}
+    current = {each.surveyed.instance for each in fleet.variants() if id(each) not in superseded}
+    for device in fleet.devices:
+        child = device.child
+        if child is not None and child.phase not in _GONE:
+            yield from ((child, instance) for instance in child.loaded if instance in current)
+
+
+def binders(fleet: Fleet, name: str) -> list[Function]:
+    """Return the functions whose later jobs need a model."""
+    superseded = {id(function) for function in fleet.superseded}
+    return [each for each in fleet.variants() if id(each) not in superseded and _binds(fleet, each, name)]
+
+
+def in_use(fleet: Fleet, name: str) -> bool:
+    """Whether a job that a child was handed needs a model."""
+    children = [device.child for device in fleet.devices if device.child is not None]
+    return any(_binds(fleet, job.function, name) for child in children for job in child.leased.values())
+
+
+def _binds(fleet: Fleet, function: Function, name: str) -> bool:
+    return any(fleet.catalog.of(slot.wanted).name == name for slot in function.surveyed.slots)
+
+
+def error_of(failure: FetchFailed) -> str:
+    """Return how an orchestrator is told why a model cannot be had."""
+    return _ERRORS.get(failure.kind, "download_failed")
+
+
+# --- what is wanted of them -------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Operation:
+    """Something that an orchestrator wants done with a model, until it was told how that went."""
+
+    kind: ModelOpKind
+    name: str
+    models: list[Wanted] = field(default_factory=list)
+    instances: list[str] = field(default_factory=list)
+
+
 class LinkModels:
-    def __init__(self, supervisor, send): self.supervisor = supervisor
-    def operate(self, op): ...
-    def acknowledged(self, ack): ...
-    def changed(self): ...
-    def tick(self): ...
-    def residency(self): return ()
-    def function_for(self, run, name): return self.supervisor.fleet.functions[name]
+    """What an orchestrator says of models, and what it is told of them."""
+
+    def __init__(self, supervisor: Supervisor, send: Callable[[WorkerFrame], None]) -> None:
+        self._supervisor = supervisor
+        self._fleet = supervisor.fleet
+        self._send = send
+        self._fleet.catalog.orchestrated = True
+        self._bound = [slot.wanted for each in self._fleet.functions.values() for slot in each.own.slots]
+        self._providers = providers(self._bound)
+        self._spelled: dict[str, str] = {}  # names as the orchestrator writes them
+        self._keep: tuple[str, ...] = ()
+        self._spared: list[str] = []
+        self._operations: list[_Operation] = []
+        self._told: dict[str, ModelResidency] = {}
+        self._failures: dict[str, FetchFailed] = {}  # that were told, by the model's key
+        self._progress: dict[str, float] = {}  # when it was told last how far a download is, by name
+        self._seen = (-1, -1)
+        self._acknowledged = False
+        self._asked = False
+        self._on_stock: Callable[[], None] | None = None
+        supervisor.models.on_evicted = self._evicted
+
+    # --- what it says by itself ---
+
+    def when_stocked(self, then: Callable[[], None]) -> None:
+        """Call back once it is known what lies in the caches, so that the first `Hello` tells it; at once if it is."""
+        self._on_stock = then
+        if not self._supervisor.models.started:
+            then()
+        elif not self._asked:
+            self._take_stock()
+
+    def _take_stock(self) -> None:
+        self._asked = True
+        self._supervisor.models.take_stock(self._stocked)
+
+    def _stocked(self, models: list[Stocked]) -> None:
+        """Learn what lies in the caches: what an orchestrator described before is used without its saying so again."""
+        catalog = self._fleet.catalog
+        for stocked in models:
+            wanted = self._as_bound(stocked.wanted)
+            name = wanted.wire_ref
+            if name in catalog.shelf or (wanted.provider, name) in catalog.digests:
+                continue  # one that was used later, or described since
+            catalog.shelf[name] = stocked
+            if stocked.wanted.digest and not wanted.digest:
+                catalog.describe(wanted, stocked.wanted.digest, ())
+        self._rebind()
+        self._fleet.placed += 1
+        self._supervisor.handle()
+        if self._on_stock is not None:
+            self._on_stock()
+
+    def _as_bound(self, stocked: Wanted) -> Wanted:
+        """Return what an orchestrator's snapshot was described for."""
+        if stocked.provider != "tensorhub" or not stocked.digest:
+            return stocked
+        for bound in self._bound:
+            if msgspec.structs.replace(bound.plain, provider="tensorhub", digest=stocked.digest) == stocked:
+                return bound.plain
+        return msgspec.structs.replace(stocked, digest="") if stocked.tag else stocked
+
+    def residency(self) -> tuple[ModelResidency, ...]:
+        """Return where all models are, for a `Hello`: what is told after it are changes of that."""
+        self._acknowledged = False
+        self._told = self._residency()
+        failed = ((key, model.failure) for key, model in self._fleet.catalog.models.items())
+        self._failures = {key: failure for key, failure in failed if failure is not None}
+        self._progress.clear()
+        return tuple(self._renamed(each) for each in self._told.values())
+
+    def _residency(self) -> dict[str, ModelResidency]:
+        return residency(self._fleet, self._supervisor.models.in_memory)
+
+    def _renamed(self, model: ModelResidency) -> ModelResidency:
+        return msgspec.structs.replace(model, ref=self._spelled.get(model.ref, model.ref))
+
+    def tick(self) -> None:
+        """Tell how far downloads are; to be called once in a while."""
+        if not self._asked and self._supervisor.models.started:
+            self._take_stock()
+        if self._acknowledged:
+            self._tell_progress(time.monotonic())
+
+    def changed(self) -> None:
+        """Tell what has become of models since this was called last; costs nothing when nothing has."""
+        seen = (self._fleet.placed, self._supervisor.models.changes)
+        if seen == self._seen or not self._acknowledged:
+            return
+        self._seen = seen
+        now = time.monotonic()
+        changed, failed = self._tell_changes(), self._tell_failures()
+        for operation in list(self._operations):
+            self._look_at(operation, changed, failed, now)
+        self._spare()
+        self._tell_progress(now)
+
+    def _tell(
+        self,
+        name: str,
+        state: ModelState,
+        *,
+        vram_bytes: int = 0,
+        error: str = "",
+        bytes_done: int = 0,
+        bytes_total: int = 0,
+    ) -> None:
+        ref = self._spelled.get(name, name)
+        event = ModelEvent(
+            ref=ref, state=state, vram_bytes=vram_bytes, error=error, bytes_done=bytes_done, bytes_total=bytes_total
+        )
+        self._send(event)
+
+    def _tell_changes(self) -> set[str]:
+        """Tell which models are somewhere else than was told last; return their names."""
+        self._correct_shelf()
+        before, self._told = self._told, self._residency()
+        changed = {name for name, model in self._told.items() if before.get(name) != model}
+        for name in sorted(changed):
+            self._tell(name, _STATES[self._told[name].tier], vram_bytes=self._told[name].vram_bytes)
+        coming = {model.name for model in self._fleet.catalog.models.values() if not model.settled}
+        for name in before:
+            if name not in self._told and name not in coming:
+                changed.add(name)
+                self._tell(name, ModelState.EVICTED)
+        return changed
+
+    def _correct_shelf(self) -> None:
+        """Forget of what was in the caches what the fetcher did not find there."""
+        absent = (Coming.QUEUED, Coming.FETCHING, Coming.FAILED)
+        for model in self._fleet.catalog.models.values():
+            stocked = self._fleet.catalog.shelf.get(model.name)
+            if stocked is not None and model.state in absent and stocked.wanted.digest == model.wanted.digest:
+                del self._fleet.catalog.shelf[model.name]
+
+    def _tell_failures(self) -> set[str]:
+        """Tell of models that cannot be had since they were told last; return their names."""
+        told: set[str] = set()
+        for key, model in self._fleet.catalog.models.items():
+            failure = model.failure if model.state is Coming.FAILED else None
+            if failure is None:
+                self._failures.pop(key, None)
+            elif failure is not self._failures.get(key):
+                self._failures[key] = failure
+                if model.name not in told and isfinite(model.retry_at):  # else it waits to be described
+                    told.add(model.name)
+                    self._tell(model.name, ModelState.FAILED, error=error_of(failure))
+        return told
+
+    def _tell_progress(self, now: float) -> None:
+        fetching = {
+            model.name: model for model in self._fleet.catalog.models.values() if model.state is Coming.FETCHING
+        }
+        for name, model in fetching.items():
+            if now - self._progress.get(name, -inf) >= DOWNLOADING_S:
+                self._progress[name] = now
+                done, total = model.bytes_done, model.bytes_total or 0
+                self._tell(name, ModelState.DOWNLOADING, bytes_done=done, bytes_total=total)
+        for name in [name for name in self._progress if name not in fetching]:
+            del self._progress[name]
+
+    def _evicted(self, ref: str) -> None:
+        shelf = self._fleet.catalog.shelf
+        for name in [name for name, stocked in shelf.items() if stocked.wanted.ref == ref]:
+            del shelf[name]
+            self._fleet.placed += 1
+
+    # --- what is to be kept ---
+
+    def acknowledged(self, ack: HelloAck) -> None:
+        """Take what the orchestrator wants spared as long as there is room; replaces what it wanted before."""
+        if not self._acknowledged:
+            self._acknowledged = True
+            self._seen = (-1, -1)
+        self._keep = ack.keep
+        names = set()
+        for ref in ack.keep:
+            try:
+                names.add(self._named(ref).wire_ref)
+            except RefError as error:
+                self._supervisor.log.event(
+                    "warning", "models", f"the orchestrator wants to keep what is no ref: {error}"
+                )
+        self._fleet.kept = frozenset(names)
+        self._spare()
+
+    def _spare(self) -> None:
+        """Have the disk and the host's memory let go of these models after all others."""
+        if not self._supervisor.models.started:
+            return
+        kept = self._fleet.kept
+        models = [model for model in self._fleet.catalog.models.values() if model.name in kept]
+        refs = {wanted.ref: None for wanted in self._bound} | dict.fromkeys(self._keep) | dict.fromkeys(kept)
+        refs |= {model.wanted.ref: None for model in models}
+        refs |= {stocked.wanted.ref: None for name, stocked in self._fleet.catalog.shelf.items() if name in kept}
+        self._supervisor.models.memory.spare([model.key for model in models if model.here])
+        if list(refs) != self._spared:
+            self._spared = list(refs)
+            self._supervisor.models.fetcher.send(Keep(self._spared))
+
+    # --- what is described ---
+
+    def function_for(self, run: RunJob, name: str) -> Function | str:
+        """Return the function with the models that a job shall have; a text says why there is none.
+
+        What the job describes holds for the jobs after it, too. An orchestrator may name models for any slot.
+        """
+        try:
+            for ref, snapshot in run.snapshots.items():
+                self._describe(self._named(ref), snapshot)
+            function = self._fleet.functions[name]
+            return self._with_models(function, run.models) if run.models else function
+        except RefError as error:
+            return str(error)
+
+    def _with_models(self, function: Function, named: Iterable[ModelBinding]) -> Function | str:
+        slots = {slot.name: slot for slot in function.surveyed.slots}
+        for binding in named:
+            if binding.slot not in slots:
+                there = ", ".join(f"`{slot}`" for slot in slots) or "none"
+                return f"no slot `{binding.slot}` in `{function.name}`, there is: {there}"
+            slots[binding.slot] = self._filled(slots[binding.slot], self._named(binding.ref))
+        chosen = list(slots.values())
+        instance = overridden_instance(function.own.instance, function.own.slots, chosen)
+        same = instance == function.surveyed.instance
+        return function if same else self._fleet.with_models(function, instance, chosen)
+
+    def _filled(self, slot: Slot, named: Wanted) -> Slot:
+        """Return a slot with another model, which is loaded as the slot's own binding says."""
+        own = slot.wanted
+        narrowed = msgspec.structs.replace(
+            named,
+            dtype=own.dtype,
+            subfolder=own.subfolder,
+            files=own.files,
+            trust_remote_code=own.trust_remote_code,
+        )
+        return msgspec.structs.replace(slot, wanted=self._fleet.catalog.described(self._pinned(narrowed)))
+
+    def _pinned(self, named: Wanted) -> Wanted:
+        """Return a model as its binding pins it, of which a ref on the wire may say less."""
+        for bound in self._bound:
+            if (bound.provider, bound.wire_ref) == (named.provider, named.wire_ref):
+                return msgspec.structs.replace(named, revision=bound.revision, version=bound.version, tag=bound.tag)
+        return named
+
+    def _named(self, ref: str) -> Wanted:
+        """Return the model that a ref on the wire means; what is told of it from now on calls it so."""
+        wanted = wanted_of(ref, self._providers)
+        self._spelled[wanted.wire_ref] = ref
+        return wanted
+
+    def _describe(self, wanted: Wanted, snapshot: Snapshot) -> None:
+        digest = digest_of(snapshot)
+        if not digest or not self._fleet.catalog.describe(wanted, digest, tuple(snapshot.files)):
+            return
+        name = wanted.wire_ref
+        for function in self._fleet.named.values():  # those that named it run what they came for, and get no more jobs
+            if function.chosen and function not in self._fleet.superseded and _binds(self._fleet, function, name):
+                self._fleet.superseded.append(function)
+                self._fleet.untidy = True
+        self._rebind()
+
+    def _rebind(self) -> None:
+        """Have functions run with the models that were described."""
+        for name, function in list(self._fleet.functions.items()):
+            described = self._fleet.catalog.described
+            slots = [msgspec.structs.replace(slot, wanted=described(slot.wanted)) for slot in function.own.slots]
+            self._fleet.rebind(name, slots)
+
+    # --- operations ---
+
+    def operate(self, op: ModelOp) -> None:
+        """Do what an orchestrator wants with a model; at least one event tells it what has become of that."""
+        try:
+            wanted = self._named(op.ref)
+        except RefError as error:
+            self._supervisor.log.event("warning", "models", f"an operation on what is no ref: {error}")
+            failed = "load_failed" if op.op is ModelOpKind.LOAD else "download_failed"
+            self._send(ModelEvent(ref=op.ref, state=ModelState.FAILED, error=failed))
+            return
+        if op.snapshot is not None:
+            self._describe(wanted, op.snapshot)
+        operation = _Operation(op.op, wanted.wire_ref)
+        match op.op:
+            case ModelOpKind.DOWNLOAD:
+                self._download(operation, wanted)
+            case ModelOpKind.LOAD:
+                self._load(operation)
+            case ModelOpKind.UNLOAD:
+                self._unload(operation)
+            case _:
+                self._supervisor.log.event("warning", "models", f"an operation of no kind on `{op.ref}`")
+
+    def _begin(self, operation: _Operation) -> None:
+        self._operations.append(operation)
+        self._supervisor.handle()
+        self._seen = (-1, -1)
+        self.changed()
+
+    def _download(self, operation: _Operation, wanted: Wanted) -> None:
+        if not self._supervisor.models.started:
+            self._tell(operation.name, ModelState.FAILED, error="download_failed")
+            return
+        bound = [slot.wanted for each in binders(self._fleet, operation.name) for slot in each.surveyed.slots]
+        named = [each for each in bound if self._fleet.catalog.of(each).name == operation.name]
+        operation.models = list(dict.fromkeys(named)) or [self._fleet.catalog.described(wanted)]
+        for each in operation.models:
+            self._fleet.catalog.of(each).ordered = True
+        self._ask(operation.models)
+        self._begin(operation)
+
+    def _ask(self, models: Collection[Wanted]) -> None:
+        """Want models now, also those that could not be had just before."""
+        for wanted in models:
+            model = self._fleet.catalog.of(wanted)
+            if isfinite(model.retry_at):
+                model.retry_at = 0.0
+        self._fleet.catalog.ask([Slot("", wanted) for wanted in models], time.monotonic(), urgent=False)
+
+    def _load(self, operation: _Operation) -> None:
+        functions = binders(self._fleet, operation.name)
+        able = [each for each in functions if self._may_run(each)]
+        if not able:
+            self._tell(operation.name, ModelState.FAILED, error="load_failed")
+            return
+        operation.instances = list(dict.fromkeys(each.surveyed.instance for each in able))
+        operation.models = list(dict.fromkeys(slot.wanted for each in able for slot in each.surveyed.slots))
+        for instance in operation.instances:
+            self._fleet.loads[instance] = ""
+            self._fleet.resting.discard(instance)
+            known = self._fleet.instance(instance)
+            known.refused = {device: until for device, until in known.refused.items() if not isfinite(until)}
+        self._ask(operation.models)
+        self._begin(operation)
+
+    def _may_run(self, function: Function) -> bool:
+        return any(holds(device, function) and not device.lost for device in self._fleet.devices)
+
+    def _unload(self, operation: _Operation) -> None:
+        if in_use(self._fleet, operation.name):
+            self._tell(operation.name, ModelState.FAILED, error="model_in_use")
+            return
+        operation.instances = [each.surveyed.instance for each in binders(self._fleet, operation.name)]
+        self._supervisor.handle(UnloadAsked(frozenset(operation.instances)))
+        self._begin(operation)
+
+    def _look_at(self, operation: _Operation, changed: Collection[str], failed: Collection[str], now: float) -> None:
+        """End an operation that has come to its end, and see that something was told of its model."""
+        error = self._end_of(operation, now)
+        if error is None:
+            return
+        name = operation.name
+        self._operations.remove(operation)
+        for instance in operation.instances:
+            if all(instance not in other.instances for other in self._operations):
+                self._fleet.loads.pop(instance, None)
+        for wanted in operation.models:
+            self._release(wanted)
+        if error and name not in failed:
+            self._tell(name, ModelState.FAILED, error=error)
+        elif not error and name not in changed:
+            self._tell_place(name)
+
+    def _tell_place(self, name: str) -> None:
+        model = self._told.get(name)
+        if model is None:
+            self._tell(name, ModelState.EVICTED)
+        else:
+            self._tell(name, _STATES[model.tier], vram_bytes=model.vram_bytes)
+
+    def _end_of(self, operation: _Operation, now: float) -> str | None:
+        """Return how an operation failed; empty where it succeeded, None while it is under way."""
+        if operation.kind is ModelOpKind.UNLOAD:
+            return self._end_of_unload(operation)
+        models = [self._fleet.catalog.of(wanted) for wanted in operation.models]
+        for model in models:
+            if model.state is Coming.FAILED and model.failure is not None and now < model.retry_at:
+                return error_of(model.failure)
+        if operation.kind is ModelOpKind.DOWNLOAD:
+            return "" if all(model.here for model in models) else None
+        for instance in operation.instances:
+            if failure := self._fleet.loads.get(instance):
+                return failure
+        held = {instance for _, instance in _held(self._fleet)}
+        if held.issuperset(operation.instances):
+            return ""
+        able = any(self._may_run(each) for each in binders(self._fleet, operation.name))
+        return None if able else "load_failed"
+
+    def _end_of_unload(self, operation: _Operation) -> str | None:
+        """What a child was just setting up goes as soon as it has, unless a job came for it."""
+        children = [device.child for device in self._fleet.devices if device.child is not None]
+        if any(child.loading in operation.instances for child in children):
+            return None
+        if not any(child.loaded.intersection(operation.instances) for child in children if child.serving):
+            return ""
+        if in_use(self._fleet, operation.name):
+            return "model_in_use"
+        self._supervisor.handle(UnloadAsked(frozenset(operation.instances)))
+        return None
+
+    def _release(self, wanted: Wanted) -> None:
+        """Leave a model that was ordered to itself: where no function has it, others may evict it."""
+        model = self._fleet.catalog.of(wanted)
+        model.ordered = any(wanted in other.models for other in self._operations)
+        if model.snapshot is not None and not model.ordered and not binders(self._fleet, model.name):
+            self._fleet.catalog.shelf[model.name] = Stocked(wanted.plain, model.snapshot.size)
+            self._fleet.untidy = True
+            self._supervisor.handle()

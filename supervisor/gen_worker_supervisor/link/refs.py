@@ -69,4 +69,3 @@ def _flavored(wanted: Wanted) -> str:
 
 def _bare(wanted: Wanted) -> str:
     return wanted.repo
-
