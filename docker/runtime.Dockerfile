@@ -1,0 +1,41 @@
+# The base of endpoint images: Python, torch and gen-worker in one environment, `/opt/venv`.
+#
+# Built from the root of this repository; `docker-bake.hcl` names the versions of each flavor:
+#
+#   docker buildx bake --file docker/docker-bake.hcl cpu
+#
+ARG OS_IMAGE=debian:bookworm-slim
+ARG UV_IMAGE=ghcr.io/astral-sh/uv:0.9.9
+
+FROM ${UV_IMAGE} AS uv
+
+FROM ${OS_IMAGE}
+ARG PYTHON_VERSION=3.12
+ARG TORCH_VERSION=2.9.1
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+COPY --from=uv /uv /usr/local/bin/uv
+ENV VIRTUAL_ENV=/opt/venv \
+    UV_PROJECT_ENVIRONMENT=/opt/venv \
+    UV_PYTHON_INSTALL_DIR=/opt/python \
+    UV_LINK_MODE=copy \
+    UV_COMPILE_BYTECODE=1 \
+    PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
+RUN uv python install "${PYTHON_VERSION}" \
+    && uv venv --python "${PYTHON_VERSION}" /opt/venv \
+    && uv pip install --no-cache --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
+COPY . /src
+RUN uv pip install --no-cache "/src[torch,images,audio]" "torch==${TORCH_VERSION}" \
+    && rm -rf /src
+
+# An endpoint runs as this user; what it writes goes to these folders, which may be volumes.
+RUN useradd --uid 1000 --create-home worker \
+    && install --directory --owner worker /cache /run/gen-worker /app
+ENV TENSORHUB_CACHE_DIR=/cache \
+    GEN_WORKER_RUN_DIR=/run/gen-worker
+WORKDIR /app

@@ -1,0 +1,80 @@
+"""What an orchestrator reads of a job's end is true, short, and gives no secret away."""
+
+import pytest
+
+from gen_worker.wire.messages import ErrorKind
+from gen_worker.wire.scheduler import JobStatus
+from gen_worker_supervisor.link.answers import STATUS, TEXT_CHARS, metrics, redacted, safe_message
+from gen_worker_supervisor.outcomes import failure
+from gen_worker_supervisor.phases import ENDED, JobState
+from gen_worker_supervisor.state import Outcome
+from tests.pure.host import Host
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("401 for Bearer eyJhbGciOi.x.y, sorry", "401 for Bearer [secret], sorry"),
+        (
+            "GET https://s3/a?X-Amz-Credential=AKIA%2F1&X-Amz-Signature=beef failed",
+            "GET https://s3/a?X-Amz-Credential=[secret]&X-Amz-Signature=[secret] failed",
+        ),
+        ("https://cdn/x?Expires=1&Signature=abc~ gave 403", "https://cdn/x?Expires=1&Signature=[secret] gave 403"),
+        ("https://hub/x?token=hf_abc", "https://hub/x?token=[secret]"),
+        ("nothing to hide: size=3", "nothing to hide: size=3"),
+    ],
+)
+def test_secrets_are_taken_out_and_the_rest_stays(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "told"),
+    [
+        ("draining", "the worker is shutting down", "worker draining"),
+        ("unavailable", "no GPU", "function unavailable: no GPU"),
+        ("user_exception", "KeyError: 'x'", "KeyError: 'x'"),
+        ("out_of_memory", "out of memory", "out of memory"),
+        ("invalid", "  too blue  ", "too blue"),
+    ],
+)
+def test_a_failure_is_told_in_the_words_of_the_wire(kind: ErrorKind, message: str, told: str) -> None:
+    assert safe_message(failure(kind, message)) == told
+
+
+def test_a_long_text_is_cut() -> None:
+    assert len(safe_message(failure("user_exception", "x" * 5000))) == TEXT_CHARS
+
+
+def test_a_job_that_ended_well_has_no_text() -> None:
+    assert safe_message(Outcome(JobState.OK)) == ""
+
+
+def test_every_end_of_a_job_has_a_status() -> None:
+    assert set(STATUS) == ENDED
+    assert STATUS[JobState.RETRYABLE] is JobStatus.RETRYABLE
+
+
+def test_a_job_that_never_ran_has_no_metrics() -> None:
+    host = Host()
+    job = host.submit()
+    assert metrics(job, failure("draining", "x", retryable=True), host.now, 0) is None
+
+
+def test_metrics_are_what_was_measured() -> None:
+    host = Host()
+    job = host.submit()
+    outcome = Outcome(JobState.OK, run_s=1.5, peak_rss=100, peak_vram=200)
+    took = metrics(job, outcome, host.now + 4.0, 3)
+    assert took is not None
+    assert (took.runtime_ms, took.queue_ms, took.concurrency_at_start) == (1500, 2500, 3)
+    assert (took.peak_rss_bytes, took.peak_vram_bytes) == (100, 200)
+
+
+def test_a_job_that_died_is_measured_from_its_start() -> None:
+    host = Host()
+    job = host.started()
+    host.now += 2.0
+    took = metrics(job, failure("child_died", "SIGSEGV", retryable=True), host.now, 0)
+    assert took is not None
+    assert (took.runtime_ms, took.queue_ms) == (2000, 0)
