@@ -410,11 +410,11 @@ class Jobs:
 
     def _wants(self, job: Job, models: Mapping[str, Binding]) -> Wants | None:
         """Return what says that a job named other models than its instance has."""
-        if not models or models == job.spec.bindings:
+        if not models or models == job.spec.bindings or job.order.settled:
             return None
         own, named = slots_of(job.spec.bindings), slots_of(models)
         instance = overridden_instance(job.spec.instance, own, named)
-        return None if instance == job.instance else Wants(job.number, instance, named)
+        return None if instance in (job.instance, job.spec.instance) else Wants(job.number, instance, named)
 
     def _event(self, job: Job, event: dict[str, object]) -> None:
         value = event["payload"]

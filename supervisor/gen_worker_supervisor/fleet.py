@@ -51,10 +51,8 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     fleet.changes += 1
     if isinstance(happening, Reported):
         return REPORTS.get(type(happening.message), _unheard)(fleet, happening.child, happening.message, now)
-    if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused):
-        return of_fetcher(fleet, happening, now)
-    if isinstance(happening, UnloadAsked):
-        return unload(fleet, happening.instances)
+    if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked):
+        return _of_files(fleet, happening, now)
     match happening:
         case EndAsked(job, reason, at_once):
             return end_asked(fleet, job, reason, at_once, now)
@@ -75,6 +73,15 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
             return drain_fleet(fleet, within_s, now)
         case _:
             assert_never(happening)
+
+
+def _of_files(
+    fleet: Fleet, happening: FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked, now: float
+) -> list[Action]:
+    """What has become of models and inputs, or shall become of them."""
+    if isinstance(happening, UnloadAsked):
+        return unload(fleet, happening.instances)
+    return of_fetcher(fleet, happening, now)
 
 
 def _unheard(_fleet: Fleet, _child: Child, _message: object, _now: float) -> list[Action]:

@@ -402,6 +402,7 @@ class Supervisor:
             wire=job.wire,
             inline_file_bytes=job.inline_file_bytes,
             inputs=job.inputs or [],
+            settled=job.function.chosen,
         )
         process.send(order, descriptors)
 

@@ -154,10 +154,11 @@ class Submit(_Message):
     time_left_s: float | None = None  # seconds to the deadline, measured when the frame was made
     events: bool = False  # someone listens to progress and logs
     remote: bool = False  # whoever asked may be on another machine, and has no say about files of this one
-    instance: str = ""  # where it differs from the function's: the one with the models that the request named
+    instance: str = ""  # where it differs from the function's: the one with the models that it shall have
     inputs: list[InputFile] = []  # what the job's `NeedsInputs` asked for, in that order
     wire: bool = False  # for the orchestrator: items say their content type, the end says what the job took
     inline_file_bytes: int = 0  # a saved file up to this size goes into its asset and nowhere else
+    settled: bool = False  # what the payload names of its models was heard: it runs with those of the instance
 
 
 class Cancel(_Message):
