@@ -49,6 +49,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token: Secret | None = None
     """What clients over TCP must show; without it, `serve` listens on loopback only."""
 
+    orchestrator_token: Secret | None = None
+    """What callers of `gen-worker orchestrator` must show; without it, its HTTP API listens on loopback only."""
+
     local_output_dir: Path = Path(".gen-worker-run/outputs")
     """Where `run` and `serve` keep the files that jobs save."""
 
@@ -259,6 +262,11 @@ class Variable(msgspec.Struct, frozen=True):
     parse: Callable[[str], Any]
     """Raises `ValueError` with what is allowed."""
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether nobody may see what it is set to."""
+        return self.parse is _secret
+
 
 def _value(field: str, sources: list[Source]) -> object:
     variable = VARIABLES[field]
@@ -274,7 +282,7 @@ def _value(field: str, sources: list[Source]) -> object:
 
 def _is_secret(text: str, variable: Variable) -> bool:
     """Whether a text must not be shown: a secret, or an address that may have a password in it."""
-    return variable.parse is _secret or (variable.parse is _url and "@" in text)
+    return variable.is_secret or (variable.parse is _url and "@" in text)
 
 
 def _shown(text: str) -> str:
@@ -444,6 +452,7 @@ LOCAL: Mapping[str, Variable] = {
     "max_output_bytes": Variable(("WORKER_MAX_OUTPUT_BYTES",), _body_bytes),
     "max_line_bytes": Variable(("GEN_WORKER_MAX_LINE",), _bytes),
     "token": Variable(("GEN_WORKER_TOKEN",), _secret),
+    "orchestrator_token": Variable(("GEN_WORKER_ORCHESTRATOR_TOKEN",), _secret),
     "max_input_file_bytes": Variable(("WORKER_MAX_INPUT_FILE_BYTES",), _size_or_0),
     "max_upload_bytes": Variable(("WORKER_MAX_UPLOAD_BYTES", "WORKER_MAX_OUTPUT_FILE_BYTES"), _size_or_0),
     "input_tries": Variable(("WORKER_DOWNLOAD_RETRIES",), _count),
