@@ -23,6 +23,7 @@ from gen_worker.wire.fetching import (
     Held,
     Hold,
     HoldFailed,
+    Keep,
     Noted,
     Stock,
     Stocked,
@@ -49,6 +50,7 @@ class ModelSupply:
         self._leases: dict[str, int] = {}  # by the key of the snapshot
         self._holding: dict[int, Snapshot] = {}  # what the fetcher copies into memory, by the order's number
         self._number = 0
+        self._kept: list[str] = []
         self._stock: list[Stocked] = []
         self._on_stock: Callable[[list[Stocked]], None] | None = None
         self.on_evicted: Callable[[str], None] = lambda ref: None
@@ -102,6 +104,13 @@ class ModelSupply:
             file.write(msgspec.json.encode(described))
             file.flush()
             self.fetcher.send(order, [descriptor])
+
+    def keep(self, refs: list[str], keys: Collection[str]) -> None:
+        """Have these refs go from the disk after all others, and what has these keys from the host's memory."""
+        self.memory.spare(keys)
+        if refs != self._kept:
+            self._kept = refs
+            self.fetcher.send(Keep(refs))
 
     def take_stock(self, then: Callable[[list[Stocked]], None]) -> None:
         """Have the fetcher say once what lies in the caches."""

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf, isfinite
+from typing import Literal, Protocol
 
 import msgspec
 
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.refs import RefError
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
-from gen_worker.wire.fetching import FetchFailed, Keep, Stocked
+from gen_worker.wire.fetching import FetchFailed, Stocked
 from gen_worker.wire.scheduler import (
     HelloAck,
     ModelBinding,
@@ -31,8 +32,7 @@ from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.link.refs import digest_of, providers, wanted_of
 from gen_worker_supervisor.phases import ModelState as Coming
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Child, Fleet, Function, UnloadAsked, holds
-from gen_worker_supervisor.supervisor import Supervisor
+from gen_worker_supervisor.state import Child, Fleet, Function, Happening, UnloadAsked, holds
 
 DOWNLOADING_S = 5.0  # between two events on how far a model is
 _GONE = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
@@ -111,6 +111,61 @@ def error_of(failure: FetchFailed) -> str:
     return _ERRORS.get(failure.kind, "download_failed")
 
 
+# --- who has a hand on them -------------------------------------------------------------------------------------------
+
+
+class Supply(Protocol):
+    """The disk and the host's memory, as `ModelSupply` has its hands on them."""
+
+    on_evicted: Callable[[str], None]
+    changes: int
+
+    @property
+    def started(self) -> bool:
+        """Whether models can be had at all."""
+        ...
+
+    def in_memory(self, model: Model) -> bool:
+        """Whether a model could be loaded without the disk."""
+        ...
+
+    def take_stock(self, then: Callable[[list[Stocked]], None]) -> None:
+        """Have it said once what lies in the caches."""
+        ...
+
+    def keep(self, refs: list[str], keys: Collection[str]) -> None:
+        """Have these go after all others: refs from the disk, keys from the host's memory."""
+        ...
+
+
+class Notes(Protocol):
+    """Where an operator reads what happens."""
+
+    def event(self, level: Literal["info", "warning", "error"], source: str, message: str) -> None:
+        """Write a line."""
+        ...
+
+
+class Host(Protocol):
+    """The supervisor, as far as models need it."""
+
+    fleet: Fleet
+
+    @property
+    def models(self) -> Supply:
+        """The disk and the host's memory."""
+        ...
+
+    @property
+    def log(self) -> Notes:
+        """Where an operator reads what happens."""
+        ...
+
+    def handle(self, *happenings: Happening) -> None:
+        """Record what happened and perform what follows."""
+        ...
+
+
 # --- what is wanted of them -------------------------------------------------------------------------------------------
 
 
@@ -127,7 +182,7 @@ class _Operation:
 class LinkModels:
     """What an orchestrator says of models, and what it is told of them."""
 
-    def __init__(self, supervisor: Supervisor, send: Callable[[WorkerFrame], None]) -> None:
+    def __init__(self, supervisor: Host, send: Callable[[WorkerFrame], None]) -> None:
         self._supervisor = supervisor
         self._fleet = supervisor.fleet
         self._send = send
@@ -136,7 +191,6 @@ class LinkModels:
         self._providers = providers(self._bound)
         self._spelled: dict[str, str] = {}  # names as the orchestrator writes them
         self._keep: tuple[str, ...] = ()
-        self._spared: list[str] = []
         self._operations: list[_Operation] = []
         self._told: dict[str, ModelResidency] = {}
         self._failures: dict[str, FetchFailed] = {}  # that were told, by the model's key
@@ -320,10 +374,7 @@ class LinkModels:
         refs = {wanted.ref: None for wanted in self._bound} | dict.fromkeys(self._keep) | dict.fromkeys(kept)
         refs |= {model.wanted.ref: None for model in models}
         refs |= {stocked.wanted.ref: None for name, stocked in self._fleet.catalog.shelf.items() if name in kept}
-        self._supervisor.models.memory.spare([model.key for model in models if model.here])
-        if list(refs) != self._spared:
-            self._spared = list(refs)
-            self._supervisor.models.fetcher.send(Keep(self._spared))
+        self._supervisor.models.keep(list(refs), [model.key for model in models if model.here])
 
     # --- what is described ---
 
