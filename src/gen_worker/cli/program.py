@@ -26,6 +26,7 @@ _COMMANDS = {
     "repl": "Keep an endpoint warm and call it line by line.",
     "ps": "Show what a supervisor's devices and jobs are doing.",
     "kill": "End one request, whatever it does, and nothing else.",
+    "orchestrator": "Drive workers on this host, with an HTTP API for jobs.",
     "prefetch": "Have models on this machine before anybody waits for them.",
     "cache": "Look after the models on this machine's disk.",
     "validate": "Check that an endpoint can be built and routed.",

@@ -112,6 +112,7 @@ class Filling:
         self._offset = offset
         self._most = most
         self._finish = finish
+        self._lock = threading.Lock()  # who gives up may do so while a thread still writes
         self.length = 0
         self.head = b""
         self.blake3 = blake3()
@@ -124,7 +125,7 @@ class Filling:
         if len(self.head) < HEAD_BYTES:
             self.head = (self.head + content)[:HEAD_BYTES]
         view, at = memoryview(content), self._offset + self.length
-        with _disk():
+        with self._lock, _disk():
             while view:
                 written = os.pwrite(self._descriptor, view, at)
                 view, at = view[written:], at + written
@@ -139,7 +140,9 @@ class Filling:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 Finish: TypeAlias = Callable[[Filling], StoredFile | str]

@@ -63,11 +63,13 @@ class OfferedModels:
         self._clock = clock
         self._memory = sqlite3.connect(memory or ":memory:", check_same_thread=False, isolation_level=None)
         self._memory.executescript(_SCHEMA)
+        self._closed = False
         self._by_ref: dict[str, Model] = {}
         self._by_digest: dict[str, Model] = {}
 
     def close(self) -> None:
-        """Close the memory of what was read before."""
+        """Close the memory of what was read before, and stop reading."""
+        self._closed = True
         self._memory.close()
 
     def add(self, ref: str, folder: Path) -> Model:
@@ -125,12 +127,20 @@ class OfferedModels:
             known = self._memory.execute(
                 "SELECT blake3 FROM hashed WHERE path = ? AND size = ? AND changed = ?", key
             ).fetchone()
-            digest = known[0] if known else _digest(descriptor)
+            digest = known[0] if known else self._digest(descriptor)
         finally:
             os.close(descriptor)
         if not known:
             self._memory.execute("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?)", (*key, digest))
         return ModelFile(place, found.st_size, found.st_mtime_ns, digest)
+
+    def _digest(self, descriptor: int) -> str:
+        hasher = blake3()
+        while piece := os.read(descriptor, _PIECE_BYTES):
+            if self._closed:
+                raise ModelFolderError("it was not read to the end")
+            hasher.update(piece)
+        return hasher.hexdigest()
 
 
 def _places(folder: Path) -> dict[str, Path]:
@@ -166,10 +176,3 @@ def _real(place: Path, path: str, folder: Path, inside: Path) -> Path:
     if not real.exists() or not stat.S_ISREG(real.stat().st_mode):
         raise ModelFolderError(f"`{path}` in `{folder}` is no file")
     return real
-
-
-def _digest(descriptor: int) -> str:
-    hasher = blake3()
-    while piece := os.read(descriptor, _PIECE_BYTES):
-        hasher.update(piece)
-    return hasher.hexdigest()

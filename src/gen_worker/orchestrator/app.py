@@ -1,0 +1,329 @@
+"""The control plane as one process: workers' streams, the HTTP API, the store, workers of this host, one loop."""
+
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from gen_worker.orchestrator.files import FileLimits, FileStore
+from gen_worker.orchestrator.local_workers import LocalWorker, LocalWorkers, names_of
+from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
+from gen_worker.orchestrator.plane import ControlPlane, PlaneOptions
+from gen_worker.orchestrator.signing import SECRET_BYTES, Signer
+from gen_worker.orchestrator.store import StoreError
+from gen_worker.orchestrator.tokens import TokenError, Tokens
+from gen_worker.orchestrator.transfers import PlaneFiles
+from gen_worker.orchestrator.web import Web
+from gen_worker.settings import Secret
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+SWEEP_S = 60.0
+CONNECTIONS_END_S = 5
+MOST_CONNECTIONS = 2048
+MOST_DESCRIPTORS = 16384
+_SECRET = "files.key"
+
+Said = Callable[[str, Mapping[str, object]], None]
+"""Takes the name of something that happened, and what is to be known about it."""
+
+
+class StartError(Exception):
+    """The control plane cannot be started; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What `gen-worker orchestrator` is started with."""
+
+    state: Path
+    listen: str = "127.0.0.1:8080"
+    http: str = "127.0.0.1:8081"
+    url: str = ""
+    """Where workers and callers reach the HTTP API; empty: where it listens."""
+
+    models: Mapping[str, Path] = {}
+    needs: Mapping[str, tuple[str, ...]] = {}
+    workers: tuple[Path, ...] = ()
+    worker_arguments: tuple[str, ...] = ()
+    tls: tuple[Path, Path] | None = None
+    auth: bool = False
+    token: Secret | None = None
+    """What callers of the HTTP API must show."""
+
+    limits: FileLimits = FileLimits()
+
+
+def run(options: Options, said: Said) -> int:
+    """Serve until a signal ends it; return the exit code. Raises `StartError`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_DESCRIPTORS)), hard))
+    return asyncio.run(_serve(options, said))
+
+
+async def _serve(options: Options, said: Said) -> int:
+    with _interrupts() as interrupts:
+        async with AsyncExitStack() as stack:
+            starting = asyncio.ensure_future(stack.enter_async_context(_started(options, said)))
+            pressed = asyncio.ensure_future(interrupts.first.wait())
+            await asyncio.wait((starting, pressed), return_when=asyncio.FIRST_COMPLETED)
+            pressed.cancel()
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait((starting,))
+                return INTERRUPTED
+            workers = starting.result()
+            said("ready", {})
+            await interrupts.first.wait()
+            said("ending", {"workers": len(options.workers)})
+            leaving = asyncio.ensure_future(workers.end())
+            insisting = asyncio.ensure_future(interrupts.second.wait())
+            await asyncio.wait((leaving, insisting), return_when=asyncio.FIRST_COMPLETED)
+            insisting.cancel()
+            if not leaving.done():
+                workers.kill()
+                await leaving
+                return INTERRUPTED
+        said("stopped", {})
+        return DONE
+
+
+@asynccontextmanager
+async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
+    """Open everything in its order; close it in the opposite one."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_state_of_one(options.state))
+        listening = stack.enter_context(_listening(options.http))
+        base_url = options.url.rstrip("/") or _url_of(listening, tls=options.tls is not None)
+        signer = Signer(_secret(options.state / _SECRET))
+        store = FileStore(options.state / "files", options.limits)
+        stack.callback(store.close)
+        models = OfferedModels(signer, options.state / "models.sqlite", base_url=base_url)
+        stack.callback(models.close)
+        for ref, folder in options.models.items():
+            await _offer(models, ref, folder, said)
+        files, auth = PlaneFiles(models, signer), _tokens(options)
+        plane = ControlPlane(
+            PlaneOptions(
+                state=options.state / "jobs.sqlite",
+                files=files,
+                listen=options.listen,
+                file_base_url=base_url,
+                tls=options.tls,
+                auth=auth,
+                needs=options.needs,
+            )
+        )
+        web = Web(plane, store, files, base_url=base_url, token=options.token, keys=auth.jwks() if auth else None)
+        try:
+            await plane.start()
+        except (OSError, StoreError) as error:
+            raise StartError(str(error), "another one may be running: `--listen` takes another address") from None
+        stack.push_async_callback(plane.close)
+        await stack.enter_async_context(_serving(web, listening, options.tls))
+        await stack.enter_async_context(_sweeping(plane, store))
+        said("listening", {"workers": plane.address, "http": base_url, "state": str(options.state)})
+        workers = LocalWorkers(
+            _local(options, plane.address, auth), lambda name, line: said("worker", {"worker": name, "line": line})
+        )
+        workers.start()
+        yield workers
+
+
+def _local(options: Options, address: str, auth: Tokens | None) -> list[LocalWorker]:
+    """Return what workers of this host are told: where their control plane is, and who they are."""
+    host, _, port = address.rpartition(":")
+    scheme = "grpc" if options.tls is None else "grpcs"
+    here = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]', '') else host}:{port}"
+    found = []
+    for name, project in zip(names_of(list(options.workers)), options.workers, strict=True):
+        variables = {"ORCHESTRATOR_PUBLIC_ADDR": here, "WORKER_ID": name}
+        if auth is not None:
+            variables["WORKER_JWT"] = auth.worker_token(name)
+        if options.tls is not None:
+            certificate = str(options.tls[0].absolute())
+            trusted = {
+                name: certificate for name in ("GRPC_CA_BUNDLE", "GEN_WORKER_CA_BUNDLE") if name not in os.environ
+            }
+            variables |= trusted
+        found.append(LocalWorker(name, project, options.worker_arguments, variables))
+    return found
+
+
+async def _offer(models: OfferedModels, ref: str, folder: Path, said: Said) -> None:
+    said("reading", {"ref": ref, "folder": str(folder)})
+    try:
+        model = await asyncio.to_thread(models.add, ref, folder)
+    except (ModelFolderError, OSError) as error:
+        raise StartError(
+            f"`{ref}` cannot be offered: {error}", "`--model REF=FOLDER` takes a folder of files"
+        ) from None
+    said("offered", {"ref": ref, "digest": model.digest, "bytes": model.size_bytes})
+
+
+def _tokens(options: Options) -> Tokens | None:
+    try:
+        return Tokens.create(options.state) if options.auth else None
+    except TokenError as error:
+        raise StartError(str(error)) from None
+
+
+# --- the state folder -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _state_of_one(folder: Path) -> Iterator[None]:
+    """Hold the state folder; raise `StartError` where another process does."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"the state cannot be kept in `{folder}`: {(error.strerror or str(error)).lower()}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        text = f"another control plane keeps its state in `{folder}`"
+        raise StartError(text, "end it, or take another folder: `--state`") from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _secret(path: Path) -> bytes:
+    """Return the secret that URLs are signed with, made at the first start."""
+    with suppress(FileNotFoundError):
+        found = path.read_bytes()
+        if len(found) >= SECRET_BYTES:
+            return found
+    secret = os.urandom(SECRET_BYTES)
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+    draft.replace(path)
+    return secret
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _listening(address: str) -> Iterator[socket.socket]:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, int(port)))
+        except OSError as error:
+            text = f"cannot listen on `{address}`: {(error.strerror or str(error)).lower()}"
+            raise StartError(text, "another one may be running: `--http` takes another address") from None
+        listening.listen(512)
+        yield listening
+    finally:
+        listening.close()
+
+
+def _url_of(listening: socket.socket, *, tls: bool) -> str:
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """A server on a loop that is not its own: signals are somebody else's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+@asynccontextmanager
+async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | None) -> AsyncIterator[None]:
+    certificate, key = (str(path) for path in tls) if tls is not None else (None, None)
+    config = uvicorn.Config(
+        web.app(),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=CONNECTIONS_END_S,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    web.ready = True
+    try:
+        yield
+    finally:
+        web.closing.set()
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def _sweeping(plane: ControlPlane, store: FileStore) -> AsyncIterator[None]:
+    """Remove the files of jobs that are not known any more, again and again."""
+
+    async def sweep() -> None:
+        while True:
+            gone = [request_id for request_id in await asyncio.to_thread(store.jobs) if not await plane.job(request_id)]
+            await asyncio.to_thread(store.forget, gone)
+            await asyncio.sleep(SWEEP_S)
+
+    sweeping = asyncio.create_task(sweep())
+    try:
+        yield
+    finally:
+        sweeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweeping
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+class _Interrupts:
+    """Whether somebody has asked for the end, and asked again."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def press(self) -> None:
+        """Take a signal."""
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    loop, found = asyncio.get_running_loop(), _Interrupts()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores one
+    for number in heard:
+        loop.add_signal_handler(number, found.press)
+    try:
+        yield found
+    finally:
+        for number in heard:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,184 @@
+"""What every HTTP route of a control plane has in common: bodies with limits, refusals as JSON, files in pieces."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gen_worker.orchestrator.refusal import Refusal
+from gen_worker.orchestrator.rendering import decoded
+
+PIECE_BYTES = 1 << 20
+QUIET_S = 60.0  # a body of which no byte comes for so long is given up
+SMALL_BYTES = 64 << 10
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Json(Response):
+    """A JSON document."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Encode it."""
+        return msgspec.json.encode(content) + b"\n"
+
+
+def refused(error: Refusal, more: Mapping[str, Any] | None = None) -> Response:
+    """Return a refusal as it is sent: `{"error": {"code", "message", "hint"?, …}}`."""
+    document: dict[str, Any] = {"code": error.code, "message": str(error)}
+    if error.hint:
+        document["hint"] = error.hint
+    headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Json({"error": document | dict(more or {})}, error.status, headers)
+
+
+def answering(handler: Handler) -> Handler:
+    """Make a handler's refusals answers."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Refusal as error:
+            return refused(error)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+
+    return handle
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+async def pieces(request: Request) -> AsyncIterator[bytes]:
+    """Yield a body in pieces of about `PIECE_BYTES`; raise `Refusal` when it stops coming."""
+    gathered, length = [], 0
+    stream = request.stream()
+    async with aclosing(stream):
+        while True:
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    chunk = await anext(stream, None)
+            except TimeoutError:
+                raise Refusal(408, "timeout", f"no byte of the body came for {QUIET_S:.0f} s") from None
+            if chunk is None:
+                break
+            gathered.append(chunk)
+            length += len(chunk)
+            if length >= PIECE_BYTES:
+                yield b"".join(gathered)
+                gathered, length = [], 0
+    if gathered:
+        yield b"".join(gathered)
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """Return a body; raise `Refusal` for a longer one before it is read, where it says its length."""
+    length = length_of(request)
+    gathered, so_far = [], 0
+    if length is None or length <= most:
+        async for piece in pieces(request):
+            so_far += len(piece)
+            if so_far > most:
+                break
+            gathered.append(piece)
+        else:
+            return b"".join(gathered)
+    raise Refusal(413, "too_large", f"a body has at most {most} bytes, this one has {length or f'more than {most}'}")
+
+
+async def document_of(request: Request, kind: type[Any], most: int = SMALL_BYTES) -> Any:
+    """Return a small JSON body as a value of a type."""
+    return decoded(await body_of(request, most) or b"{}", kind)
+
+
+def length_of(request: Request) -> int | None:
+    """Return the length that a body says it has."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class Range(NamedTuple):
+    """The bytes of a file from `start` up to `stop`."""
+
+    start: int
+    stop: int
+
+
+def range_of(header: str, size: int) -> Range | None:
+    """Return the one range that is asked for; None for the whole, also where several are asked for.
+
+    Raises `Refusal` for one that lies outside of the file.
+    """
+    unit, _, text = header.partition("=")
+    first, dash, last = text.strip().partition("-")
+    numbers = all(not each or (each.isascii() and each.isdigit() and len(each) < 20) for each in (first, last))
+    if unit.strip().lower() != "bytes" or not dash or not numbers or not (first or last):
+        return None
+    start = int(first) if first else max(size - int(last), 0)
+    stop = min(int(last) + 1, size) if first and last else size
+    if start >= size or (first and last and int(last) < start) or last == "0" != first:
+        raise Refusal(416, "no_such_range", f"the file has {size} bytes")
+    return Range(start, stop)
+
+
+class FileContent(Response):
+    """A file's bytes, or a range of them, read 1 MiB at a time and never on the loop; the descriptor is its own."""
+
+    def __init__(
+        self, request: Request, descriptor: int, size: int, etag: str, mime_type: str = "application/octet-stream"
+    ) -> None:
+        self._descriptor = descriptor
+        try:
+            self._range = self._asked(request, size, f'"{etag}"')
+        except Refusal:
+            os.close(descriptor)
+            raise
+        part = self._range or Range(0, size)
+        headers = {
+            "Accept-Ranges": "bytes",
+            "Content-Length": str(part.stop - part.start),
+            "Content-Type": mime_type,
+            "ETag": f'"{etag}"',
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "sandbox; default-src 'none'",  # it is no page of ours, whatever it holds
+        }
+        if self._range is not None:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+        self._left = part if request.method == "GET" else Range(0, 0)
+        super().__init__(status_code=200 if self._range is None else 206, headers=headers)
+
+    @staticmethod
+    def _asked(request: Request, size: int, etag: str) -> Range | None:
+        header = request.headers.get("range")
+        if header is None or request.headers.get("if-range", etag) != etag:
+            return None
+        return range_of(header, size)
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            at, stop = self._left
+            while at < stop:
+                piece = await asyncio.to_thread(os.pread, self._descriptor, min(PIECE_BYTES, stop - at), at)
+                if not piece:
+                    raise OSError("the file has become shorter while it was sent")
+                at += len(piece)
+                await send({"type": "http.response.body", "body": piece, "more_body": at < stop})
+            if self._left == (0, 0) or self._left.start == self._left.stop:
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            os.close(self._descriptor)

@@ -1,0 +1,138 @@
+"""Workers of this host that a control plane starts, keeps up and ends: one `gen-worker up` for each project."""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+BACK_OFF_S = (1.0, 60.0)
+STEADY_S = 60.0  # who lived so long begins with the shortest pause again
+LINE_BYTES = 64 << 10
+LAST_WORDS_S = 2.0  # for what a worker has said before it ended
+USAGE = 2  # the exit code of a worker that would end the same way again
+
+# It ends with this process, however that ends: the signal comes when the thread that started it does, and that is the
+# main one. Nothing of ours runs between fork and exec.
+_STARTER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.executable, [sys.executable, "-m", "gen_worker.cli", "up", *sys.argv[2:]])
+"""
+
+Said = Callable[[str, str], None]
+"""Takes the name of a worker, and a line of its own output or about it."""
+
+
+@dataclass(frozen=True)
+class LocalWorker:
+    """A worker to be kept up: its name, the folder of its project, and what it is told."""
+
+    name: str
+    project: Path
+    arguments: tuple[str, ...]
+    variables: Mapping[str, str]
+
+
+def names_of(projects: list[Path]) -> list[str]:
+    """Return a name for the worker of each project, no two the same."""
+    bare = [
+        re.sub(r"[^\w.-]+", "-", project.resolve().name, flags=re.ASCII).strip("-") or "worker" for project in projects
+    ]
+    return [name if bare.count(name) == 1 else f"{name}-{bare[: at + 1].count(name)}" for at, name in enumerate(bare)]
+
+
+class LocalWorkers:
+    """The workers that were started here. Use it on one loop, in the main thread."""
+
+    def __init__(self, workers: list[LocalWorker], said: Said) -> None:
+        self._workers = workers
+        self._said = said
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._keeping: list[asyncio.Task[None]] = []
+        self._ending = asyncio.Event()
+
+    def start(self) -> None:
+        """Start them, and again whoever ends."""
+        self._keeping = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+
+    async def end(self) -> None:
+        """Have them end their jobs and leave; return when the last one has."""
+        self._ending.set()
+        self._signal(signal.SIGTERM)
+        if self._keeping:
+            await asyncio.wait(self._keeping)
+
+    def kill(self) -> None:
+        """End them at once."""
+        self._ending.set()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    async def _keep(self, worker: LocalWorker) -> None:
+        pause_s = BACK_OFF_S[0]
+        while not self._ending.is_set():
+            begun = time.monotonic()
+            code = await self._run(worker)
+            if self._ending.is_set():
+                return
+            if code == USAGE:
+                self._said(worker.name, f"ended with {code} and is not started again: it would end so each time")
+                return
+            if time.monotonic() - begun > STEADY_S:
+                pause_s = BACK_OFF_S[0]
+            wait_s = random.uniform(0.5, 1.0) * pause_s
+            self._said(worker.name, f"ended with {code}, starts again in {wait_s:.1f} s")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), wait_s)
+            pause_s = min(pause_s * 2, BACK_OFF_S[1])
+
+    async def _run(self, worker: LocalWorker) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _STARTER,
+            str(os.getpid()),
+            *worker.arguments,
+            cwd=worker.project,
+            env={**os.environ, **worker.variables},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C on the terminal is for the control plane, which ends it in order
+            limit=LINE_BYTES,
+        )
+        self._processes[worker.name] = process
+        if self._ending.is_set():  # meanwhile
+            self._signal(signal.SIGTERM)
+        assert process.stdout is not None
+        reading = asyncio.create_task(self._read(worker.name, process.stdout))
+        try:
+            code = await process.wait()
+            await asyncio.wait((reading,), timeout=LAST_WORDS_S)
+            return code
+        finally:
+            reading.cancel()
+            del self._processes[worker.name]
+
+    async def _read(self, name: str, output: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await output.readline()
+            except ValueError:  # longer than the limit: what was read of it is gone
+                line = b"[a line that is too long]\n"
+            if not line:
+                return
+            self._said(name, line.decode("utf-8", "replace").rstrip("\n"))

@@ -1,0 +1,213 @@
+"""The routes by which files come and go: jobs' uploads, callers' files, outputs, models.
+
+A job's uploads go by its token, and count only while its attempt is the one that is live. Everything that is read goes
+by signed URLs.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import time
+from typing import NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gen_worker.orchestrator.files import FileStore, Filling, StoredFile, checked_name
+from gen_worker.orchestrator.http import FileContent, Json, answering, document_of, length_of, pieces
+from gen_worker.orchestrator.offered import OfferedModels
+from gen_worker.orchestrator.refusal import Refusal
+from gen_worker.orchestrator.signing import JobClaims, SignatureError, Signer
+from gen_worker.wire.scheduler import Snapshot
+
+TOKEN_S = 24 * 3600.0  # a job may take that long; its token ends with its attempt anyhow
+PARTS_S = 6 * 3600.0
+READS_S = 24 * 3600.0
+_PARTS_BYTES = 2 << 20  # a list of all parts of a file
+
+
+class _Create(msgspec.Struct):
+    ref: str
+    blake3: str
+    size_bytes: int
+    request_id: str = ""
+    content_type: str = ""
+
+
+class _Part(msgspec.Struct):
+    part_number: int
+    etag: str
+
+
+class _Complete(msgspec.Struct):
+    parts: list[_Part]
+
+
+class PlaneFiles(NamedTuple):
+    """What workers are told of files: where models lie, and with which token a job stores its own."""
+
+    models: OfferedModels
+    signer: Signer
+
+    def snapshot(self, ref: str) -> Snapshot | None:
+        """Return a model's files with URLs that are good from now on; None for a ref that is not kept here."""
+        return self.models.snapshot(ref)
+
+    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
+        """Return the token with which a worker stores the files of one attempt."""
+        exp = int(time() + TOKEN_S)
+        return self.signer.token(JobClaims(request_id=request_id, attempt=attempt, owner=tenant, exp=exp))
+
+
+class Transfers:
+    """The routes of one store and of the models that are offered beside it."""
+
+    def __init__(
+        self,
+        store: FileStore,
+        models: OfferedModels,
+        signer: Signer,
+        *,
+        base_url: str,
+        live_attempt: Callable[[str], int | None],
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._signer = signer
+        self._base_url = base_url
+        self._live_attempt = live_attempt
+
+    def routes(self) -> list[Route]:
+        """Return the routes that check their callers by themselves."""
+        uploads = "/api/v1/media/{owner}/uploads"
+        return [
+            Route(uploads, answering(self._create), methods=["POST"]),
+            Route(uploads + "/{upload}/complete", answering(self._complete), methods=["POST"]),
+            Route(uploads + "/{upload}", answering(self._abort), methods=["DELETE"]),
+            Route("/v1/uploads/{upload}/{number:int}", answering(self._part), methods=["PUT"]),
+            Route("/v1/outputs/{request_id}/{attempt:int}/{name:path}", answering(self._output), methods=["GET"]),
+            Route("/v1/models/{digest}/{path:path}", answering(self._model), methods=["GET"]),
+            Route("/v1/files/{name:path}", answering(self._file), methods=["GET"]),
+        ]
+
+    def urls(self, request_id: str, attempt: int) -> dict[str, str]:
+        """Return where the files of an attempt are had, by their refs."""
+        return {
+            name: self._signed("GET", f"/v1/outputs/{request_id}/{attempt}/{name}", READS_S)
+            for name in self._store.of_job(request_id, attempt)
+        }
+
+    async def receive(self, request: Request) -> Response:
+        """Take a caller's file; whoever calls this has checked the caller."""
+        name = checked_name(request.path_params["name"])
+        filling = await asyncio.to_thread(self._store.receive, name, length_of(request))
+        file = await _filled(request, filling)
+        assert isinstance(file, StoredFile)
+        url = self._signed("GET", f"/v1/files/{file.name}", READS_S)
+        return Json({"url": url, "name": file.name, **_meta(file)}, 201)
+
+    # --- a job's uploads ----------------------------------------------------------------------------------------------
+
+    async def _create(self, request: Request) -> Response:
+        claims = self._claims(request)
+        asked: _Create = await document_of(request, _Create)
+        begun = await asyncio.to_thread(
+            self._store.begin, claims, asked.ref, asked.blake3.lower(), asked.size_bytes, asked.content_type
+        )
+        if isinstance(begun, StoredFile):
+            return Json({"dedup": True, "ref": begun.name, **_meta(begun)})
+        urls = [self._signed("PUT", f"/v1/uploads/{begun.id}/{at + 1}", PARTS_S) for at in range(begun.parts)]
+        parts = {"part_urls": urls, "part_size": begun.part_bytes, "total_parts": begun.parts}
+        return Json({"upload_id": begun.id, **parts})
+
+    async def _part(self, request: Request) -> Response:
+        self._check_signature(request)
+        upload, number = request.path_params["upload"], request.path_params["number"]
+        filling = await asyncio.to_thread(self._store.part, upload, number, length_of(request))
+        etag = await _filled(request, filling)
+        return Response(headers={"ETag": f'"{etag}"'})
+
+    async def _complete(self, request: Request) -> Response:
+        claims = self._claims(request)
+        asked: _Complete = await document_of(request, _Complete, _PARTS_BYTES)
+        etags = [(part.part_number, part.etag) for part in asked.parts]
+        file = await asyncio.to_thread(self._store.complete, claims, request.path_params["upload"], etags)
+        return Json({"ref": file.name, **_meta(file)})
+
+    async def _abort(self, request: Request) -> Response:
+        claims = self._claims(request)
+        await asyncio.to_thread(self._store.abort, claims, request.path_params["upload"])
+        return Response(status_code=204)
+
+    def _claims(self, request: Request) -> JobClaims:
+        """Return what the job's token allows; raise `Refusal` where it is none, or its attempt does not count."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Refusal(401, "unauthorized", "a job shows its token here")
+        try:
+            claims = self._signer.claims(token.strip(), time())
+        except SignatureError as error:
+            raise Refusal(401, "expired" if error.expired else "unauthorized", str(error)) from None
+        live = self._live_attempt(claims.request_id)
+        if live != claims.attempt:
+            now = "has ended" if live is None else f"is at attempt {live}"
+            text = f"attempt {claims.attempt} of `{claims.request_id}` does not count: the job {now}"
+            raise Refusal(409, "stale_attempt", text)
+        return claims
+
+    # --- what is read -------------------------------------------------------------------------------------------------
+
+    async def _output(self, request: Request) -> Response:
+        self._check_signature(request)
+        asked = request.path_params
+        return await self._stored(request, asked["request_id"], asked["attempt"], asked["name"])
+
+    async def _file(self, request: Request) -> Response:
+        self._check_signature(request)
+        return await self._stored(request, "", 0, request.path_params["name"])
+
+    async def _stored(self, request: Request, request_id: str, attempt: int, name: str) -> Response:
+        file = await asyncio.to_thread(self._store.find, request_id, attempt, name)
+        if file is None:
+            raise Refusal(404, "not_found", f"there is no file `{name}`")
+        descriptor = await asyncio.to_thread(self._store.open, file)
+        return FileContent(request, descriptor, file.size_bytes, file.blake3, file.mime_type)
+
+    async def _model(self, request: Request) -> Response:
+        self._check_signature(request)
+        digest, path = request.path_params["digest"], request.path_params["path"]
+        descriptor, file = await asyncio.to_thread(self._models.open, digest, path)
+        return FileContent(request, descriptor, file.size_bytes, file.blake3)
+
+    def _check_signature(self, request: Request) -> None:
+        expires, signature = (request.query_params.get(name, "") for name in ("expires", "signature"))
+        path = request.scope["path"]
+        try:
+            self._signer.check(request.method, path, expires=expires, signature=signature, now=time())
+        except SignatureError as error:
+            code = "expired" if error.expired else "bad_signature"
+            raise Refusal(403, code, str(error), "ask for the job or the file again: it comes with a URL") from None
+
+    def _signed(self, method: str, path: str, lifetime_s: float) -> str:
+        return self._base_url + self._signer.sign(method, path, int(time() + lifetime_s))
+
+
+async def _filled(request: Request, filling: Filling) -> StoredFile | str:
+    """Write a body into the store and return what became of it."""
+    try:
+        async for piece in pieces(request):
+            await asyncio.to_thread(filling.write, piece)
+        return await asyncio.to_thread(filling.finish)
+    finally:
+        filling.close()
+
+
+def _meta(file: StoredFile) -> dict[str, object]:
+    return {
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "blake3": file.blake3,
+        "mime_type": file.mime_type,
+        "media_id": file.blake3[:32],
+    }
