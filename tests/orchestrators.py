@@ -21,10 +21,12 @@ from gen_worker.wire.scheduler import (
     SchedulerFrame,
     WorkerFrame,
 )
+from gen_worker_supervisor.link.connection import Pace
 from gen_worker_supervisor.link.stream import Link, LinkConfig
 from gen_worker_supervisor.log import Log
 
 PATIENCE_S = 10.0
+PACE = Pace()
 
 
 class Stream:
@@ -165,12 +167,14 @@ class Linked:
 
 
 @asynccontextmanager
-async def linked(*targets: str, session: Noted | None = None, token: str = "", **config: Any) -> AsyncIterator[Linked]:
+async def linked(
+    *targets: str, session: Noted | None = None, token: str = "", pace: Pace = PACE, **config: Any
+) -> AsyncIterator[Linked]:
     """Run a link until the body ends."""
     session = session or Noted()
     log = Log(fd=2)
     settings = LinkConfig(targets=targets, token=Secret(token), **config)
-    link = Link(settings, session, log, asyncio.get_running_loop())
+    link = Link(settings, session, log, asyncio.get_running_loop(), pace)
     running = asyncio.create_task(link.run())
     try:
         yield Linked(link, session, log, running)

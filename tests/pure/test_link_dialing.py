@@ -170,8 +170,9 @@ def test_without_an_orchestrator_for_too_long_the_link_gives_up() -> None:
     link = dialing(timeout_s=10.0)
     assert link.ack_within_s(0.0) == 10.0
     assert dial(link.ended(REFUSED, 9.5)).after_s == 0.5
-    assert link.ack_within_s(10.0) == 0.0
-    fatal = link.ended(REFUSED, 10.0)
+    assert link.given_up(9.9) is None
+    fatal = link.given_up(10.0)
+    assert link.ended(REFUSED, 10.0) == fatal
     assert isinstance(fatal, Fatal)
     assert "10 s" in fatal.message
     assert "connection refused" in fatal.message

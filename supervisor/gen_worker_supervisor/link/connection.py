@@ -13,7 +13,7 @@ import msgspec
 from gen_worker.pb import CONNECT
 from gen_worker.settings import Secret
 from gen_worker.wire.scheduler import MESSAGE_BYTES, Hello, HelloAck, SchedulerFrame, WorkerFrame
-from gen_worker_supervisor.link.dialing import Ended, Fatal
+from gen_worker_supervisor.link.dialing import ACK_S, Ended, Fatal
 from gen_worker_supervisor.link.outbox import Outbox
 from gen_worker_supervisor.link.target import Target
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     Call: TypeAlias = grpc.aio.StreamStreamCall[bytes, bytes]
 
 OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
@@ -32,8 +30,23 @@ OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one address share a connection and its back-off
 )
-PEER_S = 5.0  # for the orchestrator to end its half of the stream when ours has ended
 LEAVING = Ended("CANCELLED", "the worker leaves")
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a peer may be silent."""
+
+    ack_s: float = ACK_S
+    """From dialing to the HelloAck."""
+
+    ping_s: float = 20.0
+    """Without a byte, until it is asked whether it is there."""
+
+    pong_s: float = 10.0
+    """Until it says so."""
+
+    farewell_s: float = 5.0
+    """Until it ends its half of the stream when ours has ended."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -62,11 +75,12 @@ class Ears(NamedTuple):
 class Connection:
     """One stream: `run` it once, `wake` it when there is more to write, `finish` it for an orderly end."""
 
-    def __init__(self, target: Target, credentials: Credentials, outbox: Outbox, ears: Ears) -> None:
+    def __init__(self, target: Target, credentials: Credentials, outbox: Outbox, ears: Ears, pace: Pace) -> None:
         self._target = target
         self._credentials = credentials
         self._outbox = outbox
         self._ears = ears
+        self._pace = pace
         self._live_since: float | None = None
         loop = asyncio.get_running_loop()
         self._end: asyncio.Future[Ended | Fatal] = loop.create_future()
@@ -78,7 +92,7 @@ class Connection:
 
     async def run(self, ack_within_s: float) -> Ended | Fatal:
         """Dial and talk until it ends, whoever ends it; without a HelloAck in time, that ends it."""
-        channel = _channel(self._target, self._credentials)
+        channel = _channel(self._target, self._credentials, self._pace)
         token = self._credentials.token
         call: Call = channel.stream_stream(CONNECT)(metadata=(("authorization", f"Bearer {token}"),) if token else ())
         reader = asyncio.create_task(self._read(call))
@@ -106,7 +120,7 @@ class Connection:
             either: list[asyncio.Future[Any]] = [self._half_closed, self._end]
             await asyncio.wait(either, timeout=flush_s, return_when=asyncio.FIRST_COMPLETED)
             if self._half_closed.done():
-                await asyncio.wait([self._end], timeout=PEER_S)
+                await asyncio.wait([self._end], timeout=self._pace.farewell_s)
         self._finish(LEAVING)
 
     def _finish(self, end: Ended | Fatal) -> None:
@@ -130,8 +144,12 @@ class Connection:
         """End the call, and with it the two tasks.
 
         They are not cancelled themselves: inside of `write` that would end the call before what it holds is told of.
+        Only before the acknowledgment, when nothing can be lost: a call that ends before it is connected leaves its
+        first `write` waiting for ever.
         """
         call.cancel()
+        if self._live_since is None:
+            reader.cancel()
         self._more.set()
         self._room.set()
         await asyncio.wait([task for task in (reader, self._writer) if task is not None])
@@ -231,10 +249,12 @@ class Connection:
         self._half_closed.set_result(None)
 
 
-def _channel(target: Target, credentials: Credentials) -> "grpc.aio.Channel":
+def _channel(target: Target, credentials: Credentials, pace: Pace) -> "grpc.aio.Channel":
     import grpc.aio
 
+    keepalive = (("time", pace.ping_s), ("timeout", pace.pong_s))
+    options = (*OPTIONS, *((f"grpc.keepalive_{name}_ms", round(seconds * 1000)) for name, seconds in keepalive))
     if not target.tls:
-        return grpc.aio.insecure_channel(target.authority, options=OPTIONS)
+        return grpc.aio.insecure_channel(target.authority, options=options)
     trusted = grpc.ssl_channel_credentials(root_certificates=credentials.ca_bundle)
-    return grpc.aio.secure_channel(target.authority, trusted, options=OPTIONS)
+    return grpc.aio.secure_channel(target.authority, trusted, options=options)

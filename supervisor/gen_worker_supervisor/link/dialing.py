@@ -78,11 +78,18 @@ class Dialing:
     """Everything that is remembered from one connection to the next."""
 
     def __init__(
-        self, targets: tuple[Target, ...], chance: Chance, *, disconnected_timeout_s: float, now: float
+        self,
+        targets: tuple[Target, ...],
+        chance: Chance,
+        *,
+        disconnected_timeout_s: float,
+        now: float,
+        ack_s: float = ACK_S,
     ) -> None:
         self._targets = targets
         self._chance = chance
         self._timeout_s = disconnected_timeout_s
+        self._ack_s = ack_s
         self._alone_since: float | None = now
         self._turn = 0
         self._dialed = targets[0]
@@ -90,6 +97,7 @@ class Dialing:
         self._hops = 0
         self._strikes = 0
         self._first_strike = now
+        self._last_reason = "not dialed yet"
 
     def first(self) -> Dial:
         """Return the first place to dial."""
@@ -97,7 +105,16 @@ class Dialing:
 
     def ack_within_s(self, now: float) -> float:
         """Return how long the attempt that begins now may take until it is acknowledged."""
-        return max(0.0, min(ACK_S, self._gives_up_at() - now))
+        return max(0.0, min(self._ack_s, self._gives_up_at() - now))
+
+    def given_up(self, now: float) -> Fatal | None:
+        """Return why there is no use in another attempt, where there was no orchestrator for too long."""
+        if now < self._gives_up_at():
+            return None
+        return Fatal(
+            f"no orchestrator for {self._timeout_s:g} s, at last {self._last_reason}",
+            "check `ORCHESTRATOR_PUBLIC_ADDR`; `WORKER_DISCONNECTED_TIMEOUT_S=0` waits for ever",
+        )
 
     def acknowledged(self, protocol_version: int) -> Fatal | None:
         """The orchestrator has answered the Hello."""
@@ -114,11 +131,12 @@ class Dialing:
 
     def ended(self, end: Ended, now: float) -> Dial | Fatal:
         """Return what to do after a connection, or the attempt at one."""
+        self._last_reason = end.reason
         if end.acknowledged:
             self._alone_since = now
             if end.lived_s >= SETTLED_S:
                 self._pauses = 0
-        if fatal := self._refusal(end, now) or self._given_up(end, now):
+        if fatal := self._refusal(end, now) or self.given_up(now):
             return fatal
         if hop := self._hop(end):
             self._dialed = hop
@@ -145,14 +163,6 @@ class Dialing:
         return Fatal(
             f"the orchestrator refused the worker's token {self._strikes} times: {end.details or 'no reason given'}",
             "set `WORKER_JWT` to a token that is valid",
-        )
-
-    def _given_up(self, end: Ended, now: float) -> Fatal | None:
-        if now < self._gives_up_at():
-            return None
-        return Fatal(
-            f"no orchestrator for {self._timeout_s:g} s, at last {end.reason}",
-            "check `ORCHESTRATOR_PUBLIC_ADDR`; `WORKER_DISCONNECTED_TIMEOUT_S=0` waits for ever",
         )
 
     def _gives_up_at(self) -> float:

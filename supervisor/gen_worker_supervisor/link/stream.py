@@ -15,7 +15,7 @@ import msgspec
 
 from gen_worker.settings import Secret, Settings
 from gen_worker.wire.scheduler import HelloAck, SchedulerFrame, TokenRefresh, WorkerFrame
-from gen_worker_supervisor.link.connection import Connection, Credentials, Ears
+from gen_worker_supervisor.link.connection import Connection, Credentials, Ears, Pace
 from gen_worker_supervisor.link.dialing import Dial, Dialing, Ended, Fatal
 from gen_worker_supervisor.link.outbox import Outbox
 from gen_worker_supervisor.link.session import Session
@@ -92,16 +92,25 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 class Link:
     """The worker's side of the stream. Everything happens on the loop; `run` it once."""
 
-    def __init__(self, config: LinkConfig, session: Session, log: Log, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        config: LinkConfig,
+        session: Session,
+        log: Log,
+        loop: asyncio.AbstractEventLoop,
+        pace: Pace = Pace(),  # noqa: B008 - frozen
+    ) -> None:
         self._config = config
         self._session = session
         self._log = log
         self._loop = loop
+        self._pace = pace
         self._dialing = Dialing(
             config.places(),
             random.uniform,
             disconnected_timeout_s=config.disconnected_timeout_s,
             now=time.monotonic(),
+            ack_s=pace.ack_s,
         )
         self._token = config.token
         self._tokens = {config.token} - {""}  # every one that was ever shown: none is ever told
@@ -126,10 +135,10 @@ class Link:
             while not self._closing.is_set():
                 if isinstance(dial, Fatal):
                     raise LinkFatalError(self._hidden(dial.message), dial.hint)
-                await self._pause(dial.after_s)
+                await self._rest(dial.after_s)
                 if self._closing.is_set():
                     return
-                dial = await self._dial(dial.target)
+                dial = self._dialing.given_up(time.monotonic()) or await self._dial(dial.target)
         finally:
             self._over.set()
 
@@ -172,7 +181,8 @@ class Link:
         self._attempts += 1
         self._target = target
         ears = Ears(self._session.hello, self._acknowledged, self._heard, self._left)
-        self._connection = Connection(target, Credentials(self._token, self._config.ca_bundle), self._outbox, ears)
+        credentials = Credentials(self._token, self._config.ca_bundle)
+        self._connection = Connection(target, credentials, self._outbox, ears, self._pace)
         try:
             end = await self._connection.run(self._dialing.ack_within_s(time.monotonic()))
         finally:
@@ -192,7 +202,7 @@ class Link:
             self._since = time.time()
             self._guarded(self._session.disconnected)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _rest(self, seconds: float) -> None:
         closing = self._loop.create_task(self._closing.wait())
         try:
             await asyncio.wait([closing], timeout=seconds)
