@@ -151,6 +151,11 @@ class LoopbackStore:
         """
         self._faults.plan(glob, fault, times)
 
+    def forget(self) -> None:
+        """Know nothing more of any upload that was begun and not completed."""
+        with self._lock:
+            self._uploads.clear()
+
     def heal(self) -> None:
         """Have nothing go wrong any more."""
         self._faults.clear()
