@@ -49,7 +49,9 @@ class Executor:
             "json": msgspec.json.Encoder().encode,
             "msgpack": msgspec.msgpack.Encoder().encode,
         }
-        self._inputs = InputFiles()
+        self.inputs = InputFiles()
+        """The files of payloads while their jobs run."""
+
         self._blocking: LoopCall | None = None
 
     @property
@@ -126,12 +128,12 @@ class Executor:
         self.current = ctx
         if spec.shape == "sync" and not instance:  # nothing is set up for it: the shortest way
             try:
-                with self._inputs.of(payload):
+                with self.inputs.of(payload):
                     return _checked(spec, spec.function(ctx, payload))
             finally:
                 self.current = None
         try:
-            with self._inputs.of(payload), self.instances.lease(instance):
+            with self.inputs.of(payload), self.instances.lease(instance):
                 made = self.instances.call(spec, instance, ctx, payload)
                 return _pump(made, on_item, ctx) if spec.shape == "generator" else _checked(spec, made)
         finally:
@@ -152,7 +154,7 @@ class Executor:
         """
         ctx.raise_if_cancelled("canceled")
         try:
-            with self._inputs.of(payload):
+            with self.inputs.of(payload):
                 made = self.instances.call(spec, instance or spec.instance, ctx, payload, aside or self._aside)
                 if spec.shape == "async":
                     return _checked(spec, await made)
@@ -168,7 +170,7 @@ class Executor:
 
     def leave(self, status: int) -> NoReturn:
         """End the process at once; of the author's code nothing more runs, but no input file stays."""
-        self._inputs.close()
+        self.inputs.close()
         os._exit(status)
 
     def shutdown(self, on_error: Callable[[Exception], None]) -> None:
@@ -177,7 +179,7 @@ class Executor:
         if self._async_side is not None:
             self._async_side.close()
             self._async_side = None
-        self._inputs.close()
+        self.inputs.close()
 
 
 def _decoder(spec: FunctionSpec, encoding: Encoding) -> Callable[[bytes | memoryview], msgspec.Struct]:

@@ -132,8 +132,7 @@ class InputFiles:
         if not assets:
             yield
             return
-        with _needs_room():
-            folder = Path(tempfile.mkdtemp(dir=self._place()))
+        folder = self.folder()
         try:
             with _needs_room():
                 for number, asset in enumerate(assets):
@@ -143,6 +142,11 @@ class InputFiles:
             for asset in assets:
                 asset.local_path = None  # an output that holds the asset shall not name a file that is gone
             shutil.rmtree(folder, ignore_errors=True)
+
+    def folder(self) -> Path:
+        """Make a folder for the files of one job, which whoever asked removes."""
+        with _needs_room():
+            return Path(tempfile.mkdtemp(dir=self._place()))
 
     def _place(self) -> Path:
         with self._making:

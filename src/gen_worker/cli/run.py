@@ -15,6 +15,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_method, complete_path, complete_run_fields
 from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
+from gen_worker.cli.inputs import with_inputs
 from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.cli.loading import has_gpu_device, open_models, slot_models
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
@@ -252,7 +253,8 @@ def _run(job: _Job, shown: _Shown) -> int:
         raise Failure(f"`{spec.name}` does not take this payload: {error}", hint) from None
     _warn_without_gpu(spec, job.settings)
     slots = {slot: binding.wanted for slot, binding in bindings.items()}
-    with slot_models(slots, job.fetching, shown.watch) as models:
+    inputs = with_inputs(payload, executor.inputs, job.settings, job.fetching)
+    with inputs, slot_models(slots, job.fetching, shown.watch) as models:
         return _run_with(models, job, executor, payload, shown)
 
 

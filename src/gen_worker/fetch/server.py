@@ -19,7 +19,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.holding import hold
-from gen_worker.fetch.inputs.fetch import FOR_INPUTS, InputError, Limits, fetch_input
+from gen_worker.fetch.inputs.fetch import InputError, Limits, fetch_input
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.uploader import Uploader
@@ -261,10 +261,9 @@ class Server:
         limits = Limits(
             max_bytes=order.max_bytes, trusted_origin=order.trusted_origin, allow_private=order.allow_private
         )
-        patience = msgspec.structs.replace(FOR_INPUTS, tries=config.input_tries)
         report: FetchReport
         try:
-            file = fetch_input(order.asset, order.path, limits, config, cancel, patience=patience)
+            file = fetch_input(order.asset, order.path, limits, config, cancel)
             report = InputFetched(order.number, file)
         except InputError as error:
             report = InputFailed(order.number, error.kind, str(error)[:TEXT_CHARS], error.retryable)

@@ -31,7 +31,7 @@ from gen_worker.wire.messages import InputAsset, InputFile
 
 MAX_BYTES = 50 << 20  # of a file whose asset says nothing of that
 LIMIT_S = 600.0  # for one file, with all tries
-FOR_INPUTS = Patience(tries=3, first_delay_s=0.2, longest_retry_after_s=10.0, quiet_s=60.0, slow_bytes_per_s=1024)
+FOR_INPUTS = Patience(first_delay_s=0.2, longest_retry_after_s=10.0, quiet_s=60.0, slow_bytes_per_s=1024)
 _CHUNK_BYTES = 256 << 10
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
@@ -44,9 +44,10 @@ Kind: TypeAlias = Literal["invalid", "unreachable", "canceled"]
 class InputError(Exception):
     """The file cannot be had; `invalid`: whoever named it asks for what is not allowed. Never shows a URL's query."""
 
-    def __init__(self, kind: Kind, message: str, *, retryable: bool = False) -> None:
+    def __init__(self, kind: Kind, message: str, *, hint: str = "", retryable: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
+        self.hint = hint
         self.retryable = retryable
 
 
@@ -79,6 +80,7 @@ def fetch_input(
     What the environment says of proxies does not count: a proxy would look names up for itself.
     """
     config = msgspec.structs.replace(config, proxies={})
+    patience = msgspec.structs.replace(patience, tries=config.input_tries)
     dialing = dialing._replace(check=lambda origin, address: _check(origin, address, limits))
     try:
         url = Url(asset.url)
@@ -112,7 +114,8 @@ def _check(origin: Origin, address: str, limits: Limits) -> None:
         return
     kind = unreachable_as(address)
     if kind is not None:
-        raise InputError("invalid", f"`{origin}` is not asked for a file: its address is {kind}")
+        hint = "with `GEN_WORKER_ALLOW_PRIVATE_INPUTS=1` every address may be asked"
+        raise InputError("invalid", f"`{origin}` is not asked for a file: its address is {kind}", hint=hint)
 
 
 def _max_bytes(asset: InputAsset, limits: Limits) -> int:
