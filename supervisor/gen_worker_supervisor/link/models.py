@@ -61,7 +61,11 @@ def residency(fleet: Fleet, in_memory: Callable[[Model], bool]) -> dict[str, Mod
     """
     catalog = fleet.catalog
     digests = {name: digest for (_, name), digest in catalog.digests.items()}
-    found = dict.fromkeys(catalog.shelf, ResidencyTier.DISK)
+    found = {
+        name: ResidencyTier.DISK
+        for name, stocked in catalog.shelf.items()
+        if digests.get(name, stocked.wanted.digest) == stocked.wanted.digest
+    }
     for model in catalog.models.values():
         if model.here and digests.get(model.name, model.wanted.digest) == model.wanted.digest:
             tier = ResidencyTier.RAM if in_memory(model) else ResidencyTier.DISK
@@ -182,10 +186,16 @@ class _Operation:
 class LinkModels:
     """What an orchestrator says of models, and what it is told of them."""
 
-    def __init__(self, supervisor: Host, send: Callable[[WorkerFrame], None]) -> None:
+    def __init__(
+        self,
+        supervisor: Host,
+        send: Callable[[WorkerFrame], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._supervisor = supervisor
         self._fleet = supervisor.fleet
         self._send = send
+        self._clock = clock
         self._fleet.catalog.orchestrated = True
         self._bound = [slot.wanted for each in self._fleet.functions.values() for slot in each.own.slots]
         self._providers = providers(self._bound)
@@ -261,7 +271,7 @@ class LinkModels:
         if not self._asked and self._supervisor.models.started:
             self._take_stock()
         if self._acknowledged:
-            self._tell_progress(time.monotonic())
+            self._tell_progress(self._clock())
 
     def changed(self) -> None:
         """Tell what has become of models since this was called last; costs nothing when nothing has."""
@@ -269,7 +279,7 @@ class LinkModels:
         if seen == self._seen or not self._acknowledged:
             return
         self._seen = seen
-        now = time.monotonic()
+        now = self._clock()
         changed, failed = self._tell_changes(), self._tell_failures()
         for operation in list(self._operations):
             self._look_at(operation, changed, failed, now)
@@ -438,6 +448,7 @@ class LinkModels:
                 self._fleet.superseded.append(function)
                 self._fleet.untidy = True
         self._rebind()
+        self._begin_again(wanted)
 
     def _rebind(self) -> None:
         """Have functions run with the models that were described."""
@@ -470,6 +481,19 @@ class LinkModels:
             case _:
                 self._supervisor.log.event("warning", "models", f"an operation of no kind on `{op.ref}`")
 
+    def _begin_again(self, wanted: Wanted) -> None:
+        """Have what is under way for a model go on for the snapshot that it means now."""
+        name = wanted.wire_ref
+        under_way = [each for each in self._operations if each.name == name and each.kind is not ModelOpKind.UNLOAD]
+        for operation in under_way:
+            self._forget(operation)
+        for operation in under_way:
+            again = _Operation(operation.kind, name)
+            if operation.kind is ModelOpKind.LOAD:
+                self._load(again)
+            else:
+                self._download(again, wanted)
+
     def _begin(self, operation: _Operation) -> None:
         self._operations.append(operation)
         self._supervisor.handle()
@@ -494,7 +518,7 @@ class LinkModels:
             model = self._fleet.catalog.of(wanted)
             if isfinite(model.retry_at):
                 model.retry_at = 0.0
-        self._fleet.catalog.ask([Slot("", wanted) for wanted in models], time.monotonic(), urgent=False)
+        self._fleet.catalog.ask([Slot("", wanted) for wanted in models], self._clock(), urgent=False)
 
     def _load(self, operation: _Operation) -> None:
         functions = binders(self._fleet, operation.name)
@@ -529,16 +553,19 @@ class LinkModels:
         if error is None:
             return
         name = operation.name
+        self._forget(operation)
+        if error and name not in failed:
+            self._tell(name, ModelState.FAILED, error=error)
+        elif not error and name not in changed:
+            self._tell_place(name)
+
+    def _forget(self, operation: _Operation) -> None:
         self._operations.remove(operation)
         for instance in operation.instances:
             if all(instance not in other.instances for other in self._operations):
                 self._fleet.loads.pop(instance, None)
         for wanted in operation.models:
             self._release(wanted)
-        if error and name not in failed:
-            self._tell(name, ModelState.FAILED, error=error)
-        elif not error and name not in changed:
-            self._tell_place(name)
 
     def _tell_place(self, name: str) -> None:
         model = self._told.get(name)
