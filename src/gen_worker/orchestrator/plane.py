@@ -339,7 +339,7 @@ class ControlPlane:
             if job.progress is not None:
                 yield JobEvent(number=last, kind="progress", attempt=job.attempt, body=job.progress)
             while (news := await watch.next()) is not None:
-                if news.number > last or news.kind == "progress":
+                if news.number > last or (news.kind == "progress" and news.number == last):
                     last = news.number
                     yield news
                 if news.kind == "result":
