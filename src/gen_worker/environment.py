@@ -1,10 +1,13 @@
 """Which of the worker's environment variables the author's code may see, and which values nobody may see in a log."""
 
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
-from gen_worker.settings import Secret, Settings
+from gen_worker.settings import VARIABLES, Secret, Settings
 
 _RESERVED = ("WORKER_", "HF_", "TENSORHUB_", "ORCHESTRATOR_", "TRAINER_", "RUNPOD_", "GEN_WORKER_", "COZY_", "CIVITAI_")
 _SECRETS = frozenset(
@@ -37,6 +40,7 @@ _FOR_IMPORTS = {
     "HF_HUB_OFFLINE": "1",
 }
 _SECRET_ENDINGS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "JWT", "CREDENTIALS")
+_ENV_START = 47  # of the fields of `/proc/self/stat` after the name; see proc(5)
 _LEAST_SECRET = 8  # characters; shorter values occur by chance in what a log says
 
 
@@ -48,6 +52,34 @@ def passes(name: str) -> bool:
 def author_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without what belongs to the worker."""
     return {name: value for name, value in environment.items() if passes(name)} | _FOR_IMPORTS
+
+
+def forget_secrets() -> None:
+    """Remove the worker's own secrets from this process's environment, once the settings are read.
+
+    Also from what `/proc` shows of it: a child may look at its supervisor's, which is of the same user.
+    """
+    own = {name for variable in VARIABLES.values() if variable.is_secret for name in variable.names} | _SECRETS
+    for name in own:
+        os.environ.pop(name, None)
+    if sys.platform == "linux":
+        _blank(own)
+
+
+def _blank(names: set[str]) -> None:
+    """Overwrite the values of variables where the kernel put them when this process began."""
+    import ctypes
+
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[_ENV_START]), int(fields[_ENV_START + 1])
+    if not 0 < start < end:
+        return
+    at = start
+    for entry in ctypes.string_at(start, end - start).split(b"\0"):
+        name, separator, value = entry.partition(b"=")
+        if separator and os.fsdecode(name) in names:
+            ctypes.memset(at + len(name) + 1, 0, len(value))
+        at += len(entry) + 1
 
 
 def secret_values(environment: Mapping[str, str], settings: Settings) -> tuple[str, ...]:

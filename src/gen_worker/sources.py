@@ -19,6 +19,8 @@ SAME = 0.9  # so much alike must a `WORKER_` name in the environment be, which m
 class SettingsError(ValueError):
     """A setting has a value that cannot be meant, or a file of settings cannot be read; the text names where."""
 
+    hint = ""
+
 
 class Found(msgspec.Struct, frozen=True):
     """The text of a setting, and where it stands in words for a person."""

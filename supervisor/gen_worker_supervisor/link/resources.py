@@ -1,11 +1,9 @@
-"""What a worker says of its host and of itself in the first message of a stream.
+"""What a worker says of its host in the first message of a stream.
 
 Pure: takes the devices, the survey and the settings, returns values. What could not be measured has ended the start.
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from gen_worker.settings import Settings
 from gen_worker.wire.scheduler import WorkerResources
@@ -28,23 +26,3 @@ def resources(devices: Sequence[Device], libraries: Iterable[str], settings: Set
         git_commit=settings.git_commit,
         instance_id=settings.runpod_pod_id,
     )
-
-
-class Identity(NamedTuple):
-    """Who a worker is for its orchestrator."""
-
-    worker_id: str
-    release_id: str
-
-
-def identity(settings: Settings) -> Identity:
-    """Return who this worker is: by its settings, else by its token, which is read without being checked."""
-    from gen_worker.auth import claims
-
-    told = claims(settings.worker_jwt) if settings.worker_jwt else {}
-    worker_id = settings.worker_id or _text(told.get("sub")) or f"py-worker-{os.getpid()}"
-    return Identity(worker_id, _text(told.get("release_id")))
-
-
-def _text(claim: object) -> str:
-    return claim if isinstance(claim, str) else ""
