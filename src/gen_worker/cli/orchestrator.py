@@ -142,6 +142,7 @@ def command(
         tls=_tls(tls_cert, tls_key),
         auth=auth,
         token=token,
+        max_queued=settings.max_queued,
     )
     try:
         return run(options, _json_lines if as_json else _lines(options))

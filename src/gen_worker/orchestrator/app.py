@@ -62,6 +62,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What callers of the HTTP API must show."""
 
     limits: FileLimits = FileLimits()
+    max_queued: int = 10_000
+    """Jobs that may wait; one more is told to come back."""
 
 
 def run(options: Options, said: Said) -> int:
@@ -122,6 +124,7 @@ async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
                 tls=options.tls,
                 auth=auth,
                 needs=options.needs,
+                max_queued=options.max_queued,
             )
         )
         web = Web(plane, store, files, base_url=base_url, token=options.token, keys=auth.jwks() if auth else None)

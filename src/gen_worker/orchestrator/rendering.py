@@ -57,7 +57,8 @@ def decoded(body: bytes, kind: Any = Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except _DAMAGED as error:
-        raise Refusal(400, "bad_request", f"that is not what is asked for here: {_told(error)}") from None
+        what = "JSON" if kind is Any else "what is asked for here"
+        raise Refusal(400, "bad_request", f"that is not {what}: {_told(error)}") from None
 
 
 def packed(payload: object) -> bytes:
