@@ -252,8 +252,13 @@ class Connection:
 def _channel(target: Target, credentials: Credentials, pace: Pace) -> "grpc.aio.Channel":
     import grpc.aio
 
-    keepalive = (("time", pace.ping_s), ("timeout", pace.pong_s))
-    options = (*OPTIONS, *((f"grpc.keepalive_{name}_ms", round(seconds * 1000)) for name, seconds in keepalive))
+    pong_ms = round(pace.pong_s * 1000)
+    options = (
+        *OPTIONS,
+        ("grpc.keepalive_time_ms", round(pace.ping_s * 1000)),
+        ("grpc.keepalive_timeout_ms", pong_ms),
+        ("grpc.http2.ping_timeout_ms", pong_ms),  # 60 s else, whatever the keepalive's timeout is: measured
+    )
     if not target.tls:
         return grpc.aio.insecure_channel(target.authority, options=options)
     trusted = grpc.ssl_channel_credentials(root_certificates=credentials.ca_bundle)
