@@ -174,7 +174,8 @@ class Host:
 
     def _open_models(self) -> None:
         functions = self.plan.survey.functions
-        if not any(function.slots for function in functions):
+        bound = {ref: None for function in functions for ref in function.models}
+        if not bound and not self.plan.patient:
             return
         budget = self.plan.settings.host_cache_bytes
         try:
@@ -182,9 +183,9 @@ class Host:
         except OSError as error:
             text = f"cannot use `{self.folder}`: {reason_of(error)}"
             raise StartError(text, "set `GEN_WORKER_RUN_DIR`") from None
-        self.supervisor.models.start(self.fetcher(), memory)
-        bound = {ref: None for function in functions for ref in function.models}
-        self.fetcher().send(Keep(list(bound)))
+        self.supervisor.models.start(self.fetcher, memory)
+        if bound:
+            self.fetcher().send(Keep(list(bound)))
 
     @property
     def folder(self) -> Path:

@@ -45,7 +45,7 @@ class ModelSupply:
     def __init__(self, log: Log, on: Callable[[Happening], None]) -> None:
         self._log = log
         self._on = on
-        self._fetcher: FetcherProcess | None = None
+        self._fetcher: Callable[[], FetcherProcess] | None = None
         self._memory: HostMemory | None = None
         self._leases: dict[str, int] = {}  # by the key of the snapshot
         self._holding: dict[int, Snapshot] = {}  # what the fetcher copies into memory, by the order's number
@@ -59,19 +59,19 @@ class ModelSupply:
         """Counts what comes into host memory, and what goes."""
         self._pins: dict[tuple[int, str], dict[str, str]] = {}  # keys of views by slot, of an instance in a child
 
-    def start(self, fetcher: FetcherProcess, memory: HostMemory) -> None:
-        """Work with a fetcher; what it reports goes to `on_report`, its death to `on_lost`."""
+    def start(self, fetcher: Callable[[], FetcherProcess], memory: HostMemory) -> None:
+        """Work with a fetcher, which is there once it is asked for; what it reports goes to `on_report`."""
         self._fetcher, self._memory = fetcher, memory
 
     @property
     def fetcher(self) -> FetcherProcess:
-        """The fetcher, which was started."""
+        """The fetcher."""
         assert self._fetcher is not None
-        return self._fetcher
+        return self._fetcher()
 
     @property
     def memory(self) -> HostMemory:
-        """The host's memory, which was opened with the fetcher's start."""
+        """The host's memory."""
         assert self._memory is not None
         return self._memory
 
@@ -86,7 +86,7 @@ class ModelSupply:
 
     @property
     def started(self) -> bool:
-        """Whether there is a fetcher, as there is where functions have models."""
+        """Whether models can be had, as where functions have some, or somebody may want any."""
         return self._fetcher is not None
 
     def order(self, order: Fetch | Abort, described: tuple[SnapshotFile, ...] = ()) -> None:

@@ -35,7 +35,7 @@ class Supply:
         self.views = folder / "run" / str(os.getpid()) / "memory"
         self.memory = HostMemory(self.views, budget_bytes)
         self.supervisor.process.start()
-        self.supply.start(self.supervisor.process, self.memory)
+        self.supply.start(lambda: self.supervisor.process, self.memory)
         self._folder = folder
 
     def model(self, name: str, size: int = 10) -> Model:

@@ -207,7 +207,7 @@ class LinkModels:
         self._progress: dict[str, float] = {}  # when it was told last how far a download is, by name
         self._seen = (-1, -1)
         self._acknowledged = False
-        self._asked = False
+        self._asked = self._is_stocked = False
         self._on_stock: Callable[[], None] | None = None
         supervisor.models.on_evicted = self._evicted
 
@@ -216,17 +216,19 @@ class LinkModels:
     def when_stocked(self, then: Callable[[], None]) -> None:
         """Call back once it is known what lies in the caches, so that the first `Hello` tells it; at once if it is."""
         self._on_stock = then
-        if not self._supervisor.models.started:
+        if not self._take_stock():
             then()
-        elif not self._asked:
-            self._take_stock()
 
-    def _take_stock(self) -> None:
-        self._asked = True
-        self._supervisor.models.take_stock(self._stocked)
+    def _take_stock(self) -> bool:
+        """Ask once what lies in the caches, which matters where functions have models; say whether that was asked."""
+        if not self._asked and self._bound and self._supervisor.models.started:
+            self._asked = True
+            self._supervisor.models.take_stock(self._stocked)
+        return self._asked and not self._is_stocked
 
     def _stocked(self, models: list[Stocked]) -> None:
         """Learn what lies in the caches: what an orchestrator described before is used without its saying so again."""
+        self._is_stocked = True
         catalog = self._fleet.catalog
         for stocked in models:
             wanted = self._as_bound(stocked.wanted)
@@ -268,8 +270,7 @@ class LinkModels:
 
     def tick(self) -> None:
         """Tell how far downloads are; to be called once in a while."""
-        if not self._asked and self._supervisor.models.started:
-            self._take_stock()
+        self._take_stock()
         if self._acknowledged:
             self._tell_progress(self._clock())
 
@@ -377,7 +378,7 @@ class LinkModels:
 
     def _spare(self) -> None:
         """Have the disk and the host's memory let go of these models after all others."""
-        if not self._supervisor.models.started:
+        if not self._supervisor.models.started or not (self._bound or self._keep):
             return
         kept = self._fleet.kept
         models = [model for model in self._fleet.catalog.models.values() if model.name in kept]
