@@ -4,8 +4,10 @@ It answers what it is told to answer, notes each request, and knows no route.
 """
 
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from gen_worker.testing.faults import (
 
 _SENDFILE_BYTES = 4 << 20
 _SLOW_STEPS_PER_S = 20
+_LOOK_S = 0.02  # how often who stalls a client looks whether it is still there
 
 
 @dataclass
@@ -231,7 +234,8 @@ class _Exchange(BaseHTTPRequestHandler):
             if cut is not None and len(body) >= cut.after:
                 return False
             if stall is not None and len(body) >= stall.after:
-                self.origin.closing.wait(stall.seconds)
+                if not self._wait(stall.seconds):
+                    return False
                 stall = None
             edges = [length] + [fault.after for fault in (cut, stall) if fault and fault.after > len(body)]
             piece = self.rfile.read(min(step, min(edges) - len(body)))
@@ -242,6 +246,16 @@ class _Exchange(BaseHTTPRequestHandler):
             if slow:
                 self.origin.closing.wait(len(piece) / slow.bytes_per_s)
         request.body = bytes(body)
+        return True
+
+    def _wait(self, seconds: float) -> bool:
+        """Do nothing for a while; say whether the client is still there."""
+        poll = select.poll()
+        poll.register(self.connection, 0)  # tells of errors and of the end only
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.origin.closing.wait(_LOOK_S):
+            if poll.poll(0):
+                return False
         return True
 
     def _request(self) -> Request:
