@@ -20,11 +20,14 @@ from gen_worker.wire.messages import (
     Failed,
     Hello,
     ImportFailed,
+    InputAsset,
+    InputFile,
     Interrupt,
     Item,
     Load,
     Loaded,
     LoadFailed,
+    NeedsInputs,
     Order,
     Ready,
     Recall,
@@ -54,9 +57,12 @@ from gen_worker_supervisor.state import (
     FetcherLost,
     FetcherReported,
     Happening,
+    InputsCame,
+    InputsRefused,
     Job,
     Misbehaved,
     OrderFetch,
+    OrderInputs,
     Reported,
     Run,
     Send,
@@ -71,6 +77,7 @@ from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other")
 CUDA = ErrorDetail(cause="cuda_error")
 LEAVING = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
+ASSETS, FILES = [InputAsset("https://a/b")], [InputFile("/in/input-0.bin", 1, "application/octet-stream")]
 UNBORN = Death("not started: no memory", unborn=True)
 CLIENTS = 6
 LONG_S = 700.0  # longer than any timer of ours
@@ -190,7 +197,11 @@ class ModelChild:
             return [Item(number, self.body(number, region=how == "big item"))] if streams else []
         if how == "wants" and (job.function.name != "one" or job.instance != "M1"):
             return []
+        if how == "inputs" and (job.inputs is not None or job.function.name in ("stream", "classy")):
+            return []
         self.running.remove(job)
+        if how == "inputs":
+            return [NeedsInputs(number, ASSETS)]
         if how == "wants":
             named = [Slot("slot0", Wanted("hf", "named/m"), ("*",))]
             return [Wants(number, overridden_instance("M1", job.function.surveyed.slots, named), named)]
@@ -206,7 +217,18 @@ def with_models(instance: str) -> bool:
 
 
 STEPS = st.sampled_from(
-    [*["obey", "start", "load", "item"] * 3, "load fails", "done", "big", "long", "failed", "cuda", "big item", "wants"]
+    [
+        *["obey", "start", "load", "item"] * 3,
+        "load fails",
+        "done",
+        "big",
+        "long",
+        "failed",
+        "cuda",
+        "big item",
+        "wants",
+        "inputs",
+    ]
 )
 
 
@@ -251,6 +273,7 @@ class Fleets(RuleBasedStateMachine):
         )
         self.orders: list[Fetch] = []  # that the fetcher has not ended
         self.models: dict[int, ModelChild] = {}
+        self.files: list[Job] = []  # that files were ordered for
         self.jobs: list[Job] = []
         self.clients = [Caller(f"link-{number}") for number in range(CLIENTS)]
         self.impatient: Caller | None = None  # goes with the next answer it gets
@@ -287,14 +310,22 @@ class Fleets(RuleBasedStateMachine):
                     del self.model_of(child).written[region.index]
                 case Answer():
                     later += self.answer(action)
-                case OrderFetch(order=Abort(number)):
-                    self.orders = [order for order in self.orders if order.number != number]
-                    later.append(FetcherReported(FetchFailed(number, "canceled", "canceled", "", True)))
-                case OrderFetch(order=Fetch() as order):
-                    assert not any(order.wanted == other.wanted for other in self.orders), "one model comes twice"
-                    self.orders.append(order)
+                case OrderFetch(order=order):
+                    later += self.order(order)
+                case OrderInputs(job=job, assets=assets):
+                    assert assets == ASSETS
+                    assert job not in self.files, "the files of one job come twice"
+                    self.files.append(job)
         if later:
             self.happens(*later)
+
+    def order(self, order: Fetch | Abort) -> list[Happening]:
+        if isinstance(order, Fetch):
+            assert not any(order.wanted == other.wanted for other in self.orders), "one model comes twice"
+            self.orders.append(order)
+            return []
+        self.orders = [other for other in self.orders if other.number != order.number]
+        return [FetcherReported(FetchFailed(order.number, "canceled", "canceled", "", True))]
 
     def spawn(self, child: Child) -> list[Happening]:
         assert not self.drained, "a new child in a fleet that ends"
@@ -444,6 +475,15 @@ class Fleets(RuleBasedStateMachine):
             return Fetched(order.number, snapshot(order.wanted), 0)
         return FetchFailed(order.number, "absent" if how == "absent" else "gated", "no", "", False)
 
+    @precondition(lambda self: self.files)
+    @rule(index=st.integers(0, 5), how=st.sampled_from(["come", "come", "invalid", "unreachable", "late"]))
+    def ends_a_wait_for_files(self, index: int, how: str) -> None:
+        """Also of a job that has ended, and a second time."""
+        job = self.files[index % len(self.files)]
+        came, refused = InputsCame(job, FILES), InputsRefused(job, "no", how == "unreachable", how == "invalid")
+        told: dict[str, list[Happening]] = {"come": [came], "late": [came, refused, came]}
+        self.happens(*told.get(how, [refused]))
+
     @rule()
     def loses_the_fetcher(self) -> None:
         self.orders.clear()
@@ -524,7 +564,7 @@ class Fleets(RuleBasedStateMachine):
         self.die(self.chosen(index, ModelChild.must_die), Death("SIGTERM", signal="SIGTERM"))
 
     @precondition(lambda self: self.models and self.jobs)
-    @rule(index=st.integers(0, 5), kind=st.integers(0, 16), job=st.integers(0, 50), far=st.booleans())
+    @rule(index=st.integers(0, 5), kind=st.integers(0, 18), job=st.integers(0, 50), far=st.booleans())
     def sends_what_it_may_not(self, index: int, kind: int, job: int, far: bool) -> None:
         """Frames out of turn, a second time, or for jobs that it never had, that are others' or that have ended."""
         model = self.chosen(index)
@@ -544,12 +584,14 @@ class Fleets(RuleBasedStateMachine):
             Event(number, "log", b"{}"),
             Unloaded("M1"),
             Wants(number, "M1?x", []),
+            NeedsInputs(number, []),
+            NeedsInputs(number, ASSETS * 33),
         ]
         if kind < len(frames):
             self.says(model, frames[kind], Warned("beware"))
-        elif kind == 14:
+        elif kind == 16:
             self.happens(Misbehaved(model.child, "rubbish"))
-        elif kind == 15:
+        elif kind == 17:
             self.says(model, Item(number, model.body(number, region=True)))
         else:
             self.says(model, Done(number, model.body(number, region=True), float("nan")))
@@ -573,16 +615,18 @@ class Fleets(RuleBasedStateMachine):
             answered = job.number in self.host.answers
             assert answered == job.ended == (job.number not in fleet.jobs)
             holders = [d.child for d in fleet.devices if d.child is not None and d.child.leased.get(job.number) is job]
-            assert job.waiting == (job.state is JobState.QUEUED)
+            assert job.waiting + job.fetching == (job.state is JobState.QUEUED)
             if job.state is JobState.QUEUED:
                 assert not holders
                 assert job.child is None
-                assert job in job.function.queue
+                assert (job in job.function.queue) == job.waiting
             elif not job.ended:
                 assert holders == [job.child]
             waiting += job.waiting
-        assert fleet.queued_bytes == sum(job.payload.length for job in self.jobs if job.waiting)
-        assert fleet.queued == waiting == sum(known.waiting for known in fleet.variants())
+        fetching = sum(job.fetching for job in self.jobs)
+        assert fleet.queued_bytes == sum(job.payload.length for job in self.jobs if job.waiting or job.fetching)
+        assert fleet.queued == waiting + fetching
+        assert waiting == sum(known.waiting for known in fleet.variants())
         assert set(fleet.waiting) == {known.key for known in fleet.variants() if known.waiting}
         assert fleet.by_identity == {job.identity: job for job in fleet.jobs.values() if job.named}
 
@@ -640,6 +684,8 @@ class Fleets(RuleBasedStateMachine):
         for order in list(self.orders):
             self.orders.remove(order)
             self.happens(FetcherReported(self.ending(order, "fetched")))
+        for job in self.files:
+            self.happens(InputsCame(job, FILES))
         self.perform(self.host.passes(2.0))
 
     def carry_on(self, model: ModelChild) -> None:
