@@ -425,6 +425,13 @@ def test_a_saved_file_comes_with_a_url_that_needs_nothing_else(plane: Plane) -> 
     assert (head.status, head.headers["content-length"], head.body) == (200, str(len(PNG)), b"")
 
 
+def test_a_picture_is_the_answer_where_a_picture_is_asked_for(plane: Plane) -> None:
+    answer = plane.run("picture", Accept="image/*")
+    assert (answer.status, answer.headers["content-type"], answer.body) == (200, "image/png", PNG)
+    other = plane.run("picture", Accept="video/mp4")
+    assert (other.status, other.code) == (406, "not_acceptable")
+
+
 @pytest.mark.parametrize(
     "tamper",
     [

@@ -157,7 +157,7 @@ class FileContent(Response):
         }
         if self._range is not None:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-        self._left = part if request.method == "GET" else Range(0, 0)
+        self._left = Range(0, 0) if request.method == "HEAD" else part
         super().__init__(status_code=200 if self._range is None else 206, headers=headers)
 
     @staticmethod

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from gen_worker.orchestrator import rendering
 from gen_worker.orchestrator.files import FileStore
-from gen_worker.orchestrator.http import Handler, Json, answering, body_of, document_of, refused
+from gen_worker.orchestrator.http import FileContent, Handler, Json, answering, body_of, document_of, refused
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.store import StoreError
@@ -49,6 +50,7 @@ PAGE = 100
 MOST_PAGE = 1000
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
+_MEDIA = re.compile(r"(?:image|audio|video)/[\w.+*-]+", re.ASCII)
 _STATUSES: frozenset[str] = frozenset(get_args(Status))
 _OPS = {"download": ModelOpKind.DOWNLOAD, "load": ModelOpKind.LOAD, "unload": ModelOpKind.UNLOAD}
 _Found = TypeVar("_Found")
@@ -184,7 +186,8 @@ class Web:
             return Json(await self._document(ended), 202, {"Location": f"/v1/jobs/{ended.request_id}"})
         if ended.code != 200:
             return await self._failed(ended)
-        return await self._output(ended)
+        wanted = _MEDIA.match(request.headers.get("accept", ""))
+        return await self._media(request, ended, wanted[0]) if wanted else await self._output(ended)
 
     async def _job(self, request: Request) -> Response:
         job = await self._known(request)
@@ -303,6 +306,20 @@ class Web:
         events = [event async for event in closing(self._plane.watch(job.request_id))]
         chunks = [event for event in events if event.kind == "chunk" and event.attempt == job.attempt]
         return Json([rendering.item_of(chunk, urls) for chunk in chunks], headers=headers)
+
+    async def _media(self, request: Request, job: JobView, wanted: str) -> Response:
+        """Return the first file of a kind that the job has stored, as `image/png` or `image/*`."""
+        files = await asyncio.to_thread(self._store.of_job, job.request_id, job.attempt)
+        for file in files.values():
+            if fnmatch(file.mime_type, wanted):
+                return FileContent(
+                    request,
+                    await asyncio.to_thread(self._store.open, file),
+                    file.size_bytes,
+                    file.blake3,
+                    file.mime_type,
+                )
+        raise Refusal(406, "not_acceptable", f"`{job.request.function}` has stored no `{wanted}`", "ask for JSON")
 
     async def _output_of(self, job: JobView) -> tuple[bytes | None, str]:
         """Return an output's msgpack and where it lies; neither for a stream."""
