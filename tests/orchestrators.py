@@ -166,6 +166,11 @@ class Linked:
         return [event.message for event in self.log.events]
 
 
+def soon(_low: float, _high: float) -> float:
+    """Draw a short pause, so that a test that is about what follows it does not wait."""
+    return 0.01
+
+
 @asynccontextmanager
 async def linked(
     *targets: str, session: Noted | None = None, token: str = "", pace: Pace = PACE, **config: Any
@@ -174,7 +179,7 @@ async def linked(
     session = session or Noted()
     log = Log(fd=2)
     settings = LinkConfig(targets=targets, token=Secret(token), **config)
-    link = Link(settings, session, log, asyncio.get_running_loop(), pace)
+    link = Link(settings, session, log, asyncio.get_running_loop(), pace, soon)
     running = asyncio.create_task(link.run())
     try:
         yield Linked(link, session, log, running)

@@ -16,10 +16,10 @@ import msgspec
 from gen_worker.settings import Secret, Settings
 from gen_worker.wire.scheduler import HelloAck, SchedulerFrame, TokenRefresh, WorkerFrame
 from gen_worker_supervisor.link.connection import Connection, Credentials, Ears, Pace
-from gen_worker_supervisor.link.dialing import Dial, Dialing, Ended, Fatal
+from gen_worker_supervisor.link.dialing import Chance, Dial, Dialing, Ended, Fatal
 from gen_worker_supervisor.link.outbox import Outbox
 from gen_worker_supervisor.link.session import Session
-from gen_worker_supervisor.link.target import AddressError, Target, addresses_of, parse_target
+from gen_worker_supervisor.link.target import AddressError, Target, parse_target
 from gen_worker_supervisor.log import HIDDEN, Log
 
 QUIET_S = 60.0  # the same trouble is told of once in so long
@@ -56,7 +56,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, settings: Settings) -> "LinkConfig":
         """Return what settings say; raise `AddressError` where they name no place or no certificates."""
         config = cls(
-            targets=addresses_of(settings),
+            targets=settings.orchestrators,
             use_tls=settings.use_tls,
             ca_bundle=_ca_bundle(settings.grpc_ca_bundle),
             token=settings.worker_jwt,
@@ -99,6 +99,7 @@ class Link:
         log: Log,
         loop: asyncio.AbstractEventLoop,
         pace: Pace = Pace(),  # noqa: B008 - frozen
+        chance: Chance = random.uniform,
     ) -> None:
         self._config = config
         self._session = session
@@ -107,7 +108,7 @@ class Link:
         self._pace = pace
         self._dialing = Dialing(
             config.places(),
-            random.uniform,
+            chance,
             disconnected_timeout_s=config.disconnected_timeout_s,
             now=time.monotonic(),
             ack_s=pace.ack_s,
