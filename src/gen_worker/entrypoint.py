@@ -41,14 +41,15 @@ class Wish(NamedTuple):
     served: Callable[[Settings], Served]
     """Says what is to be served; raises `ImageError`."""
 
-    given: Mapping[str, object] = {}
-    """Settings that outrank the environment."""
+    settings: Settings | None = None
+    """The settings, where they were read and their warnings said; else they are read now."""
 
     strict_gpus: bool = True
     """Whether no CPU stands for a GPU where the devices are not named."""
 
     devices_option: str = "GEN_WORKER_DEVICES"
-    offline: bool = False
+    lines_for_programs: bool = True
+    """Whether `worker.startup.phase` and `worker.fatal` are said."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _of_image(settings: Settings) -> Served:
 def start(wish: Wish) -> int:
     """Be a worker until it is drained; return 0 then, and 1 when it could not start or its orchestrator is lost."""
     _end_on_signals()
-    told = Told()
+    told = Told(wish.lines_for_programs)
     try:
         code = _start(wish, told)
     except Exception as error:  # noqa: BLE001 - around the process's whole life
@@ -86,10 +87,10 @@ def _start(wish: Wish, told: "Told") -> int:
     os.environ.setdefault(ALLOCATOR, "expandable_segments:True")  # torch reads it when it is imported
     environment = dict(os.environ)
     told.context = "settings"
-    settings = Settings.load(wish.given, env=environment)
+    settings = wish.settings or Settings.load(env=environment)
     told.hide(secret_values(environment, settings))
     forget_secrets()
-    for warning in settings.warnings:
+    for warning in () if wish.settings else settings.warnings:
         told.say("warning", warning)
     if settings.worker_mode == "trainer":
         told.phase("trainer_mode_selected", "failed")
@@ -146,7 +147,7 @@ def _cache_warnings(look: CacheLook) -> list[str]:
 
 def _check_orchestrator(settings: Settings, told: "Told") -> None:
     told.context = "orchestrator"
-    if not (settings.orchestrator_public_addr or settings.scheduler_addr or settings.scheduler_addrs):
+    if not settings.orchestrators:
         text = "no orchestrator: neither `ORCHESTRATOR_PUBLIC_ADDR` nor `SCHEDULER_ADDR` is set"
         raise StartFailureError(text, "set `ORCHESTRATOR_PUBLIC_ADDR`, as `orchestrator.example:443`")
     if settings.jwks_url:
@@ -200,7 +201,7 @@ def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[s
         devices=settings.devices or "auto",
         devices_option=wish.devices_option,
         strict_gpus=wish.strict_gpus,
-        fetching=msgspec.msgpack.encode(FetchConfig.of(settings, offline=wish.offline, env=environment)),
+        fetching=msgspec.msgpack.encode(FetchConfig.of(settings, env=environment)),
     )
     try:
         return work(options, settings, environment)
@@ -230,8 +231,9 @@ def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
 class Told:
     """Says on stderr how far the start is and why it ended; secrets are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines_for_programs: bool = True) -> None:
         self.context = "boot"
+        self._documents = lines_for_programs
         self._secrets: tuple[str, ...] = ()
 
     def hide(self, secrets: tuple[str, ...]) -> None:
@@ -279,7 +281,8 @@ class Told:
         self._write(f"{what}: {text}")
 
     def _document(self, name: str, document: Mapping[str, object]) -> None:
-        self._write(f"{name} {msgspec.json.encode(document).decode()}")
+        if self._documents:
+            self._write(f"{name} {msgspec.json.encode(document).decode()}")
 
     def _write(self, line: str) -> None:
         for secret in self._secrets:

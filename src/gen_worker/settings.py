@@ -229,6 +229,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     """One sentence for each name that looks like a setting and is none."""
 
+    @property
+    def orchestrators(self) -> tuple[str, ...]:
+        """The addresses of the orchestrator as they are set, the one to dial first at the front; empty for none."""
+        listed = self.orchestrator_public_addr or ",".join((self.scheduler_addr, *self.scheduler_addrs))
+        return tuple(dict.fromkeys(each.strip() for each in listed.split(",") if each.strip()))
+
     @classmethod
     def load(
         cls,

@@ -6,7 +6,7 @@ import pytest
 
 from gen_worker.settings import Settings
 from gen_worker_supervisor.link.stream import LinkConfig
-from gen_worker_supervisor.link.target import AddressError, Target, addresses_of, parse_target, redirected
+from gen_worker_supervisor.link.target import AddressError, Target, parse_target, redirected
 
 
 def settings(**variables: str) -> Settings:
@@ -95,12 +95,12 @@ def test_a_redirect_without_a_scheme_keeps_the_kind_of_its_connection(
 
 def test_the_public_address_comes_before_the_scheduler_s() -> None:
     every = {"ORCHESTRATOR_PUBLIC_ADDR": "a:1, b:2", "SCHEDULER_ADDR": "c:3", "SCHEDULER_ADDRS": "d:4,c:3"}
-    assert addresses_of(settings(**every)) == ("a:1", "b:2")
+    assert settings(**every).orchestrators == ("a:1", "b:2")
     del every["ORCHESTRATOR_PUBLIC_ADDR"]
-    assert addresses_of(settings(**every)) == ("c:3", "d:4")
+    assert settings(**every).orchestrators == ("c:3", "d:4")
     del every["SCHEDULER_ADDR"]
-    assert addresses_of(settings(**every)) == ("d:4", "c:3")
-    assert addresses_of(settings()) == ()
+    assert settings(**every).orchestrators == ("d:4", "c:3")
+    assert settings().orchestrators == ()
 
 
 def test_the_settings_say_how_to_connect(tmp_path: Path) -> None:

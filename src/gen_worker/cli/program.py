@@ -22,6 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _COMMANDS = {
     "run": "Run one function once, in this process.",
     "serve": "Serve an endpoint's functions from supervised child processes.",
+    "up": "Work for an orchestrator with this machine's devices.",
     "invoke": "Call a function of a running `gen-worker serve`.",
     "repl": "Keep an endpoint warm and call it line by line.",
     "ps": "Show what a supervisor's devices and jobs are doing.",

@@ -66,7 +66,8 @@ def _hint_for(option: str, given: list[str]) -> str:
     return ""
 
 
-def _gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    """Return what `--vram-budget` says; raise `Failure` for what is no size."""
     if text is None:
         return None
     try:
@@ -124,7 +125,7 @@ def _gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) 
     "--vram-budget",
     "vram_budget_gb",
     metavar="GB",
-    callback=_gigabytes,
+    callback=gigabytes,
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
@@ -182,7 +183,7 @@ def command(
         raise Failure("`--json` without `--list-functions`", "requests and answers of a server are JSON anyhow")
     if list_functions:
         return _list_functions(find_project(config, module), names, as_json)
-    _refuse_other_systems()
+    refuse_other_systems("serve")
     settings = read_settings(max_line_bytes=max_line_bytes, log_format=log_format, log_level=log_level)
     if settings.max_line_bytes < LEAST_LINE_BYTES:
         name = "GEN_WORKER_MAX_LINE" if max_line_bytes is None else "--max-line"
@@ -276,8 +277,9 @@ def _listed(function: dict[str, Any]) -> str:
     return f"{function['name']}  ({owner})" if owner else str(function["name"])
 
 
-def _refuse_other_systems() -> None:
+def refuse_other_systems(command: str) -> None:
+    """Raise `Failure` where the system has not what a supervisor is made of."""
     missing = [name for home, name in _NEEDED if not hasattr(home, name)]
     if missing:
         listed = ", ".join(f"`{name}`" for name in missing)
-        raise Failure(f"`serve` needs Linux: this system has no {listed}", "`gen-worker run` works here")
+        raise Failure(f"`{command}` needs Linux: this system has no {listed}", "`gen-worker run` works here")

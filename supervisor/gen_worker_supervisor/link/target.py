@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from gen_worker.settings import Settings, SettingsError
+from gen_worker.settings import SettingsError
 
 _SCHEMES = {"grpcs": True, "https": True, "grpc": False, "http": False}
 _PORTS = {"https": 443, "grpcs": 443, "http": 80}
@@ -40,12 +40,6 @@ class Target(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{'grpcs' if self.tls else 'grpc'}://{self.authority}"
-
-
-def addresses_of(settings: Settings) -> tuple[str, ...]:
-    """Return the orchestrator's addresses as they are set, the one to dial first at the front; empty for none."""
-    set_by_hand = settings.orchestrator_public_addr or ",".join((settings.scheduler_addr, *settings.scheduler_addrs))
-    return tuple(dict.fromkeys(each.strip() for each in set_by_hand.split(",") if each.strip()))
 
 
 def parse_target(text: str, *, bare: Bare = "by port") -> Target:
