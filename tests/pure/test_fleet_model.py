@@ -40,6 +40,7 @@ from gen_worker.wire.messages import (
     Wants,
     Warned,
 )
+from gen_worker_supervisor.bodies import InlinePayload
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import (
@@ -78,6 +79,7 @@ FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other")
 CUDA = ErrorDetail(cause="cuda_error")
 LEAVING = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 ASSETS, FILES = [InputAsset("https://a/b")], [InputFile("/in/input-0.bin", 1, "application/octet-stream")]
+NAMING = InlinePayload(b"b").digest()
 UNBORN = Death("not started: no memory", unborn=True)
 CLIENTS = 6
 LONG_S = 700.0  # longer than any timer of ours
@@ -192,16 +194,15 @@ class ModelChild:
     def go_on(self, job: Job, how: str) -> list[Report]:
         """Go on with a job: it ends, or yields if it can."""
         number = job.number
+        if names_files(job) and job.inputs is None:
+            self.running.remove(job)
+            return [NeedsInputs(number, ASSETS)]
         if how in ("item", "big item"):
             streams = job.function.name == "stream"
             return [Item(number, self.body(number, region=how == "big item"))] if streams else []
         if how == "wants" and (job.function.name != "one" or job.instance != "M1"):
             return []
-        if how == "inputs" and (job.inputs is not None or job.function.name in ("stream", "classy")):
-            return []
         self.running.remove(job)
-        if how == "inputs":
-            return [NeedsInputs(number, ASSETS)]
         if how == "wants":
             named = [Slot("slot0", Wanted("hf", "named/m"), ("*",))]
             return [Wants(number, overridden_instance("M1", job.function.surveyed.slots, named), named)]
@@ -209,6 +210,11 @@ class ModelChild:
             detail = CUDA if how == "cuda" else None
             return [Failed(number, "user_exception", "no", False, 0.1, detail=detail)]
         return [Done(number, self.body(number, region=how == "big"), 3.0 if how == "long" else 0.001)]
+
+
+def names_files(job: Job) -> bool:
+    """Whether a job's payload names files by URLs."""
+    return job.payload.digest() == NAMING
 
 
 def with_models(instance: str) -> bool:
@@ -227,7 +233,6 @@ STEPS = st.sampled_from(
         "cuda",
         "big item",
         "wants",
-        "inputs",
     ]
 )
 
