@@ -82,20 +82,19 @@ def test_what_may_pass_is_tried_again(way: Way, glob: str, fault: Fault, times: 
         ("complete:*", Status(500), "was not completed", True, ("complete:*", 5)),
         ("complete:*", Status(404), "was not completed", False, ("complete:*", 1)),
         ("complete:*", Status(409), "answers 409", False, ("complete:*", 1)),
-        ("part:*:1", Corrupt(), "", False, ("complete:*", None)),
+        ("part:*:1", Corrupt(), "answers 400 `checksum_mismatch`", False, ("complete:*", 1)),
     ],
     ids=lambda value: str(value),
 )
 def test_what_does_not_pass_ends_the_upload_and_the_store_is_told(
-    way: Way, glob: str, fault: Fault, said: str, retryable: bool, seen: tuple[str, int | None]
+    way: Way, glob: str, fault: Fault, said: str, retryable: bool, seen: tuple[str, int]
 ) -> None:
     with LoopbackStore(way=way, part_bytes=MIB) as store:
         store.fail(glob, fault)
         error = Here(store).refused(content_of(1000))
         assert said in str(error)
         assert (error.kind, error.retryable) == ("transfer", retryable)
-        if seen[1] is not None:
-            assert len(store.seen(seen[0])) == seen[1]
+        assert len(store.seen(seen[0])) == seen[1]
         assert len(store.seen("abort:*")) == 1
         assert (store.uploads, store.files) == ([], {})
 
@@ -129,12 +128,20 @@ def test_a_token_that_the_store_refuses_is_said_to_be_refused(status: int) -> No
         assert store.token not in str(error)
 
 
-@pytest.mark.parametrize(("status", "retryable", "tries"), [(404, False, 1), (400, False, 1), (500, True, 3)])
-def test_an_upload_that_the_store_does_not_begin_fails(status: int, retryable: bool, tries: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind", "retryable", "tries"),
+    [
+        (404, "transfer", False, 1),
+        (400, "transfer", False, 1),
+        (413, "too_large", False, 1),
+        (500, "transfer", True, 3),
+    ],
+)
+def test_an_upload_that_the_store_does_not_begin_fails(status: int, kind: str, retryable: bool, tries: int) -> None:
     with LoopbackStore() as store:
         store.fail("create:*", Status(status))
         error = Here(store).refused(b"x")
-        assert (error.kind, error.retryable, len(store.requests)) == ("transfer", retryable, tries)
+        assert (error.kind, error.retryable, len(store.requests)) == (kind, retryable, tries)
 
 
 def test_a_redirect_is_followed_by_nothing_and_least_of_all_by_the_token() -> None:

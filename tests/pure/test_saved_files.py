@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_worker import Asset, RequestContext
-from gen_worker.outputs import FolderSink, safe_ref
+from gen_worker.api.errors import OutputTooLargeError
+from gen_worker.outputs import FileTooLargeError, FolderSink, SavedFile, safe_ref
 
 PIECES = st.sampled_from(
     ["..", ".", "/", "//", "\\", "\0", " ", "a", "b.png", "http://", "é", "\ud800", "C:", "x" * 256]
@@ -138,3 +139,46 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_setting_that_names_it(tmp
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="`GEN_WORKER_LOCAL_OUTPUT_DIR`"):
         FolderSink(tmp_path / "file" / "outputs").save("a.txt", data=b"x", path=None)
+
+
+def test_a_file_over_the_limit_is_refused_and_the_limit_is_named(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", FolderSink(tmp_path / "kept", max_bytes=4)
+    source.write_bytes(b"five!")
+    for content in ({"data": b"five!", "path": None}, {"data": None, "path": source}):
+        with pytest.raises(FileTooLargeError, match=r"`a.bin` has 5 bytes, the limit is 4: `WORKER_MAX_UPLOAD_BYTES`"):
+            folder.save("a.bin", **content)  # type: ignore[arg-type] # one of each
+    assert not (tmp_path / "kept").exists()
+    assert folder.save("a.bin", data=b"four", path=None).size_bytes == 4
+
+
+def test_a_handler_is_told_that_its_file_is_over_the_limit(tmp_path: Path) -> None:
+    ctx = RequestContext(request_id="r", sink=FolderSink(tmp_path, max_bytes=4))
+    with pytest.raises(OutputTooLargeError, match="WORKER_MAX_UPLOAD_BYTES") as raised:
+        ctx.save_bytes("a.bin", b"five!")
+    assert (raised.value.size_bytes, raised.value.max_bytes) == (5, 4)
+
+
+class Store:
+    """A sink that keeps files elsewhere, and says what they are there."""
+
+    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+        assert data is not None
+        return SavedFile(
+            "", len(data), "sha", ref=f"kept/{ref}", owner="acme", mime_type="image/png", blake3="b3", media_id="m"
+        )
+
+
+def test_an_asset_says_where_its_file_is_in_the_store() -> None:
+    ctx = RequestContext(request_id="r", sink=Store(), owner="local")
+    asset = ctx.save_bytes("a.bin", b"12345")
+    assert asset == Asset(
+        "kept/a.bin", owner="acme", mime_type="image/png", size_bytes=5, sha256="sha", blake3="b3", media_id="m"
+    )
+
+
+@pytest.mark.parametrize(("size", "inline"), [(0, True), (4, True), (5, False)])
+def test_a_small_file_is_in_its_asset_and_nowhere_else(size: int, inline: bool) -> None:
+    ctx = RequestContext(request_id="r", sink=Store(), inline_file_bytes=4)
+    asset = ctx.save_bytes("a.bin", bytes(size))
+    assert asset.inline_bytes == (bytes(size) if inline else None)
+    assert (asset.ref, asset.size_bytes) == ("a.bin" if inline else "kept/a.bin", size)

@@ -292,8 +292,8 @@ class LoopbackStore:
         return _xml(200, target, f"<ETag>{_etag(upload.whole).replace(chr(34), '&quot;')}</ETag>")
 
     def _keep_part(self, upload: _Upload, number: int, body: bytes, target: str) -> Answer:
-        upload.parts[number] = self._kept(body, target)
-        headers = {} if self._faults.take(target, NoETag) else {"ETag": _etag(body)}
+        upload.parts[number] = kept = self._kept(body, target)
+        headers = {} if self._faults.take(target, NoETag) else {"ETag": _etag(kept)}
         return Answer(200, target, headers)
 
     def _kept(self, body: bytes, target: str) -> bytes:

@@ -76,6 +76,10 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
     owner: str = ""
     job_id: str = ""
 
+    def __repr__(self) -> str:
+        """Leave out the token."""
+        return f"Destination({self.base_url!r}, {self.request_id!r}, {self.attempt}, {self.owner!r}, {self.job_id!r})"
+
 
 class Upload(_Message):
     """Store the first `length` bytes of the attached descriptor under `ref`; ends in `Uploaded` or `UploadFailed`.

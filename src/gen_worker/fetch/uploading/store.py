@@ -4,6 +4,7 @@
 goes to these and nowhere else. Where the bytes go is in the answer to the first: URLs of parts, or keys for a bucket.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ from gen_worker.wire.fetching import Destination
 
 NO_OWNER = "_"  # stands in the route for the owner of a job that has none
 _IN_PROGRESS = "upload_complete_in_progress"
+_CODE = re.compile(r"[a-z0-9_.-]{1,80}")
 
 
 class Meta(msgspec.Struct):
@@ -85,7 +87,7 @@ class Store:
                 answer = self._post(self._transports.questions, "", asked, cancel)
                 if answer.status < 300:
                     return answer.content.decode("utf-8", "replace")
-                raise self._refused(answer.status, f"`{ref}` was not taken")
+                raise self._refused(answer, f"`{ref}` was not taken")
             except UploadError as error:
                 tries += 1
                 if not error.retryable or tries >= self._pace.create_tries:
@@ -102,7 +104,7 @@ class Store:
                 if answer.status < 300:
                     return read(answer.content.decode("utf-8", "replace"), Meta, self.shown)
                 if answer.status != 409 or _code(answer) != _IN_PROGRESS:
-                    raise self._refused(answer.status, f"`{ref}` was not completed")
+                    raise self._refused(answer, f"`{ref}` was not completed")
                 pause_s = self._pace.poll_s
                 if time.monotonic() + pause_s > until:
                     text = f"`{ref}` was not completed: `{self.shown}` is at it for {self._pace.poll_for_s:.0f} seconds"
@@ -130,12 +132,14 @@ class Store:
             headers["X-Cozy-Owner"] = owner if owner.isascii() and owner.isprintable() else quote(owner)
         return headers
 
-    def _refused(self, status: int, what: str) -> UploadError:
+    def _refused(self, answer: Answer, what: str) -> UploadError:
+        status, code = answer.status, _code(answer)
         if status in (401, 403):
             return UploadError("auth", f"{what}: `{self.shown}` refuses the job's token ({status})")
         if 300 <= status < 400:
             return UploadError("transfer", f"{what}: `{self.shown}` redirects ({status}), and no upload follows that")
-        return UploadError("transfer", f"{what}: `{self.shown}` answers {status}", retryable=may_pass(status))
+        text = f"{what}: `{self.shown}` answers {status}{f' `{code}`' if code else ''}"
+        return UploadError("too_large" if status == 413 else "transfer", text, retryable=may_pass(status))
 
 
 def _quoted(upload_id: str) -> str:
@@ -144,6 +148,7 @@ def _quoted(upload_id: str) -> str:
 
 def _code(answer: Answer) -> str:
     try:
-        return msgspec.json.decode(answer.content, type=_Refusal).error.code
+        code = msgspec.json.decode(answer.content, type=_Refusal).error.code
     except msgspec.MsgspecError:
         return ""
+    return code if _CODE.fullmatch(code) else ""
