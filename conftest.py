@@ -108,11 +108,7 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         *map(described, settled(lambda: processes() - before.processes)),
         *(f"/dev/shm/{name}" for name in settled(lambda: shared_memory() - before.shared_memory)),
     ]
-    if len(open_files()) > len(before.files):
-        gc.collect()
-        now = open_files()
-        if len(now) > len(before.files):
-            left += [f"fd {fd} -> {target}" for fd, target in now.items() if before.files.get(fd) != target]
+    left += [f"fd {fd} -> {target}" for fd, target in settled(lambda: opened(before.files))]
     if left:
         pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
 
@@ -152,6 +148,14 @@ def shared_memory() -> frozenset[str]:
     """Names in /dev/shm."""
     place = Path("/dev/shm")
     return frozenset(os.listdir(place)) if place.exists() else frozenset()
+
+
+def opened(before: dict[int, str]) -> frozenset[tuple[int, str]]:
+    """Our open descriptors that were not there before, when there are more of them than before."""
+    if len(now := open_files()) > len(before):
+        gc.collect()
+        now = open_files()
+    return frozenset(now.items() - before.items()) if len(now) > len(before) else frozenset()
 
 
 def open_files() -> dict[int, str]:

@@ -141,6 +141,16 @@ class Worker:
                 found += pids
         return found
 
+    def has(self, module: str) -> bool:
+        """Whether a process of this module runs under it."""
+        for pid in self.descendants():
+            try:
+                if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    return True
+            except FileNotFoundError:
+                continue
+        return False
+
     @property
     def control(self) -> Path:
         """Its control socket."""
