@@ -19,6 +19,7 @@ from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
 
 RETRY_S = 30.0  # a model that could not be had is not asked for again before
 VERIFIED_S = 600.0  # a model that was verified so lately is not damaged, whatever keeps it from being loaded
+DESCRIBED_KEPT = 64  # snapshots that were described and that nobody wants yet
 DEADLY = 3  # fetchers that died of one download, without its getting on
 
 _UNDER_WAY = (ModelState.SEEKING, ModelState.FETCHING)
@@ -118,11 +119,21 @@ class Catalog:
         changed = self.digests.get(named) != digest
         self.digests[named] = digest
         if files:
-            self._files[digest] = files
+            self._files.pop(digest, None)
+            self._files[digest] = files  # last, as those that were named first are forgotten first
+            if len(self._files) > len(self.models) + 2 * DESCRIBED_KEPT:
+                self._forget_files()
             for model in self.models.values():
                 if model.wanted.digest == digest and model.files != files:
                     _renew(model, files)
         return changed
+
+    def _forget_files(self) -> None:
+        """Forget what was described longest ago and no model here is made of."""
+        digests = {model.wanted.digest for model in self.models.values()}
+        unused = [digest for digest in self._files if digest not in digests]
+        for digest in unused[: max(0, len(unused) - DESCRIBED_KEPT)]:
+            del self._files[digest]
 
     def described(self, wanted: Wanted) -> Wanted:
         """Return a model as an orchestrator described it; itself where none did."""
@@ -288,8 +299,7 @@ class Catalog:
     def forget(self, wanted: Iterable[Wanted]) -> Iterator[str]:
         """Forget models; return the keys of the snapshots that nobody else means."""
         gone = [self.models.pop(each.key) for each in wanted if each.key in self.models]
-        digests = {model.wanted.digest for model in self.models.values()}
-        self._files = {digest: files for digest, files in self._files.items() if digest in digests}
+        self._forget_files()
         left = {model.snapshot.key for model in self.models.values() if model.snapshot is not None}
         for model in gone:
             if model.snapshot is not None and model.snapshot.key not in left:

@@ -24,6 +24,7 @@ from gen_worker_supervisor.log import stderr_look
 from gen_worker_supervisor.vram import FreeVram
 
 OK, FAILED = 0, 1
+STOCK_S = 5.0  # for the fetcher to say what lies on the disk; a cache that takes longer is told of model by model
 FLUSH_S = 30.0  # what results have to be written after the drain
 ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
 
@@ -111,7 +112,7 @@ class _Service:
         self._has_begun = True
         if self._declared and (differs := difference(self._declared, self._found)):
             self._log.event("warning", "manifest", f"{differs}: bake the manifest again")
-        self._linked = self._loop.create_task(self._link.run())
+        self._linked = self._loop.create_task(self._link_up())
         self._worker.start(self._link.send)
         self._host.start()
         ended = (self._supervisor.status, self._linked, self._forced)
@@ -121,6 +122,13 @@ class _Service:
         if self._linked.done():
             return self._link_ended()
         return await self._flushed(self._supervisor.status.result())
+
+    async def _link_up(self) -> None:
+        """Talk to the orchestrator, once it is known what lies on the disk, which the first `Hello` says."""
+        known: asyncio.Future[None] = self._loop.create_future()
+        self._worker.models.when_stocked(lambda: None if known.done() else known.set_result(None))
+        await asyncio.wait((known,), timeout=STOCK_S)
+        await self._link.run()
 
     def _link_ended(self) -> int:
         """The link goes on for ever, but for what no other try would mend."""
