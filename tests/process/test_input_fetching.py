@@ -1,11 +1,13 @@
 """A file that a stranger names by a URL: had when it may be, refused at the first thing that is not allowed."""
 
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gen_worker.testing.contents import Content
 from gen_worker.testing.faults import Cut, Fault, Faults, NoSize, Slow, Stall, Status
 from gen_worker.testing.origin import Answer, Origin, Request
 from gen_worker.wire.messages import InputAsset, InputFile
+from tests.scripted.certificates import certificate
 from tests.served import until
 
 pytestmark = pytest.mark.process
@@ -440,3 +443,66 @@ def test_a_link_where_the_file_shall_be_is_not_followed(site: Site, get: Get, tm
     get(site.put("/cat", PNG))
     assert target.read_text() == "mine"
     assert not (tmp_path / "input-0.png").is_symlink()
+
+
+# --- over TLS ---------------------------------------------------------------------------------------------------------
+
+
+class _Secured(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        moved = self.path.startswith("/down")
+        self.send_response(302 if moved else 200)
+        self.send_header("Location", "http://example.org/cat?secret=2")
+        self.send_header("Content-Length", str(0 if moved else len(PNG)))
+        self.end_headers()
+        self.wfile.write(b"" if moved else PNG)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _Server(HTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: clients may leave."""
+
+
+@pytest.fixture
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """How to dial a public `https://localhost` here, trusting its authority; `names` is what it was asked as."""
+    made = certificate()
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "own.pem").write_bytes(made.certificate + made.key)
+    (folder / "ca.pem").write_bytes(made.authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "own.pem")
+    asked: list[str | None] = []
+    context.sni_callback = lambda connection, name, context: asked.append(name)
+    server = _Server(("127.0.0.1", 0), _Secured)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    dialing = Dialing(names("93.184.215.14"), connect=lambda sock, _: sock.connect(server.server_address))
+    yield {"dialing": dialing, "names": asked, "ca_bundle": str(folder / "ca.pem")}
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_tls_is_spoken_with_the_name_at_the_checked_address(shown: dict[str, Any], tmp_path: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, ca_bundle=shown["ca_bundle"])
+    wanted, path = InputAsset("https://localhost/cat"), str(tmp_path / "input-0")
+    file = fetch_input(wanted, path, Limits(), config, Cancel(), patience=HASTY, dialing=shown["dialing"])
+    assert file.size_bytes == len(PNG)
+    assert shown["names"] == ["localhost"]
+
+
+def test_a_server_that_nobody_vouches_for_is_the_callers_fault(shown: dict[str, Any], get: Get, tmp_path: Path) -> None:
+    with refused(tmp_path, "the certificate of `localhost` is not trusted"):
+        get("https://localhost/cat?secret=1", Limits(), how={"dialing": shown["dialing"]})
+
+
+def test_a_redirect_from_https_to_http_is_refused(shown: dict[str, Any], tmp_path: Path) -> None:
+    config = msgspec.structs.replace(CONFIG, ca_bundle=shown["ca_bundle"])
+    wanted, path = InputAsset("https://localhost/down?secret=1"), str(tmp_path / "input-0")
+    with refused(tmp_path, "which is not encrypted"):
+        fetch_input(wanted, path, Limits(), config, Cancel(), patience=HASTY, dialing=shown["dialing"])
