@@ -180,18 +180,16 @@ def test_a_load_whose_setup_fails_says_so(shared: Shared) -> None:
     assert shared.event("acme/broken", FAILED).error == "load_failed"
 
 
-def test_a_crash_of_the_only_child_is_told_by_where_its_models_are_then(
-    grpc_awake: None, image: Path, tmp_path: Path
-) -> None:
+def test_what_was_described_outlives_the_child_that_loaded_it(grpc_awake: None, image: Path, tmp_path: Path) -> None:
     with Blobs() as blobs, start(image, tmp_path / "one", GEN_WORKER_DEVICES="cpu:1") as made:
         shared = Shared(made, blobs)
         output = made.connection.run("first", snapshots={"acme/first": shared.described("crash")}).output()
         shared.event("acme/first", IN_RAM)
         os.kill(output["pid"], 9)
-        shared.event("acme/first", ON_DISK)
-        shared.event("acme/first", IN_RAM)
         again = made.connection.run("first").output()
         assert (again["text"], again["pid"] != output["pid"]) == ("crash", True)
+        (model,) = made.redial().connection.hello.models
+        assert (model.ref, model.tier) == ("acme/first", RAM)
 
 
 # --- what outlives a worker -------------------------------------------------------------------------------------------
