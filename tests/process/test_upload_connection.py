@@ -19,7 +19,7 @@ from gen_worker.fetch.uploading.source import Text
 from tests.scripted.certificates import Certificate, certificate
 
 pytestmark = pytest.mark.process
-BODY = Text(bytes(16 << 20))  # more than any buffer between the two takes
+BODY = Text(bytes(8 << 20))  # more than any buffer between the two takes
 IMPATIENT = Patience(connect_s=5.0, head_s=5.0, quiet_s=0.8)
 Conversation = Callable[[socket.socket, threading.Event], None]
 

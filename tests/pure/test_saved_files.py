@@ -146,7 +146,7 @@ def test_a_file_over_the_limit_is_refused_and_the_limit_is_named(tmp_path: Path)
     source.write_bytes(b"five!")
     for content in ({"data": b"five!", "path": None}, {"data": None, "path": source}):
         with pytest.raises(FileTooLargeError, match=r"`a.bin` has 5 bytes, the limit is 4: `WORKER_MAX_UPLOAD_BYTES`"):
-            folder.save("a.bin", **content)  # type: ignore[arg-type] # one of each
+            folder.save("a.bin", **content)
     assert not (tmp_path / "kept").exists()
     assert folder.save("a.bin", data=b"four", path=None).size_bytes == 4
 
