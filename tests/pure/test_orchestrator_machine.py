@@ -89,6 +89,8 @@ class Machine(RuleBasedStateMachine):
         self.ran: dict[tuple[str, int], str] = {}  # who was ever given an attempt
         self.latest: dict[str, int] = {}
         self.start()
+        for peer in self.peers.values():
+            self.connect(peer)
 
     def start(self) -> None:
         self.plane = Plane(Limits(), random=Random(1))
@@ -149,18 +151,21 @@ class Machine(RuleBasedStateMachine):
 
     # --- what may happen ----------------------------------------------------------------------------------------------
 
-    @rule(function=st.sampled_from(FUNCTIONS), tenant=st.sampled_from("xy"), priority=st.integers(0, 1))
-    def a_job_comes(self, function: str, tenant: str, priority: int) -> None:
-        self.requests += 1
-        request = JobRequest(function=function, request_id=f"r{self.requests}", tenant=tenant, priority=priority)
-        self.disk[request.request_id] = Row(request)
-        self.happens(Submitted(Job(request, self.now)))
+    @rule(function=st.sampled_from(FUNCTIONS), priority=st.integers(0, 1), count=st.integers(1, 5))
+    def jobs_come(self, function: str, priority: int, count: int) -> None:
+        for _ in range(count):
+            self.requests += 1
+            request_id, tenant = f"r{self.requests}", self.random.choice("xy")
+            request = JobRequest(function=function, request_id=request_id, tenant=tenant, priority=priority)
+            self.disk[request_id] = Row(request)
+            self.happens(Submitted(Job(request, self.now)))
 
     @precondition(lambda self: self.requests)
     @rule(number=st.integers(1, 30))
     def a_job_is_canceled(self, number: int) -> None:
         self.happens(CancelAsked(f"r{min(number, self.requests)}"))
 
+    @precondition(lambda self: any(peer.session is None for peer in self.peers.values()))
     @rule(name=st.sampled_from(WORKERS), remembers=st.booleans())
     def a_worker_connects(self, name: str, remembers: bool) -> None:
         peer = self.peers[name]
@@ -189,12 +194,14 @@ class Machine(RuleBasedStateMachine):
             session, peer.session = peer.session, None
             self.happens(Left(session))
 
-    @rule(name=st.sampled_from(WORKERS))
-    def a_worker_is_heard(self, name: str) -> None:
+    @rule(name=st.sampled_from(WORKERS), count=st.integers(1, 10))
+    def a_worker_is_heard(self, name: str, count: int = 1) -> None:
         peer = self.peers[name]
-        if peer.session is not None and peer.unheard:
+        for _ in range(min(count, len(peer.unheard)) if peer.session is not None else 0):
+            assert peer.session is not None
             self.happens(Said(peer.session, peer.unheard.popleft(), self.now))
 
+    @precondition(lambda self: any(peer.held for peer in self.peers.values()))
     @rule(name=st.sampled_from(WORKERS), status=st.sampled_from(list(JobStatus)), draining=st.booleans())
     def a_job_ends(self, name: str, status: JobStatus, draining: bool) -> None:
         peer = self.peers[name]
@@ -203,6 +210,7 @@ class Machine(RuleBasedStateMachine):
             message = "worker draining" if draining else ""
             peer.unheard.append(result(request_id, peer.held.pop(request_id), status, message))
 
+    @precondition(lambda self: any(peer.held for peer in self.peers.values()))
     @rule(name=st.sampled_from(WORKERS))
     def a_job_goes_on(self, name: str) -> None:
         peer = self.peers[name]
@@ -218,8 +226,9 @@ class Machine(RuleBasedStateMachine):
             job = self.plane.jobs.get(f"r{number}")
             if job is not None and job.attempt == attempt and job.worker and job.worker.worker_id == name:
                 return
+            was_live = job is not None and job.live
             self.happens(Said(peer.session, result(f"r{number}", attempt, JobStatus.OK), self.now))
-            assert job is None or job.ending is None or job.phase is Phase.ENDED
+            assert not was_live or (job is not None and job.live), "a worker ended what it does not have"
 
     @rule(name=st.sampled_from(WORKERS), function=st.sampled_from(FUNCTIONS))
     def a_function_is_gated(self, name: str, function: str) -> None:
@@ -240,7 +249,8 @@ class Machine(RuleBasedStateMachine):
         self.now += seconds
         self.happens(Ticked())
 
-    @rule(count=st.integers(1, 8))
+    @precondition(lambda self: self.writes)
+    @rule(count=st.integers(1, 20))
     def the_disk_writes(self, count: int) -> None:
         for _ in range(min(count, len(self.writes))):
             request_id, attempt, failures, worker_id, status, then = self.writes.popleft()
@@ -251,8 +261,9 @@ class Machine(RuleBasedStateMachine):
             if then is not None:
                 self.happens(then)
 
-    @rule()
-    def the_control_plane_crashes(self) -> None:
+    @precondition(lambda self: self.plane.jobs)
+    @rule(back=st.sets(st.sampled_from(WORKERS)))
+    def the_control_plane_crashes(self, back: set[str]) -> None:
         for peer in self.peers.values():
             peer.session = None
         self.start()
@@ -262,6 +273,8 @@ class Machine(RuleBasedStateMachine):
                     row.attempt += 1
                 job = Job(row.request, 0.0, attempt=row.attempt, durable=row.attempt, failures=row.failures)
                 restore(self.plane, job, row.worker_id, self.now)
+        for name in sorted(back):
+            self.connect(self.peers[name])
 
     # --- what always holds --------------------------------------------------------------------------------------------
 
@@ -302,7 +315,8 @@ class Machine(RuleBasedStateMachine):
                 peer.unheard.append(result(request_id, attempt, JobStatus.OK))
             while peer.unheard:
                 self.a_worker_is_heard(peer.worker_id)
-        self.the_disk_writes(len(self.writes))
+        if self.writes:
+            self.the_disk_writes(len(self.writes))
         self.time_passes(6.0)
 
 
@@ -314,5 +328,5 @@ def result(request_id: str, attempt: int, status: JobStatus, message: str = "") 
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80, stateful_step_count=100, deadline=None, suppress_health_check=list(HealthCheck)
 )
