@@ -1,5 +1,6 @@
 """What a store may answer to an upload, and what comes of it."""
 
+import base64
 import os
 import threading
 from pathlib import Path
@@ -335,3 +336,49 @@ def test_a_journal_remembers_what_was_noted_and_forgets_when_all_begins_anew() -
     other.begin_anew()
     assert (Journal(fd).digests, Journal(fd).created, Journal(fd).etags) == (one.digests, "", {})
     os.close(fd)
+
+
+# --- how much at once -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_more_parts_are_on_their_way_than_there_shall_be(way: Way) -> None:
+    with LoopbackStore(way=way, part_bytes=MIB) as store:
+        store.fail("part:*", Stall(10, 0.03))
+        here, seen = Here(store), [0]
+        contents = {f"f{at}": content_of(5 * MIB, at) for at in range(6)}
+        threads = [
+            threading.Thread(target=here.upload, args=(each,), kwargs={"ref": ref}) for ref, each in contents.items()
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            under_way = [request.target for request in list(store.requests) if request.status == 0]
+            parts = [target for target in under_way if target.startswith("part:")]
+            seen.append(len(parts))
+            files = {target.split(":")[1] for target in parts}
+            assert len(files) <= (4 if way == "parts" else 2)
+            assert all(parts.count(part) == 1 for part in parts)
+            assert max(sum(file in part for part in parts) for file in files or {"none"}) <= 4
+            threads[0].join(0.002)
+        assert 4 <= max(seen) <= 8
+        assert {ref: file.content for ref, file in store.files.items()} == contents
+
+
+def test_files_of_one_token_wait_for_each_other_where_it_allows_no_more_at_once() -> None:
+    claims = base64.urlsafe_b64encode(b'{"max_total_bytes": 1000}').rstrip(b"=").decode()
+    with LoopbackStore() as store:
+        token = f"head.{claims}.signature"
+        store.tokens.add(token)
+        here, to = Here(store), destination(store, token=token)
+        options = [{"ref": ref, "to": to} for ref in ("a", "b", "c")]
+        threads = [
+            threading.Thread(target=here.upload, args=(content_of(600, at),), kwargs=each)
+            for at, each in enumerate(options)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10.0)
+        kinds = [request.target.split(":")[0] for request in store.requests]
+        assert kinds == ["create", "part", "complete"] * 3

@@ -41,7 +41,7 @@ def _limit(claim: int | float | None) -> int:
 
 def check_size(ref: str, size: int, claims: Claims, max_upload_bytes: int) -> None:
     """Raise `UploadError` for a file without bytes, or with more than one of the limits allows."""
-    if size == 0:
+    if size <= 0:
         raise UploadError("transfer", f"`{ref}` has no bytes: the store keeps no empty files")
     limits = (
         (max_upload_bytes, "`WORKER_MAX_UPLOAD_BYTES`"),
