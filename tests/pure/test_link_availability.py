@@ -243,7 +243,10 @@ def test_a_breaker_that_is_open_is_told_and_lifted_with_time() -> None:
     for number in range(BREAKER_PAYLOADS):
         host.fleet.blame.charge("f", bytes([number]), host.now, deaths=QUARANTINE_DEATHS, cause="SIGSEGV", stack=[])
     assert lists(host) == (["g"], [], ["f"])
-    assert seen(host).gated[0].reason == "breaker_open"
+    (gate,) = seen(host).gated
+    assert (gate.reason, gate.detail) == ("breaker_open", "5 different payloads of it killed children")
+    host.passes(60)
+    assert seen(host).gated == [gate]
     host.passes(3600)
     assert lists(host) == (["f", "g"], [], [])
 

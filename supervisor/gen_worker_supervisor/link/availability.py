@@ -96,7 +96,7 @@ def _fault_gate(fleet: Fleet, function: Function, now: float) -> FnUnavailable |
         return _told(function, "device_lost", lost[0].given_up or f"{lost[0].name} is retired", {})
     broken = fleet.blame.breaker(function.name, now)
     if broken is not None:
-        return _told(function, "breaker_open", broken, {})
+        return _told(function, "breaker_open", broken.partition(";")[0], {})  # how long still would be news each time
     return _model_gate(fleet, function)
 
 
