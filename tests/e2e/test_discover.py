@@ -293,6 +293,31 @@ def test_the_lock_is_the_same_bytes_whoever_writes_it(root: Path, tmp_path_facto
     assert not first.stdout.endswith("\n\n")
 
 
+@pytest.mark.parametrize("module", ["gen_worker.discovery", "gen_worker.discover"])
+def test_a_manifest_is_the_same_bytes_however_its_project_was_written(
+    tmp_path_factory: pytest.TempPathFactory, module: str
+) -> None:
+    files = {f"part_{name}.py": RICH.replace("paint(self", f"paint_{name}(self") for name in "abcde"}
+    files = {
+        name: text.replace('"Fast"', f'"Fast {name}"').replace('"best"', f'"{name}"') for name, text in files.items()
+    }
+    told = set()
+    for seed, names in enumerate((sorted(files), sorted(files, reverse=True))):
+        folder = tmp_path_factory.mktemp(f"written-{seed}")
+        (folder / "pyproject.toml").write_text('[project]\nname = "mine"\n[tool.gen_worker]\nmain = "mine"\n')
+        (folder / "mine").mkdir()
+        for name in ("__init__.py", *names):
+            (folder / "mine" / name).write_text(files.get(name, ""))
+        variables = {"PYTHONHASHSEED": str(seed), "LC_ALL": "C" if seed else "C.UTF-8", "TZ": f"UTC+{seed}"}
+        done = subprocess.run(
+            [sys.executable, "-m", module], cwd=folder, env={**os.environ, **variables}, capture_output=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        told.add(done.stdout)
+    assert len(told) == 1
+    assert told.pop().count(b"paint_") > 5
+
+
 def test_the_lock_and_discover_tell_the_same(root: Path) -> None:
     (root / "src" / "mine" / "main.py").write_text(RICH)
     lock = tomllib.loads(locked(root).stdout)
