@@ -147,9 +147,9 @@ class Noted:
         """Note it."""
         self.heard.append("disconnected")
 
-    def written(self) -> list[WorkerFrame]:
-        """What was written."""
-        return [frame for frame, written in self.left_frames if written]
+    def runs(self) -> list[int]:
+        """The attempts that it was to run."""
+        return [frame.attempt for frame in self.heard if isinstance(frame, RunJob)]
 
 
 class Linked:
@@ -188,6 +188,23 @@ async def linked(
         log.close()
         if running.done() and not running.cancelled():
             running.exception()
+
+
+async def stay(stream: Stream) -> None:
+    """Greet, and take whatever comes until the worker ends the stream."""
+    await stream.greet()
+    while await stream.read() is not None:
+        pass
+
+
+def begin_grpc() -> None:
+    """Let gRPC open, before anything is counted, what it keeps open from its first use on."""
+
+    async def talk() -> None:
+        async with orchestrator(stay) as served, linked("grpc://127.0.0.1:1", served.address) as worker:
+            await eventually(lambda: worker.link.status().connected)
+
+    asyncio.run(talk())
 
 
 async def eventually(condition: Callable[[], object], what: str = "it") -> None:

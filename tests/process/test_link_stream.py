@@ -29,7 +29,7 @@ from gen_worker.wire.scheduler import (
 )
 from gen_worker_supervisor.link.connection import Pace
 from gen_worker_supervisor.link.stream import LinkFatalError
-from tests.orchestrators import Noted, Stream, eventually, linked, orchestrator
+from tests.orchestrators import Noted, Stream, begin_grpc, eventually, linked, orchestrator, stay
 from tests.scripted.certificates import certificate
 from tests.scripted.proxy import Proxy
 
@@ -45,13 +45,6 @@ def chunk(seq: int, body: bytes = b"x") -> JobProgress:
     return JobProgress(request_id="r", attempt=1, seq=seq, body=body, content_type="application/json")
 
 
-async def stay(stream: Stream) -> None:
-    """Greet, and take whatever comes until the worker ends the stream."""
-    await stream.greet()
-    while await stream.read() is not None:
-        pass
-
-
 def refuse(status: grpc.StatusCode, details: str) -> Callable[[Stream], Awaitable[None]]:
     """Refuse the worker."""
 
@@ -63,13 +56,7 @@ def refuse(status: grpc.StatusCode, details: str) -> Callable[[Stream], Awaitabl
 
 @pytest.fixture(scope="module", autouse=True)
 def _grpc_has_begun() -> None:
-    """Let gRPC open, before anything is counted, what it keeps open from its first use on."""
-
-    async def talk() -> None:
-        async with orchestrator(stay) as served, linked("grpc://127.0.0.1:1", served.address) as worker:
-            await eventually(lambda: worker.link.status().connected)
-
-    asyncio.run(talk())
+    begin_grpc()
 
 
 def test_the_hello_comes_first_and_nothing_before_its_acknowledgment() -> None:

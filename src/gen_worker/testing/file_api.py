@@ -335,8 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError as error:  # of the folder
             self.close_connection = True
             self._reply({"error": {"message": str(error.strerror)}}, status=500)
-        shown = "/".join(path if path[0] != PARTS else [PARTS, "…", path[-1]])
-        self._api.tell(f"{self.command} /{quote(shown, safe='/…')} {self._status or 'ended early'}")
+        shown = "/".join(path if path[0] != PARTS else [PARTS, "-", path[-1]])  # who knows a part's URL may write it
+        self._api.tell(f"{self.command} /{quote(shown)} {self._status or 'ended early'}")
 
     def _check(self, path: list[str]) -> None:
         """Refuse who does not have the token; a part's URL is a token of its own."""
