@@ -49,7 +49,7 @@ check: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## measure dispatch, payloads, crowds, recovery, commands and footprint, each beside its floor
+bench: $(STAMP) ## measure dispatch, the link, payloads, crowds, recovery, commands and footprint, each beside its floor
 	$(BIN)/python -m benchmarks
 
 docs: $(STAMP) ## write the generated parts of the reference

@@ -19,6 +19,18 @@ FIGURES = {
         "`echo-async`, round trip p99, 1 client",
         "`echo-async`, 64 clients",
     },
+    "link": {
+        "`echo`, round trip p50, 1 at a time",
+        "`echo`, 64 at once, 1 child",
+        "`echo`, 64 at once, 4 children",
+        "`echo`, 64 at once, 16 children",
+        "`echo`, 64 at once, 1 child, beside an echo",
+        "bare stream, 64 at once",
+        "supervisor, CPU of a job, 1 child",
+        "supervisor, CPU of a job, 4 children",
+        "supervisor, CPU of a job, 16 children",
+        "supervisor, resident, 8 children, 1,000 jobs waiting",
+    },
     "payload": {
         "1 MiB of text, NDJSON",
         "1 MiB of bytes, control socket",
