@@ -165,6 +165,20 @@ def test_an_unsafe_ref_saves_nothing_anywhere(server: Server, tmp_path: Path, re
     assert {path for path in tmp_path.rglob("*") if path.is_file()} - before <= {tmp_path / "log"}
 
 
+def test_a_file_over_the_limit_is_refused_alike_by_a_child_and_by_run(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_MAX_UPLOAD_BYTES", "4")
+    payload = {"ref": "five.bin", "data": base64.b64encode(b"five!").decode()}
+    answer = serve(module="contextual", variables={"TMPDIR": str(tmp_path)}).ask("save", **payload)
+    text = "`five.bin` has 5 bytes, the limit is 4: `WORKER_MAX_UPLOAD_BYTES`"
+    assert (answer["error"]["kind"], answer["error"]["message"]) == ("invalid", text)
+    done = subprocess.run(**command(tmp_path, "save", payload), capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
