@@ -1,0 +1,130 @@
+"""The files in `docker/` are what engines and clusters take, and say the same as the worker does."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gen_worker.settings import VARIABLES
+
+DOCKER = Path(__file__).parents[2] / "docker"
+INSTRUCTIONS = {"ARG", "FROM", "COPY", "RUN", "ENV", "WORKDIR", "USER", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
+SETTINGS = {name for variable in VARIABLES.values() for name in variable.names}
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """Return what a Dockerfile consists of, with its lines joined."""
+    text = re.sub(r"\\\n\s*", " ", (DOCKER / name).read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["runtime.Dockerfile", "endpoint.Dockerfile"])
+def test_a_dockerfile_has_known_instructions_and_arguments_for_its_images(name: str) -> None:
+    found = instructions(name)
+    assert {instruction for instruction, _ in found} <= INSTRUCTIONS
+    arguments = {text.partition("=")[0] for instruction, text in found if instruction == "ARG"}
+    images = [text for instruction, text in found if instruction == "FROM"]
+    used = {each for text in images for each in re.findall(r"\$\{(\w+)\}", text)}
+    assert used <= arguments
+    assert len(images) == 2
+
+
+def test_an_endpoint_image_runs_as_nobody_special_and_is_asked_to_end_gently() -> None:
+    found = dict(instructions("endpoint.Dockerfile"))
+    assert found["USER"] == "worker"
+    assert found["STOPSIGNAL"] == "SIGTERM"
+    assert found["ENTRYPOINT"] == '["python", "-m", "gen_worker.entrypoint"]'
+    assert 'CMD ["gen-worker", "ps", "--json"]' in found["HEALTHCHECK"]
+
+
+def test_an_endpoint_image_is_built_on_the_default_base() -> None:
+    (base, *_) = [text for instruction, text in instructions("endpoint.Dockerfile") if instruction == "ARG"]
+    assert base == "BASE_IMAGE=gen-runtime:cuda12.8-torch2.9"
+    tags = re.findall(r"gen-runtime:([\w.-]+)", (DOCKER / "docker-bake.hcl").read_text())
+    assert tags == ["cpu-torch2.9", "cuda12.6-torch2.9", "cuda12.8-torch2.9", "cuda13-torch2.9"]
+
+
+def test_the_base_has_an_argument_for_each_version() -> None:
+    arguments = {
+        text.partition("=")[0] for instruction, text in instructions("runtime.Dockerfile") if instruction == "ARG"
+    }
+    named = set(re.findall(r"^\s+(?:args = \{ )?(\w+)\s+= ", (DOCKER / "docker-bake.hcl").read_text(), re.MULTILINE))
+    assert {"PYTHON_VERSION", "TORCH_VERSION", "TORCH_INDEX"} <= arguments
+    assert {"PYTHON_VERSION", "TORCH_VERSION"} <= named
+
+
+# --- compose ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def test_compose_runs_two_workers_and_a_control_plane(compose: Any) -> None:
+    assert {"orchestrator", "worker-1", "worker-2"} <= set(compose["services"])
+    for name, service in compose["services"].items():
+        for volume in service.get("volumes", []):
+            assert volume.partition(":")[0] in compose["volumes"], name
+        for needed in service.get("depends_on", {}):
+            assert needed in compose["services"], name
+
+
+def test_workers_in_compose_are_named_apart_and_have_time_to_drain(compose: Any) -> None:
+    workers = {name: service for name, service in compose["services"].items() if name.startswith("worker")}
+    assert len({worker["environment"]["WORKER_ID"] for worker in workers.values()}) == len(workers)
+    for worker in workers.values():
+        assert worker["read_only"] is True
+        assert int(worker["stop_grace_period"].removesuffix("s")) >= 60
+        assert set(worker["environment"]) <= SETTINGS
+
+
+# --- kubernetes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pod() -> Any:
+    (deployment,) = yaml.safe_load_all((DOCKER / "kubernetes.yaml").read_text())
+    assert (deployment["apiVersion"], deployment["kind"]) == ("apps/v1", "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    return deployment["spec"]["template"]["spec"]
+
+
+def test_a_pod_ends_after_its_drain(pod: Any) -> None:
+    assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+def test_a_pod_has_no_more_rights_than_it_needs(pod: Any) -> None:
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+def test_a_pod_asks_for_a_gpu_and_the_same_as_its_limit(pod: Any) -> None:
+    (container,) = pod["containers"]
+    asked, limit = container["resources"]["requests"], container["resources"]["limits"]
+    assert asked["nvidia.com/gpu"] == limit["nvidia.com/gpu"]
+
+
+def test_what_a_pod_mounts_is_there_and_writable_where_the_worker_writes(pod: Any) -> None:
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+    assert {"/cache", "/run/gen-worker", "/tmp", "/run/secrets"} == set(mounts.values())
+
+
+def test_a_pod_is_probed_by_a_command_that_no_child_can_hold_up(pod: Any) -> None:
+    (container,) = pod["containers"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["exec"]["command"] == ["gen-worker", "ps", "--json"]
+
+
+def test_a_pod_sets_what_there_is_to_set(pod: Any) -> None:
+    (container,) = pod["containers"]
+    assert {each["name"] for each in container["env"]} <= SETTINGS
