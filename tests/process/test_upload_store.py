@@ -20,6 +20,7 @@ from tests.storing import REF, SOON, Here, content_of, destination, memory
 pytestmark = pytest.mark.process
 MIB = 1 << 20
 WAYS: list[Way] = ["parts", "grant"]
+GRANT = {"bucket": "b", "key": "k", "accessKeyId": "id", "secretAccessKey": "secret", "sessionToken": "secret"}
 SIZES = {"one part": 1000, "exactly one part": MIB, "a byte more": MIB + 1, "many parts": 7 * MIB + 5}
 
 
@@ -182,6 +183,33 @@ def test_a_job_without_a_store_or_a_token_stores_nothing(changes: dict[str, str]
         error = Here(store).refused(b"x", to=destination(store, **changes))
         assert (error.kind, error.retryable) == (kind, False)
         assert said in str(error)
+
+
+@pytest.mark.parametrize(
+    ("strange", "said"),
+    [
+        ({"upload_id": ""}, "names no upload"),
+        ({"part_urls": []}, "gives 0 URLs for parts"),
+        ({"part_size": -1}, "gives 1 URLs for parts of -1 bytes"),
+        ({"part_urls": "none"}, "answers what cannot be read"),
+        ({"part_urls": ["nowhere"]}, "not a URL that can be fetched"),
+        ({"part_urls": ["http://127.0.0.1:1/x?X-Signature=secret"]}, "cannot be reached"),
+        ({"transfer_grant": {"bucket": "b"}}, "grants what cannot be read"),
+        ({"transfer_grant": {**GRANT, "endpointUrl": "nowhere"}}, "not a URL that can be fetched"),
+        ({"s3_transfer_grant": {**GRANT, "endpointUrl": "ftp://a/b"}}, "not a URL that can be fetched"),
+    ],
+    ids=str,
+)
+def test_a_store_that_says_strange_things_fails_the_upload_and_no_secret_is_told(
+    strange: dict[str, object], said: str
+) -> None:
+    with LoopbackStore() as store:
+        store.strange.update(strange)
+        error = Here(store).refused(content_of(1000))
+        assert f"`{REF}`" in str(error)
+        assert said in str(error)
+        assert error.kind == "transfer"
+        assert "secret" not in str(error)
 
 
 def test_a_job_without_an_owner_has_a_place_for_its_files() -> None:

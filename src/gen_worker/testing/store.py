@@ -79,6 +79,8 @@ class LoopbackStore:
         """Who may upload; add to it."""
         self.files: dict[str, StoredFile] = {}
         """What is stored, by ref."""
+        self.strange: dict[str, Any] = {}
+        """What the answer to the creation of an upload says instead of what it should."""
         self._faults = Faults()
         self._lock = threading.RLock()
         self._uploads: dict[str, _Upload] = {}
@@ -200,14 +202,16 @@ class LoopbackStore:
         upload = _Upload(os.urandom(8).hex(), owner, ref, asked)
         self._uploads[upload.name] = upload
         if self.way == "grant":
-            return _json(200, target, {"upload_id": upload.name, "s3_transfer_grant": self._grant(upload)})
+            return _json(
+                200, target, {"upload_id": upload.name, "s3_transfer_grant": self._grant(upload), **self.strange}
+            )
         upload.signature = os.urandom(16).hex()
         count = -(-asked["size_bytes"] // self.part_bytes)
         urls = [
             f"{self.bucket_url}/parts/{upload.name}/{n}?X-Signature={upload.signature}" for n in range(1, count + 1)
         ]
         told = {"upload_id": upload.name, "part_urls": urls, "part_size": self.part_bytes, "total_parts": count}
-        return _json(200, target, told)
+        return _json(200, target, told | self.strange)
 
     def _known(self, blake3: str) -> bytes | None:
         return next((file.content for file in self.files.values() if file.blake3 == blake3), None)

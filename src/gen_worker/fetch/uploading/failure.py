@@ -13,3 +13,10 @@ class UploadError(Exception):
         """Whether the same upload may come to a good end later."""
         self.limit_bytes = limit_bytes
         """What it is over, for `too_large`."""
+
+    def about(self, ref: str) -> "UploadError":
+        """Return the same failure with a text that names the file."""
+        if f"`{ref}`" in str(self):
+            return self
+        text = f"`{ref}` was not stored: {self}"
+        return UploadError(self.kind, text, retryable=self.retryable, limit_bytes=self.limit_bytes)

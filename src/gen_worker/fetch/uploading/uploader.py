@@ -43,6 +43,19 @@ class Uploader:
         `on_progress` takes the bytes that are sent, and all; any thread may call it. Goes on where the journal ends.
         Raises `UploadError`, and `ModelError` of the kind `canceled`; the store is told then that nothing more comes.
         """
+        try:
+            return self._upload(order, fd, journal, cancel, on_progress)
+        except ModelError as error:
+            if error.kind == "canceled":
+                raise
+            failure = UploadError("transfer", str(error))  # an address that is none
+        except UploadError as error:
+            failure = error
+        raise failure.about(order.ref) from None
+
+    def _upload(
+        self, order: Upload, fd: int, journal: Journal, cancel: Cancel, on_progress: Callable[[int, int], None]
+    ) -> Stored:
         target, ref = order.destination, order.ref
         if not target.base_url:
             raise UploadError("transfer", f"`{ref}` cannot be stored: the orchestrator named no store of files")
@@ -52,10 +65,7 @@ class Uploader:
         check_size(ref, order.length, claims, self._max_upload_bytes)
         source = Source(fd, order.length, ref)
         with self._allowances.taken(target.token, order.length, claims, cancel), self._files.turn(cancel):
-            try:
-                work = _Work(order, source, journal, self._sender, self._transports, self._pace, self._into_buckets)
-            except ModelError as error:  # an address that is none
-                raise UploadError("transfer", f"`{ref}` cannot be stored: {error}") from None
+            work = _Work(order, source, journal, self._sender, self._transports, self._pace, self._into_buckets)
             return work.go_on(cancel, on_progress)
 
 
