@@ -24,6 +24,7 @@ from gen_worker_supervisor.log import HIDDEN, Log
 
 QUIET_S = 60.0  # the same trouble is told of once in so long
 REASONS = 64  # that are remembered for that
+REASON_CHARS = 500
 
 
 class LinkFatalError(Exception):
@@ -130,7 +131,7 @@ class Link:
 
     async def run(self) -> None:
         """Keep the worker connected until `close`; raise `LinkFatalError` where there is no use in going on."""
-        _quiet_grpc()
+        _load_grpc()
         dial: Dial | Fatal = self._dialing.first()
         try:
             while not self._closing.is_set():
@@ -273,7 +274,7 @@ class Link:
         """Return the text without tokens: a peer may say in its refusal what it was shown."""
         for token in self._tokens:
             text = text.replace(token, HIDDEN)
-        return text
+        return text[:REASON_CHARS]
 
 
 def _utc(unix: int) -> str:
@@ -303,6 +304,15 @@ def _ca_bundle(path: str) -> bytes | None:
     return bundle
 
 
-def _quiet_grpc() -> None:
-    """Keep gRPC's own lines off standard error, which has the log's format; what they say comes as a status, too."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read once, where grpc is imported first
+def _load_grpc() -> None:
+    """Import gRPC so that its own lines stay off standard error: what they tell comes as a status, too.
+
+    It reads the variable where it is imported first. The variable does not stay, as children inherit what is there.
+    """
+    if "GRPC_VERBOSITY" in os.environ:
+        return
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    try:
+        import grpc.aio  # noqa: F401
+    finally:
+        del os.environ["GRPC_VERBOSITY"]
