@@ -305,6 +305,11 @@ class Catalog:
             if model.snapshot is not None and model.snapshot.key not in left:
                 yield model.snapshot.key
 
+    def name_of(self, wanted: Wanted) -> str:
+        """Return the ref by which an orchestrator means a model."""
+        model = self.models.get(wanted.key)
+        return wanted.wire_ref if model is None else model.name
+
     def means(self, key: str) -> bool:
         """Whether a model that is here is the snapshot of that key."""
         return any(model.snapshot is not None and model.snapshot.key == key for model in self.models.values())

@@ -70,7 +70,7 @@ def _forget_unused(fleet: Fleet) -> list[Action]:
 
 
 def _is_kept(fleet: Fleet, function: Function) -> bool:
-    return any(fleet.catalog.of(slot.wanted).name in fleet.kept for slot in function.surveyed.slots)
+    return any(fleet.catalog.name_of(slot.wanted) in fleet.kept for slot in function.surveyed.slots)
 
 
 def _take_down(fleet: Fleet, unused: Collection[str]) -> list[Action]:

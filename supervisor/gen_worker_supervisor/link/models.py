@@ -76,7 +76,7 @@ def residency(fleet: Fleet, in_memory: Callable[[Model], bool]) -> dict[str, Mod
         for resident in child.models.get(instance, []):
             if resident.slot not in wanted:
                 continue
-            name = catalog.of(wanted[resident.slot]).name
+            name = catalog.name_of(wanted[resident.slot])
             tier = ResidencyTier.VRAM if child.device.kind == "cuda" else ResidencyTier.RAM
             found[name] = max(tier, found.get(name, tier))
             if tier is ResidencyTier.VRAM:
@@ -86,12 +86,17 @@ def residency(fleet: Fleet, in_memory: Callable[[Model], bool]) -> dict[str, Mod
 
 def _held(fleet: Fleet) -> Iterator[tuple[Child, str]]:
     """Return the instances that later jobs may run on, each with a child that holds it."""
-    superseded = {id(function) for function in fleet.superseded}
-    current = {each.surveyed.instance for each in fleet.variants() if id(each) not in superseded}
+    current = _current(fleet)
     for device in fleet.devices:
         child = device.child
         if child is not None and child.phase not in _GONE:
             yield from ((child, instance) for instance in child.loaded if instance in current)
+
+
+def _current(fleet: Fleet) -> set[str]:
+    """Return the instances that later jobs may run on."""
+    superseded = {id(function) for function in fleet.superseded}
+    return {each.surveyed.instance for each in fleet.variants() if id(each) not in superseded}
 
 
 def binders(fleet: Fleet, name: str) -> list[Function]:
@@ -107,7 +112,7 @@ def in_use(fleet: Fleet, name: str) -> bool:
 
 
 def _binds(fleet: Fleet, function: Function, name: str) -> bool:
-    return any(fleet.catalog.of(slot.wanted).name == name for slot in function.surveyed.slots)
+    return any(fleet.catalog.name_of(slot.wanted) == name for slot in function.surveyed.slots)
 
 
 def error_of(failure: FetchFailed) -> str:
@@ -178,9 +183,14 @@ class _Operation:
     """Something that an orchestrator wants done with a model, until it was told how that went."""
 
     kind: ModelOpKind
-    name: str
+    wanted: Wanted
     models: list[Wanted] = field(default_factory=list)
     instances: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The ref of its model."""
+        return self.wanted.wire_ref
 
 
 class LinkModels:
@@ -268,6 +278,11 @@ class LinkModels:
     def _renamed(self, model: ModelResidency) -> ModelResidency:
         return msgspec.structs.replace(model, ref=self._spelled.get(model.ref, model.ref))
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that an orchestrator wants done is under way."""
+        return bool(self._operations)
+
     def tick(self) -> None:
         """Tell how far downloads are; to be called once in a while."""
         self._take_stock()
@@ -327,16 +342,16 @@ class LinkModels:
 
     def _tell_failures(self) -> set[str]:
         """Tell of models that cannot be had since they were told last; return their names."""
+        before, self._failures = self._failures, {}
         told: set[str] = set()
         for key, model in self._fleet.catalog.models.items():
-            failure = model.failure if model.state is Coming.FAILED else None
-            if failure is None:
-                self._failures.pop(key, None)
-            elif failure is not self._failures.get(key):
-                self._failures[key] = failure
-                if model.name not in told and isfinite(model.retry_at):  # else it waits to be described
-                    told.add(model.name)
-                    self._tell(model.name, ModelState.FAILED, error=error_of(failure))
+            if model.state is not Coming.FAILED or model.failure is None:
+                continue
+            self._failures[key] = model.failure
+            news = model.failure is not before.get(key) and model.name not in told
+            if news and isfinite(model.retry_at):  # else it waits to be described
+                told.add(model.name)
+                self._tell(model.name, ModelState.FAILED, error=error_of(model.failure))
         return told
 
     def _tell_progress(self, now: float) -> None:
@@ -449,7 +464,7 @@ class LinkModels:
                 self._fleet.superseded.append(function)
                 self._fleet.untidy = True
         self._rebind()
-        self._begin_again(wanted)
+        self._begin_again(name)
 
     def _rebind(self) -> None:
         """Have functions run with the models that were described."""
@@ -471,29 +486,32 @@ class LinkModels:
             return
         if op.snapshot is not None:
             self._describe(wanted, op.snapshot)
-        operation = _Operation(op.op, wanted.wire_ref)
-        match op.op:
+        self._start(_Operation(op.op, wanted))
+
+    def _start(self, operation: _Operation) -> None:
+        match operation.kind:
             case ModelOpKind.DOWNLOAD:
-                self._download(operation, wanted)
+                self._download(operation)
             case ModelOpKind.LOAD:
                 self._load(operation)
             case ModelOpKind.UNLOAD:
                 self._unload(operation)
             case _:
-                self._supervisor.log.event("warning", "models", f"an operation of no kind on `{op.ref}`")
+                text = f"an operation of no kind on `{operation.name}`"
+                self._supervisor.log.event("warning", "models", text)
 
-    def _begin_again(self, wanted: Wanted) -> None:
-        """Have what is under way for a model go on for the snapshot that it means now."""
-        name = wanted.wire_ref
-        under_way = [each for each in self._operations if each.name == name and each.kind is not ModelOpKind.UNLOAD]
-        for operation in under_way:
+    def _begin_again(self, name: str) -> None:
+        """Have what is under way go on for the snapshot that a ref means now."""
+        current = _current(self._fleet)
+        superseded = [
+            each
+            for each in self._operations
+            if each.kind is not ModelOpKind.UNLOAD and (each.name == name or not current.issuperset(each.instances))
+        ]
+        for operation in superseded:
             self._forget(operation)
-        for operation in under_way:
-            again = _Operation(operation.kind, name)
-            if operation.kind is ModelOpKind.LOAD:
-                self._load(again)
-            else:
-                self._download(again, wanted)
+        for operation in superseded:
+            self._start(_Operation(operation.kind, operation.wanted))
 
     def _begin(self, operation: _Operation) -> None:
         self._operations.append(operation)
@@ -501,13 +519,13 @@ class LinkModels:
         self._seen = (-1, -1)
         self.changed()
 
-    def _download(self, operation: _Operation, wanted: Wanted) -> None:
+    def _download(self, operation: _Operation) -> None:
         if not self._supervisor.models.started:
             self._tell(operation.name, ModelState.FAILED, error="download_failed")
             return
         bound = [slot.wanted for each in binders(self._fleet, operation.name) for slot in each.surveyed.slots]
-        named = [each for each in bound if self._fleet.catalog.of(each).name == operation.name]
-        operation.models = list(dict.fromkeys(named)) or [self._fleet.catalog.described(wanted)]
+        named = [each for each in bound if self._fleet.catalog.name_of(each) == operation.name]
+        operation.models = list(dict.fromkeys(named)) or [self._fleet.catalog.described(operation.wanted)]
         for each in operation.models:
             self._fleet.catalog.of(each).ordered = True
         self._ask(operation.models)
@@ -548,16 +566,19 @@ class LinkModels:
         self._supervisor.handle(UnloadAsked(frozenset(operation.instances)))
         self._begin(operation)
 
-    def _look_at(self, operation: _Operation, changed: Collection[str], failed: Collection[str], now: float) -> None:
+    def _look_at(self, operation: _Operation, changed: set[str], failed: set[str], now: float) -> None:
         """End an operation that has come to its end, and see that something was told of its model."""
         error = self._end_of(operation, now)
         if error is None:
             return
         name = operation.name
         self._forget(operation)
-        if error and name not in failed:
+        told = failed if error else changed
+        if name in told:
+            told.remove(name)  # what was told just now answers one operation
+        elif error:
             self._tell(name, ModelState.FAILED, error=error)
-        elif not error and name not in changed:
+        else:
             self._tell_place(name)
 
     def _forget(self, operation: _Operation) -> None:
@@ -585,11 +606,12 @@ class LinkModels:
                 return error_of(model.failure)
         if operation.kind is ModelOpKind.DOWNLOAD:
             return "" if all(model.here for model in models) else None
-        for instance in operation.instances:
-            if failure := self._fleet.loads.get(instance):
-                return failure
         held = {instance for _, instance in _held(self._fleet)}
-        if held.issuperset(operation.instances):
+        missing = [instance for instance in operation.instances if instance not in held]
+        for instance in missing:
+            if failure := self._fleet.loads.get(instance, "load_failed"):  # somebody wanted it unloaded meanwhile
+                return failure
+        if not missing:
             return ""
         able = any(self._may_run(each) for each in binders(self._fleet, operation.name))
         return None if able else "load_failed"
@@ -610,7 +632,9 @@ class LinkModels:
         """Leave a model that was ordered to itself: where no function has it, others may evict it."""
         model = self._fleet.catalog.of(wanted)
         model.ordered = any(wanted in other.models for other in self._operations)
-        if model.snapshot is not None and not model.ordered and not binders(self._fleet, model.name):
+        if model.ordered or binders(self._fleet, model.name):
+            return
+        if model.snapshot is not None:
             self._fleet.catalog.shelf[model.name] = Stocked(wanted.plain, model.snapshot.size)
-            self._fleet.untidy = True
-            self._supervisor.handle()
+        self._fleet.untidy = True
+        self._supervisor.handle()
