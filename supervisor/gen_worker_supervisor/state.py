@@ -693,6 +693,7 @@ class Fleet:
         """Put a job into its function's queue."""
         function = job.function
         if front:
+            self._unreserve(function)
             function.queue.appendleft(job)
         else:
             function.queue.append(job)
@@ -701,6 +702,13 @@ class Fleet:
         self.queued += 1
         self.queued_bytes += job.payload.length
         self.waiting.setdefault(function.key, function)
+
+    def _unreserve(self, function: Function) -> None:
+        """Keep no child free for the next job of a function, which comes after another one now."""
+        for child in (device.child for device in self.devices if device.child is not None):
+            reserved = child.reserved
+            if reserved is not None and reserved.waiting and reserved.function is function:
+                child.reserved = None
 
     def first(self, function: Function) -> Job:
         """Return the next job of a function that is in `waiting`."""

@@ -208,3 +208,21 @@ def test_a_child_that_retires_gives_the_job_up_and_goes(host: Host) -> None:
     assert host.answer(job).state is JobState.CANCELED
     assert sent(host.actions, Recall) == []
     assert host.child().retiring
+
+
+def test_a_child_that_is_kept_free_for_the_next_job_is_there_for_the_one_that_comes_before_it() -> None:
+    host = Host(function("g"), function("f", shape="async", lane="loop"))
+    killer, first, second = host.started("g"), host.started("f"), host.started("f")
+    other = host.submit("g")
+    host.dies(host.child())
+    host.boot()
+    host.starts(killer)
+    host.done(killer)
+    assert first.child is host.child()  # each of them may have killed the child, so each runs alone
+    assert runs(asks(host, first)) == [other]
+    assert host.child().reserved is second
+    host.happens(InputsCame(first, FILES))
+    host.starts(other)
+    assert runs(host.done(other)) == [first]
+    host.starts(first)
+    assert runs(host.done(first)) == [second]
