@@ -130,6 +130,14 @@ def test_text_that_utf_8_cannot_carry_is_escaped() -> None:
     assert sent == msgspec.structs.replace(torn, safe_message="a\\ud800b")
 
 
+def test_who_imports_gen_worker_loads_no_protobuf() -> None:
+    loads = "import sys, gen_worker, gen_worker.wire.scheduler; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", loads], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    assert not {"google.protobuf", "gen_worker.pb"} & set(loaded.split())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("grpc_tools") is None, reason="needs grpcio-tools")
 def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
     """Byte for byte but for the generator's own version: that of `make proto` is the oldest runtime the code takes."""
