@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
 import pytest
 
+from gen_worker.orchestrator.tokens import Tokens
 from tests.served import alive, until
 
 pytestmark = pytest.mark.process
@@ -366,4 +369,49 @@ def test_a_cache_that_may_only_be_read_is_a_warning_where_it_holds_models(app: P
         worker.until_ready()
         assert ("cache_preflight_ok", "read_only") in Ended(0, worker.log).phases
         assert f"warning: the cache may only be read: `{cache}`" in worker.log
+        assert worker.ends().code == 0
+
+
+# --- the worker's own token -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    """Who signs tokens."""
+    return Tokens.create(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def keys(tokens: Tokens) -> Iterator[str]:
+    """Where the keys are that tokens must be signed with."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(tokens.jwks()).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/keys"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_token_that_is_signed_by_somebody_else_ends_the_start(app: Path, keys: str, tmp_path: Path) -> None:
+    foreign = Tokens.create(tmp_path / "foreign").worker_token("w-1")
+    ended = refused(app, **NOWHERE, SCHEDULER_JWKS_URL=keys, WORKER_JWT=foreign)
+    assert (ended.code, ended.fatal["phase_context"], ended.fatal["traceback"]) == (1, "token", "")
+    assert "not signed with one of the keys" in ended.fatal["exception_message"]
+    assert foreign not in ended.said
+
+
+def test_a_token_that_is_good_lets_the_worker_dial(app: Path, keys: str, tokens: Tokens) -> None:
+    variables = {**NOWHERE, "SCHEDULER_JWKS_URL": keys, "AUTH_TOKEN": tokens.worker_token("w-1")}
+    with running(app, variables={**variables, "WORKER_JWT": "outranked"}) as worker:
+        worker.until_ready()
         assert worker.ends().code == 0
