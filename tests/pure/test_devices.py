@@ -1,8 +1,13 @@
-"""Which devices `--devices` names."""
+"""Which devices `--devices` names, and which GPUs there are."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from gen_worker_supervisor.devices import DeviceError, choose
+from gen_worker_supervisor.devices import DeviceError, choose, list_gpus
 from gen_worker_supervisor.state import Device
 
 
@@ -69,3 +74,82 @@ def test_a_gpu_that_is_not_there_or_not_one_is_refused_with_those_there_are(want
 def test_a_gpu_on_a_host_without_any_is_refused() -> None:
     with pytest.raises(DeviceError, match="no GPU `0`: this host has none"):
         choose("0", [], gpu_functions=True, cpu_functions=False)
+
+
+# --- what the driver says ---------------------------------------------------------------------------------------------
+
+
+class NvmlError(Exception):
+    """What the driver's library raises."""
+
+    def __init__(self, value: int) -> None:
+        super().__init__(f"NVML error {value}")
+        self.value = value
+
+
+class Driver(ModuleType):
+    """The driver's library for a host of which it knows so many GPUs, and where one of its calls fails."""
+
+    NVMLError = NvmlError
+    NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND = 9, 12
+
+    def __init__(self, count: int, fails: str = "", code: int = 999) -> None:
+        super().__init__("pynvml")
+        self._count, self._fails, self._code = count, fails, code
+        self.open = 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+        return lambda *given: self._call(name, *given)
+
+    def _call(self, name: str, *given: Any) -> Any:
+        if name == self._fails:
+            raise NvmlError(self._code)
+        if name in ("nvmlInit", "nvmlShutdown"):
+            self.open += 1 if name == "nvmlInit" else -1
+        handle = given[0] if given else 0
+        answers: dict[str, Any] = {
+            "nvmlDeviceGetCount": self._count,
+            "nvmlDeviceGetHandleByIndex": handle,
+            "nvmlDeviceGetUUID": f"GPU-{handle}".encode(),
+            "nvmlDeviceGetName": "NVIDIA L4",
+            "nvmlDeviceGetCudaComputeCapability": (8, 9),
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 << 30),
+        }
+        return answers.get(name)
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> list[Device]:
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    try:
+        return list_gpus()
+    finally:
+        assert driver.open == 0
+
+
+def test_each_gpu_is_listed_with_what_the_driver_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = listed(monkeypatch, Driver(2))
+    assert [(each.name, each.uuid) for each in found] == [("cuda:0", "GPU-0"), ("cuda:1", "GPU-1")]
+    assert {(each.vram_total, each.sm, each.product) for each in found} == {(24 << 30, "89", "NVIDIA L4")}
+
+
+@pytest.mark.parametrize("code", [Driver.NVML_ERROR_DRIVER_NOT_LOADED, Driver.NVML_ERROR_LIBRARY_NOT_FOUND])
+def test_a_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    assert listed(monkeypatch, Driver(2, "nvmlInit", code)) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("nvmlInit", "the NVIDIA driver does not say which GPUs there are: nvml error 999"),
+        ("nvmlDeviceGetCount", "the NVIDIA driver does not say which GPUs there are: nvml error 999"),
+        ("nvmlDeviceGetMemoryInfo", "GPU 0 cannot be measured: nvml error 999"),
+        ("nvmlDeviceGetCudaComputeCapability", "GPU 0 cannot be measured: nvml error 999"),
+    ],
+)
+def test_a_gpu_that_is_not_measured_is_an_error_and_not_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, call: str, told: str
+) -> None:
+    with pytest.raises(DeviceError, match=told):
+        listed(monkeypatch, Driver(2, call))
