@@ -73,6 +73,21 @@ def test_compose_runs_two_workers_and_a_control_plane(compose: Any) -> None:
             assert needed in compose["services"], name
 
 
+def test_the_control_plane_in_compose_is_started_with_options_that_there_are(compose: Any) -> None:
+    from gen_worker.cli.orchestrator import command
+
+    service = compose["services"]["orchestrator"]
+    words = [*service["entrypoint"], *service["command"]]
+    assert words[:2] == ["gen-worker", "orchestrator"]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_workers_with_gpus_are_those_without(compose: Any) -> None:
+    gpus = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
+    assert set(gpus) == {name for name in compose["services"] if name.startswith("worker")}
+
+
 def test_workers_in_compose_are_named_apart_and_have_time_to_drain(compose: Any) -> None:
     workers = {name: service for name, service in compose["services"].items() if name.startswith("worker")}
     assert len({worker["environment"]["WORKER_ID"] for worker in workers.values()}) == len(workers)
@@ -80,6 +95,9 @@ def test_workers_in_compose_are_named_apart_and_have_time_to_drain(compose: Any)
         assert worker["read_only"] is True
         assert int(worker["stop_grace_period"].removesuffix("s")) >= 60
         assert set(worker["environment"]) <= SETTINGS
+        assert "WORKER_JWT" not in worker["environment"]
+        (secret,) = worker["secrets"]
+        assert secret == {"source": worker["environment"]["WORKER_ID"], "target": "WORKER_JWT"}
 
 
 # --- kubernetes -------------------------------------------------------------------------------------------------------
