@@ -2,15 +2,18 @@
 
 import base64
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_worker.fetch.uploading.failure import UploadError
+from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.limits import Claims, check_size, claims_of
 from gen_worker.fetch.uploading.pace import Pace, may_pass, pause_after
 from gen_worker.fetch.uploading.places import grant_of
+from gen_worker.fetch.uploading.source import Digests
 from gen_worker.wire.fetching import Uploaded, UploadFailed
 from gen_worker.wire.messages import Save, Saved, Stored
 from gen_worker_supervisor.storing import saved
@@ -124,3 +127,27 @@ ORDER = Save(7, 3, "a.png", 100)
 )
 def test_a_child_is_told_how_its_upload_ended(report: Uploaded | UploadFailed, told: Saved) -> None:
     assert saved(ORDER, report) == told
+
+
+def test_a_journal_is_read_wherever_its_writer_died() -> None:
+    whole = os.memfd_create("journal")
+    journal = Journal(whole)
+    journal.note_digests(Digests("b" * 64, "s" * 64))
+    journal.note_created('{"upload_id":"u"}')
+    for number in (2, 1, 3):
+        journal.note_part(number, f'"{number}"')
+    text = os.pread(whole, 1 << 20, 0)
+    lengths = []
+    for end in range(len(text) + 1):
+        cut = os.memfd_create("cut")
+        os.write(cut, text[:end])
+        read = Journal(cut)
+        read.note_part(9, "later")
+        again = Journal(cut)
+        assert again.etags == read.etags == {**{at: f'"{at}"' for at in (2, 1, 3)[: len(read.etags) - 1]}, 9: "later"}
+        assert (again.digests, again.created) == (read.digests, read.created)
+        lengths.append(len(read.etags))
+        os.close(cut)
+    os.close(whole)
+    assert lengths == sorted(lengths)
+    assert (lengths[0], lengths[-1]) == (1, 4)

@@ -114,11 +114,11 @@ class Server:
         self._reports = Reports(channel)
         self._keep: tuple[str, ...] = ()
         self._under_way: dict[Work, tuple[threading.Thread, Cancel]] = {}
-        self._uploader = Uploader(FetchConfig(root="", hf_cache=""))
 
     def run(self) -> None:
         """Obey until the supervisor closes its socket; raise `ProtocolError` when it speaks another language."""
         fetcher = self._configured()
+        uploader: Uploader | None = None
         while fetcher is not None and (received := self._channel.receive()) is not None:
             order, descriptors = received
             match order:
@@ -129,7 +129,8 @@ class Server:
                 case FetchInput():
                     self._begin(("input", order.number), partial(self._fetch_input, fetcher.config, order))
                 case Upload():
-                    self._begin(("upload", order.number), partial(self._upload, order, descriptors))
+                    uploader = uploader or Uploader(fetcher.config)
+                    self._begin(("upload", order.number), partial(self._upload, uploader, order, descriptors))
                 case Abort(number, work):
                     self._abort(work, number)
                 case TakeStock():
@@ -156,7 +157,6 @@ class Server:
         if not isinstance(order, Configure):
             raise ProtocolError(f"the first frame was `{type(order).__name__}`, not `Configure`")
         config = msgspec.msgpack.decode(order.config, type=FetchConfig)
-        self._uploader = Uploader(config)
         fetcher = Fetcher(
             config,
             on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)),
@@ -275,13 +275,13 @@ class Server:
 
     # --- an upload ----------------------------------------------------------------------------------------------------
 
-    def _upload(self, order: Upload, descriptors: list[int], cancel: Cancel) -> None:
+    def _upload(self, uploader: Uploader, order: Upload, descriptors: list[int], cancel: Cancel) -> None:
         """Store the first descriptor's content; the second, if there is one, is the journal."""
         number = order.number
         report: FetchReport
         try:
             fd, journal = descriptors[0], descriptors[1] if len(descriptors) > 1 else None
-            stored = self._uploader.upload(
+            stored = uploader.upload(
                 order,
                 fd,
                 Journal(journal),

@@ -1,13 +1,13 @@
 """Where the bytes of an upload go: to URLs that the store signed, or into a bucket with keys that it lent."""
 
 import hashlib
+import html
 import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-from xml.sax.saxutils import escape, unescape
 
 import msgspec
 
@@ -26,7 +26,6 @@ PART_BYTES = 64 << 20  # where the store names no size
 MOST_PARTS = 10_000  # of a multipart upload
 _TAGS = {name: re.compile(rf"<{name}>([^<]*)</{name}>") for name in ("UploadId", "ETag", "Code")}
 _CAPITAL = re.compile("[A-Z]")
-_ENTITIES = {"&quot;": '"', "&apos;": "'"}
 
 
 class Created(msgspec.Struct):
@@ -174,7 +173,8 @@ class Bucket:
 
     def _joined(self, etags: list[str], cancel: Cancel) -> str:
         each = (
-            f"<Part><PartNumber>{at}</PartNumber><ETag>{escape(etag)}</ETag></Part>" for at, etag in enumerate(etags, 1)
+            f"<Part><PartNumber>{at}</PartNumber><ETag>{html.escape(etag)}</ETag></Part>"
+            for at, etag in enumerate(etags, 1)
         )
         text = f"<CompleteMultipartUpload>{''.join(each)}</CompleteMultipartUpload>".encode()
         digest = hashlib.sha256(text).hexdigest()
@@ -226,4 +226,4 @@ def etag_of(answer: Answer, number: int) -> str:
 
 def _tag(name: str, answer: Answer) -> str:
     found = _TAGS[name].search(answer.content.decode("utf-8", "replace"))
-    return "" if found is None else unescape(found[1], _ENTITIES)
+    return "" if found is None else html.unescape(found[1])
