@@ -314,6 +314,29 @@ class Catalog:
         """Whether a model that is here is the snapshot of that key."""
         return any(model.snapshot is not None and model.snapshot.key == key for model in self.models.values())
 
+    def shelve(self, wanted: Iterable[Wanted]) -> Iterator[str]:
+        """Hold models on the disk no longer that are here; return the keys of their snapshots that nobody else means.
+
+        They are looked for when they are asked for again.
+        """
+        gone = []
+        for each in wanted:
+            model = self.models.get(each.key)
+            if model is not None and model.snapshot is not None and model.here:
+                self.shelf[model.name] = Stocked(each.plain, model.snapshot.size)
+                gone.append(model.snapshot.key)
+                model.move(ModelState.COLD)
+                model.snapshot = model.derived = None
+        yield from dict.fromkeys(key for key in gone if not self.means(key))
+
+    def again(self, model: Model) -> None:
+        """Have a model that failed ordered again."""
+        model.retry_at = 0.0
+        model.failure = None
+        model.move(ModelState.SEEKING)
+        model.number = 0
+        self.pending = True
+
     def failure(self, slots: Sequence[Slot], now: float) -> FetchFailed | None:
         """Return why the models of these slots cannot be had for now."""
         for slot in slots:

@@ -1,7 +1,8 @@
 """What each frame of a child changes."""
 
 from collections.abc import Callable
-from typing import Any
+from math import isfinite
+from typing import Any, Literal
 
 import msgspec
 
@@ -70,6 +71,7 @@ from gen_worker_supervisor.steps import (
     spare,
     take_back,
 )
+from gen_worker_supervisor.tidying import make_room
 from gen_worker_supervisor.verdicts import verdict_of
 
 MOST_CREDITS = 1024  # of one lane
@@ -426,13 +428,16 @@ def of_fetcher(
         how = f"downloaded, {report.fetched_bytes / (1 << 20):.1f} MiB" if report.fetched_bytes else "is on disk"
         notes: list[Action] = [Note("info", "models", f"{ref} {how}")]
         return notes + [Note("warning", "models", note) for note in report.snapshot.notes]
-    return _cannot_be_had(fleet, model) if model.state is ModelState.FAILED else []
+    if model.state is not ModelState.FAILED:
+        return []
+    return make_room(fleet, model) or _cannot_be_had(fleet, model)
 
 
 def _cannot_be_had(fleet: Fleet, model: Model) -> list[Action]:
     report = model.failure
     assert report is not None
-    failed = Note("error", "models", f"{report.message}{f'; hint: {report.hint}' if report.hint else ''}")
+    level: Literal["info", "error"] = "error" if isfinite(model.retry_at) else "info"  # one waits to be described
+    failed = Note(level, "models", f"{report.message}{f'; hint: {report.hint}' if report.hint else ''}")
     if fleet.eager and fleet.booting:
         fleet.finished = True
         return [failed, Finish(NO_MODEL)]

@@ -3,12 +3,14 @@
 Pure, like everything that `decide` is made of.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 
+from gen_worker.models.wanted import Slot
 from gen_worker.wire.fetching import Abort
 from gen_worker.wire.messages import Unload
+from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.phases import ModelState
-from gen_worker_supervisor.state import NAMED_KEPT, Action, Child, Fleet, Function, LetGo, OrderFetch, Send
+from gen_worker_supervisor.state import NAMED_KEPT, Action, Child, Fleet, Function, LetGo, Note, OrderFetch, Send
 
 
 def tidy(fleet: Fleet) -> list[Action]:
@@ -34,6 +36,32 @@ def unload(fleet: Fleet, instances: Collection[str]) -> list[Action]:
         for child in fleet.serving()
         for action in _unload(fleet, child, [each for each in instances if each in child.loaded])
     ]
+
+
+def make_room(fleet: Fleet, model: Model) -> list[Action]:
+    """Where the disk has no room for a model, let others be evicted that an orchestrator had unloaded, and try again.
+
+    Returns nothing where that does not help.
+    """
+    if model.failure is None or model.failure.kind != "insufficient_disk" or not fleet.catalog.orchestrated:
+        return []
+    children = [device.child for device in fleet.devices if device.child is not None]
+    held = {name for child in children for name in (*child.loaded, child.loading)}
+    resting = fleet.resting - held - {function.surveyed.instance for function in fleet.waiting.values()}
+    needed = {slot.wanted.key for slot in _slots(fleet, lambda instance: instance not in resting)}
+    going = [slot.wanted for slot in _slots(fleet, lambda instance: instance in resting)]
+    keys = list(fleet.catalog.shelve(wanted for wanted in going if wanted.key not in needed))
+    if not keys:
+        return []
+    fleet.catalog.again(model)
+    text = f"`{model.wanted.ref}` is tried again: what was unloaded may be evicted for it"
+    return [*(LetGo(key) for key in keys), Note("info", "models", text)]
+
+
+def _slots(fleet: Fleet, among: Callable[[str], bool]) -> Iterator[Slot]:
+    for function in fleet.variants():
+        if among(function.surveyed.instance):
+            yield from function.surveyed.slots
 
 
 def _end_superseded(fleet: Fleet) -> None:

@@ -414,6 +414,34 @@ def test_a_download_that_fails_says_why_once_and_a_new_order_tries_again(kind: M
         assert the.told() == [(REF, "FAILED", expected)]
 
 
+def test_what_was_unloaded_gives_up_its_room_on_the_disk_to_what_is_wanted_now() -> None:
+    the = Worker(bound("f", hub(REF)), bound("g", hub("acme/g")), bound("h", hub("acme/g")), devices=[gpu()])
+    the.host.done(the.serves("f", {REF: described(A)}))
+    the.operates(UNLOAD, REF)
+    the.operates(DOWNLOAD, "acme/big", described(B))
+    the.host.absent(the.host.ordered(probe=True)[-1])
+    the.told()
+    the.host.fetch_fails(the.host.ordered(probe=False)[-1], kind="insufficient_disk")
+    assert the.told() == [], "it is on the disk until it is evicted"
+    assert [action.key for action in the.host.actions if isinstance(action, LetGo)] == [f"key-{REF}@blake3:{A}"]
+    the.models.on_evicted(f"{REF}@blake3:{A}")
+    the.brings()
+    assert the.told() == [("acme/big", "ON_DISK", ""), (REF, "EVICTED", "")]
+    the.runs("f")
+    assert the.host.ordered()[-1].wanted.repo == REF, "it is looked for, and fetched, when a job needs it"
+
+
+def test_what_is_in_use_gives_up_nothing_for_the_disk() -> None:
+    the = worker()
+    the.serves("f", {REF: described(A)})
+    the.operates(DOWNLOAD, "acme/big", described(B))
+    the.host.absent(the.host.ordered(probe=True)[-1])
+    the.told()
+    the.host.fetch_fails(the.host.ordered(probe=False)[-1], kind="insufficient_disk")
+    assert the.told() == [("acme/big", "FAILED", "insufficient_disk")]
+    assert not [action for action in the.host.actions if isinstance(action, LetGo)]
+
+
 def test_an_order_for_what_nobody_described_fails_and_the_next_description_mends_it() -> None:
     the = worker()
     the.operates(DOWNLOAD, REF)
