@@ -14,6 +14,7 @@ from gen_worker.wire.messages import Save, Saved
 from gen_worker_supervisor.uploads import Uploads
 
 TEXT_CHARS = 1024
+OF_ONE_JOB = 64  # files that are on their way at once: each holds two descriptors of this process
 
 
 class _Waiting(NamedTuple):
@@ -36,6 +37,8 @@ class Storing:
         """Store a job's file and pass `answer` what became of it, once; takes the descriptors over."""
         try:
             ref = safe_ref(order.ref)
+            if len(self._waiting.get(order.job, ())) >= OF_ONE_JOB:
+                raise ValueError(f"a job saves at most {OF_ONE_JOB} files at once")
             fd = _content(order, descriptors)
         except (OSError, ValueError) as error:
             close_all(descriptors)
