@@ -14,6 +14,7 @@ from gen_worker_supervisor.verdicts import INSUFFICIENT_DISK
 
 FREE_STEP = 20  # free memory is told in so many steps of all there is, so that a byte less is no news
 DESCRIBED = "tensorhub"  # the provider whose models the orchestrator describes, with the addresses of their files
+_FETCHED = (ModelState.QUEUED, ModelState.FETCHING)  # from the hub, which says what an orchestrator does not
 _COMING = (ModelState.SEEKING, ModelState.QUEUED, ModelState.FETCHING)
 
 
@@ -147,7 +148,7 @@ def _is_undescribed(fleet: Fleet, function: Function) -> bool:
     """Whether the orchestrator has yet to say which files a model of a function has."""
     for slot in function.surveyed.slots:
         model = fleet.catalog.models.get(slot.wanted.key)
-        known = model is not None and (model.here or model.state in _COMING)
+        known = model is not None and (model.here or model.files or model.state in _FETCHED)
         if slot.wanted.provider == DESCRIBED and not known:
             return True
     return False
