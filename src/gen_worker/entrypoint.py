@@ -26,8 +26,8 @@ ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 HIDDEN = "[secret]"
 
 
-class StartFailureError(Exception):
-    """A worker cannot start; `hint` says what to do, `stack` where the author's code raised."""
+class CannotWorkError(Exception):
+    """A worker cannot start, or cannot go on; `hint` says what to do, `stack` where the author's code raised."""
 
     def __init__(self, message: str, hint: str = "", stack: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -94,7 +94,7 @@ def _start(wish: Wish, told: "Told") -> int:
         told.say("warning", warning)
     if settings.worker_mode == "trainer":
         told.phase("trainer_mode_selected", "failed")
-        raise StartFailureError("this version trains nothing: `WORKER_MODE` is `trainer`", "unset `WORKER_MODE`")
+        raise CannotWorkError("this version trains nothing: `WORKER_MODE` is `trainer`", "unset `WORKER_MODE`")
     served = _manifest(wish, settings, told)
     _check_cache(settings, told)
     _check_orchestrator(settings, told)
@@ -149,7 +149,7 @@ def _check_orchestrator(settings: Settings, told: "Told") -> None:
     told.context = "orchestrator"
     if not settings.orchestrators:
         text = "no orchestrator: neither `ORCHESTRATOR_PUBLIC_ADDR` nor `SCHEDULER_ADDR` is set"
-        raise StartFailureError(text, "set `ORCHESTRATOR_PUBLIC_ADDR`, as `orchestrator.example:443`")
+        raise CannotWorkError(text, "set `ORCHESTRATOR_PUBLIC_ADDR`, as `orchestrator.example:443`")
     if settings.jwks_url:
         told.context = "token"
         _check_token(settings)
@@ -163,7 +163,7 @@ def _check_token(settings: Settings) -> None:
             settings.worker_jwt, settings.jwks_url, settings.jwt_issuer, settings.jwt_audience, settings.ca_bundle
         )
     except TokenError as error:
-        raise StartFailureError(str(error), error.hint) from error
+        raise CannotWorkError(str(error), error.hint) from error
 
 
 class Identity(NamedTuple):
@@ -188,6 +188,7 @@ def _text(claim: object) -> str:
 
 def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[str, str]) -> int:
     from gen_worker.fetch.config import FetchConfig
+    from gen_worker_supervisor.link.stream import LinkFatalError
     from gen_worker_supervisor.start import StartError
     from gen_worker_supervisor.worker import WorkOptions, work
 
@@ -206,7 +207,9 @@ def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[s
     try:
         return work(options, settings, environment)
     except StartError as error:
-        raise StartFailureError(str(error), error.hint, error.stack) from error
+        raise CannotWorkError(str(error), error.hint, error.stack) from error
+    except LinkFatalError as error:
+        raise CannotWorkError(str(error), error.hint) from error
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -250,12 +253,12 @@ class Told:
 
         A stack is only there of what nobody meant, and of the author's code.
         """
-        if not isinstance(error, StartFailureError | ImageError | CacheError | SettingsError):
+        if not isinstance(error, CannotWorkError | ImageError | CacheError | SettingsError):
             self._fatal(type(error).__name__, str(error), "".join(traceback.format_exception(error)), FAILED)
             self.say("error", f"the worker failed: {type(error).__name__}: {error}")
             return
-        stack = error.stack if isinstance(error, StartFailureError) else ()
-        self._fatal(type(error).__name__, str(error), "\n".join(stack), FAILED)
+        stack = error.stack if isinstance(error, CannotWorkError) else ()
+        self._fatal(type(error.__cause__ or error).__name__, str(error), "\n".join(stack), FAILED)
         for line in stack:
             self._write(line)
         self.say("error", str(error))

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import NoReturn
 
 import msgspec
 
@@ -45,7 +46,10 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str]) -> int:
-    """Be a worker until it is drained; return the exit code. Raises `StartError` and `SettingsError`."""
+    """Be a worker until it is drained; return the exit code.
+
+    Raises `StartError` and `SettingsError` where it cannot start, `LinkFatalError` where no orchestrator will have it.
+    """
     config = LinkConfig.of(settings)
     look = stderr_look(settings.log_format, settings.log_level, environment, secret_values(environment, settings))
     survey = start.survey_module(options.module, options.paths, environment)
@@ -120,7 +124,7 @@ class _Service:
         if self._forced.done():
             return FAILED
         if self._linked.done():
-            return self._link_ended()
+            self._link_ended()
         return await self._flushed(self._supervisor.status.result())
 
     async def _link_up(self) -> None:
@@ -130,16 +134,13 @@ class _Service:
         await asyncio.wait((known,), timeout=STOCK_S)
         await self._link.run()
 
-    def _link_ended(self) -> int:
+    def _link_ended(self) -> NoReturn:
         """The link goes on for ever, but for what no other try would mend."""
         assert self._linked is not None
         error = self._linked.exception()
-        if not isinstance(error, LinkFatalError):
-            raise AssertionError("the link ended by itself") from error
-        self._log.event("error", "link", str(error))
-        if error.hint:
-            self._log.say(f"hint: {error.hint}")
-        return FAILED
+        if isinstance(error, LinkFatalError):
+            raise error
+        raise AssertionError("the link ended by itself") from error
 
     async def _flushed(self, status: int) -> int:
         """Write the results that are left, then leave the orchestrator in order."""

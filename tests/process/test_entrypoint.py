@@ -165,7 +165,7 @@ def test_without_an_orchestrator_nothing_starts(app: Path) -> None:
     assert (ended.code, ended.phases) == (1, [*BEFORE, ("cache_preflight_ok", "ok")])
     assert ended.fatal == {
         "phase_context": "orchestrator",
-        "exception_class": "StartFailureError",
+        "exception_class": "CannotWorkError",
         "exception_message": "no orchestrator: neither `ORCHESTRATOR_PUBLIC_ADDR` nor `SCHEDULER_ADDR` is set",
         "traceback": "",
         "exit_code": 1,
@@ -259,6 +259,9 @@ def test_what_nobody_meant_is_told_with_its_stack(app: Path) -> None:
 def test_an_orchestrator_that_never_comes_ends_the_worker(app: Path) -> None:
     ended = refused(app, **NOWHERE, WORKER_DISCONNECTED_TIMEOUT_S="0.5")
     assert (ended.code, ended.fatal["phase_context"], ended.fatal["exit_code"]) == (1, "run", 1)
+    assert ended.fatal["exception_class"] == "LinkFatalError"
+    assert "error: no orchestrator for " in ended.said
+    assert "WORKER_DISCONNECTED_TIMEOUT_S" in ended.said
 
 
 # --- what starts ------------------------------------------------------------------------------------------------------
