@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from gen_worker.testing import LoopbackStore
 from tests.scripted.blobs import SIGNATURE, Blobs
 from tests.scripted.entrypoint import Driven, driven
-from tests.scripted.orchestrator import FATAL, OK, RETRYABLE, Asked
+from tests.scripted.orchestrator import FATAL, INVALID, OK, RETRYABLE, Asked
 
 pytestmark = [pytest.mark.process, pytest.mark.needs("grpc_tools")]
 DOWNLOAD, LOAD, UNLOAD = 1, 2, 3
@@ -188,6 +189,28 @@ def test_a_second_acknowledgement_moves_files_to_another_store(live: Shared) -> 
         live.driven.connection.acknowledge(file_base_url=other.url)
         asset = live.run("save", {"text": "moved.bin", "times": 10}, capability_token=other.token).output()
         assert asset["ref"] in other.files
+
+
+# --- files that payloads name -----------------------------------------------------------------------------------------
+
+
+def test_a_file_of_the_orchestrators_own_store_is_there_when_its_job_runs(live: Shared) -> None:
+    live.driven.connection.acknowledge(file_base_url=live.blobs.url)
+    content = b"\x89PNG\r\n\x1a\n" + bytes_of(10_000, 9)
+    url = live.blobs.snapshot({"in": content})["files"][0]["url"]
+    measured = live.run("measure", {"asset": {"ref": url}}).output()
+    assert (measured["size"], measured["mime_type"]) == (len(content), "image/png")
+    live.driven.worker.until(lambda: not Path(measured["path"]).parent.exists(), "the end of its folder")
+
+
+def test_a_file_on_a_private_address_is_refused_and_its_signature_is_not_shown(live: Shared) -> None:
+    url = live.blobs.snapshot({"in": b"private"})["files"][0]["url"]
+    job = live.run("measure", {"asset": {"ref": url}})
+    result = job.result()
+    assert result.status == INVALID
+    assert "127.0.0.1" in result.safe_message
+    assert SIGNATURE not in result.safe_message
+    assert live.driven.worker.runs()[job.request_id] == 0
 
 
 def test_no_signature_and_no_token_is_in_a_log(live: Shared) -> None:

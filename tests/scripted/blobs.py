@@ -26,6 +26,7 @@ class Blobs:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Exchange)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
@@ -51,7 +52,7 @@ class Blobs:
             if not files:
                 self._faults[digest] = deque(faults)
             self._contents[digest] = content
-            url = f"http://127.0.0.1:{self._server.server_port}/{digest}?{SIGNATURE}"
+            url = f"{self.url}/{digest}?{SIGNATURE}"
             files.append({"path": path, "size_bytes": len(content), "blake3": digest, "url": url})
         named = "".join(each["blake3"] for each in files).encode()
         return {"digest": blake3.blake3(named).hexdigest(), "files": files}

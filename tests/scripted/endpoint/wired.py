@@ -50,6 +50,16 @@ class Piece(msgspec.Struct):
     number: int
 
 
+class Source(msgspec.Struct):
+    asset: Asset
+
+
+class Measured(msgspec.Struct):
+    path: str
+    size: int
+    mime_type: str
+
+
 class Nested(msgspec.Struct):
     inner: list["Nested"] = []
 
@@ -229,6 +239,13 @@ def repeat(ctx: RequestContext, payload: Order) -> Answer:
 def save(ctx: RequestContext, payload: Order) -> Asset:
     note(ctx)
     return ctx.save_bytes(payload.text, b"x" * payload.times)
+
+
+@endpoint
+def measure(ctx: RequestContext, payload: Source) -> Measured:
+    note(ctx)
+    path = Path(os.fspath(payload.asset))
+    return Measured(str(path), path.stat().st_size, payload.asset.mime_type or "")
 
 
 @endpoint(resources=Resources(libraries=("no_such_library_anywhere",)))
