@@ -368,6 +368,7 @@ def test_a_type_that_the_asset_does_not_allow_is_refused(site: Site, get: Get, t
     with refused(tmp_path, "is `text/plain`, allowed is `image/*`, `audio/wav`"):
         get(f"{site.url}/words?secret=1", mime_types=("image/*", "audio/wav"))
     assert get(site.put("/cat", PNG), mime_types=("IMAGE/*",)).mime_type == "image/png"
+    assert get(site.put("/me", b"\xff\xd8\xff" + bytes(99)), mime_types=("image/jpg",)).mime_type == "image/jpeg"
     assert get(url, mime_types=("image/png",)).mime_type == "image/png"
 
 
@@ -428,6 +429,12 @@ def test_where_nobody_listens_it_may_be_asked_for_again(get: Get, tmp_path: Path
         port = listener.getsockname()[1]
     with refused(tmp_path, f"`127.0.0.1:{port}` cannot be reached", retryable=True):
         get(f"http://127.0.0.1:{port}/?secret=1")
+
+
+@pytest.mark.parametrize("host", [f"{'a' * 70}.example.org", "a..b"])
+def test_a_name_that_nobody_knows_may_be_asked_for_again(get: Get, tmp_path: Path, host: str) -> None:
+    with refused(tmp_path, "cannot be reached", retryable=True):
+        get(f"http://{host}/cat?secret=1")
 
 
 def test_a_disk_that_does_not_take_the_file_is_not_the_callers_fault(site: Site, tmp_path: Path) -> None:

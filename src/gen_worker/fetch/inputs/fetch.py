@@ -36,6 +36,15 @@ _CHUNK_BYTES = 256 << 10
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 _ANYTHING = "application/octet-stream"
+_OTHER_NAMES = {
+    "image/jpg": "image/jpeg",
+    "audio/mp3": "audio/mpeg",
+    "audio/wave": "audio/wav",
+    "audio/x-wav": "audio/wav",
+    "audio/x-flac": "audio/flac",
+    "audio/m4a": "audio/mp4",
+    "audio/x-m4a": "audio/mp4",
+}
 
 
 Kind: TypeAlias = Literal["invalid", "unreachable", "canceled"]
@@ -217,14 +226,19 @@ def _begin(response: Response, chunk: memoryview) -> int:
 def _kind(head: bytes, wish: _Wish, response: Response) -> str:
     """Return the type of a file, if it is one that its asset allows."""
     names = (unquote(wish.url.path), unquote(response.url.path))
-    declared = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    declared = _usual(response.headers.get("content-type", "").partition(";")[0])
     found = next((kind for name in names if (kind := mime_type(head, name))), None)
     kind = found or (declared if _TYPE.fullmatch(declared) else _ANYTHING)
     allowed = wish.asset.mime_types
-    if allowed and not any(_allows(each.strip().lower(), kind) for each in allowed):
+    if allowed and not any(_allows(_usual(each), kind) for each in allowed):
         listed = ", ".join(f"`{each[:80]}`" for each in allowed[:8])
         raise InputError("invalid", f"the file from `{wish.host}` is `{kind}`, allowed is {listed}")
     return kind
+
+
+def _usual(name: str) -> str:
+    name = name.strip().lower()
+    return _OTHER_NAMES.get(name, name)
 
 
 def _allows(pattern: str, kind: str) -> bool:

@@ -162,7 +162,10 @@ class _Incoming(RawIOBase):
 
 
 def _look_up(host: str, port: int) -> list[Any]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # a part of it is too long for a name
+        raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from None
 
 
 def _connect(sock: socket.socket, address: tuple[Any, ...]) -> None:
