@@ -312,6 +312,21 @@ def test_names_that_look_like_settings_are_told_at_the_start(app: Path) -> None:
     assert "did you mean `WORKER_MAX_CONCURRENCY`?" in ended.said
 
 
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [({}, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native")],
+)
+def test_children_allocate_in_segments_that_grow_unless_something_else_is_set(
+    app: Path, variables: Mapping[str, str], told: str
+) -> None:
+    seen = "import os, sys\nprint('allocator', os.environ['PYTORCH_CUDA_ALLOC_CONF'], file=sys.stderr, flush=True)\n"
+    (app / "shop.py").write_text(seen + MODULE)
+    with running(app, variables={**NOWHERE, **variables}) as worker:
+        worker.until_ready()
+        assert f"[cpu:0] allocator {told}" in worker.log
+        assert worker.ends().code == 0
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +370,27 @@ def test_as_the_first_process_it_drains_at_sigterm_and_leaves_no_zombie(app: Pat
         first.send_signal(signal.SIGTERM)
         assert worker.process.wait(20) == 0
         assert not alive(first.pid)
+
+
+@pytest.mark.root
+def test_files_that_may_only_be_read_and_little_shared_memory_are_enough(app: Path) -> None:
+    mounted = (
+        f'mount --bind -o ro "{app}" "{app}" && mount -t tmpfs -o size=64k none /dev/shm && cd "{app}" && exec "$@"'
+    )
+    with running(app, "unshare", "--mount", "sh", "-c", mounted, "sh") as worker:
+        worker.until_ready()
+        assert worker.ends().code == 0
+
+
+@pytest.mark.root
+def test_a_cache_in_memory_is_a_warning(app: Path) -> None:
+    cache = app.parent / "cache"
+    cache.mkdir()
+    mounted = f'mount -t tmpfs -o size=16m none "{cache}" && exec "$@"'
+    with running(app, "unshare", "--mount", "sh", "-c", mounted, "sh") as worker:
+        worker.until_ready()
+        assert f"warning: the cache is kept in memory (tmpfs): `{cache}`" in worker.log
+        assert worker.ends().code == 0
 
 
 @pytest.mark.root

@@ -139,6 +139,8 @@ def test_what_the_host_lacks_is_told_with_what_was_found_and_what_is_needed(
         host.boot(device)
     (gate,) = [gate for gate in seen(host).gated if gate.function_name == "f"]
     assert (gate.reason, dict(gate.axes)) == (reason, axes)
+    assert gate.detail
+    assert not gate.detail.startswith(reason)
     assert "f" not in seen(host).state.available_functions + seen(host).state.loading_functions
 
 

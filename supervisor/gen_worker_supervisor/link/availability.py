@@ -114,7 +114,8 @@ def _model_gate(fleet: Fleet, function: Function) -> FnUnavailable | None:
 
 
 def _told(function: Function, reason: str, detail: str, axes: Mapping[str, str]) -> FnUnavailable:
-    return FnUnavailable(function_name=function.name, reason=reason, detail=detail, axes=axes)
+    text = detail.removeprefix(f"{reason}: ")
+    return FnUnavailable(function_name=function.name, reason=reason, detail=text, axes=axes)
 
 
 # --- what can be called now -------------------------------------------------------------------------------------------
