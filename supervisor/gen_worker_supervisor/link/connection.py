@@ -30,6 +30,7 @@ OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),  # otherwise channels to one address share a connection and its back-off
 )
+ONE_ADDRESS = "failed to connect to all addresses; last error: UNKNOWN: "  # a target is one: this says nothing
 LEAVING = Ended("CANCELLED", "the worker leaves")
 
 
@@ -169,7 +170,8 @@ class Connection:
                 await self._until_room()
             self._finish(Ended("OK", "the orchestrator ended the stream"))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter where the call is over already
-            self._finish(Ended((await call.code()).name, await call.details() or ""))
+            details = await call.details() or ""
+            self._finish(Ended((await call.code()).name, details.removeprefix(ONE_ADDRESS)))
 
     def _take_in(self, call: "Call", packet: bytes) -> bool:
         """Hear a message; return whether the connection goes on."""
