@@ -399,7 +399,7 @@ class Jobs:
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
             owner=self._owner,
-            models={slot: binding.wire_ref for slot, binding in models.items()} if models else None,
+            models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
             inline_file_bytes=job.order.inline_file_bytes,
         )
 
@@ -410,7 +410,7 @@ class Jobs:
 
     def _wants(self, job: Job, models: Mapping[str, Binding]) -> Wants | None:
         """Return what says that a job named other models than its instance has."""
-        if not models or models == job.spec.bindings or job.order.settled:
+        if not models or models == job.spec.bindings or job.order.models:
             return None
         own, named = slots_of(job.spec.bindings), slots_of(models)
         instance = overridden_instance(job.spec.instance, own, named)

@@ -621,6 +621,12 @@ class Fleet:
             self.named[key].chosen = self.untidy = True
         return self.named[key]
 
+    def chosen_models(self, function: Function) -> dict[str, str]:
+        """Return the refs by slot of a function whose models a request named; empty for any other."""
+        if not function.chosen:
+            return {}
+        return {slot.name: self.catalog.name_of(slot.wanted) for slot in function.surveyed.slots}
+
     def rebind(self, name: str, slots: list[Slot]) -> bool:
         """Have later jobs of a function run with these models; those that it has keep the ones they came for.
 

@@ -402,7 +402,7 @@ class Supervisor:
             wire=job.wire,
             inline_file_bytes=job.inline_file_bytes,
             inputs=job.inputs or [],
-            settled=job.function.chosen,
+            models=self.fleet.chosen_models(job.function),
         )
         process.send(order, descriptors)
 

@@ -17,6 +17,7 @@ class Ask(msgspec.Struct):
 class Read(msgspec.Struct):
     text: str
     pid: int
+    models: dict[str, str] = {}
 
 
 def read(folder: Path, payload: Ask) -> Read:
@@ -43,7 +44,7 @@ class Second:
 
     def second(self, ctx: RequestContext, payload: Ask) -> Read:
         found = read(self.weights, payload)
-        return Read(f"{found.text} {read(self.vae, payload).text}", found.pid)
+        return Read(f"{found.text} {read(self.vae, payload).text}", found.pid, ctx.models)
 
 
 @endpoint(model=Hub("acme/broken"))

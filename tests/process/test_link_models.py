@@ -126,7 +126,9 @@ def test_a_job_may_name_other_models_than_its_function_binds(shared: Shared) -> 
     assert shared.text("second", bound) == "second vae"
     other = {**bound, "acme/other": shared.described("other")}
     named = [{"slot": "weights", "ref": "acme/other"}]
-    assert shared.text("second", other, models=named) == "other vae"
+    output = shared.driven.connection.run("second", snapshots=other, models=named).output()
+    assert output["text"] == "other vae"
+    assert output["models"] == {"weights": "acme/other", "vae": "acme/vae"}
     assert shared.text("second", bound) == "second vae"
     refused = shared.run("second", bound, models=[{"slot": "nope", "ref": "acme/other"}])
     assert refused.status == INVALID

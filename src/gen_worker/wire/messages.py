@@ -158,7 +158,7 @@ class Submit(_Message):
     inputs: list[InputFile] = []  # what the job's `NeedsInputs` asked for, in that order
     wire: bool = False  # for the orchestrator: items say their content type, the end says what the job took
     inline_file_bytes: int = 0  # a saved file up to this size goes into its asset and nowhere else
-    settled: bool = False  # what the payload names of its models was heard: it runs with those of the instance
+    models: dict[str, str] = {}  # refs by slot, of a job that models were chosen for: what its payload names was heard
 
 
 class Cancel(_Message):
