@@ -90,14 +90,21 @@ class FakeWorker:
         given = {"metrics": metrics, **fields}
         await self.say(JobResult(request_id=run.request_id, attempt=run.attempt, status=status, **given))
 
+    def cut(self) -> None:
+        """End the stream as a killed worker does."""
+        self._call.cancel()
+
     async def end(self) -> tuple[grpc.StatusCode, str]:
-        """Return how the stream ended."""
+        """Return how the stream ended; what it said before is read first, as gRPC wants it."""
         async with asyncio.timeout(PATIENCE_S):
+            with suppress(grpc.aio.AioRpcError):
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
             return await self._call.code(), await self._call.details()
 
     async def serve(self, functions: Callable[[RunJob], bytes]) -> None:
         """Answer every job with what the function makes of it, until the stream is over."""
-        with suppress(grpc.aio.AioRpcError):
+        with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # how a read ends when the stream is cut
             while (packet := await self._call.read()) is not grpc.aio.EOF:
                 frame = decode_scheduler(packet)
                 if isinstance(frame, RunJob):
@@ -106,10 +113,16 @@ class FakeWorker:
 
 
 @asynccontextmanager
-async def stream(address: str, *, token: str = "") -> AsyncIterator[Any]:
+async def stream(
+    address: str, *, token: str = "", credentials: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[Any]:
     """Open a stream to the control plane on a connection of its own; it is cut when the body ends."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+    if credentials is None:
+        opened = grpc.aio.insecure_channel(address, options=OPTIONS)
+    else:
+        opened = grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+    async with opened as channel:
         call = channel.stream_stream(CONNECT)(metadata=metadata)
         try:
             yield call

@@ -328,6 +328,7 @@ class ControlPlane:
         while not self._closed:
             watch.resume()
             job = self._plane.jobs.get(request_id)
+            progress = job.progress if job is not None else None
             async for event in self._past(request_id, last):
                 last = event.number
                 yield event
@@ -336,11 +337,11 @@ class ControlPlane:
                     number = await asyncio.to_thread(self._store.last_event, request_id) + 1
                     yield JobEvent(number=number, kind="result", attempt=view.attempt, job=view)
                 return
-            if job.progress is not None:
-                yield JobEvent(number=last, kind="progress", attempt=job.attempt, body=job.progress)
+            if progress is not None:
+                yield JobEvent(number=last, kind="progress", attempt=job.attempt, body=progress)
             while (news := await watch.next()) is not None:
                 if news.number > last or (news.kind == "progress" and news.number == last):
-                    last = news.number
+                    last = max(last, news.number)
                     yield news
                 if news.kind == "result":
                     return

@@ -111,8 +111,9 @@ class Session:
 class Service:
     """The server. `stop` ends its streams, as a network that goes away would."""
 
-    def __init__(self, sessions: Sessions, auth: Tokens | None) -> None:
+    def __init__(self, sessions: Sessions, auth: Tokens | None, *, hello_timeout_s: float = HELLO_TIMEOUT_S) -> None:
         self._sessions = sessions
+        self._hello_timeout_s = hello_timeout_s
         self._auth = auth
         self._live: set[Session] = set()
         self._server = grpc.aio.server(options=OPTIONS)
@@ -130,6 +131,7 @@ class Service:
                 certificate, key = (path.read_bytes() for path in tls)
                 port = self._server.add_secure_port(listen, grpc.ssl_server_credentials([(key, certificate)]))
         except RuntimeError as error:
+            await self._server.stop(None)
             raise OSError(f"cannot listen on {listen}: {error}") from error
         await self._server.start()
         return f"{host}:{port}"
@@ -163,6 +165,7 @@ class Service:
     async def _stream(self, session: Session, context: Context) -> None:
         hello = await self._hello(context)
         _check(hello, session.claims)
+        await context.send_initial_metadata(())  # a stream that ends while this is under way cannot be given a reason
         self._live.add(session)
         self._sessions.joined(session, hello)
         parts = [
@@ -182,7 +185,7 @@ class Service:
 
     async def _hello(self, context: Context) -> Hello:
         try:
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
+            async with asyncio.timeout(self._hello_timeout_s):
                 frame = await _next(context)
         except TimeoutError:
             raise _EndedError("hello_timeout") from None
