@@ -276,11 +276,11 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
-    web.ready = True
+    web.open()
     try:
         yield
     finally:
-        web.closing.set()
+        web.close()
         server.should_exit = True
         await serving
 

@@ -19,6 +19,8 @@ QUIET_S = 60.0  # a body of which no byte comes for so long is given up
 SMALL_BYTES = 64 << 10
 
 Handler = Callable[[Request], Awaitable[Response]]
+Routes = list[tuple[str, str, Handler]]
+"""Method, path and handler of each."""
 
 
 class Json(Response):
