@@ -294,7 +294,7 @@ def test_a_name_in_the_environment_that_is_nearly_a_setting_is_told(host: Host, 
 
 @pytest.mark.parametrize(
     "name",
-    ["WORKER_CONCURRENCY", "WORKER_CLASS", "MAX_QUEUED", "TENSORHUB_X", "MY_WORKER_MODE", *sorted(ELSEWHERE)],
+    ["WORKER_THREADS", "WORKER_CLASS", "MAX_QUEUED", "TENSORHUB_X", "MY_WORKER_MODE", *sorted(ELSEWHERE)],
 )
 def test_what_may_be_anybodys_in_the_environment_is_not_told(host: Host, name: str) -> None:
     host.env = {name: "1"}
@@ -308,9 +308,9 @@ def test_what_an_orchestrator_of_containers_says_of_its_services_is_not_told(hos
 
 
 def test_dotenv_is_shared_so_only_names_like_ours_are_told(host: Host) -> None:
-    host.write(".env", "ACME_KEY=1\nmax_qued=1\nWORKER_CONCURRENCY=1\nTENSORHUB_PUBLIC_URI=1\nTENSORHUB_CACHE_DIR=1\n")
+    host.write(".env", "ACME_KEY=1\nmax_qued=1\nWORKER_THREADS=1\nTENSORHUB_PUBLIC_URI=1\nTENSORHUB_CACHE_DIR=1\n")
     assert host.warnings() == [
-        "`WORKER_CONCURRENCY` in line 3 of `./.env` is no setting",
+        "`WORKER_THREADS` in line 3 of `./.env` is no setting",
         "`TENSORHUB_PUBLIC_URI` in line 4 of `./.env` is no setting; did you mean `TENSORHUB_PUBLIC_URL`?",
     ]
 
