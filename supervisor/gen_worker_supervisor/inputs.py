@@ -70,12 +70,14 @@ class Inputs:
         self._waiting: dict[int, _Order] = {}  # those with assets that are not ordered yet
         self._numbers: dict[int, _Order] = {}  # by the number of what is under way
         self._number = 0
+        self._folders = 0
         self._remover = ThreadPoolExecutor(1, "gen-worker-remove")  # its thread starts with the first work
 
     def order(self, job: Job, assets: list[InputAsset]) -> None:
         """Have files fetched; `InputsCame` or `InputsRefused` follows, unless `forget` comes first."""
         try:
-            folder = self._place() / f"{safe(job.request_id)}-{job.number}"
+            self._folders += 1
+            folder = self._place() / f"{safe(job.request_id)}-{self._folders}"
             folder.mkdir(mode=0o700)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -92,6 +94,14 @@ class Inputs:
             order.over = True
             self._stop(order)
             self._remove_if_over(order)
+
+    def has(self, job: Job) -> bool:
+        """Whether the files of a job that came once are as they were; else it is forgotten, and may ask again."""
+        order = self._orders.get(job.number)
+        if order is not None and all(file is not None and _is_there(file) for file in order.files):
+            return True
+        self.forget(job)
+        return False
 
     def on_report(self, report: FetchReport) -> None:
         """Take what the fetcher says of a file; other reports are none of this one's."""
@@ -174,6 +184,13 @@ class Inputs:
             wanted = FetchInput(self._number, order.assets[asset], path, self._max_bytes)
             wanted.trusted_origin, wanted.allow_private = self.trusted_origin, self._allow_private
             self._fetcher().send(wanted)
+
+
+def _is_there(file: InputFile) -> bool:
+    try:
+        return os.stat(file.local_path).st_size == file.size_bytes
+    except OSError:  # the author's code has moved it
+        return False
 
 
 def _in_turn(orders: dict[int, _Order], room: Callable[[], int]) -> Iterator[_Order]:

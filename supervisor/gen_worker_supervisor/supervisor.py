@@ -373,6 +373,8 @@ class Supervisor:
         child, job = action.child, action.job
         if job.again:
             job.client.rerun(job)
+            if job.inputs and self.inputs is not None and not self.inputs.has(job):
+                job.inputs = None
         process = self._processes[child.generation]
         body: Body
         descriptors: tuple[int, ...] = ()

@@ -158,6 +158,21 @@ def test_a_job_whose_child_dies_has_its_file_again(server: Server, site: Site, t
     until_gone(temporary)
 
 
+def test_a_job_whose_child_has_moved_its_file_and_died_has_it_anew(server: Server, site: Site, temporary: Path) -> None:
+    with server.connect() as connection:
+        connection.send("look", "moves", image={"ref": site.url()}, gate="go")
+        server.until_running("moves")
+        (file,) = [path for path in files(temporary) if path.is_file()]
+        file.unlink()
+        os.kill(server.homes("moves")[0], signal.SIGKILL)
+        server.until_running("moves", times=2)
+        server.open("go")
+        answer = connection.frame()
+    assert values(answer)[0]["text"] == "a cat"
+    assert len(site.origin.requests) == 2
+    until_gone(temporary)
+
+
 def test_a_download_survives_the_death_of_the_fetcher(server: Server, site: Site, temporary: Path) -> None:
     site.hold()
     with server.connect() as connection:

@@ -80,10 +80,10 @@ def test_a_job_has_its_files_in_the_order_it_asked_for_them(desk: Desk) -> None:
 
 def test_an_order_says_what_is_allowed(desk: Desk) -> None:
     desk.inputs.trusted_origin = "https://files:8443"
-    job = desk.job(1, "../Ä b")
+    desk.job(1, "../Ä b")
     (order,) = desk.wanted()
     assert (order.max_bytes, order.trusted_origin, order.allow_private) == (1000, "https://files:8443", False)
-    assert order.path.endswith(f"/_____b-{job.number}/input-0")
+    assert order.path.endswith("/_____b-1/input-0")
     assert os.stat(Path(order.path).parent).st_mode & 0o777 == 0o700
 
 
@@ -131,13 +131,27 @@ def test_one_file_that_cannot_be_had_stops_the_others(desk: Desk) -> None:
 
 
 def test_the_files_go_with_their_job(desk: Desk) -> None:
-    job, other = desk.job(1, "a"), desk.job(1, "b")
+    job, _ = desk.job(1, "a"), desk.job(1, "b")
     for order in desk.wanted():
         desk.comes(order)
     assert len(desk.files()) == 2
     desk.inputs.forget(job)
     until(lambda: len(desk.files()) == 1, what="the first job's files going")
-    assert desk.folders() == [f"b-{other.number}"]
+    assert desk.folders() == ["b-2"]
+
+
+@pytest.mark.parametrize("how", ["moved", "changed"])
+def test_a_job_whose_file_is_not_what_it_was_may_ask_again(desk: Desk, how: str) -> None:
+    job = desk.job(2)
+    files = [desk.comes(order) for order in desk.wanted()]
+    assert desk.inputs.has(job)
+    path = Path(files[1].local_path)
+    path.unlink() if how == "moved" else path.write_bytes(b"longer")
+    assert not desk.inputs.has(job)
+    desk.inputs.order(job, [InputAsset("https://r/again")])
+    desk.comes(desk.wanted()[-1])
+    assert desk.inputs.has(job)
+    until(lambda: len(desk.folders()) == 1, what="the first folder going")
 
 
 def test_a_job_that_ends_has_its_downloads_stopped_and_its_folder_goes_after_the_last(desk: Desk) -> None:
