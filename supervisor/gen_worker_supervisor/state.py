@@ -619,6 +619,8 @@ class Fleet:
         if key not in self.named:
             self.named[key] = _variant(function, instance, slots, key)
             self.named[key].chosen = self.untidy = True
+        elif self.named[key] in self.superseded:
+            self.superseded.remove(self.named[key])  # what its ref stood for before, it stands for again
         return self.named[key]
 
     def chosen_models(self, function: Function) -> dict[str, str]:

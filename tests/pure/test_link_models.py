@@ -175,6 +175,17 @@ def test_a_job_may_name_a_model_for_any_slot_and_it_is_loaded_as_the_binding_say
     assert second.wanted.ref == f"acme/vae@blake3:{A}"
 
 
+def test_a_snapshot_that_a_job_names_again_after_another_one_is_as_good_as_before() -> None:
+    the = worker()
+    named = [("m0", "acme/other")]
+    first = the.runs("f", {"acme/other": described(A)}, named)
+    the.runs("f", {"acme/other": described(B)}, named)
+    again = the.runs("f", {"acme/other": described(A)}, named)
+    assert again.function is first.function
+    assert again.function not in the.fleet.superseded
+    assert len(the.fleet.superseded) == 1
+
+
 def test_a_job_that_names_what_is_bound_runs_as_the_function_does() -> None:
     the = worker()
     function = the.function("f", {REF: described()}, [("m0", f"{REF}:prod")])

@@ -58,6 +58,8 @@ class Chaos:
         models = [("m0", self.chance.choice(REFS))] if self.chance.random() < 0.3 else []
         function = self.the.function(name, snapshots, models)
         assert isinstance(function, Function)
+        if self.chance.random() < 0.3:
+            function = self.the.fleet.on_device(function, self.chance.choice(self.the.fleet.devices))
         job = self.host.submit(function=function)
         self.jobs.append((job, function))
 

@@ -459,10 +459,11 @@ class LinkModels:
         if not digest or not self._fleet.catalog.describe(wanted, digest, tuple(snapshot.files)):
             return
         name = wanted.wire_ref
-        for function in self._fleet.named.values():  # those that named it run what they came for, and get no more jobs
-            if function.chosen and function not in self._fleet.superseded and _binds(self._fleet, function, name):
-                self._fleet.superseded.append(function)
-                self._fleet.untidy = True
+        fleet = self._fleet
+        for function in (*fleet.named.values(), *fleet.pinned.values()):  # what named it runs what it came for
+            if function.chosen and function not in fleet.superseded and _binds(fleet, function, name):
+                fleet.superseded.append(function)
+                fleet.untidy = True
         self._rebind()
         self._begin_again(name)
 
