@@ -44,7 +44,7 @@ from gen_worker.wire.scheduler import (
 )
 from tests.orchestrated import FakeWorker, control_plane, packed, stream, until, worker
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("grpc_awake")]
 
 Test = Callable[[Path], Coroutine[Any, Any, None]]
 
