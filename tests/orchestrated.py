@@ -57,17 +57,17 @@ class FakeWorker:
 
     def __init__(self, call: Any, worker_id: str) -> None:
         self.worker_id = worker_id
-        self._call = call
+        self.call = call
 
     async def say(self, *frames: WorkerFrame) -> None:
         """Write messages."""
         for frame in frames:
-            await self._call.write(encode_worker(frame))
+            await self.call.write(encode_worker(frame))
 
     async def hear(self) -> SchedulerFrame | None:
         """Return the next message; None where the stream is over."""
         async with asyncio.timeout(PATIENCE_S):
-            packet = await self._call.read()
+            packet = await self.call.read()
         return None if packet is grpc.aio.EOF else decode_scheduler(packet)
 
     async def hear_a(self, kind: type[F]) -> F:
@@ -92,20 +92,20 @@ class FakeWorker:
 
     def cut(self) -> None:
         """End the stream as a killed worker does."""
-        self._call.cancel()
+        self.call.cancel()
 
     async def end(self) -> tuple[grpc.StatusCode, str]:
         """Return how the stream ended; what it said before is read first, as gRPC wants it."""
         async with asyncio.timeout(PATIENCE_S):
             with suppress(grpc.aio.AioRpcError):
-                while await self._call.read() is not grpc.aio.EOF:
+                while await self.call.read() is not grpc.aio.EOF:
                     pass
-            return await self._call.code(), await self._call.details()
+            return await self.call.code(), await self.call.details()
 
     async def serve(self, functions: Callable[[RunJob], bytes]) -> None:
         """Answer every job with what the function makes of it, until the stream is over."""
         with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):  # how a read ends when the stream is cut
-            while (packet := await self._call.read()) is not grpc.aio.EOF:
+            while (packet := await self.call.read()) is not grpc.aio.EOF:
                 frame = decode_scheduler(packet)
                 if isinstance(frame, RunJob):
                     await self.say(JobAccepted(request_id=frame.request_id, attempt=frame.attempt))
