@@ -110,7 +110,6 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "max_upload_bytes": ("1G", 1 << 30),
     "max_input_file_bytes": ("0", 0),
     "input_tries": ("5", 5),
-    "input_tries": ("5", 5),
     "allow_private_inputs": ("yes", True),
     "image_digest": ("sha256:abc", "sha256:abc"),
     "git_commit": ("0123abc", "0123abc"),
