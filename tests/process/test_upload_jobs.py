@@ -15,6 +15,7 @@ from gen_worker.testing import LoopbackStore, Stall, Status
 from tests.scripted.entrypoint import Driven, driven
 from tests.scripted.orchestrator import CANCELED, FATAL, INVALID, OK, RETRYABLE, Asked
 from tests.served import alive, until
+from tests.storing import noted_parts
 
 pytestmark = [pytest.mark.process, pytest.mark.needs("grpc_tools")]
 MOST_BYTES = 3_000_000
@@ -31,9 +32,9 @@ class Shared(NamedTuple):
         fields: dict[str, Any] = {"capability_token": token or self.store.token, "tenant": "acme"}
         return self.driven.connection.run("save", {"text": ref, "times": size}, **fields)
 
-    def until_under_way(self, ref: str) -> None:
+    def until_under_way(self, ref: str, part: int = 1) -> None:
         """Wait until a part of a file is on its way."""
-        self.driven.worker.until(lambda: bool(self.store.seen(f"part:{ref}:*")), f"`{ref}` on its way")
+        self.driven.worker.until(lambda: bool(self.store.seen(f"part:{ref}:{part}")), f"`{ref}` on its way")
 
     def fetcher(self) -> int:
         """Return the pid of the worker's fetcher."""
@@ -110,12 +111,8 @@ def test_a_job_does_not_notice_the_death_of_the_fetcher_and_no_part_is_sent_twic
     own.store.fail("part:*:3", Stall(10, 60.0))
     job = own.save("resumed.bin", MOST_BYTES)
     parts = ["part:resumed.bin:1", "part:resumed.bin:2"]
-
-    def is_half_done() -> bool:
-        on_their_way = own.store.seen("part:resumed.bin:*")
-        return sorted(each.target for each in on_their_way if each.status == 200) == parts and len(on_their_way) == 3
-
-    own.driven.worker.until(is_half_done, "two parts stored, one under way")
+    own.until_under_way("resumed.bin", part=3)
+    own.driven.worker.until(lambda: noted_parts(own.driven.worker.pid) == 2, "two parts stored")
     os.kill(own.fetcher(), signal.SIGKILL)
     own.store.heal()
     assert job.output()["size_bytes"] == MOST_BYTES

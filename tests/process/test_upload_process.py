@@ -10,7 +10,7 @@ import pytest
 
 from gen_worker.testing import Corrupt, LoopbackStore, Slow, Stall, Status
 from gen_worker.wire.fetching import Uploaded, UploadFailed
-from tests.storing import REF, content_of, destination, storing
+from tests.storing import REF, content_of, destination, noted_parts, storing
 
 pytestmark = pytest.mark.process
 PART = 4 << 20
@@ -47,7 +47,7 @@ def test_after_the_death_of_its_fetcher_no_part_is_sent_twice(tmp_path: Path) ->
     with LoopbackStore(part_bytes=PART) as store, storing(tmp_path) as supervisor:
         store.fail("part:*:4", Stall(1 << 20, 60.0))
         number = supervisor.begin(destination(store), content)
-        supervisor.until(lambda: [each.status for each in store.seen("part:*")].count(200) == 5, what="5 stored parts")
+        supervisor.until(lambda: noted_parts(os.getpid()) == 5, what="5 stored parts")
         os.kill(supervisor.process.pid, signal.SIGKILL)
         store.heal()
         end = supervisor.end(number)
