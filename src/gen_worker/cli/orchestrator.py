@@ -19,6 +19,7 @@ from gen_worker.terminal import printable
 
 if TYPE_CHECKING:  # it serves HTTP, and is imported when something is served
     from gen_worker.orchestrator.app import Options, Said
+    from gen_worker.orchestrator.telling import Lines
 
 DEFAULT_STATE = ".gen-worker-orchestrator"
 _NEEDED = ("starlette", "uvicorn", "grpc")
@@ -124,6 +125,7 @@ def command(
     _refuse_missing()
     settings = read_settings()
     from gen_worker.orchestrator.app import Options, StartError, run
+    from gen_worker.orchestrator.telling import Lines
 
     token = settings.orchestrator_token
     _check_address("--listen", listen)
@@ -144,10 +146,14 @@ def command(
         token=token,
         max_queued=settings.max_queued,
     )
+    lines = Lines(sys.stdout.fileno() if as_json else sys.stderr.fileno())
     try:
-        return run(options, _json_lines if as_json else _lines(options))
+        return run(options, _as_json(lines) if as_json else _as_text(lines, options))
     except StartError as error:
+        lines.close()
         raise Failure(str(error), error.hint) from None
+    finally:
+        lines.close()
 
 
 @command.command(
@@ -181,18 +187,14 @@ def token(worker_id: str, release_id: str, hours: float, state: str) -> int:
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-def _json_lines(event: str, facts: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
-    sys.stdout.flush()
+def _as_json(lines: "Lines") -> "Said":
+    return lambda event, facts: lines.tell(json.dumps({"event": event, **facts}))
 
 
-def _lines(options: "Options") -> "Said":
-    """Return what tells a person on stderr what happens."""
-
+def _as_text(lines: "Lines", options: "Options") -> "Said":
     def said(event: str, facts: Mapping[str, object]) -> None:
         for line in _told(event, facts, options):
-            sys.stderr.write(f"{printable(line)}\n")
-        sys.stderr.flush()
+            lines.tell(printable(line))
 
     return said
 
@@ -215,6 +217,8 @@ def _told(event: str, facts: Mapping[str, Any], options: "Options") -> list[str]
                 facts["workers"], ", once its workers have ended their jobs"
             )
             return [f"ending{workers}; press Ctrl-C again to end at once" if workers else "ending"]
+        case "warning":
+            return [f"warning: {facts['message']}"]
         case "ready" | "stopped":
             return [event]
     return []

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -134,7 +135,7 @@ async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
             raise StartError(str(error), "another one may be running: `--listen` takes another address") from None
         stack.push_async_callback(plane.close)
         await stack.enter_async_context(_serving(web, listening, options.tls))
-        await stack.enter_async_context(_sweeping(plane, store))
+        await stack.enter_async_context(_sweeping(plane, store, said))
         said("listening", {"workers": plane.address, "http": base_url, "state": str(options.state)})
         workers = LocalWorkers(
             _local(options, plane.address, auth), lambda name, line: said("worker", {"worker": name, "line": line})
@@ -286,13 +287,16 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
 
 
 @asynccontextmanager
-async def _sweeping(plane: ControlPlane, store: FileStore) -> AsyncIterator[None]:
+async def _sweeping(plane: ControlPlane, store: FileStore, said: Said) -> AsyncIterator[None]:
     """Remove the files of jobs that are not known any more, again and again."""
 
     async def sweep() -> None:
         while True:
-            gone = [request_id for request_id in await asyncio.to_thread(store.jobs) if not await plane.job(request_id)]
-            await asyncio.to_thread(store.forget, gone)
+            try:
+                gone = [each for each in await asyncio.to_thread(store.jobs) if await plane.job(each) is None]
+                await asyncio.to_thread(store.forget, gone)
+            except (OSError, sqlite3.Error, StoreError) as error:
+                said("warning", {"message": f"old files cannot be removed now: {error}"})
             await asyncio.sleep(SWEEP_S)
 
     sweeping = asyncio.create_task(sweep())

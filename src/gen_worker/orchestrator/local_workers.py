@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ STEADY_S = 60.0  # who lived so long begins with the shortest pause again
 LINE_BYTES = 64 << 10
 LAST_WORDS_S = 2.0  # for what a worker has said before it ended
 USAGE = 2  # the exit code of a worker that would end the same way again
+
+_OURS = ("GEN_WORKER_ORCHESTRATOR_TOKEN",)  # what callers show is no worker's business
 
 # It ends with this process, however that ends: the signal comes when the thread that started it does, and that is the
 # main one. Nothing of ours runs between fork and exec.
@@ -39,7 +41,7 @@ class LocalWorker:
     name: str
     project: Path
     arguments: tuple[str, ...]
-    variables: Mapping[str, str]
+    variables: dict[str, str]
 
 
 def names_of(projects: list[Path]) -> list[str]:
@@ -107,7 +109,7 @@ class LocalWorkers:
             str(os.getpid()),
             *worker.arguments,
             cwd=worker.project,
-            env={**os.environ, **worker.variables},
+            env={name: value for name, value in os.environ.items() if name not in _OURS} | worker.variables,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
