@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripted.entrypoint import Driven, driven
+from tests.scripted.entrypoint import Driven, driven, until_draining
 from tests.scripted.orchestrator import OK, RETRYABLE
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_what_runs_ends_and_nothing_new_begins(made: Driven, begin: Callable[[Dr
     job = made.ask("gated", gate="go", text="in time")
     made.worker.until_running(job.request_id)
     begin(made)
-    made.connection.expect("state_delta", where=lambda state: not state.available_functions)
+    until_draining(made.connection)
     late = made.ask("echo")
     result = late.result()
     assert (result.status, result.safe_message) == (RETRYABLE, "worker draining")
@@ -77,7 +77,7 @@ def test_a_second_signal_ends_it_within_two_seconds(made: Driven) -> None:
     job = made.ask("hang")
     made.worker.until_running(job.request_id)
     made.worker.process.send_signal(signal.SIGTERM)
-    made.connection.expect("state_delta", where=lambda state: not state.available_functions)
+    until_draining(made.connection)
     began = time.monotonic()
 
     def ended() -> bool:
@@ -92,7 +92,7 @@ def test_a_result_that_nobody_hears_is_offered_again_before_it_leaves(made: Driv
     job = made.ask("gated", gate="go", text="flushed")
     made.worker.until_running(job.request_id)
     made.worker.process.send_signal(signal.SIGTERM)
-    made.connection.expect("state_delta", where=lambda state: not state.available_functions)
+    until_draining(made.connection)
     again = made.redial()
     assert not again.connection.hello.state.available_functions
     made.worker.open("go")

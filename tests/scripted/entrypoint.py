@@ -237,11 +237,21 @@ def driven(
         yield made
 
 
+def until_state(connection: Connection, condition: Callable[[Any], bool], what: str) -> Any:
+    """Wait until a condition holds for what the worker said last of its state, and return that."""
+
+    def state() -> Any:
+        states = [connection.hello.state, *(each.message for each in connection.told("state_delta"))]
+        return states[-1] if condition(states[-1]) else None
+
+    return connection.orchestrator.until(state, PATIENCE_S, f"not {what}")
+
+
 def until_ready(connection: Connection) -> None:
     """Wait until the worker says that it is ready, in its Hello or later."""
+    until_state(connection, lambda state: state.phase == READY and not state.loading_functions, "ready")
 
-    def is_ready() -> bool:
-        states = [connection.hello.state, *(each.message for each in connection.told("state_delta"))]
-        return states[-1].phase == READY and not states[-1].loading_functions
 
-    connection.orchestrator.until(is_ready, PATIENCE_S, "not ready")
+def until_draining(connection: Connection) -> None:
+    """Wait until a worker that was ready offers nothing any more."""
+    until_state(connection, lambda state: not state.available_functions, "draining")
