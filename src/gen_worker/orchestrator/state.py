@@ -457,9 +457,9 @@ class Plane:
     armed: int = 0
 
     def refs(self, request: JobRequest) -> tuple[str, ...]:
-        """Return the models that a request runs with, as far as is known; what it names itself comes first."""
-        named = [binding.ref for binding in request.models]
-        return tuple(dict.fromkeys((*named, *(() if named else self.needs.get(request.function, ())))))
+        """Return the models that a request may run with, as far as is known; what it names itself comes first."""
+        named = (binding.ref for binding in request.models)
+        return tuple(dict.fromkeys((*named, *self.needs.get(request.function, ()))))
 
     def run_s(self, function: str) -> float:
         """Return how long a run takes, as far as is known."""

@@ -1,0 +1,65 @@
+"""The control plane's file, written by many at once and on a disk that is full."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gen_worker.orchestrator.views import JobRequest
+from tests.orchestrated import control_plane
+
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("grpc_awake")]
+
+# No file may grow beyond the limit, which SQLite takes for a disk that fails.
+FULL_DISK = """
+import asyncio, resource, sys
+from pathlib import Path
+from gen_worker.orchestrator.plane import ControlPlane, PlaneOptions
+from gen_worker.orchestrator.store import StoreError
+from gen_worker.orchestrator.views import JobRequest
+from tests.orchestrated import NoFiles
+
+async def main():
+    plane = ControlPlane(PlaneOptions(state=Path(sys.argv[1]), files=NoFiles(), listen="127.0.0.1:0"))
+    await plane.start()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    await plane.submit(JobRequest(function="echo", request_id="before"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        await plane.submit(JobRequest(function="echo", request_id="during", payload=bytes(4 << 20)))
+    except StoreError as error:
+        print("refused:", error)
+    canceling = asyncio.create_task(plane.cancel("before"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    await plane.submit(JobRequest(function="echo", request_id="after"))
+    print((await canceling).status, sorted(view.request_id for view in await plane.jobs()))
+    await plane.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_disk_that_is_full_refuses_what_is_new_and_keeps_what_was_accepted(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "state.sqlite")]
+    root = Path(__file__).parents[2]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=30, check=True).stdout
+    refused, kept = told.splitlines()
+    assert refused.startswith("refused: the state in ")
+    assert "cannot be written" in refused
+    assert kept == "canceled ['after', 'before']"
+
+
+def test_a_crowd_of_submits_shares_its_syncs(tmp_path: Path) -> None:
+    async def crowd() -> float:
+        async with control_plane(tmp_path) as plane:
+            requests = [JobRequest(function="echo", request_id=f"r{number}") for number in range(1000)]
+            began = time.perf_counter()
+            await asyncio.gather(*map(plane.submit, requests))
+            took_s = time.perf_counter() - began
+            assert len(await plane.jobs(limit=2000)) == 1000
+            return took_s
+
+    assert asyncio.run(crowd()) < 5.0, "fewer than 200 submits in a second"
