@@ -193,6 +193,18 @@ def test_a_timeout_of_0_never_gives_up() -> None:
     assert link.ack_within_s(1e9) == ACK_S
 
 
+def test_an_orchestrator_whose_last_word_was_lost_is_asked_again_at_once_and_once() -> None:
+    link = Dialing((A,), lambda low, high: high, disconnected_timeout_s=0.0, now=0.0)
+    link.acknowledged(2)
+    lost = Ended("INTERNAL", "Internal error from Core", 1.0, acknowledged=True)
+    assert link.ended(lost, 1.0) == Dial(A)
+    link.acknowledged(2)
+    again = link.ended(lost, 2.0)
+    assert isinstance(again, Dial)
+    assert again.after_s > 0
+
+
+
 ENDS = st.one_of(
     st.sampled_from([REFUSED, STRANGER, lost(1.0), lost(90.0), leader("l:9"), leader("m:9"), leader("")]),
     st.builds(Ended, st.sampled_from(["INTERNAL", "ABORTED", "OK", "DEADLINE_EXCEEDED"]), st.text(max_size=20)),

@@ -16,6 +16,7 @@ LONGEST_PAUSE_S = 30.0
 SETTLED_S = 60.0  # a connection that lived so long says that the trouble before it is over
 HOPS = 3  # redirects in a row
 STRIKES = 3
+UNHEARD = "Internal error from Core"  # what grpc.aio makes of any status that comes while a message is being written
 STRIKES_S = 60.0  # a token is not refused for good before it was refused for so long
 
 Chance: TypeAlias = Callable[[float, float], float]
@@ -95,6 +96,7 @@ class Dialing:
         self._dialed = targets[0]
         self._pauses = 0
         self._hops = 0
+        self._unheard = False  # what the orchestrator said at the end was lost: it is asked once more, at once
         self._strikes = 0
         self._first_strike = now
         self._last_reason = "not dialed yet"
@@ -141,6 +143,9 @@ class Dialing:
         if hop := self._hop(end):
             self._dialed = hop
             return Dial(hop, redirect=True)
+        unheard, self._unheard = self._unheard, end.acknowledged and end.details == UNHEARD
+        if self._unheard and not unheard:
+            return Dial(self._dialed)
         if not end.acknowledged:
             self._turn += 1
         self._dialed = self._targets[self._turn % len(self._targets)]
