@@ -5,7 +5,7 @@ Judgement is in `catalog`; which model goes where is `decide`'s.
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 import msgspec
 
@@ -36,6 +36,8 @@ from gen_worker_supervisor.host_memory import HostMemory
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.state import FetcherLost, FetcherReported, Happening
 
+KEEP_BYTES = 60 << 10  # of refs in a frame
+REF_BYTES = 5  # that a frame takes for the length of each
 LISTED_FILES = 1000  # of a derived snapshot; listing them takes the loop 2 ms
 
 
@@ -106,11 +108,16 @@ class ModelSupply:
             self.fetcher.send(order, [descriptor])
 
     def keep(self, refs: list[str], keys: Collection[str]) -> None:
-        """Have these refs go from the disk after all others, and what has these keys from the host's memory."""
+        """Have these refs go from the disk after all others, and what has these keys from the host's memory.
+
+        Of more refs than a frame has room for the first ones count.
+        """
         self.memory.spare(keys)
-        if refs != self._kept:
-            self._kept = refs
-            self.fetcher.send(Keep(refs))
+        lengths = accumulate(len(ref.encode()) + REF_BYTES for ref in refs)
+        told = [ref for ref, length in zip(refs, lengths, strict=True) if length <= KEEP_BYTES]
+        if told != self._kept:
+            self._kept = told
+            self.fetcher.send(Keep(told))
 
     def take_stock(self, then: Callable[[list[Stocked]], None]) -> None:
         """Have the fetcher say once what lies in the caches."""

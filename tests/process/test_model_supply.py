@@ -212,3 +212,16 @@ def test_an_order_that_is_too_long_for_a_frame_fails_alone(supply: Supply, tmp_p
     assert isinstance(held, list)
     assert isinstance(held[0], Held)
     assert supervisor.lost == 0
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_of_more_refs_than_a_frame_has_room_for_the_first_are_kept(supply: Supply) -> None:
+    refs = [f"acme/model-{number:05d}" for number in range(10_000)]
+    supply.supply.keep(refs, [])
+    model = supply.model("first")
+    supply.use(1, model)  # the fetcher lives, and obeys
+    assert supply.supply.in_memory(model)
+    assert supply.supervisor.lost == 0
+    assert "dropped" not in supply.supervisor.log

@@ -528,11 +528,14 @@ def test_a_superseded_snapshot_is_gone_for_the_orchestrator_until_the_new_one_is
 def test_what_is_to_be_kept_is_kept_under_every_name_that_the_disk_has_for_it() -> None:
     the = worker()
     the.host.done(the.serves("f", {REF: described(A)}))
-    the.link.acknowledged(HelloAck(keep=(f"{REF}:prod", "acme/other")))
-    assert {f"{REF}@blake3:{A}", REF, "acme/other"} <= set(the.models.kept)
+    the.operates(DOWNLOAD, "acme/other:v2", described(B))
+    the.brings()
+    the.told()
+    the.link.acknowledged(HelloAck(keep=(f"{REF}:prod", "acme/other:v2", "acme/absent", "no ref")))
+    assert the.models.kept == [REF, f"{REF}@blake3:{A}", f"acme/other@blake3:{B}"]
     assert the.models.spared == [f"key-{REF}@blake3:{A}"]
     the.link.acknowledged(HelloAck())
-    assert set(the.models.kept) == {REF}
+    assert the.models.kept == [REF]
     assert the.models.spared == []
 
 

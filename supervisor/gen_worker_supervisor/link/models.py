@@ -210,7 +210,6 @@ class LinkModels:
         self._bound = [slot.wanted for each in self._fleet.functions.values() for slot in each.own.slots]
         self._providers = providers(self._bound)
         self._spelled: dict[str, str] = {}  # names as the orchestrator writes them
-        self._keep: tuple[str, ...] = ()
         self._operations: list[_Operation] = []
         self._told: dict[str, ModelResidency] = {}
         self._failures: dict[str, FetchFailed] = {}  # that were told, by the model's key
@@ -379,7 +378,6 @@ class LinkModels:
         if not self._acknowledged:
             self._acknowledged = True
             self._seen = (-1, -1)
-        self._keep = ack.keep
         names = set()
         for ref in ack.keep:
             try:
@@ -393,13 +391,12 @@ class LinkModels:
 
     def _spare(self) -> None:
         """Have the disk and the host's memory let go of these models after all others."""
-        if not self._supervisor.models.started or not (self._bound or self._keep):
+        kept, catalog = self._fleet.kept, self._fleet.catalog
+        if not self._supervisor.models.started or not (self._bound or kept):
             return
-        kept = self._fleet.kept
-        models = [model for model in self._fleet.catalog.models.values() if model.name in kept]
-        refs = {wanted.ref: None for wanted in self._bound} | dict.fromkeys(self._keep) | dict.fromkeys(kept)
-        refs |= {model.wanted.ref: None for model in models}
-        refs |= {stocked.wanted.ref: None for name, stocked in self._fleet.catalog.shelf.items() if name in kept}
+        models = [model for model in catalog.models.values() if model.name in kept]
+        refs = {wanted.ref: None for wanted in self._bound} | {model.wanted.ref: None for model in models}
+        refs |= {stocked.wanted.ref: None for name, stocked in catalog.shelf.items() if name in kept}
         self._supervisor.models.keep(list(refs), [model.key for model in models if model.here])
 
     # --- what is described ---
