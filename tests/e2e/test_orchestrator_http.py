@@ -298,6 +298,15 @@ def test_an_outcome_is_the_status_of_the_answer(plane: Plane, function: str, sta
     assert known.document["error"] == error
 
 
+def test_a_function_that_no_worker_has_is_not_waited_for_but_a_job_may_wait(plane: Plane) -> None:
+    answer = plane.run("ecko")
+    assert (answer.status, answer.code) == (404, "no_function")
+    assert answer.document["error"]["hint"] == "did you mean `echo`?"
+    assert plane.run("Echo").status == 200
+    assert plane.submit("ecko", request_id="waits").document["status"] == "queued"
+    assert plane.ask("DELETE", "/v1/jobs/waits").status == 200
+
+
 def test_a_job_that_is_canceled_ends_with_499(plane: Plane, worker: Worker) -> None:
     submitted = plane.submit("hold").document["request_id"]
     until(lambda: plane.ask("GET", f"/v1/jobs/{submitted}").document["status"] == "running")

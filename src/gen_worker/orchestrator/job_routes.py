@@ -6,6 +6,7 @@ An ended job's outcome is the status of the answer that waited for it: 200, 400,
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gen_worker.discovery.names import slugify_name
 from gen_worker.orchestrator import rendering
 from gen_worker.orchestrator.asking import Submission, from_query, preferred_wait, request_of, seconds_of
 from gen_worker.orchestrator.files import FileStore
@@ -81,6 +83,7 @@ class JobRoutes:
         kind = request.headers.get("content-type", "")
         most = MSGPACK_BYTES if kind.partition(";")[0] in rendering.MSGPACK_TYPES else PAYLOAD_BYTES
         asked = from_query(request)
+        await self._refuse_unknown(asked.function)
         payload = rendering.payload_of(await body_of(request, most), kind)
         wait_s = asked.wait or preferred_wait(request) or float("inf")
         job = await self._accept(request_of(asked, payload))
@@ -95,6 +98,16 @@ class JobRoutes:
             return await self._failed(ended)
         wanted = _MEDIA.match(request.headers.get("accept", ""))
         return await self._media(request, ended, wanted[0]) if wanted else await self._output(ended)
+
+    async def _refuse_unknown(self, function: str) -> None:
+        """Refuse to wait for what no worker has, where there are workers: most likely it is written wrongly."""
+        workers = [view for view in await self._plane.workers() if view.connected]
+        lists = ((*each.available_functions, *each.loading_functions, *each.unavailable_functions) for each in workers)
+        names = {name for names in lists for name in names}
+        if workers and slugify_name(function) not in names:
+            near = get_close_matches(function, sorted(names), n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "a job of `POST /v1/jobs` waits for a worker that has it"
+            raise Refusal(404, "no_function", f"no worker has a function `{function[:100]}`", hint)
 
     async def _job(self, request: Request) -> Response:
         job = await self._known(request)
