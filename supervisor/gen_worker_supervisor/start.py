@@ -13,7 +13,7 @@ from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.process import survey_of_module
 from gen_worker.wire.address import Address, TcpAddress, UnixAddress
 from gen_worker.wire.survey import NoFunctionError, Survey
-from gen_worker_supervisor import devices
+from gen_worker_supervisor import cuda_probe, devices
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
 from gen_worker_supervisor.state import Device
 
@@ -59,6 +59,20 @@ def own_devices(wanted: str, survey: Survey, *, option: str, strict_gpus: bool =
         )
     except devices.DeviceError as error:
         raise StartError(str(error), f"`{option}` takes `auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs") from None
+
+
+def without_unusable(owned: list[Device], environment: Mapping[str, str]) -> tuple[list[Device], dict[str, str]]:
+    """Return the devices without the GPUs that CUDA cannot use, and why it cannot use each of those.
+
+    Raises `StartError` where no GPU is left of some.
+    """
+    broken = cuda_probe.unusable(owned, environment)
+    if broken and len(broken) == sum(device.kind == "cuda" for device in owned):
+        told = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
+        raise StartError(
+            f"no GPU can be used: {told}", "`nvidia-smi` may say more; some faults need a reset of the GPU"
+        )
+    return [device for device in owned if device.name not in broken], broken
 
 
 class Listener(NamedTuple):

@@ -16,12 +16,14 @@ from gen_worker.discovery.image import difference
 from gen_worker.environment import secret_values
 from gen_worker.settings import Settings
 from gen_worker.wire.status import LinkStatus
+from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
 from gen_worker_supervisor.host import Host, HostPlan
 from gen_worker_supervisor.link.resources import resources
 from gen_worker_supervisor.link.stream import Link, LinkConfig, LinkFatalError
 from gen_worker_supervisor.link.worker import Worker
 from gen_worker_supervisor.log import stderr_look
+from gen_worker_supervisor.state import Note
 from gen_worker_supervisor.vram import FreeVram
 
 OK, FAILED = 0, 1
@@ -54,6 +56,7 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
     look = stderr_look(settings.log_format, settings.log_level, environment, secret_values(environment, settings))
     survey = start.survey_module(options.module, options.paths, environment)
     owned = start.own_devices(options.devices, survey, option=options.devices_option, strict_gpus=options.strict_gpus)
+    owned, broken = start.without_unusable(owned, environment)
     plan = HostPlan(
         survey,
         owned,
@@ -66,11 +69,19 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
         patient=True,
     )
     with asyncio.Runner() as runner:
-        return runner.run(_work(plan, options, config))
+        return runner.run(_work(plan, options, config, _notices(options, survey, broken)))
 
 
-async def _work(plan: HostPlan, options: WorkOptions, config: LinkConfig) -> int:
-    service = _Service(plan, options, config)
+def _notices(options: WorkOptions, survey: Survey, broken: Mapping[str, str]) -> list[Note]:
+    """Return what is said when the worker begins: where it is less than was promised."""
+    found = [Note("error", name, f"not used, CUDA cannot: {reason}") for name, reason in broken.items()]
+    if options.declared and (differs := difference(options.declared, [each.name for each in survey.functions])):
+        found.append(Note("warning", "manifest", f"{differs}: bake the manifest again"))
+    return found
+
+
+async def _work(plan: HostPlan, options: WorkOptions, config: LinkConfig, notices: list[Note]) -> int:
+    service = _Service(plan, options, config, notices)
     try:
         return await service.run()
     finally:
@@ -80,10 +91,9 @@ async def _work(plan: HostPlan, options: WorkOptions, config: LinkConfig) -> int
 class _Service:
     """A host, its link, and the signals that end both."""
 
-    def __init__(self, plan: HostPlan, options: WorkOptions, config: LinkConfig) -> None:
+    def __init__(self, plan: HostPlan, options: WorkOptions, config: LinkConfig, notices: list[Note]) -> None:
         self._settings = plan.settings
-        self._declared = options.declared
-        self._found = [function.name for function in plan.survey.functions]
+        self._notices = notices
         self._host = Host(plan)
         self._loop = self._host.loop
         self._log = self._host.log
@@ -114,8 +124,8 @@ class _Service:
         self._host.open()
         self._host.reporter.link = self._link_status
         self._has_begun = True
-        if self._declared and (differs := difference(self._declared, self._found)):
-            self._log.event("warning", "manifest", f"{differs}: bake the manifest again")
+        for notice in self._notices:
+            self._log.event(notice.level, notice.source, notice.message)
         self._linked = self._loop.create_task(self._link_up())
         self._worker.start(self._link.send)
         self._host.start()
