@@ -12,7 +12,7 @@ import pytest
 
 from tests.scripted.certificates import certificate
 from tests.scripted.entrypoint import CANARY, RELEASE, Driven, driven, token, until_ready, working
-from tests.scripted.orchestrator import OK, ScriptedOrchestrator
+from tests.scripted.orchestrator import OK, RETRYABLE, ScriptedOrchestrator
 from tests.scripted.proxy import Proxy
 
 pytestmark = [
@@ -37,6 +37,11 @@ def shared(grpc_awake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def linked(shared: Driven) -> Driven:
     """The shared worker on a connection of the test's own."""
     return shared._replace(connection=shared.orchestrator.connections[-1]).redial()
+
+
+def has_gpu() -> bool:
+    """Whether a driver for GPUs is here."""
+    return Path("/dev/nvidiactl").exists()
 
 
 def turn_away(orchestrator: ScriptedOrchestrator, details: str) -> float:
@@ -85,6 +90,18 @@ def test_a_worker_without_a_token_shows_none(tmp_path: Path) -> None:
 def test_a_worker_is_named_by_its_token_where_nobody_named_it(tmp_path: Path) -> None:
     with driven(tmp_path, {"WORKER_ID": None, "WORKER_JWT": token("from-token")}, ready=False) as made:
         assert made.connection.hello.worker_id == "from-token"
+
+
+@pytest.mark.skipif(has_gpu(), reason="there are GPUs here")
+def test_a_host_without_gpus_says_which_functions_it_cannot_run_and_runs_the_others(tmp_path: Path) -> None:
+    with driven(tmp_path, {"GEN_WORKER_DEVICES": None}) as made, made.worker.explained():
+        gate = made.connection.expect("fn_unavailable", function_name="on-device")
+        assert (gate.reason, dict(gate.axes)) == ("cuda_unavailable", {"gpu_count": "0"})
+        refused = made.ask("on-device")
+        result = refused.result()
+        assert (result.status, result.safe_message) == (RETRYABLE, "function unavailable: cuda_unavailable")
+        assert made.orchestrator.of(refused.request_id) == ["job_result"]
+        assert made.ask("echo", text="served").output()["text"] == "served"
 
 
 def test_an_orchestrator_that_comes_later_is_found(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What an orchestrator hears when a child dies, hangs or is killed: one result, and nothing of the others."""
 
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from tests.scripted.entrypoint import CANARY, Driven, driven, until_ready
 from tests.scripted.orchestrator import CANCELED, FATAL, OK, RETRYABLE
+from tests.served import alive
 
 pytestmark = [
     pytest.mark.process,
@@ -92,6 +94,8 @@ def test_an_operator_kills_a_job_by_its_request_id(made: Driven) -> None:
     job = made.connection.run("hang", {}, request_id="stuck")
     made.worker.until_running("stuck")
     assert "stuck" in made.worker.gen_worker("ps").stdout
+    told = json.loads(made.worker.gen_worker("ps", "--json").stdout)
+    assert (told["link"]["state"], told["link"]["addr"]) == ("connected", f"grpc://{made.orchestrator.address}")
     killed = made.worker.gen_worker("kill", "stuck", "--now")
     assert killed.returncode == 0, killed.stderr
     result = job.result()
@@ -101,7 +105,7 @@ def test_an_operator_kills_a_job_by_its_request_id(made: Driven) -> None:
     assert made.ask("echo", text="fine").output()["text"] == "fine"
 
 
-def test_a_function_whose_setup_fails_is_told_and_told_when_it_works_again(tmp_path: Path) -> None:
+def test_a_function_whose_setup_fails_is_told_and_the_others_serve(tmp_path: Path) -> None:
     with driven(tmp_path, {"WIRED_SETUP": "broken"}, ready=False) as made, made.worker.explained():
         gate = made.connection.expect("fn_unavailable", function_name="prepared")
         assert gate.reason == "setup_failed"
@@ -124,6 +128,17 @@ def test_a_cancel_while_the_instance_is_being_set_up_is_not_lost(tmp_path: Path)
         until_ready(made.connection)
         assert made.ask("prepared", text="fine").output()["text"] == "fine"
         assert made.worker.runs()[job.request_id] == 0
+
+
+def test_a_worker_that_is_killed_leaves_no_process(made: Driven) -> None:
+    running = made.ask("hang")
+    made.worker.until_running(running.request_id)
+    pids = made.worker.descendants()
+    assert len(pids) >= 3
+    os.kill(made.worker.pid, signal.SIGKILL)
+    made.worker.wait()
+    made.worker.until(lambda: not any(alive(pid) for pid in pids), "the end of its processes", 2)
+    made.connection.until_gone()
 
 
 def test_no_secret_of_the_worker_is_where_others_can_read_it(made: Driven) -> None:
