@@ -469,7 +469,7 @@ def _kept(ref: str, saved: Saved) -> SavedFile:
         case "auth":
             raise AuthError(saved.error)
         case "transfer":
-            raise ArtifactTransferError(saved.error, "store", "upload", saved.retryable)
+            raise ArtifactTransferError(saved.error, "store", "upload", saved.retryable, saved.status or None)
         case "too_large":
             raise OutputTooLargeError(size_bytes=saved.size_bytes, max_bytes=saved.limit_bytes, message=saved.error)
     if saved.error:

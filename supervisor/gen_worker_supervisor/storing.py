@@ -78,6 +78,7 @@ def saved(order: Save, report: Uploaded | UploadFailed) -> Saved:
         failure="transfer" if report.kind == "canceled" else report.kind,
         retryable=report.retryable,
         limit_bytes=report.limit_bytes,
+        status=report.status,
     )
 
 

@@ -124,7 +124,7 @@ def test_a_store_that_is_in_trouble_makes_the_job_one_to_try_again(shared: Share
     shared.store.fail("create:*", Status(503))
     result = shared.save("a.bin", 10).result()
     assert result.status == RETRYABLE
-    assert "answers 503 (provider=store, phase=upload)" in result.safe_message
+    assert "answers 503 (provider=store, phase=upload, status=503)" in result.safe_message
 
 
 def test_a_store_that_refuses_for_good_fails_the_job(shared: Shared) -> None:

@@ -290,7 +290,8 @@ class Server:
             )
             report = Uploaded(number, stored)
         except UploadError as error:
-            report = UploadFailed(number, error.kind, _short(error), error.retryable, error.limit_bytes)
+            text, retryable = _short(error), error.retryable
+            report = UploadFailed(number, error.kind, text, retryable, error.limit_bytes, error.status)
         except ModelError as error:
             report = UploadFailed(number, "canceled", _short(error), retryable=True)
         except Exception as error:  # noqa: BLE001 - around an upload's whole life, which ends in a report

@@ -210,6 +210,7 @@ class UploadFailed(_Message):
     message: str
     retryable: bool
     limit_bytes: int = 0  # what it is over, for `too_large`
+    status: int = 0  # what the store answered; 0: nothing
 
 
 class InputFetched(_Message):

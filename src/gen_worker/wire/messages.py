@@ -234,6 +234,7 @@ class Saved(_Message):
     failure: Literal["", "auth", "transfer", "too_large"] = ""  # of an upload; "" with an error: of the local disk
     retryable: bool = False
     limit_bytes: int = 0  # what it is over, for `too_large`
+    status: int = 0  # what the store answered; 0: nothing
 
 
 class Drain(_Message):

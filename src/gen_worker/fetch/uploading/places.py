@@ -213,7 +213,7 @@ def checked(answer: Answer) -> Answer:
         return answer
     code = _tag("Code", answer)
     text = f"`{answer.shown}` answers {answer.status}{f' {code[:80]}' if code else ''}"
-    raise UploadError("transfer", text, retryable=may_pass(answer.status))
+    raise UploadError("transfer", text, retryable=may_pass(answer.status), status=answer.status)
 
 
 def etag_of(answer: Answer, number: int) -> str:

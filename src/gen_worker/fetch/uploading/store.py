@@ -135,11 +135,14 @@ class Store:
     def _refused(self, answer: Answer, what: str) -> UploadError:
         status, code = answer.status, _code(answer)
         if status in (401, 403):
-            return UploadError("auth", f"{what}: `{self.shown}` refuses the job's token ({status})")
+            return UploadError("auth", f"{what}: `{self.shown}` refuses the job's token ({status})", status=status)
         if 300 <= status < 400:
-            return UploadError("transfer", f"{what}: `{self.shown}` redirects ({status}), and no upload follows that")
+            text = f"{what}: `{self.shown}` redirects ({status}), and no upload follows that"
+            return UploadError("transfer", text, status=status)
         text = f"{what}: `{self.shown}` answers {status}{f' `{code}`' if code else ''}"
-        return UploadError("too_large" if status == 413 else "transfer", text, retryable=may_pass(status))
+        return UploadError(
+            "too_large" if status == 413 else "transfer", text, retryable=may_pass(status), status=status
+        )
 
 
 def _quoted(upload_id: str) -> str:
