@@ -216,12 +216,13 @@ def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[s
 
 
 def _end_on_signals() -> None:
-    """End in order at SIGTERM and SIGINT until the worker takes them over: nothing is there yet to be drained.
+    """End in order at a signal until the worker takes them over: nothing is there yet to be drained.
 
     The first process of a container would not notice SIGTERM at all.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
+            signal.signal(number, _end)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

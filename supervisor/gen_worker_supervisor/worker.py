@@ -121,6 +121,8 @@ class _Service:
         """Work until the end; return the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.add_signal_handler(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+            self._loop.add_signal_handler(signal.SIGHUP, self._on_signal)
         self._host.open()
         self._host.reporter.link = self._link_status
         self._has_begun = True

@@ -267,10 +267,13 @@ def test_an_orchestrator_that_never_comes_ends_the_worker(app: Path) -> None:
 # --- what starts ------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_starts_its_children_while_it_dials_and_ends_with_0_when_it_is_told_to(app: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_worker_starts_its_children_while_it_dials_and_ends_with_0_when_it_is_told_to(
+    app: Path, number: signal.Signals
+) -> None:
     with running(app) as worker:
         worker.until_ready()
-        ended = worker.ends()
+        ended = worker.ends(number)
     assert (ended.code, ended.documents("worker.fatal")) == (0, [])
     assert "draining: no more jobs are taken" in ended.said
 
