@@ -33,7 +33,7 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
     actions: list[Action] = []
     if fleet.finished:
         return actions
-    if fleet.untidy:
+    if fleet.untidy or fleet.superseded:
         actions += tidy(fleet)
     if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
         _give_work(fleet, now, actions)

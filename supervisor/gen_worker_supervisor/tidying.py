@@ -15,14 +15,14 @@ from gen_worker_supervisor.state import NAMED_KEPT, Action, Child, Fleet, Functi
 
 def tidy(fleet: Fleet) -> list[Action]:
     """Let go of functions, instances and models that no job needs; what one still needs goes after it."""
-    _end_superseded(fleet)
+    if not _end_superseded(fleet) and not fleet.untidy:
+        return []
     actions = _forget_unused(fleet)
     meant = {function.surveyed.instance for function in fleet.variants()}
     children = [device.child for device in fleet.devices if device.child is not None]
     for child in children:
         actions += _unload(fleet, child, [each for each in child.loaded if each and each not in meant])
-    late = any(child.loading is not None and child.loading not in meant for child in children)
-    fleet.untidy = late or bool(fleet.superseded)
+    fleet.untidy = any(child.loading is not None and child.loading not in meant for child in children)
     return actions + _forget_models(fleet)
 
 
@@ -64,15 +64,22 @@ def _slots(fleet: Fleet, among: Callable[[str], bool]) -> Iterator[Slot]:
             yield from function.surveyed.slots
 
 
-def _end_superseded(fleet: Fleet) -> None:
-    """Forget the superseded functions that have no job left."""
+def _end_superseded(fleet: Fleet) -> bool:
+    """Forget the superseded functions that have no job left; say whether there were any."""
     held = {id(function) for function in _functions_at_work(fleet)}
-    for function in [each for each in fleet.superseded if not each.waiting and id(each) not in held]:
+    ended = [each for each in fleet.superseded if not each.waiting and id(each) not in held]
+    for function in ended:
         fleet.superseded.remove(function)
         fleet.named.pop(function.key, None)
         fleet.pinned.pop(function.key, None)
         if all(each.surveyed.instance != function.surveyed.instance for each in fleet.variants()):
-            fleet.instances.pop(function.surveyed.instance, None)
+            _unlearn(fleet, function)
+    return bool(ended)
+
+
+def _unlearn(fleet: Fleet, function: Function) -> None:
+    fleet.instances.pop(function.surveyed.instance, None)
+    fleet.resting.discard(function.surveyed.instance)
 
 
 def _functions_at_work(fleet: Fleet) -> list[Function]:
@@ -93,7 +100,7 @@ def _forget_unused(fleet: Fleet) -> list[Action]:
         if function.surveyed.instance not in held:
             del fleet.named[function.key]
             fleet.pinned = {key: each for key, each in fleet.pinned.items() if not key.startswith(f"{function.key} @")}
-            fleet.instances.pop(function.surveyed.instance, None)
+            _unlearn(fleet, function)
     return actions
 
 
