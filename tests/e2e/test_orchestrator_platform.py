@@ -223,6 +223,18 @@ def test_a_second_signal_ends_it_at_once(project: Path, tmp_path: Path) -> None:
         assert running.process.wait(10) == 130
 
 
+def test_a_large_model_is_not_read_to_the_end_once_it_is_told_to_end(tmp_path: Path) -> None:
+    with (tmp_path / "weights.safetensors").open("wb") as weights:
+        weights.truncate(1 << 40)
+    given = ["--json", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command = [*GEN_WORKER, "orchestrator", *given, "--model", f"acme/large={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "reading"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+
+
 def test_two_hundred_jobs_each_end_once_although_a_worker_and_the_control_plane_are_killed(
     project: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import msgspec
 import uvicorn
 
 from gen_worker.orchestrator.files import FileLimits, FileStore
+from gen_worker.orchestrator.http import Threads
 from gen_worker.orchestrator.local_workers import LocalWorker, LocalWorkers, names_of
 from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
 from gen_worker.orchestrator.plane import ControlPlane, PlaneOptions
@@ -111,10 +112,12 @@ async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
         signer = Signer(_secret(options.state / _SECRET))
         store = FileStore(options.state / "files", options.limits)
         stack.callback(store.close)
+        threads = Threads()
+        stack.callback(threads.close)
         models = OfferedModels(signer, options.state / "models.sqlite", base_url=base_url)
         stack.callback(models.close)
         for ref, folder in options.models.items():
-            await _offer(models, ref, folder, said)
+            await _offer(models, ref, folder, threads, said)
         files, auth = PlaneFiles(models, signer), _tokens(options)
         plane = ControlPlane(
             PlaneOptions(
@@ -128,14 +131,16 @@ async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
                 max_queued=options.max_queued,
             )
         )
-        web = Web(plane, store, files, base_url=base_url, token=options.token, keys=auth.jwks() if auth else None)
+        web = Web(
+            plane, store, files, threads, base_url=base_url, token=options.token, keys=auth.jwks() if auth else None
+        )
         try:
             await plane.start()
         except (OSError, StoreError) as error:
             raise StartError(str(error), "another one may be running: `--listen` takes another address") from None
         stack.push_async_callback(plane.close)
         await stack.enter_async_context(_serving(web, listening, options.tls))
-        await stack.enter_async_context(_sweeping(plane, store, said))
+        await stack.enter_async_context(_sweeping(plane, store, threads, said))
         said("listening", {"workers": plane.address, "http": base_url, "state": str(options.state)})
         workers = LocalWorkers(
             _local(options, plane.address, auth), lambda name, line: said("worker", {"worker": name, "line": line})
@@ -164,10 +169,10 @@ def _local(options: Options, address: str, auth: Tokens | None) -> list[LocalWor
     return found
 
 
-async def _offer(models: OfferedModels, ref: str, folder: Path, said: Said) -> None:
+async def _offer(models: OfferedModels, ref: str, folder: Path, threads: Threads, said: Said) -> None:
     said("reading", {"ref": ref, "folder": str(folder)})
     try:
-        model = await asyncio.to_thread(models.add, ref, folder)
+        model = await threads.run(models.add, ref, folder)
     except (ModelFolderError, OSError) as error:
         raise StartError(
             f"`{ref}` cannot be offered: {error}", "`--model REF=FOLDER` takes a folder of files"
@@ -287,14 +292,14 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
 
 
 @asynccontextmanager
-async def _sweeping(plane: ControlPlane, store: FileStore, said: Said) -> AsyncIterator[None]:
+async def _sweeping(plane: ControlPlane, store: FileStore, threads: Threads, said: Said) -> AsyncIterator[None]:
     """Remove the files of jobs that are not known any more, again and again."""
 
     async def sweep() -> None:
         while True:
             try:
-                gone = [each for each in await asyncio.to_thread(store.jobs) if await plane.job(each) is None]
-                await asyncio.to_thread(store.forget, gone)
+                gone = [each for each in await threads.run(store.jobs) if await plane.job(each) is None]
+                await threads.run(store.forget, gone)
             except (OSError, sqlite3.Error, StoreError) as error:
                 said("warning", {"message": f"old files cannot be removed now: {error}"})
             await asyncio.sleep(SWEEP_S)

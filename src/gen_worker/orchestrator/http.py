@@ -3,8 +3,10 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -18,9 +20,25 @@ PIECE_BYTES = 1 << 20
 QUIET_S = 60.0  # a body of which no byte comes for so long is given up
 SMALL_BYTES = 64 << 10
 
+Found = TypeVar("Found")
 Handler = Callable[[Request], Awaitable[Response]]
 Routes = list[tuple[str, str, Handler]]
 """Method, path and handler of each."""
+
+
+class Threads:
+    """Where files are read, written and hashed, so that a long one keeps nothing else waiting."""
+
+    def __init__(self, most: int = 8) -> None:
+        self._pool = ThreadPoolExecutor(most, "gen-worker-files")
+
+    async def run(self, call: Callable[..., Found], *arguments: Any) -> Found:
+        """Make a call that blocks; return what it does."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(call, *arguments))
+
+    def close(self) -> None:
+        """Let those end that run, and none begin."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 class Json(Response):
@@ -140,8 +158,15 @@ class FileContent(Response):
     """A file's bytes, or a range of them, read 1 MiB at a time and never on the loop; the descriptor is its own."""
 
     def __init__(
-        self, request: Request, descriptor: int, size: int, etag: str, mime_type: str = "application/octet-stream"
+        self,
+        request: Request,
+        threads: Threads,
+        descriptor: int,
+        size: int,
+        etag: str,
+        mime_type: str = "application/octet-stream",
     ) -> None:
+        self._threads = threads
         self._descriptor = descriptor
         try:
             self._range = self._asked(request, size, f'"{etag}"')
@@ -175,7 +200,7 @@ class FileContent(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at, stop = self._left
             while at < stop:
-                piece = await asyncio.to_thread(os.pread, self._descriptor, min(PIECE_BYTES, stop - at), at)
+                piece = await self._threads.run(os.pread, self._descriptor, min(PIECE_BYTES, stop - at), at)
                 if not piece:
                     raise OSError("the file has become shorter while it was sent")
                 at += len(piece)

@@ -18,7 +18,7 @@ from gen_worker.discovery.names import slugify_name
 from gen_worker.orchestrator import rendering
 from gen_worker.orchestrator.asking import Submission, from_query, preferred_wait, request_of, seconds_of
 from gen_worker.orchestrator.files import FileStore
-from gen_worker.orchestrator.http import FileContent, Json, Routes, body_of, document_of
+from gen_worker.orchestrator.http import FileContent, Json, Routes, Threads, body_of, document_of
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.store import StoreError
@@ -51,9 +51,12 @@ _Gone = Callable[[str], Awaitable[None]]
 class JobRoutes:
     """The routes of one control plane's jobs; `closed` is set when the server ends, and answers whoever waits."""
 
-    def __init__(self, plane: ControlPlane, store: FileStore, urls_of: Urls, closed: asyncio.Event) -> None:
+    def __init__(
+        self, plane: ControlPlane, store: FileStore, urls_of: Urls, threads: Threads, closed: asyncio.Event
+    ) -> None:
         self._plane = plane
         self._store = store
+        self._threads = threads
         self._urls_of = urls_of
         self._closed = closed
         self.open = False
@@ -230,12 +233,13 @@ class JobRoutes:
 
     async def _media(self, request: Request, job: JobView, wanted: str) -> Response:
         """Return the first file of a kind that the job has stored, as `image/png` or `image/*`."""
-        files = await asyncio.to_thread(self._store.of_job, job.request_id, job.attempt)
+        files = await self._threads.run(self._store.of_job, job.request_id, job.attempt)
         for file in files.values():
             if fnmatch(file.mime_type, wanted):
                 return FileContent(
                     request,
-                    await asyncio.to_thread(self._store.open, file),
+                    self._threads,
+                    await self._threads.run(self._store.open, file),
                     file.size_bytes,
                     file.blake3,
                     file.mime_type,
@@ -246,16 +250,16 @@ class JobRoutes:
         """Return an output's msgpack and where it lies; neither for a stream."""
         if job.blob_ref is None:
             return job.output, ""
-        file = await asyncio.to_thread(self._store.find, job.request_id, job.attempt, job.blob_ref)
+        file = await self._threads.run(self._store.find, job.request_id, job.attempt, job.blob_ref)
         if file is None:
             return None, ""
         url = (await self._urls(job.request_id, job.attempt)).get(job.blob_ref, "")
         if file.size_bytes > INLINE_BYTES:
             return None, url
-        return await asyncio.to_thread(self._store.read, file), url
+        return await self._threads.run(self._store.read, file), url
 
     async def _urls(self, request_id: str, attempt: int) -> dict[str, str]:
-        return await asyncio.to_thread(self._urls_of, request_id, attempt)
+        return await self._threads.run(self._urls_of, request_id, attempt)
 
     async def _frames(self, request_id: str, last: int) -> AsyncIterator[bytes]:
         """Yield a job's events after the `last` one that the reader has seen, as they come, up to its result."""

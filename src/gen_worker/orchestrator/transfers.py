@@ -4,7 +4,6 @@ A job's uploads go by its token, and count only while its attempt is the one tha
 by signed URLs.
 """
 
-import asyncio
 from collections.abc import Callable
 from time import time
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gen_worker.orchestrator.files import FileStore, Filling, StoredFile, checked_name
-from gen_worker.orchestrator.http import FileContent, Json, answering, document_of, length_of, pieces
+from gen_worker.orchestrator.http import FileContent, Json, Threads, answering, document_of, length_of, pieces
 from gen_worker.orchestrator.offered import OfferedModels
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.signing import JobClaims, SignatureError, Signer
@@ -68,6 +67,7 @@ class Transfers:
         store: FileStore,
         models: OfferedModels,
         signer: Signer,
+        threads: Threads,
         *,
         base_url: str,
         live_attempt: Callable[[str], int | None],
@@ -75,6 +75,7 @@ class Transfers:
         self._store = store
         self._models = models
         self._signer = signer
+        self._threads = threads
         self._base_url = base_url
         self._live_attempt = live_attempt
 
@@ -101,8 +102,8 @@ class Transfers:
     async def receive(self, request: Request) -> Response:
         """Take a caller's file; whoever calls this has checked the caller."""
         name = checked_name(request.path_params["name"])
-        filling = await asyncio.to_thread(self._store.receive, name, length_of(request))
-        file = await _filled(request, filling)
+        filling = await self._threads.run(self._store.receive, name, length_of(request))
+        file = await self._filled(request, filling)
         assert isinstance(file, StoredFile)
         url = self._signed("GET", f"/v1/files/{file.name}", READS_S)
         return Json({"url": url, "name": file.name, **_meta(file)}, 201)
@@ -112,7 +113,7 @@ class Transfers:
     async def _create(self, request: Request) -> Response:
         claims = self._claims(request)
         asked: _Create = await document_of(request, _Create)
-        begun = await asyncio.to_thread(
+        begun = await self._threads.run(
             self._store.begin, claims, asked.ref, asked.blake3.lower(), asked.size_bytes, asked.content_type
         )
         if isinstance(begun, StoredFile):
@@ -124,21 +125,30 @@ class Transfers:
     async def _part(self, request: Request) -> Response:
         self._check_signature(request)
         upload, number = request.path_params["upload"], request.path_params["number"]
-        filling = await asyncio.to_thread(self._store.part, upload, number, length_of(request))
-        etag = await _filled(request, filling)
+        filling = await self._threads.run(self._store.part, upload, number, length_of(request))
+        etag = await self._filled(request, filling)
         return Response(headers={"ETag": f'"{etag}"'})
 
     async def _complete(self, request: Request) -> Response:
         claims = self._claims(request)
         asked: _Complete = await document_of(request, _Complete, _PARTS_BYTES)
         etags = [(part.part_number, part.etag) for part in asked.parts]
-        file = await asyncio.to_thread(self._store.complete, claims, request.path_params["upload"], etags)
+        file = await self._threads.run(self._store.complete, claims, request.path_params["upload"], etags)
         return Json({"ref": file.name, **_meta(file)})
 
     async def _abort(self, request: Request) -> Response:
         claims = self._claims(request)
-        await asyncio.to_thread(self._store.abort, claims, request.path_params["upload"])
+        await self._threads.run(self._store.abort, claims, request.path_params["upload"])
         return Response(status_code=204)
+
+    async def _filled(self, request: Request, filling: Filling) -> StoredFile | str:
+        """Write a body into the store and return what became of it."""
+        try:
+            async for piece in pieces(request):
+                await self._threads.run(filling.write, piece)
+            return await self._threads.run(filling.finish)
+        finally:
+            filling.close()
 
     def _claims(self, request: Request) -> JobClaims:
         """Return what the job's token allows; raise `Refusal` where it is none, or its attempt does not count."""
@@ -168,17 +178,17 @@ class Transfers:
         return await self._stored(request, "", 0, request.path_params["name"])
 
     async def _stored(self, request: Request, request_id: str, attempt: int, name: str) -> Response:
-        file = await asyncio.to_thread(self._store.find, request_id, attempt, name)
+        file = await self._threads.run(self._store.find, request_id, attempt, name)
         if file is None:
             raise Refusal(404, "not_found", f"there is no file `{name}`")
-        descriptor = await asyncio.to_thread(self._store.open, file)
-        return FileContent(request, descriptor, file.size_bytes, file.blake3, file.mime_type)
+        descriptor = await self._threads.run(self._store.open, file)
+        return FileContent(request, self._threads, descriptor, file.size_bytes, file.blake3, file.mime_type)
 
     async def _model(self, request: Request) -> Response:
         self._check_signature(request)
         digest, path = request.path_params["digest"], request.path_params["path"]
-        descriptor, file = await asyncio.to_thread(self._models.open, digest, path)
-        return FileContent(request, descriptor, file.size_bytes, file.blake3)
+        descriptor, file = await self._threads.run(self._models.open, digest, path)
+        return FileContent(request, self._threads, descriptor, file.size_bytes, file.blake3)
 
     def _check_signature(self, request: Request) -> None:
         expires, signature = (request.query_params.get(name, "") for name in ("expires", "signature"))
@@ -191,16 +201,6 @@ class Transfers:
 
     def _signed(self, method: str, path: str, lifetime_s: float) -> str:
         return self._base_url + self._signer.sign(method, path, int(time() + lifetime_s))
-
-
-async def _filled(request: Request, filling: Filling) -> StoredFile | str:
-    """Write a body into the store and return what became of it."""
-    try:
-        async for piece in pieces(request):
-            await asyncio.to_thread(filling.write, piece)
-        return await asyncio.to_thread(filling.finish)
-    finally:
-        filling.close()
 
 
 def _meta(file: StoredFile) -> dict[str, object]:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from gen_worker.orchestrator.files import FileStore
 from gen_worker.orchestrator.fleet_routes import FleetRoutes
-from gen_worker.orchestrator.http import Handler, Json, Routes, answering, refused
+from gen_worker.orchestrator.http import Handler, Json, Routes, Threads, answering, refused
 from gen_worker.orchestrator.job_routes import JobRoutes
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.refusal import Refusal
@@ -34,6 +34,7 @@ class Web:
         plane: ControlPlane,
         store: FileStore,
         files: PlaneFiles,
+        threads: Threads,
         *,
         base_url: str,
         token: Secret | None = None,
@@ -44,9 +45,9 @@ class Web:
         self._host = urlsplit(base_url).hostname or ""
         self._closed = asyncio.Event()
         self._transfers = Transfers(
-            store, files.models, files.signer, base_url=base_url, live_attempt=plane.live_attempt
+            store, files.models, files.signer, threads, base_url=base_url, live_attempt=plane.live_attempt
         )
-        self._jobs = JobRoutes(plane, store, self._transfers.urls, self._closed)
+        self._jobs = JobRoutes(plane, store, self._transfers.urls, threads, self._closed)
         self._fleet = FleetRoutes(plane, files)
 
     def open(self) -> None:
