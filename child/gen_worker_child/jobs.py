@@ -398,7 +398,7 @@ class Jobs:
             sink=_Sink(self, job),
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
-            owner=self._owner,
+            owner="" if job.order.wire else self._owner,  # an orchestrator says whose a file is, or nobody does
             models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
             inline_file_bytes=job.order.inline_file_bytes,
         )

@@ -159,6 +159,13 @@ def test_a_file_without_bytes_is_refused_and_that_is_said(shared: Shared) -> Non
     assert "has no bytes" in result.safe_message
 
 
+@pytest.mark.parametrize("tenant", ["acme", ""])
+def test_an_asset_is_its_tenants_or_nobodys(shared: Shared, tenant: str) -> None:
+    fields = {"capability_token": shared.store.token, "tenant": tenant}
+    asset = shared.driven.connection.run("save", {"text": "a.bin", "times": 10}, **fields).output()
+    assert asset.get("owner", "") == tenant
+
+
 @pytest.mark.parametrize("ref", ["../up.bin", "http://elsewhere/x.bin", "a\\b.bin"])
 def test_no_ref_leads_elsewhere(shared: Shared, ref: str) -> None:
     assert shared.save(ref, 10).result().status == INVALID
