@@ -161,7 +161,7 @@ def test_a_file_without_bytes_is_refused_and_that_is_said(shared: Shared) -> Non
 
 @pytest.mark.parametrize("tenant", ["acme", ""])
 def test_an_asset_is_its_tenants_or_nobodys(shared: Shared, tenant: str) -> None:
-    fields = {"capability_token": shared.store.token, "tenant": tenant}
+    fields: dict[str, Any] = {"capability_token": shared.store.token, "tenant": tenant}
     asset = shared.driven.connection.run("save", {"text": "a.bin", "times": 10}, **fields).output()
     assert asset.get("owner", "") == tenant
 
