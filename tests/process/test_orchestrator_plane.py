@@ -181,6 +181,8 @@ async def test_jobs_are_listed_newest_first_and_by_status_in_pages(tmp_path: Pat
         waiting = await plane.jobs(status="queued", limit=2)
         assert [view.request_id for view in waiting] == ["r6", "r5"]
         assert [view.request_id for view in await plane.jobs(status="queued", limit=1, after="r5")] == ["r4"]
+        await plane.cancel("r5")
+        assert [view.request_id for view in await plane.jobs(status="queued", limit=1, after="r5")] == ["r4"]
 
 
 @on_a_loop
@@ -194,6 +196,24 @@ async def test_ended_jobs_are_kept_up_to_a_number(tmp_path: Path) -> None:
         await until(lambda: _is_gone(plane, "r3"))
         assert [view.request_id for view in await plane.jobs()] == ["r5", "r4"]
         assert not await events(plane, "r0")
+
+
+@on_a_loop
+async def test_ended_jobs_are_kept_up_to_a_size_and_one_that_waits_is_kept_whatever_it_has(tmp_path: Path) -> None:
+    async with control_plane(tmp_path) as plane, worker(plane.address) as peer:
+        await plane.submit(JobRequest(function="later", request_id="waits", payload=bytes(1 << 20)))
+        for number in range(4):
+            await plane.submit(echo(f"r{number}", payload=bytes(1 << 20)))
+            await peer.answer(await peer.take())
+            await end(plane, f"r{number}")
+    async with control_plane(tmp_path, keep_bytes=1 << 20) as plane:
+        await until(lambda: _is_gone(plane, "r3"))
+        assert [view.request_id for view in await plane.jobs()] == ["waits"]
+
+
+def test_only_its_owner_can_read_the_state(tmp_path: Path) -> None:
+    Store(tmp_path / "state").close()
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
 
 
 async def _is_gone(plane: ControlPlane, request_id: str) -> bool:

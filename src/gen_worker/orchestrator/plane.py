@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from itertools import dropwhile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Protocol, TypeVar, assert_never
 
@@ -121,6 +121,9 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep_jobs: int = 100_000
     """Ended jobs that are remembered; the oldest go first."""
 
+    keep_bytes: int = 4 << 30
+    """What the state may take on disk before the oldest ended jobs go."""
+
     keep_s: float = 7 * 86400.0
     """How long ended jobs are remembered."""
 
@@ -227,11 +230,18 @@ class ControlPlane:
             views = await asyncio.to_thread(self._store.jobs, status=status, limit=limit, after=after)
             live = ((view, self._plane.jobs.get(view.request_id)) for view in views)
             return [view if job is None else job.view() for view, job in live]
-        newest = reversed(self._plane.jobs.values())
-        if after in self._plane.jobs:
-            newest = dropwhile(lambda job: job.request_id != after, newest)
-        views = [view for job in newest if job.request_id != after and (view := job.view()).status == status]
+        views = [view for job in await self._older(after) if (view := job.view()).status == status]
         return views[:limit]
+
+    async def _older(self, than: str | None) -> Iterable[Job]:
+        """Return the jobs that have not ended and came before another one, the newest first."""
+        newest = reversed(self._plane.jobs.values())
+        if than is None:
+            return newest
+        if than in self._plane.jobs:
+            return islice(dropwhile(lambda job: job.request_id != than, newest), 1, None)
+        ended = await self._stored(than)  # since the page before
+        return () if ended is None else (job for job in newest if job.created < ended.created)
 
     async def watch(self, request_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
         """Yield what happened to a job after an event and happens to it, up to its `result`.
@@ -419,8 +429,17 @@ class ControlPlane:
         self._apply(Ticked())
 
     def _forget(self) -> None:
-        self._store.forget(before=time.time() - self._options.keep_s, keep=self._options.keep_jobs)
-        self._sweep = self._loop.call_later(SWEEP_S, self._forget)
+        options = self._options
+        self._store.forget(
+            before=time.time() - options.keep_s,
+            jobs=options.keep_jobs,
+            size=options.keep_bytes,
+            done=self._later(self._forgot),
+        )
+
+    def _forgot(self, some: bool) -> None:
+        if not self._closed:
+            self._sweep = self._loop.call_later(0.0 if some else SWEEP_S, self._forget)
 
     def _perform(self, action: Action) -> None:
         match action:

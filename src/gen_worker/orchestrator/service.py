@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -125,6 +126,7 @@ class Service:
     async def start(self, listen: str, tls: tuple[Path, Path] | None) -> str:
         """Open the port; return its address. Raises `OSError` where it cannot be had."""
         host, _, _ = listen.rpartition(":")
+        _see_port(listen)
         try:
             if tls is None:
                 port = self._server.add_insecure_port(listen)
@@ -211,6 +213,17 @@ async def _next(context: Context) -> WorkerFrame | None:
             raise _EndedError("malformed_message") from None
         if frame is not None:
             return frame
+
+
+def _see_port(listen: str) -> None:
+    """Raise `OSError` where a port cannot be had; gRPC would write to stderr about it, and keep descriptors."""
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        raise OSError(f"cannot listen on {listen}: {error.strerror or error}") from error
 
 
 def _check(hello: Hello, claims: WorkerClaims | None) -> None:

@@ -212,8 +212,8 @@ class Worker:
         return found.tier if found else ResidencyTier.UNSPECIFIED
 
     def learn(self, metrics: JobMetrics) -> None:
-        """Give it more at once where jobs did not wait there, and less where they did."""
-        if metrics.queue_ms <= SHORT_WAIT_MS and len(self.jobs) + 1 >= self.limit:
+        """Learn from a job that ends: give more at once where jobs do not wait, though it has all it may, else less."""
+        if metrics.queue_ms <= SHORT_WAIT_MS and len(self.jobs) >= self.limit:
             self.limit = min(self.limit + 1, self.lanes * MOST_AHEAD)
         elif metrics.queue_ms > LONG_WAIT_MS:
             self.limit = max(self.limit - 1, self.lanes + AHEAD)

@@ -23,6 +23,7 @@ from gen_worker.wire.scheduler import JobMetrics
 
 SCHEMA_VERSION = 1
 BATCH = 1000  # changes in one transaction
+FORGOTTEN = 100  # jobs at once
 RETRY_S = 1.0  # until a disk that is full is tried again
 
 _SCHEMA = """
@@ -55,6 +56,8 @@ CREATE TABLE events (
     body BLOB NOT NULL,
     PRIMARY KEY (request_id, number)
 );
+CREATE TRIGGER events_go_with_their_job AFTER DELETE ON jobs BEGIN
+    DELETE FROM events WHERE request_id = old.request_id; END;
 CREATE TABLE closed (clean INTEGER NOT NULL);
 INSERT INTO closed VALUES (1);
 """
@@ -62,6 +65,16 @@ _COLUMNS = (
     "request, status, attempt, worker_id, created, started, finished, code, safe_message, output, blob_ref, metrics,"
     " progress"
 )
+_FORGET = """
+DELETE FROM jobs WHERE number IN (
+    SELECT number FROM jobs WHERE status != ? AND (
+        finished < ?
+        OR number <= (SELECT number FROM jobs WHERE status != ? ORDER BY number DESC LIMIT 1 OFFSET ?)
+        OR (SELECT (page_count - freelist_count) * page_size
+            FROM pragma_page_count, pragma_freelist_count, pragma_page_size) > ?
+    ) ORDER BY number LIMIT ?
+)
+"""
 LIVE = "live"  # the status of a job that has not ended; how far it is only its control plane knows
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -110,6 +123,7 @@ class Store:
         with ExitStack() as opened:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(mode=0o600)  # payloads are nobody else's business
                 opened.enter_context(_locked(path))
                 self._writer = opened.enter_context(closing(_connect(path)))
                 self._reader = opened.enter_context(closing(_connect(path)))
@@ -206,15 +220,12 @@ class Store:
         """Forget what happened to a job up to this event."""
         self._put("DELETE FROM events WHERE request_id = ? AND number <= ?", (request_id, number))
 
-    def forget(self, *, before: float, keep: int) -> None:
-        """Forget jobs that ended before a time, and the oldest of those that are more than `keep`."""
-        old = (
-            "SELECT request_id FROM jobs WHERE status != ? AND (finished < ? OR number <="
-            " (SELECT number FROM jobs WHERE status != ? ORDER BY number DESC LIMIT 1 OFFSET ?)) LIMIT ?"
-        )
-        values = (LIVE, before, LIVE, keep, BATCH)
-        self._put(f"DELETE FROM events WHERE request_id IN ({old})", values)
-        self._put(f"DELETE FROM jobs WHERE request_id IN ({old})", values)
+    def forget(self, *, before: float, jobs: int, size: int, done: Done) -> None:
+        """Forget some jobs that ended before a time, and the oldest ended ones beyond a number and a size in bytes.
+
+        `done` is told whether there were any: there may be more.
+        """
+        self._put(_FORGET, (LIVE, before, LIVE, jobs, size, FORGOTTEN), done=done)
 
     def flush(self, done: Done) -> None:
         """Have `done` called when everything up to here can be read."""
@@ -331,7 +342,7 @@ def _prepare(writer: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"the state in {path} is of a later version of gen-worker: {version}, not {SCHEMA_VERSION}")
     if version == 0:
         with _transaction(writer):
-            for statement in _SCHEMA.split(";\n"):
+            for statement in _SCHEMA.split(";\n"):  # `executescript` would commit what is under way
                 writer.execute(statement)
             writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
