@@ -328,6 +328,30 @@ def test_an_upload_that_the_store_forgot_begins_anew(way: Way) -> None:
         os.close(later)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_an_upload_whose_completion_was_not_heard_of_sends_nothing_again(way: Way) -> None:
+    content = content_of(3 * MIB)
+    with LoopbackStore(way=way, part_bytes=MIB) as store:
+        journal, later, cancel = memory(b""), memory(b""), Cancel()
+        store.fail("complete:*", Stall(1, 30.0))
+
+        def upload() -> None:
+            with pytest.raises(ModelError):
+                Here(store).upload(content, journal=Journal(journal), cancel=cancel)
+
+        thread = threading.Thread(target=upload)
+        thread.start()
+        until(lambda: store.seen("complete:*"), what="a completion on its way")
+        os.pwrite(later, os.pread(journal, MIB, 0), 0)
+        _end_silently(store, cancel, thread)
+        store.requests.clear()
+        Here(store).upload(content, journal=Journal(later))
+        assert store.files[REF].content == content
+        assert [request.target for request in store.requests] == [f"complete:{REF}"]
+        os.close(journal)
+        os.close(later)
+
+
 def _interrupted(store: LoopbackStore, content: bytes, torn: bytes) -> tuple[int, int]:
     """Return the journals of an upload that lacks its last part: as it was left in the end, and as it was before."""
     journal, later, cancel = memory(b""), memory(b""), Cancel()
@@ -341,12 +365,17 @@ def _interrupted(store: LoopbackStore, content: bytes, torn: bytes) -> tuple[int
     thread.start()
     until(lambda: os.pread(journal, MIB, 0).count(b'"part":') == 5, what="five parts in the journal")
     os.pwrite(later, os.pread(journal, MIB, 0) + torn, 0)
+    _end_silently(store, cancel, thread)
+    return journal, later
+
+
+def _end_silently(store: LoopbackStore, cancel: Cancel, thread: threading.Thread) -> None:
+    """End an upload as if its process had been killed: the store hears nothing of it."""
     for glob in ("abort:*", "object:*"):
-        store.fail(glob, Status(503))  # as if it had died without a word
+        store.fail(glob, Status(503))
     cancel.set()
     thread.join()
     store.heal()
-    return journal, later
 
 
 def test_a_journal_remembers_what_was_noted_and_forgets_when_all_begins_anew() -> None:

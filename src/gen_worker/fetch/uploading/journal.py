@@ -17,6 +17,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     digests: Digests | None = None
     created: str = ""
     multipart: str = ""
+    joined: str = ""
     part: int = 0
     etag: str = ""
 
@@ -33,6 +34,8 @@ class Journal:
         """What the store answered at the beginning, as it came."""
         self.multipart = ""
         """The id by which a bucket knows the upload."""
+        self.joined = ""
+        """The ETag of the object, once the bucket has made it of the parts."""
         self.etags: dict[int, str] = {}
         """The parts that are stored, from 1 on."""
         if fd is not None:
@@ -53,6 +56,11 @@ class Journal:
         self.multipart = name
         self._append(_Line(multipart=name))
 
+    def note_joined(self, etag: str) -> None:
+        """The bucket has joined the parts."""
+        self.joined = etag
+        self._append(_Line(joined=etag))
+
     def note_part(self, number: int, etag: str) -> None:
         """A part is stored."""
         self.etags[number] = etag
@@ -60,7 +68,7 @@ class Journal:
 
     def begin_anew(self) -> None:
         """Forget everything but the digests: the store has, too."""
-        self.created, self.multipart, self.etags = "", "", {}
+        self.created, self.multipart, self.joined, self.etags = "", "", "", {}
         with self._writing:
             self._end = 0
             if self._fd is not None:
@@ -86,5 +94,6 @@ class Journal:
             self.digests = line.digests or self.digests
             self.created = line.created or self.created
             self.multipart = line.multipart or self.multipart
+            self.joined = line.joined or self.joined
             if line.part:
                 self.etags[line.part] = line.etag

@@ -161,7 +161,9 @@ class Bucket:
 
     def finish(self, etags: list[str], cancel: Cancel) -> Mapping[str, object]:
         """Have the bucket join the parts, and return the object."""
-        etag = etags[0] if self._whole else self._joined(etags, cancel)
+        if not self._whole and not self._journal.joined:
+            self._journal.note_joined(self._joined(etags, cancel))
+        etag = etags[0] if self._whole else self._journal.joined
         grant, known = self._grant, {"size_bytes": self._length, "blake3": self._digests.blake3}
         return {"transfer": {"mode": "s3_sdk", "bucket": grant.bucket, "key": grant.key, **known, "etag": etag}}
 
