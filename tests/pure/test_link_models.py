@@ -6,12 +6,12 @@ import pytest
 
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.wanted import Wanted
-from gen_worker.wire.fetching import FetchFailed, Fetching, Stocked
+from gen_worker.wire.fetching import Fetch, FetchFailed, Fetching, Stocked
 from gen_worker.wire.messages import Load, LoadFailed, Unload, Wants
 from gen_worker.wire.scheduler import HelloAck, ModelOpKind, ModelResidency, ResidencyTier, Snapshot
 from gen_worker_supervisor.link.models import error_of
 from gen_worker_supervisor.phases import JobState, ModelState
-from gen_worker_supervisor.state import FetcherReported, Function, LetGo, OrderFetch
+from gen_worker_supervisor.state import FetcherLost, FetcherReported, Function, LetGo, OrderFetch
 from tests.pure.host import KILLED, held_by, runs, sent
 from tests.pure.linked import MIB, A, B, Worker, bound, described, gpu, hub
 
@@ -147,6 +147,18 @@ def test_whatever_a_described_url_is_refused_with_it_has_expired(kind: ModelErro
     the.host.fetch_fails(*the.host.ordered(probe=False), kind=kind, retryable=kind == "url_expired")
     assert the.host.answer(job).state is JobState.RETRYABLE
     assert the.told()[-1] == (REF, "FAILED", "url_expired")
+
+
+def test_a_fetcher_that_dies_is_replaced_by_one_that_is_told_the_same() -> None:
+    the = worker()
+    job = the.runs("f", {REF: described()})
+    the.host.absent(*the.host.ordered(probe=True))
+    orders = [action for action in the.host.happens(FetcherLost()) if isinstance(action, OrderFetch)]
+    assert [(type(each.order), [file.url for file in each.described]) for each in orders] == [
+        (Fetch, [f"https://store/{A}?1"])
+    ]
+    the.brings()
+    assert runs(the.loads()) == [job]
 
 
 def test_a_snapshot_serves_a_model_of_another_provider_too() -> None:
