@@ -2,6 +2,9 @@ from random import Random
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given as whatever
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from gen_worker.orchestrator.decide import apply, backoff_s, restore
 from gen_worker.orchestrator.state import (
@@ -504,3 +507,53 @@ def test_a_worker_is_given_more_at_once_only_where_jobs_do_not_wait_in_it() -> N
         metrics = JobMetrics(runtime_ms=300, queue_ms=900)
         desk.says("one", JobResult(request_id=f"r{number}", attempt=1, status=OK, metrics=metrics))
     assert worker.limit == first
+
+
+# --- what no worker should say ----------------------------------------------------------------------------------------
+
+
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
+TEXTS = st.sampled_from(["", "r", "echo", "o/a", "\0", "x" * 1000])
+FRAMES = st.one_of(
+    st.builds(Hello, worker_id=TEXTS),
+    st.builds(StateDelta, phase=st.sampled_from(WorkerPhase), available_functions=st.tuples(TEXTS, TEXTS)),
+    st.builds(JobAccepted, request_id=TEXTS, attempt=NUMBERS | st.just(1)),
+    st.builds(
+        JobResult,
+        request_id=TEXTS,
+        attempt=NUMBERS | st.just(1),
+        status=st.sampled_from(JobStatus),
+        metrics=st.none() | st.builds(JobMetrics, runtime_ms=NUMBERS, queue_ms=NUMBERS, concurrency_at_start=NUMBERS),
+    ),
+    st.builds(
+        JobProgress,
+        request_id=TEXTS,
+        attempt=NUMBERS | st.just(1),
+        seq=NUMBERS,
+        body=st.binary(max_size=50) | st.just(b"[" * 100_000) | st.just(b'{"event":"log","value":[]}'),
+        content_type=st.sampled_from(["", EVENT_TYPE]),
+    ),
+    st.builds(
+        ModelEvent, ref=TEXTS, state=st.sampled_from(ModelState), error=st.sampled_from(["", "oom", "url_expired"])
+    ),
+    st.builds(FnUnavailable, function_name=TEXTS, reason=TEXTS),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@whatever(st.lists(FRAMES, max_size=10))
+def test_whatever_a_worker_says_it_harms_nobody_else(frames: list[WorkerFrame]) -> None:
+    desk = Desk()
+    desk.joins("good")
+    desk.submits("kept")
+    desk.says("good", accepted("kept"))
+    desk.joins("bad")
+    desk.happens(OpAsked("bad", ModelOp(op=ModelOpKind.LOAD, ref="o/a")))
+    desk.submits()
+    for frame in frames:
+        desk.says("bad", frame)
+    desk.waits(100)
+    assert desk.plane.jobs["kept"].worker is desk.plane.workers["good"]
+    (end,) = ended(desk.says("good", result(OK, request_id="kept")))
+    assert end.status == "ok"
+    assert all(run_s >= 0 for run_s in desk.plane.runs.values())

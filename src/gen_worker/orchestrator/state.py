@@ -28,6 +28,7 @@ from gen_worker.wire.scheduler import (
 )
 
 UNKNOWN_RUN_S = 1.0  # until a function has run
+LONGEST_RUN_S = 86400.0
 AHEAD = 1  # jobs that a worker has beyond one for each device, so that it never waits for the next
 MOST_AHEAD = 64
 SHORT_WAIT_MS = 20  # a job that waited no longer in its worker did not wait for another one
@@ -466,7 +467,8 @@ class Plane:
         return self.runs.get(function, UNKNOWN_RUN_S)
 
     def ran(self, function: str, seconds: float) -> None:
-        """Learn from a run that ended well."""
+        """Learn from a run that ended well, as far as what its worker says can be."""
+        seconds = min(max(seconds, 0.0), LONGEST_RUN_S)
         before = self.runs.get(function, seconds)
         self.runs[function] = before + RUN_WEIGHT * (seconds - before)
 

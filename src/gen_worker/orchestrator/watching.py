@@ -7,6 +7,7 @@ from gen_worker.orchestrator.views import JobEvent
 
 WATCHED_EVENTS = 1024  # for a watcher that does not read; with more it reads them from the disk later
 KEPT_BYTES = 32 << 20  # of a job's events, at least; twice as much at most
+EVENT_BYTES = 64  # of an event beside its body
 
 
 class Watch:
@@ -54,9 +55,9 @@ class Log:
         self._mark = 0
 
     def add(self, size: int) -> int:
-        """Count one more event; return up to which number events are now too old to be kept, 0 for none."""
+        """Count one more event of so many bytes; return up to which number events are now too old, 0 for none."""
         self.last += 1
-        self._bytes += size
+        self._bytes += EVENT_BYTES + size
         if self._bytes <= KEPT_BYTES:
             return 0
         old, self._mark, self._bytes = self._mark, self.last, 0
