@@ -264,6 +264,14 @@ def test_an_orchestrator_that_never_comes_ends_the_worker(app: Path) -> None:
     assert "WORKER_DISCONNECTED_TIMEOUT_S" in ended.said
 
 
+def test_a_worker_whose_children_never_come_up_ends_and_says_why(app: Path) -> None:
+    in_a_child = "import os\nif 'GEN_WORKER_LOCAL_DEVICE' in os.environ:\n    raise RuntimeError('no sun here')\n"
+    (app / "shop.py").write_text(MODULE + in_a_child)
+    ended = refused(app, **NOWHERE)
+    assert (ended.code, ended.fatal["phase_context"]) == (1, "run")
+    assert "error: no device can serve: `shop` does not import: RuntimeError: no sun here" in ended.said
+
+
 # --- what starts ------------------------------------------------------------------------------------------------------
 
 
