@@ -204,6 +204,13 @@ def test_a_worker_that_is_killed_is_started_again_and_its_job_ends(project: Path
         assert int(running.run("whoami")["text"]) != supervisor
 
 
+def test_a_worker_that_was_drained_stays_away(project: Path, tmp_path: Path) -> None:
+    with platform(tmp_path, "--worker", str(project), "--devices", "cpu:1") as running:
+        running.run("shout", text="hi")
+        assert running.ask("/v1/workers/shouting/drain", {})[0] == 202
+        running.heard("worker", "ended with 0 and is not started again")
+
+
 def test_workers_do_not_outlive_a_control_plane_that_is_killed(project: Path, tmp_path: Path) -> None:
     with platform(tmp_path, "--worker", str(project), "--devices", "cpu:1") as running:
         running.run("shout", text="hi")

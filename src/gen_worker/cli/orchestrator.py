@@ -15,6 +15,7 @@ from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, nearest
 from gen_worker.cli.project import find_project, survey_of
 from gen_worker.cli.settings import read_settings
+from gen_worker.settings import VARIABLES
 from gen_worker.terminal import printable
 
 if TYPE_CHECKING:  # it serves HTTP, and is imported when something is served
@@ -90,7 +91,7 @@ def _state_option(function: Any) -> Any:
     metavar="PROJECT",
     multiple=True,
     shell_complete=complete_path,
-    help="Start a worker for this project, and again when it ends; repeatable.",
+    help="Start a worker for this project, and again when it fails; repeatable.",
 )
 @click.option("--devices", metavar="DEVICES", help="The devices of each `--worker`, as `auto`, `cpu:2` or `0,1`.")
 @click.option(
@@ -99,6 +100,11 @@ def _state_option(function: Any) -> Any:
     metavar="REF=FOLDER",
     multiple=True,
     help="Have workers fetch the model of this ref from a folder here; repeatable.",
+)
+@click.option(
+    "--store-limit",
+    metavar="BYTES",
+    help="What files may take of the disk, as 100G.  [default: what there is, less 512 MiB]",
 )
 @click.option("--auth", is_flag=True, help="Let only workers in that show a token of `orchestrator token`.")
 @click.option("--tls-cert", metavar="PEM", shell_complete=complete_path, help="The certificate of both ports.")
@@ -114,6 +120,7 @@ def command(
     workers: tuple[str, ...],
     devices: str | None,
     models: tuple[str, ...],
+    store_limit: str | None,
     auth: bool,
     tls_cert: str | None,
     tls_key: str | None,
@@ -125,6 +132,7 @@ def command(
     _refuse_missing()
     settings = read_settings()
     from gen_worker.orchestrator.app import Options, StartError, run
+    from gen_worker.orchestrator.files import FileLimits
     from gen_worker.orchestrator.telling import Lines
 
     token = settings.orchestrator_token
@@ -145,6 +153,7 @@ def command(
         auth=auth,
         token=token,
         max_queued=settings.max_queued,
+        limits=FileLimits(quota_bytes=_size("--store-limit", store_limit)),
     )
     lines = Lines(sys.stdout.fileno() if as_json else sys.stderr.fileno())
     try:
@@ -257,6 +266,13 @@ def _is_here(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _size(option: str, text: str | None) -> int:
+    try:
+        return 0 if text is None else int(VARIABLES["cache_bytes"].parse(text))
+    except ValueError as error:
+        raise Failure(f"`{option}` takes {error}, not `{text}`") from None
 
 
 def _folders(models: tuple[str, ...]) -> dict[str, Path]:

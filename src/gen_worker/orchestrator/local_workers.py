@@ -16,7 +16,8 @@ BACK_OFF_S = (1.0, 60.0)
 STEADY_S = 60.0  # who lived so long begins with the shortest pause again
 LINE_BYTES = 64 << 10
 LAST_WORDS_S = 2.0  # for what a worker has said before it ended
-USAGE = 2  # the exit code of a worker that would end the same way again
+# Exit codes of workers that are not started again, and why.
+FINAL = {0: "it was drained", 2: "it would end so each time"}
 
 _OURS = ("GEN_WORKER_ORCHESTRATOR_TOKEN",)  # what callers show is no worker's business
 
@@ -63,7 +64,7 @@ class LocalWorkers:
         self._ending = asyncio.Event()
 
     def start(self) -> None:
-        """Start them, and again whoever ends."""
+        """Start them, and again whoever fails."""
         self._keeping = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
 
     async def end(self) -> None:
@@ -90,8 +91,8 @@ class LocalWorkers:
             code = await self._run(worker)
             if self._ending.is_set():
                 return
-            if code == USAGE:
-                self._said(worker.name, f"ended with {code} and is not started again: it would end so each time")
+            if code in FINAL:
+                self._said(worker.name, f"ended with {code} and is not started again: {FINAL[code]}")
                 return
             if time.monotonic() - begun > STEADY_S:
                 pause_s = BACK_OFF_S[0]
