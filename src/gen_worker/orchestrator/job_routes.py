@@ -294,7 +294,9 @@ class _EventStream(Response):
         leaving = asyncio.ensure_future(hung_up(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done() and self._gone is not None:
+            if sending.done():
+                sending.result()
+            elif self._gone is not None:
                 await self._gone(self._request_id)
         finally:
             for task in (sending, leaving):
