@@ -4,14 +4,13 @@ Where models are is read from the fleet, where they shall be is written there; n
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Literal, Protocol
 
 import msgspec
 
-from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.refs import RefError
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
 from gen_worker.wire.fetching import FetchFailed, Stocked
@@ -30,94 +29,16 @@ from gen_worker.wire.scheduler import (
 )
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.link.refs import digest_of, providers, wanted_of
+from gen_worker_supervisor.link.residency import binders, binds, current, error_of, held, in_use, residency
 from gen_worker_supervisor.phases import ModelState as Coming
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Child, Fleet, Function, Happening, UnloadAsked, holds
+from gen_worker_supervisor.state import Fleet, Function, Happening, UnloadAsked, holds
 
 DOWNLOADING_S = 5.0  # between two events on how far a model is
-_GONE = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 _STATES = {
     ResidencyTier.DISK: ModelState.ON_DISK,
     ResidencyTier.RAM: ModelState.IN_RAM,
     ResidencyTier.VRAM: ModelState.IN_VRAM,
 }
-_ERRORS: dict[ModelErrorKind, str] = {
-    "url_expired": "url_expired",
-    "digest_mismatch": "digest_mismatch",
-    "insufficient_disk": "insufficient_disk",
-    "read_only": "read_only",
-    "load_failed": "load_failed",
-}
-"""How an orchestrator is told why a model failed; what is not here is `download_failed`."""
-
-
-# --- where models are -------------------------------------------------------------------------------------------------
-
-
-def residency(fleet: Fleet, in_memory: Callable[[Model], bool]) -> dict[str, ModelResidency]:
-    """Return where each model is, by its ref as an orchestrator writes it; a model that is not here has no entry.
-
-    What was superseded by another snapshot of the same ref does not count. `vram_bytes` is what all its copies take.
-    """
-    catalog = fleet.catalog
-    digests = {name: digest for (_, name), digest in catalog.digests.items()}
-    found = {
-        name: ResidencyTier.DISK
-        for name, stocked in catalog.shelf.items()
-        if digests.get(name, stocked.wanted.digest) == stocked.wanted.digest
-    }
-    for model in catalog.models.values():
-        if model.here and digests.get(model.name, model.wanted.digest) == model.wanted.digest:
-            tier = ResidencyTier.RAM if in_memory(model) else ResidencyTier.DISK
-            found[model.name] = max(tier, found.get(model.name, tier))
-    vram: dict[str, int] = {}
-    for child, instance in _held(fleet):
-        wanted = {slot.name: slot.wanted for slot in fleet.slots_of(instance)}
-        for resident in child.models.get(instance, []):
-            if resident.slot not in wanted:
-                continue
-            name = catalog.name_of(wanted[resident.slot])
-            tier = ResidencyTier.VRAM if child.device.kind == "cuda" else ResidencyTier.RAM
-            found[name] = max(tier, found.get(name, tier))
-            if tier is ResidencyTier.VRAM:
-                vram[name] = vram.get(name, 0) + resident.bytes
-    return {name: ModelResidency(ref=name, tier=found[name], vram_bytes=vram.get(name, 0)) for name in sorted(found)}
-
-
-def _held(fleet: Fleet) -> Iterator[tuple[Child, str]]:
-    """Return the instances that later jobs may run on, each with a child that holds it."""
-    current = _current(fleet)
-    for device in fleet.devices:
-        child = device.child
-        if child is not None and child.phase not in _GONE:
-            yield from ((child, instance) for instance in child.loaded if instance in current)
-
-
-def _current(fleet: Fleet) -> set[str]:
-    """Return the instances that later jobs may run on."""
-    superseded = {id(function) for function in fleet.superseded}
-    return {each.surveyed.instance for each in fleet.variants() if id(each) not in superseded}
-
-
-def binders(fleet: Fleet, name: str) -> list[Function]:
-    """Return the functions whose later jobs need a model."""
-    superseded = {id(function) for function in fleet.superseded}
-    return [each for each in fleet.variants() if id(each) not in superseded and _binds(fleet, each, name)]
-
-
-def in_use(fleet: Fleet, name: str) -> bool:
-    """Whether a job that a child was handed needs a model."""
-    children = [device.child for device in fleet.devices if device.child is not None]
-    return any(_binds(fleet, job.function, name) for child in children for job in child.leased.values())
-
-
-def _binds(fleet: Fleet, function: Function, name: str) -> bool:
-    return any(fleet.catalog.name_of(slot.wanted) == name for slot in function.surveyed.slots)
-
-
-def error_of(failure: FetchFailed) -> str:
-    """Return how an orchestrator is told why a model cannot be had."""
-    return _ERRORS.get(failure.kind, "download_failed")
 
 
 # --- who has a hand on them -------------------------------------------------------------------------------------------
@@ -458,7 +379,7 @@ class LinkModels:
         name = wanted.wire_ref
         fleet = self._fleet
         for function in (*fleet.named.values(), *fleet.pinned.values()):  # what named it runs what it came for
-            if function.chosen and function not in fleet.superseded and _binds(fleet, function, name):
+            if function.chosen and function not in fleet.superseded and binds(fleet, function, name):
                 fleet.superseded.append(function)
                 fleet.untidy = True
         self._rebind()
@@ -500,11 +421,11 @@ class LinkModels:
 
     def _begin_again(self, name: str) -> None:
         """Have what is under way go on for the snapshot that a ref means now."""
-        current = _current(self._fleet)
+        instances = current(self._fleet)
         superseded = [
             each
             for each in self._operations
-            if each.kind is not ModelOpKind.UNLOAD and (each.name == name or not current.issuperset(each.instances))
+            if each.kind is not ModelOpKind.UNLOAD and (each.name == name or not instances.issuperset(each.instances))
         ]
         for operation in superseded:
             self._forget(operation)
@@ -604,8 +525,8 @@ class LinkModels:
                 return error_of(model.failure)
         if operation.kind is ModelOpKind.DOWNLOAD:
             return "" if all(model.here for model in models) else None
-        held = {instance for _, instance in _held(self._fleet)}
-        missing = [instance for instance in operation.instances if instance not in held]
+        there = {instance for _, instance in held(self._fleet)}
+        missing = [instance for instance in operation.instances if instance not in there]
         for instance in missing:
             if failure := self._fleet.loads.get(instance, "load_failed"):  # somebody wanted it unloaded meanwhile
                 return failure
