@@ -505,6 +505,15 @@ async def test_workers_come_in_over_tls(tmp_path: Path) -> None:
             await until(lambda: plane.workers())
 
 
+@on_a_loop
+async def test_a_certificate_that_is_none_is_said(tmp_path: Path) -> None:
+    (tmp_path / "none").write_text("no certificate")
+    for name in ("absent", "none"):
+        with pytest.raises(OSError, match="cannot listen on"):
+            async with control_plane(tmp_path, tls=(tmp_path / name, tmp_path / name)):
+                pass
+
+
 def self_signed(folder: Path) -> tuple[Path, Path]:
     """Make a certificate for `localhost`, and its key."""
     from datetime import UTC, datetime, timedelta

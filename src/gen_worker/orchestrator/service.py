@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -118,26 +119,27 @@ class Service:
         self._hello_timeout_s = hello_timeout_s
         self._auth = auth
         self._live: set[Session] = set()
-        self._server = grpc.aio.server(options=OPTIONS)
-        connect = grpc.stream_stream_rpc_method_handler(self._connect)
-        service, method = CONNECT.strip("/").split("/")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: connect}),))
 
     async def start(self, listen: str, tls: tuple[Path, Path] | None) -> str:
         """Open the port; return its address. Raises `OSError` where it cannot be had."""
         host, _, _ = listen.rpartition(":")
-        _see_port(listen)
+        _look_first(listen, tls)
+        self._server = grpc.aio.server(options=OPTIONS)
+        connect = grpc.stream_stream_rpc_method_handler(self._connect)
+        service, method = CONNECT.strip("/").split("/")
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: connect}),))
         try:
-            if tls is None:
-                port = self._server.add_insecure_port(listen)
-            else:
-                certificate, key = (path.read_bytes() for path in tls)
-                port = self._server.add_secure_port(listen, grpc.ssl_server_credentials([(key, certificate)]))
+            port = self._open(listen, tls)
         except RuntimeError as error:
-            await self._server.stop(None)
             raise OSError(f"cannot listen on {listen}: {error}") from error
         await self._server.start()
         return f"{host}:{port}"
+
+    def _open(self, listen: str, tls: tuple[Path, Path] | None) -> int:
+        if tls is None:
+            return int(self._server.add_insecure_port(listen))
+        certificate, key = (path.read_bytes() for path in tls)
+        return int(self._server.add_secure_port(listen, grpc.ssl_server_credentials([(key, certificate)])))
 
     async def stop(self) -> None:
         """End every stream and close the port."""
@@ -215,10 +217,12 @@ async def _next(context: Context) -> WorkerFrame | None:
             return frame
 
 
-def _see_port(listen: str) -> None:
-    """Raise `OSError` where a port cannot be had; gRPC would write to stderr about it, and keep descriptors."""
+def _look_first(listen: str, tls: tuple[Path, Path] | None) -> None:
+    """Raise `OSError` where there can be no server: gRPC would write to stderr about it, and keep descriptors."""
     host, _, port = listen.rpartition(":")
     try:
+        if tls is not None:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*tls)
         found = socket.getaddrinfo(host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         socket.create_server(address, family=family).close()
