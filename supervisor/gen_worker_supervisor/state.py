@@ -774,9 +774,19 @@ def unloaded(fleet: Fleet, child: Child) -> list[str]:
         for function in fleet.functions.values()
         if holds(child.device, function) and (function.unavailable is None or isfinite(function.available_at))
     }
-    left = [instance for instance in wanted if instance not in child.loaded and instance not in fleet.resting]
+    left = [
+        instance
+        for instance in wanted
+        if not (instance in child.loaded or instance in fleet.resting or _takes_turns(fleet, child, instance))
+    ]
     child.complete = not left
     return left
+
+
+def _takes_turns(fleet: Fleet, child: Child, instance: str) -> bool:
+    """Whether another model would have to go for one that was set up before: then only a job is worth that."""
+    known = fleet.instances.get(instance)
+    return child.crowded and known is not None and known.learned and bool(fleet.slots_of(instance))
 
 
 def holds(device: Device, function: Function) -> bool:

@@ -1,6 +1,6 @@
 """An eager fleet sets everything up before it is asked to: stories on the pure core."""
 
-from gen_worker.wire.messages import Load
+from gen_worker.wire.messages import Load, Unloaded
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Device, Note, Spawn, unloaded
 from gen_worker_supervisor.verdicts import LOAD_TRIES
@@ -89,3 +89,20 @@ def test_a_supervisor_that_ends_because_of_a_setup_sets_nothing_up_again_and_jud
         action for action in host.dies(host.child(0)) + host.dies(host.child(1)) if isinstance(action, Note | Spawn)
     ]
     assert notes == []
+
+
+def test_models_that_do_not_fit_together_are_set_up_once_each_and_then_as_jobs_want_them() -> None:
+    functions = [function(name, instance=name.upper(), models=[f"m/{name}"]) for name in "abc"]
+    host = Host(*functions, eager=True)
+    host.fleet.booting = False
+    host.fetched(*host.ordered(probe=True))
+    child, before = host.child(), ""
+    for instance in "ABC":
+        assert child.loading == instance
+        if before:
+            host.reports(child, Unloaded(before, "no room"))
+        host.loaded(child)
+        before = instance
+    assert (child.loading, unloaded(host.fleet, child)) == (None, [])
+    host.submit("a")
+    assert child.loading == "A"
