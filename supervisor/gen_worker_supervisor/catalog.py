@@ -19,6 +19,7 @@ from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
 
 RETRY_S = 30.0  # a model that could not be had is not asked for again before
 VERIFIED_S = 600.0  # a model that was verified so lately is not damaged, whatever keeps it from being loaded
+DIGESTS_KEPT = 4096  # refs that were described, before those that mean nothing here are forgotten
 DESCRIBED_KEPT = 64  # snapshots that were described and that nobody wants yet
 DEADLY = 3  # fetchers that died of one download, without its getting on
 
@@ -118,6 +119,8 @@ class Catalog:
         named = (wanted.provider, wanted.wire_ref)
         changed = self.digests.get(named) != digest
         self.digests[named] = digest
+        if len(self.digests) > DIGESTS_KEPT:
+            self._forget_digests(digest)
         if files:
             self._files.pop(digest, None)
             self._files[digest] = files  # last, as those that were named first are forgotten first
@@ -127,6 +130,11 @@ class Catalog:
                 if model.wanted.digest == digest and model.files != files:
                     _renew(model, files)
         return changed
+
+    def _forget_digests(self, but: str) -> None:
+        """Forget what was described and is neither needed nor here."""
+        names = self.shelf.keys() | {model.name for model in self.models.values()}
+        self.digests = {named: each for named, each in self.digests.items() if named[1] in names or each == but}
 
     def _forget_files(self) -> None:
         """Forget what was described longest ago and no model here is made of."""

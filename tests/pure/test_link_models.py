@@ -9,6 +9,7 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.wire.fetching import Fetch, FetchFailed, Fetching, Stocked
 from gen_worker.wire.messages import Load, LoadFailed, Unload, Wants
 from gen_worker.wire.scheduler import HelloAck, ModelOpKind, ModelResidency, ResidencyTier, Snapshot
+from gen_worker_supervisor.catalog import DIGESTS_KEPT
 from gen_worker_supervisor.link.residency import error_of
 from gen_worker_supervisor.phases import JobState, ModelState
 from gen_worker_supervisor.state import FetcherLost, FetcherReported, Function, LetGo, OrderFetch
@@ -549,6 +550,16 @@ def test_what_is_to_be_kept_is_kept_under_every_name_that_the_disk_has_for_it() 
     the.link.acknowledged(HelloAck())
     assert the.models.kept == [REF]
     assert the.models.spared == []
+
+
+def test_what_many_jobs_described_is_forgotten_but_for_what_is_bound() -> None:
+    the = worker()
+    the.host.done(the.serves("f", {REF: described(A)}))
+    for number in range(2 * DIGESTS_KEPT):
+        the.function("f", {f"acme/v{number}": described(f"{number:064x}")})
+    assert len(the.fleet.catalog.digests) <= DIGESTS_KEPT + 1
+    assert len(the.fleet.catalog.models) < 10
+    assert the.runs("f").instance in the.host.child().loaded
 
 
 def test_functions_that_jobs_named_models_for_are_forgotten_but_for_those_to_be_kept() -> None:

@@ -27,7 +27,7 @@ from gen_worker.wire.scheduler import (
     Snapshot,
     WorkerFrame,
 )
-from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.catalog import DIGESTS_KEPT, Model
 from gen_worker_supervisor.link.refs import digest_of, providers, wanted_of
 from gen_worker_supervisor.link.residency import binders, binds, current, error_of, held, in_use, residency
 from gen_worker_supervisor.phases import ModelState as Coming
@@ -369,6 +369,9 @@ class LinkModels:
     def _named(self, ref: str) -> Wanted:
         """Return the model that a ref on the wire means; what is told of it from now on calls it so."""
         wanted = wanted_of(ref, self._providers)
+        if len(self._spelled) > DIGESTS_KEPT:
+            needed = self._told.keys() | {operation.name for operation in self._operations}
+            self._spelled = {name: spelled for name, spelled in self._spelled.items() if name in needed}
         self._spelled[wanted.wire_ref] = ref
         return wanted
 
