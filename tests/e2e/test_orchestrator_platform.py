@@ -65,6 +65,11 @@ def keep(ctx: RequestContext, payload: Text) -> File:
 
 
 @endpoint
+def keep_much(ctx: RequestContext, payload: Text) -> File:
+    return File(ctx.save_bytes("much.bin", os.urandom(150_000_000)))
+
+
+@endpoint
 def read(ctx: RequestContext, payload: File) -> Text:
     return Text(Path(payload.file).read_text())
 
@@ -262,6 +267,21 @@ def test_two_hundred_jobs_each_end_once_although_a_worker_and_the_control_plane_
                 assert Counter(end["status"] for end in ends) == {"ok": 200}
                 assert [end["output"]["text"] for end in ends] == [each.upper() for each in ids]
                 assert set((tmp_path / "runs").read_text().split()) == set(ids)
+
+
+def test_a_file_goes_on_into_the_store_after_the_control_plane_was_killed(project: Path, tmp_path: Path) -> None:
+    arriving = tmp_path / "state" / "files" / "arriving"
+    with platform(tmp_path) as first:
+        ports = ("--listen", str(first.said[0]["workers"]), "--http", first.url.removeprefix("http://"))
+        with own_worker(project, tmp_path, ports[1], "a"):
+            first.ask("/v1/jobs", {"function": "keep-much", "request_id": "much"})
+            until(lambda: arriving.exists() and os.listdir(arriving))
+            first.process.kill()
+            first.process.wait()
+            with platform(tmp_path, *ports) as second:
+                end = json.loads(second.ask("/v1/jobs/much?wait=30")[1])
+                assert (end["status"], end["attempt"]) == ("ok", 1)
+                assert end["output"]["file"]["size_bytes"] == 150_000_000
 
 
 def submitted(running: Platform, name: str) -> int:

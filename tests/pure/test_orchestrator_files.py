@@ -218,6 +218,15 @@ def test_what_is_forgotten_leaves_nothing_on_the_disk(store: FileStore, tmp_path
     assert on_disk(tmp_path) == []
 
 
+def test_uploads_of_attempts_that_are_over_are_given_up(store: FileStore, tmp_path: Path) -> None:
+    file = stored(store, b"abcdefgh")
+    upload = begin(store, b"1234", "b")
+    assert store.unfinished() == [upload]
+    store.give_up([upload.id])
+    assert store.unfinished() == []
+    assert on_disk(tmp_path) == [file.blake3]
+
+
 def test_a_store_that_was_killed_goes_on_where_it_was(store: FileStore, tmp_path: Path) -> None:
     file = stored(store, b"abcdefgh")
     upload = begin(store, b"123456", "b")

@@ -293,13 +293,17 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
 
 @asynccontextmanager
 async def _sweeping(plane: ControlPlane, store: FileStore, threads: Threads, said: Said) -> AsyncIterator[None]:
-    """Remove the files of jobs that are not known any more, again and again."""
+    """Remove the files of jobs that are not known any more, and uploads of attempts that are over; again and again."""
 
     async def sweep() -> None:
         while True:
             try:
                 gone = [each for each in await threads.run(store.jobs) if await plane.job(each) is None]
                 await threads.run(store.forget, gone)
+                left = await threads.run(store.unfinished)
+                await threads.run(
+                    store.give_up, [each.id for each in left if plane.live_attempt(each.request_id) != each.attempt]
+                )
             except (OSError, sqlite3.Error, StoreError) as error:
                 said("warning", {"message": f"old files cannot be removed now: {error}"})
             await asyncio.sleep(SWEEP_S)

@@ -316,7 +316,17 @@ class FileStore:
             rows = self._database.execute("SELECT request_id FROM files UNION SELECT request_id FROM uploads")
             return [request_id for (request_id,) in rows if request_id]
 
+    def unfinished(self) -> list[Upload]:
+        """Return the uploads that are not complete."""
+        with self._lock:
+            return [Upload(*row) for row in self._database.execute("SELECT * FROM uploads WHERE NOT done")]
+
     # --- what goes ----------------------------------------------------------------------------------------------------
+
+    def give_up(self, keys: Iterable[str]) -> None:
+        """Let go of uploads that nobody completes any more."""
+        with self._lock:
+            self._drop([key for key in keys if key not in self._completing])
 
     def forget(self, requests: Iterable[str]) -> None:
         """Remove the files of requests that nobody knows any more, and uploads and inputs that are too old."""
