@@ -18,6 +18,7 @@ from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.phases import NEXT_MODEL, ModelState, step
 
 RETRY_S = 30.0  # a model that could not be had is not asked for again before
+REFUSED_S = 600.0  # nor one that its provider refused, where no job waits for it
 VERIFIED_S = 600.0  # a model that was verified so lately is not damaged, whatever keeps it from being loaded
 DIGESTS_KEPT = 4096  # refs that were described, before those that mean nothing here are forgotten
 DESCRIBED_KEPT = 64  # snapshots that were described and that nobody wants yet
@@ -179,7 +180,8 @@ class Catalog:
             model = self.of(slot.wanted)
             if urgent and not model.urgent:
                 model.urgent = True
-            if model.state is ModelState.COLD or (model.state is ModelState.FAILED and now >= model.retry_at):
+            due = model.retry_at if urgent else again_at(model)
+            if model.state is ModelState.COLD or (model.state is ModelState.FAILED and now >= due):
                 model.move(ModelState.SEEKING)
                 self.asked += 1
                 model.asked, model.number, model.failure = self.asked, 0, None
@@ -358,6 +360,12 @@ class Catalog:
         for model in self.models.values():
             if model.state in (ModelState.QUEUED, ModelState.FETCHING):
                 yield model
+
+
+def again_at(model: Model) -> float:
+    """Return when a model that has failed is asked for again although no job waits for it."""
+    refused = model.failure is not None and not model.failure.retryable
+    return model.retry_at + (REFUSED_S - RETRY_S if refused else 0.0)
 
 
 def _order_again(model: Model) -> None:

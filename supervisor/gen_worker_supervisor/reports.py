@@ -32,7 +32,7 @@ from gen_worker.wire.messages import (
 )
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.admission import stands_against
-from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.catalog import Model, again_at
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
@@ -441,6 +441,8 @@ def _cannot_be_had(fleet: Fleet, model: Model) -> list[Action]:
     if fleet.eager and fleet.booting:
         fleet.finished = True
         return [failed, Finish(NO_MODEL)]
+    if fleet.eager and isfinite(model.retry_at):
+        fleet.arm(again_at(model), ("look", None))
     return [failed, *model_failed(fleet, model, report)]
 
 

@@ -1,6 +1,9 @@
 """An eager fleet sets everything up before it is asked to: stories on the pure core."""
 
+import pytest
+
 from gen_worker.wire.messages import Load, Unloaded
+from gen_worker_supervisor.catalog import REFUSED_S, RETRY_S
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Device, Note, Spawn, unloaded
 from gen_worker_supervisor.verdicts import LOAD_TRIES
@@ -106,3 +109,25 @@ def test_models_that_do_not_fit_together_are_set_up_once_each_and_then_as_jobs_w
     assert (child.loading, unloaded(host.fleet, child)) == (None, [])
     host.submit("a")
     assert child.loading == "A"
+
+
+@pytest.mark.parametrize(("retryable", "waits_s"), [(True, RETRY_S), (False, REFUSED_S)])
+def test_a_model_that_could_not_be_had_is_tried_again_without_a_job(retryable: bool, waits_s: float) -> None:
+    host = Host(function("a", instance="A", models=["m/a"]), eager=True)
+    host.fleet.booting = False
+    host.fetch_fails(*host.ordered(), kind="gated", retryable=retryable)
+    host.passes(waits_s - 1)
+    assert len(host.ordered()) == 1
+    host.passes(2)
+    assert len(host.ordered()) == 2
+    host.fetched(host.ordered()[-1])
+    assert host.child().loading == "A"
+
+
+def test_a_job_does_not_wait_that_long_for_a_model_that_was_refused() -> None:
+    host = Host(function("a", instance="A", models=["m/a"]), eager=True)
+    host.fleet.booting = False
+    host.fetch_fails(*host.ordered(), kind="gated", retryable=False)
+    host.passes(RETRY_S + 1)
+    host.submit("a")
+    assert len(host.ordered()) == 2
