@@ -109,7 +109,6 @@ class Peer:
                 case StateDelta(phase=WorkerPhase.READY, loading_functions=()):
                     return
 
-
     async def farewell(self) -> None:
         """Read on until the worker has said all it has to say, then end the stream, too."""
         while await asyncio.wait_for(self.context.read(), GONE_WITHIN_S) is not grpc.aio.EOF:

@@ -28,8 +28,7 @@ DETECTED_S = 33.0  # 20 s without a word, 10 s without an answer
 @pytest.fixture(scope="module")
 def shared(grpc_awake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driven]:
     """One worker for the tests that cost it no more than a connection, which it makes again at once."""
-    with driven(tmp_path_factory.mktemp("wired"), keep=["acme/kept"]) as made:
-        made.worker.until(lambda: made.worker.has("gen_worker.fetch"), "a fetcher")  # which knows what to keep
+    with driven(tmp_path_factory.mktemp("wired")) as made:
         yield made
 
 
@@ -195,6 +194,16 @@ def test_a_job_that_ends_while_nobody_listens_is_answered_later(linked: Driven) 
     silent.acknowledge()
     assert job.output()["text"] == "kept"
     assert len(linked.orchestrator.results(job.request_id)) == 1
+
+
+def test_connections_that_ended_in_the_middle_of_it_are_closed(linked: Driven) -> None:
+    before = linked.worker.sockets()
+    for _ in range(4):
+        for _ in range(3):
+            linked.ask("ticks", times=3)
+        linked = linked.redial()
+    linked.connection.settle()
+    linked.worker.until(lambda: linked.worker.sockets() <= before, "as few sockets as before")
 
 
 def test_a_token_that_was_renewed_is_shown_from_the_next_connection_on(linked: Driven) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import grpc
 
 from tests.scripted.orchestrator import PATIENCE_S, Asked, Connection, ScriptedOrchestrator
+from tests.served import descriptors
 
 ENDPOINT = Path(__file__).with_name("endpoint")
 PROJECT = '[project]\nname = "wired"\nversion = "0"\n\n[tool.gen_worker]\nmain = "wired"\n'
@@ -141,15 +142,9 @@ class Worker:
                 found += pids
         return found
 
-    def has(self, module: str) -> bool:
-        """Whether a process of this module runs under it."""
-        for pid in self.descendants():
-            try:
-                if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    return True
-            except FileNotFoundError:
-                continue
-        return False
+    def sockets(self) -> int:
+        """Return how many sockets it has open itself."""
+        return sum(target.startswith("socket:") for target in descriptors(self.pid))
 
     @property
     def control(self) -> Path:
