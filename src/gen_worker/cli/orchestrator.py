@@ -169,6 +169,7 @@ def command(
     "token",
     cls=_Command,
     codes=(OK, USAGE),
+    short_help="Print a worker's token, for `--auth`.",
     help="Print the token with which a worker connects where `--auth` is given; it goes into WORKER_JWT.",
 )
 @click.option("--worker-id", metavar="ID", required=True, help="The worker's name; it may use no other one.")
