@@ -12,7 +12,20 @@ import pytest
 from tests.served import ENDPOINTS, environment, until
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
-COMMANDS = ["run", "serve", "invoke", "repl", "ps", "kill", "prefetch", "cache", "validate", "completion"]
+COMMANDS = [
+    "run",
+    "serve",
+    "up",
+    "orchestrator",
+    "invoke",
+    "repl",
+    "ps",
+    "kill",
+    "prefetch",
+    "cache",
+    "validate",
+    "completion",
+]
 
 
 def gen_worker(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ orchestrator is away for a while. Ctrl-C or SIGTERM drains it: it takes no more 
 
 \b
 gen-worker up --orchestrator 127.0.0.1:8080
-gen-worker up --orchestrator grpcs://orchestrator.example --devices 0,1 --worker-id bench-7"""
+gen-worker up --orchestrator grpcs://orchestrator.example --devices 0,1"""
 _MEANINGS = {
     **MEANINGS,
     OK: "drained",
