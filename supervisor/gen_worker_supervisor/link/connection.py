@@ -149,6 +149,7 @@ class Connection:
         first `write` waiting for ever.
         """
         call.cancel()
+        _cancel_below(call)
         if self._live_since is None:
             reader.cancel()
         self._more.set()
@@ -249,6 +250,17 @@ class Connection:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over
             return
         self._half_closed.set_result(None)
+
+
+def _cancel_below(call: "Call") -> None:
+    """Cancel what grpc.aio counts as done while its core waits on.
+
+    Where the stream ends while a message is being written and others were not read yet, `cancel()` does nothing, and
+    the core would keep the connection for ever.
+    """
+    core = getattr(call, "_cython_call", None)  # no public way leads there; a test counts sockets
+    if core is not None:
+        core.cancel("the connection has ended")
 
 
 def _channel(target: Target, credentials: Credentials, pace: Pace) -> "grpc.aio.Channel":
