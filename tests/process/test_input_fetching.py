@@ -27,7 +27,7 @@ from tests.served import until
 
 pytestmark = pytest.mark.process
 
-PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 640, 480) + bytes(2000)
+PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII9xI4s", 13, b"IHDR", 640, 480, 1980, b"IDAT") + bytes(1984)
 TEXT = b"just words " * 100
 CONFIG = FetchConfig(root="/nowhere", hf_cache="/nowhere/hub", proxies={"http": "http://127.0.0.1:1"})
 HASTY = msgspec.structs.replace(FOR_INPUTS, first_delay_s=0.0, longest_delay_s=0.0)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,25 @@ def frame(width: int, height: int, marker: int = 0xC0) -> bytes:
 
 
 SCAN = segment(0xDA, bytes(10))
+
+
+def chunk(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def head(width: int, height: int) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+
+
+def picture(x: int, y: int, width: int, height: int, *, colors: bool = False) -> bytes:
+    table = bytes(12) if colors else b""
+    return b"," + struct.pack("<HHHHB", x, y, width, height, 0x81 if colors else 0) + table + b"\2\1\0\0"
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+GIF = b"GIF89a" + struct.pack("<HHBxx", 1, 1, 0)
+DELAY = b"!\xf9\4" + bytes(4) + b"\0"
+LOOP = b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0"
 
 
 @pytest.mark.needs("PIL")
@@ -57,6 +77,23 @@ def test_of_several_frames_the_largest_counts() -> None:
     assert dimensions(io.BytesIO(data), "image/jpeg") == (10, 9000)
 
 
+def test_of_several_heads_of_a_png_the_largest_counts() -> None:
+    data = PNG + head(1, 9000) + chunk(b"gAMA", bytes(4)) + head(8000, 1) + head(1, 1) + chunk(b"IDAT")
+    assert dimensions(io.BytesIO(data), "image/png") == (8000, 9000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GIF + picture(0, 0, 8000, 9000) + b";",
+        GIF + DELAY + picture(0, 0, 1, 1, colors=True) + LOOP + b"!\xfe\0" + picture(7999, 0, 1, 9000) + b";",
+        GIF[:10] + b"\x80\0\0" + bytes(6) + picture(0, 8990, 8000, 10),
+    ],
+)
+def test_a_gif_is_as_large_as_its_frames_reach(data: bytes) -> None:
+    assert dimensions(io.BytesIO(data), "image/gif") == (8000, 9000)
+
+
 def test_padding_between_segments_hides_nothing() -> None:
     data = b"\xff\xd8" + b"\xff" * 50 + segment(0xE1, bytes(300)) + b"\xff\xff" + frame(10, 20) + SCAN
     assert dimensions(io.BytesIO(data), "image/jpeg") == (10, 20)
@@ -76,6 +113,24 @@ def test_padding_between_segments_hides_nothing() -> None:
 )
 def test_a_picture_that_does_not_say_it_has_no_dimensions(data: bytes) -> None:
     assert dimensions(io.BytesIO(data), "image/jpeg") is None
+
+
+@pytest.mark.parametrize("data", [PNG, PNG + head(3, 4), PNG + chunk(b"IDAT"), PNG + chunk(b"tEXt") * 20_000])
+def test_a_png_that_does_not_say_it_has_no_dimensions(data: bytes) -> None:
+    assert dimensions(io.BytesIO(data), "image/png") is None
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        picture(0, 0, 1, 1)[:-1],
+        b"?" + picture(0, 0, 1, 1) + b";",
+        b"!\1\0" + picture(0, 0, 1, 1) + b";",
+        b"!\xff\x0bNETSCAPE2.0\0" + picture(0, 0, 1, 1) + b";",
+    ],
+)
+def test_a_gif_that_decoders_may_read_differently_has_no_dimensions(rest: bytes) -> None:
+    assert dimensions(io.BytesIO(GIF + picture(0, 0, 1, 1) + rest), "image/gif") is None
 
 
 def test_other_kinds_have_no_dimensions() -> None:
