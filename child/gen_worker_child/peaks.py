@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 _HIGH_WATER = re.compile(rb"VmHWM:\s*(\d+) kB")
@@ -14,13 +15,17 @@ class Peaks:
 
     def __init__(self) -> None:
         self._running = 0
+        self._status = _opened("status", os.O_RDONLY)  # now: a job may leave no descriptor for it
+        self._reset = _opened("clear_refs", os.O_WRONLY)
 
     def begin(self) -> None:
         """A measured job starts."""
         self._running += 1
         if self._running > 1:
             return
-        _reset_high_water()
+        if self._reset >= 0:
+            with suppress(OSError):  # a kernel that cannot: the peak is that of the process's whole life
+                os.write(self._reset, _RESET_HIGH_WATER)
         cuda = _cuda()
         if cuda is not None:
             cuda.reset_peak_memory_stats()
@@ -29,7 +34,14 @@ class Peaks:
         """A measured job is over; return the peaks of host and device memory in bytes, 0 where nothing measures it."""
         self._running = max(0, self._running - 1)  # an interrupt may have kept one from being counted
         cuda = _cuda()
-        return _high_water(), 0 if cuda is None else int(cuda.max_memory_allocated())
+        return self._high_water(), 0 if cuda is None else int(cuda.max_memory_allocated())
+
+    def _high_water(self) -> int:
+        try:
+            found = _HIGH_WATER.search(os.pread(self._status, 8192, 0))
+        except OSError:  # the author's code closed what it did not open
+            return 0
+        return int(found[1]) << 10 if found is not None else 0
 
 
 def _cuda() -> Any:
@@ -38,18 +50,9 @@ def _cuda() -> Any:
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
-def _reset_high_water() -> None:
+def _opened(name: str, flags: int) -> int:
+    """Return a descriptor of a file of this process in `/proc`, -1 where it cannot be had."""
     try:
-        with open("/proc/self/clear_refs", "wb", buffering=0) as file:
-            file.write(_RESET_HIGH_WATER)
-    except OSError:  # a kernel without it: the peak is that of the process's whole life
-        return
-
-
-def _high_water() -> int:
-    fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        found = _HIGH_WATER.search(os.read(fd, 8192))
-    finally:
-        os.close(fd)
-    return int(found[1]) << 10 if found is not None else 0
+        return os.open(f"/proc/self/{name}", flags | os.O_CLOEXEC)
+    except OSError:
+        return -1

@@ -46,7 +46,7 @@ def stands_against(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     missing = fleet.catalog.failure(function.surveyed.slots, now)
     if missing is not None:
         return unresolved(function, missing)
-    if fleet.blame.suspects(function.name):
+    if fleet.blame.suspects(function.name, now):
         charge = fleet.blame.quarantined(function.name, job.payload.digest(), now)
         if charge is not None:
             return quarantine(job, charge, now)

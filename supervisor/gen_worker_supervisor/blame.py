@@ -41,24 +41,38 @@ class Blame:
 
     def __init__(self) -> None:
         self._charges: dict[str, dict[bytes, Charge]] = {}
+        self._until: dict[str, float] = {}  # when the last charge of a function stands no longer
 
-    def suspects(self, function: str) -> bool:
+    def suspects(self, function: str, now: float) -> bool:
         """Whether any payload of this function is charged; only then a new job's digest is worth computing."""
-        return function in self._charges
+        if function not in self._charges:
+            return False
+        if self._until[function] <= now:
+            del self._charges[function]
+            return False
+        return True
 
     def charge(self, function: str, payload: bytes, now: float, *, deaths: int, cause: str, stack: list[str]) -> None:
         """Count a child's death against the payload that alone can have caused it.
 
         `deaths` is how many its job has seen; the earlier ones, where others were suspects too, are its own by that.
         """
-        charges = self._charges.setdefault(function, {})
+        charges = self._standing(function, now)
         known = charges.get(payload)
         before = known.deaths if known is not None and known.until > now else 0
         charges[payload] = Charge(max(before + 1, deaths), now + QUARANTINE_S, cause, stack)
 
     def suspect(self, function: str, payload: bytes, now: float, *, cause: str) -> None:
         """Remember a payload that was in a child that died, along with others: nobody knows yet which it was."""
-        self._charges.setdefault(function, {}).setdefault(payload, Charge(0, now + QUARANTINE_S, cause, []))
+        self._standing(function, now).setdefault(payload, Charge(0, now + QUARANTINE_S, cause, []))
+
+    def _standing(self, function: str, now: float) -> dict[bytes, Charge]:
+        """Return the charges of a function that still stand, to add one."""
+        charges = self._charges.get(function, {})
+        for payload in [payload for payload, charge in charges.items() if charge.until <= now]:
+            del charges[payload]
+        self._until[function] = now + QUARANTINE_S
+        return self._charges.setdefault(function, charges)
 
     def clear(self, function: str, payload: bytes) -> None:
         """A job with this payload succeeded."""

@@ -25,6 +25,8 @@ Format: TypeAlias = Literal["text", "json"]
 RING_BYTES = 1 << 20
 EVENTS = 256
 HIDDEN = "[secret]"
+CUT_CHARS = 256  # a shorter text was not cut anywhere on its way
+LEAST_BEGINNING = 6  # characters of a secret that a cut text may not end with
 _LEVELS: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _STYLES: dict[Level, Style] = {"warning": "yellow", "error": "red"}
 
@@ -67,10 +69,22 @@ class Look:
         parts = {part for secret in secrets for part in secret.splitlines() if part}
         longest_first = sorted(parts, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if parts else None
+        self._values = longest_first
 
     def hide(self, text: str) -> str:
-        """Return the text without secret values."""
-        return text if self._secrets is None else self._secrets.sub(HIDDEN, text)
+        """Return the text without secret values; a long one may have been cut in the middle of one."""
+        if self._secrets is None:
+            return text
+        hidden = self._secrets.sub(HIDDEN, text)
+        return hidden if len(text) < CUT_CHARS else self._without_beginning(hidden)
+
+    def _without_beginning(self, text: str) -> str:
+        """Return a text that does not end with the beginning of a secret."""
+        for secret in self._values:
+            for length in range(min(len(secret) - 1, len(text)), LEAST_BEGINNING - 1, -1):
+                if text.endswith(secret[:length]):
+                    return text[:-length] + HIDDEN
+        return text
 
     def shows(self, level: Level) -> bool:
         """Whether lines of this level are written."""

@@ -75,6 +75,8 @@ from gen_worker_supervisor.tidying import make_room
 from gen_worker_supervisor.verdicts import verdict_of
 
 MOST_CREDITS = 1024  # of one lane
+MOST_SECONDS = 1e9  # of a run; what is above it, or not a number, was never measured
+MOST_BYTES = 1 << 60
 ROOM_S = 1.0  # what needs room on a device where jobs run is tried again after that
 NO_MODEL = 3  # the exit code of a server whose models cannot be had
 
@@ -83,6 +85,8 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
     job = child.leased.get(message.job)
     if job is None:
         return _forged(fleet, child, f"the result of job {message.job}, which it does not hold", now, message.body)
+    if not _is_measured(message):
+        return _forged(fleet, child, f"figures of job {message.job} that make no sense", now, message.body)
     leave_child(child, job)
     actions: list[Action] = []
     if job.ended:
@@ -105,10 +109,16 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
     return actions
 
 
+def _is_measured(message: Done | Failed) -> bool:
+    """Whether what a child says that a job took can have been measured."""
+    peaks = (message.peak_rss, message.peak_vram)
+    return 0 <= message.run_s < MOST_SECONDS and all(0 <= peak < MOST_BYTES for peak in peaks)
+
+
 def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:
     job.function.ran(run_s)
     child.device.deaths_in_row = 0
-    if not job.function.clear and fleet.blame.suspects(job.function.name):
+    if not job.function.clear and fleet.blame.suspects(job.function.name, now):
         fleet.blame.clear(job.function.name, job.payload.digest())
 
 
@@ -116,6 +126,8 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
     job = child.leased.get(message.job)
     if job is None:
         return _forged(fleet, child, f"the end of job {message.job}, which it does not hold", now)
+    if not _is_measured(message):
+        return _forged(fleet, child, f"figures of job {message.job} that make no sense", now)
     leave_child(child, job)
     actions: list[Action] = []
     if not job.ended:
@@ -317,7 +329,7 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
     if job.ended:
         return drain_if_empty(fleet, child, now) if child.retiring else []
     if job.ending is not None:
-        return [end_job(fleet, job, ended_outcome(job, None))]
+        return [end_job(fleet, job, ended_outcome(job, None)), *after_leave(fleet, child, job, now)]
     slots = _with_bound(fleet, function, message.slots)
     instance = overridden_instance(function.own.instance, function.own.slots, slots)
     function = fleet.with_models(function, instance, slots)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gen_worker.wire.channel import DECODE_ERRORS, close_all
+from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
@@ -204,12 +204,12 @@ class Supervisor:
                 for action in apply(self.fleet, happening, now):
                     try:
                         perform[type(action)](action)
-                    except (OSError, RegionError) as error:
+                    except (OSError, RegionError, ProtocolError) as error:
                         self._go_on_without(action, error)
             for action in decide(self.fleet, now):
                 try:
                     perform[type(action)](action)
-                except (OSError, RegionError) as error:
+                except (OSError, RegionError, ProtocolError) as error:
                     self._go_on_without(action, error)
         finally:
             self._busy = False
@@ -221,7 +221,7 @@ class Supervisor:
             self._arm(timers[0][0])
 
     def _go_on_without(self, action: Action, error: Exception) -> None:
-        """An action failed for lack of memory or descriptors: the others are performed all the same."""
+        """An action failed, for lack of memory or as it fits no frame: the others are performed all the same."""
         self.log.event("error", "supervisor", f"{type(action).__name__.lower()} failed: {error}")
         if isinstance(action, Run):
             self._later.append(Unsent(action.child, action.job, str(error)))

@@ -29,6 +29,7 @@ from gen_worker_supervisor.vram import FreeVram
 OK, FAILED = 0, 1
 STOCK_S = 5.0  # for the fetcher to say what lies on the disk; a cache that takes longer is told of model by model
 FLUSH_S = 30.0  # what results have to be written after the drain
+HASTE_S = 2.0  # and then those of jobs whose outputs could not be stored
 ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
 
 
@@ -159,15 +160,22 @@ class _Service:
         assert self._linked is not None
         self._worker.look_now()
         self._worker.jobs.on_settled = self._on_settled
+        await self._settle(FLUSH_S)
         if not self._worker.jobs.settled:
-            waiting = (self._settled, self._forced, self._linked)
-            await asyncio.wait(waiting, timeout=FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+            self._log.event("error", "link", f"some outputs were not stored or written within {FLUSH_S:.0f} s")
+            self._worker.jobs.give_up()
+            await self._settle(HASTE_S)
         if self._forced.done():
             return FAILED
+        closing = self._loop.create_task(self._link.close(FLUSH_S))
+        await asyncio.wait((closing, self._forced), return_when=asyncio.FIRST_COMPLETED)
+        return FAILED if self._forced.done() else status
+
+    async def _settle(self, within_s: float) -> None:
+        assert self._linked is not None
         if not self._worker.jobs.settled:
-            self._log.event("error", "link", f"some results were not written within {FLUSH_S:.0f} s")
-        await self._link.close(FLUSH_S)
-        return status
+            waiting = (self._settled, self._forced, self._linked)
+            await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
 
     def _on_settled(self) -> None:
         if not self._settled.done():

@@ -34,8 +34,8 @@ def test_other_payloads_and_other_functions_are_not_quarantined_with_it() -> Non
     charge(blame, b"p", times=2)
     assert blame.quarantined("f", b"q", 1.0) is None
     assert blame.quarantined("g", b"p", 1.0) is None
-    assert blame.suspects("f")
-    assert not blame.suspects("g")
+    assert blame.suspects("f", 0.0)
+    assert not blame.suspects("g", 0.0)
 
 
 def test_quarantine_passes() -> None:
@@ -43,7 +43,7 @@ def test_quarantine_passes() -> None:
     charge(blame, b"p", times=2)
     assert blame.quarantined("f", b"p", QUARANTINE_S - 1) is not None
     assert blame.quarantined("f", b"p", QUARANTINE_S) is None
-    assert not blame.suspects("f")
+    assert not blame.suspects("f", 0.0)
 
 
 def test_two_deaths_that_lie_far_apart_do_not_add_up() -> None:

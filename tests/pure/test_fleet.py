@@ -160,7 +160,7 @@ def test_several_started_jobs_each_run_alone_before_one_is_blamed() -> None:
     host.starts(*jobs)
     host.dies(host.child())
     assert [job.deaths for job in jobs] == [1, 1, 1]
-    assert not host.fleet.blame.suspects("loop"), "nobody knows who it was"
+    assert not host.fleet.blame.suspects("loop", host.now), "nobody knows who it was"
     host.boot()
     order: list[Job] = []
     while remaining := [job for job in jobs if not job.ended]:
@@ -206,7 +206,7 @@ def test_a_result_that_was_read_before_the_death_is_the_result() -> None:
     host.done(job)
     host.dies(host.child(), SEGV)
     assert host.answer(job).state is JobState.OK
-    assert not host.fleet.blame.suspects("f")
+    assert not host.fleet.blame.suspects("f", host.now)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_job_that_the_ladder_ended_is_never_rerun(
     assert answer.detail is not None
     assert (answer.detail.cause, answer.detail.rung) == (cause, 5)
     assert answer.detail.stack == list(SEGV.stack)
-    assert not host.fleet.blame.suspects("f"), "we killed it"
+    assert not host.fleet.blame.suspects("f", host.now), "we killed it"
 
 
 def test_bystanders_of_a_killed_child_run_again_uncharged_and_not_alone() -> None:
@@ -247,7 +247,7 @@ def test_bystanders_of_a_killed_child_run_again_uncharged_and_not_alone() -> Non
     for job in (bystander, waiting):
         assert job.state is JobState.LEASED
         assert (job.deaths, job.alone) == (0, False)
-    assert not host.fleet.blame.suspects("loop")
+    assert not host.fleet.blame.suspects("loop", host.now)
 
 
 def test_a_killed_childs_replacement_comes_without_a_pause() -> None:
@@ -632,7 +632,7 @@ def test_a_death_while_setting_up_charges_no_job() -> None:
     host.boot()
     host.loaded(host.child())
     assert (job.state, job.deaths, job.alone) == (JobState.LEASED, 0, False)
-    assert not host.fleet.blame.suspects("a")
+    assert not host.fleet.blame.suspects("a", host.now)
 
 
 @pytest.mark.parametrize("deadly", [False, True])

@@ -1,6 +1,9 @@
 """What is different for jobs whose client may ask for them again elsewhere, on a device that it chose."""
 
+import pytest
+
 from gen_worker.wire.messages import Done, Drain
+from gen_worker_supervisor.blame import QUARANTINE_S
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.state import Death, Device, DrainAsked
@@ -133,3 +136,37 @@ def test_a_job_whose_child_dies_during_a_drain_is_not_run_again() -> None:
     host.drains(30.0)
     host.dies(host.child(), SEGV)
     assert host.answer(job).kind == "draining"
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [{"run_s": float("nan")}, {"run_s": -1.0}, {"run_s": float("inf")}, {"peak_rss": 1 << 63}, {"peak_vram": -1}],
+)
+def test_a_child_whose_figures_make_no_sense_is_not_believed(figures: dict[str, float]) -> None:
+    host = Host()
+    job = host.started()
+    sane: dict[str, float] = {"run_s": 1.0, **figures}
+    host.reports(held_by(job), Done(job.number, b"1", **sane))  # type: ignore[arg-type]
+    assert host.unanswered(job)
+    assert host.child().killed
+
+
+def test_a_started_job_whose_child_is_ended_for_another_job_is_told_so_and_not_run_twice() -> None:
+    host = Host(function(shape="async", lane="loop"))
+    deaf, other = host.submit(reruns=False), host.submit(reruns=False)
+    host.starts(deaf, other)
+    host.ends(deaf, Reason.KILL, at_once=True)
+    host.passes(2.0)
+    host.dies(host.child(), Death("SIGKILL", signal="SIGKILL"))
+    assert host.answer(deaf).kind == "killed"
+    assert (host.answer(other).state, host.answer(other).kind) == (JobState.RETRYABLE, "child_died")
+    assert not host.fleet.blame.suspects("f", host.now)
+
+
+def test_a_suspect_payload_is_forgotten_in_time() -> None:
+    host = Host(function(shape="async", lane="loop"))
+    pair = [host.submit(body=body, reruns=False) for body in (b"one", b"two")]
+    host.starts(*pair)
+    host.dies(host.child(), SEGV)
+    assert host.fleet.blame.suspects("f", host.now)
+    assert not host.fleet.blame.suspects("f", host.now + QUARANTINE_S)

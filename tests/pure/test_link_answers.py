@@ -5,6 +5,7 @@ import pytest
 from gen_worker.wire.messages import ErrorKind
 from gen_worker.wire.scheduler import JobStatus
 from gen_worker_supervisor.link.answers import STATUS, TEXT_CHARS, metrics, redacted, safe_message
+from gen_worker_supervisor.log import Look
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import ENDED, JobState
 from gen_worker_supervisor.state import Outcome
@@ -39,15 +40,25 @@ def test_secrets_are_taken_out_and_the_rest_stays(text: str, shown: str) -> None
     ],
 )
 def test_a_failure_is_told_in_the_words_of_the_wire(kind: ErrorKind, message: str, told: str) -> None:
-    assert safe_message(failure(kind, message)) == told
+    assert safe_message(failure(kind, message), str) == told
 
 
 def test_a_long_text_is_cut() -> None:
-    assert len(safe_message(failure("user_exception", "x" * 5000))) == TEXT_CHARS
+    assert len(safe_message(failure("user_exception", "x" * 5000), str)) == TEXT_CHARS
+
+
+def test_secrets_are_taken_out_before_the_text_is_cut() -> None:
+    secret = "sekret" * 6
+    hide = Look(secrets=[secret]).hide
+    for before in range(TEXT_CHARS - len(secret) - 2, TEXT_CHARS + 2):
+        told = safe_message(failure("invalid", "x" * before + secret), hide)
+        assert "sekret" not in told
+        already_cut = safe_message(failure("invalid", ("x" * before + secret)[:TEXT_CHARS]), hide)
+        assert "sekret" not in already_cut
 
 
 def test_a_job_that_ended_well_has_no_text() -> None:
-    assert safe_message(Outcome(JobState.OK)) == ""
+    assert safe_message(Outcome(JobState.OK), str) == ""
 
 
 def test_every_end_of_a_job_has_a_status() -> None:

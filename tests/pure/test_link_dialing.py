@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.link.dialing import ACK_S, HOPS, LONGEST_PAUSE_S, Dial, Dialing, Ended, Fatal
+from gen_worker_supervisor.link.dialing import ACK_S, HOPS, LONGEST_PAUSE_S, STEADY_S, Dial, Dialing, Ended, Fatal
 from gen_worker_supervisor.link.target import Target
 
 A, B, C = Target("a", 1, False), Target("b", 2, True), Target("c", 3, False)
@@ -99,12 +99,21 @@ def test_a_redirect_keeps_tls() -> None:
     assert dial(link.ended(leader("m:9"), 0.0)).target == Target("m", 9, False)
 
 
-def test_an_acknowledged_connection_refreshes_the_hops() -> None:
+def test_a_connection_that_lived_refreshes_the_hops() -> None:
     link = dialing(A)
     for _ in range(HOPS):
         link.ended(leader("l:9"), 0.0)
     link.acknowledged(2)
     assert dial(link.ended(Ended("FAILED_PRECONDITION", "not_leader:m:9", 1.0, True), 1.0)).redirect
+
+
+def test_two_orchestrators_that_name_each_other_are_not_dialed_without_a_pause() -> None:
+    link = dialing(A)
+    pauses = []
+    for number in range(3 * HOPS):
+        link.acknowledged(2)
+        pauses.append(dial(link.ended(Ended("FAILED_PRECONDITION", "not_leader:b:9", 0.01, True), number)).after_s)
+    assert sum(pause > 0 for pause in pauses) >= 2
 
 
 def test_a_redirect_to_nowhere_is_an_end_like_any_other() -> None:
@@ -204,7 +213,6 @@ def test_an_orchestrator_whose_last_word_was_lost_is_asked_again_at_once_and_onc
     assert again.after_s > 0
 
 
-
 ENDS = st.one_of(
     st.sampled_from([REFUSED, STRANGER, lost(1.0), lost(90.0), leader("l:9"), leader("m:9"), leader("")]),
     st.builds(Ended, st.sampled_from(["INTERNAL", "ABORTED", "OK", "DEADLINE_EXCEEDED"]), st.text(max_size=20)),
@@ -224,14 +232,15 @@ def test_whatever_happens_there_is_a_place_and_a_time_or_an_end(
         now += took_s
         if end.acknowledged:
             link.acknowledged(2)
-            alone_since, hops = now, 0
+            alone_since = now
+            hops = 0 if end.lived_s >= STEADY_S else hops
         after = link.ended(end, now)
         if isinstance(after, Fatal):
             overdue = timeout_s and now - alone_since >= timeout_s - 1e-6
             assert overdue or end.status == "UNAUTHENTICATED"
             return
         assert 0.0 <= after.after_s <= LONGEST_PAUSE_S
-        hops = hops + 1 if after.redirect else 0
+        hops = hops + 1 if after.redirect else 0 if after.after_s else hops
         assert hops <= HOPS
         assert after.redirect or after.target in (A, B)
         now += after.after_s

@@ -1,6 +1,7 @@
 """What an orchestrator is told of a job's end: status, a text that is safe to show, what the job took. Pure."""
 
 import re
+from collections.abc import Callable
 
 from gen_worker.wire.scheduler import JobMetrics, JobStatus
 from gen_worker_supervisor.phases import JobState
@@ -24,15 +25,17 @@ def redacted(text: str) -> str:
     return _SECRETS.sub(lambda found: f"{found[1] or found[2]}[secret]", text)
 
 
-def safe_message(outcome: Outcome) -> str:
-    """Return what an orchestrator may show of a job's end; nothing of one that ended well."""
+def safe_message(outcome: Outcome, hide: Callable[[str], str]) -> str:
+    """Return what an orchestrator may show of a job's end; nothing of one that ended well.
+
+    `hide` takes secrets out that are known by their value; after that the text is cut, as half a secret is not known.
+    """
     if outcome.kind is None:
         return ""
     if outcome.kind == "draining":
         return "worker draining"
-    if outcome.kind == "unavailable":
-        return f"function unavailable: {outcome.message}"[:TEXT_CHARS]
-    return outcome.message.strip()[:TEXT_CHARS]
+    told = f"function unavailable: {outcome.message}" if outcome.kind == "unavailable" else outcome.message
+    return redacted(hide(told.strip()))[:TEXT_CHARS]
 
 
 def metrics(job: Job, outcome: Outcome, now: float, concurrency: int) -> JobMetrics | None:

@@ -72,6 +72,9 @@ class Ears(NamedTuple):
     left: Callable[[WorkerFrame, bool], None]
     """Hears of each message that it was written, or that it never will be."""
 
+    unsayable: Callable[[WorkerFrame, Exception], None]
+    """Hears of a message that cannot be encoded."""
+
 
 class Connection:
     """One stream: `run` it once, `wake` it when there is more to write, `finish` it for an orderly end."""
@@ -233,7 +236,11 @@ class Connection:
 
         from gen_worker.pb.convert import encode_worker
 
-        packet = encode_worker(frame)
+        try:
+            packet = encode_worker(frame)
+        except (ValueError, TypeError) as error:  # a figure that no message can carry
+            self._ears.unsayable(frame, error)
+            return False
         if len(packet) > MESSAGE_BYTES:
             return False
         try:

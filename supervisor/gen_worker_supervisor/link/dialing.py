@@ -15,6 +15,7 @@ ACK_S = 30.0  # from dialing to the orchestrator's HelloAck
 LONGEST_PAUSE_S = 30.0
 SETTLED_S = 60.0  # a connection that lived so long says that the trouble before it is over
 HOPS = 3  # redirects in a row
+STEADY_S = 1.0  # a connection that lived so long was no mere redirect
 STRIKES = 3
 UNHEARD = "Internal error from Core"  # what grpc.aio makes of any status that comes while a message is being written
 STRIKES_S = 60.0  # a token is not refused for good before it was refused for so long
@@ -123,7 +124,6 @@ class Dialing:
         if protocol_version != PROTOCOL_VERSION:
             return REFUSALS["protocol_version_mismatch"]
         self._alone_since = None
-        self._hops = 0
         self._strikes = 0
         return None
 
@@ -136,6 +136,8 @@ class Dialing:
         self._last_reason = end.reason
         if end.acknowledged:
             self._alone_since = now
+            if end.lived_s >= STEADY_S:
+                self._hops = 0
             if end.lived_s >= SETTLED_S:
                 self._pauses = 0
         if fatal := self._refusal(end, now) or self.given_up(now):

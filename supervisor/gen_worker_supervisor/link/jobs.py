@@ -7,11 +7,11 @@ knows of gRPC.
 import os
 import time
 from collections.abc import Callable
-from math import inf
 from typing import Protocol
 
+from gen_worker.outputs import safe_ref
 from gen_worker.wire.fetching import Destination, Uploaded, UploadFailed
-from gen_worker.wire.messages import Event
+from gen_worker.wire.messages import REQUEST_ID_CHARS, Event
 from gen_worker.wire.scheduler import (
     EVENT_TYPE,
     INLINE_ASSET_BYTES,
@@ -29,12 +29,12 @@ from gen_worker.wire.scheduler import (
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.link.answers import STATUS, metrics, redacted, safe_message
+from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
-from gen_worker_supervisor.state import Device, Function, Job, Outcome
+from gen_worker_supervisor.state import Device, Function, Job, Outcome, takes
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
 
-EVENTS_A_SECOND = 10  # of one job
 MESSAGE_LIMIT = 48 << 20  # what a message may carry of an output, so that all of it stays below the wire's limit
 LINK = "orchestrator"
 
@@ -58,8 +58,10 @@ class LinkJob:
         self.job: Job | None = None
         self.refusal = ""  # why the job is ended, where that is not its own doing
         self._jobs = jobs
+        self.upload = 0  # the number under which its output is being stored
+        self.overruled: tuple[JobStatus, str] | None = None  # how it ended while that went on
+        self.events = Events()
         self._seq = 0
-        self._events_due = -inf
 
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Take the job's one answer."""
@@ -78,12 +80,19 @@ class LinkJob:
 
     def event(self, job: Job, event: Event) -> None:
         """Pass progress or a log line on, unless there are too many of them."""
-        now = time.monotonic()
-        if now < self._events_due:
-            return
-        self._events_due = max(self._events_due, now - 1.0) + 1.0 / EVENTS_A_SECOND
-        value = b'{"event":"%b","value":%b}' % (event.event.encode(), event.value)
-        self._jobs.send(self._progress(value, EVENT_TYPE))
+        self._tell(self.events.offer(event, time.monotonic()))
+
+    def tick(self, now: float) -> None:
+        """Tell of the progress that was held back, if it is time."""
+        self._tell(self.events.due(now))
+
+    def tell_the_rest(self) -> None:
+        """Tell of the progress that was held back: the result comes next."""
+        self._tell(self.events.rest())
+
+    def _tell(self, value: bytes | None) -> None:
+        if value is not None:
+            self._jobs.send(self._progress(value, EVENT_TYPE))
 
     def rerun(self, job: Job) -> None:
         """It had not begun: there is nothing to forget."""
@@ -106,10 +115,13 @@ class LinkJobs:
         functions: Functions,
         send: Callable[[WorkerFrame], None],
         *,
+        later: Callable[[float, Callable[[], None]], object],
         max_concurrency: int = 0,
     ) -> None:
+        """Send with `send`; `later` has something called after so many seconds."""
         self.supervisor = supervisor
         self.send = send
+        self._later = later
         self.ledger = Ledger()
         self.file_base_url = ""
         self.gates: dict[str, str] = {}  # why functions are not available here, by name
@@ -117,7 +129,6 @@ class LinkJobs:
         self._functions = functions
         self._max_concurrency = max_concurrency
         self._clients: dict[tuple[str, int], LinkJob] = {}
-        self._uploading: dict[int, LinkJob] = {}
         self.connected = False
         self.on_settled: Callable[[], None] | None = None  # called once nothing is held and every result was written
 
@@ -146,10 +157,34 @@ class LinkJobs:
         if client is None:  # it waits for an earlier attempt to end
             self.ledger.leave(held)
             self._end(held, JobStatus.CANCELED, "canceled")
+        else:
+            self._stop(client, JobStatus.CANCELED, "canceled")
+
+    def give_up(self) -> None:
+        """There is no more time: what is still being stored is given back."""
+        for client in list(self._clients.values()):
+            if client.upload:
+                self._stop(client, JobStatus.RETRYABLE, "worker draining")
+
+    def tick(self) -> None:
+        """Tell of progress that was held back."""
+        now = time.monotonic()
+        for client in self._clients.values():
+            if client.events.waiting:
+                client.tick(now)
+
+    def _stop(self, client: LinkJob, status: JobStatus, text: str) -> None:
+        """End an attempt, wherever it is: as canceled while it runs, with this while its output is being stored."""
+        if client.upload:
+            client.overruled = client.overruled or (status, text)
+            self._uploads.abort(client.upload)
         elif client.job is not None and not client.job.ended:
             self.supervisor.end(client.job, Reason.CANCEL)
 
     def _begin(self, run: RunJob) -> None:
+        if self._max_concurrency and self.ledger.count >= self._max_concurrency:
+            self._ship(_result(run, JobStatus.RETRYABLE, "worker busy"))
+            return
         refused = self._refusal(run)
         if isinstance(refused, JobResult):
             self._ship(refused)
@@ -167,15 +202,20 @@ class LinkJobs:
         self.ledger.fence(run, time.monotonic())
         self._accepted(run)
         client = self._clients.get((run.request_id, earlier.run.attempt))
-        if client is not None and client.job is not None and not client.job.ended:
-            self.supervisor.end(client.job, Reason.CANCEL)
+        if client is not None:
+            self._stop(client, JobStatus.CANCELED, "canceled")
 
     def _refusal(self, run: RunJob) -> JobResult | Function:
         """Return the function to run, or the result of a job that is not accepted."""
         if self.supervisor.fleet.draining:
             return _result(run, JobStatus.RETRYABLE, "worker draining")
-        if self._max_concurrency and self.ledger.count >= self._max_concurrency:
-            return _result(run, JobStatus.RETRYABLE, "worker busy")
+        if len(run.request_id) > REQUEST_ID_CHARS:
+            text = f"a request id of {len(run.request_id)} characters, the limit is {REQUEST_ID_CHARS}"
+            return _result(run, JobStatus.INVALID, text)
+        try:
+            _output_ref(run)
+        except ValueError as error:
+            return _result(run, JobStatus.INVALID, f"a request id that can name no file: {error}")
         name = self.supervisor.routable(run.function_name)
         if name is None:
             there = ", ".join(f"`{each}`" for each in sorted(self.supervisor.fleet.functions))
@@ -188,14 +228,15 @@ class LinkJobs:
         return self._on_device(run, function)
 
     def _on_device(self, run: RunJob, function: Function) -> JobResult | Function:
-        if run.compute is None or run.compute.accelerator != "cuda" or not function.surveyed.gpu:
+        """Bind a function to the device that the orchestrator chose; one that needs no GPU may have its own place."""
+        if run.compute is None or run.compute.accelerator != "cuda":
             return function
         devices = [device for device in self.supervisor.fleet.devices if device.takes_gpu_functions]
         chosen = next((device for device in devices if _index(device) == run.compute.gpu_index), None)
         if chosen is None:
             text = f"no GPU {run.compute.gpu_index} on this worker, which has {len(devices)}"
             return _result(run, JobStatus.RETRYABLE, text)
-        return self.supervisor.fleet.on_device(function, chosen)
+        return self.supervisor.fleet.on_device(function, chosen) if takes(chosen, function) else function
 
     def _submit(self, held: Held, function: Function) -> None:
         run = held.run
@@ -236,7 +277,7 @@ class LinkJobs:
             self._finish(client, _result(run, JobStatus.FATAL, client.refusal, took))
         elif outcome.kind is not None or job.stream:
             _release(body)
-            text = redacted(self.supervisor.log.hide(safe_message(outcome)))
+            text = safe_message(outcome, self.supervisor.log.hide)
             self._finish(client, _result(run, STATUS[outcome.state], text, took))
         else:
             self._deliver(client, body, took)
@@ -254,21 +295,29 @@ class LinkJobs:
 
         def stored(report: Uploaded | UploadFailed) -> None:
             body.release()
-            self._uploading.pop(number, None)
+            client.upload = 0
             if client.held.silent:
                 self._leave(client)
+            elif client.overruled is not None:
+                self._finish(client, _result(run, *client.overruled, took))
             elif isinstance(report, Uploaded):
                 self._finish(client, _result(run, JobStatus.OK, "", took, blob_ref=report.stored.ref))
             else:
                 text = redacted(f"output upload failed: {report.message}")
                 self._finish(client, _result(run, JobStatus.RETRYABLE, text, took))
 
-        ref, mime_type = f"results/{run.request_id}.msgpack", "application/msgpack"
-        number = -1
-        number = self._uploads.upload(self._destination(run), ref, os.dup(body.fd), length, mime_type, stored)
-        self._uploading[number] = client
+        to, fd = self._destination(run), os.dup(body.fd)
+        client.upload = self._uploads.upload(to, _output_ref(run), fd, length, "application/msgpack", stored)
+        if run.timeout_ms > 0:
+            left_s = client.held.accepted + run.timeout_ms / 1000 - time.monotonic()
+            self._later(max(0.0, left_s), lambda: self._overdue(client))
+
+    def _overdue(self, client: LinkJob) -> None:
+        if client.upload:
+            self._stop(client, JobStatus.FATAL, "deadline exceeded")
 
     def _finish(self, client: LinkJob, result: JobResult) -> None:
+        client.tell_the_rest()
         self._leave(client)
         self._ship(result)
 
@@ -337,6 +386,11 @@ class LinkJobs:
 def _index(device: Device) -> int:
     """Return the number by which an orchestrator names a device; a CPU slot stands for the GPU of its number."""
     return device.index if device.index is not None else int(device.name.rpartition(":")[2])
+
+
+def _output_ref(run: RunJob) -> str:
+    """Return under which name a long output is stored; raise ValueError where that could lead elsewhere."""
+    return safe_ref(f"results/{run.request_id}.msgpack")
 
 
 def _release(body: OutputBody) -> None:

@@ -4,7 +4,6 @@ Pure: it is told what came and what ended, and says what that means. Only the or
 request at most one runs.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -48,7 +47,10 @@ class Ledger:
 
     held: dict[str, Held] = field(default_factory=dict)  # by request; the newest attempt that is running
     waiting: dict[str, Held] = field(default_factory=dict)  # by request; the attempt that comes after it
-    _ended: "OrderedDict[tuple[str, int], _Ended]" = field(default_factory=OrderedDict)
+    _ended: dict[tuple[str, int], _Ended] = field(default_factory=dict)
+    _unwritten: dict[tuple[str, int], None] = field(default_factory=dict)
+    _written: dict[tuple[str, int], None] = field(default_factory=dict)  # the one written first at the front
+    _heavy: dict[tuple[str, int], None] = field(default_factory=dict)  # of them, those whose outputs are remembered
     _newest: dict[str, int] = field(default_factory=dict)  # the newest ended attempt of each remembered request
     _bytes: int = 0
 
@@ -59,14 +61,15 @@ class Ledger:
 
     def coming(self, request_id: str, attempt: int) -> Coming:
         """Say what an attempt of a request is."""
-        known = self.waiting.get(request_id) or self.held.get(request_id)
-        if known is not None:
-            if attempt == known.run.attempt:
-                return Coming.HELD
-            return Coming.FENCES if attempt > known.run.attempt else Coming.STALE
         if (request_id, attempt) in self._ended:
             return Coming.ENDED
-        return Coming.STALE if attempt < self._newest.get(request_id, attempt) else Coming.NEW
+        known = self.waiting.get(request_id) or self.held.get(request_id)
+        if known is not None and attempt == known.run.attempt and not known.silent:
+            return Coming.HELD
+        newest = self._newest.get(request_id, attempt - 1)
+        if attempt <= max(newest, attempt - 1 if known is None else known.run.attempt):
+            return Coming.STALE
+        return Coming.NEW if known is None else Coming.FENCES
 
     def accept(self, run: RunJob, now: float) -> Held:
         """Hold a new attempt."""
@@ -104,17 +107,27 @@ class Ledger:
     def end(self, result: JobResult) -> None:
         """Remember a result until it is shipped, and for retransmits after that."""
         key = (result.request_id, result.attempt)
+        if (before := self._ended.pop(key, None)) is not None:
+            self._bytes -= _output_bytes(before)
         self._ended[key] = _Ended(result)
+        self._unwritten[key] = None
         self._bytes += len(result.inline or b"")
         self._newest[result.request_id] = max(result.attempt, self._newest.get(result.request_id, 0))
-        self._forget_the_oldest()
 
     def written(self, result: JobResult, now: float) -> None:
         """A result was written to a live stream."""
-        ended = self._ended.get((result.request_id, result.attempt))
-        if ended is not None:
-            ended.written = now
-            self._forget_the_oldest()
+        key = (result.request_id, result.attempt)
+        ended = self._ended.get(key)
+        if ended is None:
+            return
+        ended.written = now
+        self._unwritten.pop(key, None)
+        for order in (self._written, self._heavy):
+            order.pop(key, None)
+        self._written[key] = None
+        if _output_bytes(ended):
+            self._heavy[key] = None
+        self._forget_the_oldest()
 
     def result(self, request_id: str, attempt: int) -> JobResult | None:
         """Return the result of an ended attempt; None where its output is not remembered."""
@@ -123,13 +136,14 @@ class Ledger:
 
     def unshipped(self, now: float) -> Iterator[JobResult]:
         """Return the results that may not have arrived: those not written, and those written only a moment ago."""
-        for ended in self._ended.values():
+        for key in (*self._unwritten, *self._written):
+            ended = self._ended[key]
             if ended.result is not None and (ended.written == inf or now - ended.written < DOUBTED_S):
                 yield ended.result
 
     def all_shipped(self) -> bool:
         """Whether every result was written to a live stream."""
-        return all(ended.written < inf for ended in self._ended.values())
+        return not self._unwritten
 
     def in_flight(self, now: float) -> list[InFlightJob]:
         """Return what an orchestrator must not give to another worker: what is held, and what may not have arrived."""
@@ -140,21 +154,19 @@ class Ledger:
 
     def _forget_the_oldest(self) -> None:
         """Forget pairs, and before that outputs, beyond what is remembered; never one that was not shipped."""
-        while len(self._ended) > REMEMBERED and (key := self._oldest(with_output=False)) is not None:
-            self._forget(key)
-        while self._bytes > REMEMBERED_BYTES and (key := self._oldest(with_output=True)) is not None:
+        while len(self._written) > REMEMBERED:
+            key = next(iter(self._written))
+            del self._written[key]
+            self._heavy.pop(key, None)
+            self._bytes -= _output_bytes(self._ended.pop(key))
+            if self._newest.get(key[0]) == key[1]:
+                del self._newest[key[0]]
+        while self._bytes > REMEMBERED_BYTES and self._heavy:
+            key = next(iter(self._heavy))
+            del self._heavy[key]
             ended = self._ended[key]
             self._bytes -= _output_bytes(ended)
             ended.result = None
-
-    def _oldest(self, *, with_output: bool) -> tuple[str, int] | None:
-        shipped = (item for item in self._ended.items() if item[1].written < inf)
-        return next((key for key, ended in shipped if not with_output or _output_bytes(ended)), None)
-
-    def _forget(self, key: tuple[str, int]) -> None:
-        self._bytes -= _output_bytes(self._ended.pop(key))
-        if self._newest.get(key[0]) == key[1]:
-            del self._newest[key[0]]
 
 
 def _output_bytes(ended: _Ended) -> int:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from gen_worker.settings import Secret, Settings
-from gen_worker.wire.scheduler import HelloAck, SchedulerFrame, TokenRefresh, WorkerFrame
+from gen_worker.wire.scheduler import HelloAck, JobResult, JobStatus, SchedulerFrame, TokenRefresh, WorkerFrame
 from gen_worker_supervisor.link.connection import Connection, Credentials, Ears, Pace
 from gen_worker_supervisor.link.dialing import Chance, Dial, Dialing, Ended, Fatal
 from gen_worker_supervisor.link.outbox import Outbox
@@ -182,7 +182,7 @@ class Link:
         """Connect, talk until that ends, and return what to do then."""
         self._attempts += 1
         self._target = target
-        ears = Ears(self._session.hello, self._acknowledged, self._heard, self._left)
+        ears = Ears(self._session.hello, self._acknowledged, self._heard, self._left, self._unsayable)
         credentials = Credentials(self._token, self._config.ca_bundle)
         self._connection = Connection(target, credentials, self._outbox, ears, self._pace)
         try:
@@ -233,13 +233,25 @@ class Link:
                 self._guarded(lambda: self._session.received(frame))
 
     def _refresh(self, frame: TokenRefresh) -> None:
-        if not frame.token:
+        token = frame.token.strip()
+        if not token.isascii() or not token.isprintable() or not token:
+            self._log.event("warning", "link", "the new token is no line of text: the old one is shown on")
             return
-        self._token = Secret(frame.token)
+        self._token = Secret(token)
         self._tokens.add(self._token)
         self._dialing.refreshed()
         until = f", good until {_utc(frame.expires_at_unix)}" if frame.expires_at_unix else ""
         self._log.event("info", "link", f"a new token for later connections{until}")
+
+    def _unsayable(self, frame: WorkerFrame, error: Exception) -> None:
+        """Say of a result that there is one, at least; of anything else, to the operator that it was not said."""
+        text = f"a {type(frame).__name__} cannot be encoded: {error}"
+        self._log.event("error", "link", self._hidden(text))
+        if isinstance(frame, JobResult):
+            told = "the worker cannot say how it ended"
+            self.send(
+                JobResult(request_id=frame.request_id, attempt=frame.attempt, status=JobStatus.FATAL, safe_message=told)
+            )
 
     def _left(self, frame: WorkerFrame, written: bool) -> None:
         self._guarded(lambda: self._session.left(frame, written=written))

@@ -58,7 +58,14 @@ class Worker:
         self._looking: asyncio.TimerHandle | None = None
         self._connected = False
         self.models = LinkModels(supervisor, self._tell)
-        self.jobs = LinkJobs(supervisor, uploads, self.models, self._tell, max_concurrency=settings.max_concurrency)
+        self.jobs = LinkJobs(
+            supervisor,
+            uploads,
+            self.models,
+            self._tell,
+            later=self._loop.call_later,
+            max_concurrency=settings.max_concurrency,
+        )
 
     def start(self, send: Callable[[WorkerFrame], None]) -> None:
         """Say things over a link from now on, and look at what has changed."""
@@ -140,6 +147,7 @@ class Worker:
     def _look(self) -> None:
         self._looking = self._loop.call_later(LOOK_S, self._look)
         self.models.tick()
+        self.jobs.tick()
         self.look_now()
 
     def _availability(self) -> Availability:
