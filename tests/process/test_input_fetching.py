@@ -431,6 +431,26 @@ def test_where_nobody_listens_it_may_be_asked_for_again(get: Get, tmp_path: Path
         get(f"http://127.0.0.1:{port}/?secret=1")
 
 
+def test_who_redirects_to_where_nobody_listens_is_named_as_that(site: Site, get: Get, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = site.redirect("/cat", f"http://127.0.0.1:{port}/?secret=2")
+    who = site.url.removeprefix("http://")
+    with refused(tmp_path, f"whoever `{who}` redirects to cannot be reached", retryable=True):
+        get(f"{url}?secret=1")
+    assert len(site.origin.requests) == 3
+
+
+def test_a_redirect_to_what_is_no_url_is_the_callers_fault(site: Site, get: Get, tmp_path: Path) -> None:
+    with refused(tmp_path, "redirects to what is no URL"):
+        get(site.redirect("/cat", "http://[") + "?secret=1")
+
+
+def test_a_length_that_is_no_number_says_nothing(site: Site, get: Get) -> None:
+    site.answers["/cat"] = Answer(200, "cat", {"Content-Length": "\xb2"}, Content(PNG))
+    assert get(f"{site.url}/cat").size_bytes == len(PNG)
+
+
 @pytest.mark.parametrize("host", [f"{'a' * 70}.example.org", "a..b"])
 def test_a_name_that_nobody_knows_may_be_asked_for_again(get: Get, tmp_path: Path, host: str) -> None:
     with refused(tmp_path, "cannot be reached", retryable=True):

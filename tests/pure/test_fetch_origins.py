@@ -77,6 +77,13 @@ def test_a_redirect_away_from_tls_is_refused() -> None:
         Url("https://h/a").redirected("http://h/a")
 
 
+@pytest.mark.parametrize("location", ["http://[", "//[x?token=secret", "https://a]b/", "http://bob:secret@[/"])
+def test_a_redirect_to_what_is_no_url_is_refused_by_who_sent_it_alone(location: str) -> None:
+    with pytest.raises(ModelError, match="`https://h/a` redirects to what is no URL") as caught:
+        Url("https://h/a?b").redirected(location)
+    assert "secret" not in str(caught.value)
+
+
 def test_texts_lose_the_passwords_in_their_urls() -> None:
     assert (
         without_queries("`http://bob:canary@h:1/a?b` or `https://canary@h/c@d`") == "`http://h:1/a` or `https://h/c@d`"

@@ -92,6 +92,13 @@ def test_the_whole_file_is_taken_where_nothing_came_before() -> None:
     assert read_answer(200, {}, 0, None, Known()) == Body(0, None, None, "", False)
 
 
+@pytest.mark.parametrize("length", ["\xb2", "-5", "5, 5", "0x5", "", "9" * 19, "9" * 5000])
+def test_a_length_that_is_no_number_of_bytes_is_none(length: str) -> None:
+    assert read_answer(200, {"content-length": length}, 0, None, Known()) == Body(0, None, None, "", False)
+    part = read_answer(206, ranged("bytes 10-19/100", **{"content-length": length}), 10, 20, KNOWN)
+    assert part == Body(10, 20, 100, "", True)
+
+
 def test_an_empty_file_has_no_range() -> None:
     assert read_answer(416, ranged("bytes */0"), 0, 10, Known()) == Body(0, 0, 0, "", False)
 

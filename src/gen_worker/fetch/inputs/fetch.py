@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from io import FileIO
 from pathlib import Path
-from ssl import SSLCertVerificationError
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
 
@@ -21,6 +20,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.inputs.addresses import unreachable_as
 from gen_worker.fetch.inputs.dimensions import dimensions
+from gen_worker.fetch.network.answers import content_length
 from gen_worker.fetch.network.connections import DIALING, Dialing
 from gen_worker.fetch.network.origins import Origin, Url
 from gen_worker.fetch.network.patience import Patience, Tries, passes
@@ -162,7 +162,7 @@ def _patiently(wish: _Wish, transport: Transport, patience: Patience, cancel: Ca
 def _failed(error: Exception, wish: _Wish, tries: int) -> InputError:
     """Return what is told of a request that failed for good."""
     if isinstance(error, OSError | HTTPException):
-        kind: Kind = "invalid" if isinstance(error, SSLCertVerificationError) else "unreachable"
+        kind: Kind = "unreachable" if passes(error) else "invalid"  # as for a certificate that nobody vouches for
         return InputError(kind, str(translated(error, wish.url)), retryable=passes(error))
     assert isinstance(error, HttpError)
     who = f"whoever `{wish.host}` redirects to" if error.redirected else f"`{wish.host}`"
@@ -206,9 +206,9 @@ def _check_head(response: Response, wish: _Wish) -> None:
         )
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise InputError("invalid", f"the file from `{wish.host}` comes in an encoding that was not asked for")
-    length = response.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > wish.max_bytes:
-        raise InputError("invalid", f"the file from `{wish.host}` has {int(length[:20])} bytes, {_limit(wish)}")
+    length = content_length(response.headers)
+    if length is not None and length > wish.max_bytes:
+        raise InputError("invalid", f"the file from `{wish.host}` has {length} bytes, {_limit(wish)}")
 
 
 def _limit(wish: _Wish) -> str:

@@ -63,6 +63,12 @@ def read_answer(status: int, headers: Mapping[str, str], start: int, end: int | 
     return body
 
 
+def content_length(headers: Mapping[str, str]) -> int | None:
+    """Return how many bytes an answer says it has; None where it says no number that a file can have."""
+    text = headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
 def strong(etag: str) -> str:
     """Return an ETag that stands for every byte; nothing when it is none, or a weak one."""
     return etag if len(etag) > 2 and etag[0] == etag[-1] == '"' and etag.isascii() and etag.isprintable() else ""
@@ -71,8 +77,7 @@ def strong(etag: str) -> str:
 def _whole(headers: Mapping[str, str], start: int, etag: str) -> Body:
     if start:
         raise ChangedError("the server sends the whole file instead of the rest")
-    length = headers.get("content-length", "")
-    size = int(length) if length.isdigit() and "transfer-encoding" not in headers else None
+    size = content_length(headers) if "transfer-encoding" not in headers else None
     return Body(0, size, size, etag, ranged=False)
 
 
@@ -85,9 +90,9 @@ def _range(headers: Mapping[str, str], start: int, end: int | None, etag: str) -
     size = None if match[3] == "*" else int(match[3])
     if first != start or last < first or (end is not None and last >= end) or (size is not None and last >= size):
         raise ChangedError(f"the server sends another range than was asked for: `{text[:60]}`")
-    length = headers.get("content-length", "")
-    if length.isdigit() and int(length) != last + 1 - first:
-        raise ChangedError(f"the server sends {int(length)} bytes for the range `{text[:60]}`")
+    length = content_length(headers)
+    if length is not None and length != last + 1 - first:
+        raise ChangedError(f"the server sends {length} bytes for the range `{text[:60]}`")
     return Body(start, last + 1, size, etag, ranged=True)
 
 

@@ -56,7 +56,10 @@ class Url:
 
     def redirected(self, location: str) -> "Url":
         """Return where a redirect leads; raise `ModelError` where it must not be followed."""
-        url = Url(urljoin(str(self), location))
+        try:
+            url = Url(urljoin(str(self), location))
+        except ValueError:
+            raise ModelError("download_failed", f"`{self.shown}` redirects to what is no URL") from None
         if self.origin.scheme == "https" and url.origin.scheme != "https":
             raise ModelError(
                 "download_failed",
@@ -120,7 +123,7 @@ def _names(entry: str, origin: Origin) -> bool:
     except ValueError:  # a name, or something with a port
         pass
     name, colon, port = entry.rpartition(":")
-    if colon and port.isdigit() and (":" not in name or name.endswith("]")):
+    if colon and port.isascii() and port.isdigit() and (":" not in name or name.endswith("]")):
         return int(port) == origin.port and _names(name, origin)
     name = entry.removeprefix("*").removeprefix(".")
     return origin.host == name or (address is None and origin.host.endswith(f".{name}"))

@@ -60,6 +60,14 @@ class HttpError(Exception):
         """Whether another origin than the one that was asked gave this answer."""
 
 
+class RedirectedError(OSError):
+    """Another origin than the one that was asked, and that redirects there, cannot be reached; `reason` says why."""
+
+    def __init__(self, reason: OSError | HTTPException) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class Tries:
     """The failures of one piece of work in a row. Any thread may count them."""
 
@@ -89,6 +97,8 @@ def passes(error: Exception) -> bool:
     """Whether another try may not meet this error."""
     if isinstance(error, HttpError):
         return error.status >= 500 or error.status in PASSING
+    if isinstance(error, RedirectedError):
+        return passes(error.reason)
     return isinstance(error, (OSError, HTTPException)) and not isinstance(error, SSLCertVerificationError)
 
 

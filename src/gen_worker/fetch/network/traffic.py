@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from gen_worker.fetch.network.patience import HttpError, Patience
+from gen_worker.fetch.network.patience import HttpError, Patience, RedirectedError
 from gen_worker.models.errors import ModelError
 
 GAIN_BYTES = 64 << 10  # fewer new bytes than these do not end a row of failures
@@ -57,6 +57,8 @@ class Traffic:
         """A request failed; raise `ModelError` when there was no sign of life for too long."""
         with self._lock:
             now = self._clock()
+            if isinstance(error, RedirectedError):
+                error = error.reason
             if isinstance(error, (HttpError, ConnectionRefusedError)):
                 self._alive_at = now  # it does say something
             silent = now - self._alive_at

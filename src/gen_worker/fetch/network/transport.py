@@ -13,7 +13,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.connections import DIALING, Connection, Connections, Dialing
 from gen_worker.fetch.network.origins import Origin, Url, without_queries
-from gen_worker.fetch.network.patience import FOR_QUESTIONS, HttpError, Patience, Tries
+from gen_worker.fetch.network.patience import FOR_QUESTIONS, HttpError, Patience, RedirectedError, Tries
 from gen_worker.models.errors import ModelError
 
 __all__ = ["FAILURES", "Body", "CutError", "HttpError", "Response", "Transport", "translated"]
@@ -197,7 +197,12 @@ class Transport:
             sent = dict(headers) if at.origin == asked.origin else harmless(headers)
             if token and at.origin == trusted:
                 sent["Authorization"] = f"Bearer {token}"
-            response = self._exchange(method, at, sent, cancel)
+            try:
+                response = self._exchange(method, at, sent, cancel)
+            except (OSError, HTTPException) as error:
+                if at.origin == asked.origin:
+                    raise
+                raise RedirectedError(error) from error
             location = response.headers.get("location", "")
             if response.status in _REDIRECTED and location:
                 with response:
@@ -322,15 +327,18 @@ def http_error(response: Response, asked: Origin) -> HttpError:
 
 def translated(error: OSError | HTTPException, url: Url) -> ModelError:
     """Return what people read when an origin cannot be reached."""
+    who = f"`{url.origin}`"
+    if isinstance(error, RedirectedError):
+        who, error = f"whoever {who} redirects to", error.reason
     if isinstance(error, SSLCertVerificationError):
         return ModelError(
             "unreachable",
-            f"the certificate of `{url.origin}` is not trusted: {error.verify_message}",
+            f"the certificate of {who} is not trusted: {error.verify_message}",
             "name the authority that signed it in `GEN_WORKER_CA_BUNDLE`",
         )
     reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
     return ModelError(
         "unreachable",
-        f"`{url.origin}` cannot be reached: {reason}",
+        f"{who} cannot be reached: {reason}",
         "check the network; behind a proxy set `HTTPS_PROXY`, without a network use `--offline`",
     )
