@@ -57,8 +57,8 @@ class Poller:
                 if on_events is not None and fd not in self._left:
                     on_events(what)
             self._left.clear()
-            if time.monotonic() >= ends:
-                return
+            if not self._linger_s or time.monotonic() >= ends:
+                return  # what is left is reported again, after everybody else had a turn
             wait = self._linger_s
 
     def close(self) -> None:
