@@ -106,6 +106,21 @@ def test_what_comes_with_another_content_than_announced_is_no_file(store: FileSt
     assert on_disk(tmp_path) == []
 
 
+def test_a_part_that_still_comes_in_when_its_file_is_put_together_changes_nothing(store: FileStore) -> None:
+    upload = begin(store, b"good", "a.txt", CLAIMS)
+    late = store.part(upload.id, 1, 4)
+    late.write(b"g")
+    file = store.complete(CLAIMS, upload.id, [(1, send(store, upload, 1, b"good"))])
+    with pytest.raises(Refusal, match="takes no more bytes"):
+        late.write(b"rue")
+    with pytest.raises(Refusal, match="takes no more bytes"):
+        late.finish()
+    late.close()
+    assert store.read(file) == b"good"
+    with pytest.raises(Refusal, match="no part 1 to be sent"):
+        store.part(upload.id, 1, 4)
+
+
 @pytest.mark.parametrize("etags", [[], [(1, "x")], [(2, "")], [(1, ""), (2, "")]])
 def test_parts_that_did_not_come_are_not_put_together(store: FileStore, etags: list[tuple[int, str]]) -> None:
     upload = begin(store, b"abcdef")

@@ -119,13 +119,14 @@ class Filling:
         self.sha256 = hashlib.sha256()
 
     def write(self, content: bytes) -> None:
-        """Add some bytes; raise `Refusal` when there are more than were announced or allowed."""
+        """Add some bytes; raise `Refusal` when there are more than were announced or allowed, or it was closed."""
         if self.length + len(content) > self._most:
             raise Refusal(413, "too_large", f"more than {self._most} bytes came")
         if len(self.head) < HEAD_BYTES:
             self.head = (self.head + content)[:HEAD_BYTES]
         view, at = memoryview(content), self._offset + self.length
         with self._lock, _disk():
+            self._refuse_closed()
             while view:
                 written = os.pwrite(self._descriptor, view, at)
                 view, at = view[written:], at + written
@@ -135,14 +136,21 @@ class Filling:
 
     def finish(self) -> StoredFile | str:
         """Take what came for the whole; return the file, of a part its ETag. Raise `Refusal` for too little."""
+        with self._lock:
+            self._refuse_closed()
         with _disk():
             return self._finish(self)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, unless it is closed already; from now on it takes nothing."""
         with self._lock:
-            os.close(self._descriptor)
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
             self._descriptor = -1
+
+    def _refuse_closed(self) -> None:
+        if self._descriptor < 0:
+            raise Refusal(409, "too_late", "the file takes no more bytes: it is being put together, or was given up")
 
 
 Finish: TypeAlias = Callable[[Filling], StoredFile | str]
@@ -160,6 +168,7 @@ class FileStore:
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.RLock()
         self._completing: set[str] = set()
+        self._filling: dict[str, set[Filling]] = {}  # the parts that are coming in, by upload
         self._database = sqlite3.connect(folder / "files.sqlite", check_same_thread=False, isolation_level=None)
         self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
         self._forget_strays()
@@ -202,10 +211,6 @@ class FileStore:
         wanted = upload.length_of(number)
         if length is not None and length != wanted:
             raise Refusal(400, "wrong_length", f"part {number} has {wanted} bytes, not {length}")
-        try:
-            descriptor = os.open(self._arriving / key, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise _no_upload() from None
 
         def finish(filling: Filling) -> str:
             if filling.length != wanted:
@@ -215,26 +220,46 @@ class FileStore:
                 self._database.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (key, number, etag))
             return etag
 
-        return Filling(descriptor, (number - 1) * upload.part_bytes, wanted, finish)
+        with self._lock:  # so that none is open that `complete` does not see
+            if key in self._completing:
+                raise _in_progress()
+            try:
+                descriptor = os.open(self._arriving / key, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise _no_upload() from None
+            part = _Part(descriptor, (number - 1) * upload.part_bytes, wanted, finish, lambda: self._closed(key, part))
+            self._filling.setdefault(key, set()).add(part)
+        return part
+
+    def _closed(self, key: str, part: Filling) -> None:
+        with self._lock:
+            parts = self._filling.get(key, set())
+            parts.discard(part)
+            if not parts:
+                self._filling.pop(key, None)
 
     def complete(self, claims: JobClaims, key: str, etags: Iterable[tuple[int, str]]) -> StoredFile:
         """Take the parts for the whole file; raise `Refusal` where that is not what was announced.
 
-        Asked again, it gives the same answer.
+        Parts that are still coming in are closed: nothing is written to a content once it was read. Asked again, it
+        gives the same answer.
         """
         upload = self._upload_of(claims, key)
         if upload.done:
             return self._file(upload.request_id, upload.attempt, upload.name)
         with self._lock:
             if key in self._completing:
-                raise Refusal(409, "upload_complete_in_progress", "the parts are being put together")
+                raise _in_progress()
             sent = dict(self._database.execute("SELECT number, etag FROM parts WHERE upload = ?", (key,)).fetchall())
             if {number: etag.strip('"') for number, etag in etags} != sent or len(sent) != upload.parts:
                 raise Refusal(
                     400, "wrong_parts", f"the upload has {upload.parts} parts, {len(sent)} of which came as named"
                 )
             self._completing.add(key)
+            late = list(self._filling.get(key, ()))
         try:
+            for part in late:
+                part.close()
             return self._put_together(upload)
         finally:
             with self._lock:
@@ -462,6 +487,21 @@ class FileStore:
             raise _no_room(f"the disk has {free} bytes free")
 
 
+class _Part(Filling):
+    """Bytes for a part of an upload, which is told when it is closed."""
+
+    def __init__(
+        self, descriptor: int, offset: int, most: int, finish: Callable[[Filling], str], on_close: Callable[[], None]
+    ) -> None:
+        super().__init__(descriptor, offset, most, finish)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Close the file, unless it is closed already; from now on it takes nothing."""
+        super().close()
+        self._on_close()
+
+
 class _Temporary(Filling):
     """Bytes for a file that has its place only at the end."""
 
@@ -532,6 +572,10 @@ def _disk() -> Iterator[None]:
 
 def _no_room(why: str) -> Refusal:
     return Refusal(507, "no_room", f"there is no room for the file: {why}", "remove files, or give the store more")
+
+
+def _in_progress() -> Refusal:
+    return Refusal(409, "upload_complete_in_progress", "the parts are being put together")
 
 
 def _no_upload() -> Refusal:
