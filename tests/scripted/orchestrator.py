@@ -201,6 +201,9 @@ class Connection:
         self.metadata = {each.key: each.value for each in context.invocation_metadata()}
         self.hello: Message = None
         self.half_closed = False
+        self.lingers = False
+        """Whether it stays open when the worker has said all it had to say."""
+
         self._packets = packets
         self._context = context
         self._outgoing: queue.SimpleQueue[bytes | End | None] = queue.SimpleQueue()
@@ -235,7 +238,8 @@ class Connection:
                 self._reading.wait()
                 self._hear(packet)
             self.half_closed = not self.gone
-            self.end()  # as an orchestrator does whose worker has said all it had to say
+            if not self.lingers:
+                self.end()  # as an orchestrator does whose worker has said all it had to say
         except grpc.RpcError:
             pass
         finally:

@@ -6,6 +6,7 @@
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +33,7 @@ from gen_worker.api.errors import ArtifactTransferError, AuthError, OutputTooLar
 FOLDER = Path(os.environ["WIRED_FOLDER"])
 LIBC = ctypes.CDLL(None)
 POLL_S = 0.002
+HOARD: list[int] = []
 
 
 class Order(msgspec.Struct):
@@ -204,6 +206,23 @@ def die(ctx: RequestContext, payload: Order) -> Answer:
         case _:
             os._exit(7)
     return Answer("alive", os.getpid())
+
+
+@endpoint
+def hoard(ctx: RequestContext, payload: Order) -> Answer:
+    """Leave this process no descriptor until it is to `give back`."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if payload.text == "give back":
+        while HOARD:
+            os.close(HOARD.pop())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+        return Answer("", os.getpid())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        while True:
+            HOARD.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError as error:
+        return Answer(os.strerror(error.errno or 0), os.getpid())
 
 
 @endpoint
