@@ -40,6 +40,7 @@ _FOR_IMPORTS = {
     "HF_HUB_OFFLINE": "1",
 }
 _SECRET_ENDINGS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "JWT", "CREDENTIALS")
+_PR_SET_DUMPABLE = 4  # prctl(2)
 _ENV_START = 47  # of the fields of `/proc/self/stat` after the name; see proc(5)
 _LEAST_SECRET = 8  # characters; shorter values occur by chance in what a log says
 
@@ -64,6 +65,17 @@ def forget_secrets() -> None:
         os.environ.pop(name, None)
     if sys.platform == "linux":
         _blank(own)
+
+
+def close_memory() -> None:
+    """Have the kernel refuse others of the same user this process's memory, descriptors and environment; Linux only.
+
+    A child that runs an author's code could look for tokens there. Privileged processes still can. An exec opens all of
+    it again: what is started from here has to see to itself.
+    """
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _blank(names: set[str]) -> None:

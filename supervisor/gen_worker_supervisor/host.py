@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from gen_worker.environment import close_memory
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
@@ -133,6 +134,7 @@ class Host:
 
     def open(self) -> None:
         """Open the control socket and what models need; raise `StartError` where that is not possible."""
+        close_memory()
         self._open_control()
         self._open_models()
 

@@ -99,6 +99,10 @@ def test_a_container_serves_answers_its_health_check_and_ends_in_order(run: Call
     status = started.status()
     assert status.pid == 1
     assert [device.state for device in status.gpus] == ["idle", "idle"]
+    for pid in (1, *fetchers(container)):
+        for secret in ("environ", "mem", "maps"):
+            looked = container.execute("head", "-c", "1", f"/proc/{pid}/{secret}")
+            assert "Permission denied" in looked.stderr, (pid, secret)
     for device in status.gpus:
         assert CANARY not in container.execute("cat", f"/proc/{device.pid}/environ").stdout
         assert f"Uid:\t{UID}" in container.execute("cat", f"/proc/{device.pid}/status").stdout
@@ -133,6 +137,12 @@ def test_a_second_signal_ends_a_container_whose_job_runs_on(run: Callable[..., R
     until(lambda: _ended_by_another(container), what="its end")
     assert container.wait() == 1
     assert "ending at once" in container.log.read_text()
+
+
+def fetchers(container: Container) -> list[int]:
+    """Return the pids of what moves files in a container."""
+    shown = container.execute("sh", "-c", "grep -l gen_worker[.]fetch /proc/[0-9]*/cmdline").stdout.split()
+    return [int(path.split("/")[2]) for path in shown if path.split("/")[2] != "1"]
 
 
 def _ended_by_another(container: Container) -> bool:

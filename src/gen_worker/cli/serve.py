@@ -14,6 +14,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
 from gen_worker.cli.settings import read_settings
+from gen_worker.environment import forget_secrets
 from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, AddressError, parse_address
@@ -193,6 +194,8 @@ def command(
     project = find_project(config, module)
     from gen_worker_supervisor.serve import Options, serve
 
+    environment = dict(os.environ)
+    forget_secrets()
     options = Options(
         module=project.module,
         paths=project.paths,
@@ -206,7 +209,7 @@ def command(
         vram_budget_gb=vram_budget_gb or 0.0,
         fetching=_fetching(settings, offline),
     )
-    return serve(options, settings, os.environ)
+    return serve(options, settings, environment)
 
 
 def _fetching(settings: Settings, offline: bool) -> bytes:
