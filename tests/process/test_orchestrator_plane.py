@@ -42,7 +42,7 @@ from gen_worker.wire.scheduler import (
     WorkerFrame,
     WorkerPhase,
 )
-from tests.orchestrated import FakeWorker, control_plane, packed, stream, until, worker
+from tests.orchestrated import FakeWorker, NoFiles, control_plane, packed, stream, until, worker
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("grpc_awake")]
 
@@ -324,6 +324,29 @@ async def test_a_newer_stream_of_a_worker_ends_the_older_one_and_takes_its_jobs(
             await newer.answer(run)
             assert (await end(plane)).status == "ok"
             assert [view.connected for view in await plane.workers()] == [True]
+
+
+class OddFiles(NoFiles):
+    """A store with a fault."""
+
+    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
+        if request_id == "odd":
+            raise OSError("no token for this one")
+        return super().capability(request_id, attempt, tenant)
+
+
+@on_a_loop
+async def test_what_cannot_be_done_for_one_job_costs_no_other_one_and_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    async with control_plane(tmp_path, files=OddFiles()) as plane:
+        await plane.submit(echo("odd"))
+        await plane.submit(echo("even"))
+        async with worker(plane.address) as peer:
+            run = await peer.take()
+            await peer.answer(run)
+            assert (await end(plane, "even")).status == "ok"
+    assert told == ["the control plane could not carry out `Run`"]
 
 
 @on_a_loop

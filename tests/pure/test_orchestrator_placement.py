@@ -6,6 +6,7 @@ from typing import NamedTuple
 from gen_worker.orchestrator.decide import apply
 from gen_worker.orchestrator.placement import placements
 from gen_worker.orchestrator.state import (
+    TENANTS_KEPT,
     Happening,
     Job,
     Joined,
@@ -138,6 +139,19 @@ def test_tenants_take_turns_whatever_they_ask_and_however_much() -> None:
         submit(plane, "draw", tenant="small")
     order = [job.request.tenant for _ in range(6) for job in finish(plane, "a")]
     assert Counter(order) == {"big": 3, "small": 3}
+
+
+def test_however_many_tenants_there_are_each_job_has_its_turn() -> None:
+    plane = plane_with(hello("a"))
+    tenants = TENANTS_KEPT + 100
+    for number in range(tenants):
+        submit(plane, tenant=f"t{number}")
+    order = [job.request.tenant for _ in range(tenants - 2) for job in finish(plane, "a")]
+    assert len(set(order)) == tenants - 2
+    for number in range(tenants):
+        submit(plane, tenant=f"later{number}")
+        finish(plane, "a")
+    assert len(plane.tenants) <= TENANTS_KEPT, "who waits for nothing is forgotten"
 
 
 def test_a_tenant_s_functions_take_turns() -> None:

@@ -45,7 +45,8 @@ def placements(plane: Plane) -> Iterator[Placed]:
         plane.turn += 1
         queue.served = plane.tenants[key.tenant] = plane.turn
         yield Placed(queue.jobs[0], worker)
-        heapq.heappush(waiting, (_turn(plane, queue), key))
+        if key in plane.queues:
+            heapq.heappush(waiting, (_turn(plane, queue), key))
 
 
 def _turn(plane: Plane, queue: Queue) -> tuple[int, int, int]:

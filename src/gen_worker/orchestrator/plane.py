@@ -411,9 +411,19 @@ class ControlPlane:
     def _apply(self, happening: Happening) -> None:
         if self._closed:
             return
-        for action in apply(self._plane, happening, self._loop.time()):
+        try:
+            for action in apply(self._plane, happening, self._loop.time()):
+                self._carry_out(action)
+        finally:
+            self._arm()
+
+    def _carry_out(self, action: Action) -> None:
+        """Perform an action; a fault of ours in it costs neither those behind it nor the stream that led to it."""
+        try:
             self._perform(action)
-        self._arm()
+        except Exception as fault:  # noqa: BLE001 - told with its traceback
+            message = f"the control plane could not carry out `{type(action).__name__}`"
+            self._loop.call_exception_handler({"message": message, "exception": fault})
 
     def _arm(self) -> None:
         due = self._plane.next_due()

@@ -445,7 +445,7 @@ class Plane:
     sessions: dict[int, Worker] = field(default_factory=dict)
     queues: dict[QueueKey, Queue] = field(default_factory=dict)
     tenants: dict[str, int] = field(default_factory=dict)
-    """When a tenant with waiting jobs was last served, in turns."""
+    """When a tenant was last served, in turns; of those with waiting jobs it is always known."""
 
     runs: dict[str, float] = field(default_factory=dict)
     """How long a function's runs take."""
@@ -488,6 +488,9 @@ class Plane:
         else:
             queue.jobs.append(job)
         self.tenants.setdefault(key.tenant, 0)
+        if len(self.tenants) > max(TENANTS_KEPT, 2 * len(self.queues)):
+            waiting = {other.tenant for other in self.queues}
+            self.tenants = {tenant: turn for tenant, turn in self.tenants.items() if tenant in waiting}
 
     def dequeue(self, job: Job) -> None:
         """Take a job out of its queue."""
@@ -499,9 +502,6 @@ class Plane:
             queue.jobs.remove(job)
         if not queue.jobs:
             del self.queues[key]
-        if len(self.tenants) > TENANTS_KEPT:
-            waiting = {other.tenant for other in self.queues}
-            self.tenants = {tenant: turn for tenant, turn in self.tenants.items() if tenant in waiting}
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
