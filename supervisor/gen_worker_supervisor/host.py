@@ -134,7 +134,6 @@ class Host:
 
     def open(self) -> None:
         """Open the control socket and what models need; raise `StartError` where that is not possible."""
-        close_memory()
         self._open_control()
         self._open_models()
 
@@ -177,6 +176,8 @@ class Host:
     def _open_models(self) -> None:
         functions = self.plan.survey.functions
         bound = {ref: None for function in functions for ref in function.models}
+        if not bound:
+            close_memory()  # else children load models from descriptors of this process
         if not bound and not self.plan.patient:
             return
         budget = self.plan.settings.host_cache_bytes
