@@ -1,6 +1,7 @@
 """One end of a socket against whatever the other sends: a frame, the end or a `ProtocolError`; no descriptor stays."""
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,6 +136,32 @@ def test_descriptors_on_a_packet_that_is_refused_are_closed(count: int) -> None:
         socket.send_fds(theirs, [b"no frame"], [null.fileno()] * count)
         with pytest.raises(ProtocolError):
             ours.receive()
+        assert open_count() == before
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "why"),
+    [(FRAME_LIMIT + 2, 0, f"over {FRAME_LIMIT + 1} bytes"), (9, MAX_DESCRIPTORS + 1, f"over {MAX_DESCRIPTORS} desc")],
+)
+def test_what_was_cut_of_a_packet_is_said(size: int, count: int, why: str) -> None:
+    with channel() as (ours, theirs), open(os.devnull) as null:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * size)
+        socket.send_fds(theirs, [bytes(size)], [null.fileno()] * count)
+        with pytest.raises(ProtocolError, match=why):
+            ours.receive()
+
+
+def test_who_has_no_descriptors_left_does_not_blame_the_sender() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with channel() as (ours, theirs), open(os.devnull) as null:
+        before = open_count()
+        socket.send_fds(theirs, [b"a frame"], [null.fileno()] * 2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (null.fileno() + 1, hard))
+        try:
+            with pytest.raises(ProtocolError, match="this process may open no more files"):
+                ours.receive()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert open_count() == before
 
 

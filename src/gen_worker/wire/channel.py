@@ -18,12 +18,13 @@ MAX_DESCRIPTORS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain numbers: the enum's operators cost more than the system call's overhead
 _NOSIGNAL = int(socket.MSG_NOSIGNAL)
-_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_BYTES_CUT = int(socket.MSG_TRUNC)
+_DESCRIPTORS_CUT = int(socket.MSG_CTRUNC)
 DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, MemoryError)
 
 
 class ProtocolError(Exception):
-    """The peer sent something that is not a frame of this protocol."""
+    """The peer sent something that is not a frame of this protocol, or that could not be taken over whole."""
 
 
 def take_descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
@@ -54,9 +55,13 @@ def receive_packet(sock: socket.socket, buffer: memoryview) -> tuple[int, list[i
             continue  # a dead peer is reported once before the frames it left behind: read on until the end
         break
     descriptors = take_descriptors(ancillary) if ancillary else []
-    if flags & _CUT:
+    if flags & (_BYTES_CUT | _DESCRIPTORS_CUT):
         close_all(descriptors)
-        raise ProtocolError(f"a packet was cut: over {len(buffer)} bytes or over {MAX_DESCRIPTORS} descriptors")
+        if flags & _BYTES_CUT:
+            raise ProtocolError(f"a packet was cut: over {len(buffer)} bytes")
+        if len(descriptors) < MAX_DESCRIPTORS:
+            raise ProtocolError("a packet was cut: this process may open no more files")
+        raise ProtocolError(f"a packet was cut: over {MAX_DESCRIPTORS} descriptors")
     return length, descriptors
 
 
