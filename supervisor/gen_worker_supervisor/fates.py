@@ -81,7 +81,8 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
         if job in suspects:
             actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1 and not innocent)
         elif job.state is JobState.STARTED and not job.reruns:
-            text = f"its child was ended with another job in it: {death.cause}"
+            ours = child.ending is not None
+            text = f"its child was ended with another job in it: {death.cause}" if ours else _lost(death)
             actions.append(end_job(fleet, job, failure("child_died", text, retryable=True)))
         else:
             actions += run_again(fleet, job)

@@ -25,7 +25,6 @@ Format: TypeAlias = Literal["text", "json"]
 RING_BYTES = 1 << 20
 EVENTS = 256
 HIDDEN = "[secret]"
-CUT_CHARS = 256  # a shorter text was not cut anywhere on its way
 LEAST_BEGINNING = 6  # characters of a secret that a cut text may not end with
 _LEVELS: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _STYLES: dict[Level, Style] = {"warning": "yellow", "error": "red"}
@@ -72,19 +71,19 @@ class Look:
         self._values = longest_first
 
     def hide(self, text: str) -> str:
-        """Return the text without secret values; a long one may have been cut in the middle of one."""
-        if self._secrets is None:
-            return text
-        hidden = self._secrets.sub(HIDDEN, text)
-        return hidden if len(text) < CUT_CHARS else self._without_beginning(hidden)
+        """Return the text without secret values."""
+        return text if self._secrets is None else self._secrets.sub(HIDDEN, text)
 
-    def _without_beginning(self, text: str) -> str:
-        """Return a text that does not end with the beginning of a secret."""
+    def hide_cut(self, text: str) -> str:
+        """Return a text without secret values that may have been cut in the middle of one."""
+        hidden = self.hide(text)
         for secret in self._values:
-            for length in range(min(len(secret) - 1, len(text)), LEAST_BEGINNING - 1, -1):
-                if text.endswith(secret[:length]):
-                    return text[:-length] + HIDDEN
-        return text
+            at = hidden.find(secret[:LEAST_BEGINNING], max(0, len(hidden) - len(secret)))
+            while at >= 0 and not secret.startswith(hidden[at:]):
+                at = hidden.find(secret[:LEAST_BEGINNING], at + 1)
+            if at >= 0:
+                return hidden[:at] + HIDDEN
+        return hidden
 
     def shows(self, level: Level) -> bool:
         """Whether lines of this level are written."""
@@ -136,6 +135,10 @@ class Log:
     def hide(self, text: str) -> str:
         """Return the text without secret values."""
         return self._look.hide(text)
+
+    def hide_cut(self, text: str) -> str:
+        """Return a text without secret values that may have been cut in the middle of one."""
+        return self._look.hide_cut(text)
 
     def say(self, message: str, level: Level = "info") -> None:
         """Write a line of the supervisor's own; never blocks."""

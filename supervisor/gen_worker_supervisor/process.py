@@ -151,6 +151,8 @@ class ChildProcess:
             except (BrokenPipeError, ConnectionResetError):
                 self._deaf = True
                 break
+            except ProtocolError as error:  # nobody is there any more who could take it back
+                self._listener.on_misbehaviour(self, f"it cannot be told of a {type(message).__name__}: {error}")
             close_all(descriptors)
             self._unsent.popleft()
         self._watch(READABLE)

@@ -233,6 +233,9 @@ def _on_import_failed(fleet: Fleet, child: Child, message: ImportFailed, now: fl
 def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[Action]:
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` is set up, which nobody asked for", now)
+    figures = (message.seconds, *(resident.bytes for resident in message.models))
+    if not all(0 <= figure < MOST_BYTES for figure in figures):
+        return _forged(fleet, child, f"figures of `{message.instance}` that make no sense", now)
     child.loading = None
     fleet.placed += 1
     fleet.resting.discard(message.instance)

@@ -153,7 +153,7 @@ class _Service:
         error = self._linked.exception()
         if isinstance(error, LinkFatalError):
             raise error
-        raise AssertionError("the link ended by itself") from error
+        raise AssertionError(f"the link ended by itself: {error!r}") from error
 
     async def _flushed(self, status: int) -> int:
         """Write the results that are left, then leave the orchestrator in order."""
@@ -169,7 +169,7 @@ class _Service:
             return FAILED
         closing = self._loop.create_task(self._link.close(FLUSH_S))
         await asyncio.wait((closing, self._forced), return_when=asyncio.FIRST_COMPLETED)
-        return FAILED if self._forced.done() else status
+        return status if self._worker.jobs.settled and not self._forced.done() else FAILED
 
     async def _settle(self, within_s: float) -> None:
         assert self._linked is not None

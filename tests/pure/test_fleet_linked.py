@@ -2,7 +2,7 @@
 
 import pytest
 
-from gen_worker.wire.messages import Done, Drain
+from gen_worker.wire.messages import Done, Drain, Loaded, Resident
 from gen_worker_supervisor.blame import QUARANTINE_S
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
@@ -170,3 +170,21 @@ def test_a_suspect_payload_is_forgotten_in_time() -> None:
     host.dies(host.child(), SEGV)
     assert host.fleet.blame.suspects("f", host.now)
     assert not host.fleet.blame.suspects("f", host.now + QUARANTINE_S)
+
+
+def test_a_job_that_kills_its_child_during_a_drain_is_told_of_that() -> None:
+    host = Host()
+    job = host.submit(reruns=False)
+    host.starts(job)
+    host.drains(30.0)
+    host.dies(host.child(), SEGV)
+    assert host.answer(job).message == "its child died while it ran: SIGSEGV"
+
+
+@pytest.mark.parametrize("held", [-1, 1 << 63])
+def test_a_child_that_holds_more_than_there_can_be_is_not_believed(held: int) -> None:
+    host = Host(function(instance="C"))
+    host.submit()
+    child = host.child()
+    host.reports(child, Loaded("C", 0.1, [Resident("s", "acme/a", "VRAM", held)]))
+    assert child.killed

@@ -49,7 +49,7 @@ def test_a_long_text_is_cut() -> None:
 
 def test_secrets_are_taken_out_before_the_text_is_cut() -> None:
     secret = "sekret" * 6
-    hide = Look(secrets=[secret]).hide
+    hide = Look(secrets=[secret]).hide_cut
     for before in range(TEXT_CHARS - len(secret) - 2, TEXT_CHARS + 2):
         told = safe_message(failure("invalid", "x" * before + secret), hide)
         assert "sekret" not in told

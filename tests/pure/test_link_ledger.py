@@ -109,6 +109,16 @@ def test_a_result_that_was_not_shipped_is_never_forgotten() -> None:
     assert len(list(ledger.unshipped(0.0))) == 2 * REMEMBERED
 
 
+def test_an_attempt_that_is_ended_twice_is_remembered_once() -> None:
+    ledger = Ledger()
+    ledger.end(result())
+    ledger.written(result(), 0.0)
+    ledger.end(result())
+    assert list(ledger.unshipped(1000.0)) == [result()]
+    ledger.written(result(), 1000.0)
+    assert list(ledger.unshipped(2000.0)) == []
+
+
 def test_long_outputs_are_let_go_before_their_attempts_are_forgotten() -> None:
     ledger = Ledger()
     long = bytes(REMEMBERED_BYTES // 2)

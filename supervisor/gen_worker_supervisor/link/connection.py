@@ -167,7 +167,7 @@ class Connection:
         from gen_worker.pb.convert import encode_worker
 
         try:
-            await call.write(encode_worker(self._ears.hello()))
+            await call.write(self._first(encode_worker))
             while (packet := await call.read()) is not grpc.aio.EOF:
                 if not self._take_in(call, packet):
                     return
@@ -176,6 +176,15 @@ class Connection:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter where the call is over already
             details = await call.details() or ""
             self._finish(Ended((await call.code()).name, details.removeprefix(ONE_ADDRESS)))
+
+    def _first(self, encode: Callable[[WorkerFrame], bytes]) -> bytes:
+        """Return the first message; one that cannot be encoded says at least who this is."""
+        hello = self._ears.hello()
+        try:
+            return encode(hello)
+        except (ValueError, TypeError) as error:
+            self._ears.unsayable(hello, error)
+            return encode(Hello(worker_id=hello.worker_id, release_id=hello.release_id, in_flight=hello.in_flight))
 
     def _take_in(self, call: "Call", packet: bytes) -> bool:
         """Hear a message; return whether the connection goes on."""

@@ -31,6 +31,7 @@ from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.link.answers import STATUS, metrics, redacted, safe_message
 from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
+from gen_worker_supervisor.outcomes import ended_outcome
 from gen_worker_supervisor.state import Device, Function, Job, Outcome, takes
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
@@ -47,6 +48,14 @@ class Functions(Protocol):
         ...
 
 
+class Timer(Protocol):
+    """Something that will be called."""
+
+    def cancel(self) -> None:
+        """Have it not called."""
+        ...
+
+
 class LinkJob:
     """The orchestrator as the client of one attempt."""
 
@@ -59,6 +68,7 @@ class LinkJob:
         self.refusal = ""  # why the job is ended, where that is not its own doing
         self._jobs = jobs
         self.upload = 0  # the number under which its output is being stored
+        self.overdue: Timer | None = None  # ends that at the job's deadline
         self.overruled: tuple[JobStatus, str] | None = None  # how it ended while that went on
         self.events = Events()
         self._seq = 0
@@ -95,7 +105,7 @@ class LinkJob:
             self._jobs.send(self._progress(value, EVENT_TYPE))
 
     def rerun(self, job: Job) -> None:
-        """It had not begun: there is nothing to forget."""
+        """It goes to another child: it had not begun, so there is nothing to forget."""
 
     def _progress(self, body: bytes, content_type: str) -> JobProgress:
         self._seq += 1
@@ -115,7 +125,7 @@ class LinkJobs:
         functions: Functions,
         send: Callable[[WorkerFrame], None],
         *,
-        later: Callable[[float, Callable[[], None]], object],
+        later: Callable[[float, Callable[[], None]], Timer],
         max_concurrency: int = 0,
     ) -> None:
         """Send with `send`; `later` has something called after so many seconds."""
@@ -182,10 +192,9 @@ class LinkJobs:
             self.supervisor.end(client.job, Reason.CANCEL)
 
     def _begin(self, run: RunJob) -> None:
-        if self._max_concurrency and self.ledger.count >= self._max_concurrency:
-            self._ship(_result(run, JobStatus.RETRYABLE, "worker busy"))
-            return
         refused = self._refusal(run)
+        if not isinstance(refused, JobResult) and 0 < self._max_concurrency <= self.ledger.count:
+            refused = _result(run, JobStatus.RETRYABLE, "worker busy")
         if isinstance(refused, JobResult):
             self._ship(refused)
             return
@@ -277,12 +286,12 @@ class LinkJobs:
             self._finish(client, _result(run, JobStatus.FATAL, client.refusal, took))
         elif outcome.kind is not None or job.stream:
             _release(body)
-            text = safe_message(outcome, self.supervisor.log.hide)
+            text = safe_message(outcome, self.supervisor.log.hide_cut)
             self._finish(client, _result(run, STATUS[outcome.state], text, took))
         else:
-            self._deliver(client, body, took)
+            self._deliver(client, job, body, took)
 
-    def _deliver(self, client: LinkJob, body: OutputBody, took: JobMetrics | None) -> None:
+    def _deliver(self, client: LinkJob, job: Job, body: OutputBody, took: JobMetrics | None) -> None:
         """Send an output in its result, or store it and send where it is."""
         run = client.held.run
         length = body.length if isinstance(body, Output) else len(body)
@@ -292,10 +301,22 @@ class LinkJobs:
             _release(body)
             self._finish(client, _result(run, JobStatus.OK, "", took, inline=inline))
             return
+        if not self.file_base_url:
+            body.release()
+            text = f"an output of {length} bytes needs a store, and the orchestrator has named none"
+            self._finish(client, _result(run, JobStatus.FATAL, text, took))
+            return
+        if job.ending is not None:  # somebody wants it ended: its output is not stored any more
+            body.release()
+            ended = ended_outcome(job, None)
+            self._finish(client, _result(run, STATUS[ended.state], safe_message(ended, str), took))
+            return
 
         def stored(report: Uploaded | UploadFailed) -> None:
             body.release()
             client.upload = 0
+            if client.overdue is not None:
+                client.overdue.cancel()
             if client.held.silent:
                 self._leave(client)
             elif client.overruled is not None:
@@ -310,7 +331,7 @@ class LinkJobs:
         client.upload = self._uploads.upload(to, _output_ref(run), fd, length, "application/msgpack", stored)
         if run.timeout_ms > 0:
             left_s = client.held.accepted + run.timeout_ms / 1000 - time.monotonic()
-            self._later(max(0.0, left_s), lambda: self._overdue(client))
+            client.overdue = self._later(max(0.0, left_s), lambda: self._overdue(client))
 
     def _overdue(self, client: LinkJob) -> None:
         if client.upload:

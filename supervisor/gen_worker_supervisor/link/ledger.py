@@ -109,6 +109,8 @@ class Ledger:
         key = (result.request_id, result.attempt)
         if (before := self._ended.pop(key, None)) is not None:
             self._bytes -= _output_bytes(before)
+            for order in (self._unwritten, self._written, self._heavy):
+                order.pop(key, None)
         self._ended[key] = _Ended(result)
         self._unwritten[key] = None
         self._bytes += len(result.inline or b"")
