@@ -30,12 +30,12 @@ RUN uv python install "${PYTHON_VERSION}" \
     && uv venv --python "${PYTHON_VERSION}" /opt/venv \
     && uv pip install --no-cache --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
 COPY . /src
-RUN uv pip install --no-cache "/src[torch,images,audio]" "torch==${TORCH_VERSION}" \
+RUN uv pip install --no-cache "/src[torch,images,audio,http]" "torch==${TORCH_VERSION}" \
     && rm -rf /src
 
 # An endpoint runs as this user; what it writes goes to these folders, which may be volumes.
 RUN useradd --uid 1000 --create-home worker \
-    && install --directory --owner worker /cache /run/gen-worker /app
+    && install --directory --owner worker /cache /run/gen-worker /app /state
 ENV TENSORHUB_CACHE_DIR=/cache \
     GEN_WORKER_RUN_DIR=/run/gen-worker
 WORKDIR /app

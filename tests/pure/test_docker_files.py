@@ -47,6 +47,16 @@ def test_an_endpoint_image_is_built_on_the_default_base() -> None:
     assert tags == ["cpu-torch2.9", "cuda12.6-torch2.9", "cuda12.8-torch2.9", "cuda13-torch2.9"]
 
 
+def test_the_base_has_what_the_control_plane_needs_and_folders_that_its_user_may_write() -> None:
+    text = " ".join(text for _, text in instructions("runtime.Dockerfile"))
+    assert "/src[torch,images,audio,http]" in text
+    written = {"/cache", "/run/gen-worker", "/state"}
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    mounted = {volume.split(":")[1] for each in compose["services"].values() for volume in each.get("volumes", [])}
+    assert mounted <= written
+    assert all(f" {folder}" in text for folder in written)
+
+
 def test_the_base_has_an_argument_for_each_version() -> None:
     arguments = {
         text.partition("=")[0] for instruction, text in instructions("runtime.Dockerfile") if instruction == "ARG"
