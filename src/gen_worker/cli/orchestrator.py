@@ -138,6 +138,10 @@ def command(
     token = settings.orchestrator_token
     _check_address("--listen", listen)
     _check_address("--http", http)
+    if listen == http and not listen.endswith(":0"):
+        raise Failure(f"`--listen` and `--http` are both `{http}`", "workers and callers come to a port each")
+    _check_url(url)
+    _check_devices(devices, workers)
     _refuse_strangers(listen, http, auth=auth, token=bool(token))
     folders = _folders(models)
     options = Options(
@@ -183,9 +187,13 @@ def command(
     help="Until it has connected: a connected worker gets new ones.",
 )
 @_state_option
-def token(worker_id: str, release_id: str, hours: float, state: str) -> int:
+@click.pass_context
+def token(ctx: click.Context, worker_id: str, release_id: str, hours: float, state: str) -> int:
     """Print a worker's token."""
     from gen_worker.orchestrator.tokens import TokenError, Tokens
+
+    if ctx.parent is not None and ctx.get_parameter_source("state") is click.core.ParameterSource.DEFAULT:
+        state = ctx.parent.params["state"]  # `orchestrator --state FOLDER token`
 
     try:
         click.echo(Tokens.create(Path(state)).worker_token(worker_id, release_id, hours * 3600.0))
@@ -248,6 +256,27 @@ def _check_address(option: str, address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise Failure(f"`{option}` takes a host and a port, not `{address}`", "as `127.0.0.1:8081`; port 0 is any")
+
+
+def _check_url(url: str) -> None:
+    if url:
+        try:
+            VARIABLES["cozy_hub_url"].parse(url)
+        except ValueError as error:
+            raise Failure(f"`--url` takes {error}, not `{url}`", "as `https://plane.example:8081`") from None
+
+
+def _check_devices(devices: str | None, workers: tuple[str, ...]) -> None:
+    if devices is None:
+        return
+    if not workers:
+        raise Failure("`--devices` without `--worker`", "workers that are started elsewhere choose their own")
+    try:
+        count = int(devices.removeprefix("cpu:")) if devices.startswith("cpu:") else 1
+    except ValueError:
+        count = 0
+    if not 1 <= count <= 256:
+        raise Failure(f"`cpu:N` takes 1 to 256 slots, not `{devices[4:]}`")
 
 
 def _refuse_strangers(listen: str, http: str, *, auth: bool, token: bool) -> None:
@@ -314,4 +343,14 @@ def _tls(certificate: str | None, key: str | None) -> tuple[Path, Path] | None:
     for path in (certificate, key):
         if not Path(path).is_file():
             raise Failure(f"no such file: `{path}`")
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        text = f"`{certificate}` and `{key}` are no certificate and its key: {reason}"
+        raise Failure(text, "both are PEM files, the key without a password") from None
+    except OSError as error:
+        raise Failure(f"`{certificate}` or `{key}` cannot be read: {(error.strerror or str(error)).lower()}") from None
     return Path(certificate), Path(key)
