@@ -8,6 +8,7 @@ and why it ended stand on stderr, as lines that programs read and as lines that 
 import argparse
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -178,8 +179,13 @@ def identity(settings: Settings) -> Identity:
     from gen_worker.auth import claims
 
     told = claims(settings.worker_jwt) if settings.worker_jwt else {}
-    worker_id = settings.worker_id or _text(told.get("sub")) or f"py-worker-{os.getpid()}"
+    worker_id = settings.worker_id or _text(told.get("sub")) or f"py-worker-{_whereabouts()}"
     return Identity(worker_id, _text(told.get("release_id")))
+
+
+def _whereabouts() -> str:
+    """Return what tells this process from other workers: its pid, but every container's first process has the same."""
+    return str(os.getpid()) if os.getpid() != 1 else socket.gethostname()
 
 
 def _text(claim: object) -> str:
@@ -261,7 +267,7 @@ class Told:
         stack = error.stack if isinstance(error, CannotWorkError) else ()
         self._fatal(type(error.__cause__ or error).__name__, str(error), "\n".join(stack), FAILED)
         for line in stack:
-            self._write(line)
+            self._write(self._hidden(line))
         self.say("error", str(error))
         if error.hint:
             self.say("hint", error.hint)
@@ -282,16 +288,21 @@ class Told:
 
     def say(self, what: str, text: str) -> None:
         """Write a line for a person."""
-        self._write(f"{what}: {text}")
+        self._write(self._hidden(f"{what}: {text}"))
 
     def _document(self, name: str, document: Mapping[str, object]) -> None:
         if self._documents:
-            self._write(f"{name} {msgspec.json.encode(document).decode()}")
+            shown = {key: self._hidden(value) if isinstance(value, str) else value for key, value in document.items()}
+            self._write(f"{name} {msgspec.json.encode(shown).decode()}")
+
+    def _hidden(self, text: str) -> str:
+        """Return a text without secrets, as UTF-8 can carry it; before it is encoded, as that may change them."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text.encode("utf-8", "backslashreplace").decode()
 
     def _write(self, line: str) -> None:
-        for secret in self._secrets:
-            line = line.replace(secret, HIDDEN)
-        sys.stderr.write(f"{line.encode('utf-8', 'backslashreplace').decode()}\n")
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
 

@@ -15,14 +15,25 @@ STATUS: dict[JobState, JobStatus] = {
     JobState.FATAL: JobStatus.FATAL,
     JobState.CANCELED: JobStatus.CANCELED,
 }
-_SECRETS = re.compile(
-    r"(?i)(bearer\s+)[^\s\"',;]+|((?:x-amz-[a-z-]+|signature|sig|token|access_token)=)[^\s&\"'>]+",
+_SECRETS = tuple(
+    re.compile(pattern, re.IGNORECASE | re.ASCII)
+    for pattern in (
+        r"""(://(?:[^\s?"'`<>:]|:(?!//))*\?)[^\s"'`<>]+""",  # the query of a URL: it may be a signature
+        r"""(://)[^\s/?#"'`]*(?=@)""",  # the user and the password in one
+        r"""(authorization["']?\s*[=:]\s*["']?(?:(?:bearer|basic|digest|token)\s+)?)[^\s"',;]+""",
+        r"""(bearer\s+)[^\s"',;]+""",
+        r"""((?:token|password|secret|signature|api[_-]?key|access[_-]?key)["']?\s*[=:]\s*["']?)[^\s"',;&>]+""",
+        r"""((?:(?<![a-z-])x-amz-[a-z-]+|\bsig)=)[^\s"',;&>]+""",
+        r"""((?<![\w-]))eyJ[\w-]+\.[\w-]+\.[\w-]*""",  # a JWT by itself
+    )
 )
 
 
 def redacted(text: str) -> str:
-    """Return a text without tokens and without the signatures of URLs; the rest of it stays."""
-    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}[secret]", text)
+    """Return a text without tokens, passwords and what URLs are asked with; the rest of it stays."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1[secret]", text)
+    return text
 
 
 def safe_message(outcome: Outcome, hide: Callable[[str], str]) -> str:
@@ -43,7 +54,7 @@ def metrics(job: Job, outcome: Outcome, now: float, concurrency: int) -> JobMetr
     if job.started is None and not outcome.run_s:
         return None
     run_s = outcome.run_s or (now - job.started if job.started is not None else 0.0)
-    started = job.started if job.started is not None else now - run_s
+    started = now - run_s  # the child measured it; what is seen of its start from here may be late
     return JobMetrics(
         runtime_ms=round(run_s * 1000),
         queue_ms=max(0, round((started - job.submitted) * 1000)),

@@ -281,12 +281,28 @@ class Link:
             return
         began = f"lost {target} after {end.lived_s:.3g} s" if end.acknowledged else f"no connection to {target}"
         self._log.event("warning", "link", f"{began}: {reason}; dialing {dial.target} in {dial.after_s:.1f} s")
+        if hint := _hint(end):
+            self._log.event("warning", "link", f"hint: {hint}")
 
     def _hidden(self, text: str) -> str:
         """Return the text without tokens: a peer may say in its refusal what it was shown."""
         for token in self._tokens:
             text = text.replace(token, HIDDEN)
         return text[:REASON_CHARS]
+
+
+HINTS = {
+    "worker_stream_superseded": "another worker says it is this one: give each its own `WORKER_ID`",
+    "HTTP status": "an HTTP server answers there: workers have a port of their own",
+    "http1": "an HTTP server answers there: workers have a port of their own",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS there: write the address as `grpc://host:port`",
+    "CERTIFICATE_VERIFY_FAILED": "`GRPC_CA_BUNDLE` names a PEM file of authorities that are trusted, too",
+}
+"""What to do, by what stands in the details of an end."""
+
+
+def _hint(end: Ended) -> str:
+    return next((hint for words, hint in HINTS.items() if words in end.details), "")
 
 
 def _utc(unix: int) -> str:
