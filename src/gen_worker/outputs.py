@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 _PIECE_BYTES = 1 << 20
 _PART_BYTES = 255  # the longest file name on every common file system
+_REF_BYTES = 1024  # the longest key of common object stores
+_PARTS = 64
 
 
 class FileTooLargeError(Exception):
@@ -17,6 +20,10 @@ class FileTooLargeError(Exception):
         super().__init__(f"`{ref}` has {size_bytes} bytes, the limit is {max_bytes}: `WORKER_MAX_UPLOAD_BYTES`")
         self.size_bytes = size_bytes
         self.max_bytes = max_bytes
+
+
+class NotWantedError(Exception):
+    """Nobody wants a file any more that is being kept."""
 
 
 class SavedFile(NamedTuple):
@@ -51,9 +58,14 @@ def safe_ref(ref: str) -> str:
     parts = [part for part in parts if part not in ("", ".")]
     if not parts:
         raise ValueError(f"a ref must name a file: {ref!r}")
+    if len(parts) > _PARTS:
+        raise ValueError(f"a ref has at most {_PARTS} parts, this one has {len(parts)}: `{ref[:40]}…`")
     for part in parts:
         _refuse_part(part, ref)
-    return "/".join(parts)
+    safe = "/".join(parts)
+    if len(safe.encode()) > _REF_BYTES:
+        raise ValueError(f"a ref has at most {_REF_BYTES} bytes, this one has {len(safe.encode())}: `{ref[:40]}…`")
+    return safe
 
 
 def _refuse_part(part: str, ref: str) -> None:
@@ -74,10 +86,13 @@ class FolderSink:
         self._folder = Path(folder).absolute()
         self._max_bytes = max_bytes
 
-    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+    def save(
+        self, ref: str, *, data: bytes | None, path: Path | None, wanted: Callable[[], bool] = lambda: True
+    ) -> SavedFile:
         """Write the file under the folder.
 
-        Raises ValueError when a link would lead out of it, `FileTooLargeError` for more than `max_bytes` (0: no limit).
+        Raises ValueError when a link would lead out of it, `FileTooLargeError` for more than `max_bytes` (0: no limit),
+        `NotWantedError` once `wanted`, which is asked at every piece of a file, says so.
         """
         size = len(data) if data is not None else path.stat().st_size if path is not None else 0
         if 0 < self._max_bytes < size:
@@ -95,7 +110,7 @@ class FolderSink:
         temporary = target.with_name(f".saving-{os.urandom(8).hex()}")
         try:
             with open(temporary, "xb") as file:
-                size, digest = _fill(file, data, path)
+                size, digest = _fill(file, data, path, wanted)
             os.replace(temporary, target)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -104,7 +119,7 @@ class FolderSink:
         return SavedFile(str(target), size, digest)
 
 
-def _fill(file: BinaryIO, data: bytes | None, path: Path | None) -> tuple[int, str]:
+def _fill(file: BinaryIO, data: bytes | None, path: Path | None, wanted: Callable[[], bool]) -> tuple[int, str]:
     if data is not None:
         file.write(data)
         return len(data), hashlib.sha256(data).hexdigest()
@@ -116,4 +131,6 @@ def _fill(file: BinaryIO, data: bytes | None, path: Path | None) -> tuple[int, s
             file.write(piece)
             digest.update(piece)
             size += len(piece)
+            if not wanted():
+                raise NotWantedError
     return size, digest.hexdigest()

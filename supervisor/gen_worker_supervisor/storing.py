@@ -14,7 +14,9 @@ from gen_worker.wire.messages import Save, Saved
 from gen_worker_supervisor.uploads import Uploads
 
 TEXT_CHARS = 1024
-OF_ONE_JOB = 64  # files that are on their way at once: each holds two descriptors of this process
+OF_ONE_JOB = 64  # files that are on their way at once: each holds up to two descriptors of this process
+TOO_MANY = f"a job saves at most {OF_ONE_JOB} files at once"
+JOB_ENDED = "the job has ended"
 
 
 class _Waiting(NamedTuple):
@@ -38,7 +40,7 @@ class Storing:
         try:
             ref = safe_ref(order.ref)
             if len(self._waiting.get(order.job, ())) >= OF_ONE_JOB:
-                raise ValueError(f"a job saves at most {OF_ONE_JOB} files at once")
+                raise ValueError(TOO_MANY)
             fd = _content(order, descriptors)
         except (OSError, ValueError) as error:
             close_all(descriptors)
@@ -61,7 +63,7 @@ class Storing:
         """A job has ended: nobody reads what it saves from now on."""
         for number, (order, answer) in self._waiting.pop(job, {}).items():
             self._uploads.abort(number)
-            answer(Saved(order.job, order.token, error="the job has ended"))
+            answer(Saved(order.job, order.token, error=JOB_ENDED))
 
 
 def saved(order: Save, report: Uploaded | UploadFailed) -> Saved:

@@ -372,6 +372,7 @@ class Supervisor:
     def _run(self, action: Run) -> None:
         child, job = action.child, action.job
         if job.again:
+            self._forget_files(job)  # of the child that died
             job.client.rerun(job)
             if job.inputs and self.inputs is not None and not self.inputs.has(job):
                 job.inputs = None
@@ -424,12 +425,18 @@ class Supervisor:
         job.payload.close()
         if job.inputs is not None and self.inputs is not None:
             self.inputs.forget(job)
-        if self.storing is not None and job.destination is not None:
-            self.storing.forget(job.number)
+        self._forget_files(job)
         self._remember(job)
         if self._watchers:
             for then in self._watchers.pop(job.number, ()):
                 then(outcome)
+
+    def _forget_files(self, job: Job) -> None:
+        """Nobody waits any more for what a job was saving."""
+        if job.destination is None:
+            self._saver.forget(job.number)
+        elif self.storing is not None:
+            self.storing.forget(job.number)
 
     def _remember(self, job: Job) -> None:
         """Keep a request's name for the lines of its job that are read after its end."""

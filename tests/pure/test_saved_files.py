@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gen_worker import Asset, RequestContext
 from gen_worker.api.errors import OutputTooLargeError
-from gen_worker.outputs import FileTooLargeError, FolderSink, SavedFile, safe_ref
+from gen_worker.outputs import FileTooLargeError, FolderSink, NotWantedError, SavedFile, safe_ref
 
 PIECES = st.sampled_from(
     ["..", ".", "/", "//", "\\", "\0", " ", "a", "b.png", "http://", "é", "\ud800", "C:", "x" * 256]
@@ -32,6 +32,7 @@ def test_a_safe_ref_stays_where_it_is_put(ref: str) -> None:
     assert not {"..", ".", ""} & set(parts)
     assert not {"\\", "\0"} & set(safe)
     assert all(len(part.encode()) <= 255 for part in parts)
+    assert len(safe.encode()) <= 1024
     assert safe_ref(safe) == safe
 
 
@@ -66,6 +67,8 @@ def test_a_ref_is_made_relative(ref: str, safe: str) -> None:
         "/HTTPS://x",
         "x" * 256,
         "\udcff",
+        "a/" * 65,
+        "/".join(["x" * 255] * 5),
     ],
 )
 def test_a_ref_that_could_lead_elsewhere_is_refused(ref: str) -> None:
@@ -89,6 +92,15 @@ def test_a_file_is_copied_and_a_newer_one_replaces_it(tmp_path: Path) -> None:
     assert saved.size_bytes == 3 << 20
     assert folder.save("film.mp4", data=b"", path=None).size_bytes == 0
     assert Path(saved.local_path).read_bytes() == b""
+
+
+def test_a_file_that_nobody_wants_any_more_is_not_kept(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(3 << 20))
+    asked = iter([True, False])
+    with pytest.raises(NotWantedError):
+        FolderSink(tmp_path / "kept").save("film.mp4", data=None, path=source, wanted=lambda: next(asked))
+    assert os.listdir(tmp_path / "kept") == []
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
