@@ -67,6 +67,48 @@ def test_no_output_is_too_strange_to_be_shown(output: bytes) -> None:
     json.loads(msgspec.json.encode(rendering.value_of(output, URLS)))
 
 
+@pytest.mark.parametrize(
+    "output",
+    [b"\xdd\x00\x04\x00\x00" + b"\x90" * (1 << 18), b"\xdd\x00\x10\x00\x00" + b"\x01" * (1 << 20)],
+    ids=["lists", "numbers"],
+)
+def test_an_output_of_too_many_values_is_shown_unread(output: bytes) -> None:
+    assert rendering.value_of(output, URLS) == {"base64": base64.b64encode(output).decode()}
+    event = JobEvent(number=1, kind="chunk", attempt=1, content_type="application/x-batch-item+msgpack", body=output)
+    assert rendering.item_of(event, URLS) == rendering.value_of(output, URLS)
+
+
+def test_json_of_too_many_values_is_shown_as_text() -> None:
+    body = b"[" + b"[]," * (1 << 18) + b"[]]"
+    event = JobEvent(number=1, kind="chunk", attempt=1, content_type="application/json", body=body)
+    assert rendering.item_of(event, URLS) == body.decode()
+
+
+def test_long_bytes_are_one_value_whatever_is_in_them() -> None:
+    output: dict[str, Any] = {"raw": b"\x90" * (4 << 20), "numbers": [0.5] * 200_000}
+    shown = json.loads(msgspec.json.encode(rendering.value_of(pack(output), URLS)))
+    assert base64.b64decode(shown["raw"]) == output["raw"]
+    assert shown["numbers"] == output["numbers"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, 5, -5, 200, 60_000, 2**31, 2**40, -100, -30_000, -(2**31), -(2**40), 0.5),
+        *("a", "a" * 31, "a" * 200, "a" * 300, "a" * 70_000, b"\x90" * 9, b"\x90" * 300, b"\x90" * 70_000),
+        *(msgspec.msgpack.Ext(5, b"\x90" * length) for length in (1, 2, 3, 4, 8, 16, 17, 300, 70_000)),
+    ],
+    ids=lambda value: pack(value)[:1].hex(),
+)
+def test_the_values_of_an_output_are_counted_whatever_they_are(value: object) -> None:
+    count = 70_000 // len(pack(value)) + 2
+    listed, mapped = pack([value] * count), pack([{"k": value}] * count)
+    assert rendering.is_shown(listed, 1 + count)
+    assert not rendering.is_shown(listed, count)
+    assert rendering.is_shown(mapped, 1 + 3 * count)
+    assert not rendering.is_shown(mapped, 3 * count)
+
+
 def test_bytes_are_base64_and_files_have_urls() -> None:
     output = {"raw": b"\0", "images": [{"ref": "a.png", "size_bytes": 3}, {"ref": "b.png"}], "ref": 5}
     shown = json.loads(msgspec.json.encode(rendering.value_of(pack(output), URLS)))

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,6 +36,7 @@ from gen_worker.orchestrator.waiting import closing, hung_up, until_closed
 PAYLOAD_BYTES = 16 << 20  # of JSON; msgpack may be as long as a worker's message
 MSGPACK_BYTES = 60 << 20
 INLINE_BYTES = 16 << 20  # a longer output is named by a URL
+RENDERED_AT_ONCE = 2  # long outputs: each may take some 200 MiB while it is turned into JSON
 PAGE = 100
 MOST_PAGE = 1000
 
@@ -45,6 +46,7 @@ _STATUSES: frozenset[str] = frozenset(get_args(Status))
 Urls = Callable[[str, int], dict[str, str]]
 """Returns where the files of an attempt of a request are had."""
 
+_Found = TypeVar("_Found")
 _Gone = Callable[[str], Awaitable[None]]
 
 
@@ -59,6 +61,7 @@ class JobRoutes:
         self._threads = threads
         self._urls_of = urls_of
         self._closed = closed
+        self._rendering = asyncio.Semaphore(RENDERED_AT_ONCE)
         self.open = False
         """Whether jobs are taken."""
 
@@ -217,19 +220,20 @@ class JobRoutes:
         if body is None:
             return rendering.whole(job, output_url=url)
         urls = await self._urls(job.request_id, job.attempt)
-        return rendering.whole(job, rendering.value_of(body, urls), url)
+        return rendering.whole(job, await self._rendered(len(body), rendering.value_of, body, urls), url)
 
     async def _output(self, job: JobView) -> Response:
         headers = {"X-Request-Id": job.request_id}
         body, url = await self._output_of(job)
         urls = await self._urls(job.request_id, job.attempt)
         if body is not None:
-            return Json(rendering.value_of(body, urls), headers=headers)
+            return Json(await self._rendered(len(body), rendering.value_of, body, urls), headers=headers)
         if url:
             return Json({"output_url": url}, headers=headers)
         events = [event async for event in closing(self._plane.watch(job.request_id))]
         chunks = [event for event in events if event.kind == "chunk" and event.attempt == job.attempt]
-        return Json([rendering.item_of(chunk, urls) for chunk in chunks], headers=headers)
+        items = [await self._rendered(len(chunk.body), rendering.item_of, chunk, urls) for chunk in chunks]
+        return Json(items, headers=headers)
 
     async def _media(self, request: Request, job: JobView, wanted: str) -> Response:
         """Return the first file of a kind that the job has stored, as `image/png` or `image/*`."""
@@ -256,7 +260,15 @@ class JobRoutes:
         url = (await self._urls(job.request_id, job.attempt)).get(job.blob_ref, "")
         if file.size_bytes > INLINE_BYTES:
             return None, url
-        return await self._threads.run(self._store.read, file), url
+        body = await self._threads.run(self._store.read, file)
+        return (body if await self._rendered(len(body), rendering.is_shown, body) else None), url
+
+    async def _rendered(self, length: int, call: Callable[..., _Found], *arguments: Any) -> _Found:
+        """Make a call that takes long where it is about many bytes; such ones few at a time, and not on the loop."""
+        if length <= rendering.SMALL_BYTES:
+            return call(*arguments)
+        async with self._rendering:
+            return await asyncio.to_thread(call, *arguments)
 
     async def _urls(self, request_id: str, attempt: int) -> dict[str, str]:
         return await self._threads.run(self._urls_of, request_id, attempt)
@@ -273,7 +285,7 @@ class JobRoutes:
         if event.job is not None:
             return await self._document(event.job)
         urls = await self._urls(request_id, event.attempt) if b"ref" in event.body else {}
-        return rendering.event_document(event, urls)
+        return await self._rendered(len(event.body), rendering.event_document, event, urls)
 
 
 class _EventStream(Response):

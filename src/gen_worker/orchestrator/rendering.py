@@ -1,11 +1,12 @@
 """What the HTTP API says: payloads from JSON, jobs, events and workers to JSON. Pure.
 
 A payload is turned into msgpack once, an output from msgpack once. Bytes are base64 in JSON; a file that the job has
-stored gets a `url`.
+stored gets a `url`. What comes is counted before it becomes objects, from callers and from workers alike.
 """
 
 import base64
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,6 +17,8 @@ from gen_worker.orchestrator.views import JobEvent, JobView, WorkerView
 MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 MOST_CONTAINERS = 250_000  # of 64 bytes each, once they are objects
 MOST_VALUES = 4_000_000
+MOST_SHOWN = 1_000_000  # values of an output
+SMALL_BYTES = 64 << 10  # what is shorter has too few values to be counted
 _DEEPEST = 64  # where a file is still looked for
 _DAMAGED = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, OverflowError, TypeError, MemoryError)
 
@@ -29,6 +32,15 @@ CODES = {
     504: "deadline",
 }
 """What an ended job's HTTP status is called."""
+
+# How msgpack is walked: the bytes that each header takes with what it says itself, how long the length of a string, of
+# bytes or of an extension is that adds to them, and which headers begin a list or a map.
+_LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_SIZED = {0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}
+_SIZED |= {0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18, 0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}
+_SIZED |= {0xC7: 3, 0xC8: 4, 0xC9: 6} | {0xA0 + length: 1 + length for length in range(32)}
+_STEPS = [_SIZED.get(head, 1 + _LENGTHS.get(head, 0)) for head in range(256)]
+_CONTAINERS = frozenset((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
 
 Urls = Mapping[str, str]
 """Where the files of a job are had, by their refs."""
@@ -52,13 +64,18 @@ def payload_of(body: bytes, content_type: str = "application/json") -> bytes:
 
 def decoded(body: bytes, kind: Any = Any) -> Any:
     """Return a JSON document as a value of a type; raise `Refusal` for what is none, or would fill the memory."""
-    if body.count(b"[") + body.count(b"{") > MOST_CONTAINERS or body.count(b",") > MOST_VALUES:
+    if _is_crowded(body, MOST_VALUES):
         raise Refusal(413, "too_large", "the document has too many values", "send long data as files or base64")
     try:
         return msgspec.json.decode(body, type=kind)
     except _DAMAGED as error:
         what = "JSON" if kind is Any else "what is asked for here"
         raise Refusal(400, "bad_request", f"that is not {what}: {_told(error)}") from None
+
+
+def _is_crowded(document: bytes, most: int) -> bool:
+    """Whether JSON has so many values that they would fill the memory."""
+    return document.count(b"[") + document.count(b"{") > MOST_CONTAINERS or document.count(b",") > most
 
 
 def packed(payload: object) -> bytes:
@@ -78,13 +95,37 @@ def _told(error: BaseException) -> str:
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 
+def is_shown(output: bytes, most: int = MOST_SHOWN) -> bool:
+    """Whether the values of a msgpack are few enough to be shown one by one; takes a second for the longest.
+
+    Headers follow one another without regard to what is in what, so counting needs neither objects nor depth.
+    """
+    at, values, containers, end = 0, 0, 0, len(output)
+    while at < end and end > SMALL_BYTES:
+        head = output[at]
+        if head in _LENGTHS:
+            at += int.from_bytes(output[at + 1 : at + 1 + _LENGTHS[head]])
+        at += _STEPS[head]
+        values += 1
+        containers += head in _CONTAINERS
+        if values > most or containers > MOST_CONTAINERS:
+            return False
+    return True
+
+
 def value_of(output: bytes, urls: Urls) -> Any:
-    """Return what a job gave, ready for JSON; what cannot be read comes as base64."""
+    """Return what a job gave, ready for JSON; what cannot be read, or has too many values, comes as base64."""
+    if not is_shown(output):
+        return _base64(output)
     try:
         value = with_urls(msgspec.msgpack.decode(output), urls)
         return msgspec.Raw(msgspec.json.encode(value))
     except _DAMAGED:
-        return {"base64": base64.b64encode(output).decode()}
+        return _base64(output)
+
+
+def _base64(content: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(content).decode()}
 
 
 def with_urls(value: Any, urls: Urls, depth: int = 0) -> Any:
@@ -111,7 +152,7 @@ def item_of(event: JobEvent, urls: Urls) -> Any:
         return value_of(event.body, urls)
     if kind == "application/json":
         return with_urls(_json_or_text(event.body), urls)
-    return {"base64": base64.b64encode(event.body).decode()}
+    return _base64(event.body)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -177,10 +218,10 @@ def sse(name: str, number: int, document: object) -> bytes:
 
 
 def _json_or_text(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except _DAMAGED:
-        return body.decode("utf-8", "replace")
+    if not _is_crowded(body, MOST_SHOWN):
+        with suppress(*_DAMAGED):
+            return msgspec.json.decode(body)
+    return body.decode("utf-8", "replace")
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
