@@ -52,6 +52,53 @@ def test_a_disk_that_is_full_refuses_what_is_new_and_keeps_what_was_accepted(tmp
     assert kept == "canceled ['after', 'before']"
 
 
+# More than the control plane keeps in memory and what lies in the network.
+FLOOD = """
+import asyncio, resource, sys
+from pathlib import Path
+from gen_worker.orchestrator.plane import UNWRITTEN_BYTES
+from gen_worker.orchestrator.views import JobRequest
+from gen_worker.wire.scheduler import JobProgress
+from tests.orchestrated import control_plane, until, worker
+
+MIB = 1 << 20
+CHUNKS = 2 * UNWRITTEN_BYTES // MIB
+
+async def stream(peer, run):
+    for seq in range(1, CHUNKS + 1):
+        await peer.say(JobProgress(request_id="r", attempt=1, seq=seq, content_type="text/plain", body=bytes(MIB)))
+
+async def main():
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    warnings = []
+    async with control_plane(Path(sys.argv[1]), warned=warnings.append) as plane, worker(plane.address) as peer:
+        await plane.submit(JobRequest(function="echo", request_id="r"))
+        run = await peer.take()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, hard))
+        streaming = asyncio.create_task(stream(peer, run))
+        await until(lambda: warnings)
+        await asyncio.wait([streaming], timeout=1.0)
+        print(len(warnings), streaming.done(), warnings[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        await streaming
+        await peer.answer(run)
+        kept = [event async for event in plane.watch("r") if event.kind == "chunk"]
+        print(kept[-1].seq == CHUNKS, kept == sorted(kept, key=lambda event: event.seq))
+
+asyncio.run(main())
+"""
+
+
+def test_a_stream_waits_for_a_disk_that_takes_nothing_and_somebody_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FLOOD, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=30, check=True).stdout
+    waiting, kept = told.splitlines()
+    assert waiting.startswith(f"1 False the state in {tmp_path}"), "told once, and the stream is held back"
+    assert "cannot be written" in waiting
+    assert kept == "True True"
+
+
 def test_a_crowd_of_submits_shares_its_syncs(tmp_path: Path) -> None:
     async def crowd() -> float:
         async with control_plane(tmp_path) as plane:

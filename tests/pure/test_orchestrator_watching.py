@@ -1,11 +1,11 @@
 import asyncio
 
 from gen_worker.orchestrator.views import JobEvent
-from gen_worker.orchestrator.watching import EVENT_BYTES, KEPT_BYTES, WATCHED_EVENTS, Log, Watch
+from gen_worker.orchestrator.watching import EVENT_BYTES, KEPT_BYTES, WATCHED_BYTES, WATCHED_EVENTS, Log, Watch
 
 
-def event(number: int) -> JobEvent:
-    return JobEvent(number=number, kind="chunk", attempt=1)
+def event(number: int, body: bytes = b"") -> JobEvent:
+    return JobEvent(number=number, kind="chunk", attempt=1, body=body)
 
 
 def test_what_is_kept_of_a_long_stream_is_bounded_whatever_its_pieces_are() -> None:
@@ -51,3 +51,21 @@ def test_a_watcher_that_does_not_read_falls_behind_instead_of_filling_the_memory
         return [behind, await watch.next()]
 
     assert asyncio.run(watched()) == [None, event(5000)]
+
+
+def test_large_events_fill_a_watcher_s_memory_no_more_than_small_ones_and_one_of_any_size_arrives() -> None:
+    large = bytes(WATCHED_BYTES // 2)
+
+    async def watched() -> list[JobEvent | None]:
+        watch = Watch()
+        watch.resume()
+        watch.tell(event(1, large + large + large))
+        first = await watch.next()
+        for number in (2, 3):
+            watch.tell(event(number, large))
+        read = await watch.next()
+        watch.tell(event(4, large))
+        watch.tell(event(5, b"x"))
+        return [first, read, await watch.next()]
+
+    assert asyncio.run(watched()) == [event(1, 3 * large), event(2, large), None]

@@ -129,6 +129,7 @@ async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
                 auth=auth,
                 needs=options.needs,
                 max_queued=options.max_queued,
+                warned=lambda message: said("warning", {"message": message}),
             )
         )
         web = Web(

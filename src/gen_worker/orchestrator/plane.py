@@ -68,6 +68,7 @@ from gen_worker.wire.scheduler import (
 PAYLOAD_BYTES = MESSAGE_BYTES - (4 << 20)  # what is left of a message for snapshots and the rest
 NAME_CHARS = 200
 EVENTS_READ = 256  # at once, of what is kept
+UNWRITTEN_BYTES = 32 << 20  # from here on workers wait for the disk; each may have said one message more
 SWEEP_S = 60.0  # between two looks for jobs to forget
 
 T = TypeVar("T")
@@ -127,6 +128,9 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
     keep_s: float = 7 * 86400.0
     """How long ended jobs are remembered."""
 
+    warned: Callable[[str], None] = lambda _: None
+    """Told, now and then, that the state cannot be written and why, for as long as that is so."""
+
 
 class ControlPlane:
     """Drives workers. Use it on one asyncio loop, between `start` and `close`."""
@@ -153,7 +157,9 @@ class ControlPlane:
     async def start(self) -> None:
         """Read what was accepted before and open the port; raise `OSError` or `StoreError` where it cannot be."""
         self._loop = asyncio.get_running_loop()
-        self._store = await asyncio.to_thread(Store, self._options.state)
+        warned = self._options.warned
+        troubled = self._later(lambda trouble: warned(str(trouble)))
+        self._store = await asyncio.to_thread(Store, self._options.state, troubled)
         try:
             for restored in await asyncio.to_thread(self._store.restore):
                 job = restored.job
@@ -358,13 +364,17 @@ class ControlPlane:
 
     async def _past(self, request_id: str, last: int) -> AsyncIterator[JobEvent]:
         """Yield what is kept of a job's events."""
-        flushed = asyncio.Event()
-        self._store.flush(self._later(lambda _: flushed.set()))
-        await flushed.wait()
+        await self._flushed()
         while events := await asyncio.to_thread(self._store.events, request_id, after=last, limit=EVENTS_READ):
             for event in events:
                 yield event
             last = events[-1].number
+
+    async def _flushed(self) -> None:
+        """Return when all that has happened can be read."""
+        flushed = asyncio.Event()
+        self._store.flush(self._later(lambda _: flushed.set()))
+        await flushed.wait()
 
     def _tell(self, tell: Tell) -> None:
         job, kind = tell.job, tell.kind
@@ -405,6 +415,11 @@ class ControlPlane:
         """A stream that had joined is over."""
         del self._sessions[session.number]
         self._apply(Left(session.number))
+
+    async def room(self) -> None:
+        """Wait until what workers have said is on disk, where that is much."""
+        while self._store.unwritten_bytes > UNWRITTEN_BYTES:
+            await self._flushed()
 
     # --- deciding and doing -------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ _numbers = itertools.count(1)
 
 
 class Sessions(Protocol):
-    """Whom the server tells of streams; each call returns at once."""
+    """Whom the server tells of streams; each call but `room` returns at once."""
 
     def joined(self, session: "Session", hello: Hello) -> None:
         """A worker has said Hello."""
@@ -65,6 +65,10 @@ class Sessions(Protocol):
 
     def left(self, session: "Session") -> None:
         """A stream that had joined is over."""
+        ...
+
+    async def room(self) -> None:
+        """Return when workers may say more; until then what they say waits in the network, and then in them."""
         ...
 
 
@@ -201,6 +205,7 @@ class Service:
     async def _read(self, session: Session, context: Context) -> None:
         while (frame := await _next(context)) is not None:
             self._sessions.said(session, frame)
+            await self._sessions.room()
 
 
 async def _next(context: Context) -> WorkerFrame | None:

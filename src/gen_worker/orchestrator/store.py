@@ -8,7 +8,8 @@ process.
 import fcntl
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,12 @@ from gen_worker.wire.scheduler import JobMetrics
 
 SCHEMA_VERSION = 1
 BATCH = 1000  # changes in one transaction
+BATCH_BYTES = 8 << 20
+CHANGE_BYTES = 512  # of a change beside its values
+READ_BYTES = 4 << 20  # of events at once, at least one of them
 FORGOTTEN = 100  # jobs at once
 RETRY_S = 1.0  # until a disk that is full is tried again
+TROUBLE_S = 60.0  # between two times that this is told
 
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -100,6 +105,11 @@ class _Change:
 
     changed: bool = True
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory, about."""
+        return CHANGE_BYTES + sum(len(value) for value in self.values if isinstance(value, bytes | str))
+
 
 @dataclass(frozen=True, slots=True)
 class Restored:
@@ -113,9 +123,15 @@ class Restored:
 class Store:
     """The state in one file, of one control plane at a time. `close` it, or what waits is lost."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, make it where there is none; raise `StoreError`, too for one that is in use."""
+    def __init__(self, path: Path, troubled: Callable[[StoreError], None] = lambda _: None) -> None:
+        """Open the file, make it where there is none; raise `StoreError`, too for one that is in use.
+
+        `troubled` is called on the writer's thread, now and then, for as long as nothing can be written.
+        """
         self._path = path
+        self._troubled = troubled
+        self._taken_bytes = 0  # only whoever changes something counts these
+        self._settled_bytes = 0  # and only the writer's thread these
         self._changes: SimpleQueue[_Change | None] = SimpleQueue()
         self._reading = threading.Lock()
         self._closing = threading.Event()
@@ -160,6 +176,11 @@ class Store:
             self._changes.put(None)
             self._thread.join()
         self._opened.close()
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What waits to be written, about."""
+        return self._taken_bytes - self._settled_bytes
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -229,7 +250,7 @@ class Store:
 
     def flush(self, done: Done) -> None:
         """Have `done` called when everything up to here can be read."""
-        self._changes.put(_Change("SELECT 1", done=done))
+        self._take(_Change("SELECT 1", done=done))
 
     def _put(
         self,
@@ -239,18 +260,27 @@ class Store:
         done: Done | None = None,
         refused: Callable[[StoreError], None] | None = None,
     ) -> None:
-        self._changes.put(_Change(sql, values, durable=done is not None, done=done, refused=refused))
+        self._take(_Change(sql, values, durable=done is not None, done=done, refused=refused))
+
+    def _take(self, change: _Change) -> None:
+        self._taken_bytes += change.size_bytes
+        self._changes.put(change)
 
     # --- the writer's thread ------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
+        told_at = -TROUBLE_S
         while batch := self._next():
             while batch:
                 try:
                     self._commit(batch)
                     break
                 except sqlite3.Error as error:
-                    batch = _refuse(batch, StoreError(f"the state in {self._path} cannot be written: {error}"))
+                    trouble = StoreError(f"the state in {self._path} cannot be written: {error}")
+                    if time.monotonic() - told_at >= TROUBLE_S:
+                        told_at = time.monotonic()
+                        self._troubled(trouble)
+                    batch = self._refuse(batch, trouble)
                     if self._closing.wait(RETRY_S) or not batch:
                         break
         with suppress(sqlite3.Error):  # a disk that is full: the next start takes it for a crash, which is safe
@@ -260,12 +290,13 @@ class Store:
         """Return what waits, at least one change; nothing when it is time to end."""
         if (first := self._changes.get()) is None:
             return []
-        batch = [first]
-        while len(batch) < BATCH and not self._changes.empty():
+        batch, size = [first], first.size_bytes
+        while len(batch) < BATCH and size < BATCH_BYTES and not self._changes.empty():
             if (change := self._changes.get()) is None:
                 self._changes.put(None)
                 break
             batch.append(change)
+            size += change.size_bytes
         return batch
 
     def _commit(self, batch: list[_Change]) -> None:
@@ -274,9 +305,21 @@ class Store:
         with _transaction(self._writer):
             for change in batch:
                 change.changed = self._writer.execute(change.sql, change.values).rowcount != 0
+        self._settle(batch)
         for change in batch:
             if change.done is not None:
                 change.done(change.changed)
+
+    def _refuse(self, batch: list[_Change], trouble: StoreError) -> list[_Change]:
+        """Tell those who can do without; return the rest."""
+        self._settle(change for change in batch if change.refused is not None)
+        for change in batch:
+            if change.refused is not None:
+                change.refused(trouble)
+        return [change for change in batch if change.refused is None]
+
+    def _settle(self, changes: Iterable[_Change]) -> None:
+        self._settled_bytes += sum(change.size_bytes for change in changes)
 
     # --- reading, on any thread ---------------------------------------------------------------------------------------
 
@@ -296,14 +339,19 @@ class Store:
         return [_view(row) for row in rows]
 
     def events(self, request_id: str, *, after: int, limit: int) -> list[JobEvent]:
-        """Return what happened to a job, without its end."""
-        rows = self._read(
+        """Return what happened to a job, without its end; fewer than asked for where they are large."""
+        sql = (
             "SELECT number, kind, attempt, seq, content_type, body FROM events"
-            " WHERE request_id = ? AND number > ? ORDER BY number LIMIT ?",
-            (request_id, after, limit),
+            " WHERE request_id = ? AND number > ? ORDER BY number LIMIT ?"
         )
         names = ("number", "kind", "attempt", "seq", "content_type", "body")
-        return [JobEvent(**dict(zip(names, row, strict=True))) for row in rows]
+        found: list[JobEvent] = []
+        size = 0
+        with self._rows(sql, (request_id, after, limit)) as rows:
+            while size < READ_BYTES and (row := rows.fetchone()) is not None:
+                found.append(JobEvent(**dict(zip(names, row, strict=True))))
+                size += len(found[-1].body)
+        return found
 
     def last_event(self, request_id: str) -> int:
         """Return the number of the last thing that happened to a job, its end not counted."""
@@ -312,9 +360,14 @@ class Store:
         return number
 
     def _read(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._rows(sql, values) as rows:
+            return rows.fetchall()
+
+    @contextmanager
+    def _rows(self, sql: str, values: tuple[Any, ...]) -> Iterator[sqlite3.Cursor]:
         try:
-            with self._reading, closing(self._reader.execute(sql, values)) as cursor:
-                return cursor.fetchall()
+            with self._reading, closing(self._reader.execute(sql, values)) as rows:
+                yield rows
         except sqlite3.Error as error:
             raise StoreError(f"the state in {self._path} cannot be read: {error}") from error
 
@@ -356,14 +409,6 @@ def _transaction(writer: sqlite3.Connection) -> Iterator[None]:
         writer.execute("ROLLBACK")
         raise
     writer.execute("COMMIT")
-
-
-def _refuse(batch: list[_Change], error: StoreError) -> list[_Change]:
-    """Tell those who can do without; return the rest."""
-    for change in batch:
-        if change.refused is not None:
-            change.refused(error)
-    return [change for change in batch if change.refused is None]
 
 
 def _restored(row: tuple[Any, ...]) -> Restored:

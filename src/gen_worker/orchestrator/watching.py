@@ -6,6 +6,7 @@ from collections import deque
 from gen_worker.orchestrator.views import JobEvent
 
 WATCHED_EVENTS = 1024  # for a watcher that does not read; with more it reads them from the disk later
+WATCHED_BYTES = 4 << 20  # of their bodies, or one event
 KEPT_BYTES = 32 << 20  # of a job's events, at least; twice as much at most
 EVENT_BYTES = 64  # of an event beside its body
 
@@ -15,26 +16,31 @@ class Watch:
 
     def __init__(self) -> None:
         self._events: deque[JobEvent] = deque()
+        self._bytes = 0
         self._behind = True
         self._news = asyncio.Event()
 
     def resume(self) -> None:
         """Take in what happens from here on; whoever calls has read, or reads, what was before."""
         self._events.clear()
+        self._bytes = 0
         self._behind = False
         self._news.clear()
 
     def tell(self, event: JobEvent) -> None:
         """Something happened."""
-        if len(self._events) == WATCHED_EVENTS:
+        full = len(self._events) == WATCHED_EVENTS or self._bytes + len(event.body) > WATCHED_BYTES
+        if self._events and full:
             self.fall_behind()
         elif not self._behind:
             self._events.append(event)
+            self._bytes += len(event.body)
         self._news.set()
 
     def fall_behind(self) -> None:
         """Have the watcher look at what is kept."""
         self._events.clear()
+        self._bytes = 0
         self._behind = True
         self._news.set()
 
@@ -43,7 +49,11 @@ class Watch:
         while not self._events and not self._behind:
             self._news.clear()
             await self._news.wait()
-        return None if self._behind else self._events.popleft()
+        if self._behind:
+            return None
+        event = self._events.popleft()
+        self._bytes -= len(event.body)
+        return event
 
 
 class Log:
