@@ -16,7 +16,7 @@ import pytest
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.inputs.fetch import FOR_INPUTS, InputError, Limits, fetch_input
+from gen_worker.fetch.inputs.fetch import FOR_INPUTS, InputError, Limits, fetch_input, spare_bytes
 from gen_worker.fetch.network.connections import Dialing
 from gen_worker.testing.contents import Content
 from gen_worker.testing.faults import Cut, Fault, Faults, NoSize, Slow, Stall, Status
@@ -461,6 +461,13 @@ def test_a_disk_that_does_not_take_the_file_is_not_the_callers_fault(site: Site,
     path = str(tmp_path / "gone" / "input-0")
     with refused(tmp_path, "a file of the payload cannot be written: no such file or directory", retryable=True):
         fetch_input(InputAsset(site.put("/cat", PNG)), path, PRIVATE, CONFIG, Cancel(), patience=HASTY)
+
+
+def test_files_of_payloads_do_not_fill_a_disk(site: Site, get: Get, tmp_path: Path) -> None:
+    with refused(tmp_path, "a file of the payload cannot be written: its disk has only", retryable=True):
+        get(f"{site.put('/cat', PNG)}?secret=1", how={"spare": lambda disk_bytes: disk_bytes})
+    assert spare_bytes(64 << 20) < 4 << 20  # a small one, as /tmp may be, is of use
+    assert spare_bytes(100 << 40) == 1 << 30
 
 
 def test_a_link_where_the_file_shall_be_is_not_followed(site: Site, get: Get, tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 Reaches public addresses only, follows redirects on the same terms, and stops at the first thing that is not allowed.
 """
 
+import errno
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from io import FileIO
@@ -33,6 +34,7 @@ MAX_BYTES = 50 << 20  # of a file whose asset says nothing of that
 LIMIT_S = 600.0  # for one file, with all tries
 FOR_INPUTS = Patience(first_delay_s=0.2, longest_retry_after_s=10.0, quiet_s=60.0, slow_bytes_per_s=1024)
 _CHUNK_BYTES = 256 << 10
+_SPARE_BYTES = 1 << 30
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 _ANYTHING = "application/octet-stream"
@@ -73,6 +75,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Whether every address may be reached."""
 
 
+def spare_bytes(disk_bytes: int) -> int:
+    """Return what stays free of a disk of that size, whatever is asked for: files of all jobs lie on it."""
+    return min(_SPARE_BYTES, disk_bytes // 20)
+
+
 def fetch_input(
     asset: InputAsset,
     path: str,
@@ -83,6 +90,7 @@ def fetch_input(
     patience: Patience = FOR_INPUTS,
     dialing: Dialing = DIALING,
     limit_s: float = LIMIT_S,
+    spare: Callable[[int], int] = spare_bytes,
 ) -> InputFile:
     """Have the asset's file at `path`, with a suffix by its type, and say what it is; raise `InputError`.
 
@@ -95,7 +103,7 @@ def fetch_input(
         url = Url(asset.url)
     except ModelError:
         raise InputError("invalid", "a URL of the payload is none that can be fetched") from None
-    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits))
+    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare)
     with _in_time(cancel, limit_s) as hurry, Transport(config, patience, dialing) as transport:
         try:
             return _patiently(wish, transport, patience, hurry)
@@ -110,6 +118,7 @@ class _Wish(msgspec.Struct, frozen=True):
     url: Url
     path: Path
     max_bytes: int
+    spare: Callable[[int], int]
 
     @property
     def host(self) -> str:
@@ -283,11 +292,19 @@ def _copy(response: Response, file: FileIO, chunk: memoryview, count: int, wish:
         if size > wish.max_bytes:
             raise InputError("invalid", f"the file from `{wish.host}` has more bytes than it may: {_limit(wish)}")
         with _disk():
+            _refuse_full(file, count, wish)
             rest = chunk[:count]
             while rest:
                 rest = rest[file.write(rest) :]
         count = response.read_into(chunk)
     return size
+
+
+def _refuse_full(file: FileIO, count: int, wish: _Wish) -> None:
+    disk = os.fstatvfs(file.fileno())
+    free, size = (blocks * disk.f_frsize for blocks in (disk.f_bavail, disk.f_blocks))
+    if size and free - count < wish.spare(size):  # some file systems say nothing
+        raise OSError(errno.ENOSPC, f"its disk has only {free} bytes left")
 
 
 def _check_dimensions(file: FileIO, kind: str, wish: _Wish) -> None:
