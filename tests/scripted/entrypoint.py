@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +26,7 @@ PROJECT = '[project]\nname = "wired"\nversion = "0"\n\n[tool.gen_worker]\nmain =
 CANARY = "canary-5a17e0"  # part of every secret that a worker under test is given
 RELEASE = "release-7"
 READY = 5  # of WorkerPhase
+HOPS, STEADY_S = 3, 1.2  # so often a worker goes where it is sent at once, unless it stayed so long in between
 COMMAND = ["-m", "gen_worker.entrypoint"]
 Found = TypeVar("Found")
 
@@ -215,6 +217,9 @@ class Driven(NamedTuple):
 
     def redial(self) -> "Driven":
         """End the connection as a leader does that has been re-elected, so that the worker is back at once."""
+        began = [each.began for each in self.orchestrator.connections]
+        if len(began) > HOPS and all(after - before < STEADY_S for before, after in pairwise(began[-HOPS:])):
+            self.worker.until(lambda: time.monotonic() - began[-1] > STEADY_S, "a steady connection")
         self.connection.end(grpc.StatusCode.FAILED_PRECONDITION, f"not_leader:{self.orchestrator.address}")
         return self._replace(connection=self.orchestrator.greet())
 
