@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gen_worker.orchestrator.decide import apply, restore
+from gen_worker.orchestrator.placement import placements
 from gen_worker.orchestrator.state import (
     Acknowledge,
     Action,
@@ -280,15 +281,22 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def every_job_is_in_one_place(self) -> None:
-        queued = [job for queue in self.plane.queues.values() for job in queue.jobs]
+        queues = [queue for kind in self.plane.queues.values() for queue in kind.values()]
+        queued = [job for queue in queues for job in queue.jobs]
         given = [job for worker in self.plane.workers.values() for job in worker.jobs.values()]
         assert len({job.request_id for job in queued + given}) == len(queued) + len(given)
         assert all(job.phase is Phase.QUEUED for job in queued)
         assert all(job.phase in (Phase.ASSIGNED, Phase.RUNNING) for job in given)
-        assert all(self.plane.queues.values()), "an empty queue was kept"
+        assert all(self.plane.queues.values()), "the queues of a function were kept that has none"
+        assert all(queue.jobs for queue in queues), "an empty queue was kept"
+        assert self.plane.tenants.keys() >= {queue.key.tenant for queue in queues}
         elsewhere = len(self.plane.jobs) - len(queued) - len(given)
         assert elsewhere == sum(job.phase in (Phase.WAITING, Phase.ENDED) for job in self.plane.jobs.values())
         assert self.plane.held_bytes == sum(len(job.request.payload) for job in self.plane.jobs.values())
+
+    @invariant()
+    def no_job_waits_that_could_go(self) -> None:
+        assert next(placements(self.plane), None) is None
 
     @invariant()
     def every_accepted_job_is_known_or_has_ended(self) -> None:

@@ -1,5 +1,6 @@
 import heapq
 from collections import Counter, OrderedDict
+from collections.abc import ValuesView
 from random import Random
 from typing import NamedTuple
 
@@ -22,7 +23,9 @@ from gen_worker.orchestrator.state import (
 from gen_worker.orchestrator.views import JobRequest
 from gen_worker.wire.scheduler import (
     Hello,
+    JobAccepted,
     JobMetrics,
+    JobProgress,
     JobResult,
     JobStatus,
     ModelBinding,
@@ -178,9 +181,46 @@ def test_ten_thousand_waiting_jobs_do_not_make_the_next_one_slow() -> None:
             looked += 1
             return super().get(key)
 
-    plane.queues = Counted(plane.queues)
+    plane.queues["draw"] = Counted(plane.queues["draw"])
     assert next(iter(placements(plane)), None) is not None
-    assert looked < 100
+    assert 0 < looked < 100
+
+
+class Unseen(dict[QueueKey, Queue]):
+    """Queues that are not to be looked at."""
+
+    def get(self, key: QueueKey, default: object = None) -> Queue | None:  # type: ignore[override]
+        raise AssertionError(f"{key} was looked at")
+
+    def values(self) -> ValuesView[Queue]:  # type: ignore[override]
+        raise AssertionError("all were looked at")
+
+
+def test_what_no_worker_can_take_slows_nothing_down_however_much_of_it_waits() -> None:
+    plane = plane_with(hello("a"))
+    for number in range(1000):
+        submit(plane, f"unknown-{number}")
+    for function, kind in plane.queues.items():
+        plane.queues[function] = Unseen(kind)
+    assert [len(submit(plane, "draw")) for _ in range(3)] == [1, 1, 0]
+    assert len(finish(plane, "a")) == 1
+    state = StateDelta(phase=WorkerPhase.READY, available_functions=("draw",), free_vram_bytes=1)
+    apply(plane, Said(1, state, 0.0), 0.0)
+
+
+def test_what_changes_nothing_for_those_who_wait_does_not_look_at_them() -> None:
+    plane = plane_with(hello("a", "draw", "speak"), hello("b", "speak"))
+    job = submit(plane, "draw")[0].job
+    for _ in range(3):
+        submit(plane, "draw")
+    plane.queues["draw"] = Unseen(plane.queues["draw"])
+    for frame in (
+        JobAccepted(request_id=job.request_id, attempt=1),
+        JobProgress(request_id=job.request_id, attempt=1, seq=1, body=b"", content_type="text/plain"),
+        ModelEvent(ref="m", state=ModelState.DOWNLOADING, bytes_done=1),
+    ):
+        apply(plane, Said(1, frame, 0.0), 0.0)
+    assert len(submit(plane, "speak")) == 1, "it goes to the one with room, past those who wait for another"
 
 
 # --- a trial ----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from gen_worker.orchestrator.state import (
     OpAsked,
     Phase,
     Plane,
+    QueueKey,
     Record,
     Recorded,
     Resend,
@@ -41,6 +42,7 @@ from gen_worker.orchestrator.state import (
     Ticked,
     Timer,
     Worker,
+    queue_key,
 )
 from gen_worker.orchestrator.views import CANCELED, DONE, LATE, OUTCOMES, TRIED, UNABLE
 from gen_worker.wire.scheduler import (
@@ -55,6 +57,7 @@ from gen_worker.wire.scheduler import (
     JobResult,
     JobStatus,
     ModelEvent,
+    ModelState,
     StateDelta,
 )
 
@@ -66,7 +69,15 @@ LOST = "its worker was lost"
 def apply(plane: Plane, happening: Happening, now: float) -> list[Action]:
     """Take in what happened; return what to do about it, in this order."""
     actions = list(_about(plane, happening, now))
-    actions += _place(plane, now)
+    match happening:
+        case Submitted(job):
+            actions += _place(plane, now, only=queue_key(job))
+        case Recorded() | OpAsked() | Said(frame=JobAccepted() | JobProgress()):
+            pass  # who can take what is as before, and these come in crowds
+        case Said(frame=ModelEvent(state=ModelState.DOWNLOADING)):
+            pass
+        case _:
+            actions += _place(plane, now)
     return actions
 
 
@@ -162,21 +173,22 @@ def _refuse(plane: Plane, function: str) -> Iterator[Action]:
     if (reason := unable(plane, function)) is None:
         return
     ending = Ending("retryable", UNABLE, f"no worker can run `{function}`: {reason}")
-    for queue in [queue for queue in plane.queues.values() if queue.key.function == function]:
+    for queue in list(plane.queues.get(function, {}).values()):
         for job in list(queue.jobs):
             yield from _end(plane, job, ending)
 
 
 def _refuse_all(plane: Plane) -> Iterator[Action]:
-    for function in {queue.key.function for queue in plane.queues.values()}:
+    refused = {function for worker in plane.workers.values() for function in worker.gated}
+    for function in refused & plane.queues.keys():
         yield from _refuse(plane, function)
 
 
 # --- giving jobs to workers -------------------------------------------------------------------------------------------
 
 
-def _place(plane: Plane, now: float) -> Iterator[Action]:
-    for job, worker in placements(plane):
+def _place(plane: Plane, now: float, only: QueueKey | None = None) -> Iterator[Action]:
+    for job, worker in placements(plane, only):
         plane.dequeue(job)
         job.move(Phase.ASSIGNED)
         job.worker = worker

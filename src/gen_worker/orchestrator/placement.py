@@ -24,17 +24,18 @@ class Placed(NamedTuple):
     worker: Worker
 
 
-def placements(plane: Plane) -> Iterator[Placed]:
-    """Yield jobs with the workers that they go to, for as long as one has room for one.
+def placements(plane: Plane, only: QueueKey | None = None) -> Iterator[Placed]:
+    """Yield jobs with the workers that they go to, for as long as one has room for one; `only` those of one kind.
 
     Jobs of the highest priority go first, among them the tenant's that was served longest ago, and then the kind's that
     was. Whoever asks for the next one has carried out the one before.
     """
-    waiting = [(_turn(plane, queue), queue.key) for queue in plane.queues.values()]
+    able = _with_room(plane)
+    waiting = [(_turn(plane, queue), queue.key) for queue in _queues(plane, able, only)]
     heapq.heapify(waiting)
-    while waiting and any(worker.has_room for worker in plane.workers.values()):
+    while waiting:
         turn, key = heapq.heappop(waiting)
-        queue = plane.queues.get(key)
+        queue = plane.queue(key)
         if queue is None:
             continue
         if turn != (now := _turn(plane, queue)):  # its tenant was served meanwhile
@@ -45,8 +46,32 @@ def placements(plane: Plane) -> Iterator[Placed]:
         plane.turn += 1
         queue.served = plane.tenants[key.tenant] = plane.turn
         yield Placed(queue.jobs[0], worker)
-        if key in plane.queues:
+        if plane.queue(key) is not None:
             heapq.heappush(waiting, (_turn(plane, queue), key))
+        if not worker.has_room:
+            able = _with_room(plane)
+            waiting = [each for each in waiting if each[1].function in able]
+            heapq.heapify(waiting)
+
+
+def _with_room(plane: Plane) -> set[str]:
+    """Return the functions that a worker with room can run."""
+    return {
+        function
+        for worker in plane.workers.values()
+        if worker.has_room
+        for function in (*worker.state.available_functions, *worker.state.loading_functions)
+        if function not in worker.gated
+    }
+
+
+def _queues(plane: Plane, able: set[str], only: QueueKey | None) -> Iterator[Queue]:
+    """Return those of which a job could go; what no worker can take costs nothing, however much of it waits."""
+    if only is None:
+        for function in able & plane.queues.keys():
+            yield from plane.queues[function].values()
+    elif only.function in able and (queue := plane.queue(only)) is not None:
+        yield queue
 
 
 def _turn(plane: Plane, queue: Queue) -> tuple[int, int, int]:

@@ -443,9 +443,14 @@ class Plane:
     jobs: dict[str, Job] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     sessions: dict[int, Worker] = field(default_factory=dict)
-    queues: dict[QueueKey, Queue] = field(default_factory=dict)
+    queues: dict[str, dict[QueueKey, Queue]] = field(default_factory=dict)
+    """Those that have jobs, by their function."""
+
     tenants: dict[str, int] = field(default_factory=dict)
     """When a tenant was last served, in turns; of those with waiting jobs it is always known."""
+
+    tenants_kept: int = TENANTS_KEPT
+    """With more of them, those that have nothing waiting are forgotten."""
 
     runs: dict[str, float] = field(default_factory=dict)
     """How long a function's runs take."""
@@ -482,26 +487,34 @@ class Plane:
     def enqueue(self, job: Job, *, front: bool = False) -> None:
         """Let a job wait for a worker."""
         key = queue_key(job)
-        queue = self.queues.setdefault(key, Queue(key))
+        queue = self.queues.setdefault(key.function, {}).setdefault(key, Queue(key))
         if front:
             queue.jobs.appendleft(job)
         else:
             queue.jobs.append(job)
         self.tenants.setdefault(key.tenant, 0)
-        if len(self.tenants) > max(TENANTS_KEPT, 2 * len(self.queues)):
-            waiting = {other.tenant for other in self.queues}
+        if len(self.tenants) > self.tenants_kept:
+            waiting = {other.tenant for kind in self.queues.values() for other in kind}
             self.tenants = {tenant: turn for tenant, turn in self.tenants.items() if tenant in waiting}
+            self.tenants_kept = max(TENANTS_KEPT, 2 * len(self.tenants))
 
     def dequeue(self, job: Job) -> None:
         """Take a job out of its queue."""
         key = queue_key(job)
-        queue = self.queues[key]
+        kind = self.queues[key.function]
+        queue = kind[key]
         if queue.jobs[0] is job:
             queue.jobs.popleft()
         else:
             queue.jobs.remove(job)
         if not queue.jobs:
-            del self.queues[key]
+            del kind[key]
+        if not kind:
+            del self.queues[key.function]
+
+    def queue(self, key: QueueKey) -> Queue | None:
+        """Return the jobs of a kind that wait, None where there are none."""
+        return self.queues.get(key.function, {}).get(key)
 
     # --- timers -------------------------------------------------------------------------------------------------------
 
