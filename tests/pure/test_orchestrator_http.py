@@ -12,9 +12,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from gen_worker.orchestrator import rendering
-from gen_worker.orchestrator.http import Range, range_of
+from gen_worker.orchestrator.http import PIECE_BYTES, Range, pieces, range_of
 from gen_worker.orchestrator.local_workers import names_of
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.views import JobEvent, JobRequest, JobView
@@ -152,6 +153,39 @@ def test_every_bad_end_has_a_word_and_a_sentence(code: int) -> None:
     assert failure["message"]
     assert rendering.whole(job(code))["error"] == failure
     assert "error" not in rendering.whole(job())
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def body(pause_s: float, *parts: bytes) -> Request:
+    coming = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause_s)
+        return coming.pop(0) if coming else {"type": "http.request", "body": b"", "more_body": False}
+
+    return Request({"type": "http", "method": "PUT", "headers": []}, receive)
+
+
+def test_a_body_comes_in_pieces_that_are_the_same_together() -> None:
+    async def go() -> list[bytes]:
+        sent = [bytes([n]) * 10_000 for n in range(250)]
+        return [piece async for piece in pieces(body(0.0, *sent, b""))]
+
+    found = asyncio.run(go())
+    assert [len(piece) // PIECE_BYTES for piece in found] == [1, 1, 0]
+    assert b"".join(found) == b"".join(bytes([n]) * 10_000 for n in range(250))
+
+
+def test_a_body_that_comes_a_byte_at_a_time_is_given_up() -> None:
+    async def go() -> None:
+        async for _ in pieces(body(0.01, *[b"x"] * 1000), quiet_s=0.1):
+            raise AssertionError("a piece came")
+
+    with pytest.raises(Refusal) as raised:
+        asyncio.run(go())
+    assert raised.value.status == 408
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------------

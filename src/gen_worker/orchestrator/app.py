@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
+from gen_worker.orchestrator import connections
 from gen_worker.orchestrator.files import FileLimits, FileStore
 from gen_worker.orchestrator.http import Threads
 from gen_worker.orchestrator.local_workers import LocalWorker, LocalWorkers, names_of
@@ -29,7 +30,6 @@ from gen_worker.settings import Secret
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 SWEEP_S = 60.0
 CONNECTIONS_END_S = 5
-MOST_CONNECTIONS = 2048
 MOST_DESCRIPTORS = 16384
 _SECRET = "files.key"
 
@@ -255,7 +255,7 @@ def _url_of(listening: socket.socket, *, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class _Server(uvicorn.Server):
+class LoopServer(uvicorn.Server):
     """A server on a loop that is not its own: signals are somebody else's."""
 
     @contextmanager
@@ -269,19 +269,19 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
     certificate, key = (str(path) for path in tls) if tls is not None else (None, None)
     config = uvicorn.Config(
         web.app(),
-        http="h11",
+        http=connections.Connection,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_keep_alive=75,
+        limit_concurrency=connections.MOST,
+        timeout_keep_alive=connections.KEPT_S,
         timeout_graceful_shutdown=CONNECTIONS_END_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    server = _Server(config)
+    server = LoopServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     web.open()
     try:

@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.rendering import decoded
+from gen_worker.orchestrator.waiting import hung_up
 
 PIECE_BYTES = 1 << 20
-QUIET_S = 60.0  # a body of which no byte comes for so long is given up
+QUIET_S = 60.0  # what comes, or is taken, more slowly than `SLOW_BYTES` in this time is given up
+SLOW_BYTES = 64 << 10
 SMALL_BYTES = 64 << 10
 
 Found = TypeVar("Found")
@@ -79,19 +81,12 @@ def answering(handler: Handler) -> Handler:
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-async def pieces(request: Request) -> AsyncIterator[bytes]:
-    """Yield a body in pieces of about `PIECE_BYTES`; raise `Refusal` when it stops coming."""
+async def pieces(request: Request, quiet_s: float = QUIET_S) -> AsyncIterator[bytes]:
+    """Yield a body in pieces of about `PIECE_BYTES`; raise `Refusal` when it comes too slowly."""
     gathered, length = [], 0
     stream = request.stream()
     async with aclosing(stream):
-        while True:
-            try:
-                async with asyncio.timeout(QUIET_S):
-                    chunk = await anext(stream, None)
-            except TimeoutError:
-                raise Refusal(408, "timeout", f"no byte of the body came for {QUIET_S:.0f} s") from None
-            if chunk is None:
-                break
+        while chunk := await _chunk(stream, quiet_s):
             gathered.append(chunk)
             length += len(chunk)
             if length >= PIECE_BYTES:
@@ -99,6 +94,19 @@ async def pieces(request: Request) -> AsyncIterator[bytes]:
                 gathered, length = [], 0
     if gathered:
         yield b"".join(gathered)
+
+
+async def _chunk(stream: AsyncIterator[bytes], quiet_s: float) -> bytes:
+    """Return the next `SLOW_BYTES` or more of a body, less at its end and then nothing."""
+    gathered, length = [], 0
+    try:
+        async with asyncio.timeout(quiet_s):
+            while length < SLOW_BYTES and (piece := await anext(stream, None)) is not None:
+                gathered.append(piece)
+                length += len(piece)
+    except TimeoutError:
+        raise Refusal(408, "timeout", f"{length} bytes of the body came in {quiet_s:.0f} s") from None
+    return b"".join(gathered)
 
 
 async def body_of(request: Request, most: int) -> bytes:
@@ -194,12 +202,13 @@ class FileContent(Response):
             return None
         return range_of(header, size)
 
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        """Send it."""
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, to its end or until nobody reads any more."""
+        leaving = asyncio.ensure_future(hung_up(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             at, stop = self._left
-            while at < stop:
+            while at < stop and not leaving.done():
                 piece = await self._threads.run(os.pread, self._descriptor, min(PIECE_BYTES, stop - at), at)
                 if not piece:
                     raise OSError("the file has become shorter while it was sent")
@@ -208,4 +217,5 @@ class FileContent(Response):
             if self._left == (0, 0) or self._left.start == self._left.stop:
                 await send({"type": "http.response.body", "body": b""})
         finally:
+            leaving.cancel()
             os.close(self._descriptor)

@@ -1,0 +1,93 @@
+"""Connections to the HTTP API: nobody holds one for longer than it is used, and who holds one idly gives way."""
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gen_worker.orchestrator.http import QUIET_S, SLOW_BYTES
+
+MOST = 2048
+KEPT_S = 75  # without a request
+
+
+class Connection(H11Protocol):
+    """One connection. It is closed when a head does not come in time, or when its reader takes too little.
+
+    Where all are taken, the one that has been without a request for the longest gives way to a new one.
+    """
+
+    head_s = 10.0
+    """For a request's head to come, from when the connection is opened or the head has begun."""
+
+    quiet_s = QUIET_S
+    """In which at least `SLOW_BYTES` are taken, or all."""
+
+    _quiet_since = 0.0
+    _head: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
+    _left = 0  # what was not sent when it was last looked at
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1, low=0)  # so that `pause_writing` tells of all that is not taken
+        self._quiet_since = self.loop.time()
+        self._await_head()
+        if len(self.connections) >= (self.limit_concurrency or MOST):
+            self._take_place()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        for timer in (self._head, self._sending):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes; a request that has begun is to be told soon."""
+        super().data_received(data)
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request."""
+        self._quiet_since = self.loop.time()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Look whether what is not sent becomes less."""
+        super().pause_writing()
+        self._left = self.transport.get_write_buffer_size()
+        self._sending = self.loop.call_later(self.quiet_s, self._judge)
+
+    def resume_writing(self) -> None:
+        """Everything was taken."""
+        super().resume_writing()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        if not self._is_idle:
+            if self._head is not None:
+                self._head.cancel()
+            self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(self.head_s, self.transport.abort)
+
+    def _take_place(self) -> None:
+        idle = [each for each in self.connections if isinstance(each, Connection) and each._is_idle and each != self]
+        if idle:
+            oldest = min(idle, key=lambda each: each._quiet_since)
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+
+    def _judge(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left > self._left - SLOW_BYTES:
+            self.transport.abort()
+            return
+        self._left = left
+        self._sending = self.loop.call_later(self.quiet_s, self._judge)
