@@ -410,8 +410,11 @@ def _index(device: Device) -> int:
 
 
 def _output_ref(run: RunJob) -> str:
-    """Return under which name a long output is stored; raise ValueError where that could lead elsewhere."""
-    return safe_ref(f"results/{run.request_id}.msgpack")
+    """Return under which name a long output is stored; raise ValueError where that is none, or another request's."""
+    name = f"results/{run.request_id}.msgpack"
+    if safe_ref(name) != name:
+        raise ValueError(f"`{name}` would be stored as `{safe_ref(name)}`")
+    return name
 
 
 def _release(body: OutputBody) -> None:
