@@ -12,6 +12,7 @@ import pytest
 
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.service import Service, Session
+from gen_worker.orchestrator.state import Job
 from gen_worker.orchestrator.store import Store, StoreError
 from gen_worker.orchestrator.tokens import Tokens
 from gen_worker.orchestrator.views import (
@@ -326,6 +327,21 @@ async def test_a_newer_stream_of_a_worker_ends_the_older_one_and_takes_its_jobs(
             assert [view.connected for view in await plane.workers()] == [True]
 
 
+@on_a_loop
+async def test_what_was_canceled_stays_so_over_a_restart_whether_its_worker_heard_of_it_or_not(tmp_path: Path) -> None:
+    async with control_plane(tmp_path) as plane, worker(plane.address) as peer:
+        await plane.submit(echo())
+        await peer.take()
+        canceled = await plane.cancel("r")
+        assert canceled is not None
+        assert not canceled.ended
+    async with control_plane(tmp_path) as plane:
+        view = await end(plane)
+        assert (view.status, view.code) == ("canceled", 499)
+        async with worker(plane.address, in_flight=(("r", 1),)) as peer:
+            assert (await peer.hear_a(CancelJob)).request_id == "r"
+
+
 class OddFiles(NoFiles):
     """A store with a fault."""
 
@@ -458,6 +474,9 @@ async def test_a_stream_without_a_hello_is_ended_after_a_while(tmp_path: Path) -
         def left(self, session: Session) -> None:
             raise AssertionError
 
+        async def room(self) -> None:
+            raise AssertionError
+
     service = Service(Nobody(), None, hello_timeout_s=0.1)
     address = await service.start("127.0.0.1:0", None)
     try:
@@ -501,6 +520,25 @@ async def test_one_control_plane_holds_a_state_and_a_port(tmp_path: Path) -> Non
                 pass
     async with control_plane(tmp_path / "other"):
         pass
+
+
+def test_a_state_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = tmp_path / "earlier"
+    store = Store(path)
+    store.restore()
+    store.accept(Job(echo(), 1.0), lambda _: None, lambda _: None)
+    store.close()
+    with sqlite3.connect(path) as earlier:
+        earlier.execute("ALTER TABLE jobs DROP COLUMN canceled")
+        earlier.execute("PRAGMA user_version = 1")
+    earlier.close()
+    for _ in range(2):
+        store = Store(path)
+        (restored,) = store.restore()
+        store.close()
+        assert (restored.job.request_id, restored.canceled) == ("r", False)
 
 
 def test_a_state_of_a_later_version_and_one_that_is_none_are_refused(tmp_path: Path) -> None:

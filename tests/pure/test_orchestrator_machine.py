@@ -63,6 +63,7 @@ class Row:
         self.attempt = 1
         self.failures = 0
         self.worker_id = ""
+        self.canceled = False
         self.status: Status | None = None
 
 
@@ -95,7 +96,7 @@ class Machine(RuleBasedStateMachine):
 
     def start(self) -> None:
         self.plane = Plane(Limits(), random=Random(1))
-        self.writes: deque[tuple[str, int, int, str, Status | None, Happening | None]] = deque()
+        self.writes: deque[tuple[str, int, int, str, bool, Status | None, Happening | None]] = deque()
 
     # --- the control plane's shell ------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class Machine(RuleBasedStateMachine):
 
     def write(self, job: Job, status: Status | None, then: Happening | None) -> None:
         worker_id = job.worker.worker_id if job.worker else ""
-        self.writes.append((job.request_id, job.attempt, job.failures, worker_id, status, then))
+        self.writes.append((job.request_id, job.attempt, job.failures, worker_id, job.canceled, status, then))
 
     def given(self, session: int, job: Job) -> None:
         row = self.disk[job.request_id]
@@ -254,11 +255,13 @@ class Machine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 20))
     def the_disk_writes(self, count: int) -> None:
         for _ in range(min(count, len(self.writes))):
-            request_id, attempt, failures, worker_id, status, then = self.writes.popleft()
+            request_id, attempt, failures, worker_id, canceled, status, then = self.writes.popleft()
             row = self.disk[request_id]
             assert row.status is None, "a job was written after its end"
             assert attempt >= row.attempt
-            row.attempt, row.failures, row.worker_id, row.status = attempt, failures, worker_id, status
+            assert canceled >= row.canceled, "a cancel was forgotten"
+            row.attempt, row.failures, row.worker_id = attempt, failures, worker_id
+            row.canceled, row.status = canceled, status
             if then is not None:
                 self.happens(then)
 
@@ -274,6 +277,10 @@ class Machine(RuleBasedStateMachine):
                     row.attempt += 1
                 job = Job(row.request, 0.0, attempt=row.attempt, durable=row.attempt, failures=row.failures)
                 restore(self.plane, job, row.worker_id, self.now)
+        for request_id, row in self.disk.items():
+            if row.status is None and row.canceled:
+                self.happens(CancelAsked(request_id))
+                assert not self.plane.jobs[request_id].live
         for name in sorted(back):
             self.connect(self.peers[name])
 

@@ -143,6 +143,7 @@ def _cancel(plane: Plane, request_id: str, now: float) -> Iterator[Action]:
     if worker is None or worker.session is None:
         yield from _end(plane, job, _canceled())
         return
+    yield Save(job, confirm=True)
     yield Send(worker.session, CancelJob(request_id=request_id, attempt=job.attempt))
     plane.arm(now + plane.limits.cancel_s, CancelOver(request_id, job.attempt))
 

@@ -38,7 +38,7 @@ from gen_worker.orchestrator.state import (
     Tell,
     Ticked,
 )
-from gen_worker.orchestrator.store import Store, StoreError
+from gen_worker.orchestrator.store import Restored, Store, StoreError
 from gen_worker.orchestrator.tokens import Tokens
 from gen_worker.orchestrator.views import (
     ENDED,
@@ -161,11 +161,7 @@ class ControlPlane:
         troubled = self._later(lambda trouble: warned(str(trouble)))
         self._store = await asyncio.to_thread(Store, self._options.state, troubled)
         try:
-            for restored in await asyncio.to_thread(self._store.restore):
-                job = restored.job
-                job.refs = self._plane.refs(job.request)
-                self._logs[job.request_id] = Log(restored.events)
-                restore(self._plane, job, restored.worker_id, self._loop.time())
+            self._restore(await asyncio.to_thread(self._store.restore))
             self._service = Service(self, self._options.auth)
             self._address = await self._service.start(self._options.listen, self._options.tls)
         except BaseException:
@@ -173,6 +169,15 @@ class ControlPlane:
             raise
         self._arm()
         self._forget()
+
+    def _restore(self, found: list[Restored]) -> None:
+        for job, worker_id, events, _ in found:
+            job.refs = self._plane.refs(job.request)
+            self._logs[job.request_id] = Log(events)
+            restore(self._plane, job, worker_id, self._loop.time())
+        for job, _, _, canceled in found:
+            if canceled:
+                self._apply(CancelAsked(job.request_id))
 
     async def close(self) -> None:
         """End the workers' streams and put everything away; jobs that run stay accepted."""
@@ -213,11 +218,16 @@ class ControlPlane:
         return _same(found, request)
 
     async def cancel(self, request_id: str) -> JobView | None:
-        """End a job; return it as it is now, which while it runs is not canceled yet. None: there is no such job."""
+        """End a job; return it as it is now, which while it runs is not canceled yet. None: there is no such job.
+
+        What was asked is on disk by then.
+        """
         job = self._plane.jobs.get(request_id)
         if job is None:
             return await self._stored(request_id)
         self._apply(CancelAsked(request_id))
+        if job.live and not self._closed:
+            await self._flushed()
         if job.live:
             return job.view()
         async for event in self.watch(request_id):

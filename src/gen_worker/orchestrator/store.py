@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -22,7 +22,6 @@ from gen_worker.orchestrator.state import Ending, Job
 from gen_worker.orchestrator.views import ENDED, JobEvent, JobRequest, JobView, PlaneError, Status
 from gen_worker.wire.scheduler import JobMetrics
 
-SCHEMA_VERSION = 1
 BATCH = 1000  # changes in one transaction
 BATCH_BYTES = 8 << 20
 CHANGE_BYTES = 512  # of a change beside its values
@@ -66,6 +65,10 @@ CREATE TRIGGER events_go_with_their_job AFTER DELETE ON jobs BEGIN
 CREATE TABLE closed (clean INTEGER NOT NULL);
 INSERT INTO closed VALUES (1);
 """
+_VERSIONS = (_SCHEMA, "ALTER TABLE jobs ADD COLUMN canceled INTEGER NOT NULL DEFAULT 0")
+"""What makes each version of the file of the one before."""
+
+SCHEMA_VERSION = len(_VERSIONS)
 _COLUMNS = (
     "request, status, attempt, worker_id, created, started, finished, code, safe_message, output, blob_ref, metrics,"
     " progress"
@@ -111,13 +114,14 @@ class _Change:
         return CHANGE_BYTES + sum(len(value) for value in self.values if isinstance(value, bytes | str))
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(NamedTuple):
     """A job that had not ended when its control plane did."""
 
     job: Job
     worker_id: str
     events: int
+    canceled: bool
+    """Whether its caller had asked for its end."""
 
 
 class Store:
@@ -160,7 +164,7 @@ class Store:
                 writer.execute("UPDATE jobs SET attempt = attempt + 1 WHERE status = ? AND worker_id = ''", (LIVE,))
             writer.execute("UPDATE closed SET clean = 0")
         rows = writer.execute(
-            "SELECT request, attempt, failures, worker_id, created, started, progress,"
+            "SELECT request, attempt, failures, worker_id, created, started, progress, canceled,"
             " (SELECT COALESCE(MAX(number), 0) FROM events WHERE events.request_id = jobs.request_id)"
             " FROM jobs WHERE status = ? ORDER BY number",
             (LIVE,),
@@ -196,11 +200,11 @@ class Store:
         )
 
     def save(self, job: Job, done: Done | None = None) -> None:
-        """Put down which attempt a job is at, and where."""
+        """Put down which attempt a job is at, where, and whether its end is asked for."""
         worker_id = job.worker.worker_id if job.worker else ""
         self._put(
-            "UPDATE jobs SET attempt = ?, failures = ?, worker_id = ?, started = ? WHERE request_id = ?",
-            (job.attempt, job.failures, worker_id, job.started, job.request_id),
+            "UPDATE jobs SET attempt = ?, failures = ?, worker_id = ?, started = ?, canceled = ? WHERE request_id = ?",
+            (job.attempt, job.failures, worker_id, job.started, job.canceled, job.request_id),
             done=done,
         )
 
@@ -393,11 +397,11 @@ def _prepare(writer: sqlite3.Connection, path: Path) -> None:
     (version,) = writer.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise StoreError(f"the state in {path} is of a later version of gen-worker: {version}, not {SCHEMA_VERSION}")
-    if version == 0:
-        with _transaction(writer):
-            for statement in _SCHEMA.split(";\n"):  # `executescript` would commit what is under way
+    with _transaction(writer):
+        for schema in _VERSIONS[version:]:
+            for statement in schema.split(";\n"):  # `executescript` would commit what is under way
                 writer.execute(statement)
-            writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 @contextmanager
@@ -412,7 +416,7 @@ def _transaction(writer: sqlite3.Connection) -> Iterator[None]:
 
 
 def _restored(row: tuple[Any, ...]) -> Restored:
-    request, attempt, failures, worker_id, created, started, progress, events = row
+    request, attempt, failures, worker_id, created, started, progress, canceled, events = row
     job = Job(
         _request(request),
         created,
@@ -422,7 +426,7 @@ def _restored(row: tuple[Any, ...]) -> Restored:
         started=started,
         progress=progress,
     )
-    return Restored(job, worker_id, events)
+    return Restored(job, worker_id, events, bool(canceled))
 
 
 def _view(row: tuple[Any, ...]) -> JobView:
