@@ -1,9 +1,11 @@
 """The files of jobs and callers in a folder, and the models that are offered from one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 from blake3 import blake3
@@ -187,6 +189,56 @@ def test_the_store_takes_no_more_than_its_limits(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="the disk has"):
         begin(full, b"x")
     full.close()
+
+
+def test_what_comes_unannounced_counts_as_it_comes(tmp_path: Path) -> None:
+    store = FileStore(tmp_path, FileLimits(quota_bytes=10))
+    first, second = store.receive("a", None), store.receive("b", None)
+    first.write(b"x" * 6)
+    with pytest.raises(Refusal, match="may hold 10 bytes") as raised:
+        second.write(b"y" * 5)
+    assert raised.value.status == 507
+    second.write(b"y" * 4)
+    with pytest.raises(Refusal, match="may hold 10 bytes"):
+        begin(store, b"z")
+    first.finish()
+    with pytest.raises(Refusal, match="may hold 10 bytes"):
+        first.write(b"x")
+    for each in (first, second):
+        each.close()
+    received(store, b"z" * 4, "c", 4)
+    store.close()
+
+
+def test_files_that_come_at_once_share_the_room_that_is_left(tmp_path: Path) -> None:
+    store = FileStore(tmp_path, FileLimits(quota_bytes=10))
+    first = store.receive("a", 6)
+    with pytest.raises(Refusal, match="may hold 10 bytes"):
+        store.receive("b", 6)
+    first.close()
+    store.receive("b", 6).close()
+    store.close()
+
+
+@pytest.mark.parametrize("announced", ["upload", "input"])
+def test_the_disk_is_not_promised_twice(tmp_path: Path, announced: str) -> None:
+    size = disk_usage(tmp_path).free * 6 // 10
+    store = FileStore(tmp_path, FileLimits(file_bytes=1 << 60, spare_bytes=0))
+    claims = JobClaims(request_id="r", attempt=1, exp=0)
+    let_go: Callable[[], None]
+    if announced == "upload":
+        upload = store.begin(claims, "a", "0" * 64, size)
+        assert isinstance(upload, Upload)
+        let_go = partial(store.abort, claims, upload.id)
+    else:
+        let_go = store.receive("a", size).close
+    with pytest.raises(Refusal, match=f"{size} of which are promised"):
+        store.receive("b", size)
+    with pytest.raises(Refusal, match=f"{size} of which are promised"):
+        store.begin(claims, "b", "1" * 64, size)
+    let_go()
+    store.begin(claims, "b", "1" * 64, size)
+    store.close()
 
 
 def test_a_callers_file_is_there_when_it_is_whole_and_replaces_the_one_before(store: FileStore, now: Now) -> None:

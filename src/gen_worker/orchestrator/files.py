@@ -31,6 +31,7 @@ _UNKNOWN = "application/octet-stream"
 _PIECE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MOST_PARTS = 10_000
+_BLOCK_BYTES = 512  # of `st_blocks`, whatever the file system has
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MIME = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}", re.ASCII)
 _SCHEMA = """
@@ -122,6 +123,7 @@ class Filling:
         """Add some bytes; raise `Refusal` when there are more than were announced or allowed, or it was closed."""
         if self.length + len(content) > self._most:
             raise Refusal(413, "too_large", f"more than {self._most} bytes came")
+        self._make_room(len(content))
         if len(self.head) < HEAD_BYTES:
             self.head = (self.head + content)[:HEAD_BYTES]
         view, at = memoryview(content), self._offset + self.length
@@ -148,6 +150,9 @@ class Filling:
                 os.close(self._descriptor)
             self._descriptor = -1
 
+    def _make_room(self, more: int) -> None:
+        """Raise `Refusal` where there is no room for more bytes; what was announced has its room already."""
+
     def _refuse_closed(self) -> None:
         if self._descriptor < 0:
             raise Refusal(409, "too_late", "the file takes no more bytes: it is being put together, or was given up")
@@ -169,6 +174,7 @@ class FileStore:
         self._lock = threading.RLock()
         self._completing: set[str] = set()
         self._filling: dict[str, set[Filling]] = {}  # the parts that are coming in, by upload
+        self._inputs: dict[Filling, int] = {}  # the callers' files that are coming in, and the room that each was given
         self._database = sqlite3.connect(folder / "files.sqlite", check_same_thread=False, isolation_level=None)
         self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
         self._forget_strays()
@@ -286,16 +292,15 @@ class FileStore:
     # --- what callers send --------------------------------------------------------------------------------------------
 
     def receive(self, name: str, length: int | None) -> Filling:
-        """Open a caller's file for its bytes; `finish` puts it in the place of one of the same name."""
+        """Open a caller's file for its bytes; `finish` puts it in the place of one of the same name.
+
+        There is room for all that was announced. What comes unannounced gets its room as it comes: `write` may refuse.
+        """
         name = checked_name(name)
         most = min(self.limits.file_bytes, self.limits.file_bytes if length is None else length)
         if (length or 0) > self.limits.file_bytes:
             raise Refusal(413, "too_large", f"a file has at most {self.limits.file_bytes} bytes, this one has {length}")
-        self._refuse_no_room(length or 0)
         place = self._arriving / f"input-{os.urandom(16).hex()}"
-        with _disk():
-            _make(place, 0)
-            descriptor = os.open(place, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
         def finish(filling: Filling) -> StoredFile:
             if length is not None and filling.length != length:
@@ -305,7 +310,25 @@ class FileStore:
             self._keep(place, file, None)
             return file
 
-        return _Temporary(descriptor, 0, most, finish, place)
+        with self._lock:
+            self._refuse_no_room(length or 0)
+            with _disk():
+                _make(place, 0)
+                descriptor = os.open(place, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            filling = _Temporary(descriptor, most, finish, place, self._grow if length is None else None, self._end)
+            self._inputs[filling] = length or 0
+        return filling
+
+    def _grow(self, filling: Filling, more: int) -> None:
+        """Give a caller's file room for more bytes; raise `Refusal` where there is none."""
+        with self._lock:
+            if filling in self._inputs:
+                self._refuse_no_room(more)
+                self._inputs[filling] += more
+
+    def _end(self, filling: Filling) -> None:
+        with self._lock:
+            self._inputs.pop(filling, None)
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
@@ -476,15 +499,19 @@ class FileStore:
                 raise Refusal(413, "too_large", f"{what}, with this one it is {total}")
 
     def _refuse_no_room(self, size: int) -> None:
+        """Raise `Refusal` unless there is room for more beside all that is stored or promised; under the lock."""
+        uploads = dict(self._database.execute("SELECT id, size FROM uploads WHERE NOT done").fetchall())
         if self.limits.quota_bytes:
-            sums = ("SELECT SUM(size) FROM uploads WHERE NOT done", "SELECT SUM(size) FROM blobs")
-            with self._lock:
-                taken = sum(self._database.execute(each).fetchone()[0] or 0 for each in sums)
+            stored = self._database.execute("SELECT SUM(size) FROM blobs").fetchone()[0] or 0
+            taken = stored + sum(uploads.values()) + sum(self._inputs.values())
             if taken + size > self.limits.quota_bytes:
                 raise _no_room(f"the store may hold {self.limits.quota_bytes} bytes")
+        missing = [promised - _allocated(self._arriving / key) for key, promised in uploads.items()]
+        missing += [promised - filling.length for filling, promised in self._inputs.items()]
+        promised = sum(each for each in missing if each > 0)
         free = shutil.disk_usage(self._blobs).free
-        if size > free - self.limits.spare_bytes:
-            raise _no_room(f"the disk has {free} bytes free")
+        if size > free - promised - self.limits.spare_bytes:
+            raise _no_room(f"the disk has {free} bytes free, {promised} of which are promised to files that are coming")
 
 
 class _Part(Filling):
@@ -503,18 +530,31 @@ class _Part(Filling):
 
 
 class _Temporary(Filling):
-    """Bytes for a file that has its place only at the end."""
+    """Bytes for a file that has its place only at the end; `grow` is asked for the room of what was not announced."""
 
     def __init__(
-        self, descriptor: int, offset: int, most: int, finish: Callable[[Filling], StoredFile], place: Path
+        self,
+        descriptor: int,
+        most: int,
+        finish: Callable[[Filling], StoredFile],
+        place: Path,
+        grow: Callable[[Filling, int], None] | None,
+        on_close: Callable[[Filling], None],
     ) -> None:
-        super().__init__(descriptor, offset, most, finish)
+        super().__init__(descriptor, 0, most, finish)
         self._place = place
+        self._grow = grow
+        self._on_close = on_close
+
+    def _make_room(self, more: int) -> None:
+        if self._grow is not None:
+            self._grow(self, more)
 
     def close(self) -> None:
         """Close the file; it is gone unless it was finished."""
         super().close()
         self._place.unlink(missing_ok=True)
+        self._on_close(self)
 
 
 def checked_name(name: str) -> str:
@@ -557,6 +597,14 @@ def _make(place: Path, size: int) -> None:
         os.ftruncate(descriptor, size)
     finally:
         os.close(descriptor)
+
+
+def _allocated(place: Path) -> int:
+    """Return what a file takes of the disk: one whose bytes have not come is sparse."""
+    try:
+        return place.stat().st_blocks * _BLOCK_BYTES
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager
