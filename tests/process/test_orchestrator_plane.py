@@ -212,6 +212,36 @@ async def test_ended_jobs_are_kept_up_to_a_size_and_one_that_waits_is_kept_whate
         assert [view.request_id for view in await plane.jobs()] == ["waits"]
 
 
+@on_a_loop
+async def test_jobs_that_ended_without_a_worker_s_result_have_a_time_and_are_forgotten_by_it_too(
+    tmp_path: Path,
+) -> None:
+    async with control_plane(tmp_path) as plane:
+        for request_id in ("canceled", "waits"):
+            await plane.submit(echo(request_id))
+        view = await plane.cancel("canceled")
+        assert view is not None
+        assert view.finished is not None
+        assert view.created <= view.finished
+        async with worker(plane.address) as peer:
+            run = await peer.take()
+            await peer.answer(run, JobStatus.RETRYABLE)
+            await until(lambda: _failed(plane, "waits"))
+        await until(lambda: _is_lost(plane, "one"))
+        tried = await plane.cancel("waits")
+        assert tried is not None
+        assert tried.finished is not None
+        assert tried.finished > view.finished
+    async with control_plane(tmp_path, keep_s=0.0) as plane:
+        await until(lambda: _is_gone(plane, "canceled"))
+        await until(lambda: _is_gone(plane, "waits"))
+
+
+async def _failed(plane: ControlPlane, request_id: str) -> bool:
+    job = await plane.job(request_id)
+    return job is not None and job.attempt == 2
+
+
 def test_only_its_owner_can_read_the_state(tmp_path: Path) -> None:
     Store(tmp_path / "state").close()
     assert (tmp_path / "state").stat().st_mode & 0o077 == 0

@@ -414,7 +414,7 @@ def _said_of_job(
         case JobProgress():
             yield from _progressed(job, frame, unix)
         case JobResult():
-            yield from _finished(plane, worker, job, frame, now, unix)
+            yield from _finished(plane, worker, job, frame, now)
         case _:
             assert_never(frame)
 
@@ -459,12 +459,11 @@ def _spoken(body: bytes) -> tuple[Literal["progress", "log"], bytes]:
     return spoken.event, bytes(spoken.value)
 
 
-def _finished(plane: Plane, worker: Worker, job: Job, frame: JobResult, now: float, unix: float) -> Iterator[Action]:
+def _finished(plane: Plane, worker: Worker, job: Job, frame: JobResult, now: float) -> Iterator[Action]:
     if frame.metrics is not None:
         worker.learn(frame.metrics)
     if frame.status is JobStatus.OK and frame.metrics is not None:
         plane.ran(job.request.function, frame.metrics.runtime_ms / 1000)
-    job.finished = unix
     if frame.status is JobStatus.RETRYABLE:
         leaves = frame.safe_message.startswith(DRAINING)
         worker.draining |= leaves

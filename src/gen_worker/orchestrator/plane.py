@@ -495,6 +495,7 @@ class ControlPlane:
                 saved = Saved(job.request_id, job.attempt)
                 self._store.save(job, self._later(lambda _: self._apply(saved)) if confirm else None)
             case Record(job, ending):
+                job.finished = time.time()
                 self._store.record(job, ending, self._later(lambda _: self._apply(Recorded(job.request_id))))
             case Tell():
                 self._tell(action)

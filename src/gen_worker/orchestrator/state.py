@@ -111,6 +111,8 @@ class Job:
 
     started: float | None = None
     finished: float | None = None
+    """When its end was put down, however it came."""
+
     canceled: bool = False
     """Whether its caller has asked for its end."""
 

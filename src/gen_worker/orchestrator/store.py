@@ -76,7 +76,7 @@ _COLUMNS = (
 _FORGET = """
 DELETE FROM jobs WHERE number IN (
     SELECT number FROM jobs WHERE status != ? AND (
-        finished < ?
+        COALESCE(finished, created) < ?
         OR number <= (SELECT number FROM jobs WHERE status != ? ORDER BY number DESC LIMIT 1 OFFSET ?)
         OR (SELECT (page_count - freelist_count) * page_size
             FROM pragma_page_count, pragma_freelist_count, pragma_page_size) > ?
