@@ -51,6 +51,11 @@ def test_the_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> 
     assert [each.name for each in tmp_path.iterdir()] == [KEY_FILE]
 
 
+def test_a_folder_for_the_key_is_for_its_owner_only(tmp_path: Path) -> None:
+    Tokens.create(tmp_path / "state")
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
 def test_a_key_file_with_something_else_in_it_is_said(tmp_path: Path) -> None:
     (tmp_path / KEY_FILE).write_text("no key")
     with pytest.raises(TokenError, match="has no RSA key"):

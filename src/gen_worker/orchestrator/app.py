@@ -17,7 +17,7 @@ import uvicorn
 from gen_worker.orchestrator import connections
 from gen_worker.orchestrator.files import FileLimits, FileStore
 from gen_worker.orchestrator.http import Threads
-from gen_worker.orchestrator.local_workers import LocalWorker, LocalWorkers, names_of
+from gen_worker.orchestrator.local_workers import Inherited, LocalWorker, LocalWorkers, names_of
 from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
 from gen_worker.orchestrator.plane import ControlPlane, PlaneOptions
 from gen_worker.orchestrator.signing import SECRET_BYTES, Signer
@@ -69,16 +69,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options, said: Said) -> int:
-    """Serve until a signal ends it; return the exit code. Raises `StartError`."""
+    """Serve until a signal ends it; return the exit code. Raises `StartError`.
+
+    It is this process's whole life: what is written from now on is for its owner alone.
+    """
+    inherited = Inherited(dict(os.environ), os.umask(0o077))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_DESCRIPTORS)), hard))
-    return asyncio.run(_serve(options, said))
+    return asyncio.run(_serve(options, inherited, said))
 
 
-async def _serve(options: Options, said: Said) -> int:
+async def _serve(options: Options, inherited: Inherited, said: Said) -> int:
     with _interrupts() as interrupts:
         async with AsyncExitStack() as stack:
-            starting = asyncio.ensure_future(stack.enter_async_context(_started(options, said)))
+            starting = asyncio.ensure_future(stack.enter_async_context(_started(options, inherited, said)))
             pressed = asyncio.ensure_future(interrupts.first.wait())
             await asyncio.wait((starting, pressed), return_when=asyncio.FIRST_COMPLETED)
             pressed.cancel()
@@ -103,7 +107,7 @@ async def _serve(options: Options, said: Said) -> int:
 
 
 @asynccontextmanager
-async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
+async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncIterator[LocalWorkers]:
     """Open everything in its order; close it in the opposite one."""
     async with AsyncExitStack() as stack:
         stack.enter_context(_state_of_one(options.state))
@@ -144,7 +148,9 @@ async def _started(options: Options, said: Said) -> AsyncIterator[LocalWorkers]:
         await stack.enter_async_context(_sweeping(plane, store, threads, said))
         said("listening", {"workers": plane.address, "http": base_url, "state": str(options.state)})
         workers = LocalWorkers(
-            _local(options, plane.address, auth), lambda name, line: said("worker", {"worker": name, "line": line})
+            _local(options, plane.address, auth),
+            inherited,
+            lambda name, line: said("worker", {"worker": name, "line": line}),
         )
         workers.start()
         yield workers

@@ -7,9 +7,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BACK_OFF_S = (1.0, 60.0)
@@ -53,11 +53,20 @@ def names_of(projects: list[Path]) -> list[str]:
     return [name if bare.count(name) == 1 else f"{name}-{bare[: at + 1].count(name)}" for at, name in enumerate(bare)]
 
 
+@dataclass(frozen=True)
+class Inherited:
+    """What workers get of this process as it was started, whatever it has made of itself since."""
+
+    environment: Mapping[str, str] = field(repr=False)
+    umask: int
+
+
 class LocalWorkers:
     """The workers that were started here. Use it on one loop, in the main thread."""
 
-    def __init__(self, workers: list[LocalWorker], said: Said) -> None:
+    def __init__(self, workers: list[LocalWorker], inherited: Inherited, said: Said) -> None:
         self._workers = workers
+        self._inherited = inherited
         self._said = said
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._keeping: list[asyncio.Task[None]] = []
@@ -103,6 +112,7 @@ class LocalWorkers:
             pause_s = min(pause_s * 2, BACK_OFF_S[1])
 
     async def _run(self, worker: LocalWorker) -> int:
+        inherited = self._inherited
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
@@ -110,7 +120,8 @@ class LocalWorkers:
             str(os.getpid()),
             *worker.arguments,
             cwd=worker.project,
-            env={name: value for name, value in os.environ.items() if name not in _OURS} | worker.variables,
+            env={name: value for name, value in inherited.environment.items() if name not in _OURS} | worker.variables,
+            umask=inherited.umask,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -49,7 +49,7 @@ class Tokens:
 
         path = folder / KEY_FILE
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path.exists():
                 _write_new(path, RSAKey.generate_key(KEY_BITS).as_pem(private=True))
             return cls(RSAKey.import_key(path.read_bytes()))
