@@ -6,7 +6,7 @@ from hypothesis import given as whatever
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from gen_worker.orchestrator.decide import apply, backoff_s, restore
+from gen_worker.orchestrator.decide import apply, backoff_s, gather, restore
 from gen_worker.orchestrator.state import (
     NEXT_PHASE,
     Acknowledge,
@@ -406,6 +406,33 @@ def test_a_function_that_every_worker_refuses_is_not_waited_for() -> None:
     (end,) = ended(desk.says("one", GATED))
     assert (end.code, end.safe_message) == (424, "no worker can run `echo`: cuda_unavailable: no GPU")
     assert [end.code for end in ended(desk.submits("after"))] == [424]
+
+
+def test_a_function_is_waited_for_while_a_worker_that_ran_it_may_come_back() -> None:
+    desk = Desk()
+    desk.joins("one", state=NOTHING)
+    desk.says("one", GATED)
+    desk.joins("two")
+    desk.leaves("two")
+    assert not ended(desk.waits(5.0)), "its grace is over, and it may still come back"
+    assert not ended(desk.submits())
+    assert given(desk.joins("two")) == [("r", 1, "two")]
+    assert [end.status for end in ended(desk.says("two", result(OK)))] == ["ok"]
+    desk.leaves("two")
+    desk.waits(5.0)
+    assert not ended(desk.submits("later"))
+    assert [end.code for end in ended(desk.waits(30.0))] == [424], "it did not come back"
+
+
+def test_after_a_restart_workers_have_time_to_come_back_before_a_function_counts_as_refused() -> None:
+    desk = Desk()
+    gather(desk.plane, desk.now)
+    restore(desk.plane, Job(JobRequest(function="echo", request_id="r"), 1.0), "", desk.now)
+    desk.joins("one", state=NOTHING)
+    assert not ended(desk.says("one", GATED))
+    assert not ended(desk.submits("new"))
+    assert not ended(desk.waits(30.0))
+    assert [end.code for end in ended(desk.waits(5.0))] == [424, 424], "none came"
 
 
 def test_a_function_is_waited_for_while_some_worker_may_yet_run_it() -> None:

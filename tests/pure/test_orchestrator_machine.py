@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gen_worker.orchestrator.decide import apply, restore
+from gen_worker.orchestrator.decide import apply, gather, restore
 from gen_worker.orchestrator.placement import placements
 from gen_worker.orchestrator.state import (
     Acknowledge,
@@ -271,6 +271,7 @@ class Machine(RuleBasedStateMachine):
         for peer in self.peers.values():
             peer.session = None
         self.start()
+        gather(self.plane, self.now)
         for row in self.disk.values():
             if row.status is None:
                 if not row.worker_id:

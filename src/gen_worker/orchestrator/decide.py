@@ -4,6 +4,7 @@ The fence: a job is heard from one worker about one attempt, the present one. At
 no worker sees one that is not on disk, so that none is given out twice, not even across a crash.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, assert_never
 
@@ -20,11 +21,13 @@ from gen_worker.orchestrator.state import (
     DrainAsked,
     Due,
     Ending,
+    Gathered,
     GraceOver,
     Happening,
     Job,
     Joined,
     Left,
+    Missed,
     OpAsked,
     Phase,
     Plane,
@@ -132,6 +135,12 @@ def restore(plane: Plane, job: Job, worker_id: str, now: float) -> None:
     job.phase = Phase.ASSIGNED
     job.worker = worker
     worker.jobs[job.request_id] = job
+
+
+def gather(plane: Plane, now: float) -> None:
+    """Begin another life: until workers have had the time to come back, what only some of them refuse is waited for."""
+    plane.gathering = True
+    plane.arm(now + plane.limits.restart_grace_s, Gathered())
 
 
 def _cancel(plane: Plane, request_id: str, now: float) -> Iterator[Action]:
@@ -275,6 +284,13 @@ def _timed(plane: Plane, timer: Timer, now: float) -> Iterator[Action]:
             job = plane.jobs.get(request_id)
             if job is not None and job.live and job.attempt == attempt:
                 yield from _end(plane, job, _canceled())
+        case Missed(functions):
+            plane.missed -= Counter(functions)
+            for function in functions:
+                yield from _refuse(plane, function)
+        case Gathered():
+            plane.gathering = False
+            yield from _refuse_all(plane)
         case _:
             assert_never(timer)
 
@@ -365,6 +381,9 @@ def _given_up(plane: Plane, worker_id: str, losses: int, now: float) -> Iterator
     if worker is None or worker.session is not None or worker.losses != losses:
         return
     del plane.workers[worker_id]
+    if worker.offered:
+        plane.missed.update(worker.offered)
+        plane.arm(now + max(plane.limits.restart_grace_s - plane.limits.grace_s, 0.0), Missed(worker.offered))
     for job in list(worker.jobs.values()):
         yield from _lost(plane, job, now)
     yield from _refuse_all(plane)

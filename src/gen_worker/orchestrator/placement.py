@@ -56,13 +56,7 @@ def placements(plane: Plane, only: QueueKey | None = None) -> Iterator[Placed]:
 
 def _with_room(plane: Plane) -> set[str]:
     """Return the functions that a worker with room can run."""
-    return {
-        function
-        for worker in plane.workers.values()
-        if worker.has_room
-        for function in (*worker.state.available_functions, *worker.state.loading_functions)
-        if function not in worker.gated
-    }
+    return {function for worker in plane.workers.values() if worker.has_room for function in worker.offered}
 
 
 def _queues(plane: Plane, able: set[str], only: QueueKey | None) -> Iterator[Queue]:
@@ -119,8 +113,11 @@ def _load_s(worker: Worker, ref: str) -> float:
 def unable(plane: Plane, function: str) -> str | None:
     """Return why no worker can run a function, None while one can or may yet.
 
-    A function that nobody knows is waited for: its worker may still come. One that workers have refused is not.
+    A function that nobody knows is waited for: its worker may still come. One that workers have refused is not, unless
+    one that ran it may come back.
     """
+    if plane.gathering or plane.missed[function]:
+        return None
     reasons = {worker.gated[function]: None for worker in plane.workers.values() if function in worker.gated}
     others = [worker for worker in plane.workers.values() if function not in worker.gated]
     if not reasons or any(worker.starting or worker.offers(function) for worker in others):

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, assert_never
 import msgspec
 
 from gen_worker.discovery.names import slugify_name
-from gen_worker.orchestrator.decide import apply, restore
+from gen_worker.orchestrator.decide import apply, gather, restore
 from gen_worker.orchestrator.service import Service, Session
 from gen_worker.orchestrator.state import (
     Acknowledge,
@@ -171,6 +171,8 @@ class ControlPlane:
         self._forget()
 
     def _restore(self, found: list[Restored]) -> None:
+        if not self._store.is_new:
+            gather(self._plane, self._loop.time())
         for job, worker_id, events, _ in found:
             job.refs = self._plane.refs(job.request)
             self._logs[job.request_id] = Log(events)

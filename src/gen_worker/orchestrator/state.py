@@ -4,7 +4,7 @@ Plain values. Nothing here sends, stores, waits or looks at a clock.
 """
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -205,6 +205,15 @@ class Worker:
         """Whether it may yet offer what it does not offer now."""
         return self.session is None or self.state.phase not in (WorkerPhase.READY, WorkerPhase.ERROR)
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The functions that it can run, or soon can."""
+        return tuple(
+            function
+            for function in (*self.state.available_functions, *self.state.loading_functions)
+            if function not in self.gated
+        )
+
     def offers(self, function: str) -> bool:
         """Whether it can run a function, or soon can."""
         return function in self.state.available_functions or function in self.state.loading_functions
@@ -293,7 +302,17 @@ class CancelOver(NamedTuple):
     attempt: int
 
 
-Timer: TypeAlias = Resend | GraceOver | Due | CancelOver
+class Missed(NamedTuple):
+    """A worker that ran these functions is gone for so long that it will hardly come back."""
+
+    functions: tuple[str, ...]
+
+
+class Gathered(NamedTuple):
+    """Workers that knew this control plane's life before have had the time to come back."""
+
+
+Timer: TypeAlias = Resend | GraceOver | Due | CancelOver | Missed | Gathered
 
 
 # --- what happens -----------------------------------------------------------------------------------------------------
@@ -456,6 +475,12 @@ class Plane:
 
     runs: dict[str, float] = field(default_factory=dict)
     """How long a function's runs take."""
+
+    gathering: bool = False
+    """Whether workers may still come back from before a restart."""
+
+    missed: Counter[str] = field(default_factory=Counter)
+    """Functions that a worker ran which may still come back, each as often as there are such."""
 
     turn: int = 0
     held_bytes: int = 0

@@ -136,6 +136,7 @@ class Store:
         self._troubled = troubled
         self._taken_bytes = 0  # only whoever changes something counts these
         self._settled_bytes = 0  # and only the writer's thread these
+        self.is_new = False
         self._changes: SimpleQueue[_Change | None] = SimpleQueue()
         self._reading = threading.Lock()
         self._closing = threading.Event()
@@ -147,7 +148,7 @@ class Store:
                 opened.enter_context(_locked(path))
                 self._writer = opened.enter_context(closing(_connect(path)))
                 self._reader = opened.enter_context(closing(_connect(path)))
-                _prepare(self._writer, path)
+                self.is_new = _prepare(self._writer, path) == 0
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"the state in {path} cannot be opened: {error}") from error
             self._opened = opened.pop_all()
@@ -393,7 +394,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(writer: sqlite3.Connection, path: Path) -> None:
+def _prepare(writer: sqlite3.Connection, path: Path) -> int:
+    """Make the file one of this version; return the version that it had, 0: none."""
+    version: int
     (version,) = writer.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise StoreError(f"the state in {path} is of a later version of gen-worker: {version}, not {SCHEMA_VERSION}")
@@ -402,6 +405,7 @@ def _prepare(writer: sqlite3.Connection, path: Path) -> None:
             for statement in schema.split(";\n"):  # `executescript` would commit what is under way
                 writer.execute(statement)
         writer.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return version
 
 
 @contextmanager
