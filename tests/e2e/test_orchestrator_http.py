@@ -612,6 +612,8 @@ def test_its_state_is_for_its_owner_only(tmp_path: Path) -> None:
         ("/v1/jobs", b'{"function": "echo", "payload": 1}', 400),
         ("/v1/jobs", b'{"function": "echo", "timeout": 1}', 400),
         ("/v1/jobs", b'{"function": "echo", "timeout_ms": -1}', 400),
+        ("/v1/workers/w1/drain", b'{"deadline_ms": 9223372036854775808}', 400),
+        ("/v1/workers/w1/drain", b'{"deadline_ms": -1}', 400),
         ("/v1/models", b'{"op": "explode", "ref": "a", "worker_id": "w"}', 400),
         ("/v1/models", b'{"op": "load", "ref": "a", "worker_id": "w"}', 404),
     ],

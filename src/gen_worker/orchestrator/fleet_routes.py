@@ -55,7 +55,9 @@ class FleetRoutes:
     async def _drain(self, request: Request) -> Response:
         asked: _Drain = await document_of(request, _Drain)
         worker_id = request.path_params["worker_id"]
-        await _of_worker(self._plane.drain(worker_id, max(asked.deadline_ms, 0)))
+        if not 0 <= asked.deadline_ms < 1 << 53:
+            raise Refusal(400, "bad_request", "`deadline_ms` is 0 or more, and below 2^53")
+        await _of_worker(self._plane.drain(worker_id, asked.deadline_ms))
         return Json({"worker_id": worker_id, "draining": True}, 202)
 
     async def _models(self, _request: Request) -> Response:
