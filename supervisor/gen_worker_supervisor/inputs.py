@@ -6,20 +6,25 @@ Never opens a URL itself. On the supervisor's loop; what may take long on a disk
 import os
 import re
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from gen_worker.scratch import claimed_folder, remove_abandoned
 from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, FetchReport, InputFailed, InputFetched
 from gen_worker.wire.messages import InputAsset, InputFile
 from gen_worker_supervisor.state import Happening, InputsCame, InputsRefused, Job
 
-AT_ONCE = 8
+AT_ONCE = 32  # each is a thread and a connection of the fetcher
 OF_ONE_JOB = 4  # at once, so that a slow one does not hold up the others
+OF_ONE_ORIGIN = 8  # at once, for the same reason; one job alone has half of them
+LIMIT_S = 600.0  # for all files of a job, from the first order on
+LEAST_S = 1.0
 FETCHERS = 3  # that may die with an order before its job is refused
 NAME_CHARS = 64
 
@@ -32,11 +37,20 @@ class _Order:
     folder: Path
     assets: list[InputAsset]
     files: list[InputFile | None]
+    origins: list[str]  # of the assets
     waiting: deque[int]  # assets that are not ordered yet
+    deadline: float | None = None  # from the first order on
     under_way: dict[int, int] = field(default_factory=dict)  # the asset by the number of its order
     lost: int = 0  # fetchers that died with some of it
     wanted: bool = True  # else nothing more is ordered, and what was is being stopped
     over: bool = False  # nobody reads its files any more: they go as soon as nobody writes them
+    removed: bool = False
+
+    def next(self, busy: Counter[str]) -> int | None:
+        """Return the asset to order next, with so many of each origin under way; None while none may be."""
+        if len(self.under_way) >= OF_ONE_JOB:
+            return None
+        return next((asset for asset in self.waiting if busy[self.origins[asset]] < OF_ONE_ORIGIN), None)
 
 
 class Orders(Protocol):
@@ -56,7 +70,9 @@ class Inputs:
         *,
         max_bytes: int,
         allow_private: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._fetcher = fetcher
         self._on = on
         self._max_bytes = max_bytes
@@ -67,7 +83,7 @@ class Inputs:
         self._root: Path | None = None
         self._claim = -1
         self._orders: dict[int, _Order] = {}  # by the job's number, until its files are removed
-        self._waiting: dict[int, _Order] = {}  # those with assets that are not ordered yet
+        self._waiting: dict[int, _Order] = {}  # those with assets that are not ordered yet, whose turn is first: first
         self._numbers: dict[int, _Order] = {}  # by the number of what is under way
         self._number = 0
         self._folders = 0
@@ -83,7 +99,8 @@ class Inputs:
             reason = (error.strerror or str(error)).lower()
             self._on(InputsRefused(job, f"the files of the payload cannot be written: {reason}", retryable=True))
             return
-        order = _Order(job, folder, assets, [None] * len(assets), deque(range(len(assets))))
+        origins = [_origin(asset.url) for asset in assets]
+        order = _Order(job, folder, assets, [None] * len(assets), origins, deque(range(len(assets))))
         self._orders[job.number] = self._waiting[job.number] = order
         self._go_on()
 
@@ -120,8 +137,9 @@ class Inputs:
 
     def on_lost(self) -> None:
         """The fetcher has died and another one starts: what was under way begins anew, a few times."""
+        orders = dict.fromkeys([*self._orders.values(), *self._numbers.values()])
         self._numbers.clear()
-        for order in list(self._orders.values()):
+        for order in orders:
             again, order.under_way = list(order.under_way.values()), {}
             if again and order.wanted:
                 order.lost += 1
@@ -167,23 +185,40 @@ class Inputs:
             self._fetcher().send(Abort(number, "input"))
 
     def _remove_if_over(self, order: _Order) -> None:
-        if order.over and not order.under_way:
-            del self._orders[order.job.number]
+        if order.over and not order.under_way and not order.removed:
+            order.removed = True
+            if self._orders.get(order.job.number) is order:  # else its job has asked again
+                del self._orders[order.job.number]
             self._remover.submit(shutil.rmtree, order.folder, ignore_errors=True)
 
     def _go_on(self) -> None:
-        """Order what there is room for, one file of each job in turn."""
-        for order in _in_turn(self._waiting, lambda: AT_ONCE - len(self._numbers)):
-            asset = order.waiting.popleft()
-            if not order.waiting:
-                del self._waiting[order.job.number]
-            self._number += 1
-            order.under_way[self._number] = asset
-            self._numbers[self._number] = order
-            path = str(order.folder / f"input-{asset}")
-            wanted = FetchInput(self._number, order.assets[asset], path, self._max_bytes)
-            wanted.trusted_origin, wanted.allow_private = self.trusted_origin, self._allow_private
-            self._fetcher().send(wanted)
+        """Order what there is room for, first of the jobs with the fewest under way, in turn."""
+        busy = Counter(order.origins[order.under_way[number]] for number, order in self._numbers.items())
+        while len(self._numbers) < AT_ONCE:
+            able = [order for order in self._waiting.values() if order.next(busy) is not None]
+            if not able:
+                return
+            order = min(able, key=lambda order: len(order.under_way))
+            asset = order.next(busy)
+            assert asset is not None
+            busy[order.origins[asset]] += 1
+            self._ask_for(order, asset)
+
+    def _ask_for(self, order: _Order, asset: int) -> None:
+        order.waiting.remove(asset)
+        del self._waiting[order.job.number]
+        if order.waiting:
+            self._waiting[order.job.number] = order  # behind all others
+        self._number += 1
+        order.under_way[self._number] = asset
+        self._numbers[self._number] = order
+        now = self._clock()
+        order.deadline = order.deadline or now + LIMIT_S
+        path = str(order.folder / f"input-{asset}")
+        wanted = FetchInput(self._number, order.assets[asset], path, self._max_bytes)
+        wanted.trusted_origin, wanted.allow_private = self.trusted_origin, self._allow_private
+        wanted.limit_s = max(order.deadline - now, LEAST_S)
+        self._fetcher().send(wanted)
 
 
 def _is_there(file: InputFile) -> bool:
@@ -193,13 +228,12 @@ def _is_there(file: InputFile) -> bool:
         return False
 
 
-def _in_turn(orders: dict[int, _Order], room: Callable[[], int]) -> Iterator[_Order]:
-    """Yield the orders that may ask for one more, in turn, while there is room."""
-    while room() > 0:
-        able = [order for order in orders.values() if len(order.under_way) < OF_ONE_JOB]
-        if not able:
-            return
-        yield from able[: room()]
+def _origin(url: str) -> str:
+    """Return whom a URL asks; nobody, when the fetcher will say that it is none."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def safe(request_id: str) -> str:

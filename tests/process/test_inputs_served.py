@@ -13,6 +13,7 @@ from gen_worker.scratch import PREFIX
 from gen_worker.testing.contents import Content
 from gen_worker.testing.faults import Faults, Stall
 from gen_worker.testing.origin import Answer, Origin, Request
+from gen_worker_supervisor.inputs import OF_ONE_ORIGIN
 from tests.served import Serve, Server, until
 
 pytestmark = pytest.mark.process
@@ -104,6 +105,20 @@ def test_a_job_that_waits_for_its_file_holds_no_device(server: Server, site: Sit
         answer = connection.frame()
     assert answer["error"]["kind"] == "canceled"
     until_gone(temporary)
+
+
+def test_an_origin_that_stops_answering_holds_up_no_file_of_another(server: Server, site: Site) -> None:
+    site.hold()
+    healthy = Site()
+    with server.connect() as connection:
+        for number in range(2 * OF_ONE_ORIGIN):
+            connection.send("look", f"waits-{number}", image={"ref": site.url()})
+        until(lambda: len(site.origin.requests) == OF_ONE_ORIGIN, what="as many downloads as one origin may have")
+        try:
+            assert values(server.ask("look", image={"ref": healthy.url()}))[0]["text"] == "a cat"
+        finally:
+            healthy.origin.close()
+    assert len(site.origin.requests) == OF_ONE_ORIGIN
 
 
 def test_the_deadline_ends_a_download(server: Server, site: Site, temporary: Path) -> None:

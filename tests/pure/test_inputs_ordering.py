@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from gen_worker.scratch import PREFIX
 from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, InputFailed, InputFetched
 from gen_worker.wire.messages import InputAsset, InputFile
-from gen_worker_supervisor.inputs import AT_ONCE, FETCHERS, OF_ONE_JOB, Inputs, safe
+from gen_worker_supervisor.inputs import AT_ONCE, FETCHERS, LIMIT_S, OF_ONE_JOB, OF_ONE_ORIGIN, Inputs, safe
 from gen_worker_supervisor.state import Happening, InputsCame, InputsRefused, Job
 from tests.pure.host import Host
 from tests.served import until
@@ -23,17 +24,27 @@ class Desk:
         self.folder = folder
         self.orders: list[FetchOrder] = []
         self.happened: list[Happening] = []
-        self.inputs = Inputs(lambda: self, self.happened.append, max_bytes=1000)
+        self.now = 100.0
+        self.inputs = Inputs(lambda: self, self.happened.append, max_bytes=1000, clock=lambda: self.now)
         self._host = Host()
 
     def send(self, order: FetchOrder) -> None:
         self.orders.append(order)
 
-    def job(self, files: int, request_id: str = "r") -> Job:
-        """Have a job ask for so many files."""
+    def job(self, files: int, request_id: str = "r", host: str = "") -> Job:
+        """Have a job ask for so many files, of a host of its own unless one is named."""
+        urls = [f"https://{host or request_id}/{number}" for number in range(files)]
+        return self.asks(*urls, request_id=request_id)
+
+    def asks(self, *urls: str, request_id: str = "r") -> Job:
+        """Have a job ask for these files."""
         job = self._host.submit(request_id=request_id)
-        self.inputs.order(job, [InputAsset(f"https://{request_id}/{number}") for number in range(files)])
+        self.inputs.order(job, [InputAsset(url) for url in urls])
         return job
+
+    def names(self, since: int = 0) -> list[str]:
+        """Return whose files were ordered, in order."""
+        return [Path(order.path).parent.name.rpartition("-")[0] for order in self.wanted()[since:]]
 
     def wanted(self) -> list[FetchInput]:
         return [order for order in self.orders if isinstance(order, FetchInput)]
@@ -97,14 +108,51 @@ def test_no_request_leads_out_of_the_folder(request_id: str) -> None:
 
 
 def test_a_few_files_come_at_once_and_no_job_takes_all_the_room(desk: Desk) -> None:
-    desk.job(20, "big")
-    assert len(desk.wanted()) == OF_ONE_JOB
+    jobs = AT_ONCE // OF_ONE_JOB
+    for number in range(jobs - 1):
+        desk.job(20, f"big{number}")
+    assert Counter(desk.names()) == {f"big{number}": OF_ONE_JOB for number in range(jobs - 1)}
     desk.job(2, "small")
     desk.job(20, "large")
     assert len(desk.wanted()) == AT_ONCE
-    assert {Path(order.path).parent.name.split("-")[0] for order in desk.wanted()} == {"big", "small", "large"}
+    assert Counter(desk.names())["small"] == 2
     desk.comes(desk.wanted()[0])
     assert len(desk.wanted()) == AT_ONCE + 1
+
+
+def test_an_origin_that_says_nothing_holds_up_nobody_who_asks_another(desk: Desk) -> None:
+    for number in range(5):
+        desk.job(OF_ONE_JOB, f"silent{number}", "silent")
+    assert len(desk.wanted()) == OF_ONE_ORIGIN
+    desk.job(1, "healthy")
+    assert desk.names()[-1] == "healthy"
+    desk.fails(desk.wanted()[0])
+    assert desk.names()[OF_ONE_ORIGIN + 1 :] == ["silent2"]
+
+
+def test_the_file_of_another_origin_goes_before_those_that_have_to_wait(desk: Desk) -> None:
+    for number in range(2):
+        desk.job(OF_ONE_JOB, f"silent{number}", "silent")
+    desk.asks("https://silent/1", "https://[", "https://silent:8443/2")
+    assert [order.asset.url for order in desk.wanted()[OF_ONE_ORIGIN:]] == ["https://[", "https://silent:8443/2"]
+
+
+def test_room_goes_to_who_has_the_least_and_then_in_turn(desk: Desk) -> None:
+    for number in range(AT_ONCE // OF_ONE_JOB):
+        desk.job(32, f"big{number}")
+    desk.job(2, "late")
+    for number in (0, 1, 2):
+        desk.comes(desk.wanted()[number])
+    assert desk.names(AT_ONCE) == ["late", "late", "big0"]
+
+
+def test_the_files_of_a_job_have_one_time_together(desk: Desk) -> None:
+    desk.job(OF_ONE_JOB + 2)
+    desk.now += 400.0
+    desk.comes(desk.wanted()[0])
+    desk.now += LIMIT_S
+    desk.comes(desk.wanted()[1])
+    assert [order.limit_s for order in desk.wanted()] == [LIMIT_S] * OF_ONE_JOB + [LIMIT_S - 400.0, 1.0]
 
 
 def test_every_file_of_every_job_comes_in_the_end(desk: Desk) -> None:
@@ -167,16 +215,16 @@ def test_a_job_that_ends_has_its_downloads_stopped_and_its_folder_goes_after_the
 
 
 def test_a_job_that_ends_leaves_its_room_to_others(desk: Desk) -> None:
-    jobs = [desk.job(OF_ONE_JOB, f"r{number}") for number in range(3)]
+    jobs = [desk.job(OF_ONE_JOB, f"r{number}", "host") for number in range(3)]
     started = desk.wanted()
     desk.inputs.forget(jobs[2])
-    assert len(desk.wanted()) == AT_ONCE
+    assert len(desk.wanted()) == OF_ONE_ORIGIN
     desk.inputs.forget(jobs[0])
     for order in started[:OF_ONE_JOB]:
         desk.fails(order)
-    assert len(desk.wanted()) == AT_ONCE  # the third one wanted nothing any more
-    desk.job(1, "late")
-    assert len(desk.wanted()) == AT_ONCE + 1
+    assert len(desk.wanted()) == OF_ONE_ORIGIN  # the third one wanted nothing any more
+    desk.job(1, "late", "host")
+    assert len(desk.wanted()) == OF_ONE_ORIGIN + 1
 
 
 def test_what_a_fetcher_died_with_is_ordered_again_a_few_times(desk: Desk) -> None:

@@ -263,7 +263,7 @@ class Server:
         )
         report: FetchReport
         try:
-            file = fetch_input(order.asset, order.path, limits, config, cancel)
+            file = fetch_input(order.asset, order.path, limits, config, cancel, limit_s=order.limit_s)
             report = InputFetched(order.number, file)
         except InputError as error:
             report = InputFailed(order.number, error.kind, str(error)[:TEXT_CHARS], error.retryable)

@@ -103,6 +103,7 @@ class FetchInput(_Message):
     max_bytes: int
     trusted_origin: str = ""  # `https://host:port` whose address may be private
     allow_private: bool = False
+    limit_s: float = 600.0  # with all tries
 
 
 FetchOrder: TypeAlias = Configure | Fetch | Abort | Keep | TakeStock | Hold | Upload | FetchInput

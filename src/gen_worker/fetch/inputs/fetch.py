@@ -32,7 +32,9 @@ from gen_worker.wire.messages import InputAsset, InputFile
 
 MAX_BYTES = 50 << 20  # of a file whose asset says nothing of that
 LIMIT_S = 600.0  # for one file, with all tries
-FOR_INPUTS = Patience(first_delay_s=0.2, longest_retry_after_s=10.0, quiet_s=60.0, slow_bytes_per_s=1024)
+FOR_INPUTS = Patience(
+    first_delay_s=0.2, longest_retry_after_s=10.0, head_s=15.0, quiet_s=15.0, slow_bytes_per_s=16 << 10
+)  # who says nothing, or next to nothing, holds up the files of others
 _CHUNK_BYTES = 256 << 10
 _SPARE_BYTES = 1 << 30
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
@@ -188,7 +190,7 @@ def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> 
         return InputError("invalid", str(error))
     if cancel.is_set():
         return InputError("canceled", "canceled")
-    text = f"`{wish.host}` is too slow: its file has not come within {limit_s:g} seconds"
+    text = f"`{wish.host}` is too slow: its file has not come within {round(limit_s, 1):g} seconds"
     return InputError("unreachable", text, retryable=True)
 
 
