@@ -11,7 +11,7 @@ from gen_worker.orchestrator.views import JobRequest
 from gen_worker.wire.scheduler import ModelBinding, OutputMode
 
 MOST_WAIT_S = 3600.0
-_REQUEST_ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
+_REQUEST_ID = re.compile(r"(?!\.{1,2}$)[\w.:-]{1,200}", re.ASCII)  # a client takes `.` and `..` out of a path
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -32,7 +32,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def request_of(asked: Submission, payload: bytes) -> JobRequest:
     """Return what is asked for, for the control plane; raise `Refusal` for what cannot be meant."""
     if asked.request_id and not _REQUEST_ID.fullmatch(asked.request_id):
-        text = "`request_id` has 1 to 200 letters, digits, `.`, `:`, `_` and `-`"
+        text = "`request_id` has 1 to 200 letters, digits, `.`, `:`, `_` and `-`, and is not `.` or `..`"
         raise Refusal(400, "bad_request", text)
     if asked.timeout_ms < 0 or not asked.function or len(asked.function) > 200 or abs(asked.priority) > 1 << 31:
         raise Refusal(
