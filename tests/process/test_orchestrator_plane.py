@@ -14,7 +14,7 @@ from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.service import Service, Session
 from gen_worker.orchestrator.state import Job
 from gen_worker.orchestrator.store import Store, StoreError
-from gen_worker.orchestrator.tokens import Tokens
+from gen_worker.orchestrator.tokens import TokenError, Tokens
 from gen_worker.orchestrator.views import (
     ConflictError,
     InvalidRequestError,
@@ -347,10 +347,13 @@ async def test_a_worker_that_returns_in_time_goes_on_with_the_same_attempt(tmp_p
 
 @on_a_loop
 async def test_a_newer_stream_of_a_worker_ends_the_older_one_and_takes_its_jobs(tmp_path: Path) -> None:
-    async with control_plane(tmp_path) as plane, worker(plane.address) as older:
+    warnings: list[str] = []
+    async with control_plane(tmp_path, warned=warnings.append) as plane, worker(plane.address) as older:
         await plane.submit(echo())
         run = await older.take()
         async with worker(plane.address, in_flight=(("r", 1),)) as newer:
+            (warning,) = warnings
+            assert warning.startswith("worker `one` connected a second time: its earlier connection is ended")
             assert await older.end() == (grpc.StatusCode.ABORTED, "worker_stream_superseded")
             await newer.answer(run)
             assert (await end(plane)).status == "ok"
@@ -392,7 +395,7 @@ async def test_what_cannot_be_done_for_one_job_costs_no_other_one_and_is_told(tm
             run = await peer.take()
             await peer.answer(run)
             assert (await end(plane, "even")).status == "ok"
-    assert told == ["the control plane could not carry out `Run`"]
+    assert told == ["the control plane failed at `Run`"]
 
 
 @on_a_loop
@@ -490,6 +493,37 @@ async def test_streams_that_begin_wrongly_are_ended_with_the_reason(tmp_path: Pa
         assert await told(plane, mismatch) == (precondition, "protocol_version_mismatch")
         assert await told(plane, b"\xff\xff") == malformed
         assert await told(plane, packet(hello), accepted, b"", b"\xff\xff") == malformed
+
+
+@on_a_loop
+async def test_a_stream_whose_hello_cannot_be_taken_in_is_over_for_whoever_was_told_of_it(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Odd:
+        def joined(self, session: Session, hello: Hello) -> None:
+            told.append("joined")
+            raise TokenError("not this one")
+
+        def said(self, session: Session, frame: WorkerFrame) -> None:
+            raise AssertionError
+
+        def left(self, session: Session) -> None:
+            told.append("left")
+
+        async def room(self) -> None:
+            raise AssertionError
+
+    service = Service(Odd(), None)
+    address = await service.start("127.0.0.1:0", None)
+    try:
+        async with stream(address) as call:
+            peer = FakeWorker(call, "one")
+            await peer.say(Hello(worker_id="one"))
+            code, _ = await peer.end()
+            assert code is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        await service.stop()
+    assert told == ["joined", "left"]
 
 
 @on_a_loop

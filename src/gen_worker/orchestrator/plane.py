@@ -129,7 +129,8 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long ended jobs are remembered."""
 
     warned: Callable[[str], None] = lambda _: None
-    """Told, now and then, that the state cannot be written and why, for as long as that is so."""
+    """Told what is not as it should be: now and then that the state cannot be written and why, for as long as that is
+    so; that a worker is there twice."""
 
 
 class ControlPlane:
@@ -441,6 +442,9 @@ class ControlPlane:
         try:
             for action in apply(self._plane, happening, self._loop.time()):
                 self._carry_out(action)
+        except Exception as fault:
+            self._tell_of(fault, happening)
+            raise
         finally:
             self._arm()
 
@@ -449,8 +453,11 @@ class ControlPlane:
         try:
             self._perform(action)
         except Exception as fault:  # noqa: BLE001 - told with its traceback
-            message = f"the control plane could not carry out `{type(action).__name__}`"
-            self._loop.call_exception_handler({"message": message, "exception": fault})
+            self._tell_of(fault, action)
+
+    def _tell_of(self, fault: Exception, what: Happening | Action) -> None:
+        message = f"the control plane failed at `{type(what).__name__}`"
+        self._loop.call_exception_handler({"message": message, "exception": fault})
 
     def _arm(self) -> None:
         due = self._plane.next_due()
@@ -492,7 +499,7 @@ class ControlPlane:
                 self._send(session, self._run(job))
             case Close(session, reason):
                 if session in self._sessions:
-                    self._sessions[session].close(reason)
+                    self._close(self._sessions[session], reason)
             case Save(job, confirm):
                 saved = Saved(job.request_id, job.attempt)
                 self._store.save(job, self._later(lambda _: self._apply(saved)) if confirm else None)
@@ -503,6 +510,14 @@ class ControlPlane:
                 self._tell(action)
             case _:
                 assert_never(action)
+
+    def _close(self, session: Session, reason: str) -> None:
+        session.close(reason)
+        if reason == "worker_stream_superseded":
+            self._options.warned(
+                f"worker `{session.worker_id}` connected a second time: its earlier connection is ended;"
+                " if these are two workers, give each its own `--worker-id`"
+            )
 
     def _send(self, session: int, frame: SchedulerFrame) -> None:
         if session in self._sessions:

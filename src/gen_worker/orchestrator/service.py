@@ -82,6 +82,7 @@ class Session:
     def __init__(self, claims: WorkerClaims | None) -> None:
         self.number = next(_numbers)
         self.claims = claims
+        self.worker_id = ""
         self.draining = False
         self._ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._queue: asyncio.Queue[SchedulerFrame] = asyncio.Queue(QUEUED_FRAMES)
@@ -176,14 +177,16 @@ class Service:
         _check(hello, session.claims)
         await context.send_initial_metadata(())  # a stream that ends while this is under way cannot be given a reason
         self._live.add(session)
-        self._sessions.joined(session, hello)
-        parts = [
-            asyncio.create_task(self._read(session, context)),
-            asyncio.create_task(session.write(context)),
-        ]
-        if self._auth is not None and session.claims is not None:
-            parts.append(asyncio.create_task(_renew(session, self._auth)))
+        session.worker_id = hello.worker_id
+        parts: list[asyncio.Task[None]] = []
         try:
+            self._sessions.joined(session, hello)
+            parts += [
+                asyncio.create_task(self._read(session, context)),
+                asyncio.create_task(session.write(context)),
+            ]
+            if self._auth is not None and session.claims is not None:
+                parts.append(asyncio.create_task(_renew(session, self._auth)))
             await session.until(*parts)
         finally:
             self._live.discard(session)
