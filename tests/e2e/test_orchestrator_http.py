@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,13 +106,13 @@ class Plane:
 
 
 @contextmanager
-def orchestrator(folder: Path, *arguments: str, **variables: str) -> Iterator[Plane]:
-    """Run a control plane until the body ends."""
+def orchestrator(folder: Path, *arguments: str, by: Sequence[str] = (), **variables: str) -> Iterator[Plane]:
+    """Run a control plane, started by another command where one is named, until the body ends."""
     ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(
-            [*GEN_WORKER, "orchestrator", "--json", "--state", str(folder / "state"), *ports, *arguments],
+            [*by, *GEN_WORKER, "orchestrator", "--json", "--state", str(folder / "state"), *ports, *arguments],
             stdout=subprocess.PIPE,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -577,6 +577,19 @@ def test_with_a_token_set_nobody_asks_without_it(tmp_path: Path) -> None:
 )
 def test_a_page_of_another_site_cannot_use_a_browser_here(plane: Plane, headers: dict[str, str]) -> None:
     assert plane.ask("POST", "/v1/run/echo", b"{}", headers).status == 403
+
+
+def test_its_secrets_are_hidden_from_processes_of_the_same_user(tmp_path: Path) -> None:
+    common = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    secrets = {"GEN_WORKER_ORCHESTRATOR_TOKEN": "open-sesame", "HF_TOKEN": "hf_secret_of_mine"}
+    with orchestrator(tmp_path, by=common, **secrets) as guarded:
+        place = f"/proc/{guarded.process.pid}"
+        for each in ("environ", "mem", "fd/1"):
+            asked = subprocess.run([*common, "head", "-c1", f"{place}/{each}"], capture_output=True, text=True)
+            assert "Permission denied" in asked.stderr, (each, asked)
+        with suppress(PermissionError):
+            environ = Path(place, "environ").read_bytes()
+            assert not [value for value in secrets.values() if value.encode() in environ]
 
 
 def test_its_state_is_for_its_owner_only(tmp_path: Path) -> None:

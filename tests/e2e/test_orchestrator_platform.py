@@ -15,7 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +185,16 @@ def test_one_command_gives_a_platform_that_ends_in_order(project: Path, tmp_path
     words.mkdir()
     (words / "words.txt").write_text("so much depends")
     given = ("--worker", str(project), "--devices", "cpu:1", "--model", f"acme/words={words}")
-    with platform(tmp_path, *given) as running:
+    with platform(tmp_path, *given, variables={"HF_TOKEN": "hf_secret_of_mine"}) as running:
         assert running.run("shout", text="hi") == {"text": "HI"}
         kept = running.run("keep", text="remember")["file"]
         assert running.run("read", file={"ref": kept["url"]}) == {"text": "remember"}
         assert running.run("speak") == {"text": "so much depends"}
         family = psutil.Process(running.process.pid).children(recursive=True)
         assert len(family) >= 3  # the worker, its fetcher, its child
+        with suppress(PermissionError):  # who is privileged sees that the worker got it, and has wiped it since
+            environ = Path(f"/proc/{family[0].pid}/environ").read_bytes()
+            assert b"HF_TOKEN=\0" in environ
         running.close()
         assert running.process.returncode == 0
         assert [each["event"] for each in running.said[-2:]] == ["worker", "stopped"] or running.said[-1][
@@ -251,8 +254,7 @@ def test_two_hundred_jobs_each_end_once_although_a_worker_and_the_control_plane_
     project: Path, tmp_path: Path
 ) -> None:
     ids = [f"job-{at}" for at in range(200)]
-    two = ("--devices", "cpu:1")
-    with platform(tmp_path, *two) as first:
+    with platform(tmp_path) as first:
         ports = ("--listen", str(first.said[0]["workers"]), "--http", first.url.removeprefix("http://"))
         with own_worker(project, tmp_path, ports[1], "a") as victim, own_worker(project, tmp_path, ports[1], "b"):
             with ThreadPoolExecutor(4) as pool:
@@ -262,7 +264,7 @@ def test_two_hundred_jobs_each_end_once_although_a_worker_and_the_control_plane_
             victim.kill()
             first.process.kill()
             first.process.wait()
-            with platform(tmp_path, *two, *ports) as second, own_worker(project, tmp_path, ports[1], "a"):
+            with platform(tmp_path, *ports) as second, own_worker(project, tmp_path, ports[1], "a"):
                 ends = [json.loads(second.ask(f"/v1/jobs/{each}?wait=60")[1]) for each in ids]
                 assert Counter(end["status"] for end in ends) == {"ok": 200}
                 assert [end["output"]["text"] for end in ends] == [each.upper() for each in ids]

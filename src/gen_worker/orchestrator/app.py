@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
+from gen_worker.environment import close_memory, forget_secrets
 from gen_worker.orchestrator import connections
 from gen_worker.orchestrator.files import FileLimits, FileStore
 from gen_worker.orchestrator.http import Threads
@@ -71,9 +72,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 def run(options: Options, said: Said) -> int:
     """Serve until a signal ends it; return the exit code. Raises `StartError`.
 
-    It is this process's whole life: what is written from now on is for its owner alone.
+    It is this process's whole life: what is written from now on is for its owner alone, and jobs of workers of this
+    host find no secret in its environment or memory.
     """
     inherited = Inherited(dict(os.environ), os.umask(0o077))
+    forget_secrets()
+    close_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MOST_DESCRIPTORS)), hard))
     return asyncio.run(_serve(options, inherited, said))
