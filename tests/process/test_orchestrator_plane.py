@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gen_worker.models.wanted import SnapshotFile
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.service import Service, Session
 from gen_worker.orchestrator.state import Job
@@ -38,6 +39,7 @@ from gen_worker.wire.scheduler import (
     ModelResidency,
     ResidencyTier,
     RunJob,
+    Snapshot,
     StateDelta,
     TokenRefresh,
     WorkerFrame,
@@ -373,6 +375,29 @@ async def test_what_was_canceled_stays_so_over_a_restart_whether_its_worker_hear
         assert (view.status, view.code) == ("canceled", 499)
         async with worker(plane.address, in_flight=(("r", 1),)) as peer:
             assert (await peer.hear_a(CancelJob)).request_id == "r"
+
+
+class ManyFiles(NoFiles):
+    """A store that has a model under any ref, the larger the longer its name."""
+
+    def snapshot(self, ref: str) -> Snapshot | None:
+        files = (SnapshotFile(f"{ref}-{number}", 1, "00", "http://files") for number in range(len(ref) * 1000))
+        return Snapshot(digest=ref, files=tuple(files))
+
+
+@on_a_loop
+async def test_a_job_of_a_function_that_nobody_has_looked_into_is_told_of_every_offered_model(tmp_path: Path) -> None:
+    options = {"needs": {"drawn": ("n",), "plain": ()}, "offered": ("m", "n", "toolarge")}
+    functions = ("drawn", "plain", "found")
+    described = {}
+    made = control_plane(tmp_path, files=ManyFiles(), **options)
+    async with made as plane, worker(plane.address, "one", *functions) as peer:
+        for function in functions:
+            await plane.submit(JobRequest(function=function, request_id=function))
+            run = await peer.take()
+            described[function] = set(run.snapshots)
+            await peer.answer(run)
+    assert described == {"drawn": {"n"}, "plain": set(), "found": {"m", "n"}}
 
 
 class OddFiles(NoFiles):

@@ -329,9 +329,7 @@ def _needs(workers: tuple[str, ...], models: Mapping[str, Path]) -> dict[str, tu
         if not models:
             continue
         for function in survey_of(project).functions:
-            refs = tuple(ref for ref in function.models if ref in models)
-            if refs:
-                needs[function.name] = refs
+            needs[function.name] = tuple(ref for ref in function.models if ref in models)
     return needs
 
 

@@ -136,6 +136,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
                 tls=options.tls,
                 auth=auth,
                 needs=options.needs,
+                offered=tuple(options.models),
                 max_queued=options.max_queued,
                 warned=lambda message: said("warning", {"message": message}),
             )

@@ -69,6 +69,7 @@ PAYLOAD_BYTES = MESSAGE_BYTES - (4 << 20)  # what is left of a message for snaps
 NAME_CHARS = 200
 EVENTS_READ = 256  # at once, of what is kept
 UNWRITTEN_BYTES = 32 << 20  # from here on workers wait for the disk; each may have said one message more
+FILES_DESCRIBED = 4096  # of models that a job may need or not, about 1 MiB
 SWEEP_S = 60.0  # between two looks for jobs to forget
 
 T = TypeVar("T")
@@ -105,6 +106,9 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     needs: Mapping[str, tuple[str, ...]] = {}
     """Refs of the models that a function runs with; they are fetched ahead and kept."""
+
+    offered: tuple[str, ...] = ()
+    """Refs of all models that `files` has. A function that is not in `needs` may run with any of them."""
 
     max_attempts: int = 4
     """Failures after which a job is not tried again."""
@@ -528,9 +532,22 @@ class ControlPlane:
             return msgspec.structs.replace(frame, snapshot=self._options.files.snapshot(frame.ref))
         return frame
 
+    def _described(self, job: Job) -> dict[str, Snapshot]:
+        """Return the models that a job runs with; of a function that nobody has looked into, those that are offered."""
+        options = self._options
+        guessed = () if job.request.function in options.needs else options.offered
+        found: dict[str, Snapshot] = {}
+        room = FILES_DESCRIBED
+        for ref in dict.fromkeys((*job.refs, *guessed)):
+            snapshot = options.files.snapshot(ref)
+            if snapshot is not None and ref not in job.refs:
+                room -= len(snapshot.files)
+            if snapshot is not None and (room >= 0 or ref in job.refs):
+                found[ref] = snapshot
+        return found
+
     def _run(self, job: Job) -> RunJob:
         request, files = job.request, self._options.files
-        snapshots = {ref: snapshot for ref in job.refs if (snapshot := files.snapshot(ref)) is not None}
         return RunJob(
             request_id=job.request_id,
             attempt=job.attempt,
@@ -543,7 +560,7 @@ class ControlPlane:
             output_mode=request.output_mode,
             compute=request.compute,
             models=request.models,
-            snapshots=snapshots,
+            snapshots=self._described(job),
         )
 
 
