@@ -132,7 +132,7 @@ def test_a_file_comes_with_its_size_and_type_and_is_its_owners_only(site: Site, 
 def test_what_a_proxy_or_a_token_is_for_is_not_sent(site: Site, get: Get) -> None:
     get(site.put("/cat", PNG))
     (request,) = site.origin.requests
-    assert request.headers.keys() == {"host", "user-agent", "accept-encoding"}
+    assert request.headers.keys() == {"host", "user-agent", "accept-encoding", "origin"}
     assert request.headers["host"] == site.url.removeprefix("http://")
 
 
@@ -207,6 +207,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(site: Site
     assert asked == ["example.org"]
     assert met == [("93.184.215.14", 80)]
     assert site.origin.requests[0].headers["host"] == "example.org"
+    assert "origin" not in site.origin.requests[0].headers  # some public hosts answer it with 403
 
 
 def test_a_name_that_changes_its_address_between_tries_is_checked_again(site: Site, get: Get, tmp_path: Path) -> None:
@@ -248,6 +249,35 @@ def test_the_orchestrators_own_store_may_have_any_address_but_no_other_port_of_i
         get(site.redirect("/start", other.put("/cat", PNG)), trusting)
     assert other.origin.requests == []
     assert get(site.put("/cat", PNG), trusting).size_bytes == len(PNG)
+
+
+def test_nobody_is_redirected_to_what_only_the_orchestrators_own_urls_may_reach(
+    site: Site, other: Site, get: Get, tmp_path: Path
+) -> None:
+    """Only loopback sockets exist here: a public name leads to one of them all the same."""
+    start = site.redirect("/start", other.put("/v1/jobs", PNG))
+
+    def look_up(host: str, port: int) -> list[Any]:
+        address = "93.184.215.14" if host == "example.org" else host
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port))]
+
+    def connect(sock: socket.socket, address: tuple[Any, ...]) -> None:
+        sock.connect(("127.0.0.1", address[1]))
+
+    dialing = Dialing(look_up, connect=connect)
+    with refused(tmp_path, "its address is loopback"):
+        get(start.replace("127.0.0.1", "example.org"), Limits(trusted_origin=other.url), how={"dialing": dialing})
+    assert len(site.origin.requests) == 1
+    assert other.origin.requests == []
+
+
+@pytest.mark.parametrize("allowed", ["trusted", "private"])
+def test_who_may_have_any_address_is_told_that_a_stranger_asks(site: Site, other: Site, get: Get, allowed: str) -> None:
+    limits = PRIVATE if allowed == "private" else Limits(trusted_origin=site.url)
+    get(site.put("/cat", PNG), limits)
+    assert site.origin.requests[0].headers["origin"] == "null"
+    get(site.redirect("/start", other.put("/cat", PNG)))
+    assert other.origin.requests[0].headers["origin"] == "null"
 
 
 def test_redirects_are_followed_five_times(site: Site, get: Get, tmp_path: Path) -> None:

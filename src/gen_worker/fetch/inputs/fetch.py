@@ -35,6 +35,7 @@ LIMIT_S = 600.0  # for one file, with all tries
 FOR_INPUTS = Patience(
     first_delay_s=0.2, longest_retry_after_s=10.0, head_s=15.0, quiet_s=15.0, slow_bytes_per_s=16 << 10
 )  # who says nothing, or next to nothing, holds up the files of others
+_FOR_STRANGERS = {"Origin": "null"}  # as browsers say it: who answers this machine more than others then does not
 _CHUNK_BYTES = 256 << 10
 _SPARE_BYTES = 1 << 30
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
@@ -71,10 +72,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """0: what the asset allows."""
 
     trusted_origin: str = ""
-    """`https://host:port` whose address may be any."""
+    """`https://host:port` whose address may be any where the asset itself names it."""
 
     allow_private: bool = False
     """Whether every address may be reached."""
+
+    def trust(self, origin: Origin) -> bool:
+        """Whether an origin's address may be any."""
+        return self.allow_private or bool(self.trusted_origin and origin == Url(self.trusted_origin).origin)
 
 
 def spare_bytes(disk_bytes: int) -> int:
@@ -100,12 +105,13 @@ def fetch_input(
     """
     config = msgspec.structs.replace(config, proxies={})
     patience = msgspec.structs.replace(patience, tries=config.input_tries)
-    dialing = dialing._replace(check=lambda origin, address: _check(origin, address, limits))
     try:
         url = Url(asset.url)
     except ModelError:
         raise InputError("invalid", "a URL of the payload is none that can be fetched") from None
-    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare)
+    dialing = dialing._replace(check=lambda origin, address: _check(origin, address, url.origin, limits))
+    headers = _FOR_STRANGERS if limits.trust(url.origin) else {}
+    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, headers)
     with _in_time(cancel, limit_s) as hurry, Transport(config, patience, dialing) as transport:
         try:
             return _patiently(wish, transport, patience, hurry)
@@ -121,6 +127,7 @@ class _Wish(msgspec.Struct, frozen=True):
     path: Path
     max_bytes: int
     spare: Callable[[int], int]
+    headers: dict[str, str]
 
     @property
     def host(self) -> str:
@@ -128,9 +135,9 @@ class _Wish(msgspec.Struct, frozen=True):
         return str(self.url.origin)
 
 
-def _check(origin: Origin, address: str, limits: Limits) -> None:
-    """Raise for an address that a stranger must not have reached through this worker."""
-    if limits.allow_private or (limits.trusted_origin and origin == Url(limits.trusted_origin).origin):
+def _check(origin: Origin, address: str, asked: Origin, limits: Limits) -> None:
+    """Raise for an address that a stranger must not have reached through this worker; trust is not for redirects."""
+    if limits.allow_private or (origin == asked and limits.trust(origin)):
         return
     kind = unreachable_as(address)
     if kind is not None:
@@ -198,7 +205,7 @@ def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> 
 
 
 def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
-    with transport.once(str(wish.url), cancel=cancel) as response:
+    with transport.once(str(wish.url), headers=wish.headers, cancel=cancel) as response:
         _check_head(response, wish)
         chunk = memoryview(bytearray(_CHUNK_BYTES))
         began = _begin(response, chunk)

@@ -24,7 +24,7 @@ FAILURES = (OSError, HTTPException, HttpError)
 """What a single request can raise that another may not; `translated` makes of them what people read."""
 
 _REDIRECTED = (301, 302, 303, 307, 308)
-_HARMLESS = frozenset(("accept", "accept-encoding", "if-range", "range", "user-agent"))
+_HARMLESS = frozenset(("accept", "accept-encoding", "if-range", "origin", "range", "user-agent"))
 _DRAIN_BYTES = 64 << 10  # reading so much of an error is cheaper than a new connection
 
 
