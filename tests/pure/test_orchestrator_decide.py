@@ -368,6 +368,17 @@ def test_a_job_that_runs_is_canceled_by_its_worker() -> None:
     assert [end.status for end in ended(desk.says("one", result(CANCELED)))] == ["canceled"]
 
 
+def test_a_worker_that_cannot_be_heard_just_now_is_not_taken_for_one_that_does_not_answer() -> None:
+    desk = Desk()
+    desk.joins("one")
+    desk.submits()
+    for _ in range(10):
+        desk.now += 5.0
+        assert not desk.happens(Ticked(deaf=True))
+    assert [tell.kind for tell in of(Tell, desk.says("one", accepted()))] == ["accepted"]
+    assert [end.status for end in ended(desk.says("one", result(OK)))] == ["ok"]
+
+
 def test_a_canceled_job_is_not_tried_again() -> None:
     for happens in ("fails", "lost", "silent"):
         desk = Desk()

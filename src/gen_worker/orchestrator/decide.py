@@ -104,9 +104,8 @@ def _about(plane: Plane, happening: Happening, now: float) -> Iterator[Action]:
             yield from _saved(plane, request_id, attempt)
         case Recorded(request_id):
             yield from _recorded(plane, request_id)
-        case Ticked():
-            for timer in plane.over(now):
-                yield from _timed(plane, timer, now)
+        case Ticked(deaf):
+            yield from _ticked(plane, now, deaf=deaf)
         case _:
             assert_never(happening)
 
@@ -267,6 +266,14 @@ def backoff_s(plane: Plane, failures: int) -> float:
 
 
 # --- timers -----------------------------------------------------------------------------------------------------------
+
+
+def _ticked(plane: Plane, now: float, *, deaf: bool) -> Iterator[Action]:
+    for timer in plane.over(now):
+        if deaf and isinstance(timer, Resend):  # the answer may be among what is not heard yet
+            plane.arm(now + plane.limits.resend_s, timer)
+        else:
+            yield from _timed(plane, timer, now)
 
 
 def _timed(plane: Plane, timer: Timer, now: float) -> Iterator[Action]:

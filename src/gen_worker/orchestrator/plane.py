@@ -153,6 +153,10 @@ class ControlPlane:
         self._armed_for: float | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+        self._half = asyncio.Event()
+        """Set when no more than half of what may wait to be written does."""
+
+        self._half.set()
 
     @property
     def address(self) -> str:
@@ -234,7 +238,7 @@ class ControlPlane:
             return await self._stored(request_id)
         self._apply(CancelAsked(request_id))
         if job.live and not self._closed:
-            await self._flushed()
+            await self._flushed().wait()
         if job.live:
             return job.view()
         async for event in self.watch(request_id):
@@ -381,17 +385,17 @@ class ControlPlane:
 
     async def _past(self, request_id: str, last: int) -> AsyncIterator[JobEvent]:
         """Yield what is kept of a job's events."""
-        await self._flushed()
+        await self._flushed().wait()
         while events := await asyncio.to_thread(self._store.events, request_id, after=last, limit=EVENTS_READ):
             for event in events:
                 yield event
             last = events[-1].number
 
-    async def _flushed(self) -> None:
-        """Return when all that has happened can be read."""
+    def _flushed(self) -> asyncio.Event:
+        """Return what is set when all that has happened can be read."""
         flushed = asyncio.Event()
         self._store.flush(self._later(lambda _: flushed.set()))
-        await flushed.wait()
+        return flushed
 
     def _tell(self, tell: Tell) -> None:
         job, kind = tell.job, tell.kind
@@ -434,9 +438,13 @@ class ControlPlane:
         self._apply(Left(session.number))
 
     async def room(self) -> None:
-        """Wait until what workers have said is on disk, where that is much."""
-        while self._store.unwritten_bytes > UNWRITTEN_BYTES:
-            await self._flushed()
+        """Wait until some of what workers have said is on disk, where that is much; the disk is never without work."""
+        while (unwritten := self._store.unwritten_bytes) > UNWRITTEN_BYTES / 2:
+            if self._half.is_set():
+                self._half = self._flushed()
+            if unwritten <= UNWRITTEN_BYTES:
+                return
+            await self._half.wait()
 
     # --- deciding and doing -------------------------------------------------------------------------------------------
 
@@ -474,7 +482,7 @@ class ControlPlane:
 
     def _tick(self) -> None:
         self._armed_for = None
-        self._apply(Ticked())
+        self._apply(Ticked(deaf=self._store.unwritten_bytes > UNWRITTEN_BYTES))
 
     def _forget(self) -> None:
         options = self._options

@@ -382,6 +382,9 @@ class Recorded(NamedTuple):
 class Ticked(NamedTuple):
     """The time of a timer has come."""
 
+    deaf: bool = False
+    """Whether what workers have said waits to be heard."""
+
 
 Happening: TypeAlias = Submitted | CancelAsked | Joined | Left | Said | DrainAsked | OpAsked | Saved | Recorded | Ticked
 
