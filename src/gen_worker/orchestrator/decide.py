@@ -22,6 +22,7 @@ from gen_worker.orchestrator.state import (
     Due,
     Ending,
     Gathered,
+    GivenUp,
     GraceOver,
     Happening,
     Job,
@@ -88,8 +89,8 @@ def _about(plane: Plane, happening: Happening, now: float) -> Iterator[Action]:
     match happening:
         case Submitted(job):
             yield from _submitted(plane, job)
-        case CancelAsked(request_id):
-            yield from _cancel(plane, request_id, now)
+        case CancelAsked() | GivenUp():
+            yield from _unwanted(plane, happening, now)
         case Joined(session, hello, unix):
             yield from _joined(plane, session, hello, now, unix)
         case Left(session):
@@ -142,18 +143,22 @@ def gather(plane: Plane, now: float) -> None:
     plane.arm(now + plane.limits.restart_grace_s, Gathered())
 
 
-def _cancel(plane: Plane, request_id: str, now: float) -> Iterator[Action]:
-    job = plane.jobs.get(request_id)
+def _unwanted(plane: Plane, asked: CancelAsked | GivenUp, now: float) -> Iterator[Action]:
+    job = plane.jobs.get(asked.request_id)
     if job is None or not job.live or job.canceled:
         return
+    session = None if job.worker is None else job.worker.session
+    if isinstance(asked, GivenUp):
+        if session is None:
+            yield from _end(plane, job, Ending("retryable", TRIED, asked.message))
+        return
     job.canceled = True
-    worker = job.worker
-    if worker is None or worker.session is None:
+    if session is None:
         yield from _end(plane, job, _canceled())
         return
     yield Save(job, confirm=True)
-    yield Send(worker.session, CancelJob(request_id=request_id, attempt=job.attempt))
-    plane.arm(now + plane.limits.cancel_s, CancelOver(request_id, job.attempt))
+    yield Send(session, CancelJob(request_id=job.request_id, attempt=job.attempt))
+    plane.arm(now + plane.limits.cancel_s, CancelOver(job.request_id, job.attempt))
 
 
 def _canceled() -> Ending:
@@ -330,6 +335,7 @@ def _joined(plane: Plane, session: int, hello: Hello, now: float, unix: float) -
     _greet(worker, session, hello, unix)
     plane.sessions[session] = worker
     functions = (*hello.state.available_functions, *hello.state.loading_functions)
+    plane.heard_of(*functions)
     needed = tuple(dict.fromkeys(ref for function in functions for ref in plane.needs.get(function, ())))
     yield Acknowledge(session, needed)
     yield from _reconcile(plane, worker, Joined(session, hello, unix), now)
@@ -414,10 +420,12 @@ def _said(plane: Plane, said: Said, now: float) -> Iterator[Action]:
             yield from _said_of_job(plane, worker, frame, now, said.unix)
         case StateDelta() as state:
             worker.state = state
+            plane.heard_of(*state.available_functions, *state.loading_functions)
             for function in state.available_functions:
                 worker.gated.pop(function, None)
             yield from _refuse_all(plane)
         case FnUnavailable(function_name=function) as frame:
+            plane.heard_of(function)
             worker.gated[function] = f"{frame.reason}: {frame.detail}" if frame.detail else frame.reason
             yield from _refuse(plane, function)
         case ModelEvent() as event:

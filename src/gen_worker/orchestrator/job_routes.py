@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from difflib import get_close_matches
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from starlette.requests import Request
@@ -28,6 +29,7 @@ from gen_worker.orchestrator.views import (
     JobEvent,
     JobRequest,
     JobView,
+    Presence,
     QueueFullError,
     Status,
 )
@@ -48,6 +50,11 @@ Urls = Callable[[str, int], dict[str, str]]
 
 _Found = TypeVar("_Found")
 _Gone = Callable[[str], Awaitable[None]]
+_GivenUp = Callable[[], Awaitable[Refusal]]
+
+
+def _unserved(function: str) -> str:
+    return f"no worker that takes jobs has `{function[:100]}` now"
 
 
 class JobRoutes:
@@ -94,10 +101,11 @@ class JobRoutes:
         wait_s = asked.wait or preferred_wait(request) or float("inf")
         job = await self._accept(request_of(asked, payload))
         leaves = not asked.request_id  # who named it may come back for it
-        if "text/event-stream" in request.headers.get("accept", ""):
-            return self._stream(job.request_id, 0, gone=self._cancel_quietly if leaves else None)
         gone = self._cancel_quietly if leaves else None
-        ended = await self._until_ended(request, job, wait_s, gone)
+        given_up = partial(self._given_up, job, leaves=leaves)
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return self._stream(job.request_id, 0, gone, given_up if leaves else None)
+        ended = await self._until_ended(request, job, wait_s, gone, given_up if wait_s == float("inf") else None)
         if not ended.ended:
             return Json(await self._document(ended), 202, {"Location": f"/v1/jobs/{ended.request_id}"})
         if ended.code != 200:
@@ -106,14 +114,32 @@ class JobRoutes:
         return await self._media(request, ended, wanted[0]) if wanted else await self._output(ended)
 
     async def _refuse_unknown(self, function: str) -> None:
-        """Refuse to wait for what no worker has, where there are workers: most likely it is written wrongly."""
-        workers = [view for view in await self._plane.workers() if view.connected]
-        lists = ((*each.available_functions, *each.loading_functions, *each.unavailable_functions) for each in workers)
-        names = {name for names in lists for name in names}
-        if workers and slugify_name(function) not in names:
-            near = get_close_matches(function, sorted(names), n=1)
-            hint = f"did you mean `{near[0]}`?" if near else "a job of `POST /v1/jobs` waits for a worker that has it"
-            raise Refusal(404, "no_function", f"no worker has a function `{function[:100]}`", hint)
+        """Refuse to wait for what no worker has had, where there are workers: most likely it is written wrongly."""
+        if self._plane.presence(function) is Presence.UNKNOWN:
+            raise await self._missing(function)
+
+    async def _missing(self, function: str) -> Refusal:
+        """Return what is said of a function that no worker has now."""
+        if self._plane.presence(function) is not Presence.UNKNOWN:
+            hint = "try again in a while; a job of `POST /v1/jobs` waits for a worker"
+            return Refusal(503, "no_worker", _unserved(function), hint)
+        views = [view for view in await self._plane.workers() if view.connected]
+        lists = ((*each.available_functions, *each.loading_functions, *each.unavailable_functions) for each in views)
+        near = get_close_matches(slugify_name(function), sorted({name for names in lists for name in names}), n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "a job of `POST /v1/jobs` waits for a worker that has it"
+        return Refusal(404, "no_function", f"no worker has a function `{function[:100]}`", hint)
+
+    async def _given_up(self, job: JobView, *, leaves: bool) -> Refusal:
+        """Return what is said when no worker has come, in the grace that a lost one has, that could take the job.
+
+        A job that its caller leaves ends with it; one that has a name may be asked for again.
+        """
+        alone, function = False, job.request.function
+        while True:
+            was_alone, alone = alone, self._plane.lacks_worker(job.request_id)
+            if was_alone and alone and (not leaves or self._plane.give_up(job.request_id, _unserved(function))):
+                return await self._missing(function)
+            await asyncio.sleep(self._plane.grace_s)
 
     async def _job(self, request: Request) -> Response:
         job = await self._known(request)
@@ -140,7 +166,7 @@ class JobRoutes:
         last = request.headers.get("last-event-id") or request.query_params.get("after", "0")
         if not last.isascii() or not last.isdigit() or len(last) > 18:
             raise Refusal(400, "bad_request", "`Last-Event-ID` is a number of an event of this job")
-        return self._stream(job.request_id, int(last), gone=None)
+        return self._stream(job.request_id, int(last))
 
     async def _cancel(self, request: Request) -> Response:
         job = await self._known(request)
@@ -179,16 +205,30 @@ class JobRoutes:
         headers = {"Retry-After": "1"} if job.code == 503 else {}
         return Json({"error": rendering.failure(job)}, job.code or 500, headers)
 
-    async def _until_ended(self, request: Request, job: JobView, wait_s: float, gone: _Gone | None) -> JobView:
-        """Return the job when it has ended, or as it is when the time is over or the caller has gone."""
+    async def _until_ended(
+        self,
+        request: Request,
+        job: JobView,
+        wait_s: float,
+        gone: _Gone | None = None,
+        given_up: _GivenUp | None = None,
+    ) -> JobView:
+        """Return the job when it has ended, or as it is when the time is over or the caller has gone.
+
+        Raises what `given_up` returns, where that comes first.
+        """
         if job.ended:
             return job
         waiting = asyncio.ensure_future(self._end_of(job.request_id))
         leaving = asyncio.ensure_future(hung_up(request.receive))
-        tasks = (waiting, leaving, asyncio.ensure_future(self._closed.wait()))
+        refusing = asyncio.ensure_future(given_up()) if given_up is not None else None
+        closed = asyncio.ensure_future(self._closed.wait())
+        tasks = [each for each in (waiting, leaving, refusing, closed) if each is not None]
         try:
             timeout = None if wait_s == float("inf") else wait_s
             await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if refusing is not None and refusing.done():
+                raise refusing.result()
             if waiting.done():
                 return waiting.result() or job
             if leaving.done() and gone is not None:
@@ -205,8 +245,10 @@ class JobRoutes:
                 return event.job
         return None
 
-    def _stream(self, request_id: str, last: int, *, gone: "_Gone | None") -> "_EventStream":
-        return _EventStream(request_id, self._frames(request_id, last), gone)
+    def _stream(
+        self, request_id: str, last: int, gone: _Gone | None = None, given_up: _GivenUp | None = None
+    ) -> "_EventStream":
+        return _EventStream(request_id, self._frames(request_id, last), gone, given_up)
 
     async def _cancel_quietly(self, request_id: str) -> None:
         await self._plane.cancel(request_id)
@@ -291,10 +333,13 @@ class JobRoutes:
 class _EventStream(Response):
     """A job's events, as they come; `gone` is called when the reader has left before the result."""
 
-    def __init__(self, request_id: str, frames: AsyncIterator[bytes], gone: _Gone | None) -> None:
+    def __init__(
+        self, request_id: str, frames: AsyncIterator[bytes], gone: _Gone | None, given_up: _GivenUp | None
+    ) -> None:
         self._request_id = request_id
         self._frames = frames
         self._gone = gone
+        self._given_up = given_up
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Request-Id": request_id}
         super().__init__(headers=headers, media_type="text/event-stream")
 
@@ -304,6 +349,7 @@ class _EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(hung_up(receive))
+        beside = [] if self._given_up is None else [asyncio.ensure_future(self._given_up())]  # its end comes as events
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -311,9 +357,9 @@ class _EventStream(Response):
             elif self._gone is not None:
                 await self._gone(self._request_id)
         finally:
-            for task in (sending, leaving):
+            for task in (sending, leaving, *beside):
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await asyncio.gather(sending, leaving, *beside, return_exceptions=True)
 
     async def _send(self, send: Send) -> None:
         async for frame in closing(self._frames):

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gen_worker.orchestrator.state import Job, Plane, Queue, QueueKey, Worker
+from gen_worker.orchestrator.state import Job, Phase, Plane, Queue, QueueKey, Worker
 from gen_worker.wire.scheduler import ResidencyTier
 
 # Seconds until a model can be used; what counts is that each step is far from the next.
@@ -108,6 +108,28 @@ def _load_s(worker: Worker, ref: str) -> float:
     if tier is not ResidencyTier.VRAM and any(ref in job.refs for job in worker.jobs.values()):
         tier = max(tier, ResidencyTier.RAM)  # it is being loaded for another job
     return LOAD_S[tier]
+
+
+def is_served(plane: Plane, function: str) -> bool:
+    """Whether a worker has a function that takes jobs, or says that it cannot run it."""
+    there = (worker for worker in plane.workers.values() if worker.session is not None and not worker.draining)
+    return any(worker.offers(function) or function in worker.gated for worker in there)
+
+
+def waiting_for(plane: Plane, job: Job) -> str:
+    """Return what a job waits for, in words for people; nothing where a worker has it, or it has ended."""
+    function = job.request.function
+    if job.worker is not None:
+        lost = job.live and job.worker.session is None
+        return f"the return of its worker, `{job.worker.worker_id}`" if lost else ""
+    if job.phase is Phase.WAITING:
+        return "its next try"
+    if job.phase is not Phase.QUEUED:
+        return ""
+    if is_served(plane, function):
+        return "room on a worker"
+    known = function in plane.heard
+    return f"a worker that has `{function}`" + ("" if known else ", which no worker has had since the start")
 
 
 def unable(plane: Plane, function: str) -> str | None:

@@ -12,6 +12,7 @@ import msgspec
 
 from gen_worker.discovery.names import slugify_name
 from gen_worker.orchestrator.decide import apply, gather, restore
+from gen_worker.orchestrator.placement import is_served, waiting_for
 from gen_worker.orchestrator.service import Service, Session
 from gen_worker.orchestrator.state import (
     Acknowledge,
@@ -19,6 +20,7 @@ from gen_worker.orchestrator.state import (
     CancelAsked,
     Close,
     DrainAsked,
+    GivenUp,
     Happening,
     Job,
     Joined,
@@ -47,6 +49,7 @@ from gen_worker.orchestrator.views import (
     JobEvent,
     JobRequest,
     JobView,
+    Presence,
     QueueFullError,
     Status,
     UnknownWorkerError,
@@ -166,6 +169,7 @@ class ControlPlane:
     async def start(self) -> None:
         """Read what was accepted before and open the port; raise `OSError` or `StoreError` where it cannot be."""
         self._loop = asyncio.get_running_loop()
+        self._settled_at = self._loop.time() + self._options.restart_grace_s
         warned = self._options.warned
         troubled = self._later(lambda trouble: warned(str(trouble)))
         self._store = await asyncio.to_thread(Store, self._options.state, troubled)
@@ -219,10 +223,10 @@ class ControlPlane:
                 raise full
             return _same(known_view, request)
         if known is not None:
-            return _same(known.view(), request)
+            return _same(self._view(known), request)
         job = Job(request, time.time(), refs=self._plane.refs(request))
         if await self._accept(job):
-            return job.view()
+            return self._view(job)
         found = await self.job(request.request_id)
         if found is None:  # it was forgotten in this moment
             raise ConflictError(f"request `{request.request_id}` is not known any more")
@@ -240,7 +244,7 @@ class ControlPlane:
         if job.live and not self._closed:
             await self._flushed().wait()
         if job.live:
-            return job.view()
+            return self._view(job)
         async for event in self.watch(request_id):
             if event.job is not None:
                 return event.job
@@ -249,16 +253,16 @@ class ControlPlane:
     async def job(self, request_id: str) -> JobView | None:
         """Return a job as it is now."""
         job = self._plane.jobs.get(request_id)
-        return await self._stored(request_id) if job is None else job.view()
+        return await self._stored(request_id) if job is None else self._view(job)
 
     async def jobs(self, *, status: Status | None = None, limit: int = 100, after: str | None = None) -> list[JobView]:
         """Return jobs, the newest first; `after` is the request id of the last one of the page before."""
         if status is None or status in ENDED:
             views = await asyncio.to_thread(self._store.jobs, status=status, limit=limit, after=after)
             live = ((view, self._plane.jobs.get(view.request_id)) for view in views)
-            return [view if job is None else job.view() for view, job in live]
-        views = [view for job in await self._older(after) if (view := job.view()).status == status]
-        return views[:limit]
+            return [view if job is None else self._view(job) for view, job in live]
+        jobs = (job for job in await self._older(after) if job.view().status == status)
+        return [self._view(job) for job in islice(jobs, limit)]
 
     async def _older(self, than: str | None) -> Iterable[Job]:
         """Return the jobs that have not ended and came before another one, the newest first."""
@@ -292,6 +296,37 @@ class ControlPlane:
         job = self._plane.jobs.get(request_id)
         return job.attempt if job is not None and job.live else None
 
+    @property
+    def grace_s(self) -> float:
+        """How long what depends on a worker waits for it, once that is gone."""
+        return self._options.grace_s
+
+    def presence(self, function: str) -> Presence:
+        """Return whether somebody has a function, in either spelling."""
+        slug = slugify_name(function)
+        if is_served(self._plane, slug):
+            return Presence.SERVED
+        if slug in self._plane.heard:
+            return Presence.ABSENT
+        if self._plane.gathering:
+            return Presence.EXPECTED
+        if self._plane.sessions:
+            return Presence.UNKNOWN
+        return Presence.ABSENT if self._loop.time() >= self._settled_at else Presence.EXPECTED
+
+    def lacks_worker(self, request_id: str) -> bool:
+        """Whether no worker has a job, and none is there or expected that could."""
+        job = self._plane.jobs.get(request_id)
+        if job is None or not job.live or (job.worker is not None and job.worker.session is not None):
+            return False
+        return self.presence(job.request.function) in (Presence.ABSENT, Presence.UNKNOWN)
+
+    def give_up(self, request_id: str, message: str) -> bool:
+        """End a job that no worker has as one that may be tried again; return whether it is ended."""
+        self._apply(GivenUp(request_id, message))
+        job = self._plane.jobs.get(request_id)
+        return job is None or not job.live
+
     async def workers(self) -> list[WorkerView]:
         """Return the workers, in the order of their ids."""
         return [worker.view() for _, worker in sorted(self._plane.workers.items())]
@@ -307,6 +342,9 @@ class ControlPlane:
         self._apply(OpAsked(worker_id, op))
 
     # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def _view(self, job: Job) -> JobView:
+        return msgspec.structs.replace(job.view(), waiting_for=waiting_for(self._plane, job))
 
     def _full(self, size: int) -> QueueFullError | None:
         waiting = self._plane.waiting + self._accepting

@@ -33,6 +33,7 @@ AHEAD = 1  # jobs that a worker has beyond one for each device, so that it never
 MOST_AHEAD = 64
 SHORT_WAIT_MS = 20  # a job that waited no longer in its worker did not wait for another one
 LONG_WAIT_MS = 200
+FUNCTIONS_KEPT = 10_000  # names that workers have had
 TENANTS_KEPT = 1024  # before those that have nothing waiting are forgotten
 RUN_WEIGHT = 0.2  # of the newest run in what is known of a function's runs
 
@@ -330,6 +331,13 @@ class CancelAsked(NamedTuple):
     request_id: str
 
 
+class GivenUp(NamedTuple):
+    """A caller waits no longer for a worker that can take its job; nothing for one that a worker has."""
+
+    request_id: str
+    message: str
+
+
 class Joined(NamedTuple):
     """A worker said Hello on a new stream."""
 
@@ -386,7 +394,9 @@ class Ticked(NamedTuple):
     """Whether what workers have said waits to be heard."""
 
 
-Happening: TypeAlias = Submitted | CancelAsked | Joined | Left | Said | DrainAsked | OpAsked | Saved | Recorded | Ticked
+Happening: TypeAlias = (
+    Submitted | CancelAsked | GivenUp | Joined | Left | Said | DrainAsked | OpAsked | Saved | Recorded | Ticked
+)
 
 
 # --- what to do -------------------------------------------------------------------------------------------------------
@@ -476,6 +486,9 @@ class Plane:
     tenants_kept: int = TENANTS_KEPT
     """With more of them, those that have nothing waiting are forgotten."""
 
+    heard: dict[str, None] = field(default_factory=dict)
+    """Functions that workers have had, the newest last."""
+
     runs: dict[str, float] = field(default_factory=dict)
     """How long a function's runs take."""
 
@@ -506,6 +519,14 @@ class Plane:
         seconds = min(max(seconds, 0.0), LONGEST_RUN_S)
         before = self.runs.get(function, seconds)
         self.runs[function] = before + RUN_WEIGHT * (seconds - before)
+
+    def heard_of(self, *functions: str) -> None:
+        """Remember that a worker has functions."""
+        for function in functions:
+            self.heard.pop(function, None)
+            self.heard[function] = None
+        while len(self.heard) > FUNCTIONS_KEPT:
+            del self.heard[next(iter(self.heard))]
 
     @property
     def waiting(self) -> int:

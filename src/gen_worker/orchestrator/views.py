@@ -1,6 +1,7 @@
 """What callers of the control plane give it and get from it. Plain values."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -93,6 +94,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """When a worker accepted it; of the latest attempt."""
 
     finished: float | None = None
+    waiting_for: str = ""
+    """What it waits for, in words for people; nothing while a worker has it."""
+
     safe_message: str = ""
     output: bytes | None = None
     """msgpack; neither this nor `blob_ref` is there for a stream, whose items are chunks."""
@@ -111,6 +115,15 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether nothing more happens to it."""
         return self.status in ENDED
+
+
+class Presence(StrEnum):
+    """Whether somebody has a function."""
+
+    SERVED = "served"
+    EXPECTED = "expected"  # after a start, workers have some time to come
+    ABSENT = "absent"  # a worker had it, and may come again
+    UNKNOWN = "unknown"
 
 
 class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
