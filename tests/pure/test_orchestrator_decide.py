@@ -379,6 +379,17 @@ def test_a_worker_that_cannot_be_heard_just_now_is_not_taken_for_one_that_does_n
     assert [end.status for end in ended(desk.says("one", result(OK)))] == ["ok"]
 
 
+def test_a_job_that_ends_every_stream_that_it_is_sent_on_is_not_sent_for_ever() -> None:
+    desk = Desk()
+    desk.submits()
+    runs = 0
+    while desk.plane.jobs and runs < 100:
+        desk.joins("one")
+        runs += 1
+        desk.leaves("one")
+    assert 4 <= runs < 10
+
+
 def test_a_canceled_job_is_not_tried_again() -> None:
     for happens in ("fails", "lost", "silent"):
         desk = Desk()

@@ -376,9 +376,14 @@ def _reconcile(plane: Plane, worker: Worker, joined: Joined, now: float) -> Iter
 
 
 def _lost(plane: Plane, job: Job, now: float) -> Iterator[Action]:
-    """Its worker does not have a job any more, or is gone with it: that is a failure if it ever began."""
+    """Its worker does not have a job any more, or is gone with it: that is a failure if it ever began.
+
+    So it is where this happens again and again before: it may be what ends its workers' streams.
+    """
     began = job.phase is Phase.RUNNING
-    yield from _try_again(plane, job, now, failed=began, message=LOST)
+    job.unheard += job.sends > 0 and not began
+    failed = began or job.unheard > plane.limits.max_unheard
+    yield from _try_again(plane, job, now, failed=failed, message=LOST)
 
 
 def _left(plane: Plane, session: int, now: float) -> None:

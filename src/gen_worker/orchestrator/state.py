@@ -73,6 +73,7 @@ class Limits(NamedTuple):
     restart_grace_s: float = 35.0
     resend_s: float = 5.0
     max_sends: int = 3
+    max_unheard: int = 2
     cancel_s: float = 45.0
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
@@ -107,6 +108,9 @@ class Job:
     worker: "Worker | None" = None
     avoids: set[str] = field(default_factory=set)
     sends: int = 0
+    unheard: int = 0
+    """Times that its worker was lost before it said that it has it."""
+
     due: bool = True
     """Whether the time for its next try has come."""
 
