@@ -1,10 +1,11 @@
 """The control plane over real gRPC and a real file, with workers that say what the test says."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import grpc
@@ -299,6 +300,33 @@ async def test_a_watcher_that_does_not_read_misses_nothing(tmp_path: Path) -> No
         await until(lambda: plane.live_attempt("r") is None)
         seqs = [event.seq async for event in watch if event.kind == "chunk"]
         assert seqs == list(range(1, 3001))
+
+
+@on_a_loop
+async def test_a_reader_who_saw_more_than_was_kept_when_the_control_plane_was_killed_goes_on_to_the_end(
+    tmp_path: Path,
+) -> None:
+    killed = tmp_path / "killed"
+    async with control_plane(tmp_path / "first") as plane, worker(plane.address) as peer:
+        await plane.submit(echo())
+        run = await peer.take()
+        await chunk(peer, run, 1, b"kept")
+        for _ in range(2):  # the second time from the disk
+            assert [event.kind async for event in limited(plane.watch("r"), 2)] == ["accepted", "chunk"]
+        await asyncio.to_thread(copytree, tmp_path / "first", killed)
+    seen = 400  # by the reader, of what the disk had not yet
+    async with control_plane(killed) as plane, worker(plane.address, in_flight=(("r", 1),)) as peer:
+        await chunk(peer, run, 2, b"later")
+        await peer.answer(run)
+        later = await events(plane, after=seen)
+        assert [event.kind for event in later] == ["chunk", "result"]
+        assert all(event.number > seen for event in later)
+
+
+async def limited(watch: AsyncIterator[JobEvent], count: int) -> AsyncIterator[JobEvent]:
+    """The first events of a watch."""
+    for _ in range(count):
+        yield await anext(watch)
 
 
 @on_a_loop

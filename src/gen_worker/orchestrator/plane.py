@@ -415,7 +415,7 @@ class ControlPlane:
             if progress is not None:
                 yield JobEvent(number=last, kind="progress", attempt=job.attempt, body=progress)
             while (news := await watch.next()) is not None:
-                if news.number > last or (news.kind == "progress" and news.number == last):
+                if news.kind == "result" or news.number > last or (news.kind == "progress" and news.number == last):
                     last = max(last, news.number)
                     yield news
                 if news.kind == "result":

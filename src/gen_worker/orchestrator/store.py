@@ -27,6 +27,7 @@ BATCH_BYTES = 8 << 20
 CHANGE_BYTES = 512  # of a change beside its values
 READ_BYTES = 4 << 20  # of events at once, at least one of them
 FORGOTTEN = 100  # jobs at once
+LOST_EVENTS = 1 << 20  # whose numbers may have been told without being kept, when a control plane is killed
 RETRY_S = 1.0  # until a disk that is full is tried again
 TROUBLE_S = 60.0  # between two times that this is told
 
@@ -120,6 +121,8 @@ class Restored(NamedTuple):
     job: Job
     worker_id: str
     events: int
+    """The highest number that one of its events can have."""
+
     canceled: bool
     """Whether its caller had asked for its end."""
 
@@ -170,7 +173,7 @@ class Store:
             " FROM jobs WHERE status = ? ORDER BY number",
             (LIVE,),
         )
-        found = [_restored(row) for row in rows]
+        found = [_restored(row, lost=0 if clean else LOST_EVENTS) for row in rows]
         self._thread.start()
         return found
 
@@ -419,7 +422,7 @@ def _transaction(writer: sqlite3.Connection) -> Iterator[None]:
     writer.execute("COMMIT")
 
 
-def _restored(row: tuple[Any, ...]) -> Restored:
+def _restored(row: tuple[Any, ...], *, lost: int) -> Restored:
     request, attempt, failures, worker_id, created, started, progress, canceled, events = row
     job = Job(
         _request(request),
@@ -430,7 +433,7 @@ def _restored(row: tuple[Any, ...]) -> Restored:
         started=started,
         progress=progress,
     )
-    return Restored(job, worker_id, events, bool(canceled))
+    return Restored(job, worker_id, events + lost, bool(canceled))
 
 
 def _view(row: tuple[Any, ...]) -> JobView:

@@ -130,8 +130,8 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to a job. `accepted` with a higher attempt voids the chunks before it."""
 
     number: int
-    """Counts from 1 within the job, and stays the same when the control plane starts again; `progress`, which is not
-    kept, has that of the event before it."""
+    """Goes up from 1 within the job, with a gap where the control plane was killed, and means the same event for ever;
+    `progress`, which is not kept, has that of the event before it."""
 
     kind: EventKind
     attempt: int
