@@ -720,3 +720,26 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate, secret
+
+
+@on_a_loop
+async def test_workers_that_come_drain_and_go_are_told_of_once_each(tmp_path: Path) -> None:
+    told: list[tuple[str, Any]] = []
+    async with control_plane(tmp_path, told=lambda event, facts: told.append((event, facts))) as plane:
+        async with worker(plane.address, "first", "echo", "shout") as peer:
+            assert told.pop() == ("connected", {"worker": "first", "functions": 2})
+            await plane.submit(echo())
+            await peer.take()
+            for _ in range(2):
+                await plane.drain("first", 0)
+                await peer.hear_a(Drain)
+            assert told.pop() == ("draining", {"worker": "first", "jobs": 1})
+        await until(lambda: told)
+        assert told.pop() == ("left", {"worker": "first", "drained": True, "jobs": 1})
+        async with worker(plane.address, "second"):
+            assert [event for event, _ in told] == ["connected"]
+            async with worker(plane.address, "second"):
+                await until(lambda: len(plane._sessions) == 1)
+                assert [event for event, _ in told] == ["connected", "connected"]
+        await until(lambda: told[-1] == ("left", {"worker": "second", "drained": False, "jobs": 0}))
+        assert len(told) == 3

@@ -230,6 +230,14 @@ def _told(event: str, facts: Mapping[str, Any], options: "Options") -> list[str]
             ]
         case "worker":
             return [f"[{facts['worker']}] {facts['line']}"]
+        case "worker_connected":
+            count = facts["functions"]
+            return [f"worker `{facts['worker']}` connected, with {count} function{'' if count == 1 else 's'}"]
+        case "worker_draining":
+            return [f"worker `{facts['worker']}` drains{_with(facts['jobs'])}"]
+        case "worker_left":
+            waits = ", for which it is awaited" if facts["jobs"] else ""
+            return [f"worker `{facts['worker']}` left{', drained' * facts['drained']}{_with(facts['jobs'])}{waits}"]
         case "ending":
             workers = {0: "", 1: ", once its worker has ended its jobs"}.get(
                 facts["workers"], ", once its workers have ended their jobs"
@@ -240,6 +248,10 @@ def _told(event: str, facts: Mapping[str, Any], options: "Options") -> list[str]
         case "ready" | "stopped":
             return [event]
     return []
+
+
+def _with(jobs: int) -> str:
+    return f" with {jobs} job{'' if jobs == 1 else 's'}" if jobs else ""
 
 
 # --- what is given ----------------------------------------------------------------------------------------------------

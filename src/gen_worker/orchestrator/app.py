@@ -138,6 +138,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
                 needs=options.needs,
                 offered=tuple(options.models),
                 max_queued=options.max_queued,
+                told=lambda event, facts: said(f"worker_{event}", facts),
                 warned=lambda message: said("warning", {"message": message}),
             )
         )

@@ -39,6 +39,7 @@ from gen_worker.orchestrator.state import (
     Submitted,
     Tell,
     Ticked,
+    Worker,
 )
 from gen_worker.orchestrator.store import Restored, Store, StoreError
 from gen_worker.orchestrator.tokens import Tokens
@@ -134,6 +135,9 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     keep_s: float = 7 * 86400.0
     """How long ended jobs are remembered."""
+
+    told: Callable[[str, Mapping[str, object]], None] = lambda _event, _facts: None
+    """Told of workers that come and go: `connected`, `draining`, `left`, and which."""
 
     warned: Callable[[str], None] = lambda _: None
     """Told what is not as it should be: now and then that the state cannot be written and why, for as long as that is
@@ -333,8 +337,11 @@ class ControlPlane:
 
     async def drain(self, worker_id: str, deadline_ms: int) -> None:
         """Have a worker end its jobs and leave; raise `UnknownWorkerError`. 0 ms: as long as they take."""
-        self._connected(worker_id)
+        worker = self._connected(worker_id)
+        stays = not worker.draining
         self._apply(DrainAsked(worker_id, deadline_ms))
+        if stays:
+            self._options.told("draining", {"worker": worker_id, "jobs": len(worker.jobs)})
 
     async def model_op(self, worker_id: str, op: ModelOp) -> None:
         """Have a worker do something with a model; raise `UnknownWorkerError`."""
@@ -392,10 +399,11 @@ class ControlPlane:
     async def _stored(self, request_id: str) -> JobView | None:
         return await asyncio.to_thread(self._store.job, request_id)
 
-    def _connected(self, worker_id: str) -> None:
+    def _connected(self, worker_id: str) -> Worker:
         worker = self._plane.workers.get(worker_id)
         if worker is None or worker.session is None:
             raise UnknownWorkerError(f"no connected worker has the id `{worker_id}`")
+        return worker
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -465,15 +473,26 @@ class ControlPlane:
         """A worker has said Hello."""
         self._sessions[session.number] = session
         self._apply(Joined(session.number, hello, time.time()))
+        if (worker := self._plane.sessions.get(session.number)) is not None:
+            functions = len(worker.offered)
+            self._options.told("connected", {"worker": worker.worker_id, "functions": functions})
 
     def said(self, session: Session, frame: WorkerFrame) -> None:
         """A worker has said something after it."""
+        worker = self._plane.sessions.get(session.number)
+        stays = worker is not None and not worker.draining
         self._apply(Said(session.number, frame, time.time()))
+        if worker is not None and stays and worker.draining:
+            self._options.told("draining", {"worker": worker.worker_id, "jobs": len(worker.jobs)})
 
     def left(self, session: Session) -> None:
         """A stream that had joined is over."""
         del self._sessions[session.number]
+        worker = self._plane.sessions.get(session.number)  # none of one that another stream has superseded
         self._apply(Left(session.number))
+        if worker is not None:
+            facts = {"worker": worker.worker_id, "drained": worker.draining, "jobs": len(worker.jobs)}
+            self._options.told("left", facts)
 
     async def room(self) -> None:
         """Wait until some of what workers have said is on disk, where that is much; the disk is never without work."""
