@@ -1,5 +1,6 @@
 """Weights into memory, beside the disk and a copy: `python -m benchmarks.loading`."""
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -21,6 +22,8 @@ from gen_worker.fetch.holding import hold
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
 from gen_worker_supervisor.host_memory import HostMemory
+from gen_worker_supervisor.keeping import Keeper
+from gen_worker_supervisor.reaper import Reaper
 
 SHOWS = "loading: how soon weights are where they are used"
 ROUNDS = 3  # of 2 GB each
@@ -92,7 +95,9 @@ def measure(effort: Effort) -> list[Figure]:
         return unmeasured([COLD, HELD, BESIDE], "no diffusers") + without_gpu()
     rounds = min(effort.rounds, ROUNDS)
     with tempfile.TemporaryDirectory(prefix="gw-bench-", dir=Path.cwd()) as folder, loader() as loads:
-        memory = HostMemory(Path(folder, "run", "memory"), 16 << 30)
+        loop = asyncio.new_event_loop()
+        reaper = Reaper(loop)
+        memory = HostMemory(Path(folder, "run", "memory"), 16 << 30, Keeper(reaper, lambda cause: memory.void()))
         try:
             first = made(loads, Path(folder, "first"), memory, brief=effort.brief)
             figures = on_cpu(loads, first, rounds)
@@ -102,6 +107,8 @@ def measure(effort: Effort) -> list[Figure]:
             return figures + on_gpu(loads, first, second, rounds)
         finally:
             memory.close()
+            reaper.close()
+            loop.close()
 
 
 def made(loads: Loader, folder: Path, memory: HostMemory, *, brief: bool) -> Place:

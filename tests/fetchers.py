@@ -60,7 +60,7 @@ class Supervisor:
         self._log_fd = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         self._log = Log(Look(), self._log_fd)
         self._poller = Poller(self._loop)
-        self._reaper = Reaper(self._loop)
+        self.reaper = Reaper(self._loop)
         self._news = asyncio.Event()
         self._number = 0
         self.reports: list[FetchReport] = []
@@ -69,7 +69,7 @@ class Supervisor:
         self.process = FetcherProcess(
             self._loop,
             self._poller,
-            self._reaper,
+            self.reaper,
             self._log,
             msgspec.msgpack.encode(config),
             self._on_report,
@@ -174,7 +174,7 @@ class Supervisor:
         self.process.close()
         for descriptors in self.attached.values():
             close_all(descriptors)
-        self._reaper.close()
+        self.reaper.close()
         self._poller.close()
         self._log.close()
         os.close(self._log_fd)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -316,10 +316,12 @@ def launch(
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     limits: Mapping[str, float] | None = None,
+    before: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start the installed `gen-worker serve` with everything it makes in `folder`.
 
-    With `listen` it is started there, too. `limits` replaces those on what clients may hold, and how long.
+    With `listen` it is started there, too. `limits` replaces those on what clients may hold, and how long. `before` is
+    a command that becomes the server.
     """
     address = str(folder / "gw.sock") if listen is None else listen
     if limits is None:
@@ -331,7 +333,7 @@ def launch(
     own |= {} if listen is None else {"PYTHONPATH": str(cwd)}
     with (log or folder / "log").open("wb") as stderr:
         return subprocess.Popen(
-            command,
+            [*before, *command],
             cwd=cwd if listen is None else folder,
             env={**environment(folder), **own, **(variables or {})},
             stdin=stdin,

@@ -12,7 +12,7 @@ from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drai
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began
+from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
 from gen_worker_supervisor.state import (
     Action,
     Began,
@@ -37,6 +37,7 @@ from gen_worker_supervisor.state import (
     Timer,
     UnloadAsked,
     Unsent,
+    Vanished,
 )
 from gen_worker_supervisor.steps import kill_child
 from gen_worker_supervisor.tidying import unload
@@ -51,7 +52,7 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     fleet.changes += 1
     if isinstance(happening, Reported):
         return REPORTS.get(type(happening.message), _unheard)(fleet, happening.child, happening.message, now)
-    if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked):
+    if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked | Vanished):
         return _of_files(fleet, happening, now)
     match happening:
         case EndAsked(job, reason, at_once):
@@ -76,11 +77,15 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
 
 
 def _of_files(
-    fleet: Fleet, happening: FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked, now: float
+    fleet: Fleet,
+    happening: FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked | Vanished,
+    now: float,
 ) -> list[Action]:
     """What has become of models and inputs, or shall become of them."""
     if isinstance(happening, UnloadAsked):
         return unload(fleet, happening.instances)
+    if isinstance(happening, Vanished):
+        return vanished(fleet, happening.child, happening.message, now)
     return of_fetcher(fleet, happening, now)
 
 

@@ -27,6 +27,7 @@ from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
+from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
@@ -134,6 +135,7 @@ class Host:
 
     def open(self) -> None:
         """Open the control socket and what models need; raise `StartError` where that is not possible."""
+        close_memory()
         self._open_control()
         self._open_models()
 
@@ -176,13 +178,12 @@ class Host:
     def _open_models(self) -> None:
         functions = self.plan.survey.functions
         bound = {ref: None for function in functions for ref in function.models}
-        if not bound:
-            close_memory()  # else children load models from descriptors of this process
         if not bound and not self.plan.patient:
             return
         budget = self.plan.settings.host_cache_bytes
         try:
-            memory = HostMemory(self.folder / FOLDER, default_budget() if budget is None else budget)
+            keeper = Keeper(self._reaper, self.supervisor.models.on_keeper_lost)
+            memory = HostMemory(self.folder / FOLDER, default_budget() if budget is None else budget, keeper)
         except OSError as error:
             text = f"cannot use `{self.folder}`: {reason_of(error)}"
             raise StartError(text, "set `GEN_WORKER_RUN_DIR`") from None

@@ -1,12 +1,11 @@
 """Models held in this host's memory: they outlive the children that load them, and need no disk to be loaded again.
 
-A view is a folder of links to the sealed memory that the supervisor holds open, so whatever loads from files loads from
-it. Nothing here is mapped or read: what a view holds counts for the host, not for the supervisor.
+A view is a folder of links to sealed memory, which a process of its own holds open, the keeper. So whatever loads from
+files loads from it. Nothing here is mapped or read: what a view holds counts for the host, not for any process.
 """
 
 import fcntl
 import os
-import resource
 import shutil
 import threading
 from collections import OrderedDict
@@ -14,10 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 
-from gen_worker.models.snapshot import Snapshot
+from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.rundir import make_private
+from gen_worker_supervisor.keeper import capacity
+from gen_worker_supervisor.keeping import Keeper
 
 FOLDER = "memory"  # in the supervisor's folder of the run directory
 _LEAST_LEFT = 2 << 30
@@ -128,8 +130,9 @@ class _Held:
     cost: Cost
     complete: bool = False
     stale: bool = False
+    gone: bool = False  # its keeper died: what was in memory is on the disk alone
     pins: int = 0
-    descriptors: dict[str, int] = field(default_factory=dict)  # by path
+    numbers: dict[str, int] = field(default_factory=dict)  # of the keeper's descriptors, by path
 
 
 def dropped_for(cost: Cost, held: Iterable[tuple[str, Cost, bool]], limit: Cost) -> list[str] | None:
@@ -152,11 +155,17 @@ def dropped_for(cost: Cost, held: Iterable[tuple[str, Cost, bool]], limit: Cost)
 class HostMemory:
     """The models that one supervisor holds in memory, within a budget; the least recently used go first."""
 
-    def __init__(self, folder: Path, budget_bytes: int, free_bytes: Callable[[], int] = free_bytes_now) -> None:
-        """Make the views in `folder`, which is this object's alone, and remove those that dead supervisors left."""
+    def __init__(
+        self, folder: Path, budget_bytes: int, keeper: Keeper, free_bytes: Callable[[], int] = free_bytes_now
+    ) -> None:
+        """Make the views in `folder`, which is this object's alone, and remove those that dead supervisors left.
+
+        The keeper is this object's too. Its death is to be told by `void`.
+        """
         self._folder = folder
+        self._keeper = keeper
         self._free_bytes = free_bytes
-        self._limit = Cost(budget_bytes, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._limit = Cost(budget_bytes, capacity())
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
         self._spared: frozenset[str] = frozenset()
         self._freeing: list[threading.Thread] = []
@@ -183,7 +192,7 @@ class HostMemory:
         None when it is not held, or not yet complete. What is loaded from must be pinned meanwhile.
         """
         held = self._held.get(key)
-        if held is None or not held.complete or held.stale:
+        if held is None or not held.complete or held.stale or not self._is_there(held):
             return None
         self._held.move_to_end(key)
         folder = self._folder / key
@@ -194,6 +203,11 @@ class HostMemory:
         """Whether there is a view; asking is no use of it."""
         held = self._held.get(key)
         return held is not None and held.complete and not held.stale
+
+    def lost(self, key: str) -> bool:
+        """Whether what is pinned has left the memory all the same, as its keeper died."""
+        held = self._held.get(key)
+        return held is not None and (held.gone or not self._is_there(held))
 
     def wants(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot is now to be copied into memory, by the fetcher.
@@ -214,39 +228,48 @@ class HostMemory:
         for key in going:
             self.drop(key)
         self._held[snapshot.key] = _Held(snapshot, cost)
+        with suppress(OSError):  # whoever adds is told of it; this is only for its being there by then
+            self._keeper.start()
         return True
 
     def add(self, snapshot: Snapshot, paths: Sequence[str], descriptors: Sequence[int]) -> None:
         """Take the descriptors of some files of a snapshot that was wanted; those of any other are closed.
 
-        Raises OSError when the run directory has no room for links; what is not yet held is closed then.
+        Raises OSError when the run directory has no room for links, or there is no keeper; what is not yet held is
+        closed then.
         """
         held = self._held.get(snapshot.key)
         sizes = {entry.path: entry.size for entry in snapshot.files}
         for at, (path, descriptor) in enumerate(zip(paths, descriptors, strict=True)):
             if (
                 held is None
-                or path in held.descriptors
-                or len(held.descriptors) == held.cost.descriptors
+                or path in held.numbers
+                or len(held.numbers) == held.cost.descriptors
                 or os.fstat(descriptor).st_size != sizes.get(path, -1)
             ):
                 self._free([descriptor])
-            else:
-                held.descriptors[path] = descriptor
-                try:
-                    self._link(snapshot.key, path, f"/proc/{os.getpid()}/fd/{descriptor}")
-                except OSError:
-                    self._free(list(descriptors[at + 1 :]))
-                    raise
+                continue
+            try:
+                number = held.numbers[path] = self._keeper.hold(descriptor)
+                self._link(snapshot.key, path, self._keeper.place(number))
+            except OSError:
+                self._free(list(descriptors[at:]))
+                raise
+            os.close(descriptor)
 
     def complete(self, key: str) -> None:
-        """All files that are held have come: from now on there is a view. The others lead to the disk."""
+        """All files that are held have come: from now on there is a view. The others lead to the disk.
+
+        Raises OSError as `add` does.
+        """
         held = self._held.get(key)
         if held is None:
             return
         for entry in held.snapshot.files:
-            if entry.path not in held.descriptors:
+            if entry.path not in held.numbers:
                 self._link(key, entry.path, os.path.realpath(held.snapshot.source(entry)))
+        if held.numbers:
+            self._keeper.confirm()
         held.complete = True
 
     def drop(self, key: str) -> None:
@@ -254,7 +277,19 @@ class HostMemory:
         held = self._held.pop(key, None)
         if held is not None:
             shutil.rmtree(self._folder / key, ignore_errors=True)
-            self._free(list(held.descriptors.values()))
+            self._keeper.drop(list(held.numbers.values()))
+
+    def void(self) -> None:
+        """The keeper has died: nothing is in memory any more. The links of what is pinned lead to the disk now."""
+        for key, held in list(self._held.items()):
+            if not held.pins:
+                self.drop(key)
+                continue
+            for entry in held.snapshot.files:
+                if held.numbers.pop(entry.path, None) is not None:
+                    with suppress(OSError):  # the run directory is full: whoever opens it sees a vanished file
+                        self._lead_to_disk(key, held.snapshot, entry)
+            held.cost, held.stale, held.gone = Cost(0, 0), True, True
 
     def replace(self, key: str) -> None:
         """What the key names was brought to the disk anew: the copy may be of damaged files, and nobody gets it now.
@@ -284,6 +319,7 @@ class HostMemory:
         """Let go of everything, and leave nothing in the run directory."""
         for key in list(self._held):
             self.drop(key)
+        self._keeper.close()
         for thread in self._freeing:
             thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -293,6 +329,16 @@ class HostMemory:
         link = self._folder / key / path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target)
+
+    def _lead_to_disk(self, key: str, snapshot: Snapshot, entry: SnapshotEntry) -> None:
+        """Replace a link that led to memory; nobody finds nothing there meanwhile."""
+        link = self._folder / ".link"
+        link.symlink_to(os.path.realpath(snapshot.source(entry)))
+        link.replace(self._folder / key / entry.path)
+
+    def _is_there(self, held: _Held) -> bool:
+        """Whether the keeper has what it holds: it lets go of everything at once."""
+        return all(self._keeper.holds(number) for number in islice(held.numbers.values(), 1))
 
     def _free(self, descriptors: list[int]) -> None:
         """Close descriptors in a thread: the system takes 40 ms for each GB, which the caller's loop has not."""

@@ -157,6 +157,13 @@ class ModelSupply:
             self.take_stock(self._on_stock)
         self._on(FetcherLost())
 
+    def on_keeper_lost(self, cause: str) -> None:
+        """The keeper of models' memory has died, and what it held with it; loads come from the disk meanwhile."""
+        self._holding.clear()
+        self.memory.void()
+        self.changes += 1
+        self._log.event("warning", "keeper", f"died ({cause}); models are loaded from the disk, and kept again then")
+
     def _stocked(self, models: list[Stocked], *, last: bool) -> None:
         self._stock += models
         if last and self._on_stock is not None:
@@ -190,7 +197,7 @@ class ModelSupply:
             self.memory.add(snapshot, paths, descriptors)
             if last:
                 self.memory.complete(snapshot.key)
-        except OSError as error:  # the run directory is full
+        except OSError as error:  # the run directory is full, or the keeper has died
             self._not_held(number, (error.strerror or str(error)).lower())
             return
         self.changes += 1
@@ -229,6 +236,10 @@ class ModelSupply:
         pins = self._pins.get((generation, instance), {})
         for slot in [slot for slot in pins if slot not in paths]:
             self.memory.unpin(pins.pop(slot))
+
+    def vanished(self, generation: int, instance: str) -> bool:
+        """Whether something that a child was loading from has left the memory with its keeper."""
+        return any(self.memory.lost(key) for key in self._pins.get((generation, instance), {}).values())
 
     def unloaded(self, generation: int, instance: str) -> None:
         """A child holds an instance no longer."""

@@ -287,10 +287,7 @@ def _on_loading(fleet: Fleet, child: Child, message: Loading, now: float) -> lis
 def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
-    child.loading = None
-    child.settle_phase()
-    fleet.placed += 1
-    over = LoadOver(child, [], message.instance)
+    over = _load_over(fleet, child, message.instance)
     if message.instance in fleet.loads and (message.kind == "out_of_memory" or message.reason == "insufficient_vram"):
         fleet.loads[message.instance] = "oom"
     if message.reason == "insufficient_vram" and child.leased:  # of what runs now, which ends
@@ -305,6 +302,22 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
     note = Note("error", child.device.name, text, stack)
     verdict = verdict_of(message.kind, message.reason, message.hint, message.axes)
     return [over, note, *load_failed(fleet, child, message.instance, text, stack, now, verdict)]
+
+
+def vanished(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
+    """A load failed as its files went from the host's memory: nothing is wrong with those on the disk."""
+    if message.instance != child.loading:
+        return _on_load_failed(fleet, child, message, now)
+    text = f"`{message.instance}` is loaded again, from the disk: its models left the host's memory: {message.message}"
+    return [_load_over(fleet, child, message.instance), Note("warning", child.device.name, text)]
+
+
+def _load_over(fleet: Fleet, child: Child, instance: str) -> LoadOver:
+    """A child does not load an instance any more, and has none of it."""
+    child.loading = None
+    child.settle_phase()
+    fleet.placed += 1
+    return LoadOver(child, [], instance)
 
 
 def _on_unloaded(fleet: Fleet, child: Child, message: Unloaded, now: float) -> list[Action]:

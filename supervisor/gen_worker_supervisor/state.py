@@ -25,6 +25,7 @@ from gen_worker.wire.messages import (
     InputAsset,
     InputFile,
     Lane,
+    LoadFailed,
     Order,
     Region,
     Report,
@@ -402,6 +403,13 @@ class FetcherLost(msgspec.Struct):
     """The fetcher has died; another one knows nothing of its orders."""
 
 
+class Vanished(msgspec.Struct):
+    """A child's load failed, and what it was loading from has left the host's memory meanwhile."""
+
+    child: Child
+    message: LoadFailed
+
+
 class Ticked(msgspec.Struct):
     """A time that `Fleet.next_due` named has come."""
 
@@ -421,6 +429,7 @@ Happening: TypeAlias = (
     | UnloadAsked
     | FetcherReported
     | FetcherLost
+    | Vanished
     | Ticked
 )
 

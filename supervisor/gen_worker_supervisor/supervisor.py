@@ -23,6 +23,7 @@ from gen_worker.wire.messages import (
     Grant,
     Item,
     Load,
+    LoadFailed,
     More,
     Need,
     Region,
@@ -83,6 +84,7 @@ from gen_worker_supervisor.state import (
     Tell,
     Ticked,
     Unsent,
+    Vanished,
     unloaded,
 )
 from gen_worker_supervisor.storing import Storing
@@ -534,6 +536,8 @@ class Supervisor:
             elif type(message) is Unloaded:
                 self.models.unloaded(child.generation, message.instance)
                 happenings.append(Reported(child, message))
+            elif type(message) is LoadFailed and self.models.vanished(child.generation, message.instance):
+                happenings.append(Vanished(child, message))
             else:
                 happenings.append(Reported(child, message))
         if happenings:

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,9 @@ from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
 from gen_worker_supervisor.host_memory import HostMemory
-from tests.served import until
+from gen_worker_supervisor.keeping import Keeper
+from tests.keeping import Kept, host_memory
+from tests.served import alive, descriptors, until
 
 pytestmark = pytest.mark.process
 
@@ -41,10 +42,19 @@ def held(snapshot: Snapshot) -> list[tuple[str, int]]:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[HostMemory]:
-    memory = HostMemory(tmp_path / "run" / str(os.getpid()) / "memory", 64 << 20)
-    yield memory
-    memory.close()
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    with host_memory(tmp_path / "run" / str(os.getpid()) / "memory", 64 << 20) as kept:
+        yield kept
+
+
+@pytest.fixture
+def memory(kept: Kept) -> HostMemory:
+    return kept.memory
+
+
+@pytest.fixture
+def keeper(kept: Kept) -> Keeper:
+    return kept.keeper
 
 
 def remember(memory: HostMemory, snapshot: Snapshot) -> str:
@@ -209,15 +219,15 @@ def test_what_is_pinned_stays_and_what_has_no_room_is_not_wanted(tmp_path: Path,
 
 def test_nothing_is_wanted_that_the_host_has_no_memory_for(tmp_path: Path) -> None:
     free = [(512 + 41) << 20]
-    memory = HostMemory(tmp_path / "run" / "1" / "memory", 64 << 20, lambda: free[0])
-    first, second = (snapshot_of(tmp_path / key, {"a": bytes(40 << 20)}, key) for key in ("first", "second"))
-    remember(memory, first)
-    free[0] = 500 << 20
-    assert not memory.wants(second)
-    assert memory.view("first")
-    free[0] = 513 << 20  # with what goes it is enough
-    assert memory.wants(second)
-    memory.close()
+    with host_memory(tmp_path / "run" / "1" / "memory", 64 << 20, lambda: free[0]) as kept:
+        memory = kept.memory
+        first, second = (snapshot_of(tmp_path / key, {"a": bytes(40 << 20)}, key) for key in ("first", "second"))
+        remember(memory, first)
+        free[0] = 500 << 20
+        assert not memory.wants(second)
+        assert memory.view("first")
+        free[0] = 513 << 20  # with what goes it is enough
+        assert memory.wants(second)
 
 
 def test_what_is_held_is_no_memory_of_the_supervisor(tmp_path: Path, memory: HostMemory) -> None:
@@ -241,19 +251,24 @@ def test_what_a_child_has_mapped_outlives_the_drop(tmp_path: Path, memory: HostM
 def test_nothing_is_left_of_memory_that_was_closed(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "1" / "memory"
     before = len(os.listdir("/proc/self/fd"))
-    memory = HostMemory(folder, 64 << 20)
-    remember(memory, snapshot_of(tmp_path / "disk", FILES))
-    memory.close()
+    with host_memory(folder, 64 << 20) as kept:
+        remember(kept.memory, snapshot_of(tmp_path / "disk", FILES))
+        pid = kept.keeper.pid
+        assert alive(pid)
     assert not folder.exists()
+    assert not Path(f"/proc/{pid}").exists()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from gen_worker_supervisor.host_memory import HostMemory
-memory = HostMemory(Path(sys.argv[1]) / str(os.getpid()) / "memory", 1 << 20)
+from tests.keeping import host_memory
+holding = host_memory(Path(sys.argv[1]) / str(os.getpid()) / "memory", 1 << 20)
+kept = holding.__enter__()
 (Path(sys.argv[1]) / str(os.getpid()) / "memory" / "a-view").mkdir()
+if sys.argv[2:]:
+    kept.keeper.start()
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -264,16 +279,15 @@ def test_the_views_of_a_killed_supervisor_go_at_the_next_start_and_those_of_a_li
         subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(2)
     ]
     try:
-        dead, alive = holders
+        dead, living = holders
         for holder in holders:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"ready\n"
         dead.send_signal(signal.SIGKILL)
         dead.wait(10)
-        memory = HostMemory(tmp_path / str(os.getpid()) / "memory", 1 << 20)
-        assert not (tmp_path / str(dead.pid) / "memory").exists()
-        assert (tmp_path / str(alive.pid) / "memory" / "a-view").exists()
-        memory.close()
+        with host_memory(tmp_path / str(os.getpid()) / "memory", 1 << 20):
+            assert not (tmp_path / str(dead.pid) / "memory").exists()
+            assert (tmp_path / str(living.pid) / "memory" / "a-view").exists()
     finally:
         for holder in holders:
             holder.kill()
@@ -282,17 +296,98 @@ def test_the_views_of_a_killed_supervisor_go_at_the_next_start_and_those_of_a_li
             holder.stdout.close()
 
 
-def test_memory_is_given_back_soon(tmp_path: Path, memory: HostMemory) -> None:
+def test_memory_is_given_back_soon(tmp_path: Path, memory: HostMemory, keeper: Keeper) -> None:
     snapshot = snapshot_of(tmp_path, {"a": bytes(60 << 20)})
     remember(memory, snapshot)
-    assert held_open() == 1
+    assert (held_by(keeper.pid), held_by(os.getpid())) == (1, 0)
     memory.drop(snapshot.key)
-    until(lambda: not held_open(), 5, what="the memory's last descriptor being closed")
+    until(lambda: not held_by(keeper.pid), 5, what="the memory's last descriptor being closed")
 
 
-def held_open() -> int:
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # the descriptor of the listing itself
-            count += "memfd:gen-worker acme/tiny" in os.readlink(f"/proc/self/fd/{name}")
-    return count
+def held_by(pid: int) -> int:
+    """Count a process's descriptors of models."""
+    return sum("memfd:gen-worker acme/tiny" in target for target in descriptors(pid))
+
+
+# --- who holds it -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_dropped_and_held_in_turns_takes_no_more_than_is_held(
+    tmp_path: Path, memory: HostMemory, keeper: Keeper
+) -> None:
+    for number in range(20):
+        snapshots = [snapshot_of(tmp_path / key, {key: key.encode() * 9, "b": b"b"}, key) for key in "xyz"]
+        views = [remember(memory, snapshot) for snapshot in snapshots]
+        for snapshot, view in zip(snapshots, views, strict=True):
+            assert Path(view, snapshot.key).read_bytes() == snapshot.key.encode() * 9
+        memory.drop("xyz"[number % 3])
+        for key in {*"xyz"} - {"xyz"[number % 3]}:
+            assert Path(memory.view(key) or "gone", key).read_bytes() == key.encode() * 9
+            memory.drop(key)
+    until(lambda: not held_by(keeper.pid), what="everything being closed")
+    assert all(int(name) < 64 for name in os.listdir(f"/proc/{keeper.pid}/fd"))
+
+
+def test_the_memory_of_a_keeper_that_died_is_no_view_and_the_next_one_holds_again(tmp_path: Path, kept: Kept) -> None:
+    memory, keeper = kept.memory, kept.keeper
+    pinned, other = (snapshot_of(tmp_path / key, FILES, key) for key in ("pinned", "other"))
+    view = remember(memory, pinned)
+    remember(memory, other)
+    memory.pin("pinned")
+    first = keeper.pid
+    os.kill(first, signal.SIGKILL)
+    until(lambda: memory.view("other") is None, what="its memory being gone")
+    assert memory.lost("pinned")
+    until(lambda: not alive(first), what="its death")
+    with pytest.raises(OSError, match="the keeper of models' memory died"):
+        keeper.confirm()
+    kept.until(lambda: not keeper.pid, what="the news of it")
+    assert memory.used_bytes == 0
+    assert {path: Path(view, path).read_bytes() for path in FILES} == FILES  # who has its path reads it from the disk
+    assert memory.view("pinned") is None
+    assert not memory.wants(pinned)  # not before its path is given back
+    assert Path(remember(memory, other), "model_index.json").read_bytes() == b"{}"
+    assert keeper.pid not in (0, first)
+    memory.unpin("pinned")
+    assert not Path(view).exists()
+    remember(memory, pinned)
+    assert not memory.lost("pinned")
+
+
+def test_a_keeper_that_does_not_answer_costs_a_copy_one_second(
+    tmp_path: Path, memory: HostMemory, keeper: Keeper
+) -> None:
+    remember(memory, snapshot_of(tmp_path / "first", FILES, "first"))
+    snapshot = snapshot_of(tmp_path / "second", FILES, "second")
+    assert memory.wants(snapshot)
+    pid = keeper.pid
+    os.kill(pid, signal.SIGSTOP)
+    pairs = held(snapshot)
+    memory.add(snapshot, [path for path, _ in pairs], [descriptor for _, descriptor in pairs])
+    before = time.monotonic()
+    with pytest.raises(OSError, match="does not answer"):
+        memory.complete("second")
+    assert time.monotonic() - before < 2.0
+    assert memory.view("second") is None
+    until(lambda: not alive(pid), what="its end")
+
+
+def test_a_keeper_ends_with_its_supervisor_and_has_nothing_of_its_environment(tmp_path: Path) -> None:
+    environment = {**os.environ, "SECRET": "canary"}
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), "holds"]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        [keeper] = map(int, Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split())
+        until(lambda: "keeper.py" in Path(f"/proc/{keeper}/cmdline").read_text(), what="its start")
+        assert b"canary" not in Path(f"/proc/{keeper}/environ").read_bytes()
+        assert os.getsid(keeper) == keeper
+        holder.kill()
+        holder.wait(10)
+        until(lambda: not alive(keeper), what="its end")
+    finally:
+        holder.kill()
+        holder.wait(10)
+        assert holder.stdout is not None
+        holder.stdout.close()

@@ -1,6 +1,7 @@
 """What the supervisor has its hands on: views that last as long as what was loaded from them, orders that cannot go."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Held, Hold, Ho
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.host_memory import HostMemory
+from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.models import LISTED_FILES, ModelSupply
 from gen_worker_supervisor.phases import ModelState
 from gen_worker_supervisor.state import Happening
 from tests.fetchers import Supervisor, config_for
+from tests.keeping import host_memory
+from tests.served import alive
 
 pytestmark = pytest.mark.process
 
@@ -33,7 +37,8 @@ class Supply:
         self.happened: list[Happening] = []
         self.supply = ModelSupply(self.log, self.happened.append)
         self.views = folder / "run" / str(os.getpid()) / "memory"
-        self.memory = HostMemory(self.views, budget_bytes)
+        self.keeper = Keeper(self.supervisor.reaper, self.supply.on_keeper_lost)
+        self.memory = HostMemory(self.views, budget_bytes, self.keeper)
         self.supervisor.process.start()
         self.supply.start(lambda: self.supervisor.process, self.memory)
         self._folder = folder
@@ -119,19 +124,18 @@ def test_a_run_directory_without_room_costs_the_copy_and_nothing_else(supply: Su
 
 def test_descriptors_after_one_that_cannot_be_linked_are_closed(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    memory = HostMemory(tmp_path / "run" / "1" / "memory", 1 << 20)
-    entries = tuple(SnapshotEntry(f"f{number}", 4) for number in range(8))
-    snapshot = Snapshot(TINY, "key", "c0", "/nowhere", entries)
-    assert memory.wants(snapshot)
-    descriptors = [os.memfd_create("x", os.MFD_CLOEXEC) for _ in entries]
-    for descriptor in descriptors:
-        os.ftruncate(descriptor, 4)
-    (tmp_path / "run/1/memory/key").mkdir()
-    (tmp_path / "run/1/memory/key/f3").write_text("in the way")
-    with pytest.raises(FileExistsError):
-        memory.add(snapshot, [entry.path for entry in entries], descriptors)
-    memory.drop("key")
-    memory.close()
+    with host_memory(tmp_path / "run" / "1" / "memory", 1 << 20) as kept:
+        entries = tuple(SnapshotEntry(f"f{number}", 4) for number in range(8))
+        snapshot = Snapshot(TINY, "key", "c0", "/nowhere", entries)
+        assert kept.memory.wants(snapshot)
+        descriptors = [os.memfd_create("x", os.MFD_CLOEXEC) for _ in entries]
+        for descriptor in descriptors:
+            os.ftruncate(descriptor, 4)
+        (tmp_path / "run/1/memory/key").mkdir()
+        (tmp_path / "run/1/memory/key/f3").write_text("in the way")
+        with pytest.raises(FileExistsError):
+            kept.memory.add(snapshot, [entry.path for entry in entries], descriptors)
+        kept.memory.drop("key")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -160,6 +164,51 @@ def test_a_copy_that_is_being_made_of_damaged_files_is_dropped(supply: Supply) -
     assert not supply.supply.in_memory(model)
     supply.use(2, model)
     assert supply.supply.in_memory(model)
+
+
+def test_a_keeper_that_dies_costs_a_load_from_the_disk_and_nothing_else(supply: Supply) -> None:
+    first, second = supply.model("first", 5), supply.model("second", 5)
+    supply.use(1, first)
+    supply.use(2, second)
+    (loaded,) = supply.supply.load_begins(7, [slot(first)], "First")
+    assert not supply.supply.vanished(7, "First")
+    dead = supply.keeper.pid
+    os.kill(dead, signal.SIGKILL)
+    supply.supervisor.until(lambda: "keeper: died (SIGKILL)" in told(supply), what="the news of its death")
+    assert not alive(dead)
+    assert supply.supply.vanished(7, "First")
+    assert not supply.supply.vanished(7, "Second")
+    assert Path(loaded.path, "weights").read_bytes() == b"fffff"
+    assert supply.supply.load_begins(8, [slot(second)], "Second") == [slot(second)]
+    assert supply.memory.used_bytes == 0
+    supply.supply.load_ends(7, "First", ())
+    assert not list(supply.views.iterdir())
+    supply.use(3, first)
+    supply.use(4, second)
+    assert supply.supply.in_memory(first)
+    assert supply.supply.in_memory(second)
+    (again,) = supply.supply.load_begins(7, [slot(first)], "First")
+    assert again.path.startswith(str(supply.views))
+    assert not supply.supply.vanished(7, "First")
+
+
+def test_a_copy_whose_keeper_dies_while_it_is_made_is_dropped_and_leaves_nothing(supply: Supply) -> None:
+    model = supply.model("first")
+    supply.supply.used([model])
+    os.kill(supply.keeper.pid, signal.SIGKILL)
+    supply.supervisor.until(lambda: "keeper: died" in told(supply), what="the news of its death")
+    before = len(os.listdir("/proc/self/fd"))
+    assert isinstance(supply.supervisor.held(1), list)
+    supply.relay(1)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not supply.supply.in_memory(model)
+    assert "is in host memory" not in told(supply)
+    supply.use(2, model)
+    assert supply.supply.in_memory(model)
+
+
+def told(supply: Supply) -> str:
+    return "\n".join(f"{event.source}: {event.message}" for event in supply.log.events)
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from gen_worker.wire.fetching import Abort, Fetch, Fetching
 from gen_worker.wire.messages import Load, Loaded, LoadFailed, LoadFailure, Resident, Returned, Unload, Unloaded, Wants
 from gen_worker_supervisor.catalog import RETRY_S, Catalog
 from gen_worker_supervisor.decide import SWAP_PATIENCE
-from gen_worker_supervisor.phases import JobState, ModelState
+from gen_worker_supervisor.phases import JobState, ModelState, Phase
 from gen_worker_supervisor.reports import ROOM_S
 from gen_worker_supervisor.state import (
     NAMED_KEPT,
@@ -18,6 +18,7 @@ from gen_worker_supervisor.state import (
     LetGo,
     LoadOver,
     OrderFetch,
+    Vanished,
 )
 from gen_worker_supervisor.verdicts import UNAVAILABLE_S
 from tests.pure.host import Host, finishes, function, held_by, runs, sent, signals, snapshot
@@ -525,6 +526,24 @@ def test_a_model_that_needs_the_room_of_jobs_that_run_waits_for_them() -> None:
     assert host.child().loading == "A"
     host.reports(child, LoadFailed("A", "8 GB are too little", [], "hardware", "insufficient_vram"))
     assert "insufficient_vram: 8 GB are too little; tried again in 30 s" in host.answer(job).message
+
+
+def test_a_load_whose_files_left_the_hosts_memory_says_nothing_of_those_on_the_disk() -> None:
+    host = host_with("a/m")
+    job = host.submit("a")
+    host.fetched(*host.ordered())
+    ordered = len(host.ordered())
+    child = host.child()
+    for _ in range(5):
+        host.happens(Vanished(child, LoadFailed("a/m!", "no such file", [])))
+        assert child.loading == "a/m!"
+    assert len(host.ordered()) == ordered
+    host.loaded(child)
+    host.starts(job)
+    host.done(job)
+    assert host.answer(job).state is JobState.OK
+    host.happens(Vanished(child, LoadFailed("a/m!", "no such file", [])))  # which nobody asked for
+    assert host.child().phase is Phase.DYING
 
 
 def test_every_job_that_a_failed_load_refuses_is_told_the_same() -> None:
