@@ -1,4 +1,5 @@
-# An endpoint's image. Copy it to the root of the project as `Dockerfile`; build it there:
+# An endpoint's image. Copy it to the root of the project as `Dockerfile`, and `endpoint.dockerignore` as `.dockerignore`;
+# build it there:
 #
 #   docker build --build-arg BASE_IMAGE=gen-runtime:cuda12.8-torch2.9 --tag my-endpoint .
 #

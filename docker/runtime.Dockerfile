@@ -29,9 +29,17 @@ RUN apt-get update \
 RUN uv python install "${PYTHON_VERSION}" \
     && uv venv --python "${PYTHON_VERSION}" /opt/venv \
     && uv pip install --no-cache --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
+# Projects depend on `gen-worker` by its name: it is this one, whatever a public index has under the name.
 COPY . /src
-RUN uv pip install --no-cache "/src[torch,images,audio,http]" "torch==${TORCH_VERSION}" \
+RUN uv build --wheel --out-dir /opt/index/gen-worker /src \
+    && cd /opt/index/gen-worker \
+    && for wheel in *.whl; do echo "<a href=\"$wheel\">$wheel</a>"; done > index.html \
+    && uv pip install --no-cache --index file:///opt/index "gen-worker[torch,images,audio,http]" "torch==${TORCH_VERSION}" \
     && rm -rf /src
+# An endpoint is built on this Python or not at all: uv would else replace the environment by one for another.
+ENV UV_INDEX=file:///opt/index \
+    UV_PYTHON=/opt/venv/bin/python \
+    UV_PYTHON_DOWNLOADS=never
 
 # An endpoint runs as this user; what it writes goes to these folders, which may be volumes.
 RUN useradd --uid 1000 --create-home worker \

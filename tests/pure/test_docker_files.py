@@ -49,12 +49,24 @@ def test_an_endpoint_image_is_built_on_the_default_base() -> None:
 
 def test_the_base_has_what_the_control_plane_needs_and_folders_that_its_user_may_write() -> None:
     text = " ".join(text for _, text in instructions("runtime.Dockerfile"))
-    assert "/src[torch,images,audio,http]" in text
+    assert "gen-worker[torch,images,audio,http]" in text
     written = {"/cache", "/run/gen-worker", "/state"}
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     mounted = {volume.split(":")[1] for each in compose["services"].values() for volume in each.get("volumes", [])}
     assert mounted <= written
     assert all(f" {folder}" in text for folder in written)
+
+
+def test_an_endpoint_gets_the_gen_worker_and_the_python_of_its_base() -> None:
+    text = " ".join(text for _, text in instructions("runtime.Dockerfile"))
+    assert "UV_INDEX=file:///opt/index" in text
+    assert "UV_PYTHON=/opt/venv/bin/python" in text
+    assert "UV_PYTHON_DOWNLOADS=never" in text
+
+
+def test_no_secret_and_no_state_goes_into_an_image() -> None:
+    ignored = (DOCKER / "endpoint.dockerignore").read_text().splitlines()
+    assert {".env", ".gen-worker-*", ".venv", "*.pem", "*.jwt"} <= set(ignored)
 
 
 def test_the_base_has_an_argument_for_each_version() -> None:
