@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gen_worker.fetch.cancel import Cancel
@@ -59,8 +60,8 @@ def _written(path: Path, content: bytes) -> Path:
     return path
 
 
-def put(url: str, *, bundle: str = "", body: Text = BODY) -> Answer:
-    with Transport(FetchConfig(root="", hf_cache="", ca_bundle=bundle), IMPATIENT) as transport:
+def put(url: str, *, bundle: str = "", body: Text = BODY, patience: Patience = IMPATIENT) -> Answer:
+    with Transport(FetchConfig(root="", hf_cache="", ca_bundle=bundle), patience) as transport:
         return ask(transport, "PUT", url, body=body, cancel=Cancel())
 
 
@@ -78,6 +79,18 @@ def takes_it_late(connection: socket.socket, over: threading.Event) -> None:
 
 def takes_nothing(connection: socket.socket, over: threading.Event) -> None:
     over.wait(20.0)
+
+
+def takes_a_little_now_and_then(connection: socket.socket, over: threading.Event) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    while not over.wait(0.05) and connection.recv(2048):
+        pass
+
+
+def thinks(connection: socket.socket, over: threading.Event) -> None:
+    connection.recv(1000)
+    over.wait(0.6)
+    connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "kept"\r\nContent-Length: 0\r\n\r\n')
 
 
 def refuses_early(connection: socket.socket, over: threading.Event) -> None:
@@ -111,6 +124,22 @@ def test_a_server_that_takes_nothing_is_given_up_and_may_take_it_later(secure: b
         put(url, bundle=bundle)
     assert raised.value.retryable
     assert "secret" not in str(raised.value)
+
+
+def test_a_server_that_takes_too_little_is_given_up_and_may_take_it_later() -> None:
+    patience = msgspec.structs.replace(IMPATIENT, slow_s=0.5, slow_bytes_per_s=64 << 20)
+    with (
+        server(takes_a_little_now_and_then) as url,
+        pytest.raises(UploadError, match=r"only \d+ bytes in \d+ seconds") as raised,
+    ):
+        put(url, patience=patience)
+    assert raised.value.retryable
+
+
+def test_a_server_that_thinks_before_it_answers_is_not_slow() -> None:
+    patience = msgspec.structs.replace(IMPATIENT, slow_s=0.3)
+    with server(thinks) as url:
+        assert put(url, body=Text(b"short"), patience=patience).headers["etag"] == '"kept"'
 
 
 def test_a_certificate_that_nobody_vouches_for_is_said_so_at_once(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Connection:
         self._deadline: float | None = None
         self._filling: int = socket.MSG_WAITALL
         self._waited = 0.0
-        self._came = 0
+        self._moved = 0
 
     def secure(self, context: ssl.SSLContext, host: str) -> None:
         """Begin TLS."""
@@ -71,21 +71,25 @@ class Connection:
         self._sock.sendall(head)
 
     def write(self, piece: bytes | memoryview) -> None:
-        """Send a piece of a body; raise `TimeoutError` when the other side takes nothing of it for too long."""
+        """Send a piece of a body; raise `TimeoutError` when nothing of it is taken for too long, or too little."""
         patience, view = self._patience, memoryview(piece)
         taken_at = patience.clock()
         while view:
+            began = patience.clock()
             try:
-                view = view[self._sock.send(view) :]
+                taken = self._sock.send(view)
             except (BlockingIOError, TimeoutError):  # a tick in which nothing was taken
-                if patience.clock() - taken_at >= patience.quiet_s:
-                    raise TimeoutError(f"nothing was taken for {patience.quiet_s:.0f} seconds") from None
-                continue
-            taken_at = patience.clock()
+                taken = 0
+            now = patience.clock()
+            if taken:
+                view, taken_at = view[taken:], now
+            elif now - taken_at >= patience.quiet_s:
+                raise TimeoutError(f"nothing was taken for {patience.quiet_s:.0f} seconds")
+            self._judge_pace(now - began, taken)
 
     def answer(self, method: str) -> HTTPResponse:
         """Return the answer to what was sent, as soon as its head has come."""
-        self._waited, self._came = 0.0, 0
+        self._waited, self._moved = 0.0, 0
         response = HTTPResponse(cast(socket.socket, self), method=method)  # it calls nothing but `makefile`
         self._deadline = self._patience.clock() + self._patience.head_s
         try:
@@ -119,17 +123,19 @@ class Connection:
             now = patience.clock()
             if self._deadline is not None and now >= self._deadline:
                 raise TimeoutError("the head of the answer comes too slowly")
-            self._judge_pace(now - began, count)
+            if self._deadline is None:
+                self._judge_pace(now - began, count)
             return count
 
-    def _judge_pace(self, waited: float, came: int) -> None:
+    def _judge_pace(self, waited: float, moved: int) -> None:
+        """Raise `TimeoutError` when too little of a body comes, or is taken."""
         self._waited += waited  # only what was waited for: a slow disk of ours is not the connection's fault
-        self._came += came
+        self._moved += moved
         if self._waited < self._patience.slow_s:
             return
-        if self._came < self._patience.slow_bytes_per_s * self._waited:
-            raise TimeoutError(f"only {self._came} bytes in {self._waited:.0f} seconds")
-        self._waited, self._came = 0.0, 0
+        if self._moved < self._patience.slow_bytes_per_s * self._waited:
+            raise TimeoutError(f"only {self._moved} bytes in {self._waited:.0f} seconds")
+        self._waited, self._moved = 0.0, 0
 
     @property
     def stale(self) -> bool:

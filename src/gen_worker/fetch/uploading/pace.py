@@ -36,6 +36,9 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     connect_s: float = 30.0
     quiet_s: float = 120.0
+    slow_bytes_per_s: int = 16 << 10
+    """A part that goes slower over `quiet_s` is tried again: eight at once need 1 Mbit/s."""
+
     complete_s: float = 600.0
     farewell_s: float = 5.0
     """For a store that is told that an upload is given up."""
@@ -44,7 +47,13 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     def patience(self, quiet_s: float) -> Patience:
         """Return the patience for one request whose answer may take so long."""
-        return Patience(connect_s=min(self.connect_s, quiet_s), quiet_s=quiet_s, head_s=quiet_s)
+        return Patience(
+            connect_s=min(self.connect_s, quiet_s),
+            quiet_s=quiet_s,
+            head_s=quiet_s,
+            slow_s=quiet_s,
+            slow_bytes_per_s=self.slow_bytes_per_s,
+        )
 
 
 def pause_after(failures: int, pace: Pace) -> float:
