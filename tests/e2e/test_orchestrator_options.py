@@ -38,6 +38,13 @@ def test_files_that_are_no_certificate_are_named(tmp_path: Path) -> None:
 def test_a_token_is_made_with_the_state_that_was_named_on_either_side(tmp_path: Path) -> None:
     for number, arguments in enumerate((["--state", "{}", "token"], ["token", "--state", "{}"])):
         state = tmp_path / str(number)
+        state.mkdir()
         words = [word.format(state) for word in arguments]
         assert run(*words, "--worker-id", "a").exit_code == 0
         assert (state / "worker-tokens.pem").is_file()
+
+
+def test_no_token_is_made_where_there_is_no_control_plane(tmp_path: Path) -> None:
+    result = run("token", "--worker-id", "a", "--state", str(tmp_path / "nowhere"))
+    assert "no control plane keeps its state in" in str(result.exception)
+    assert not (tmp_path / "nowhere").exists()

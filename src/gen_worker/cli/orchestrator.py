@@ -194,6 +194,9 @@ def token(ctx: click.Context, worker_id: str, release_id: str, hours: float, sta
 
     if ctx.parent is not None and ctx.get_parameter_source("state") is click.core.ParameterSource.DEFAULT:
         state = ctx.parent.params["state"]  # `orchestrator --state FOLDER token`
+    if not Path(state).is_dir():
+        hint = "tokens are made where the control plane keeps its state, as only its own key opens it: `--state FOLDER`"
+        raise Failure(f"no control plane keeps its state in `{state}`", hint)
 
     try:
         click.echo(Tokens.create(Path(state)).worker_token(worker_id, release_id, hours * 3600.0))

@@ -16,12 +16,13 @@ import msgspec
 from gen_worker.settings import Secret, Settings
 from gen_worker.wire.scheduler import HelloAck, JobResult, JobStatus, SchedulerFrame, TokenRefresh, WorkerFrame
 from gen_worker_supervisor.link.connection import Connection, Credentials, Ears, Pace
-from gen_worker_supervisor.link.dialing import Chance, Dial, Dialing, Ended, Fatal
+from gen_worker_supervisor.link.dialing import UNHEARD, Chance, Dial, Dialing, Ended, Fatal
 from gen_worker_supervisor.link.outbox import Outbox
 from gen_worker_supervisor.link.session import Session
 from gen_worker_supervisor.link.target import AddressError, Target, parse_target
 from gen_worker_supervisor.log import HIDDEN, Log
 
+UNHEARD_REASON = "the orchestrator ended the stream while something was being written, so its reason was not heard"
 QUIET_S = 60.0  # the same trouble is told of once in so long
 REASONS = 64  # that are remembered for that
 REASON_CHARS = 500
@@ -268,7 +269,7 @@ class Link:
 
     def _tell(self, target: Target, end: Ended, dial: Dial | Fatal) -> None:
         """Say how a connection ended and what follows; the same reason once a minute."""
-        reason = self._hidden(end.reason)
+        reason = UNHEARD_REASON if end.details == UNHEARD else self._hidden(end.reason)
         self._last_error = reason
         now = time.monotonic()
         if isinstance(dial, Fatal) or now - self._told.get(f"{target} {reason}", float("-inf")) < QUIET_S:
@@ -302,6 +303,8 @@ HINTS = {
 
 
 def _hint(end: Ended) -> str:
+    if end.status == "UNAUTHENTICATED":
+        return "`WORKER_JWT` is what it is shown, which it does not take"
     return next((hint for words, hint in HINTS.items() if words in end.details), "")
 
 
