@@ -9,6 +9,7 @@ from shutil import copytree
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 
 from gen_worker.models.wanted import SnapshotFile
@@ -190,6 +191,20 @@ async def test_jobs_are_listed_newest_first_and_by_status_in_pages(tmp_path: Pat
 
 
 @on_a_loop
+async def test_a_list_reads_neither_what_jobs_were_given_nor_what_they_made(tmp_path: Path) -> None:
+    async with control_plane(tmp_path) as plane, worker(plane.address) as peer:
+        asked = echo(payload=packed("much"), tenant="t")
+        await plane.submit(asked)
+        await peer.answer(await peer.take(), inline=packed("more"))
+        whole = await end(plane)
+        (listed,) = await plane.jobs()
+        assert (listed.request.payload, listed.output) == (b"", None)
+        assert (listed.request_id, listed.request.tenant, listed.finished) == ("r", "t", whole.finished)
+        assert (whole.request, whole.output) == (asked, packed("more"))
+        assert await plane.known(["r", "absent"]) == {"r"}
+
+
+@on_a_loop
 async def test_ended_jobs_are_kept_up_to_a_number(tmp_path: Path) -> None:
     async with control_plane(tmp_path) as plane, worker(plane.address) as peer:
         for number in range(6):
@@ -263,6 +278,7 @@ async def test_watchers_see_everything_from_the_first_chunk_however_late_they_co
         await plane.submit(echo())
         early = asyncio.create_task(events(plane))
         run = await peer.take()
+        await anext(plane.watch("r"))  # so has the early one looked at what was before
         await chunk(peer, run, 1, b"one")
         await chunk(peer, run, 2, b'{"event":"log","value":{"message":"hi"}}', EVENT_TYPE)
         await chunk(peer, run, 3, b'{"event":"progress","value":{"fraction":0.5}}', EVENT_TYPE)
@@ -648,14 +664,17 @@ def test_a_state_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
     store.accept(Job(echo(), 1.0), lambda _: None, lambda _: None)
     store.close()
     with sqlite3.connect(path) as earlier:
+        request = msgspec.msgpack.encode(echo(payload=packed("before")))
+        earlier.execute("UPDATE jobs SET request = ?", (request,))
         earlier.execute("ALTER TABLE jobs DROP COLUMN canceled")
+        earlier.execute("ALTER TABLE jobs DROP COLUMN payload")
         earlier.execute("PRAGMA user_version = 1")
     earlier.close()
     for _ in range(2):
         store = Store(path)
         (restored,) = store.restore()
         store.close()
-        assert (restored.job.request_id, restored.canceled) == ("r", False)
+        assert (restored.job.request, restored.canceled) == (echo(payload=packed("before")), False)
 
 
 def test_a_state_of_a_later_version_and_one_that_is_none_are_refused(tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ async def killed_twice(state: Path) -> None:
     assert accepted <= {request_id for request_id, _, _ in ends}
     store = Store(state)
     try:
-        kept = {view.request_id: view for view in store.jobs(status=None, limit=10 * JOBS, after=None)}
+        listed = [view.request_id for view in store.jobs(status=None, limit=10 * JOBS, after=None)]
+        kept = {request_id: view for request_id in listed if (view := store.job(request_id)) is not None}
     finally:
         store.close()
     assert set(kept) >= accepted

@@ -311,8 +311,9 @@ async def _sweeping(plane: ControlPlane, store: FileStore, threads: Threads, sai
     async def sweep() -> None:
         while True:
             try:
-                gone = [each for each in await threads.run(store.jobs) if await plane.job(each) is None]
-                await threads.run(store.forget, gone)
+                with_files = await threads.run(store.jobs)
+                known = await plane.known(with_files)
+                await threads.run(store.forget, [each for each in with_files if each not in known])
                 left = await threads.run(store.unfinished)
                 await threads.run(
                     store.give_up, [each.id for each in left if plane.live_attempt(each.request_id) != each.attempt]

@@ -259,8 +259,15 @@ class ControlPlane:
         job = self._plane.jobs.get(request_id)
         return await self._stored(request_id) if job is None else self._view(job)
 
+    async def known(self, request_ids: Iterable[str]) -> set[str]:
+        """Return those of which there is a job."""
+        return await asyncio.to_thread(self._store.known, request_ids)
+
     async def jobs(self, *, status: Status | None = None, limit: int = 100, after: str | None = None) -> list[JobView]:
-        """Return jobs, the newest first; `after` is the request id of the last one of the page before."""
+        """Return jobs, the newest first; `after` is the request id of the last one of the page before.
+
+        Those that have ended come without what they were given and what they made.
+        """
         if status is None or status in ENDED:
             views = await asyncio.to_thread(self._store.jobs, status=status, limit=limit, after=after)
             live = ((view, self._plane.jobs.get(view.request_id)) for view in views)

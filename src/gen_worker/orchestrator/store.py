@@ -66,14 +66,16 @@ CREATE TRIGGER events_go_with_their_job AFTER DELETE ON jobs BEGIN
 CREATE TABLE closed (clean INTEGER NOT NULL);
 INSERT INTO closed VALUES (1);
 """
-_VERSIONS = (_SCHEMA, "ALTER TABLE jobs ADD COLUMN canceled INTEGER NOT NULL DEFAULT 0")
+_VERSIONS = (
+    _SCHEMA,
+    "ALTER TABLE jobs ADD COLUMN canceled INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN payload BLOB",  # NULL where `request` has it
+)
 """What makes each version of the file of the one before."""
 
 SCHEMA_VERSION = len(_VERSIONS)
-_COLUMNS = (
-    "request, status, attempt, worker_id, created, started, finished, code, safe_message, output, blob_ref, metrics,"
-    " progress"
-)
+_LISTED = "request, status, attempt, worker_id, created, started, finished, code, safe_message"
+_COLUMNS = f"{_LISTED}, output, blob_ref, metrics, progress, payload"
 _FORGET = """
 DELETE FROM jobs WHERE number IN (
     SELECT number FROM jobs WHERE status != ? AND (
@@ -168,7 +170,7 @@ class Store:
                 writer.execute("UPDATE jobs SET attempt = attempt + 1 WHERE status = ? AND worker_id = ''", (LIVE,))
             writer.execute("UPDATE closed SET clean = 0")
         rows = writer.execute(
-            "SELECT request, attempt, failures, worker_id, created, started, progress, canceled,"
+            "SELECT request, attempt, failures, worker_id, created, started, progress, canceled, payload,"
             " (SELECT COALESCE(MAX(number), 0) FROM events WHERE events.request_id = jobs.request_id)"
             " FROM jobs WHERE status = ? ORDER BY number",
             (LIVE,),
@@ -194,10 +196,12 @@ class Store:
 
     def accept(self, job: Job, done: Done, refused: Callable[[StoreError], None]) -> None:
         """Put a new job on disk, unless there is one of its id."""
-        values = (job.request_id, _encode(job.request), LIVE, job.attempt, 0, "", job.created, 0, "")
+        request = _encode(msgspec.structs.replace(job.request, payload=b""))
+        values = (job.request_id, request, LIVE, job.attempt, 0, "", job.created, 0, "", job.request.payload)
         self._put(
-            "INSERT INTO jobs (request_id, request, status, attempt, failures, worker_id, created, code, safe_message)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO jobs"
+            " (request_id, request, status, attempt, failures, worker_id, created, code, safe_message, payload)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             values,
             done=done,
             refused=refused,
@@ -337,14 +341,25 @@ class Store:
         return _view(rows[0]) if rows else None
 
     def jobs(self, *, status: Status | None, limit: int, after: str | None) -> list[JobView]:
-        """Return jobs, the newest first; of those that have not ended it is not known how far they are."""
+        """Return jobs, the newest first, without what they were given and what they made.
+
+        Of those that have not ended it is not known how far they are.
+        """
         kept = (LIVE if status not in ENDED else status) if status else None
         rows = self._read(
-            f"SELECT {_COLUMNS} FROM jobs WHERE (? IS NULL OR status = ?)"
+            f"SELECT {_LISTED} FROM jobs WHERE (? IS NULL OR status = ?)"
             " AND (? IS NULL OR number < (SELECT number FROM jobs WHERE request_id = ?)) ORDER BY number DESC LIMIT ?",
             (kept, kept, after, after, limit),
         )
         return [_view(row) for row in rows]
+
+    def known(self, request_ids: Iterable[str]) -> set[str]:
+        """Return those of which there is a job."""
+        rows = self._read(
+            "SELECT request_id FROM jobs WHERE request_id IN (SELECT value FROM json_each(?))",
+            (msgspec.json.encode(list(request_ids)).decode(),),
+        )
+        return {request_id for (request_id,) in rows}
 
     def events(self, request_id: str, *, after: int, limit: int) -> list[JobEvent]:
         """Return what happened to a job, without its end; fewer than asked for where they are large."""
@@ -423,9 +438,9 @@ def _transaction(writer: sqlite3.Connection) -> Iterator[None]:
 
 
 def _restored(row: tuple[Any, ...], *, lost: int) -> Restored:
-    request, attempt, failures, worker_id, created, started, progress, canceled, events = row
+    request, attempt, failures, worker_id, created, started, progress, canceled, payload, events = row
     job = Job(
-        _request(request),
+        _with_payload(request, payload),
         created,
         attempt=attempt,
         durable=attempt,
@@ -436,10 +451,16 @@ def _restored(row: tuple[Any, ...], *, lost: int) -> Restored:
     return Restored(job, worker_id, events + lost, bool(canceled))
 
 
+def _with_payload(request: bytes, payload: bytes | None) -> JobRequest:
+    found = _request(request)
+    return found if payload is None else msgspec.structs.replace(found, payload=payload)
+
+
 def _view(row: tuple[Any, ...]) -> JobView:
-    request, status, attempt, worker_id, created, started, finished, code, message, output, ref, metrics, progress = row
+    request, status, attempt, worker_id, created, started, finished, code, message = row[:9]
+    output, ref, metrics, progress, payload = row[9:] or (None,) * 5
     return JobView(
-        request=_request(request),
+        request=_with_payload(request, payload),
         status="queued" if status == LIVE else status,
         code=code,
         attempt=attempt,
