@@ -5,9 +5,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
+from gen_worker.orchestrator.state import Job
+from gen_worker.orchestrator.store import Store, StoreError
 from gen_worker.orchestrator.views import JobRequest
 from tests.orchestrated import control_plane
 
@@ -97,6 +100,25 @@ def test_a_stream_waits_for_a_disk_that_takes_nothing_and_somebody_is_told(tmp_p
     assert waiting.startswith(f"1 False the state in {tmp_path}"), "told once, and the stream is held back"
     assert "cannot be written" in waiting
     assert kept == "True True"
+
+
+def test_what_no_file_can_hold_is_refused_and_what_comes_after_is_kept(tmp_path: Path) -> None:
+    troubles: list[str] = []
+    answers: Queue[object] = Queue()
+    store = Store(tmp_path / "state", lambda trouble: troubles.append(str(trouble)))
+    store.restore()
+    try:
+        for number, attempt in ((1, 1 << 70), (2, 1)):
+            job = Job(JobRequest(function="echo", request_id=f"r{number}"), 1.0, attempt=attempt)
+            store.accept(job, answers.put, answers.put)
+        refused, kept = (answers.get(timeout=10) for _ in range(2))
+        assert isinstance(refused, StoreError)
+        assert "cannot hold a value" in str(refused)
+        assert kept is True
+        assert troubles == [str(refused)]
+        assert store.known(["r1", "r2"]) == {"r2"}
+    finally:
+        store.close()
 
 
 def test_a_crowd_of_submits_shares_its_syncs(tmp_path: Path) -> None:

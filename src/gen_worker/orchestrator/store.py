@@ -110,6 +110,8 @@ class _Change:
     """Who is told that it cannot be written; without one it is tried until it can."""
 
     changed: bool = True
+    odd: bool = False
+    """Whether it cannot be made at all."""
 
     @property
     def size_bytes(self) -> int:
@@ -293,7 +295,7 @@ class Store:
                         told_at = time.monotonic()
                         self._troubled(trouble)
                     batch = self._refuse(batch, trouble)
-                    if self._closing.wait(RETRY_S) or not batch:
+                    if not batch or self._closing.wait(RETRY_S):
                         break
         with suppress(sqlite3.Error):  # a disk that is full: the next start takes it for a crash, which is safe
             self._writer.execute("UPDATE closed SET clean = 1")
@@ -316,11 +318,22 @@ class Store:
         self._writer.execute(f"PRAGMA synchronous = {level}")
         with _transaction(self._writer):
             for change in batch:
-                change.changed = self._writer.execute(change.sql, change.values).rowcount != 0
+                self._make(change)
         self._settle(batch)
         for change in batch:
-            if change.done is not None:
+            if change.done is not None and not change.odd:
                 change.done(change.changed)
+
+    def _make(self, change: _Change) -> None:
+        """Make one change; a value that no file can hold costs that change alone."""
+        try:
+            change.changed = self._writer.execute(change.sql, change.values).rowcount != 0
+        except (OverflowError, ValueError, sqlite3.DataError, sqlite3.InterfaceError) as error:
+            change.odd = True
+            trouble = StoreError(f"the state in {self._path} cannot hold a value: {error}")
+            self._troubled(trouble)
+            if change.refused is not None:
+                change.refused(trouble)
 
     def _refuse(self, batch: list[_Change], trouble: StoreError) -> list[_Change]:
         """Tell those who can do without; return the rest."""
