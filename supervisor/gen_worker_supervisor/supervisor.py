@@ -409,7 +409,12 @@ class Supervisor:
             inputs=job.inputs or [],
             models=self.fleet.chosen_models(job.function),
         )
-        process.send(order, descriptors)
+        try:
+            process.send(order, descriptors)
+        except (OSError, ProtocolError):
+            if isinstance(body, Region):
+                process.inputs.released(body.index)
+            raise
 
     def _order_inputs(self, action: OrderInputs) -> None:
         if self.inputs is None:
