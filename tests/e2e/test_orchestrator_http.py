@@ -140,6 +140,7 @@ class Worker:
         self.plane = plane
         self.heard: list[SchedulerFrame] = []
         self.ack: HelloAck | None = None
+        self.deaf = False
         self._held: dict[str, asyncio.Event] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
@@ -177,7 +178,7 @@ class Worker:
                     self.heard.append(frame)
                     if isinstance(frame, RunJob):
                         jobs.add(asyncio.ensure_future(self._run(worker.say, frame)))
-                    elif isinstance(frame, CancelJob) and frame.request_id in self._held:
+                    elif isinstance(frame, CancelJob) and frame.request_id in self._held and not self.deaf:
                         self._held.pop(frame.request_id).set()
 
     @staticmethod
@@ -680,3 +681,43 @@ def test_ten_thousand_malformed_requests_leave_it_as_it_was(plane: Plane) -> Non
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(throw, range(40)))
     assert plane.run("echo", {"n": 1}).document == {"n": 1}
+
+
+def test_the_api_says_what_there_is_and_what_a_path_is_for(plane: Plane) -> None:
+    shown = plane.ask("GET", "/").document["requests"]
+    assert {"POST /v1/run/{function}", "GET /v1/functions", "PUT /v1/files/{name}", "GET /ready"} <= {*shown}
+    nothing = plane.ask("GET", "/v1/runs")
+    assert (nothing.status, nothing.document["error"]["hint"]) == (404, "`GET /` says what there is")
+    wrong = plane.ask("GET", "/v1/run/echo")
+    assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.document["error"]["message"] == "`GET` is not for this path, `POST` is"
+    assert plane.ask("PUT", "/v1/jobs").headers["allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/files"), ("PUT", "/v1/files"), ("POST", "/v1/files/"), ("PUT", "/v1/files/")]
+)
+def test_a_file_without_a_name_is_refused_with_how_it_is_sent(plane: Plane, method: str, path: str) -> None:
+    answer = plane.ask(method, path, b"content")
+    assert (answer.status, answer.code) == (400, "bad_name")
+    assert answer.document["error"]["message"] == "a file has a name"
+    assert "PUT /v1/files/NAME" in answer.document["error"]["hint"]
+
+
+def test_a_job_whose_end_was_asked_for_says_so_until_it_ends(tmp_path: Path) -> None:
+    from tests.orchestrated import PATIENCE_S
+
+    with orchestrator(tmp_path) as plane:
+        worker = Worker(plane)
+        try:
+            worker.deaf = True
+            submitted = plane.submit("hold").document["request_id"]
+            until(lambda: plane.ask("GET", f"/v1/jobs/{submitted}").document.get("progress"), PATIENCE_S)
+            assert "canceling" not in plane.ask("GET", f"/v1/jobs/{submitted}").document
+            assert plane.ask("DELETE", f"/v1/jobs/{submitted}").document["canceling"] is True
+            assert plane.ask("GET", f"/v1/jobs/{submitted}").document["canceling"] is True
+            worker.release()
+            until(lambda: plane.ask("GET", f"/v1/jobs/{submitted}").document["status"] == "ok", PATIENCE_S)
+            assert "canceling" not in plane.ask("GET", f"/v1/jobs/{submitted}").document
+        finally:
+            worker.close()

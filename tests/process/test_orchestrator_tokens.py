@@ -48,7 +48,8 @@ def test_the_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> 
     token = Tokens.create(tmp_path).worker_token("one")
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
     assert Tokens.create(tmp_path).verify(token).worker_id == "one"
-    assert [each.name for each in tmp_path.iterdir()] == [KEY_FILE]
+    assert {each.name for each in tmp_path.iterdir()} == {KEY_FILE, ".gitignore"}
+    assert (tmp_path / ".gitignore").read_text() == "*\n"
 
 
 def test_a_folder_for_the_key_is_for_its_owner_only(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class Api:
 
     def __init__(self, plane: ControlPlane, routes: JobRoutes) -> None:
         self.plane = plane
+        self.routes = routes
         self._app = Starlette(
             routes=[Route(path, answering(handler), methods=[method]) for method, path, handler in routes.routes()]
         )
@@ -238,3 +239,12 @@ async def test_a_job_says_what_it_waits_for(tmp_path: Path) -> None:
             return view is not None and view.waiting_for == "the return of its worker, `one`"
 
         await until(awaits_return)
+
+
+@on_a_loop
+async def test_a_control_plane_that_ends_says_so_and_not_that_there_is_no_such_function(tmp_path: Path) -> None:
+    async with api(tmp_path) as here, worker(here.plane.address):
+        here.routes.open = False
+        for answer in (await here.run("absent"), await here.ask("POST", "/v1/jobs", b'{"function": "echo"}')):
+            assert (answer.status, answer.error["code"]) == (503, "not_ready")
+            assert answer.headers["retry-after"] == "1"

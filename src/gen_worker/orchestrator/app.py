@@ -17,6 +17,7 @@ import uvicorn
 from gen_worker.environment import close_memory, forget_secrets
 from gen_worker.orchestrator import connections
 from gen_worker.orchestrator.files import FileLimits, FileStore
+from gen_worker.orchestrator.folder import make_state_folder
 from gen_worker.orchestrator.http import Threads
 from gen_worker.orchestrator.local_workers import Inherited, LocalWorker, LocalWorkers, names_of
 from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
@@ -94,10 +95,11 @@ async def _serve(options: Options, inherited: Inherited, said: Said) -> int:
                 starting.cancel()
                 await asyncio.wait((starting,))
                 return INTERRUPTED
-            workers = starting.result()
+            workers, web = starting.result()
             said("ready", {})
             await interrupts.first.wait()
             said("ending", {"workers": len(options.workers)})
+            web.refuse()
             leaving = asyncio.ensure_future(workers.end())
             insisting = asyncio.ensure_future(interrupts.second.wait())
             await asyncio.wait((leaving, insisting), return_when=asyncio.FIRST_COMPLETED)
@@ -111,7 +113,7 @@ async def _serve(options: Options, inherited: Inherited, said: Said) -> int:
 
 
 @asynccontextmanager
-async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncIterator[LocalWorkers]:
+async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncIterator[tuple[LocalWorkers, Web]]:
     """Open everything in its order; close it in the opposite one."""
     async with AsyncExitStack() as stack:
         stack.enter_context(_state_of_one(options.state))
@@ -159,7 +161,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
             lambda name, line: said("worker", {"worker": name, "line": line}),
         )
         workers.start()
-        yield workers
+        yield workers, web
 
 
 def _local(options: Options, address: str, auth: Tokens | None) -> list[LocalWorker]:
@@ -207,7 +209,7 @@ def _tokens(options: Options) -> Tokens | None:
 def _state_of_one(folder: Path) -> Iterator[None]:
     """Hold the state folder; raise `StartError` where another process does."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_state_folder(folder)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(f"the state cannot be kept in `{folder}`: {(error.strerror or str(error)).lower()}") from None

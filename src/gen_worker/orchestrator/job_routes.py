@@ -96,6 +96,7 @@ class JobRoutes:
         kind = request.headers.get("content-type", "")
         most = MSGPACK_BYTES if kind.partition(";")[0] in rendering.MSGPACK_TYPES else PAYLOAD_BYTES
         asked = from_query(request)
+        self._refuse_closed()
         await self._refuse_unknown(asked.function)
         payload = rendering.payload_of(await body_of(request, most), kind)
         wait_s = asked.wait or preferred_wait(request) or float("inf")
@@ -174,8 +175,7 @@ class JobRoutes:
         return Json(await self._document(canceled), 200 if canceled.ended else 202)
 
     async def _accept(self, request: JobRequest) -> JobView:
-        if not self.open:
-            raise Refusal(503, "not_ready", "jobs are not taken now")
+        self._refuse_closed()
         try:
             return await self._plane.submit(request)
         except InvalidRequestError as error:
@@ -186,6 +186,10 @@ class JobRoutes:
             raise Refusal(429, "queue_full", str(error), "try again in a while") from None
         except StoreError as error:
             raise Refusal(507, "not_kept", str(error)) from None
+
+    def _refuse_closed(self) -> None:
+        if not self.open:
+            raise Refusal(503, "not_ready", "the control plane starts or ends: jobs are not taken now")
 
     async def _known(self, request: Request) -> JobView:
         request_id = request.path_params["request_id"]

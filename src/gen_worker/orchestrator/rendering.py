@@ -173,6 +173,7 @@ def brief(job: JobView) -> dict[str, Any]:
         "priority": job.request.priority,
         "started": job.started,
         "finished": job.finished,
+        "canceling": job.canceling,
         "waiting_for": job.waiting_for,
     }
     document |= {name: value for name, value in more.items() if value}

@@ -158,6 +158,7 @@ class Job:
             blob_ref=end.blob_ref if end else None,
             metrics=end.metrics if end else None,
             progress=self.progress,
+            canceling=self.canceled and end is None,
         )
 
 

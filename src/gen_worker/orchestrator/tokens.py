@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gen_worker.orchestrator.folder import make_state_folder
 from gen_worker.orchestrator.views import PlaneError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Tokens:
 
         path = folder / KEY_FILE
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_state_folder(folder)
             if not path.exists():
                 _write_new(path, RSAKey.generate_key(KEY_BITS).as_pem(private=True))
             return cls(RSAKey.import_key(path.read_bytes()))

@@ -94,6 +94,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """When a worker accepted it; of the latest attempt."""
 
     finished: float | None = None
+    canceling: bool = False
+    """Whether its end was asked for, and its worker has not ended it yet."""
+
     waiting_for: str = ""
     """What it waits for, in words for people; nothing while a worker has it."""
 

@@ -11,8 +11,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
+from gen_worker import __version__
 from gen_worker.orchestrator.files import FileStore
 from gen_worker.orchestrator.fleet_routes import FleetRoutes
 from gen_worker.orchestrator.http import Handler, Json, Routes, Threads, answering, refused
@@ -54,6 +55,10 @@ class Web:
         """Take jobs from now on."""
         self._jobs.open = True
 
+    def refuse(self) -> None:
+        """Take no more jobs; those that are there are answered when they end."""
+        self._jobs.open = False
+
     def close(self) -> None:
         """Take no more jobs, and answer whoever waits."""
         self._jobs.open = False
@@ -65,12 +70,18 @@ class Web:
             *self._jobs.routes(),
             *self._fleet.routes(),
             ("PUT", "/v1/files/{name:path}", self._transfers.receive),
+            ("GET", "/", self._what_there_is),
         ]
+        unnamed = [(method, path, _no_name) for method in ("PUT", "POST") for path in ("/v1/files", "/v1/files/")]
+        self._shown = [f"{method} {path.replace(':path', '')}" for method, path, _ in guarded]
+        guarded[:0] = unnamed
         routes = [Route(path, answering(self._guarded(handler)), methods=[method]) for method, path, handler in guarded]
         open_to_all = [("/health", self._health), ("/ready", self._is_ready), ("/.well-known/jwks.json", self._jwks)]
         routes += [Route(path, answering(handler)) for path, handler in open_to_all]
         routes += self._transfers.routes()
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route, Exception: _broken})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route, Exception: _broken})
+        app.router.redirect_slashes = False  # a redirect would lose what was sent
+        return app
 
     # --- who may ask --------------------------------------------------------------------------------------------------
 
@@ -100,6 +111,10 @@ class Web:
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             raise Refusal(403, "wrong_origin", "a page of another site asks", "pages need the API's token")
 
+    async def _what_there_is(self, _request: Request) -> Response:
+        shown = [*self._shown, "GET /v1/files/{name}", "GET /health", "GET /ready"]
+        return Json({"gen_worker": __version__, "requests": shown})
+
     # --- probes -------------------------------------------------------------------------------------------------------
 
     async def _health(self, _request: Request) -> Response:
@@ -127,10 +142,28 @@ def _is_number(host: str) -> bool:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return refused(Refusal(405, "method_not_allowed", f"`{request.method}` is not for this path"))
+        methods = sorted(_methods(request) - {"HEAD"})
+        named = f"`{'`, `'.join(methods)}` {'is' if len(methods) == 1 else 'are'}"
+        answer = refused(Refusal(405, "method_not_allowed", f"`{request.method}` is not for this path, {named}"))
+        answer.headers["Allow"] = ", ".join(methods)
+        return answer
     if error.status_code == 404:
-        return refused(Refusal(404, "not_found", "there is nothing at this path"))
+        return refused(Refusal(404, "not_found", "there is nothing at this path", "`GET /` says what there is"))
     return refused(Refusal(error.status_code, "bad_request", error.detail))
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that there are for a request's path."""
+    app: Starlette = request.app
+    found = (route for route in app.routes if isinstance(route, Route))
+    there = (route for route in found if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in there for method in route.methods or ()}
+
+
+async def _no_name(_request: Request) -> Response:
+    raise Refusal(
+        400, "bad_name", "a file has a name", "`PUT /v1/files/NAME`, as `curl -T cat.png URL/v1/files/cat.png`"
+    )
 
 
 async def _broken(_request: Request, _error: Exception) -> Response:
