@@ -9,20 +9,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from gen_worker.secret import Secret as Secret
 from gen_worker.sources import SettingsError, Source, default_cache_dir, default_run_dir, find, read_sources, warnings
 
 __all__ = ["CONTAINER", "LOCAL", "MODELS", "VARIABLES", "Secret", "Settings", "SettingsError", "Variable"]
 
 DRAIN_TIMEOUT_S = 30.0
-
-
-class Secret(str):
-    """A text that does not show itself where it is only looked at, as in the `repr` of what holds it."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<secret>" if self else "''"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

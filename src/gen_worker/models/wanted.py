@@ -6,6 +6,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from gen_worker.secret import without
+
 Provider: TypeAlias = Literal["hf", "tensorhub", "civitai", "modelscope"]
 
 
@@ -16,6 +18,10 @@ class SnapshotFile(msgspec.Struct, frozen=True):
     size_bytes: int
     blake3: str
     url: str
+
+    def __repr__(self) -> str:
+        """Leave out the URL, which is signed."""
+        return without(self, "url")
 
 
 class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):

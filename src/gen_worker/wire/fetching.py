@@ -11,6 +11,7 @@ import msgspec
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
+from gen_worker.secret import without
 from gen_worker.wire.messages import InputAsset, InputFile, Stored
 
 
@@ -25,6 +26,10 @@ class Configure(_Message):
     """The first frame: `config` is an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens."""
 
     config: bytes
+
+    def __repr__(self) -> str:
+        """Leave out the tokens."""
+        return without(self, "config")
 
 
 class Fetch(_Message):
@@ -78,7 +83,7 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
 
     def __repr__(self) -> str:
         """Leave out the token."""
-        return f"Destination({self.base_url!r}, {self.request_id!r}, {self.attempt}, {self.owner!r}, {self.job_id!r})"
+        return without(self, "token")
 
 
 class Upload(_Message):

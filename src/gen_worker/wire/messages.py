@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from gen_worker.models.wanted import Slot
+from gen_worker.secret import without
 
 FRAME_LIMIT = 64 * 1024  # SEQPACKET fails above ~208 KiB on stock kernels; 64 KiB leaves room for the ancillary data
 INLINE_LIMIT = (
@@ -116,6 +117,10 @@ class InputAsset(msgspec.Struct, array_like=True, frozen=True):
     max_width: int = 0
     max_height: int = 0
     max_pixels: int = 0
+
+    def __repr__(self) -> str:
+        """Leave out the URL, which may be signed."""
+        return without(self, "url")
 
 
 class InputFile(msgspec.Struct, array_like=True, frozen=True):

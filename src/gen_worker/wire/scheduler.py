@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from gen_worker.models.wanted import SnapshotFile
+from gen_worker.secret import without
 
 PROTOCOL_VERSION = 2
 MESSAGE_BYTES = 64 << 20  # the longest message either way
@@ -246,6 +247,10 @@ class RunJob(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelBinding, ...] = ()
     snapshots: Mapping[str, Snapshot] = {}
 
+    def __repr__(self) -> str:
+        """Leave out the token, and what the job is about."""
+        return without(self, "capability_token", "input_payload")
+
 
 class CancelJob(msgspec.Struct, frozen=True, kw_only=True):
     """End this job; ignored where it is not held."""
@@ -273,6 +278,10 @@ class TokenRefresh(msgspec.Struct, frozen=True, kw_only=True):
 
     token: str
     expires_at_unix: int = 0
+
+    def __repr__(self) -> str:
+        """Leave out the token."""
+        return without(self, "token")
 
 
 SchedulerFrame: TypeAlias = HelloAck | RunJob | CancelJob | ModelOp | Drain | TokenRefresh

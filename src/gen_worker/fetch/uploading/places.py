@@ -21,6 +21,7 @@ from gen_worker.fetch.uploading.pace import may_pass
 from gen_worker.fetch.uploading.signing import EMPTY_SHA256, Keys, encoded_path, encoded_query, signed
 from gen_worker.fetch.uploading.source import Digests, Part, Text
 from gen_worker.models.errors import ModelError
+from gen_worker.secret import without
 
 PART_BYTES = 64 << 20  # where the store names no size
 MOST_PARTS = 10_000  # of a multipart upload
@@ -39,6 +40,10 @@ class Created(msgspec.Struct):
     part_size: int | None = None
     transfer_grant: dict[str, Any] | None = None
     s3_transfer_grant: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        """Leave out signatures and keys."""
+        return without(self, "part_urls", "transfer_grant", "s3_transfer_grant")
 
 
 class Place(Protocol):
@@ -98,6 +103,10 @@ class _Names(msgspec.Struct):
     secret_access_key: str
     session_token: str | None = ""
     region: str | None = ""
+
+    def __repr__(self) -> str:
+        """Leave out the keys."""
+        return without(self, "secret_access_key", "session_token")
 
 
 def grant_of(document: Mapping[str, Any], who: str) -> Grant:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gen_worker.settings import Secret
+from gen_worker.secret import without
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _ALGORITHM = "AWS4-HMAC-SHA256"
@@ -27,7 +27,7 @@ class Keys(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Leave out what nobody may see."""
-        return f"Keys(access_key_id={self.access_key_id!r}, secret_access_key={Secret(self.secret_access_key)!r})"
+        return without(self, "secret_access_key", "session_token")
 
 
 def signed(
