@@ -8,6 +8,7 @@ from gen_worker.orchestrator.decide import apply
 from gen_worker.orchestrator.placement import placements
 from gen_worker.orchestrator.state import (
     TENANTS_KEPT,
+    USES_KEPT,
     Happening,
     Job,
     Joined,
@@ -118,6 +119,16 @@ def test_a_short_queue_waits_for_the_worker_that_has_the_model_and_a_long_one_do
     assert placed["cold"] >= 1
     plane = plane_with(hello("hot", m=VRAM), hello("cold"))
     assert Counter(name for _ in range(30) for name in given(submit(plane, "draw", "m"))) == {"hot": 2}
+
+
+def test_models_that_jobs_once_named_do_not_fill_the_memory_and_the_latest_are_known() -> None:
+    plane = plane_with(hello("a"))
+    for number in range(3 * USES_KEPT):
+        submit(plane, "draw", f"m{number}")
+        finish(plane, "a")
+    used = plane.workers["a"].used
+    assert len(used) <= USES_KEPT
+    assert max(used, key=lambda ref: used[ref]) == f"m{3 * USES_KEPT - 1}"
 
 
 # --- which job --------------------------------------------------------------------------------------------------------

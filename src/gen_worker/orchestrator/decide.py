@@ -208,8 +208,7 @@ def _place(plane: Plane, now: float, only: QueueKey | None = None) -> Iterator[A
         job.worker = worker
         job.sends = 0
         worker.jobs[job.request_id] = job
-        for ref in job.refs:
-            worker.used[ref] = plane.turn
+        worker.use(job.refs, plane.turn)
         yield Save(job)
         yield from _send(plane, job, now)
 

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from random import Random
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -33,6 +34,7 @@ AHEAD = 1  # jobs that a worker has beyond one for each device, so that it never
 MOST_AHEAD = 64
 SHORT_WAIT_MS = 20  # a job that waited no longer in its worker did not wait for another one
 LONG_WAIT_MS = 200
+USES_KEPT = 1024  # models of which it is known when a worker last had a job for them
 FUNCTIONS_KEPT = 10_000  # names that workers have had
 TENANTS_KEPT = 1024  # before those that have nothing waiting are forgotten
 RUN_WEIGHT = 0.2  # of the newest run in what is known of a function's runs
@@ -235,6 +237,14 @@ class Worker:
             self.limit = min(self.limit + 1, self.lanes * MOST_AHEAD)
         elif metrics.queue_ms > LONG_WAIT_MS:
             self.limit = max(self.limit - 1, self.lanes + AHEAD)
+
+    def use(self, refs: tuple[str, ...], turn: int) -> None:
+        """Remember when models were last needed; of very many, those that were not for long are forgotten."""
+        for ref in refs:
+            self.used.pop(ref, None)
+            self.used[ref] = turn
+        if len(self.used) > USES_KEPT:
+            self.used = dict(islice(self.used.items(), len(self.used) // 2, None))
 
     def view(self) -> WorkerView:
         """Return it for callers."""
