@@ -721,3 +721,27 @@ def test_a_job_whose_end_was_asked_for_says_so_until_it_ends(tmp_path: Path) -> 
             assert "canceling" not in plane.ask("GET", f"/v1/jobs/{submitted}").document
         finally:
             worker.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "message", "hint"),
+    [
+        ("timeout_ms=-1", "`timeout_ms` is a number of milliseconds, 0 or more", None),
+        ("priority=99999999999", "`priority` is a number from -2147483648 to 2147483648", None),
+        ("wait=x", "`wait` is wrong: expected `float`, got `str`", "a number of seconds"),
+        ("output=foo", "`output` is wrong: invalid enum value 'foo'", "`url` or `inline`"),
+    ],
+)
+def test_a_query_is_refused_with_the_one_thing_that_is_wrong(
+    plane: Plane, worker: Worker, query: str, message: str, hint: str | None
+) -> None:
+    answer = plane.run("echo", query=f"?{query}")
+    assert (answer.status, answer.code) == (400, "bad_request")
+    assert answer.document["error"]["message"] == message
+    assert answer.document["error"].get("hint") == hint
+
+
+def test_a_query_with_an_unknown_name_is_told_which_there_are(plane: Plane, worker: Worker) -> None:
+    error = plane.run("echo", query="?waits=1").document["error"]
+    assert error["message"] == "the query is not understood: object contains unknown field `waits`"
+    assert "`wait`" in error["hint"]

@@ -11,6 +11,7 @@ from gen_worker.orchestrator.views import JobRequest
 from gen_worker.wire.scheduler import ModelBinding, OutputMode
 
 MOST_WAIT_S = 3600.0
+MOST_PRIORITY = 1 << 31
 _REQUEST_ID = re.compile(r"(?!\.{1,2}$)[\w.:-]{1,200}", re.ASCII)  # a client takes `.` and `..` out of a path
 
 
@@ -34,10 +35,13 @@ def request_of(asked: Submission, payload: bytes) -> JobRequest:
     if asked.request_id and not _REQUEST_ID.fullmatch(asked.request_id):
         text = "`request_id` has 1 to 200 letters, digits, `.`, `:`, `_` and `-`, and is not `.` or `..`"
         raise Refusal(400, "bad_request", text)
-    if asked.timeout_ms < 0 or not asked.function or len(asked.function) > 200 or abs(asked.priority) > 1 << 31:
-        raise Refusal(
-            400, "bad_request", "`function` is a name; `timeout_ms` is 0 or more; `priority` is a small number"
-        )
+    wrong = {
+        "`function` is a name of at most 200 characters": not 0 < len(asked.function) <= 200,
+        "`timeout_ms` is a number of milliseconds, 0 or more": asked.timeout_ms < 0,
+        f"`priority` is a number from {-MOST_PRIORITY} to {MOST_PRIORITY}": abs(asked.priority) > MOST_PRIORITY,
+    }
+    for text in (text for text, is_wrong in wrong.items() if is_wrong):
+        raise Refusal(400, "bad_request", text)
     if any(len(text) > 200 or not text.isprintable() for text in (asked.tenant, asked.invoker_id)):
         raise Refusal(400, "bad_request", "`tenant` and `invoker_id` have at most 200 characters")
     return JobRequest(
@@ -63,9 +67,20 @@ def from_query(request: Request) -> Submission:
     try:
         asked = msgspec.convert(given, Submission, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal(400, "bad_request", f"the query says what is not known here: {error}") from None
+        raise Refusal(400, "bad_request", *_wrong(error)) from None
     seconds_of(asked.wait, "wait")
     return asked
+
+
+def _wrong(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return what is wrong with a query, and what it may say."""
+    text, _, place = str(error).partition(" - at `$.")
+    name = place.rstrip("`")
+    if not name:
+        known = ", ".join(f"`{each}`" for each in Submission.__struct_fields__ if each not in ("function", "payload"))
+        return f"the query is not understood: {text[:1].lower()}{text[1:]}", f"it may say {known}"
+    values = {"output": "`url` or `inline`", "wait": "a number of seconds", "timeout_ms": "a number of milliseconds"}
+    return f"`{name}` is wrong: {text[:1].lower()}{text[1:]}", values.get(name, "")
 
 
 def seconds_of(value: object, name: str) -> float:
