@@ -215,8 +215,39 @@ def test_a_worker_that_is_killed_is_started_again_and_its_job_ends(project: Path
 def test_a_worker_that_was_drained_stays_away(project: Path, tmp_path: Path) -> None:
     with platform(tmp_path, "--worker", str(project), "--devices", "cpu:1") as running:
         running.run("shout", text="hi")
-        assert running.ask("/v1/workers/shouting/drain", {})[0] == 202
+        [worker_id] = running.workers()
+        assert running.ask(f"/v1/workers/{worker_id}/drain", {})[0] == 202
         running.heard("worker", "ended with 0 and is not started again")
+
+
+def test_workers_are_started_again_with_the_code_as_it_is_now(project: Path, tmp_path: Path) -> None:
+    with platform(tmp_path, "--worker", str(project), "--devices", "cpu:1") as running:
+        assert running.run("shout", text="hi") == {"text": "HI"}
+        (project / "shouting.py").write_text(ENDPOINT.replace("payload.text.upper()", "payload.text.title()"))
+        running.process.send_signal(signal.SIGUSR1)
+        running.heard("worker", "starts again as it was told")
+        assert running.run("shout", text="hi") == {"text": "Hi"}
+        [worker_id] = running.workers()
+        running.ask(f"/v1/workers/{worker_id}/drain", {})
+        running.heard("worker", "is not started again")
+        running.process.send_signal(signal.SIGUSR1)
+        assert running.run("shout", text="once more") == {"text": "Once More"}
+
+
+def test_a_job_goes_on_in_the_worker_of_a_control_plane_that_was_killed_beside_that_of_the_next_one(
+    project: Path, tmp_path: Path
+) -> None:
+    (project / "shouting.py").write_text(ENDPOINT.replace("time.sleep(0.02)", "time.sleep(3)"))
+    with platform(tmp_path, "--worker", str(project), "--devices", "cpu:1") as first:
+        ports = ("--listen", str(first.said[0]["workers"]), "--http", first.url.removeprefix("http://"))
+        first.ask("/v1/jobs", {"function": "shout", "request_id": "long", "payload": {"text": "a"}})
+        until(lambda: (tmp_path / "runs").exists() and (tmp_path / "runs").read_text())
+        first.process.kill()
+        first.process.wait()
+        with platform(tmp_path, *ports, "--worker", str(project), "--devices", "cpu:1") as second:
+            end = json.loads(second.ask("/v1/jobs/long?wait=30")[1])
+            assert (end["status"], end["attempt"], end["output"]) == ("ok", 1, {"text": "A"})
+            assert (tmp_path / "runs").read_text() == "long\n"
 
 
 def test_workers_do_not_outlive_a_control_plane_that_is_killed(project: Path, tmp_path: Path) -> None:

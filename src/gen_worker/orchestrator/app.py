@@ -96,6 +96,7 @@ async def _serve(options: Options, inherited: Inherited, said: Said) -> int:
                 await asyncio.wait((starting,))
                 return INTERRUPTED
             workers, web = starting.result()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, workers.restart)
             said("ready", {})
             await interrupts.first.wait()
             said("ending", {"workers": len(options.workers)})
@@ -171,9 +172,10 @@ def _local(options: Options, address: str, auth: Tokens | None) -> list[LocalWor
     here = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]', '') else host}:{port}"
     found = []
     for name, project in zip(names_of(list(options.workers)), options.workers, strict=True):
-        variables = {"ORCHESTRATOR_PUBLIC_ADDR": here, "WORKER_ID": name}
+        worker_id = f"{name}-{os.urandom(2).hex()}"  # a worker of the start before may still be ending its jobs
+        variables = {"ORCHESTRATOR_PUBLIC_ADDR": here, "WORKER_ID": worker_id}
         if auth is not None:
-            variables["WORKER_JWT"] = auth.worker_token(name)
+            variables["WORKER_JWT"] = auth.worker_token(worker_id)
         if options.tls is not None:
             certificate = str(options.tls[0].absolute())
             trusted = {

@@ -18,6 +18,7 @@ LINE_BYTES = 64 << 10
 LAST_WORDS_S = 2.0  # for what a worker has said before it ended
 # Exit codes of workers that are not started again, and why.
 FINAL = {0: "it was drained", 2: "it would end so each time"}
+_AGAIN = "SIGUSR1 starts it"
 
 _OURS = ("GEN_WORKER_ORCHESTRATOR_TOKEN",)  # what callers show is no worker's business
 
@@ -71,10 +72,17 @@ class LocalWorkers:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._keeping: list[asyncio.Task[None]] = []
         self._ending = asyncio.Event()
+        self._again = {worker.name: asyncio.Event() for worker in workers}
 
     def start(self) -> None:
         """Start them, and again whoever fails."""
         self._keeping = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+
+    def restart(self) -> None:
+        """Have each end its jobs and leave, and start it again, with the code as it is then."""
+        for again in self._again.values():
+            again.set()
+        self._signal(signal.SIGTERM)
 
     async def end(self) -> None:
         """Have them end their jobs and leave; return when the last one has."""
@@ -94,22 +102,36 @@ class LocalWorkers:
                 process.send_signal(number)
 
     async def _keep(self, worker: LocalWorker) -> None:
-        pause_s = BACK_OFF_S[0]
+        pause_s, again = BACK_OFF_S[0], self._again[worker.name]
         while not self._ending.is_set():
+            again.clear()
             begun = time.monotonic()
             code = await self._run(worker)
             if self._ending.is_set():
                 return
-            if code in FINAL:
-                self._said(worker.name, f"ended with {code} and is not started again: {FINAL[code]}")
-                return
+            if not again.is_set() and code in FINAL:
+                self._said(worker.name, f"ended with {code} and is not started again: {FINAL[code]}; {_AGAIN}")
+                await self._told(again)
+                continue
+            if again.is_set():
+                self._said(worker.name, f"ended with {code}, starts again as it was told")
+                continue
             if time.monotonic() - begun > STEADY_S:
                 pause_s = BACK_OFF_S[0]
             wait_s = random.uniform(0.5, 1.0) * pause_s
             self._said(worker.name, f"ended with {code}, starts again in {wait_s:.1f} s")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), wait_s)
+                await asyncio.wait_for(self._told(again), wait_s)
             pause_s = min(pause_s * 2, BACK_OFF_S[1])
+
+    async def _told(self, again: asyncio.Event) -> None:
+        """Return when a worker is to be started again, or all are to end."""
+        told = [asyncio.ensure_future(event.wait()) for event in (again, self._ending)]
+        try:
+            await asyncio.wait(told, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in told:
+                each.cancel()
 
     async def _run(self, worker: LocalWorker) -> int:
         inherited = self._inherited
