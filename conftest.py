@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(
                 f"`{package}` resolves to {found[0]}, outside this checkout: {ROOT}; hint: `make setup` here"
             )
+    if os.geteuid() != 0:
+        os.environ.setdefault("GEN_WORKER_DEBUGGABLE", "1")  # tests look at what servers hold open
     os.environ[SESSION] = f"{os.getpid()}-{time.time_ns()}"
     if "GEN_WORKER_RUN_DIR" not in os.environ:
         run_dir = tempfile.mkdtemp(prefix="gw-tests-")  # short: a Unix socket's path has 107 bytes

@@ -56,6 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that the log tells: `debug`, `info`, `warning` or `error`."""
 
+    debuggable: bool = False
+    """Whether debuggers may look into a supervisor and its fetcher; an endpoint's code could do so, too."""
+
     cache_dir: Path
     """Where models are kept; unset: `/tmp/model_cache` in a container, else a folder of the user's caches."""
 
@@ -459,6 +462,7 @@ LOCAL: Mapping[str, Variable] = {
     "local_device": Variable(("GEN_WORKER_LOCAL_DEVICE",), _device),
     "log_format": Variable(("GEN_WORKER_LOG_FORMAT",), _one_of("auto", "text", "json")),
     "log_level": Variable(("GEN_WORKER_LOG_LEVEL",), _one_of("debug", "info", "warning", "error")),
+    "debuggable": Variable(("GEN_WORKER_DEBUGGABLE",), _flag),
 }
 """What the commands on a person's machine go by."""
 

@@ -135,7 +135,8 @@ class Host:
 
     def open(self) -> None:
         """Open the control socket and what models need; raise `StartError` where that is not possible."""
-        close_memory()
+        if not self.plan.settings.debuggable:
+            close_memory()
         self._open_control()
         self._open_models()
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 
-from gen_worker.environment import close_memory
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.fetching import FetchOrder
 
@@ -21,7 +20,6 @@ def main() -> None:
     parser.add_argument("--supervisor", type=int, required=True)
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    close_memory()  # tokens come next
     if os.getppid() != options.supervisor:
         os._exit(1)  # it died before the kernel was told to end this process with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to everybody; the supervisor decides

@@ -25,6 +25,9 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
     lower: tuple[str, ...] = ()
     """Roots of caches that are only read, looked into before anything is fetched."""
 
+    debuggable: bool = False
+    """Whether debuggers of the same user may look into the fetcher."""
+
     offline: bool = False
     hf_endpoint: str = HUGGING_FACE
     hf_token: str = ""
@@ -92,6 +95,7 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
             input_tries=settings.input_tries,
             cache_bytes=settings.cache_bytes,
             max_upload_bytes=settings.max_upload_bytes,
+            debuggable=settings.debuggable,
             selection=SelectionOptions(
                 components=settings.hf_components,
                 optional_components=settings.hf_optional_components,

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from gen_worker.environment import close_memory
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
@@ -157,6 +158,8 @@ class Server:
         if not isinstance(order, Configure):
             raise ProtocolError(f"the first frame was `{type(order).__name__}`, not `Configure`")
         config = msgspec.msgpack.decode(order.config, type=FetchConfig)
+        if not config.debuggable:
+            close_memory()
         fetcher = Fetcher(
             config,
             on_evicted=lambda ref, size: self._reports.send(Evicted(ref, size)),
