@@ -535,6 +535,7 @@ def test_workers_and_what_they_offer_are_shown(plane: Plane) -> None:
     assert (shown["worker_id"], shown["connected"], shown["models"][0]["tier"]) == ("w1", True, "disk")
     functions = {each["name"]: each for each in plane.ask("GET", "/v1/functions").document["functions"]}
     assert functions["echo"]["available"] == ["w1"]
+    assert functions["echo"]["input_schema"] is None
     assert functions["later"]["loading"] == ["w1"]
     assert "cuda_unavailable" in functions["gated"]["unavailable"]["w1"]
 

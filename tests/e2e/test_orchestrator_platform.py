@@ -234,6 +234,21 @@ def test_workers_are_started_again_with_the_code_as_it_is_now(project: Path, tmp
         assert running.run("shout", text="once more") == {"text": "Once More"}
 
 
+def test_functions_say_what_they_take_and_give_and_again_after_an_edit(project: Path, tmp_path: Path) -> None:
+    with platform(tmp_path, "--worker", str(project), "--devices", "cpu:1") as running:
+
+        def shout() -> dict[str, Any]:
+            functions = json.loads(running.ask("/v1/functions")[1])["functions"]
+            return next((each for each in functions if each["name"] == "shout"), {})
+
+        until(lambda: shout().get("input_schema"))
+        assert shout()["input_schema"]["properties"] == {"text": {"type": "string", "default": ""}}
+        assert shout()["output_schema"]["title"] == "Text"
+        (project / "shouting.py").write_text(ENDPOINT.replace('text: str = ""', 'text: str = "?"'))
+        running.process.send_signal(signal.SIGUSR1)
+        until(lambda: shout() and shout()["input_schema"]["properties"]["text"]["default"] == "?")
+
+
 def test_a_job_goes_on_in_the_worker_of_a_control_plane_that_was_killed_beside_that_of_the_next_one(
     project: Path, tmp_path: Path
 ) -> None:

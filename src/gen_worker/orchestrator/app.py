@@ -22,6 +22,7 @@ from gen_worker.orchestrator.http import Threads
 from gen_worker.orchestrator.local_workers import Inherited, LocalWorker, LocalWorkers, names_of
 from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
 from gen_worker.orchestrator.plane import ControlPlane, PlaneOptions
+from gen_worker.orchestrator.schemas import Schemas
 from gen_worker.orchestrator.signing import SECRET_BYTES, Signer
 from gen_worker.orchestrator.store import StoreError
 from gen_worker.orchestrator.tokens import TokenError, Tokens
@@ -130,6 +131,15 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
         for ref, folder in options.models.items():
             await _offer(models, ref, folder, threads, said)
         files, auth = PlaneFiles(models, signer), _tokens(options)
+        ids = [f"{name}-{os.urandom(2).hex()}" for name in names_of(list(options.workers))]
+        schemas = Schemas(dict(zip(ids, options.workers, strict=True)), inherited.environment)
+        stack.push_async_callback(schemas.close)
+
+        def told(event: str, facts: Mapping[str, object]) -> None:
+            said(f"worker_{event}", facts)
+            if event == "connected":
+                schemas.look(str(facts["worker"]))
+
         plane = ControlPlane(
             PlaneOptions(
                 state=options.state / "jobs.sqlite",
@@ -141,12 +151,19 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
                 needs=options.needs,
                 offered=tuple(options.models),
                 max_queued=options.max_queued,
-                told=lambda event, facts: said(f"worker_{event}", facts),
+                told=told,
                 warned=lambda message: said("warning", {"message": message}),
             )
         )
         web = Web(
-            plane, store, files, threads, base_url=base_url, token=options.token, keys=auth.jwks() if auth else None
+            plane,
+            store,
+            files,
+            threads,
+            base_url=base_url,
+            schemas=schemas.of,
+            token=options.token,
+            keys=auth.jwks() if auth else None,
         )
         try:
             await plane.start()
@@ -157,7 +174,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
         await stack.enter_async_context(_sweeping(plane, store, threads, said))
         said("listening", {"workers": plane.address, "http": base_url, "state": str(options.state)})
         workers = LocalWorkers(
-            _local(options, plane.address, auth),
+            _local(options, ids, plane.address, auth),
             inherited,
             lambda name, line: said("worker", {"worker": name, "line": line}),
         )
@@ -165,14 +182,16 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
         yield workers, web
 
 
-def _local(options: Options, address: str, auth: Tokens | None) -> list[LocalWorker]:
-    """Return what workers of this host are told: where their control plane is, and who they are."""
+def _local(options: Options, ids: list[str], address: str, auth: Tokens | None) -> list[LocalWorker]:
+    """Return what workers of this host are told: where their control plane is, and who they are.
+
+    The ids are new at each start: a worker of the one before may still be ending its jobs.
+    """
     host, _, port = address.rpartition(":")
     scheme = "grpc" if options.tls is None else "grpcs"
     here = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]', '') else host}:{port}"
     found = []
-    for name, project in zip(names_of(list(options.workers)), options.workers, strict=True):
-        worker_id = f"{name}-{os.urandom(2).hex()}"  # a worker of the start before may still be ending its jobs
+    for name, worker_id, project in zip(names_of(list(options.workers)), ids, options.workers, strict=True):
         variables = {"ORCHESTRATOR_PUBLIC_ADDR": here, "WORKER_ID": worker_id}
         if auth is not None:
             variables["WORKER_JWT"] = auth.worker_token(worker_id)

@@ -1,7 +1,7 @@
 """The routes of workers, of what they offer, and of the models that are offered to them."""
 
-from collections.abc import Awaitable
-from typing import Literal, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -32,9 +32,10 @@ class _ModelOrder(msgspec.Struct):
 class FleetRoutes:
     """The routes of one control plane's workers."""
 
-    def __init__(self, plane: ControlPlane, files: PlaneFiles) -> None:
+    def __init__(self, plane: ControlPlane, files: PlaneFiles, schemas: Callable[[str], dict[str, Any]]) -> None:
         self._plane = plane
         self._files = files
+        self._schemas = schemas
 
     def routes(self) -> Routes:
         """Return method, path and handler of each."""
@@ -47,7 +48,8 @@ class FleetRoutes:
         ]
 
     async def _functions(self, _request: Request) -> Response:
-        return Json({"functions": rendering.functions(await self._plane.workers())})
+        functions = rendering.functions(await self._plane.workers())
+        return Json({"functions": [each | self._schemas(each["name"]) for each in functions]})
 
     async def _workers(self, _request: Request) -> Response:
         return Json({"workers": [rendering.worker(each) for each in await self._plane.workers()]})

@@ -3,8 +3,10 @@
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import version
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -13,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from gen_worker import __version__
 from gen_worker.orchestrator.files import FileStore
 from gen_worker.orchestrator.fleet_routes import FleetRoutes
 from gen_worker.orchestrator.http import Handler, Json, Routes, Threads, answering, refused
@@ -38,6 +39,7 @@ class Web:
         threads: Threads,
         *,
         base_url: str,
+        schemas: Callable[[str], dict[str, Any]],
         token: Secret | None = None,
         keys: Mapping[str, object] | None = None,
     ) -> None:
@@ -49,7 +51,7 @@ class Web:
             store, files.models, files.signer, threads, base_url=base_url, live_attempt=plane.live_attempt
         )
         self._jobs = JobRoutes(plane, store, self._transfers.urls, threads, self._closed)
-        self._fleet = FleetRoutes(plane, files)
+        self._fleet = FleetRoutes(plane, files, schemas)
 
     def open(self) -> None:
         """Take jobs from now on."""
@@ -113,7 +115,7 @@ class Web:
 
     async def _what_there_is(self, _request: Request) -> Response:
         shown = [*self._shown, "GET /v1/files/{name}", "GET /health", "GET /ready"]
-        return Json({"gen_worker": __version__, "requests": shown})
+        return Json({"gen_worker": version("gen-worker"), "requests": shown})
 
     # --- probes -------------------------------------------------------------------------------------------------------
 
