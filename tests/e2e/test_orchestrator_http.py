@@ -746,3 +746,12 @@ def test_a_query_with_an_unknown_name_is_told_which_there_are(plane: Plane, work
     error = plane.run("echo", query="?waits=1").document["error"]
     assert error["message"] == "the query is not understood: object contains unknown field `waits`"
     assert "`wait`" in error["hint"]
+
+
+def test_a_callers_file_can_be_removed(plane: Plane) -> None:
+    url = plane.ask("PUT", "/v1/files/notes/first.txt", b"content").document["url"]
+    assert plane.ask("GET", url).body == b"content"
+    assert plane.ask("DELETE", "/v1/files/notes/first.txt").status == 204
+    assert plane.ask("GET", url).status == 404
+    again = plane.ask("DELETE", "/v1/files/notes/first.txt")
+    assert (again.status, again.document["error"]["message"]) == (404, "there is no file `notes/first.txt`")

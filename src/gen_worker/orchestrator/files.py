@@ -394,6 +394,13 @@ class FileStore:
         self._drop(keys)
         self._drop_contents()
 
+    def remove(self, name: str) -> bool:
+        """Remove a caller's file; return whether there was one."""
+        with self._lock, self._database:
+            gone = self._database.execute("DELETE FROM files WHERE request_id = '' AND name = ?", (name,)).rowcount
+        self._drop_contents()
+        return gone > 0
+
     def _drop(self, keys: list[str]) -> None:
         with self._lock, self._database:
             self._database.execute("BEGIN")

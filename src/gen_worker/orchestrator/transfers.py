@@ -108,6 +108,13 @@ class Transfers:
         url = self._signed("GET", f"/v1/files/{file.name}", READS_S)
         return Json({"url": url, "name": file.name, **_meta(file)}, 201)
 
+    async def remove(self, request: Request) -> Response:
+        """Remove a caller's file; whoever calls this has checked the caller."""
+        name = request.path_params["name"]
+        if not await self._threads.run(self._store.remove, name):
+            raise Refusal(404, "not_found", f"there is no file `{name[:100]}`")
+        return Response(status_code=204)
+
     # --- a job's uploads ----------------------------------------------------------------------------------------------
 
     async def _create(self, request: Request) -> Response:

@@ -72,6 +72,7 @@ class Web:
             *self._jobs.routes(),
             *self._fleet.routes(),
             ("PUT", "/v1/files/{name:path}", self._transfers.receive),
+            ("DELETE", "/v1/files/{name:path}", self._transfers.remove),
             ("GET", "/", self._what_there_is),
         ]
         unnamed = [(method, path, _no_name) for method in ("PUT", "POST") for path in ("/v1/files", "/v1/files/")]
