@@ -280,7 +280,7 @@ def figures(samples: dict[str, list[float]]) -> list[Figure]:
         ),
         *(
             figure(
-                f"`echo`, {at_once}, {count(children)}",
+                f"`echo`, {at_once}, {count(children)}, beside an echo",
                 "jobs/s",
                 samples[f"echo {children}"],
                 floors=samples[f"{ECHO} {children}"],

@@ -25,6 +25,8 @@ FIGURES = {
         "`echo`, 64 at once, 4 children",
         "`echo`, 64 at once, 16 children",
         "`echo`, 64 at once, 1 child, beside an echo",
+        "`echo`, 64 at once, 4 children, beside an echo",
+        "`echo`, 64 at once, 16 children, beside an echo",
         "bare stream, 64 at once",
         "supervisor, CPU of a job, 1 child",
         "supervisor, CPU of a job, 4 children",
