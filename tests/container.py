@@ -103,6 +103,16 @@ def _mounts(image: Image, root: Path, shm_bytes: int) -> str:
     homes = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent.parent, REPOSITORY}
     outer = sorted(home for home in homes if not any(home != other and home.is_relative_to(other) for other in homes))
     lines = ["mount --make-rprivate /", f"mount -t tmpfs -o mode=0755 none {root}"]
+    lines += [
+        f"mkdir -p {root}/proc {root}/dev/shm {root}/tmp {root}/cache {root}/run/gen-worker",
+        *(f"touch {root}/dev/{name}; mount --bind /dev/{name} {root}/dev/{name}" for name in ("null", "urandom")),
+        f"mount -t proc none {root}/proc",
+        f"mount -t tmpfs -o size={shm_bytes},mode=1777 none {root}/dev/shm",
+        *(
+            f"mount -t tmpfs -o mode=0700,uid={UID},gid={UID} none {root}/{name}"
+            for name in ("tmp", "cache", "run/gen-worker")
+        ),
+    ]
     for name in SYSTEM:
         source = Path("/", name)
         if source.is_symlink():
@@ -113,17 +123,7 @@ def _mounts(image: Image, root: Path, shm_bytes: int) -> str:
         if not home.is_relative_to("/usr"):
             lines += _bound(home, root / home.relative_to("/"))
     lines += _bound(image.app, root / "app")
-    lines += [
-        f"mkdir -p {root}/proc {root}/dev/shm {root}/tmp {root}/cache {root}/run/gen-worker",
-        *(f"touch {root}/dev/{name}; mount --bind /dev/{name} {root}/dev/{name}" for name in ("null", "urandom")),
-        f"mount -t proc none {root}/proc",
-        f"mount -t tmpfs -o size={shm_bytes},mode=1777 none {root}/dev/shm",
-        *(
-            f"mount -t tmpfs -o mode=0700,uid={UID},gid={UID} none {root}/{name}"
-            for name in ("tmp", "cache", "run/gen-worker")
-        ),
-        f"mount -o remount,ro {root}",
-    ]
+    lines.append(f"mount -o remount,ro {root}")
     return "".join(f"{line}\n" for line in lines)
 
 
