@@ -171,7 +171,7 @@ def stalled(made: Driven, store: LoopbackStore, **fields: Any) -> Asked:
     """Send a job whose output is stored, to a store that falls silent in the middle; return once that has begun."""
     store.fail("part:*", Stall(10, 30.0), times=1)
     job = storing(made, store, **fields)
-    made.worker.until(lambda: store.seen("create:*"), "an upload")
+    made.worker.until(lambda: store.seen("part:*"), "an upload")
     return job
 
 

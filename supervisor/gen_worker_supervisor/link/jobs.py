@@ -339,8 +339,8 @@ class LinkJobs:
 
     def _finish(self, client: LinkJob, result: JobResult) -> None:
         client.tell_the_rest()
+        self._ship(result)  # first: nobody may believe in between that nothing is left to be said
         self._leave(client)
-        self._ship(result)
 
     def _leave(self, client: LinkJob) -> None:
         """An attempt is over: the one that waited for it begins."""
