@@ -111,8 +111,8 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
 
 def _is_measured(message: Done | Failed) -> bool:
     """Whether what a child says that a job took can have been measured."""
-    peaks = (message.peak_rss, message.peak_vram)
-    return 0 <= message.run_s < MOST_SECONDS and all(0 <= peak < MOST_BYTES for peak in peaks)
+    peaks = 0 <= message.peak_rss < MOST_BYTES and 0 <= message.peak_vram < MOST_BYTES
+    return peaks and 0 <= message.run_s < MOST_SECONDS
 
 
 def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:

@@ -58,6 +58,8 @@ class Saver:
 
     def forget(self, job: int) -> None:
         """A job has ended: nobody reads what it saves from now on."""
+        if not self._writing and not self._waiting:
+            return
         for kept in self._writing:
             if kept.order.job == job:
                 kept.wanted = False

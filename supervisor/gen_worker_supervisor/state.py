@@ -800,9 +800,12 @@ def _takes_turns(fleet: Fleet, child: Child, instance: str) -> bool:
 
 def holds(device: Device, function: Function) -> bool:
     """Whether a function may run on a device at all."""
-    if not takes(device, function) or function.device not in ("", device.name):
+    surveyed = function.surveyed
+    if not takes(device, function) or (function.device and function.device != device.name) or surveyed.missing:
         return False
-    return not (function.surveyed.missing or too_old(device, function) or too_small(device, function))
+    if surveyed.compute_capability is None and surveyed.vram_gb is None:  # asked for each job: the shortest way
+        return True
+    return not (too_old(device, function) or too_small(device, function))
 
 
 def takes(device: Device, function: Function) -> bool:

@@ -393,6 +393,7 @@ class Supervisor:
                 return
             descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
+        instance = job.instance
         order = SubmitFrame(
             job.number,
             job.function.name,
@@ -403,11 +404,11 @@ class Supervisor:
             left,
             job.events,
             job.remote,
-            job.instance if "?" in job.instance else "",
+            instance if "?" in instance else "",
             wire=job.wire,
             inline_file_bytes=job.inline_file_bytes,
             inputs=job.inputs or [],
-            models=self.fleet.chosen_models(job.function),
+            models=self.fleet.chosen_models(job.function) if job.function.chosen else {},
         )
         try:
             process.send(order, descriptors)
