@@ -71,7 +71,11 @@ def values(answer: dict[str, Any]) -> list[Any]:
 
 
 def files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob(f"{PREFIX}*/**/*") if path.is_file() or path.parent.parent == folder]
+    found = []
+    for root in folder.glob(f"{PREFIX}*"):
+        for place, folders, names in os.walk(root):  # bears it that a folder goes meanwhile
+            found += [Path(place, name) for name in (*names, *(folders if Path(place) == root else ()))]
+    return found
 
 
 def until_gone(folder: Path) -> None:
