@@ -173,9 +173,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwks_url: str = ""
     """Where the keys are that the worker's own token must be signed with; the worker checks that when it starts."""
 
-    jwks_ttl_s: float = 300.0
-    """Seconds for which those keys are good."""
-
     jwt_issuer: str = ""
     """Who must have issued the worker's token, where it is checked."""
 
@@ -511,7 +508,6 @@ CONTAINER: Mapping[str, Variable] = {
     "scheduler_addrs": Variable(("SCHEDULER_ADDRS",), _list),
     "use_tls": Variable(("USE_TLS",), _flag),
     "jwks_url": Variable(("SCHEDULER_JWKS_URL",), _url),
-    "jwks_ttl_s": Variable(("SCHEDULER_JWKS_TTL_SECONDS",), _seconds),
     "jwt_issuer": Variable(("SCHEDULER_JWT_ISSUER",), _line),
     "jwt_audience": Variable(("SCHEDULER_JWT_AUDIENCE",), _line),
     "devices": Variable(("GEN_WORKER_DEVICES",), _line),
@@ -533,7 +529,8 @@ ELSEWHERE = frozenset(
     """
     CUDA_VERSION DEPLOYMENT_ID FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR
     MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY
-    RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY TENANT_ID TENSORHUB_CAS_DIR USER WORKER_CACHE_DIR WORKER_CUDA_VERSION
+    RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY SCHEDULER_JWKS_TTL_SECONDS TENANT_ID TENSORHUB_CAS_DIR USER
+    WORKER_CACHE_DIR WORKER_CUDA_VERSION
     WORKER_DEVICE WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES
     WORKER_FAKE_GPU_NAME WORKER_LOCAL_CACHE_GB WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS
     WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_SM

@@ -29,7 +29,7 @@ from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
-from gen_worker_supervisor.poller import Poller
+from gen_worker_supervisor.poller import LINGER_S, Poller
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
@@ -56,6 +56,7 @@ class HostPlan(NamedTuple):
     vram_budget_gb: float = 0.0  # 0: what the settings say
     eager: bool = False
     patient: bool = False  # what cannot be set up at the start does not end it
+    linger_s: float = LINGER_S  # of its poller: 0 where the loop has more to do than its children and their clients
 
     def fleet(self) -> Fleet:
         """Return the fleet at its beginning."""
@@ -99,7 +100,7 @@ class Host:
         self.plan = plan
         self.loop = loop
         self.log = Log(plan.look)
-        self.poller = Poller(loop) if plan.address is not None else Poller(loop, linger_s=0.0)
+        self.poller = Poller(loop, linger_s=plan.linger_s)
         self.version = importlib.metadata.version("gen-worker")
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, plan.settings.local_output_dir, plan.settings.max_upload_bytes)

@@ -68,6 +68,7 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
         vram_budget_gb=options.vram_budget_gb,
         eager=True,
         patient=True,
+        linger_s=0.0,
     )
     with asyncio.Runner() as runner:
         return runner.run(_work(plan, options, config, _notices(options, survey, broken)))

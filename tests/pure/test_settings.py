@@ -102,7 +102,6 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "scheduler_addrs": ("a:1, b:2", ("a:1", "b:2")),
     "use_tls": ("true", True),
     "jwks_url": ("https://keys.example/jwks.json", "https://keys.example/jwks.json"),
-    "jwks_ttl_s": ("60", 60.0),
     "jwt_issuer": ("platform", "platform"),
     "jwt_audience": ("workers", "workers"),
     "devices": ("cpu:2", "cpu:2"),

@@ -140,21 +140,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
             if event == "connected":
                 schemas.look(str(facts["worker"]))
 
-        plane = ControlPlane(
-            PlaneOptions(
-                state=options.state / "jobs.sqlite",
-                files=files,
-                listen=options.listen,
-                file_base_url=base_url,
-                tls=options.tls,
-                auth=auth,
-                needs=options.needs,
-                offered=tuple(options.models),
-                max_queued=options.max_queued,
-                told=told,
-                warned=lambda message: said("warning", {"message": message}),
-            )
-        )
+        plane = ControlPlane(_plane_options(options, files, auth, said, told, base_url=base_url))
         web = Web(
             plane,
             store,
@@ -180,6 +166,24 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
         )
         workers.start()
         yield workers, web
+
+
+def _plane_options(
+    options: Options, files: PlaneFiles, auth: Tokens | None, said: Said, told: Said, *, base_url: str
+) -> PlaneOptions:
+    return PlaneOptions(
+        state=options.state / "jobs.sqlite",
+        files=files,
+        listen=options.listen,
+        file_base_url=base_url,
+        tls=options.tls,
+        auth=auth,
+        needs=options.needs,
+        offered=tuple(options.models),
+        max_queued=options.max_queued,
+        told=told,
+        warned=lambda message: said("warning", {"message": message}),
+    )
 
 
 def _local(options: Options, ids: list[str], address: str, auth: Tokens | None) -> list[LocalWorker]:

@@ -166,7 +166,7 @@ class LinkJobs:
         client = self._clients.get((order.request_id, order.attempt))
         if client is None:  # it waits for an earlier attempt to end
             self.ledger.leave(held)
-            self._end(held, JobStatus.CANCELED, "canceled")
+            self._ship(_result(held.run, JobStatus.CANCELED, "canceled"))
         else:
             self._stop(client, JobStatus.CANCELED, "canceled")
 
@@ -356,9 +356,6 @@ class LinkJobs:
             self._ship(refused)
         else:
             self._submit(following, refused)
-
-    def _end(self, held: Held, status: JobStatus, text: str) -> None:
-        self._ship(_result(held.run, status, text))
 
     def _ship(self, result: JobResult) -> None:
         self.ledger.end(result)
