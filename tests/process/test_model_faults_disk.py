@@ -232,8 +232,9 @@ def test_a_process_that_hangs_at_a_download_does_not_hang_the_others(hub: Loopba
         until(lambda: list(tmp_path.rglob("*.part")), what="its second download")
         hanging.process.send_signal(signal.SIGSTOP)
         error = refused(fetcher, BIG)
-        assert (error.kind, error.file) == ("stalled", "model.safetensors")
-        assert str(error) == "`model.safetensors` of `acme/big`: another process is at it, and nothing comes"
+        assert error.kind == "stalled"
+        assert error.file in files  # either of them, whichever it stopped at
+        assert str(error) == f"`{error.file}` of `acme/big`: another process is at it, and nothing comes"
         hanging.process.kill()
         assert contents(fetcher.have(BIG).snapshot) == repository(4 * MEBI, seed=2)
 
