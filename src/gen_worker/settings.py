@@ -29,6 +29,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_bytes: int = 1 << 30
     """Bytes of payloads that may wait; what comes on top ends `busy`."""
 
+    max_queued_per_function: int = 0
+    """Jobs of one function that may wait; one more ends `busy`; 0: `GEN_WORKER_MAX_QUEUED` counts."""
+
+    stall_timeout_s: float = 120.0
+    """Seconds without progress, processor time and input or output after which a job is ended; 0: never."""
+
+    quarantine_s: float = 600.0
+    """Seconds for which a payload that has killed two children is refused."""
+
+    memory_reserve_bytes: int | None = None
+    """Bytes of memory that stay free: below it the child that took most is ended; 0: never; unset: a share."""
+
+    recycle_jobs: int = 0
+    """Jobs after which a child is replaced; 0: any number."""
+
+    recycle_growth_bytes: int = 0
+    """Bytes that a child's memory may grow by, from its first jobs on, before it is replaced; 0: any."""
+
+    recycle_age_s: float = 0.0
+    """Seconds after which a child is replaced; 0: never."""
+
+    postmortem_bytes: int = 64 << 20
+    """Bytes that what is kept of dead children may take, the oldest goes first; 0: nothing is kept."""
+
     max_input_bytes: int = 64 << 20
     """The longest payload that `serve` takes; 0: what travels at all, 1 GiB."""
 
@@ -446,6 +470,14 @@ LOCAL: Mapping[str, Variable] = {
     "run_dir": Variable(("GEN_WORKER_RUN_DIR",), _absolute_path),
     "max_queued": Variable(("GEN_WORKER_MAX_QUEUED",), _count),
     "max_queued_bytes": Variable(("GEN_WORKER_MAX_QUEUED_BYTES",), _bytes),
+    "max_queued_per_function": Variable(("GEN_WORKER_MAX_QUEUED_PER_FUNCTION",), _count_or_0),
+    "stall_timeout_s": Variable(("GEN_WORKER_STALL_TIMEOUT_S",), _seconds),
+    "quarantine_s": Variable(("GEN_WORKER_QUARANTINE_S",), _seconds),
+    "memory_reserve_bytes": Variable(("GEN_WORKER_MEMORY_RESERVE",), _size_or_0),
+    "recycle_jobs": Variable(("GEN_WORKER_RECYCLE_JOBS",), _count_or_0),
+    "recycle_growth_bytes": Variable(("GEN_WORKER_RECYCLE_GROWTH",), _size_or_0),
+    "recycle_age_s": Variable(("GEN_WORKER_RECYCLE_AGE_S",), _seconds),
+    "postmortem_bytes": Variable(("GEN_WORKER_POSTMORTEM_BYTES",), _size_or_0),
     "max_input_bytes": Variable(("WORKER_MAX_INPUT_BYTES",), _body_bytes),
     "max_output_bytes": Variable(("WORKER_MAX_OUTPUT_BYTES",), _body_bytes),
     "max_line_bytes": Variable(("GEN_WORKER_MAX_LINE",), _bytes),

@@ -96,6 +96,26 @@ class Blame:
         charge = self._charges.get(function, {}).get(payload)
         return charge is not None and charge.until > now
 
+    def listed(self, now: float) -> list[tuple[str, bytes, Charge]]:
+        """Return every charge that stands, with its function and payload's digest."""
+        return [
+            (function, payload, charge)
+            for function, charges in self._charges.items()
+            for payload, charge in charges.items()
+            if charge.until > now
+        ]
+
+    def pardon(self, now: float, function: str = "", digest: str = "") -> int:
+        """Forget what stands against a function's payloads whose digests begin so, in hexadecimal; say how many."""
+        going = [
+            (name, payload)
+            for name, payload, _ in self.listed(now)
+            if function in ("", name) and payload.hex().startswith(digest)
+        ]
+        for name, payload in going:
+            self.clear(name, payload)
+        return len(going)
+
     def breaker(self, function: str, now: float) -> str | None:
         """Return why no job of this function is taken at all, or None."""
         charges = self._charges.get(function, {}).values()

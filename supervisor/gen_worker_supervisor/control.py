@@ -9,7 +9,7 @@ import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import msgspec
 
@@ -17,6 +17,7 @@ from gen_worker.wire import control as wire
 from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all, receive_packet, send_packet
 from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, REQUEST_ID_CHARS, Event
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
+from gen_worker_supervisor.blame import QUARANTINE_DEATHS
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
@@ -31,6 +32,7 @@ KEPT_BYTES = 256 << 20
 KEPT_S = 600.0
 FRAMES_A_TURN = 64
 UNSENT_DESCRIPTORS = 64
+CHARGES_TOLD = 100  # so many fit into a frame, with their stacks
 UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
 _decode = msgspec.msgpack.Decoder(wire.ClientFrame).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -300,10 +302,23 @@ class ControlClient:
                 self._cancel(request_id)
             case wire.Kill(request_id, now):
                 self._kill(request_id, now)
-            case wire.List():
-                self._list()
+            case wire.List() | wire.Restart() | wire.Quarantine() | wire.Pardon():
+                self._operate(frame)
             case _:
                 assert_never(frame)
+
+    def _operate(self, frame: wire.List | wire.Restart | wire.Quarantine | wire.Pardon) -> None:
+        """Do what an operator asks about the whole supervisor."""
+        match frame:
+            case wire.List():
+                self._list()
+            case wire.Restart(device, now):
+                self._restart(device, now)
+            case wire.Quarantine():
+                self._quarantine()
+            case wire.Pardon(function, digest):
+                count = self._supervisor.fleet.blame.pardon(self._loop.time(), function, digest)
+                self.send(wire.Pardoned(count))
 
     def _open(self, frame: wire.Open) -> None:
         if frame.protocol != wire.CONTROL_PROTOCOL:
@@ -445,6 +460,38 @@ class ControlClient:
 
         self._supervisor.watch(job, tell)
         self._supervisor.end(job, Reason.KILL, at_once=now)
+
+    def _restart(self, name: str, now: bool) -> None:
+        devices = self._supervisor.fleet.devices
+        device = next((device for device in devices if device.name == name), None)
+        if device is None or device.lost:
+            outcome: Literal["not_found", "lost"] = "not_found" if device is None else "lost"
+            self.send(wire.Restarted(name, outcome, candidates=[device.name for device in devices]))
+            return
+        began = self._loop.time()
+
+        def tell(pid: int | None, message: str) -> None:
+            seconds = self._loop.time() - began
+            self.send(wire.Restarted(name, "failed" if pid is None else "restarted", pid, seconds, message))
+
+        self._supervisor.restart(device, tell, at_once=now)
+
+    def _quarantine(self) -> None:
+        blame, now = self._supervisor.fleet.blame, self._loop.time()
+        charges = [
+            wire.Charged(
+                function,
+                payload.hex(),
+                charge.deaths,
+                charge.deaths >= QUARANTINE_DEATHS,
+                charge.until - now,
+                self._supervisor.log.hide(charge.cause),
+                [self._supervisor.log.hide(line) for line in charge.stack],
+            )
+            for function, payload, charge in blame.listed(now)[:CHARGES_TOLD]
+        ]
+        breakers = {name: reason for name in self._supervisor.fleet.functions if (reason := blame.breaker(name, now))}
+        self.send(wire.Quarantined(charges, breakers))
 
     def _list(self) -> None:
         self.send_body(self._server.document(), wire.Listed)

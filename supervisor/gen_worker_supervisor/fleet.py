@@ -5,32 +5,41 @@ is `decide`'s business.
 """
 
 import heapq
-from typing import assert_never
+from collections.abc import Callable
+from typing import Any, assert_never
 
 from gen_worker_supervisor.admission import submit
 from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
+from gen_worker_supervisor.guard import memory_read
+from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.replacing import restart_asked
 from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
+from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
 from gen_worker_supervisor.state import (
     Action,
     Began,
     Child,
     Device,
+    DeviceFault,
     Died,
     DrainAsked,
     EndAsked,
     FetcherLost,
     FetcherReported,
     Fleet,
+    GpusRead,
     Happening,
     InputsCame,
     InputsRefused,
     Job,
+    MemoryRead,
     Misbehaved,
     Note,
     Reported,
+    RestartAsked,
     Spawned,
     Submitted,
     Ticked,
@@ -38,6 +47,7 @@ from gen_worker_supervisor.state import (
     UnloadAsked,
     Unsent,
     Vanished,
+    Watched,
 )
 from gen_worker_supervisor.steps import kill_child
 from gen_worker_supervisor.tidying import unload
@@ -52,41 +62,12 @@ def apply(fleet: Fleet, happening: Happening, now: float) -> list[Action]:
     fleet.changes += 1
     if isinstance(happening, Reported):
         return REPORTS.get(type(happening.message), _unheard)(fleet, happening.child, happening.message, now)
-    if isinstance(happening, FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked | Vanished):
-        return _of_files(fleet, happening, now)
-    match happening:
-        case EndAsked(job, reason, at_once):
-            return end_asked(fleet, job, reason, at_once, now)
-        case Ticked():
-            return _ticked(fleet, now)
-        case Began(child, number, since):
-            return on_began(fleet, child, number, since, now)
-        case Spawned(child, pid):
-            child.pid = pid
-            return []
-        case Died(child, death):
-            return child_died(fleet, child, death, now)
-        case Misbehaved(child, message):
-            return misbehaved(fleet, child, message, now)
-        case Unsent(child, job, reason):
-            return unsent(fleet, child, job, reason, now)
-        case DrainAsked(within_s):
-            return drain_fleet(fleet, within_s, now)
-        case _:
-            assert_never(happening)
+    return HAPPENINGS[type(happening)](fleet, happening, now)
 
 
-def _of_files(
-    fleet: Fleet,
-    happening: FetcherReported | FetcherLost | InputsCame | InputsRefused | UnloadAsked | Vanished,
-    now: float,
-) -> list[Action]:
-    """What has become of models and inputs, or shall become of them."""
-    if isinstance(happening, UnloadAsked):
-        return unload(fleet, happening.instances)
-    if isinstance(happening, Vanished):
-        return vanished(fleet, happening.child, happening.message, now)
-    return of_fetcher(fleet, happening, now)
+def _spawned(_fleet: Fleet, happening: Spawned, _now: float) -> list[Action]:
+    happening.child.pid = happening.pid
+    return []
 
 
 def _unheard(_fleet: Fleet, _child: Child, _message: object, _now: float) -> list[Action]:
@@ -133,6 +114,8 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
             return drain_over(fleet, now)
         case "unkillable":
             return unkillable(fleet, subject, now)
+        case "settle":
+            return settle_over(fleet, subject, now)
         case "look":
             return _look_again(fleet, now)  # and `decide` looks after every happening
         case _:
@@ -158,3 +141,27 @@ def _look_again(fleet: Fleet, now: float) -> list[Action]:
 
 def _overdue(job: Job, now: float) -> bool:
     return job.ending is not None and now > job.ending.ends + DEAF_S
+
+
+HAPPENINGS: dict[type, Callable[[Fleet, Any, float], list[Action]]] = {
+    EndAsked: lambda fleet, it, now: end_asked(fleet, it.job, it.reason, it.at_once, now),
+    Ticked: lambda fleet, it, now: _ticked(fleet, now),
+    Began: lambda fleet, it, now: on_began(fleet, it.child, it.number, it.since, now),
+    Spawned: _spawned,
+    Died: lambda fleet, it, now: child_died(fleet, it.child, it.death, now),
+    Misbehaved: lambda fleet, it, now: misbehaved(fleet, it.child, it.message, now),
+    Unsent: lambda fleet, it, now: unsent(fleet, it.child, it.job, it.reason, now),
+    DrainAsked: lambda fleet, it, now: drain_fleet(fleet, it.within_s, now),
+    RestartAsked: restart_asked,
+    UnloadAsked: lambda fleet, it, now: unload(fleet, it.instances),
+    Vanished: lambda fleet, it, now: vanished(fleet, it.child, it.message, now),
+    FetcherReported: of_fetcher,
+    FetcherLost: of_fetcher,
+    InputsCame: of_fetcher,
+    InputsRefused: of_fetcher,
+    Watched: watched,
+    MemoryRead: memory_read,
+    GpusRead: gpus_read,
+    DeviceFault: device_fault,
+}
+"""What each happening leads to, but for jobs that come and frames of children."""

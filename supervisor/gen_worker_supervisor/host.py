@@ -35,7 +35,7 @@ from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import StartError
-from gen_worker_supervisor.state import Device, Fleet, Function
+from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
@@ -68,7 +68,10 @@ class HostPlan(NamedTuple):
             {function.name: Function(function) for function in self.survey.functions},
             self.owned,
             max_queued=settings.max_queued,
+            max_queued_per_function=settings.max_queued_per_function,
             max_queued_bytes=settings.max_queued_bytes,
+            stall_timeout_s=settings.stall_timeout_s,
+            recycling=Recycling(settings.recycle_jobs, settings.recycle_growth_bytes, settings.recycle_age_s),
             max_input_bytes=settings.max_input_bytes,
             max_output_bytes=settings.max_output_bytes,
             eager=self.eager,

@@ -15,6 +15,8 @@ class Reason(StrEnum):
     KILL = "kill"
     DEADLINE = "deadline"
     DRAIN = "drain"
+    RESTART = "restart"
+    STALL = "stall"
 
 
 class Rung(IntEnum):
@@ -27,7 +29,15 @@ class Rung(IntEnum):
     KILL = 5
 
 
-GRACE_S = {Reason.CANCEL: 30.0, Reason.DISCONNECT: 30.0, Reason.KILL: 5.0, Reason.DEADLINE: 5.0, Reason.DRAIN: 10.0}
+GRACE_S = {
+    Reason.CANCEL: 30.0,
+    Reason.DISCONNECT: 30.0,
+    Reason.KILL: 5.0,
+    Reason.DEADLINE: 5.0,
+    Reason.DRAIN: 10.0,
+    Reason.RESTART: 10.0,
+    Reason.STALL: 5.0,
+}
 INTERRUPT_BEFORE_S = 1.0  # rung 2 is tried this long before the grace ends
 TERMINATE_AFTER_S = 0.3  # what a stack dump may take
 KILL_AFTER_S = 1.3  # what the default action of SIGTERM may take, on two busy cores

@@ -35,6 +35,7 @@ from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.bodies import OutputBody, Payload
 from gen_worker_supervisor.catalog import Catalog, Model
+from gen_worker_supervisor.evidence import Evidence, GpuReading, Hang, MemoryReading
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
@@ -86,6 +87,7 @@ class Function:
     median_s: float | None = None
     unavailable: str | None = None
     available_at: float = 0.0
+    longest_gap_s: float = 0.0  # that a job of it took to get on, and got on
     verdict: Verdict = SETUP_FAILED
     stack: tuple[str, ...] = ()
     refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
@@ -166,6 +168,10 @@ class Job(msgspec.Struct, eq=False):
     wire: bool = False  # it came over the link to an orchestrator
     inputs: list[InputFile] | None = None  # those that its payload names by URLs, once it has asked for them
     fetching: bool = False  # it waits for them, in no queue
+    tenant: str = ""  # for whom it is: tenants take turns
+    priority: int = 0  # a higher one goes first
+    moved_at: float = 0.0  # when it was last seen to get on
+    gap_s: float = 0.0  # the longest it took to get on
 
     @property
     def instance(self) -> str:
@@ -216,6 +222,12 @@ class Child:
     ending: Ending | None = None  # whose rung ended the process, when ours did
     killed: bool = False  # a SIGKILL was sent
     import_error: str | None = None
+    hang: Hang | None = None
+    looks: deque[Evidence] = field(default_factory=deque)  # the latest last
+    doom: str = ""  # what we end it for, where that is to be its death's cause: "host_oom", "hang"
+    done: int = 0  # jobs that ended well in it
+    settled_rss: int = 0  # what its memory was when it had done its first jobs
+    rss: int = 0
 
     def move(self, phase: Phase) -> None:
         """Go to another phase of the table."""
@@ -267,6 +279,19 @@ class Device:
     restarts: int = 0
     restart_at: float | None = None
     given_up: str | None = None
+    coming: Child | None = None  # takes the place of `child` once it has loaded what that one holds
+    leaving: list[Child] = field(default_factory=list)  # had that place before and are on their way out
+    reason: str = ""  # why it is not OK
+    vram_used: int | None = None  # bytes, of whomever, as the driver says
+    vram_baseline: int | None = None  # what was in use before there was a child
+    settle_by: float | None = None  # until when a dead child's memory may take to come back
+
+    @property
+    def unattributed(self) -> int | None:
+        """Bytes of its memory that nobody here accounts for; None where it is not measured or a child lives on it."""
+        if self.vram_used is None or self.vram_baseline is None:
+            return None
+        return max(0, self.vram_used - self.vram_baseline)
 
     @property
     def lost(self) -> bool:
@@ -284,6 +309,7 @@ class Death:
     stack: tuple[str, ...] = ()
     printed: tuple[tuple[int, str], ...] = ()  # the last lines, each with its job's number, 0 when unknown
     unborn: bool = False  # there was no process: no memory, descriptor or pid for one
+    oom_kills: int = 0  # of the kernel, in our cgroup, while it died
 
 
 class Outcome(msgspec.Struct):
@@ -410,6 +436,39 @@ class Vanished(msgspec.Struct):
     message: LoadFailed
 
 
+class Watched(msgspec.Struct):
+    """Children were looked at from outside."""
+
+    looks: list[tuple[Child, Evidence]]
+
+
+class MemoryRead(msgspec.Struct):
+    """The memory was looked at."""
+
+    reading: MemoryReading
+
+
+class GpusRead(msgspec.Struct):
+    """The GPUs were looked at."""
+
+    readings: list[GpuReading]
+
+
+class DeviceFault(msgspec.Struct):
+    """The driver reported that a GPU is broken; `fatal`: for good."""
+
+    device: str
+    reason: str
+    fatal: bool
+
+
+class RestartAsked(msgspec.Struct):
+    """An operator wants a device's child replaced."""
+
+    device: Device
+    at_once: bool = False
+
+
 class Ticked(msgspec.Struct):
     """A time that `Fleet.next_due` named has come."""
 
@@ -430,6 +489,11 @@ Happening: TypeAlias = (
     | FetcherReported
     | FetcherLost
     | Vanished
+    | Watched
+    | MemoryRead
+    | GpusRead
+    | DeviceFault
+    | RestartAsked
     | Ticked
 )
 
@@ -534,6 +598,14 @@ class Note(msgspec.Struct):
     lines: tuple[str, ...] = ()
 
 
+class Bury(msgspec.Struct):
+    """Keep what is known of a child's death."""
+
+    child: Child
+    death: Death
+    jobs: list[Job]  # those that were with it, whatever becomes of them
+
+
 class Finish(msgspec.Struct):
     """End the supervisor with this status."""
 
@@ -555,11 +627,20 @@ Action: TypeAlias = (
     | OrderFetch
     | OrderInputs
     | Note
+    | Bury
     | Finish
 )
 Timer: TypeAlias = tuple[
-    Literal["deadline", "ending", "respawn", "boot", "drain", "drained", "unkillable", "look"], Any
+    Literal["deadline", "ending", "respawn", "boot", "drain", "drained", "unkillable", "settle", "look"], Any
 ]
+
+
+class Recycling(msgspec.Struct, frozen=True):
+    """When a child is replaced that works well; 0: not for that."""
+
+    jobs: int = 0
+    growth_bytes: int = 0
+    age_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -569,6 +650,11 @@ class Fleet:
     functions: dict[str, Function]
     devices: list[Device]
     max_queued: int = 10_000
+    max_queued_per_function: int = 0  # 0: any, within that
+    stall_timeout_s: float = 120.0  # 0: never
+    recycling: Recycling = Recycling()  # noqa: RUF009 - it is frozen
+    memory_reserve: int = 0  # bytes; 0: nobody guards the memory
+    memory: MemoryReading | None = None
     max_queued_bytes: int = 1 << 30
     max_input_bytes: int = 64 << 20
     max_output_bytes: int = 64 << 20
@@ -701,6 +787,14 @@ class Fleet:
     def next_due(self) -> float | None:
         """Return when `Ticked` must come."""
         return self.timers[0][0] if self.timers else None
+
+    def children(self) -> list[Child]:
+        """Return every child that has a process or is to have one: those that come and go, too."""
+        found: list[Child] = []
+        for device in self.devices:
+            found += [each for each in (device.child, device.coming) if each is not None]
+            found += device.leaving
+        return found
 
     def serving(self) -> list[Child]:
         """Return the children that may be given work."""

@@ -53,10 +53,12 @@ from gen_worker_supervisor.state import (
     Action,
     Answer,
     Began,
+    Bury,
     Child,
     Client,
     Death,
     Deliver,
+    Device,
     Died,
     Discard,
     DrainAsked,
@@ -75,6 +77,7 @@ from gen_worker_supervisor.state import (
     OrderInputs,
     Outcome,
     Reported,
+    RestartAsked,
     Run,
     Send,
     Signal,
@@ -187,8 +190,10 @@ class Supervisor:
             OrderInputs: self._order_inputs,
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,
+            Bury: lambda action: None,
         }
         self._left: list[tuple[str, str]] = []
+        self._restarts: dict[str, list[Callable[[int | None, str], None]]] = {}
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
 
     # --- the loop ---
@@ -355,6 +360,11 @@ class Supervisor:
         if job.child is not None and job.child.generation in self._processes:
             self._look_at_page(self._processes[job.child.generation])
         self.handle(EndAsked(job, reason, at_once))
+
+    def restart(self, device: Device, then: Callable[[int | None, str], None], *, at_once: bool = False) -> None:
+        """Have a device's child replaced; call back with the next one's pid, or None and why there is none."""
+        self._restarts.setdefault(device.name, []).append(then)
+        self.handle(RestartAsked(device, at_once))
 
     def find(self, request_id: str) -> list[Job]:
         """Return the live jobs that a person may mean by a request id, or by `link/request_id`."""

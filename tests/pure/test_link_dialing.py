@@ -240,7 +240,7 @@ def test_whatever_happens_there_is_a_place_and_a_time_or_an_end(
             assert overdue or end.status == "UNAUTHENTICATED"
             return
         assert 0.0 <= after.after_s <= LONGEST_PAUSE_S
-        hops = hops + 1 if after.redirect else 0 if after.after_s else hops
+        hops = hops + 1 if after.redirect else 0  # a pause may be of no time at all
         assert hops <= HOPS
         assert after.redirect or after.target in (A, B)
         now += after.after_s

@@ -170,6 +170,18 @@ class Client:
         """End a job whatever it does and wait until it has; `now` gives it no time to end by itself."""
         return self._ask(control.Kill(request_id, now), control.Killed, timeout_s)
 
+    def restart(self, device: str, now: bool = False, timeout_s: float | None = None) -> control.Restarted:
+        """Replace a device's child and wait until the next one is ready; `now` does not wait for its jobs."""
+        return self._ask(control.Restart(device, now), control.Restarted, timeout_s)
+
+    def quarantined(self) -> control.Quarantined:
+        """Return which payloads are charged with children's deaths, and which functions are not served for that."""
+        return self._ask(control.Quarantine(), control.Quarantined, None)
+
+    def pardon(self, function: str = "", digest: str = "") -> int:
+        """Forget charges: of one payload, of one function, or all; return how many there were."""
+        return (self._ask(control.Pardon(function, digest), control.Pardoned, None)).count
+
     def list(self) -> Status:
         """Return what the supervisor's devices and jobs are doing."""
         return msgspec.json.decode(self.list_json(), type=Status)

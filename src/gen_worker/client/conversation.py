@@ -18,8 +18,26 @@ from gen_worker.wire.channel import close_all
 from gen_worker.wire.messages import FRAME_LIMIT, REQUEST_ID_CHARS, ErrorDetail, ErrorKind
 from gen_worker.wire.regions import RegionError
 
-Answer = TypeVar("Answer", control.Opened, control.Canceled, control.Killed, control.Listed)
-Asked: TypeAlias = control.Cancel | control.Kill | control.List
+Answer = TypeVar(
+    "Answer",
+    control.Opened,
+    control.Canceled,
+    control.Killed,
+    control.Listed,
+    control.Restarted,
+    control.Quarantined,
+    control.Pardoned,
+)
+Asked: TypeAlias = control.Cancel | control.Kill | control.List | control.Restart | control.Quarantine | control.Pardon
+_Answers: TypeAlias = (
+    control.Opened
+    | control.Canceled
+    | control.Killed
+    | control.Listed
+    | control.Restarted
+    | control.Quarantined
+    | control.Pardoned
+)
 
 Packet: TypeAlias = tuple[bytes, tuple[int, ...]]  # a frame to send and the descriptors to attach, which stay ours
 
@@ -167,7 +185,7 @@ class Conversation:
 
     def ask(self, frame: Asked, kind: type[Answer]) -> Question[Answer]:
         """Ask what has one answer of this kind."""
-        question = Question(kind, None if isinstance(frame, control.List) else frame.request_id)
+        question = Question(kind, _about(frame))
         if self.broken is None:
             self._say(frame)
             self._questions.append(question)
@@ -259,7 +277,9 @@ class Conversation:
                 return self._answer(control.Listed(bytes(self._inbox.open(document, descriptors))))
             case control.Opened():
                 return self._opened(frame)
-            case control.Canceled() | control.Killed():
+            case (
+                control.Canceled() | control.Killed() | control.Restarted() | control.Quarantined() | control.Pardoned()
+            ):
                 return self._answer(frame)
             case _:
                 assert_never(frame)
@@ -320,8 +340,8 @@ class Conversation:
         )
         return None
 
-    def _answer(self, answer: control.Opened | control.Canceled | control.Killed | control.Listed) -> Errand | None:
-        about = answer.request_id if isinstance(answer, control.Canceled | control.Killed) else None
+    def _answer(self, answer: _Answers) -> Errand | None:
+        about = _about(answer)
         for position, question in enumerate(self._questions):
             if isinstance(answer, question.kind) and question.about == about:
                 question.answer = answer
@@ -348,3 +368,14 @@ class Conversation:
 def _again(error: SupervisorUnreachable) -> SupervisorUnreachable:
     """Return the error anew: each who waits raises one of their own."""
     return SupervisorUnreachable(str(error), error.hint)
+
+
+def _about(frame: Asked | _Answers) -> str | None:
+    """Return what a question, or its answer, is about."""
+    match frame:
+        case control.Cancel() | control.Canceled() | control.Kill() | control.Killed():
+            return frame.request_id
+        case control.Restart() | control.Restarted():
+            return frame.device
+        case _:
+            return None

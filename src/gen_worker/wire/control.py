@@ -51,6 +51,8 @@ class Submit(_Message):
     stream: bool = False
     events: bool = False
     timeout_ms: int = 0
+    tenant: str = ""  # for whom: tenants take turns
+    priority: int = 0  # a higher one goes first among the waiting jobs of its function, -100 to 100
 
 
 class Cancel(_Message):
@@ -68,6 +70,24 @@ class Kill(_Message):
 
 class List(_Message):
     """Ask for the status document."""
+
+
+class Restart(_Message):
+    """Replace a device's child; answered by `Restarted` when the next one is ready or cannot be had."""
+
+    device: str  # its name, such as "cuda:0"
+    now: bool = False  # do not wait for its jobs: the ladder ends them
+
+
+class Quarantine(_Message):
+    """Ask which payloads are charged with children's deaths; answered by `Quarantined`."""
+
+
+class Pardon(_Message):
+    """Forget charges: of one payload, of one function, or of all; answered by `Pardoned`."""
+
+    function: str = ""
+    digest: str = ""  # as `Quarantined` names it, or what it begins with
 
 
 class Ack(_Message):
@@ -90,7 +110,7 @@ class Release(_Message):
     region: int
 
 
-ClientFrame: TypeAlias = Open | Submit | Cancel | Kill | List | Ack | More | Release
+ClientFrame: TypeAlias = Open | Submit | Cancel | Kill | List | Restart | Quarantine | Pardon | Ack | More | Release
 
 
 # --- from the supervisor ----------------------------------------------------------------------------------------------
@@ -167,10 +187,48 @@ class Killed(_Message):
     candidates: list[str] = []
 
 
+class Restarted(_Message):
+    """The answer to `Restart`. `outcome`: "not_found" or "lost" when nothing was touched."""
+
+    device: str
+    outcome: Literal["restarted", "failed", "not_found", "lost"]
+    pid: int | None = None  # of the new child
+    seconds: float = 0.0
+    message: str = ""
+    candidates: list[str] = []
+
+
+class Charged(msgspec.Struct, array_like=True):
+    """What one payload of one function is charged with."""
+
+    function: str
+    digest: str  # hexadecimal
+    deaths: int
+    quarantined: bool  # it is refused; else one more death makes it so
+    expires_in_s: float
+    cause: str
+    stack: list[str] = []
+
+
+class Quarantined(_Message):
+    """The answer to `Quarantine`; `breakers` maps functions that are not served at all to the reason."""
+
+    charges: list[Charged]
+    breakers: dict[str, str] = {}
+
+
+class Pardoned(_Message):
+    """The answer to `Pardon`: how many charges are forgotten."""
+
+    count: int
+
+
 class Listed(_Message):
     """The status document as JSON."""
 
     document: Value
 
 
-ServerFrame: TypeAlias = Opened | Accepted | Item | Event | Result | Error | Canceled | Killed | Listed
+ServerFrame: TypeAlias = (
+    Opened | Accepted | Item | Event | Result | Error | Canceled | Killed | Restarted | Quarantined | Pardoned | Listed
+)

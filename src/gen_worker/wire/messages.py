@@ -44,6 +44,14 @@ class Region(msgspec.Struct, array_like=True, frozen=True):
 Body: TypeAlias = bytes | Region
 
 
+class Climbed(msgspec.Struct):
+    """One rung of the ladder that was climbed for a job: its number and name, and how long after the ladder began."""
+
+    rung: int
+    name: str
+    after_s: float
+
+
 class ErrorDetail(msgspec.Struct, omit_defaults=True):
     """What is known of a failure beyond its sentence; goes to clients as it is."""
 
@@ -54,6 +62,10 @@ class ErrorDetail(msgspec.Struct, omit_defaults=True):
     rung: int | None = None
     stderr: list[str] | None = None
     hint: str | None = None
+    rungs: list[Climbed] | None = None  # what ended the job, step by step
+    hang: str | None = None  # how the child hung, in one word
+    retry_after_s: float | None = None  # when it is worth another try
+    postmortem: str | None = None  # names what `gen-worker postmortem` shows
 
 
 ErrorKind: TypeAlias = Literal[

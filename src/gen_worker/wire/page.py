@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 PAGE_BYTES = 4096
 _SEQUENCE = struct.Struct("<Q")
-_BEAT = struct.Struct("<QdQ")  # count, monotonic seconds, resident bytes
+_BEAT = struct.Struct("<QdQQQ")  # count, monotonic seconds, resident bytes; device bytes: in use, held by the allocator
 _JOB = struct.Struct("<Qd")  # the last job the job thread began, monotonic seconds
 _PROGRESS = struct.Struct("<Qd32s")  # job, fraction, stage
 _BEAT_AT = 8
@@ -29,6 +29,8 @@ class Reading:
     beats: int
     beat_at: float
     rss: int
+    vram_used: int  # bytes of its device that its tensors take, by its own account; 0 where nothing measures it
+    vram_held: int  # bytes that its allocator holds of the device, those included
     job: int
     job_since: float
     progress_job: int
@@ -62,10 +64,10 @@ class PageWriter:
             self._sequence += 2
             _SEQUENCE.pack_into(self._map, 0, self._sequence)
 
-    def beat(self, rss: int) -> None:
+    def beat(self, rss: int, vram_used: int = 0, vram_held: int = 0) -> None:
         """Record that the frame loop turns."""
         self._beats += 1
-        self._write(_BEAT, _BEAT_AT, self._beats, time.monotonic(), rss)
+        self._write(_BEAT, _BEAT_AT, self._beats, time.monotonic(), rss, vram_used, vram_held)
 
     def job(self, number: int) -> None:
         """Record that the job thread begins a job."""
@@ -98,8 +100,8 @@ class PageReader:
 
 
 def _reading(page: bytes) -> Reading:
-    beats, beat_at, rss = _BEAT.unpack_from(page, _BEAT_AT)
+    beats, beat_at, rss, vram_used, vram_held = _BEAT.unpack_from(page, _BEAT_AT)
     job, since = _JOB.unpack_from(page, _JOB_AT)
     progress_job, fraction, stage = _PROGRESS.unpack_from(page, _PROGRESS_AT)
     words = stage.rstrip(b"\0").decode(errors="ignore")
-    return Reading(beats, beat_at, rss, job, since, progress_job, fraction, words)
+    return Reading(beats, beat_at, rss, vram_used, vram_held, job, since, progress_job, fraction, words)

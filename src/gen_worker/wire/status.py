@@ -64,6 +64,12 @@ class DeviceStatus(msgspec.Struct):
     loading: str | None = None
     loading_bytes: int | None = None
     loading_total: int | None = None
+    hang: str | None = None
+    silent_s: float | None = None
+    reason: str | None = None
+    vram_unattributed: int | None = None
+    jobs_done: int = 0
+    age_s: float | None = None
 
 
 class JobStatus(msgspec.Struct):
@@ -80,6 +86,11 @@ class JobStatus(msgspec.Struct):
     link: str | None = None
     attempt: int = 1
     queued_s: float | None = None
+    tenant: str | None = None
+    priority: int = 0
+    position: int | None = None
+    starts_in_s: float | None = None
+    hang: str | None = None
 
 
 class DownloadStatus(msgspec.Struct):
@@ -112,6 +123,17 @@ class FunctionStatus(msgspec.Struct):
     reason: str | None = None
     queued: int = 0
     median_run_s: float | None = None
+    stall_limit_s: float | None = None
+
+
+class MemoryStatus(msgspec.Struct):
+    """The host memory that this supervisor and its children may take: of the host, or of their cgroup."""
+
+    used: int
+    limit: int
+    reserve: int
+    source: str
+    oom_kills: int | None = None
 
 
 class Status(msgspec.Struct):
@@ -145,3 +167,6 @@ class Status(msgspec.Struct):
     serve: str | None = None
     loop_lag_p99_s: float | None = None
     loop_lag_max_s: float | None = None
+    memory: MemoryStatus | None = None
+    quarantined: int = 0
+    postmortems: int = 0
