@@ -5,6 +5,7 @@ Pure: reads the fleet and the time, records the leases it makes, returns the act
 
 from gen_worker.wire.messages import Load, Recall
 from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.replacing import bring_on
 from gen_worker_supervisor.state import (
     LEASED_AHEAD,
     UNKNOWN_LOAD_S,
@@ -35,6 +36,8 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
         return actions
     if fleet.untidy or fleet.superseded:
         actions += tidy(fleet)
+    if any(device.coming is not None for device in fleet.devices):
+        actions += bring_on(fleet, now)
     if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:

@@ -99,9 +99,8 @@ def drain_fleet(fleet: Fleet, within_s: float | None, now: float) -> list[Action
         actions += _end_running(fleet, now, at_once=False)
     elif within_s is not None:
         fleet.arm(now + within_s, ("drained", None))
-    for device in fleet.devices:
-        child = device.child
-        if child is not None and child.phase is not Phase.BACKOFF and not child.retiring:
+    for child in fleet.children():
+        if child.phase is not Phase.BACKOFF and not child.retiring:
             actions += retire_child(fleet, child, now)
     return actions + finish_if_drained(fleet)
 

@@ -18,20 +18,27 @@ from gen_worker_supervisor.verdicts import SETUP_FAILED
 BOOT_LIMIT_S = 300.0  # a child that is not ready by then is ended like one that died
 RETIRED_AFTER_S = 30.0
 BOOT_TRIES = 3
+REPLACE_AGAIN_S = 60.0  # after a child that was to take another's place and died
 LOSSES = 2  # children that a job was handed to and that died, before it counts as started
 BACKOFF_LIMIT_S = 60.0
 
 
 def spawn_child(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """Give a device a child of a new generation."""
-    fleet.generation += 1
     if device.child is not None:
         step(NEXT_PHASE, device.child.phase, Phase.FORKING)  # the table's way from the dead child, which stays dead
         device.restarts += 1
     device.restart_at = None
-    child = device.child = Child(device, fleet.generation, now)
+    device.child, actions = prepare_child(fleet, device, now)
+    return actions
+
+
+def prepare_child(fleet: Fleet, device: Device, now: float) -> tuple[Child, list[Action]]:
+    """Return a child of a new generation for a device, which has not got it yet, and how it is made."""
+    fleet.generation += 1
+    child = Child(device, fleet.generation, now)
     fleet.arm(now + BOOT_LIMIT_S, ("boot", child))
-    return [Spawn(child)]
+    return child, [Spawn(child)]
 
 
 def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Action]:
@@ -51,8 +58,18 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     if device.health is Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.OK)
     child.move(Phase.BACKOFF)
+    if child in device.leaving:
+        device.leaving.remove(child)
+        return actions + (finish_if_drained(fleet) if fleet.draining else [])
+    if child is device.coming:
+        device.coming, device.replace_at = None, now + REPLACE_AGAIN_S
+        return actions + (finish_if_drained(fleet) if fleet.draining else [])
     if fleet.draining:
         return actions + finish_if_drained(fleet)
+    if device.coming is not None:
+        device.child, device.coming = device.coming, None
+        device.restarts += 1
+        return actions
     return actions + _plan_respawn(fleet, child, death, wanted, now)
 
 
@@ -178,8 +195,12 @@ def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
 def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
     """A SIGKILL was not reaped: answer the jobs, give the device up in two steps, leave the process to the kernel."""
     device = child.device
-    if child is not device.child or child.phase is not Phase.DYING or device.health is Health.RETIRED:
+    if child.phase is not Phase.DYING or device.health is Health.RETIRED:
         return []
+    if child is not device.child:  # another one has its place: nothing waits for this one
+        text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL"
+        death = Death(cause="unkillable", signal="SIGKILL")
+        return [Note("error", device.name, text), *_judge_jobs(fleet, child, death, now)]
     if device.health is not Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
         fleet.arm(now + RETIRED_AFTER_S - WEDGED_AFTER_S, ("unkillable", child))

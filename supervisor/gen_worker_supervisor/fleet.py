@@ -15,7 +15,7 @@ from gen_worker_supervisor.guard import memory_read
 from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.replacing import restart_asked
+from gen_worker_supervisor.replacing import recycle_if_due, restart_asked
 from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
 from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
 from gen_worker_supervisor.state import (
@@ -114,6 +114,8 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
             return drain_over(fleet, now)
         case "unkillable":
             return unkillable(fleet, subject, now)
+        case "recycle":
+            return recycle_if_due(fleet, subject, now)
         case "settle":
             return settle_over(fleet, subject, now)
         case "look":
@@ -129,7 +131,7 @@ def _look_again(fleet: Fleet, now: float) -> list[Action]:
     """
     actions: list[Action] = []
     again = False
-    for child in (device.child for device in fleet.devices if device.child is not None):
+    for child in fleet.children():
         unreturned = [job for job in child.leased.values() if job.ended and job.started is None]
         again = again or bool(unreturned)
         if unreturned and len(unreturned) == len(child.leased) and all(_overdue(job, now) for job in unreturned):

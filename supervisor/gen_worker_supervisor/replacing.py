@@ -1,11 +1,121 @@
 """Put a new child in the place of one that works: it boots and loads first where there is room for both.
 
-Pure, like everything that `apply` is made of.
+Pure, like everything that `apply` and `decide` are made of.
 """
 
-from gen_worker_supervisor.state import Action, Fleet, RestartAsked
+from gen_worker.wire.messages import Load
+from gen_worker_supervisor.endings import end_asked
+from gen_worker_supervisor.fates import prepare_child, spawn_child
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.state import Action, Child, Device, Fleet, Note, RestartAsked, Send
+from gen_worker_supervisor.steps import kill_child, retire_child
+
+WARM_JOBS = 8  # after so many its memory is what it usually is
+AGAIN_S = 60.0  # after one that could not be replaced
+CONTEXT_BYTES = 1 << 30  # what a process takes of a GPU beside its models, and a little room
 
 
 def restart_asked(fleet: Fleet, happening: RestartAsked, now: float) -> list[Action]:
-    """Replace a device's child as an operator wants it."""
-    return []
+    """Replace a device's child as an operator wants it; with `at_once` the ladder ends its jobs."""
+    device, child = happening.device, happening.device.child
+    if fleet.draining or device.lost or child is None:
+        return []
+    if child.phase is Phase.BACKOFF:
+        return spawn_child(fleet, device, now)
+    if not happening.at_once:
+        return _replace(fleet, device, child, "an operator wants it", now)
+    actions: list[Action] = [Note("info", device.name, f"child {child.pid} is replaced: an operator wants it at once")]
+    if not child.retiring:
+        actions += retire_child(fleet, child, now)
+    for job in list(child.leased.values()):
+        actions += end_asked(fleet, job, Reason.RESTART, True, now)
+    return actions
+
+
+def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """Replace a child that has done enough, or has grown too much, or is too old; one at a time."""
+    device, limits = child.device, fleet.recycling
+    if child is not device.child or fleet.draining or now < device.replace_at:
+        return []
+    if not child.settled_rss and child.done >= WARM_JOBS:
+        child.settled_rss = child.rss
+    grown = child.rss - child.settled_rss if child.settled_rss else 0
+    reason = ""
+    if 0 < limits.jobs <= child.done:
+        reason = f"it has done {child.done} jobs"
+    elif 0 < limits.growth_bytes < grown:
+        reason = f"its memory has grown by {grown / (1 << 20):.0f} MiB"
+    elif 0 < limits.age_s <= now - child.born:
+        reason = f"it is {now - child.born:.0f} s old"
+    if not reason or any(other.coming is not None for other in fleet.devices):
+        return []
+    return _replace(fleet, device, child, reason, now)
+
+
+def _replace(fleet: Fleet, device: Device, child: Child, reason: str, now: float) -> list[Action]:
+    if device.coming is not None or child.retiring:
+        return []
+    note = Note("info", device.name, f"child {child.pid} is replaced: {reason}")
+    if child.serving and _has_room_for_two(fleet, device, child):
+        device.coming, actions = prepare_child(fleet, device, now)
+        return [note, *actions]
+    return [note, *retire_child(fleet, child, now)]
+
+
+def _has_room_for_two(fleet: Fleet, device: Device, child: Child) -> bool:
+    """Whether another child like this one fits beside it, as far as is measured."""
+    memory = fleet.memory
+    if memory is None or memory.limit - memory.used < child.rss + fleet.memory_reserve:
+        return False
+    if device.kind == "cpu":
+        return True
+    held = sum(model.bytes for models in child.models.values() for model in models if model.tier == "VRAM")
+    used, total = device.vram_used, device.vram_total
+    return used is not None and total is not None and total - used >= held + CONTEXT_BYTES
+
+
+def bring_on(fleet: Fleet, now: float) -> list[Action]:
+    """Have each child that comes load what the one before it holds; then let that one go and put it in its place."""
+    actions: list[Action] = []
+    for device in fleet.devices:
+        if device.coming is not None and device.child is not None:
+            actions += _bring_on(fleet, device, device.child, device.coming, now)
+    return actions
+
+
+def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: float) -> list[Action]:
+    if not coming.serving or coming.loading is not None:
+        return []
+    for instance in sorted(child.loaded - coming.loaded):
+        slots = fleet.slots_of(instance)
+        if fleet.catalog.ready(slots):
+            coming.loading = instance
+            coming.loading_done = coming.loading_total = 0
+            coming.settle_phase()
+            return [Send(coming, Load(instance, fleet.catalog.slot_models(slots)))]
+    actions = [] if child.retiring else retire_child(fleet, child, now)
+    if not child.used["device"]:  # never two jobs on one device
+        device.child, device.coming = coming, None
+        device.leaving.append(child)
+        device.restarts += 1
+        fleet.placed += 1
+        fleet.changes += 1
+        actions.append(Note("info", device.name, f"child {coming.pid} is in the place of child {child.pid}"))
+    return actions
+
+
+def coming_failed(fleet: Fleet, child: Child, text: str, now: float, *, crowded: bool) -> list[Action]:
+    """What was to be a device's next child cannot load what the present one holds.
+
+    Where it only lacks room, that one goes first; else it stays.
+    """
+    device = child.device
+    device.coming = None
+    device.leaving.append(child)
+    device.replace_at = now + AGAIN_S
+    actions = kill_child(fleet, child, now)
+    if crowded and device.child is not None and not device.child.retiring:
+        note = Note("info", device.name, f"there is no room for two children: child {device.child.pid} goes first")
+        return [*actions, note, *retire_child(fleet, device.child, now)]
+    return [*actions, Note("error", device.name, f"the child stays, the next one fails: {text}")]

@@ -36,6 +36,7 @@ from gen_worker_supervisor.catalog import Model, again_at
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
+from gen_worker_supervisor.replacing import coming_failed, recycle_if_due
 from gen_worker_supervisor.state import (
     Action,
     Child,
@@ -106,6 +107,8 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
         actions.append(end_job(fleet, job, outcome, child))
     if child.retiring or job.ending is not None:
         actions += after_leave(fleet, child, job, now)
+    elif fleet.recycling.by_work:
+        actions += recycle_if_due(fleet, child, now)
     return actions
 
 
@@ -117,6 +120,7 @@ def _is_measured(message: Done | Failed) -> bool:
 
 def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:
     job.function.ran(run_s)
+    child.done += 1
     child.device.deaths_in_row = 0
     if not job.function.clear and fleet.blame.suspects(job.function.name, now):
         fleet.blame.clear(job.function.name, job.payload.digest())
@@ -222,6 +226,8 @@ def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Ac
     child.job_thread = message.job_thread
     child.device.early_deaths = 0
     child.device.proven = True
+    if fleet.recycling.age_s:
+        fleet.arm(child.born + fleet.recycling.age_s, ("recycle", child))
     return [Note("info", child.device.name, f"child {child.pid} ready after {now - child.born:.2f} s")]
 
 
@@ -288,6 +294,9 @@ def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float)
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
     over = _load_over(fleet, child, message.instance)
+    if child is child.device.coming:
+        crowded = message.kind == "out_of_memory" or message.reason == "insufficient_vram"
+        return [over, *coming_failed(fleet, child, message.message, now, crowded=crowded)]
     if message.instance in fleet.loads and (message.kind == "out_of_memory" or message.reason == "insufficient_vram"):
         fleet.loads[message.instance] = "oom"
     if message.reason == "insufficient_vram" and child.leased:  # of what runs now, which ends

@@ -281,6 +281,7 @@ class Device:
     given_up: str | None = None
     coming: Child | None = None  # takes the place of `child` once it has loaded what that one holds
     leaving: list[Child] = field(default_factory=list)  # had that place before and are on their way out
+    replace_at: float = 0.0  # until then its child is not replaced for its own good
     reason: str = ""  # why it is not OK
     vram_used: int | None = None  # bytes, of whomever, as the driver says
     vram_baseline: int | None = None  # what was in use before there was a child
@@ -631,7 +632,7 @@ Action: TypeAlias = (
     | Finish
 )
 Timer: TypeAlias = tuple[
-    Literal["deadline", "ending", "respawn", "boot", "drain", "drained", "unkillable", "settle", "look"], Any
+    Literal["deadline", "ending", "respawn", "boot", "drain", "drained", "unkillable", "settle", "recycle", "look"], Any
 ]
 
 
@@ -641,6 +642,11 @@ class Recycling(msgspec.Struct, frozen=True):
     jobs: int = 0
     growth_bytes: int = 0
     age_s: float = 0.0
+
+    @property
+    def by_work(self) -> bool:
+        """Whether what a child does is looked at after every job."""
+        return bool(self.jobs or self.growth_bytes)
 
 
 @dataclass(slots=True, eq=False)

@@ -204,8 +204,7 @@ def discard(child: Child, body: Body) -> list[Action]:
 def finish_if_drained(fleet: Fleet) -> list[Action]:
     """End the supervisor once every child is gone."""
     gone = all(
-        device.child is None or device.child.phase is Phase.BACKOFF or device.health is Health.RETIRED
-        for device in fleet.devices
+        child.phase is Phase.BACKOFF or child.device.health is Health.RETIRED for child in fleet.children()
     )
     if not gone or fleet.finished:
         return []

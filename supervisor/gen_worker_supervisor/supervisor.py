@@ -193,7 +193,7 @@ class Supervisor:
             Bury: lambda action: None,
         }
         self._left: list[tuple[str, str]] = []
-        self._restarts: dict[str, list[Callable[[int | None, str], None]]] = {}
+        self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
 
     # --- the loop ---
@@ -220,6 +220,8 @@ class Supervisor:
                     self._go_on_without(action, error)
         finally:
             self._busy = False
+        if self._restarts:
+            self._tell_restarts()
         if self._later:
             later, self._later = self._later, []
             self.handle(*later)
@@ -363,8 +365,22 @@ class Supervisor:
 
     def restart(self, device: Device, then: Callable[[int | None, str], None], *, at_once: bool = False) -> None:
         """Have a device's child replaced; call back with the next one's pid, or None and why there is none."""
-        self._restarts.setdefault(device.name, []).append(then)
+        self._restarts.append((device, device.child, then))
         self.handle(RestartAsked(device, at_once))
+
+    def _tell_restarts(self) -> None:
+        """Call back whoever waits for a child that has come, or cannot come."""
+        waiting, self._restarts = self._restarts, []
+        for device, before, then in waiting:
+            child = device.child
+            if child is not before and child is not None and child.ready:
+                self._loop.call_soon(then, child.pid, "")
+            elif device.lost or self.fleet.draining:
+                self._loop.call_soon(then, None, device.given_up or device.reason or "the supervisor is shutting down")
+            elif child is before and child is not None and child.serving and device.coming is None:
+                self._loop.call_soon(then, None, "the next child could not be made ready: the one before it serves on")
+            else:
+                self._restarts.append((device, before, then))
 
     def find(self, request_id: str) -> list[Job]:
         """Return the live jobs that a person may mean by a request id, or by `link/request_id`."""

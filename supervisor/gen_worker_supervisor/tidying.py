@@ -45,8 +45,7 @@ def make_room(fleet: Fleet, model: Model) -> list[Action]:
     """
     if model.failure is None or model.failure.kind != "insufficient_disk" or not fleet.catalog.orchestrated:
         return []
-    children = [device.child for device in fleet.devices if device.child is not None]
-    held = {name for child in children for name in (*child.loaded, child.loading)}
+    held = {name for child in fleet.children() for name in (*child.loaded, child.loading)}
     resting = fleet.resting - held - {function.surveyed.instance for function in fleet.waiting.values()}
     needed = {slot.wanted.key for slot in _slots(fleet, lambda instance: instance not in resting)}
     going = [slot.wanted for slot in _slots(fleet, lambda instance: instance in resting)]
@@ -83,8 +82,7 @@ def _unlearn(fleet: Fleet, function: Function) -> None:
 
 
 def _functions_at_work(fleet: Fleet) -> list[Function]:
-    children = [device.child for device in fleet.devices if device.child is not None]
-    return [job.function for child in children for job in child.leased.values()]
+    return [job.function for child in fleet.children() for job in child.leased.values()]
 
 
 def _forget_unused(fleet: Fleet) -> list[Action]:
@@ -94,8 +92,7 @@ def _forget_unused(fleet: Fleet) -> list[Action]:
     used = {job.instance for job in fleet.jobs.values()}
     unused = [each for each in fleet.named.values() if each.surveyed.instance not in used and not _is_kept(fleet, each)]
     actions = _take_down(fleet, {function.surveyed.instance for function in unused})
-    children = [device.child for device in fleet.devices if device.child is not None]
-    held = {name for child in children for name in (*child.loaded, child.loading)}
+    held = {name for child in fleet.children() for name in (*child.loaded, child.loading)}
     for function in unused:
         if function.surveyed.instance not in held:
             del fleet.named[function.key]
