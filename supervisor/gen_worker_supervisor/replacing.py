@@ -43,7 +43,7 @@ def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
     grown = child.rss - child.settled_rss if child.settled_rss else 0
     reason = ""
     if 0 < limits.jobs <= child.done:
-        reason = f"it has done {child.done} jobs"
+        reason = f"it has done {child.done} job{'s' * (child.done > 1)}"
     elif 0 < limits.growth_bytes < grown:
         reason = f"its memory has grown by {grown / (1 << 20):.0f} MiB"
     elif 0 < limits.age_s <= now - child.born:

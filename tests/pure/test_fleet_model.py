@@ -41,6 +41,7 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker_supervisor.bodies import InlinePayload
+from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import (
@@ -64,7 +65,9 @@ from gen_worker_supervisor.state import (
     Misbehaved,
     OrderFetch,
     OrderInputs,
+    Recycling,
     Reported,
+    RestartAsked,
     Run,
     Send,
     Signal,
@@ -266,8 +269,9 @@ class Fleets(RuleBasedStateMachine):
         max_queued_bytes=st.sampled_from([1000, 1000, 1000, 12]),
         eager=st.booleans(),
         up=st.sampled_from([True, True, False]),
+        jobs=st.sampled_from([0, 0, 1, 3]),
     )
-    def begins(self, devices: int, max_queued: int, max_queued_bytes: int, eager: bool, up: bool) -> None:
+    def begins(self, devices: int, max_queued: int, max_queued_bytes: int, eager: bool, up: bool, jobs: int) -> None:
         functions = (
             function("plain"),
             function("loop", shape="async", lane="loop"),
@@ -289,6 +293,7 @@ class Fleets(RuleBasedStateMachine):
         limits = {"max_queued": max_queued, "max_queued_bytes": max_queued_bytes}
         self.host = Host(*functions, devices=devices, **limits, eager=eager, up=False)
         self.host.fleet.booting = False
+        self.host.fleet.recycling = Recycling(jobs=jobs)
         self.perform(self.host.actions)
         for model in list(self.models.values()) * 3 * up:
             self.boot(model)
@@ -334,7 +339,10 @@ class Fleets(RuleBasedStateMachine):
 
     def spawn(self, child: Child) -> list[Happening]:
         assert not self.drained, "a new child in a fleet that ends"
-        assert not [m for m in self.models.values() if m.child.device is child.device], "a second child on a device"
+        there = [m.child for m in self.models.values() if m.child.device is child.device]
+        if child is child.device.coming:
+            there = [other for other in there if other is not child.device.child]
+        assert there == [other for other in child.device.leaving if other in there], "a second child on a device"
         if not self.memory:
             self.memory = True
             return [Died(child, UNBORN)]
@@ -450,6 +458,17 @@ class Fleets(RuleBasedStateMachine):
     @rule()
     def memory_is_short_once(self) -> None:
         self.memory = False
+
+    @rule(index=st.integers(0, 2), at_once=st.booleans())
+    def is_restarted(self, index: int, at_once: bool) -> None:
+        devices = self.host.fleet.devices
+        self.happens(RestartAsked(devices[index % len(devices)], at_once))
+
+    @rule(left=st.sampled_from([0, 1 << 40]))
+    def has_room_for_two_or_not(self, left: int) -> None:
+        self.host.fleet.memory = MemoryReading(self.host.now, 0, left, "host", {})
+        for child in self.host.fleet.children():
+            child.rss = 1
 
     @precondition(lambda self: len(self.jobs) > 30)
     @rule()
@@ -619,7 +638,7 @@ class Fleets(RuleBasedStateMachine):
         for job in self.jobs:
             answered = job.number in self.host.answers
             assert answered == job.ended == (job.number not in fleet.jobs)
-            holders = [d.child for d in fleet.devices if d.child is not None and d.child.leased.get(job.number) is job]
+            holders = [child for child in fleet.children() if child.leased.get(job.number) is job]
             assert job.waiting + job.fetching == (job.state is JobState.QUEUED)
             if job.state is JobState.QUEUED:
                 assert not holders
@@ -637,13 +656,18 @@ class Fleets(RuleBasedStateMachine):
 
     @invariant()
     def a_childs_counts_are_those_of_its_leases(self) -> None:
-        for device in self.host.fleet.devices:
-            child = device.child
-            if child is None or child.phase in LEAVING:
+        for child in self.host.fleet.children():
+            if child.phase in LEAVING:
                 continue
             for lane in ("device", "loop"):
                 assert child.used[lane] == sum(lane_of(job.function) == lane for job in child.leased.values())
                 assert child.used[lane] <= child.credits.get(lane, 0) + (LEASED_AHEAD if lane == "device" else 0)
+
+    @invariant()
+    def only_the_child_in_a_devices_place_uses_it(self) -> None:
+        for device in self.host.fleet.devices:
+            others = [*device.leaving, *([device.coming] if device.coming is not None else [])]
+            assert not any(child.used["device"] for child in others)
 
     # --- the end ---
 
@@ -674,12 +698,10 @@ class Fleets(RuleBasedStateMachine):
         fleet = self.host.fleet
         assert (fleet.queued, fleet.queued_bytes, fleet.jobs, fleet.by_identity, fleet.waiting) == (0, 0, {}, {}, {})
         assert not any(known.queue for known in fleet.variants())
-        for device in fleet.devices:
-            child = device.child
-            if child is not None:
-                assert not child.leased
-                assert child.reserved is None
-                assert set(child.used.values()) == {0} or child.phase in LEAVING
+        for child in fleet.children():
+            assert not child.leased
+            assert child.reserved is None
+            assert set(child.used.values()) == {0} or child.phase in LEAVING
         self.perform(self.host.passes(LONG_S))
         assert fleet.finished or not fleet.timers, fleet.timers
 

@@ -1,0 +1,254 @@
+"""A child that works is replaced by one that is ready first; where there is no room for two it goes first."""
+
+import pytest
+
+from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready
+from gen_worker_supervisor.evidence import MemoryReading
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.replacing import AGAIN_S, WARM_JOBS
+from gen_worker_supervisor.state import Child, MemoryRead, Note, Recycling, Reported, RestartAsked, Signal, Spawned
+from tests.pure.host import CREDITS, Host, function, sent, signals, spawned
+
+GIB = 1 << 30
+PLENTY = MemoryReading(0.0, GIB, 64 * GIB, "host", {})
+LITTLE = MemoryReading(0.0, 64 * GIB - 1, 64 * GIB, "host", {})
+
+
+def host(recycling: Recycling | None = None, memory: MemoryReading = PLENTY, devices: int = 1) -> Host:
+    made = Host(function(instance="m"), devices=devices)
+    made.fleet.recycling = recycling or Recycling()
+    made.happens(MemoryRead(memory))
+    for index in range(devices):
+        made.child(index).rss = GIB
+    return made
+
+
+def warm(made: Host) -> None:
+    job = made.submit()
+    made.loaded(made.child())
+    made.starts(job)
+    made.done(job)
+
+
+def boots(made: Host, child: Child) -> None:
+    pid = 100 + child.generation
+    made.happens(Spawned(child, pid), Reported(child, Hello(pid)))
+    made.happens(Reported(child, Ready(list(made.fleet.functions), CREDITS, 7)))
+
+
+def coming(made: Host, index: int = 0) -> Child:
+    found = made.fleet.devices[index].coming
+    assert found is not None
+    return found
+
+
+def test_after_so_many_jobs_the_next_child_boots_and_loads_while_the_old_one_works() -> None:
+    made = host(Recycling(jobs=2))
+    warm(made)
+    old = made.child()
+    made.done(made.started())
+    new = coming(made)
+    assert old.serving
+    busy = made.started()
+    assert busy.child is old
+    boots(made, new)
+    assert sent(made.loaded(new), Load) == []
+    assert made.child() is old  # a job runs on the device: never two
+    made.done(busy)
+    assert made.child() is new
+    assert old.phase is Phase.DRAINING
+    assert made.submit().child is new
+    made.dies(old)
+    assert made.fleet.devices[0].leaving == []
+    assert made.fleet.devices[0].restarts == 1
+
+
+def test_while_the_old_child_ends_its_job_nothing_more_is_given_to_it() -> None:
+    made = host(Recycling(jobs=1))
+    job = made.submit()
+    old = made.child()
+    made.loaded(old)
+    made.starts(job)
+    made.done(job)
+    busy = made.started()
+    boots(made, coming(made))
+    made.loaded(coming(made))
+    waiting = made.submit()
+    assert waiting.child is None
+    made.done(busy)
+    assert waiting.child is made.child()
+    assert made.child() is not old
+
+
+def test_where_there_is_no_room_for_two_the_old_child_goes_first() -> None:
+    made = host(Recycling(jobs=1), LITTLE)
+    warm(made)
+    old = made.child()
+    assert made.fleet.devices[0].coming is None
+    assert old.phase is Phase.DRAINING
+    assert spawned(made.dies(old)) == [made.child()]
+
+
+def test_a_memory_that_nobody_has_measured_has_no_room_for_two() -> None:
+    made = Host(function())
+    made.fleet.recycling = Recycling(jobs=1)
+    made.done(made.started())
+    assert made.child().phase is Phase.DRAINING
+
+
+def test_a_child_whose_memory_has_grown_is_replaced_and_its_first_jobs_do_not_count() -> None:
+    made = host(Recycling(growth_bytes=GIB))
+    warm(made)
+    made.child().rss = 3 * GIB  # what its first jobs make of it
+    for _ in range(WARM_JOBS):
+        made.done(made.started())
+    made.child().rss = 4 * GIB
+    made.done(made.started())
+    assert made.fleet.devices[0].coming is None
+    made.child().rss = 4 * GIB + 1
+    made.done(made.started())
+    assert coming(made)
+
+
+def test_a_child_is_replaced_at_its_age_even_where_it_does_nothing() -> None:
+    made = host()
+    made.fleet.recycling = Recycling(age_s=3600.0)
+    made.dies(made.child())
+    made.boot()
+    made.child().rss = GIB
+    made.passes(3599.0)
+    assert made.fleet.devices[0].coming is None
+    made.passes(2.0)
+    boots(made, coming(made))
+    assert made.fleet.devices[0].coming is None
+
+
+def test_one_child_is_replaced_at_a_time() -> None:
+    made = host(Recycling(jobs=1), devices=2)
+    jobs = [made.submit(), made.submit()]
+    for index in range(2):
+        made.fleet.devices[index].child.loaded.add("m")  # type: ignore[union-attr]
+    made.happens()
+    while any(job.child is None for job in jobs):
+        made.loaded(next(child for child in (made.child(0), made.child(1)) if child.loading))
+    for job in jobs:
+        made.starts(job)
+        made.done(job)
+    assert sum(device.coming is not None for device in made.fleet.devices) == 1
+
+
+def test_a_next_child_that_dies_before_it_is_ready_costs_nothing_and_is_not_tried_again_at_once() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    made.dies(new)
+    assert made.child() is old
+    assert old.serving
+    made.done(made.started())
+    assert made.fleet.devices[0].coming is None
+    made.passes(AGAIN_S)
+    made.done(made.started())
+    assert coming(made)
+
+
+def test_a_next_child_that_cannot_load_is_ended_and_the_old_one_serves_on() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    boots(made, new)
+    actions = made.load_fails(new)
+    assert [action.child for action in actions if isinstance(action, Signal)] == [new]
+    assert made.fleet.functions["f"].unavailable is None
+    assert made.fleet.instance("m").failures == 0
+    assert made.child() is old
+    assert made.submit().child is old
+    made.dies(new)
+    assert made.fleet.devices[0].leaving == []
+
+
+def test_a_next_child_for_whose_models_the_device_has_no_room_comes_after_the_old_one() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    boots(made, new)
+    made.reports(new, LoadFailed("m", "no room", [], "out_of_memory"))
+    assert old.phase is Phase.DRAINING
+    assert spawned(made.dies(old)) == [made.child()]
+
+
+def test_an_old_child_that_dies_while_the_next_one_comes_is_followed_by_that_one() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    job = made.started()
+    assert spawned(made.dies(old)) == []
+    assert made.child() is new
+    boots(made, new)
+    made.loaded(new)
+    assert job.child is new
+
+
+def test_a_drain_ends_the_child_that_comes_and_the_one_that_leaves_too() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    new = coming(made)
+    boots(made, new)
+    made.drains()
+    assert len(sent(made.actions, Drain)) == 2
+    made.dies(made.child())
+    assert not made.fleet.finished
+    made.dies(new)
+    assert made.fleet.finished
+
+
+def test_an_operator_has_a_child_replaced_without_a_job_lost() -> None:
+    made = host()
+    warm(made)
+    old, busy = made.child(), made.started()
+    made.happens(RestartAsked(made.fleet.devices[0]))
+    boots(made, coming(made))
+    made.loaded(coming(made))
+    made.done(busy)
+    assert made.answer(busy).kind is None
+    assert made.child() is not old
+
+
+def test_an_operator_in_haste_has_its_jobs_ended_by_the_ladder() -> None:
+    made = host()
+    warm(made)
+    old, busy = made.child(), made.started()
+    waiting = made.submit()
+    actions = made.happens(RestartAsked(made.fleet.devices[0], at_once=True))
+    assert busy.ending is not None
+    assert busy.ending.reason is Reason.RESTART
+    assert signals(actions + made.passes(2.0))
+    made.dies(old)
+    assert made.answer(busy).kind is not None
+    assert made.unanswered(waiting)
+    made.boot()
+    made.loaded(made.child())
+    assert waiting.child is made.child()
+
+
+def test_an_operator_ends_the_wait_of_a_device_whose_children_die() -> None:
+    made = host()
+    for _ in range(2):
+        made.dies(made.child())
+        if made.child().phase is Phase.FORKING:
+            made.boot()
+    assert made.child().phase is Phase.BACKOFF
+    assert spawned(made.happens(RestartAsked(made.fleet.devices[0]))) == [made.child()]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_nothing_is_replaced_while_the_supervisor_goes(at_once: bool) -> None:
+    made = host()
+    made.drains(within_s=None)
+    assert made.happens(RestartAsked(made.fleet.devices[0], at_once)) == []
+
+
+def test_it_is_said_why_a_child_is_replaced() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    assert "it has done 1 job" in "".join(each.message for each in made.actions if isinstance(each, Note))
