@@ -49,6 +49,11 @@ def private_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Dirty:", "Private_Clean:")))
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process has in RAM."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def descriptors(pid: int) -> list[str]:
     """Return what the open descriptors of a process point to."""
     found = []

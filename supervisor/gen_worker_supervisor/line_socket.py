@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ UNREAD_PIECES = 4096  # pieces a client may leave unread before nothing more is 
 UNREAD_BYTES = 8 << 20  # and bytes
 FAREWELL_S = 0.05  # a client that is turned away and sends nothing for so long has read why
 LONGEST_FAREWELL_S = 2.0  # one that sends on has so long
+LAST_WORD_S = 0.05  # and one that is turned away: it was told that it is heard no more
 
 Then = Callable[[], None] | None
 
@@ -258,21 +260,27 @@ class LineSocket:
         self.close_if_done()
 
     def turn_away(self, last: bytes) -> None:
-        """Say one thing more, listen no more, and hang up as soon as the client can have read it."""
+        """Say one thing more, end our half at once, and hang up as soon as the client can have read it."""
         if self._gone or self._deaf:
             return
         self._deaf = True  # what it still sends is read and dropped: to leave it unread would cost it the answer
         self._drop_buffer()
-        self.write([last], None)
-        self._watch()
-        self._take_leave()
+        self.write([last], self._end_half)
+        if not self._gone:
+            self._watch()
+            self._take_leave(LAST_WORD_S)
 
-    def _take_leave(self) -> None:
+    def _end_half(self) -> None:
+        with suppress(OSError):  # it has gone already
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _take_leave(self, longest_s: float = LONGEST_FAREWELL_S) -> None:
         if self._farewell is None:
-            self._farewell = self._loop.call_later(FAREWELL_S, self._leave, self._loop.time() + LONGEST_FAREWELL_S)
+            soonest_s = min(FAREWELL_S, longest_s)
+            self._farewell = self._loop.call_later(soonest_s, self._leave, self._loop.time() + longest_s)
 
     def _leave(self, at_the_latest: float) -> None:
-        if not self._babbles or self._loop.time() > at_the_latest:
+        if not self._babbles or self._loop.time() >= at_the_latest:
             self.hang_up()
             return
         self._babbles = False
