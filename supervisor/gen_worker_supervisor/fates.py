@@ -2,6 +2,7 @@
 
 from math import inf
 
+from gen_worker_supervisor.burials import Burial
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.state import Action, Child, Death, Device, Finish, Fleet, Job, Note, Spawn, holds
@@ -45,16 +46,19 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     """Judge what a death means for its jobs, its device and the next child."""
     device = child.device
     wanted = child.retiring or child.ending is not None or fleet.draining
+    noted = not (fleet.finished or (wanted and death.exit_code == 0))
+    burial = Burial(fleet, child, death, now) if noted else None
     child.move(Phase.SETTLING)
     fleet.placed += 1
     if fleet.finished:  # it was killed at the end, which needs no judgement
         child.move(Phase.BACKOFF)
         return []
-    actions: list[Action] = [] if wanted and death.exit_code == 0 else [_death_note(child, death)]
+    actions: list[Action] = [_death_note(child, death)] if noted else []
     if child.loading is not None and child.ending is None:
         text = f"setup of `{child.loading}` killed its child: {death.cause}"
         actions += load_failed(fleet, child, child.loading, text, death.stack or _printed(death), now, SETUP_FAILED)
     actions += _judge_jobs(fleet, child, death, now)
+    actions += burial.end() if burial is not None else []
     if device.health is Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.OK)
     child.move(Phase.BACKOFF)
@@ -76,7 +80,11 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
 def _death_note(child: Child, death: Death) -> Note:
     lines = death.stack or _printed(death)
     text = f"child {child.pid} died: {death.cause}" if child.pid is not None else f"child {death.cause}"
-    return Note("error", child.device.name, text, lines)
+    return Note("error", child.device.name, text + _kept(child), lines)
+
+
+def _kept(child: Child) -> str:
+    return f"; `gen-worker postmortem {child.postmortem}` tells more" if child.postmortem else ""
 
 
 def _printed(death: Death) -> tuple[str, ...]:
@@ -198,16 +206,20 @@ def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
     if child.phase is not Phase.DYING or device.health is Health.RETIRED:
         return []
     if child is not device.child:  # another one has its place: nothing waits for this one
-        text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL"
-        death = Death(cause="unkillable", signal="SIGKILL")
-        return [Note("error", device.name, text), *_judge_jobs(fleet, child, death, now)]
+        return _undying(fleet, child, "", now)
     if device.health is not Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
         fleet.arm(now + RETIRED_AFTER_S - WEDGED_AFTER_S, ("unkillable", child))
-        text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL: the device is wedged"
-        death = Death(cause="unkillable", signal="SIGKILL")
-        return [Note("error", device.name, text), *_judge_jobs(fleet, child, death, now)]
+        return _undying(fleet, child, ": the device is wedged", now)
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
     text = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL: the device is retired"
     actions = [Note("error", device.name, text), *_after_loss(fleet, device, now)]
     return actions + (finish_if_drained(fleet) if fleet.draining else [])
+
+
+def _undying(fleet: Fleet, child: Child, so: str, now: float) -> list[Action]:
+    death = Death(cause="unkillable", signal="SIGKILL")
+    burial = Burial(fleet, child, death, now)
+    text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL{so}"
+    note = Note("error", child.device.name, text + _kept(child))
+    return [note, *_judge_jobs(fleet, child, death, now), *burial.end()]

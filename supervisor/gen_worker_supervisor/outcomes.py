@@ -85,6 +85,7 @@ def death_detail(death: Death, job: Job, rung: int | None = None) -> ErrorDetail
         stack=list(death.stack) or None,
         stderr=printed or None,
         rung=rung,
+        postmortem=(job.child.postmortem or None) if job.child is not None else None,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from gen_worker.models.wanted import Slot, SnapshotFile, overridden_instance
+from gen_worker.postmortem import Held
 from gen_worker.wire.fetching import Abort, Destination, Fetch, Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import (
     Body,
@@ -224,6 +225,7 @@ class Child:
     import_error: str | None = None
     hang: Hang | None = None
     looks: deque[Evidence] = field(default_factory=deque)  # the latest last
+    postmortem: str = ""  # what the record of its death is called, from then on
     doom: str = ""  # what we end it for, where that is to be its death's cause: "host_oom", "hang"
     done: int = 0  # jobs that ended well in it
     settled_rss: int = 0  # what its memory was when it had done its first jobs
@@ -604,7 +606,9 @@ class Bury(msgspec.Struct):
 
     child: Child
     death: Death
-    jobs: list[Job]  # those that were with it, whatever becomes of them
+    jobs: list[Held]  # those that were with it, as they were then
+    left_out: int = 0  # of those
+    phase: str = ""  # the child's, when it died
 
 
 class Finish(msgspec.Struct):
@@ -659,6 +663,7 @@ class Fleet:
     max_queued_per_function: int = 0  # 0: any, within that
     stall_timeout_s: float = 120.0  # 0: never
     recycling: Recycling = Recycling()  # noqa: RUF009 - it is frozen
+    epoch: float | None = None  # what clocks on walls say when ours is at 0; None: no record is kept of deaths
     memory_reserve: int = 0  # bytes; 0: nobody guards the memory
     memory: MemoryReading | None = None
     max_queued_bytes: int = 1 << 30
