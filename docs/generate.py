@@ -9,10 +9,12 @@ import importlib
 import inspect
 import re
 import sys
+import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import click
 import msgspec
@@ -28,6 +30,7 @@ from gen_worker_supervisor import fates, ladder, phases, steps, verdicts
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "gen_worker"
+TESTS = DOCS.parent / "tests"
 SCHEMA = DOCS / "reference" / "status.schema.json"
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
@@ -164,6 +167,69 @@ def limits() -> str:
         "the device is retired after": f"{fates.RETIRED_AFTER_S:g} s",
     }
     return _table(("what", "value"), values.items())
+
+
+# --- promises ---------------------------------------------------------------------------------------------------------
+
+
+def promise_groups() -> list[dict[str, Any]]:
+    """Return what is promised, group by group, whether or not a test proves it."""
+    groups: list[dict[str, Any]] = tomllib.loads((DOCS / "promises.toml").read_text())["group"]
+    return groups
+
+
+def proofs_by_promise() -> dict[int, list[tuple[Path, str]]]:
+    """Return the tests that prove each promise, by file and name; a whole file goes by what it says of itself."""
+    found: defaultdict[int, list[tuple[Path, str]]] = defaultdict(list)
+    for file in sorted(TESTS.rglob("test_*.py")):
+        module = ast.parse(file.read_text())
+        for node in module.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+                named = f"all: {_doc(module).partition('.')[0]}"
+                marks: list[ast.expr] = node.value.elts if isinstance(node.value, ast.List) else [node.value]
+            elif isinstance(node, Function | ast.ClassDef):
+                named = _sentence(node.name)
+                marks = node.decorator_list
+            else:
+                continue
+            for number in _promised(marks):
+                found[number].append((file, named))
+    return dict(found)
+
+
+def _promised(marks: Iterable[ast.expr]) -> list[int]:
+    calls = [mark for mark in marks if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.promise"]
+    return [int(ast.literal_eval(argument)) for call in calls for argument in call.args]
+
+
+def _sentence(name: str) -> str:
+    return name.removeprefix("test_").replace("_", " ")
+
+
+def promises() -> str:
+    """Every promise that a test proves."""
+    proved = proofs_by_promise()
+    parts = []
+    for group in promise_groups():
+        rows = [
+            (str(each["number"]), each["fault"], each["promise"], each.get("try", ""))
+            for each in group["promise"]
+            if each["number"] in proved
+        ]
+        parts.append(f"### {group['title']}\n\n{_table(('', 'fault', 'promise', 'how to try it'), rows)}")
+    return "\n\n".join(parts)
+
+
+def proofs() -> str:
+    """The tests behind each promise."""
+    proved = proofs_by_promise()
+    kept = {each["number"]: each["fault"] for group in promise_groups() for each in group["promise"]}
+    rows = [(str(number), kept[number], _linked(tests)) for number, tests in sorted(proved.items()) if number in kept]
+    return _table(("", "fault", "tests"), rows)
+
+
+def _linked(tests: Iterable[tuple[Path, str]]) -> str:
+    return "; ".join(f"[{name}](../{file.relative_to(DOCS.parent)})" for file, name in tests)
 
 
 # --- types, read from their source ------------------------------------------------------------------------------------
@@ -499,6 +565,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "device-health": device_health,
     "rungs": rungs,
     "limits": limits,
+    "promises": promises,
+    "proofs": proofs,
     "control-client": control_client,
     "control-server": control_server,
     "status-fields": status_fields,

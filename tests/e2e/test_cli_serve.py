@@ -378,6 +378,7 @@ def test_among_several_supervisors_one_must_be_named_or_serve_the_folder(
     assert gen_worker("ps").returncode == 0
 
 
+@pytest.mark.promise(13)
 def test_a_supervisor_that_is_killed_leaves_nothing_that_counts_as_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_careless_job_succeeds_and_its_child_serves_on_and_ends(serve: Serve, 
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.promise(45)
 def test_kill_now_ends_a_job_in_a_child_that_was_stopped(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     with server.connect() as connection:
@@ -88,6 +89,7 @@ def test_more_jobs_than_may_wait_are_refused_as_busy(serve: Serve) -> None:
         assert {text_of(frame) for frame in connection.frames(6).values()} == {"fine"}
 
 
+@pytest.mark.promise(32)
 def test_a_supervisor_without_free_descriptors_recovers_when_there_are_some(serve: Serve) -> None:
     server = serve()
     pid = server.pids()["cpu:0"]

@@ -57,6 +57,7 @@ def test_a_file_that_a_job_saves_lies_in_the_outputs_folder(server: Server, func
     assert asset["sha256"] == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize("name", ["../../outside.bin", "/outside.bin", "a/../../outside.bin"])
 def test_a_saved_file_cannot_leave_the_outputs_folder(server: Server, name: str) -> None:
     frame = server.ask("save-bytes", text=name, times=3)
@@ -83,6 +84,7 @@ def test_a_big_value_comes_back_as_it_went(server: Server, size: int) -> None:
         assert client.call("echo-blob", Blob(data), type=Blob).data == data
 
 
+@pytest.mark.promise(35)
 def test_a_payload_over_the_limit_is_refused_and_the_limit_is_named(serve: Serve) -> None:
     server = serve(variables={"WORKER_MAX_INPUT_BYTES": "100000"})
     error = server.ask("echo", text="x" * 100_000)["error"]
@@ -169,6 +171,7 @@ def test_a_payload_of_another_type_is_refused(server: Server, payload: Any) -> N
     assert "`echo`" in error["message"]
 
 
+@pytest.mark.promise(36)
 @pytest.mark.parametrize(
     ("encoding", "bomb"),
     [

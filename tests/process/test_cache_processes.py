@@ -149,6 +149,7 @@ print(type(made).__name__, made.unet.dtype)
 # --- what is promised -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(27)
 def test_processes_that_publish_read_and_evict_at_once_never_see_half_a_model(tmp_path: Path) -> None:
     with ExitStack() as running:
         for each in [running.enter_context(process("churn", tmp_path, seed)) for seed in (1, 2, 3)]:
@@ -164,6 +165,7 @@ def test_processes_that_publish_read_and_evict_at_once_never_see_half_a_model(tm
     assert files_below(tmp_path) == ["cas/ref-index.json", "hub/CACHEDIR.TAG"]
 
 
+@pytest.mark.promise(28)
 def test_a_process_killed_at_any_moment_leaves_each_model_whole_or_unseen(tmp_path: Path) -> None:
     chance = random.Random(7)
     store = store_in(tmp_path)
@@ -189,6 +191,7 @@ def test_a_process_killed_at_any_moment_leaves_each_model_whole_or_unseen(tmp_pa
     assert files_below(tmp_path) == ["cas/ref-index.json", "hub/CACHEDIR.TAG"]
 
 
+@pytest.mark.promise(27)
 def test_a_model_that_another_process_uses_is_not_evicted_until_it_ends(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     with process("hold", tmp_path) as user:
@@ -356,6 +359,7 @@ def test_blobs_on_another_disk_are_linked_to_symbolically(tmp_path: Path) -> Non
         assert files_below(disk) == []
 
 
+@pytest.mark.promise(22)
 @pytest.mark.root
 def test_a_full_disk_is_told_before_a_byte_and_makes_room_where_it_can(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=8m", "tmpfs") as small:

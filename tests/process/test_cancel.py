@@ -46,6 +46,7 @@ def test_a_cancel_waits_for_a_handler_that_takes_its_time(serve: Serve) -> None:
         assert connection.frame()["error"]["kind"] == "canceled"
 
 
+@pytest.mark.promise(49)
 def test_a_request_in_the_queue_is_canceled_at_once_and_never_runs(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
@@ -60,6 +61,7 @@ def test_a_request_in_the_queue_is_canceled_at_once_and_never_runs(serve: Serve)
     assert server.runs() == {"running": 1}
 
 
+@pytest.mark.promise(49)
 def test_a_job_that_its_child_holds_but_has_not_started_is_canceled_and_never_runs(serve: Serve) -> None:
     server = serve()
     server.open("open")
@@ -77,6 +79,7 @@ def test_a_job_that_its_child_holds_but_has_not_started_is_canceled_and_never_ru
     assert "held" not in server.runs()
 
 
+@pytest.mark.promise(49)
 def test_a_cancel_right_behind_its_request_is_not_lost(serve: Serve) -> None:
     server = serve()
     for number in range(30):

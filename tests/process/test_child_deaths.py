@@ -24,6 +24,7 @@ def stack_of(frame: dict[str, Any]) -> str:
 # --- a job that kills its child ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize(("how", "cause", "fields"), CAUSES, ids=[how for how, _, _ in CAUSES])
 def test_a_job_that_kills_its_child_ends_alone_while_20_run_and_50_wait(
     serve: Serve, how: str, cause: str, fields: dict[str, Any]
@@ -64,6 +65,7 @@ def test_a_job_that_kills_its_child_ends_alone_while_20_run_and_50_wait(
     assert text_of(server.ask("die", text="another payload")) == "another payload"
 
 
+@pytest.mark.promise(1)
 def test_a_job_whose_stream_has_begun_to_leave_is_not_rerun(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
@@ -85,6 +87,7 @@ def test_a_buffered_stream_is_rerun_because_nothing_has_left(serve: Serve) -> No
     assert server.runs()["buffered"] == 2
 
 
+@pytest.mark.promise(2)
 def test_a_function_whose_payloads_kill_child_after_child_is_refused_and_others_serve_on(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     for number in range(5):
@@ -109,6 +112,7 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.promise(1)
 def test_the_job_of_a_child_that_is_killed_from_outside_is_rerun_and_succeeds(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
@@ -122,6 +126,7 @@ def test_the_job_of_a_child_that_is_killed_from_outside_is_rerun_and_succeeds(se
     assert first != second
 
 
+@pytest.mark.promise(1)
 def test_an_idle_child_that_is_killed_is_replaced(serve: Serve) -> None:
     server = serve()
     killed = server.pids()["cpu:0"]
@@ -133,6 +138,7 @@ def test_an_idle_child_that_is_killed_is_replaced(serve: Serve) -> None:
     assert any(event.startswith("cpu:0: child") and "SIGKILL" in event for event in server.events())
 
 
+@pytest.mark.promise(1)
 def test_jobs_that_ran_side_by_side_in_a_killed_child_are_rerun_alone(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
@@ -150,6 +156,7 @@ def test_jobs_that_ran_side_by_side_in_a_killed_child_are_rerun_alone(serve: Ser
     assert server.ask("gated-async", text="two", gate="go-two")["ok"], "being there is no guilt"
 
 
+@pytest.mark.promise(1)
 def test_jobs_that_were_handed_out_but_had_not_begun_are_not_suspects(serve: Serve) -> None:
     server = serve()
     server.open("open")

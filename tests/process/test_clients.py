@@ -89,6 +89,7 @@ def test_a_last_line_without_a_newline_is_a_request_too(serve: Serve) -> None:
 # --- clients that are slow --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(12)
 def test_a_reader_that_stops_holds_back_the_handler_and_nobody_else(serve: Serve) -> None:
     items, item_bytes = 20_000, 1000
     server = serve(devices="cpu:2")

@@ -99,6 +99,7 @@ def assert_the_loop_was_free(server: Server) -> None:
 # --- many -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(34)
 def test_a_thousand_clients_that_come_at_once_are_each_answered_once(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     server.ask("echo")
@@ -113,6 +114,7 @@ def test_a_thousand_clients_that_come_at_once_are_each_answered_once(serve: Serv
     assert_the_loop_was_free(server)
 
 
+@pytest.mark.promise(34, 12)
 def test_ten_thousand_jobs_wait_while_others_are_served_and_each_is_answered_once(serve: Serve) -> None:
     server = serve(variables={"GEN_WORKER_MAX_QUEUED": str(QUEUED)})
     server.ask("talk-async")
@@ -168,6 +170,7 @@ def test_clients_that_leave_by_the_thousand_take_their_ten_thousand_jobs_along(s
 # --- rude -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(12)
 def test_clients_that_never_read_or_never_finish_a_line_delay_nobody_else(serve: Serve) -> None:
     server = serve()
     server.ask("talk-async")

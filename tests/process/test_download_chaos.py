@@ -59,6 +59,7 @@ def hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
+@pytest.mark.promise(23, 24)
 @pytest.mark.parametrize("seed", range(40))
 def test_faults_in_any_order_end_in_the_file_or_a_reason(hub: LoopbackHub, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)

@@ -36,6 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True, timeout=10)
 
 
+@pytest.mark.promise(22)
 @pytest.mark.root
 def test_a_disk_that_fills_up_is_told_and_what_came_is_kept(hub: LoopbackHub, small_disk: Path) -> None:
     file = listed(hub, CONTENT)
@@ -51,6 +52,7 @@ def test_a_disk_that_fills_up_is_told_and_what_came_is_kept(hub: LoopbackHub, sm
     assert downloads.to.read_bytes() == CONTENT
 
 
+@pytest.mark.promise(29)
 @pytest.mark.root
 def test_a_disk_that_is_read_only_is_told(hub: LoopbackHub, small_disk: Path) -> None:
     file = listed(hub, CONTENT)
@@ -62,6 +64,7 @@ def test_a_disk_that_is_read_only_is_told(hub: LoopbackHub, small_disk: Path) ->
     assert hub.requests == []
 
 
+@pytest.mark.promise(37)
 def test_a_link_where_the_part_should_be_is_not_followed(hub: LoopbackHub, tmp_path: Path) -> None:
     file = listed(hub, CONTENT)
     downloads = Downloads(tmp_path / "cache")

@@ -117,6 +117,7 @@ def test_a_file_that_is_there_is_not_fetched(hub: LoopbackHub, downloads: Downlo
 # --- what passes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(24)
 def test_a_connection_that_is_cut_goes_on_where_it_ended(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT)
     hub.fail(FILE, Cut(after=1000), times=5)
@@ -126,6 +127,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_ended(hub: LoopbackHub, downl
     assert downloads.told.retries == 5
 
 
+@pytest.mark.promise(25)
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
 def test_a_server_that_is_busy_is_asked_again(hub: LoopbackHub, downloads: Downloads, status: int) -> None:
     file = listed(hub, CONTENT)
@@ -136,6 +138,7 @@ def test_a_server_that_is_busy_is_asked_again(hub: LoopbackHub, downloads: Downl
     assert downloads.told.retries == 5
 
 
+@pytest.mark.promise(25)
 def test_a_server_is_left_alone_for_as_long_as_it_asks(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT[:100])
     hub.fail(FILE, Status(429, {"Retry-After": "1"}), times=1)
@@ -145,6 +148,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(hub: LoopbackHub, downloa
     assert is_whole(downloads, CONTENT[:100])
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize("fault", [NoRange(), BadRange(), ChangingETag()])
 @pytest.mark.parametrize("algorithm", ["sha256", ""])
 def test_a_server_whose_ranges_are_no_good_is_asked_for_the_whole_file(
@@ -167,6 +171,7 @@ def test_a_cut_where_ranges_are_ignored_begins_anew(hub: LoopbackHub, downloads:
     assert downloads.told.lost == 5 * PIECE
 
 
+@pytest.mark.promise(24)
 def test_a_file_of_unknown_size_that_is_cut_goes_on_where_it_ended(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT, algorithm="", sized=False)
     hub.fail(FILE, NoRange(), times=1)
@@ -176,6 +181,7 @@ def test_a_file_of_unknown_size_that_is_cut_goes_on_where_it_ended(hub: Loopback
     assert is_whole(downloads)
 
 
+@pytest.mark.promise(24)
 def test_a_file_that_is_replaced_meanwhile_begins_anew(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT, algorithm="")
     hub.fail(FILE, Slow(bytes_per_s=4 * PIECE), times=6)
@@ -184,6 +190,7 @@ def test_a_file_that_is_replaced_meanwhile_begins_anew(hub: LoopbackHub, downloa
     assert is_whole(downloads)
 
 
+@pytest.mark.promise(23)
 @pytest.mark.parametrize("fault", [Corrupt(at=3 * PIECE + 5), Truncate(to=100), Oversize(by=3)])
 def test_a_file_that_is_wrong_once_is_fetched_anew(
     hub: LoopbackHub, downloads: Downloads, fault: Corrupt | Truncate | Oversize
@@ -194,6 +201,7 @@ def test_a_file_that_is_wrong_once_is_fetched_anew(
     assert is_whole(downloads, CONTENT[: 3 * PIECE + 100])
 
 
+@pytest.mark.promise(25)
 def test_a_signed_url_that_ends_is_followed_by_a_fresh_one(hub: LoopbackHub, downloads: Downloads) -> None:
     file = signed(hub, CONTENT)
     hub.fail(FILE, Expire(after=3 * PIECE), times=2)
@@ -217,6 +225,7 @@ def test_where_a_redirect_led_is_asked_for_again_when_it_has_ended(hub: Loopback
     assert hub.wire_bytes(FILE) == len(CONTENT)
 
 
+@pytest.mark.promise(26)
 def test_a_connection_without_a_byte_is_given_up_for_another(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT)
     hub.fail(FILE, Stall(after=1000, seconds=60.0), times=1)
@@ -226,6 +235,7 @@ def test_a_connection_without_a_byte_is_given_up_for_another(hub: LoopbackHub, d
     assert downloads.told.retries == 1
 
 
+@pytest.mark.promise(26)
 def test_a_connection_that_is_too_slow_is_given_up_for_another(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT)
     hub.fail(FILE, Slow(bytes_per_s=2000), times=1)
@@ -239,6 +249,7 @@ def test_a_connection_that_is_too_slow_is_given_up_for_another(hub: LoopbackHub,
 # --- what does not pass -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(25)
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(401, "unauthorized"), (403, "unauthorized"), (404, "file_not_found"), (418, "download_failed")],
@@ -273,6 +284,7 @@ def test_a_gated_file_is_told_as_such(hub: LoopbackHub, downloads: Downloads) ->
     assert hub.leaks == []
 
 
+@pytest.mark.promise(25)
 def test_a_server_that_stays_busy_is_given_up_after_all_tries(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT)
     hub.fail(FILE, Status(503))
@@ -293,6 +305,7 @@ def test_nobody_listening_is_told_after_all_tries(hub: LoopbackHub, downloads: D
     assert "HTTPS_PROXY" in error.hint
 
 
+@pytest.mark.promise(23)
 @pytest.mark.parametrize("fault", [Corrupt(at=3 * PIECE + 5), Corrupt(at=0), Truncate(to=100), Oversize(by=3)])
 def test_a_file_that_stays_wrong_is_never_seen(
     hub: LoopbackHub, downloads: Downloads, fault: Corrupt | Truncate | Oversize
@@ -324,6 +337,7 @@ def test_a_pointer_is_named_where_nobody_says_what_the_file_is(hub: LoopbackHub,
     assert "Git LFS pointer" in str(failure(downloads, file))
 
 
+@pytest.mark.promise(25)
 def test_a_fresh_url_that_is_no_better_is_told(hub: LoopbackHub, downloads: Downloads) -> None:
     file = signed(hub, CONTENT)
     hub.fail(FILE, Expire())
@@ -338,6 +352,7 @@ def test_a_fresh_url_that_is_no_better_is_told(hub: LoopbackHub, downloads: Down
     assert failure(downloads, file).kind == "url_expired"
 
 
+@pytest.mark.promise(26)
 def test_a_server_that_says_nothing_is_told_as_stalled(hub: LoopbackHub, downloads: Downloads) -> None:
     file = listed(hub, CONTENT)
     hub.fail(FILE, Stall(after=1000, seconds=60.0))

@@ -91,6 +91,7 @@ def test_a_kill_costs_a_connection_little_of_its_piece(
     assert (downloads.told.there, downloads.told.lost) == (size, 0)
 
 
+@pytest.mark.promise(28)
 def test_a_download_that_is_killed_again_and_again_comes_to_its_end(hub: LoopbackHub, tmp_path: Path) -> None:
     file = listed(hub, CONTENT, algorithm="sha256")
     at_bytes = range(4 * PIECE, len(CONTENT), 4 * PIECE)
@@ -102,6 +103,7 @@ def test_a_download_that_is_killed_again_and_again_comes_to_its_end(hub: Loopbac
     assert hub.wire_bytes(FILE) <= len(CONTENT) + (len(at_bytes) + 1) * 2 * CONNECTIONS * PIECE
 
 
+@pytest.mark.promise(28)
 def test_a_part_that_somebody_damaged_does_not_end_in_the_file(hub: LoopbackHub, tmp_path: Path) -> None:
     file = listed(hub, CONTENT)
     killed(file, [tmp_path], [12 * PIECE])
@@ -130,6 +132,7 @@ def test_a_map_that_cannot_be_read_means_that_nothing_is_there(hub: LoopbackHub,
     assert downloads.to.read_bytes() == CONTENT
 
 
+@pytest.mark.promise(28)
 def test_a_part_that_is_shorter_than_its_map_says_is_not_believed(hub: LoopbackHub, tmp_path: Path) -> None:
     file = listed(hub, CONTENT)
     killed(file, [tmp_path], [12 * PIECE])
@@ -139,6 +142,7 @@ def test_a_part_that_is_shorter_than_its_map_says_is_not_believed(hub: LoopbackH
     assert downloads.to.read_bytes() == CONTENT
 
 
+@pytest.mark.promise(28)
 @pytest.mark.parametrize("torn", [b"\n", b"\n2", b"\n24 ", b"\n24 7", b"\n99 1", b"\n0 9999999"])
 def test_a_record_that_is_cut_short_or_says_too_much_ends_in_no_wrong_file(
     hub: LoopbackHub, tmp_path: Path, torn: bytes
@@ -161,6 +165,7 @@ def test_a_part_of_another_content_is_not_used(hub: LoopbackHub, tmp_path: Path)
     assert downloads.to.read_bytes() == other
 
 
+@pytest.mark.promise(24)
 def test_a_part_without_a_digest_is_resumed_by_its_etag(hub: LoopbackHub, tmp_path: Path) -> None:
     file = listed(hub, CONTENT, algorithm="")
     killed(file, [tmp_path], [12 * PIECE])
@@ -169,6 +174,7 @@ def test_a_part_without_a_digest_is_resumed_by_its_etag(hub: LoopbackHub, tmp_pa
     assert downloads.to.read_bytes() == CONTENT
 
 
+@pytest.mark.promise(24)
 def test_a_part_without_a_digest_of_a_file_that_was_replaced_begins_anew(hub: LoopbackHub, tmp_path: Path) -> None:
     killed(listed(hub, CONTENT, algorithm=""), [tmp_path], [12 * PIECE])
     other = content_of(len(CONTENT), seed=1)
@@ -178,6 +184,7 @@ def test_a_part_without_a_digest_of_a_file_that_was_replaced_begins_anew(hub: Lo
     assert downloads.told.there == len(other)
 
 
+@pytest.mark.promise(24)
 def test_a_part_whose_etag_changed_begins_anew(hub: LoopbackHub, tmp_path: Path) -> None:
     file = listed(hub, CONTENT)
     killed(file, [tmp_path], [12 * PIECE])

@@ -17,6 +17,7 @@ def traces(server: Server) -> list[Path]:
     return [path for path in (server.socket, server.sidecar, server.control.parent) if path.exists()]
 
 
+@pytest.mark.promise(14)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_jobs_children_and_files_in_order(serve: Serve, number: int) -> None:
     server = serve(devices="cpu:2")
@@ -41,6 +42,7 @@ def test_a_signal_ends_jobs_children_and_files_in_order(serve: Serve, number: in
     assert server.log().endswith("stopped\n")
 
 
+@pytest.mark.promise(14)
 def test_requests_that_come_after_the_signal_are_refused(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
@@ -55,6 +57,7 @@ def test_requests_that_come_after_the_signal_are_refused(serve: Serve) -> None:
     assert server.process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.promise(14)
 @pytest.mark.parametrize("function", ["gated", "hold-the-interpreter"])
 def test_a_second_signal_ends_everything_at_once(serve: Serve, function: str) -> None:
     server = serve(devices="cpu:2")
@@ -73,6 +76,7 @@ def test_a_second_signal_ends_everything_at_once(serve: Serve, function: str) ->
     assert traces(server) == []
 
 
+@pytest.mark.promise(13)
 def test_no_child_outlives_a_supervisor_that_is_killed_and_its_socket_is_taken_over(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     with server.connect() as connection:
@@ -121,6 +125,7 @@ def test_what_a_child_started_goes_with_it(serve: Serve) -> None:
     until(lambda: not alive(helper))
 
 
+@pytest.mark.promise(33)
 def test_standard_error_that_nobody_reads_holds_nobody(serve: Serve, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "unread")
     reader = os.open(tmp_path / "unread", os.O_RDONLY | os.O_NONBLOCK)

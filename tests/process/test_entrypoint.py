@@ -264,6 +264,7 @@ def test_an_orchestrator_that_never_comes_ends_the_worker(app: Path) -> None:
     assert "WORKER_DISCONNECTED_TIMEOUT_S" in ended.said
 
 
+@pytest.mark.promise(3)
 def test_a_worker_whose_children_never_come_up_ends_and_says_why(app: Path) -> None:
     in_a_child = "import os\nif 'GEN_WORKER_LOCAL_DEVICE' in os.environ:\n    raise RuntimeError('no sun here')\n"
     (app / "shop.py").write_text(MODULE + in_a_child)
@@ -347,6 +348,7 @@ def jwt() -> str:
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
 
 
+@pytest.mark.promise(39)
 def test_no_process_of_a_worker_shows_a_secret_of_it(app: Path) -> None:
     variables = {**NOWHERE, **dict.fromkeys(SECRETS, CANARY), "WORKER_JWT": jwt(), "ACME_KEY": "the author's own"}
     hidden = (CANARY, jwt().rpartition(".")[2])
@@ -369,6 +371,7 @@ def test_no_process_of_a_worker_shows_a_secret_of_it(app: Path) -> None:
 # --- as the first process of a container ------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(14)
 @pytest.mark.root
 def test_as_the_first_process_it_drains_at_sigterm_and_leaves_no_zombie(app: Path) -> None:
     orphan = "import subprocess\nsubprocess.run(['sh', '-c', 'sleep 0.05 &'], check=True)\n"
@@ -383,6 +386,7 @@ def test_as_the_first_process_it_drains_at_sigterm_and_leaves_no_zombie(app: Pat
         assert not alive(first.pid)
 
 
+@pytest.mark.promise(30)
 @pytest.mark.root
 def test_files_that_may_only_be_read_and_little_shared_memory_are_enough(app: Path) -> None:
     mounted = (
@@ -404,6 +408,7 @@ def test_a_cache_in_memory_is_a_warning(app: Path) -> None:
         assert worker.ends().code == 0
 
 
+@pytest.mark.promise(29)
 @pytest.mark.root
 def test_a_cache_that_may_only_be_read_is_a_warning_where_it_holds_models(app: Path) -> None:
     cache = app.parent / "cache"

@@ -157,6 +157,7 @@ def test_orders_wait_for_a_fetcher_that_cannot_read_them_or_is_yet_to_come(
     assert isinstance(supervisor.end_of(number), Fetched)
 
 
+@pytest.mark.promise(39)
 def test_nothing_secret_is_in_its_environment_its_command_or_its_log(
     hub: LoopbackHub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

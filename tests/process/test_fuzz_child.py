@@ -21,6 +21,7 @@ LIES: list[dict[str, Any]] = [
 GROUP = 4  # with five payloads that kill, a function is stopped
 
 
+@pytest.mark.promise(9, 43)
 @pytest.mark.parametrize("first", range(0, len(LIES), GROUP))
 def test_a_child_that_sends_rubbish_or_forgeries_is_killed_and_its_job_answered_once(serve: Serve, first: int) -> None:
     server = serve(module="liar", devices="cpu:2")
@@ -44,6 +45,7 @@ def next_number(server: Server) -> int:
     return status.jobs_done + status.jobs_failed + 1
 
 
+@pytest.mark.promise(43)
 def test_a_child_cannot_answer_a_job_of_another_child(serve: Serve) -> None:
     server = serve(module="liar", devices="cpu:2")
     with server.connect() as victim, server.connect() as attacker:

@@ -81,6 +81,7 @@ LINES = [
 ]
 
 
+@pytest.mark.promise(9)
 @LINKS
 def test_each_line_that_is_no_request_has_its_answer_and_harms_nobody(serve: Serve, link: dict[str, str]) -> None:
     server = serve(module="liar", **link)
@@ -106,6 +107,7 @@ def test_each_line_that_is_no_request_has_its_answer_and_harms_nobody(serve: Ser
 WHOLE = '{"function":"echo","request_id":"ä€😀","payload":{"text":"ä€😀\\ud83d\\ude00"},"timeout_ms":60000}\n'.encode()
 
 
+@pytest.mark.promise(10)
 @LINKS
 def test_a_request_that_is_cut_anywhere_is_answered_once_or_not_begun(serve: Serve, link: dict[str, str]) -> None:
     server = serve(module="liar", **link)
@@ -155,6 +157,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.promise(36)
 @LINKS
 def test_a_bomb_costs_an_answer(serve: Serve, link: dict[str, str]) -> None:
     server = serve(module="liar", **link)
@@ -172,6 +175,7 @@ def babble(connection: Connection) -> None:
         connection.write(b"x" * (1 << 20))
 
 
+@pytest.mark.promise(10)
 def test_a_line_that_never_ends_is_refused_and_not_kept(serve: Serve) -> None:
     server = serve(module="liar")
     with unharmed(server), server.connect() as connection:
@@ -238,6 +242,7 @@ RUBBISH = [
 ]
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_client_that_speaks_rubbish_is_told_so_and_cut_off(serve: Serve, opened: bool) -> None:
     server = serve(module="liar")
@@ -264,6 +269,7 @@ def memfd(size: int, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> in
     return fd
 
 
+@pytest.mark.promise(11, 31)
 def test_bodies_in_memory_that_cannot_be_trusted_are_refused_and_the_client_goes_on(serve: Serve) -> None:
     server = serve(module="liar")
     with unharmed(server), control_socket(server) as sock, tempfile.TemporaryFile() as file, open(os.devnull) as null:
@@ -339,6 +345,7 @@ GOOD = [
 ]
 
 
+@pytest.mark.promise(10)
 def test_a_frame_that_is_cut_anywhere_is_refused(serve: Serve) -> None:
     server = serve(module="liar")
     with unharmed(server):

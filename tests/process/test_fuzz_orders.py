@@ -139,6 +139,7 @@ SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 MEMORY = [(4096, 0, 10), (4096, SEALED, 5000), (4096, SEALED, -1), (0, SEALED, 0)]
 
 
+@pytest.mark.promise(31)
 @pytest.mark.parametrize(("size", "seals", "length"), MEMORY)
 def test_a_child_does_not_map_memory_that_could_kill_it(size: int, seals: int, length: int) -> None:
     fd = memfd(size, seals)
@@ -179,6 +180,7 @@ BOMBS = [
 ]
 
 
+@pytest.mark.promise(36)
 def test_payload_bombs_are_the_callers_mistake_and_cost_no_child() -> None:
     with child() as made:
         number = 0

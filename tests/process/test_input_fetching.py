@@ -143,6 +143,7 @@ def test_a_file_that_is_empty_is_a_file(site: Site, get: Get) -> None:
 # --- where from -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(38)
 @pytest.mark.parametrize("host", ODD_LOOPBACKS)
 def test_loopback_is_refused_in_every_spelling(site: Site, get: Get, tmp_path: Path, host: str) -> None:
     with refused(tmp_path, "its address is loopback"):
@@ -150,6 +151,7 @@ def test_loopback_is_refused_in_every_spelling(site: Site, get: Get, tmp_path: P
     assert site.origin.requests == []
 
 
+@pytest.mark.promise(38)
 @pytest.mark.parametrize(
     ("url", "kind"),
     [
@@ -193,6 +195,7 @@ def names(*answers: str, asked: list[str] | None = None) -> Callable[[str, int],
     return look_up
 
 
+@pytest.mark.promise(38)
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(site: Site, get: Get) -> None:
     site.put("/cat", PNG)
     asked: list[str] = []
@@ -210,6 +213,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(site: Site
     assert "origin" not in site.origin.requests[0].headers  # some public hosts answer it with 403
 
 
+@pytest.mark.promise(38)
 def test_a_name_that_changes_its_address_between_tries_is_checked_again(site: Site, get: Get, tmp_path: Path) -> None:
     site.put("/cat", PNG)
     site.plan(Cut(10), 1)
@@ -233,6 +237,7 @@ def test_one_address_of_a_name_that_is_not_public_is_enough(get: Get, tmp_path: 
         get("http://example.org/", Limits(), how={"dialing": Dialing(look_up, connect=never)})
 
 
+@pytest.mark.promise(38)
 def test_a_redirect_is_checked_like_the_first_url(site: Site, get: Get, tmp_path: Path) -> None:
     start = site.redirect("/start", "http://169.254.169.254/latest?secret=2")
     with refused(tmp_path, "`169.254.169.254` is not asked for a file: its address is link-local"):
@@ -292,6 +297,7 @@ def test_redirects_are_followed_five_times(site: Site, get: Get, tmp_path: Path)
 # --- how much ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(38)
 def test_a_file_that_says_it_is_too_long_is_not_read(site: Site, get: Get, tmp_path: Path) -> None:
     size = 1 << 26  # more than sockets take that nobody reads
     url = site.put("/cat", PNG + bytes(size))
@@ -300,6 +306,7 @@ def test_a_file_that_says_it_is_too_long_is_not_read(site: Site, get: Get, tmp_p
     assert site.origin.requests[0].sent < size
 
 
+@pytest.mark.promise(38)
 def test_a_file_that_does_not_say_it_is_too_long_is_read_up_to_the_limit(site: Site, get: Get, tmp_path: Path) -> None:
     url = site.put("/cat", PNG + bytes(32 << 20))
     site.plan(NoSize())
@@ -323,6 +330,7 @@ def test_the_smaller_of_the_assets_limit_and_the_workers_counts(
 # --- how long ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(38)
 def test_a_server_that_trickles_is_left_when_the_time_is_over(site: Site, get: Get, tmp_path: Path) -> None:
     url = site.put("/cat", PNG)
     site.plan(Slow(200))

@@ -122,6 +122,7 @@ def test_a_load_whose_files_leave_the_memory_meanwhile_is_tried_from_the_disk(
     assert len(hub.requests) == downloads
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_keeper_does_not_outlive_its_server(server: Server, tmp_path: Path, number: signal.Signals) -> None:
     pry(server)

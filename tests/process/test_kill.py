@@ -17,6 +17,7 @@ HANGS = {
 KILLED = re.compile(r"killed `(?P<request>\S+)` after (?P<seconds>[\d.]+)s by rung (?P<rung>\d), ")
 
 
+@pytest.mark.promise(45)
 @pytest.mark.parametrize("function", HANGS)
 def test_kill_now_ends_any_hang_within_3_s_with_rung_and_stack_and_disturbs_nobody(serve: Serve, function: str) -> None:
     server = serve(devices="cpu:2")
@@ -48,6 +49,7 @@ def test_kill_now_ends_any_hang_within_3_s_with_rung_and_stack_and_disturbs_nobo
     assert text_of(server.ask("echo", text="on")) == "on"
 
 
+@pytest.mark.promise(45)
 @pytest.mark.parametrize("function", ["poll", "poll-async", "tick", "tick-async"])
 def test_kill_lets_a_job_that_looks_end_by_itself_at_rung_1(serve: Serve, function: str) -> None:
     server = serve()
@@ -95,6 +97,7 @@ def test_kill_now_of_one_job_spares_the_others_of_its_child_a_guilt(serve: Serve
         assert text_of(connection.frame()) == "right"
 
 
+@pytest.mark.promise(45)
 def test_a_kill_that_has_to_interrupt_replaces_the_child(serve: Serve) -> None:
     server = serve()
     (before,) = server.pids().values()

@@ -199,6 +199,7 @@ def test_a_stream_that_ends_is_dialed_again_and_what_waited_is_told() -> None:
     asyncio.run(check())
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize(
     "garbage",
     [b"\xff\xff\xff", b"\x12\x05ab", b"\x0a\x80\x80\x80\x80\x80", b"\x12\x04\x0a\x02\xff\xfe"],
@@ -297,6 +298,7 @@ def test_a_refusal_for_good_ends_the_link_with_what_to_do(status: grpc.StatusCod
     asyncio.run(check())
 
 
+@pytest.mark.promise(19)
 def test_an_acknowledgment_of_another_version_is_fatal() -> None:
     async def other(stream: Stream) -> None:
         await stream.read()
@@ -515,6 +517,7 @@ def test_a_connection_that_is_cut_in_the_middle_of_a_message_loses_none_of_them_
     asyncio.run(check())
 
 
+@pytest.mark.promise(16)
 def test_a_half_open_connection_is_noticed_by_its_silence(proxied: Callable[[int], Proxy]) -> None:
     async def check() -> None:
         async with orchestrator(stay) as served:

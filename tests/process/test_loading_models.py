@@ -262,6 +262,7 @@ def poisoned(tiny: Path, folder: Path, mark: Path) -> Path:
     return folder
 
 
+@pytest.mark.promise(42)
 def test_a_pickle_is_refused(slots: Slots, tiny: Path, tmp_path: Path, library: SimpleNamespace) -> None:
     folder = poisoned(tiny, tmp_path / "it", tmp_path / "mark")
     error = slots.refused(folder, library.diffusers.StableDiffusionXLPipeline)
@@ -270,6 +271,7 @@ def test_a_pickle_is_refused(slots: Slots, tiny: Path, tmp_path: Path, library: 
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.promise(42)
 def test_a_pickle_that_is_allowed_still_runs_nothing(slots: Slots, tiny: Path, tmp_path: Path, library: Any) -> None:
     folder = poisoned(tiny, tmp_path / "it", tmp_path / "mark")
     error = slots.refused(folder, library.diffusers.StableDiffusionXLPipeline, pickle=True)
@@ -293,6 +295,7 @@ def test_weights_in_a_pickle_are_loaded_where_that_is_allowed(
     assert (image(pipeline) == image(Slots().load(tiny / "sdxl", asked))).all()
 
 
+@pytest.mark.promise(42)
 def test_python_files_are_refused(slots: Slots, tiny: Path, tmp_path: Path, library: SimpleNamespace) -> None:
     folder = copied(tiny / "sdxl", tmp_path / "it")
     (folder / "unet" / "modeling.py").write_text("raise SystemExit")
@@ -300,6 +303,7 @@ def test_python_files_are_refused(slots: Slots, tiny: Path, tmp_path: Path, libr
     assert (error.kind, error.file) == ("remote_code_refused", "unet/modeling.py")
 
 
+@pytest.mark.promise(42)
 def test_a_model_that_only_its_own_code_can_make_is_refused(slots: Slots, tmp_path: Path, library: Any) -> None:
     config = {"model_type": "acme_own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))

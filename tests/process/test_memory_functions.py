@@ -147,6 +147,7 @@ def test_memory_is_flushed_where_there_is_no_torch_too() -> None:
 # --- what the worker does ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(5)
 def test_a_job_climbs_every_rung_before_it_ends(pipeline: Any) -> None:
     paint = Painter(pipeline, None)
     told: list[tuple[str, str]] = []
@@ -177,6 +178,7 @@ def test_the_functions_are_where_authors_look_for_them() -> None:
 # --- what only a GPU shows --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(5)
 @pytest.mark.gpu
 def test_on_a_gpu_a_job_that_fills_it_ends_and_leaves_the_memory_as_it_was() -> None:
     import torch

@@ -31,6 +31,7 @@ def server(hub: LoopbackHub, tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.promise(5)
 def test_a_job_gets_more_room_step_by_step_and_a_job_that_gets_none_costs_nobody_else(server: Server) -> None:
     rested = server.ask("rest")
     assert rested["ok"], rested

@@ -132,6 +132,8 @@ def test_what_does_not_pass_names_the_model_the_file_and_what_to_do(
     assert size_of(contents(fetcher.have(Wanted("hf", "acme/big")).snapshot)) == size_of(FILES)
 
 
+@pytest.mark.promise(25)
+@pytest.mark.promise(26)
 def test_a_url_that_ends_in_the_middle_is_replaced_and_no_byte_comes_twice(hub: LoopbackHub, fetcher: Having) -> None:
     files = {"config.json": FILES["config.json"], "model.fp16.safetensors": FILES["model.safetensors"]}
     hub.add_snapshot("acme/signed", files)
@@ -169,6 +171,7 @@ def test_a_cancel_ends_the_wait_for_a_new_url_at_once(hub: LoopbackHub, fetcher:
     assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.promise(26)
 def test_a_server_that_stalls_is_asked_again(hub: LoopbackHub, fetcher: Having) -> None:
     hub.fail(WEIGHTS, Stall(700_000, 60.0), times=2)  # the first is where the header is read
     retries: list[int] = []
@@ -177,6 +180,7 @@ def test_a_server_that_stalls_is_asked_again(hub: LoopbackHub, fetcher: Having) 
     assert max(retries) > 0
 
 
+@pytest.mark.promise(26)
 def test_a_model_of_which_no_byte_comes_fails_as_stalled(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fail(WEIGHTS, Stall(1_500_000, 60.0))
     config = config_for(tmp_path, hub.url, stall_timeout_s=0.5)

@@ -61,6 +61,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 # --- full -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(22)
 @pytest.mark.root
 def test_what_has_no_room_is_refused_before_a_byte_of_it_comes(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add_repo("acme/big", repository(10 * MEBI))
@@ -73,6 +74,7 @@ def test_what_has_no_room_is_refused_before_a_byte_of_it_comes(hub: LoopbackHub,
         assert contents(fetcher.have(TINY).snapshot) == repository()
 
 
+@pytest.mark.promise(22)
 @pytest.mark.root
 def test_a_disk_that_fills_up_in_the_middle_is_told_and_others_are_served_on(hub: LoopbackHub, tmp_path: Path) -> None:
     files = repository(10 * MEBI)
@@ -120,6 +122,7 @@ def test_a_model_in_use_is_not_evicted_for_another(hub: LoopbackHub, tmp_path: P
 # --- read-only --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(29)
 @pytest.mark.root
 def test_a_cache_that_may_only_be_read_serves_what_it_has_and_says_so(hub: LoopbackHub, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=16m") as disk:
@@ -161,6 +164,7 @@ def test_a_model_of_a_lower_cache_is_used_where_it_lies(hub: LoopbackHub, tmp_pa
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(27)
 def test_two_processes_that_need_one_model_at_once_download_it_once(hub: LoopbackHub, tmp_path: Path) -> None:
     files = repository(4 * MEBI)
     hub.add_repo("acme/big", files)

@@ -30,6 +30,7 @@ def hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
+@pytest.mark.promise(28)
 def test_killed_at_any_moment_a_fetcher_shows_nothing_bad_and_its_successor_goes_on(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:

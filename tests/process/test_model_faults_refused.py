@@ -87,6 +87,7 @@ def test_with_the_right_token_a_gated_model_comes_and_only_the_hub_sees_the_toke
     assert hub.leaks == []
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize(
     "name",
     [
@@ -128,6 +129,7 @@ def test_the_snapshot_of_an_orchestrator_is_checked_like_any_listing(hub: Loopba
     assert not list(tmp_path.rglob("*escaped*"))
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize("etag", ["../../../escaped", "/tmp/escaped", "a" * 5000, "not hex", ""])
 def test_a_hostile_etag_names_no_file(hub: LoopbackHub, tmp_path: Path, etag: str) -> None:
     files = repository()

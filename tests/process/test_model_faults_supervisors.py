@@ -36,6 +36,7 @@ def fetcher_of(server: Server) -> int:
     return next(pid for pid, line in command.items() if b"gen_worker.fetch" in line)
 
 
+@pytest.mark.promise(27)
 def test_two_supervisors_that_need_one_model_at_once_download_it_once(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add_repo("acme/first", FILES)
     hub.fail("weights.txt", Slow(4.0 * (1 << 20)))
@@ -57,6 +58,7 @@ def test_two_supervisors_that_need_one_model_at_once_download_it_once(hub: Loopb
     assert hub.wire_bytes("weights.txt") == len(WEIGHTS)
 
 
+@pytest.mark.promise(27)
 def test_a_supervisor_that_is_killed_in_the_middle_of_a_download_leaves_it_to_the_other(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_supervisor_that_is_killed_in_the_middle_of_a_download_leaves_it_to_th
     assert len(visible(config_for(tmp_path / "cache"))) == len(FILES)
 
 
+@pytest.mark.promise(39)
 def test_the_token_is_seen_by_the_hub_and_nowhere_else(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add_repo("acme/first", FILES, gated=True)
     with serving(tmp_path, module="shelf", variables=variables(hub, tmp_path / "cache")) as server:

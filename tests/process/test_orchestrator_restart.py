@@ -114,6 +114,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.promise(15)
 def test_killed_twice_amid_two_hundred_jobs_each_accepted_one_ends_once(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(killed_twice(tmp_path / "state.sqlite"), 60))
 

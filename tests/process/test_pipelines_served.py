@@ -66,6 +66,7 @@ def bytes_of(server: Server, ref: str) -> int:
     return sum(model.bytes or 0 for device in server.status().gpus for model in device.models if model.ref == ref)
 
 
+@pytest.mark.promise(46)
 def test_a_killed_child_is_replaced_by_one_that_has_its_weights_without_the_disk(
     server: Serving, cache: Path, tmp_path: Path
 ) -> None:

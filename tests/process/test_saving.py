@@ -45,6 +45,7 @@ def is_open(fd: int) -> bool:
     return os.path.exists(f"/proc/self/fd/{fd}")
 
 
+@pytest.mark.promise(32)
 def test_a_job_that_saves_cannot_take_all_descriptors(tmp_path: Path) -> None:
     async def flood(saver: Saver, told: asyncio.Queue[Saved]) -> None:
         for token in range(OF_ONE_JOB):

@@ -41,6 +41,7 @@ def is_cut_off(connection: Connection) -> bool:
 # --- a client that does not read --------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(12)
 def test_a_client_that_takes_nothing_while_something_waits_is_cut_off_and_its_jobs_end(serve: Serve) -> None:
     server = serve(limits={"stalled_s": 0.5}, devices="cpu:2")
     with server.connect() as stalled, server.connect() as patient:
@@ -65,6 +66,7 @@ def test_a_client_that_takes_a_little_now_and_then_is_kept(serve: Serve) -> None
     assert json.loads(answer)["ok"]
 
 
+@pytest.mark.promise(12)
 def test_answers_that_nobody_reads_do_not_fill_the_supervisor(serve: Serve) -> None:
     server = serve(limits={"unsent_bytes": 16 * MIB})
     before = rss(server.pid)
@@ -91,6 +93,7 @@ def test_answers_that_wait_for_their_turn_are_bounded_too(serve: Serve) -> None:
         assert rss(server.pid) - before < 100 * MIB
 
 
+@pytest.mark.promise(12)
 def test_many_big_answers_that_nobody_reads_cost_their_child_nothing(serve: Serve) -> None:
     server = serve(devices="cpu:1")
     pids = server.pids()
@@ -118,6 +121,7 @@ def test_a_client_that_leaves_with_many_requests_costs_the_log_a_line(serve: Ser
 # --- a client that does not end its line ------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(10)
 def test_lines_that_never_end_are_bounded_over_all_connections(serve: Serve) -> None:
     server = serve(limits={"partial_bytes": 8 * MIB})
     with ExitStack() as stack:

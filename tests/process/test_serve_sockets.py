@@ -47,6 +47,7 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"error: `{tmp_path}/gw.sock` is a folder"
 
 
+@pytest.mark.promise(40)
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "gw.sock").symlink_to(tmp_path / "elsewhere")
     assert refusal(tmp_path) == f"error: `{tmp_path}/gw.sock` exists and is not a socket"
@@ -87,6 +88,7 @@ def test_devices_that_are_not_there_are_refused(tmp_path: Path, devices: str, to
     assert refusal(tmp_path, devices=devices).startswith(f"error: {told}")
 
 
+@pytest.mark.promise(40)
 @pytest.mark.parametrize("listen", [None, "tcp://127.0.0.1:0"])
 def test_of_two_that_start_at_once_one_serves_and_the_other_names_it(
     serve: Serve, tmp_path: Path, listen: str | None
@@ -161,6 +163,7 @@ def test_after_the_signal_nobody_new_is_let_in_and_the_socket_stays_until_all_ha
     assert not server.socket.exists()
 
 
+@pytest.mark.promise(40)
 @pytest.mark.root
 def test_another_user_is_not_served_even_where_the_file_would_let_it() -> None:
     with tempfile.TemporaryDirectory(prefix="gw-") as made, serving(Path(made)) as server:

@@ -60,6 +60,7 @@ def test_a_free_port_of_loopback_is_taken_and_told(serve: Serve, listen: str) ->
     assert not server.sidecar.exists()
 
 
+@pytest.mark.promise(41)
 @pytest.mark.parametrize(
     ("listen", "told"),
     [
@@ -108,6 +109,7 @@ def test_with_a_token_it_serves_every_interface(serve: Serve) -> None:
 # --- who may ask ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(41)
 @pytest.mark.parametrize(
     "line",
     [
@@ -135,6 +137,7 @@ def test_a_line_without_the_token_is_refused_and_its_connection_closed(serve: Se
     assert server.runs() == {"running": 1}
 
 
+@pytest.mark.promise(41)
 def test_a_wrong_token_ends_what_its_connection_has_asked_for_before(serve: Serve) -> None:
     server = serve(listen=LOOPBACK, token=TOKEN)
     with server.connect() as connection:
@@ -147,6 +150,7 @@ def test_a_wrong_token_ends_what_its_connection_has_asked_for_before(serve: Serv
     until(lambda: server.job("early") is None, what="the end of the early request")
 
 
+@pytest.mark.promise(41)
 def test_an_address_that_guesses_is_shut_out_for_a_second(serve: Serve) -> None:
     server = serve(listen=LOOPBACK, token=TOKEN)
     with server.connect() as trusted:

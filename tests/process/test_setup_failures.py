@@ -14,6 +14,7 @@ def tries(server: Server) -> int:
     return len((server.folder / "tries").read_text())
 
 
+@pytest.mark.promise(3)
 def test_a_setup_that_raises_makes_its_function_unavailable_after_3_tries(serve: Serve) -> None:
     server = serve()
     pids = server.pids()
@@ -36,6 +37,7 @@ def test_a_setup_that_raises_makes_its_function_unavailable_after_3_tries(serve:
     assert "no weights today" in (function.reason or "")
 
 
+@pytest.mark.promise(3)
 def test_a_setup_that_kills_its_child_makes_its_function_unavailable_after_3_tries(serve: Serve) -> None:
     server = serve()
     frame = server.ask("deadly")
@@ -47,6 +49,7 @@ def test_a_setup_that_kills_its_child_makes_its_function_unavailable_after_3_tri
     assert tries(server) == 3
 
 
+@pytest.mark.promise(3)
 def test_jobs_in_a_child_that_dies_of_a_setup_are_not_charged(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
@@ -59,6 +62,7 @@ def test_jobs_in_a_child_that_dies_of_a_setup_are_not_charged(serve: Serve) -> N
     assert text_of(server.ask("gated-async", text="right", gate="go")) == "right"
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize(
     ("flaw", "reason"), [("import-dies", "exit code 11"), ("import-raises", "RuntimeError: no luck today")]
 )
@@ -77,6 +81,7 @@ def test_a_module_that_no_child_can_import_ends_the_server_with_the_reason(
     assert "supervisor.py" not in server.log()
 
 
+@pytest.mark.promise(3)
 def test_a_device_whose_child_cannot_import_is_given_up_and_the_others_serve(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     server.open("import-dies")
@@ -86,6 +91,7 @@ def test_a_device_whose_child_cannot_import_is_given_up_and_the_others_serve(ser
     assert {text_of(server.ask("echo", text=str(each))) for each in range(5)} == set("01234")
 
 
+@pytest.mark.promise(3)
 def test_a_child_that_can_import_again_is_taken_back(serve: Serve) -> None:
     server = serve()
     server.open("import-dies")

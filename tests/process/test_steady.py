@@ -83,6 +83,7 @@ def use(server: Server, jobs: int, prefix: str) -> None:
     cancel_some(server, jobs // 5, f"{prefix}-cancel")
 
 
+@pytest.mark.promise(50)
 def test_after_ten_thousand_jobs_all_is_as_after_a_hundred(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     use(server, 200, "warm")
@@ -100,6 +101,7 @@ def test_after_ten_thousand_jobs_all_is_as_after_a_hundred(serve: Serve) -> None
     assert server.status().jobs == []
 
 
+@pytest.mark.promise(44)
 def test_a_thousand_jobs_and_two_hundred_kills_cost_no_descriptor_and_no_child(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     run_echoes(server, 100, "warm")
@@ -115,6 +117,7 @@ def test_a_thousand_jobs_and_two_hundred_kills_cost_no_descriptor_and_no_child(s
     assert server.status().jobs == []
 
 
+@pytest.mark.promise(1)
 def test_children_that_die_leave_no_descriptor_behind(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     server.ask("die", text="exit")

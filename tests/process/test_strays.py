@@ -32,6 +32,7 @@ def test_a_task_that_exits_the_interpreter_costs_its_child_only(serve: Serve) ->
     assert server.pids()[sibling] == pids[sibling]
 
 
+@pytest.mark.promise(13)
 def test_a_daemon_that_a_job_started_ends_with_the_supervisor(serve: Serve) -> None:
     server = serve()
     daemon = int(text_of(server.ask("start_a_daemon")))

@@ -166,6 +166,7 @@ def test_an_asset_is_its_tenants_or_nobodys(shared: Shared, tenant: str) -> None
     assert asset.get("owner", "") == tenant
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize("ref", ["../up.bin", "http://elsewhere/x.bin", "a\\b.bin"])
 def test_no_ref_leads_elsewhere(shared: Shared, ref: str) -> None:
     assert shared.save(ref, 10).result().status == INVALID
@@ -181,6 +182,7 @@ def test_files_of_many_jobs_at_once_are_all_stored(shared: Shared) -> None:
     }
 
 
+@pytest.mark.promise(39)
 def test_the_jobs_token_is_in_no_child_and_no_log(shared: Shared) -> None:
     token = shared.store.token.encode()
     shared.store.fail("part:*", Status(500))

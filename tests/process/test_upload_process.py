@@ -97,6 +97,7 @@ def test_what_the_store_says_of_a_file_is_compared_with_what_was_sent(tmp_path: 
         assert f"`{REF}` is not what was sent: its blake3 at " in end.message
 
 
+@pytest.mark.promise(39)
 def test_no_secret_is_seen_anywhere_but_at_the_store(tmp_path: Path) -> None:
     with LoopbackStore() as store, storing(tmp_path) as supervisor:
         fetcher = Path(f"/proc/{supervisor.process.pid}")

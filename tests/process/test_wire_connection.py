@@ -146,6 +146,7 @@ def test_another_acknowledgement_changes_nothing_else(linked: Driven) -> None:
     assert len(linked.connection.told("hello")) == 1
 
 
+@pytest.mark.promise(19)
 def test_malformed_bytes_cost_the_connection_and_no_job(linked: Driven) -> None:
     job = linked.ask("gated", gate="malformed")
     linked.worker.until_running(job.request_id)
@@ -173,6 +174,7 @@ def test_after_each_acknowledgement_gates_and_state_are_told_again(linked: Drive
         linked = linked.redial()
 
 
+@pytest.mark.promise(15, 21)
 def test_a_job_outlives_the_connection_that_it_came_by(linked: Driven) -> None:
     job = linked.ask("gated", gate="outlives")
     job.accepted()
@@ -184,6 +186,7 @@ def test_a_job_outlives_the_connection_that_it_came_by(linked: Driven) -> None:
     assert linked.worker.runs()[job.request_id] == 1
 
 
+@pytest.mark.promise(15, 21)
 def test_a_job_that_ends_while_nobody_listens_is_answered_later(linked: Driven) -> None:
     job = linked.ask("gated", gate="unheard", text="kept")
     linked.worker.until_running(job.request_id)
@@ -288,6 +291,7 @@ def test_what_another_try_would_not_change_ends_the_worker(tmp_path: Path, detai
         assert len(orchestrator.connections) == 1
 
 
+@pytest.mark.promise(19)
 def test_another_version_of_the_protocol_ends_the_worker(tmp_path: Path) -> None:
     with ScriptedOrchestrator() as orchestrator, working(tmp_path, orchestrator.address) as worker:
         connection = orchestrator.connection()
@@ -306,6 +310,7 @@ def test_a_worker_that_finds_no_orchestrator_gives_up(tmp_path: Path) -> None:
 # --- what takes 30 seconds --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(16)
 def test_a_half_open_connection_is_noticed_and_costs_no_result(tmp_path: Path) -> None:
     with (
         ScriptedOrchestrator() as orchestrator,

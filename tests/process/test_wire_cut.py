@@ -54,6 +54,7 @@ def check(orchestrator: ScriptedOrchestrator, worker: Worker, jobs: list[Asked])
         assert runs[job.request_id] == 1, job.request_id
 
 
+@pytest.mark.promise(15)
 @settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])  # a failure costs 20 s
 @given(asked=JOBS, cuts=st.lists(st.integers(0, 12), min_size=1, max_size=2))
 def test_a_stream_that_ends_between_messages_loses_nothing(
@@ -73,6 +74,7 @@ def test_a_stream_that_ends_between_messages_loses_nothing(
         check(orchestrator, worker, jobs)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_network_that_cuts_anywhere_loses_nothing(grpc_awake: None, tmp_path: Path, seed: int) -> None:
     with (

@@ -31,6 +31,7 @@ def by_signal(made: Driven) -> None:
     made.worker.process.send_signal(signal.SIGTERM)
 
 
+@pytest.mark.promise(14)
 @pytest.mark.parametrize("begin", [by_message, by_signal])
 def test_what_runs_ends_and_nothing_new_begins(made: Driven, begin: Callable[[Driven], None]) -> None:
     job = made.ask("gated", gate="go", text="in time")
@@ -49,6 +50,7 @@ def test_what_runs_ends_and_nothing_new_begins(made: Driven, begin: Callable[[Dr
     assert len(made.orchestrator.connections) == 1
 
 
+@pytest.mark.promise(14)
 def test_what_has_not_ended_in_time_is_to_be_run_elsewhere(made: Driven) -> None:
     jobs = [made.ask("gated", gate="never") for _ in range(2)]
     made.worker.until_running(*(job.request_id for job in jobs))
@@ -73,6 +75,7 @@ def test_an_idle_worker_leaves_at_once(made: Driven) -> None:
     assert not made.worker.descendants()
 
 
+@pytest.mark.promise(14)
 def test_a_second_signal_ends_it_within_two_seconds(made: Driven) -> None:
     job = made.ask("hang")
     made.worker.until_running(job.request_id)
@@ -88,6 +91,7 @@ def test_a_second_signal_ends_it_within_two_seconds(made: Driven) -> None:
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.promise(14)
 def test_a_result_that_nobody_hears_is_offered_again_before_it_leaves(made: Driven) -> None:
     job = made.ask("gated", gate="go", text="flushed")
     made.worker.until_running(job.request_id)

@@ -26,6 +26,7 @@ def made(tmp_path: Path) -> Iterator[Driven]:
         yield made
 
 
+@pytest.mark.promise(1, 47)
 @pytest.mark.parametrize(("how", "cause"), [("SIGSEGV", "SIGSEGV"), ("SIGKILL", "SIGKILL"), ("exit", "7")])
 def test_a_dead_child_costs_its_job_one_answer_and_the_others_nothing(made: Driven, how: str, cause: str) -> None:
     sibling = made.ask("gated", gate="go", text="undisturbed")
@@ -49,6 +50,7 @@ def test_a_dead_child_costs_its_job_one_answer_and_the_others_nothing(made: Driv
     assert not made.connection.gone
 
 
+@pytest.mark.promise(1)
 def test_a_child_that_is_killed_from_outside_costs_its_job_one_answer(made: Driven) -> None:
     job = made.ask("gated", gate="never")
     made.worker.until_running(job.request_id)
@@ -57,6 +59,7 @@ def test_a_child_that_is_killed_from_outside_costs_its_job_one_answer(made: Driv
     assert made.ask("echo", text="served").output()["text"] == "served"
 
 
+@pytest.mark.promise(1)
 def test_a_stream_whose_child_dies_is_retryable_after_what_was_sent(made: Driven) -> None:
     job = made.ask("stream", text="die")
     result = job.result()
@@ -67,6 +70,7 @@ def test_a_stream_whose_child_dies_is_retryable_after_what_was_sent(made: Driven
     assert kinds.count("job_result") == 1
 
 
+@pytest.mark.promise(2)
 def test_a_payload_that_kills_twice_is_never_run_a_third_time(made: Driven) -> None:
     for attempt in (1, 2):
         job = made.connection.run("die", {"text": "SIGSEGV"}, request_id="poison", attempt=attempt)
@@ -77,6 +81,7 @@ def test_a_payload_that_kills_twice_is_never_run_a_third_time(made: Driven) -> N
     assert made.ask("echo", text="fine").output()["text"] == "fine"
 
 
+@pytest.mark.promise(6)
 def test_a_job_that_hangs_past_its_deadline_costs_its_child_only(made: Driven) -> None:
     began = time.monotonic()
     job = made.connection.run("hang", {}, timeout_ms=300)
@@ -90,6 +95,7 @@ def test_a_job_that_hangs_past_its_deadline_costs_its_child_only(made: Driven) -
     assert not made.connection.gone
 
 
+@pytest.mark.promise(45)
 def test_an_operator_kills_a_job_by_its_request_id(made: Driven) -> None:
     job = made.connection.run("hang", {}, request_id="stuck")
     made.worker.until_running("stuck")
@@ -115,6 +121,7 @@ def test_a_function_whose_setup_fails_is_told_and_the_others_serve(tmp_path: Pat
         assert made.ask("echo", text="others serve").output()["text"] == "others serve"
 
 
+@pytest.mark.promise(49)
 def test_a_cancel_while_the_instance_is_being_set_up_is_not_lost(tmp_path: Path) -> None:
     with driven(tmp_path, {"WIRED_SETUP": "weights"}, ready=False) as made, made.worker.explained():
         loading = made.connection.expect("state_delta", where=lambda state: "prepared" in state.loading_functions)
@@ -130,6 +137,7 @@ def test_a_cancel_while_the_instance_is_being_set_up_is_not_lost(tmp_path: Path)
         assert made.worker.runs()[job.request_id] == 0
 
 
+@pytest.mark.promise(13)
 def test_a_worker_that_is_killed_leaves_no_process(made: Driven) -> None:
     running = made.ask("hang")
     made.worker.until_running(running.request_id)
@@ -141,6 +149,7 @@ def test_a_worker_that_is_killed_leaves_no_process(made: Driven) -> None:
     made.connection.until_gone()
 
 
+@pytest.mark.promise(39)
 def test_no_secret_of_the_worker_is_where_others_can_read_it(made: Driven) -> None:
     secret = f"job-{CANARY}"
     run = made.connection.run("echo", {}, capability_token=secret, tenant="acme")

@@ -36,6 +36,7 @@ def shared(grpc_awake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield made
 
 
+@pytest.mark.promise(17, 18)
 @settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate])  # a failure may cost 20 s
 @given(moves=MOVES, function=FUNCTIONS)
 def test_whatever_is_sent_each_attempt_runs_once_and_is_answered_once(

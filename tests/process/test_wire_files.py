@@ -117,6 +117,7 @@ def test_a_model_that_no_function_binds_cannot_be_loaded(shared: Shared) -> None
     assert (event.state, event.error) == (FAILED, "load_failed")
 
 
+@pytest.mark.promise(37)
 def test_paths_that_lead_out_of_a_snapshot_are_refused(shared: Shared) -> None:
     for number, path in enumerate(("../escape", "/etc/escape", "a/../../escape", "a\\..\\..\\escape")):
         event = shared.operate(f"acme/escape-{number}", shared.blobs.snapshot({path: b"out"}))
@@ -203,6 +204,7 @@ def test_a_file_of_the_orchestrators_own_store_is_there_when_its_job_runs(live: 
     live.driven.worker.until(lambda: not Path(measured["path"]).parent.exists(), "the end of its folder")
 
 
+@pytest.mark.promise(38)
 def test_a_file_on_a_private_address_is_refused_and_its_signature_is_not_shown(live: Shared) -> None:
     url = live.blobs.snapshot({"in": b"private"})["files"][0]["url"]
     job = live.run("measure", {"asset": {"ref": url}})
@@ -213,6 +215,7 @@ def test_a_file_on_a_private_address_is_refused_and_its_signature_is_not_shown(l
     assert live.driven.worker.runs()[job.request_id] == 0
 
 
+@pytest.mark.promise(39)
 def test_no_signature_and_no_token_is_in_a_log(live: Shared) -> None:
     log = live.driven.worker.log()
     assert SIGNATURE.partition("=")[2] not in log

@@ -132,6 +132,7 @@ def test_a_deep_payload_is_invalid_and_costs_nothing(shared: Driven) -> None:
 # --- the same job again -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(17)
 def test_a_job_that_is_sent_again_while_it_runs_is_accepted_again_and_runs_once(shared: Driven) -> None:
     job = shared.ask("gated", gate="twice")
     job.accepted()
@@ -145,6 +146,7 @@ def test_a_job_that_is_sent_again_while_it_runs_is_accepted_again_and_runs_once(
     assert shared.worker.runs()[job.request_id] == 1
 
 
+@pytest.mark.promise(17)
 def test_a_job_that_is_sent_again_after_its_end_is_answered_the_same_and_runs_once(shared: Driven) -> None:
     job = shared.ask("echo", text="once")
     first = job.result()
@@ -154,6 +156,7 @@ def test_a_job_that_is_sent_again_after_its_end_is_answered_the_same_and_runs_on
     assert shared.worker.runs()[job.request_id] == 1
 
 
+@pytest.mark.promise(18)
 def test_an_older_attempt_is_ignored(shared: Driven) -> None:
     job = shared.connection.run("gated", {"gate": "newer"}, request_id="stale", attempt=3)
     shared.worker.until_running("stale")
@@ -165,6 +168,7 @@ def test_an_older_attempt_is_ignored(shared: Driven) -> None:
     assert shared.worker.runs()["stale"] == 1
 
 
+@pytest.mark.promise(18)
 def test_a_newer_attempt_ends_the_older_one_without_a_word(shared: Driven) -> None:
     shared.connection.run("polite", {}, request_id="fenced", attempt=1).accepted()
     shared.worker.until_running("fenced")
@@ -199,6 +203,7 @@ def test_a_job_that_has_not_begun_is_cancelled_and_never_runs(shared: Driven) ->
     assert shared.worker.runs()[job.request_id] == 0
 
 
+@pytest.mark.promise(49)
 def test_a_cancel_that_comes_with_its_job_is_not_lost(shared: Driven) -> None:
     jobs = [shared.ask("polite") for _ in range(20)]
     for job in jobs:
@@ -233,6 +238,7 @@ def test_a_job_that_is_late_ends_fatal(shared: Driven, function: str) -> None:
     assert 0.2 <= time.monotonic() - began < 4
 
 
+@pytest.mark.promise(6)
 def test_time_that_a_job_waits_counts(shared: Driven) -> None:
     running = occupy(shared, "queue")
     result = shared.connection.run("gated", {"gate": "queue"}, request_id="late", timeout_ms=100).result()

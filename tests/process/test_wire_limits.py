@@ -33,6 +33,7 @@ def resident(pid: int) -> int:
 # --- an orchestrator that does not listen -----------------------------------------------------------------------------
 
 
+@pytest.mark.promise(12)
 def test_a_stream_waits_for_an_orchestrator_that_does_not_read(shared: Driven) -> None:
     shared.connection.hold()
     job = shared.ask("ticks", text="t" * 4000, times=2000)
@@ -49,6 +50,7 @@ def test_a_stream_waits_for_an_orchestrator_that_does_not_read(shared: Driven) -
     assert beside.result().status == OK
 
 
+@pytest.mark.promise(12)
 def test_no_result_is_dropped_however_long_nobody_reads(shared: Driven) -> None:
     shared.connection.hold()
     jobs = [shared.ask("echo", text="x" * 1000) for _ in range(3000)]
@@ -66,6 +68,7 @@ def test_long_payloads_and_outputs_travel(shared: Driven) -> None:
     assert shared.ask("echo", text="fine").output()["text"] == "fine"
 
 
+@pytest.mark.promise(36)
 def test_bombs_cost_the_supervisor_nothing(shared: Driven) -> None:
     before = resident(shared.worker.pid)
     jobs = [shared.connection.run("read-depth", b"\x81\xa5inner\x91" * 200_000) for _ in range(10)]
@@ -76,6 +79,7 @@ def test_bombs_cost_the_supervisor_nothing(shared: Driven) -> None:
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(35)
 def test_limits_are_kept_and_named(tmp_path: Path) -> None:
     limits = {"WORKER_MAX_INPUT_BYTES": "10k", "WORKER_MAX_OUTPUT_BYTES": "20k", "WORKER_MAX_UPLOAD_BYTES": "1k"}
     with driven(tmp_path, limits, file_base_url="http://127.0.0.1:1") as made, made.worker.explained():
@@ -94,6 +98,7 @@ def test_limits_are_kept_and_named(tmp_path: Path) -> None:
         assert made.ask("echo", text="fine").output()["text"] == "fine"
 
 
+@pytest.mark.promise(34)
 @pytest.mark.parametrize(
     ("name", "taken", "text"),
     [

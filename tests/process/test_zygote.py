@@ -52,6 +52,7 @@ def test_the_true_end_of_a_forked_child_is_known(serve: Serve) -> None:
     assert frame["error"]["detail"]["exit_code"] == 7
 
 
+@pytest.mark.promise(46)
 def test_a_replacement_is_forked_and_says_hello(serve: Serve) -> None:
     server = serve()
     for _ in range(2):
@@ -180,6 +181,7 @@ def test_a_forked_child_shares_the_memory_of_what_the_zygote_imported(torch_serv
     assert statistics.median(map(private_bytes, torch_server.pids().values())) < 10 * MIB
 
 
+@pytest.mark.promise(4)
 @pytest.mark.needs("torch")
 def test_the_supervisor_stays_small_and_never_loads_torch(torch_server: Server) -> None:
     with torch_server.connect() as connection:

@@ -13,6 +13,7 @@ def charge(blame: Blame, payload: bytes, *, now: float = 0.0, function: str = "f
         blame.charge(function, payload, now, deaths=1, cause="SIGSEGV", stack=["line 1"])
 
 
+@pytest.mark.promise(2)
 def test_a_payload_is_quarantined_when_it_has_killed_two_children() -> None:
     blame = Blame()
     charge(blame, b"p")
@@ -61,6 +62,7 @@ def test_a_success_clears_the_payload() -> None:
     assert blame.quarantined("f", b"p", 1.0) is None
 
 
+@pytest.mark.promise(2)
 def test_a_function_is_stopped_when_five_different_payloads_of_it_have_killed() -> None:
     blame = Blame()
     for number in range(BREAKER_PAYLOADS):

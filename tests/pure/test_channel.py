@@ -59,6 +59,7 @@ def test_nothing_yet_is_not_the_end() -> None:
         assert ours.receive() is None
 
 
+@pytest.mark.promise(48)
 def test_what_a_dead_peer_had_sent_is_read_before_its_end() -> None:
     with channel() as (ours, theirs):
         ours.send(Hello(9))  # left unread, so that the peer's end is a reset
@@ -94,6 +95,7 @@ def test_the_same_frame_twice_is_refused() -> None:
             ours.receive()
 
 
+@pytest.mark.promise(10)
 def test_a_packet_over_the_limit_is_refused() -> None:
     with channel() as (ours, theirs):
         theirs.send(packet(Warned("x" * FRAME_LIMIT)))
@@ -139,6 +141,7 @@ def test_descriptors_on_a_packet_that_is_refused_are_closed(count: int) -> None:
         assert open_count() == before
 
 
+@pytest.mark.promise(10)
 @pytest.mark.parametrize(
     ("size", "count", "why"),
     [(FRAME_LIMIT + 2, 0, f"over {FRAME_LIMIT + 1} bytes"), (9, MAX_DESCRIPTORS + 1, f"over {MAX_DESCRIPTORS} desc")],
@@ -183,6 +186,7 @@ BOMBS = [
 ]
 
 
+@pytest.mark.promise(9, 36)
 @pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
 def test_bombs_are_refused(bomb: bytes) -> None:
     for receives in (Report, Order):
@@ -214,6 +218,7 @@ WHOLE = st.sampled_from([packet(Done(1, b"abc", 0.5)), packet(Submit(1, "f", "r"
 CUT = st.builds(lambda whole, at: whole[: max(1, at % len(whole))], WHOLE, st.integers(0, 200))
 
 
+@pytest.mark.promise(9)
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=80) | NEARLY | CUT, st.integers(0, 12)), max_size=6))
 def test_whatever_comes_is_a_frame_or_a_protocol_error_and_leaves_no_descriptor(

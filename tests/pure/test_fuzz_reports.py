@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
@@ -53,6 +54,7 @@ def frames(cls: Any) -> st.SearchStrategy[Any]:
     return st.builds(cls, **{field.name: values(field.type) for field in found.fields})
 
 
+@pytest.mark.promise(9)
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(*map(frames, REPORTS)), max_size=8), st.booleans())
 def test_whatever_a_childs_frames_say_each_job_has_one_answer(said: list[Any], up: bool) -> None:

@@ -1,8 +1,11 @@
 """Who is let in by a token, and who is shut out."""
 
+import pytest
+
 from gen_worker_supervisor.gate import KNOWN_ADDRESSES, SHUT_OUT_S, WRONG_A_SECOND, Gate
 
 
+@pytest.mark.promise(41)
 def test_only_the_very_token_admits() -> None:
     gate = Gate("hunter22")
     assert gate.admits("hunter22")
@@ -13,6 +16,7 @@ def test_a_token_of_any_characters_admits() -> None:
     assert Gate("schlüssel\udcff").admits("schlüssel\udcff")
 
 
+@pytest.mark.promise(41)
 def test_more_wrong_tokens_than_allowed_in_a_second_shut_an_address_out_for_a_second() -> None:
     gate = Gate("hunter22")
     for number in range(WRONG_A_SECOND):

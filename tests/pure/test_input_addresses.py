@@ -66,6 +66,7 @@ PUBLIC = (
 )
 
 
+@pytest.mark.promise(38)
 @pytest.mark.parametrize(("address", "kind"), REFUSED.items())
 def test_an_address_that_is_not_public_is_refused_by_its_kind(address: str, kind: str) -> None:
     assert unreachable_as(address) == kind
@@ -84,6 +85,7 @@ def test_what_wraps_an_address_changes_nothing_about_it(address: ipaddress.IPv4A
     assert {unreachable_as(str(ipaddress.IPv6Address(each))) for each in wrapped} == {kind}
 
 
+@pytest.mark.promise(38)
 @given(st.ip_addresses())
 def test_no_address_is_public_here_that_is_special_elsewhere(address: ipaddress.IPv4Address) -> None:
     if address.is_private or address.is_loopback or address.is_multicast or address.is_link_local:

@@ -44,11 +44,13 @@ def test_the_first_dial_is_at_once() -> None:
     assert dialing(A, B).first() == Dial(A, 0.0)
 
 
+@pytest.mark.promise(15)
 def test_pauses_double_up_to_half_a_minute() -> None:
     link = dialing()
     assert [dial(link.ended(REFUSED, 0.0)).after_s for _ in range(8)] == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
+@pytest.mark.promise(15)
 def test_pauses_have_full_jitter() -> None:
     drawn: list[tuple[float, float]] = []
 
@@ -132,6 +134,7 @@ def test_what_no_other_try_would_mend_is_fatal(words: str) -> None:
     assert isinstance(dialing().ended(Ended("UNAVAILABLE", words), 0.0), Dial)
 
 
+@pytest.mark.promise(19)
 def test_another_version_in_the_acknowledgment_is_fatal() -> None:
     assert isinstance(dialing().acknowledged(3), Fatal)
     assert isinstance(dialing().acknowledged(0), Fatal)

@@ -1,5 +1,6 @@
 """One request runs once at a time and each attempt is answered once, whatever the orchestrator sends how often."""
 
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
@@ -31,6 +32,7 @@ def test_an_ended_attempt_is_answered_with_its_result() -> None:
     assert ledger.result("a", 1) == result()
 
 
+@pytest.mark.promise(18)
 def test_a_lower_attempt_is_stale_and_a_higher_one_fences() -> None:
     ledger = Ledger()
     ledger.accept(run(attempt=3), 0.0)
@@ -93,6 +95,7 @@ def test_a_result_written_a_moment_before_the_connection_was_lost_is_sent_again(
     assert ledger.all_shipped()
 
 
+@pytest.mark.promise(17)
 def test_so_many_ended_attempts_are_remembered() -> None:
     ledger = Ledger()
     for number in range(REMEMBERED + 10):

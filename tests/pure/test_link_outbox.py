@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,7 @@ def test_messages_leave_in_the_order_in_which_they_came() -> None:
     assert content(filled(*frames)) == frames
 
 
+@pytest.mark.promise(12)
 def test_when_it_is_full_the_oldest_progress_goes_what_a_job_says_before_what_it_makes() -> None:
     outbox = filled(chunk(1), event(2), chunk(3), event(4))
     assert outbox.put(chunk(5)) == [event(2)]
@@ -95,6 +97,7 @@ def test_progress_alone_never_holds_the_orchestrator_back() -> None:
     assert not outbox.full
 
 
+@pytest.mark.promise(12)
 def test_results_are_always_kept_and_take_no_room() -> None:
     outbox = filled(*(result(str(n)) for n in range(3 * BOUND)))
     assert len(outbox) == 3 * BOUND

@@ -115,6 +115,7 @@ def test_a_job_that_has_room_takes_no_step() -> None:
     assert log.lines == []
 
 
+@pytest.mark.promise(5)
 def test_each_step_is_taken_once_in_order_and_told() -> None:
     log, job = Log(), Job(2)
     assert run(job, [step("free_cache", "freed"), step("vae_only", "in tiles"), step("more", "x")], log) == "done"
@@ -136,6 +137,7 @@ def test_others_are_let_go_one_after_the_other_before_the_job_itself_is_slowed_d
     assert log.names == ["evict", "evict", "vae_only"]
 
 
+@pytest.mark.promise(5)
 def test_after_the_last_step_the_job_may_be_tried_elsewhere() -> None:
     log, job = Log(), Job(99)
     with pytest.raises(RetryableError) as failure:

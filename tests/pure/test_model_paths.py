@@ -39,6 +39,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize("path", HOSTILE)
 def test_a_hostile_path_is_refused(path: str) -> None:
     with pytest.raises(ModelError, match="the provider names a file") as caught:
@@ -55,6 +56,7 @@ def test_an_ordinary_path_is_taken_as_it_is(path: str) -> None:
     assert check_path(path) == path
 
 
+@pytest.mark.promise(37)
 @given(st.text(alphabet=st.sampled_from("ab./\\:\0\n é\u0301~C"), max_size=30) | st.text(max_size=30))
 def test_nothing_that_is_accepted_escapes(path: str) -> None:
     try:
@@ -67,6 +69,7 @@ def test_nothing_that_is_accepted_escapes(path: str) -> None:
     assert all(0 < len(os.fsencode(part)) <= 255 for part in path.split("/"))
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize(
     ("paths", "names"),
     [

@@ -60,6 +60,7 @@ def test_whatever_a_child_writes_its_page_can_be_read(rubbish: bytes) -> None:
         memory.close()
 
 
+@pytest.mark.promise(31)
 def test_a_child_cannot_shrink_its_page_under_its_reader() -> None:
     with page() as (fd, _), pytest.raises(PermissionError):
         os.ftruncate(fd, 0)

@@ -3,9 +3,12 @@
 import asyncio
 import time
 
+import pytest
+
 from gen_worker_supervisor.pulse import INTERVAL_S, Pulse
 
 
+@pytest.mark.promise(33)
 def test_what_holds_the_loop_shows_as_its_lag() -> None:
     async def story() -> None:
         pulse = Pulse(asyncio.get_running_loop())

@@ -1,9 +1,12 @@
 """How much may wait: jobs by their count and their bytes."""
 
+import pytest
+
 from gen_worker_supervisor.phases import JobState
 from tests.pure.host import Host
 
 
+@pytest.mark.promise(34)
 def test_jobs_that_would_hold_too_many_bytes_while_they_wait_are_busy_and_retryable() -> None:
     host = Host(max_queued_bytes=100)
     host.started(body=b"x" * 90)  # what runs does not wait

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 DECISIONS = sorted((DOCS / "decisions").glob("*.md"))
+
+BEING_PROVED = {7}
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -60,6 +63,19 @@ def generate() -> ModuleType:
 
 def test_what_follows_from_the_code_is_fresh(generate: ModuleType) -> None:
     assert [name_of(page) for page in generate.stale()] == [], "run `make docs`"
+
+
+def promised(generate: ModuleType) -> Counter[int]:
+    return Counter(each["number"] for group in generate.promise_groups() for each in group["promise"])
+
+
+def test_every_promise_has_a_test_that_proves_it(generate: ModuleType) -> None:
+    assert set(promised(generate)) - set(generate.proofs_by_promise()) - BEING_PROVED == set()
+
+
+def test_every_mark_names_a_promise_and_none_is_made_twice(generate: ModuleType) -> None:
+    assert set(generate.proofs_by_promise()) - set(promised(generate)) == set()
+    assert set(promised(generate).values()) == {1}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

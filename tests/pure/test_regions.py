@@ -37,6 +37,7 @@ def test_a_reader_sees_what_the_owner_writes_also_later() -> None:
             assert bytes(mapped.body(5)) == b"again"
 
 
+@pytest.mark.promise(31)
 def test_a_reader_can_neither_write_nor_cut_a_region_shared_with_readers_only() -> None:
     with OwnRegion.create(SMALLEST, shared_with_readers_only=True) as own:
         with pytest.raises(RegionError, match="cannot be mapped"):
@@ -58,6 +59,7 @@ def test_a_region_shared_with_a_writer_takes_the_writers_bytes() -> None:
         assert bytes(own.body(5)) == b"there"
 
 
+@pytest.mark.promise(31)
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW])
 def test_a_memfd_that_may_still_change_its_size_is_refused(seals: int) -> None:
     fd = sealed(SMALLEST, seals)
@@ -66,6 +68,7 @@ def test_a_memfd_that_may_still_change_its_size_is_refused(seals: int) -> None:
     assert not is_open(fd)
 
 
+@pytest.mark.promise(31)
 def test_a_file_that_is_no_memfd_is_refused() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(b"x" * 100)
@@ -78,6 +81,7 @@ def test_a_file_that_is_no_memfd_is_refused() -> None:
         open_region(reader, 1, writable=False)
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("length", [-1, SMALLEST + 1, REGION_LIMIT + 1])
 def test_a_body_that_the_region_cannot_hold_is_refused(length: int) -> None:
     fd = sealed(SMALLEST, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -86,6 +90,7 @@ def test_a_body_that_the_region_cannot_hold_is_refused(length: int) -> None:
     assert not is_open(fd)
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("size", [0, REGION_LIMIT + 1])
 def test_a_region_of_an_absurd_size_is_refused(size: int) -> None:
     with pytest.raises(RegionError, match="1 to"):

@@ -50,6 +50,7 @@ def test_a_ref_is_made_relative(ref: str, safe: str) -> None:
     assert safe_ref(ref) == safe
 
 
+@pytest.mark.promise(37)
 @pytest.mark.parametrize(
     "ref",
     [
@@ -109,6 +110,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.promise(37)
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "kept"
     outside.mkdir()
@@ -119,6 +121,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert os.listdir(outside) == []
 
 
+@pytest.mark.promise(37)
 def test_a_link_in_place_of_the_file_is_replaced_not_followed(tmp_path: Path) -> None:
     outside, folder = tmp_path / "outside.bin", tmp_path / "kept"
     outside.write_bytes(b"precious")
@@ -129,6 +132,7 @@ def test_a_link_in_place_of_the_file_is_replaced_not_followed(tmp_path: Path) ->
     assert (folder / "x.bin").read_bytes() == b"new"
 
 
+@pytest.mark.promise(37)
 @settings(deadline=None)  # the machine may be busy
 @given(st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join), st.text(max_size=12))
 def test_whatever_a_handler_calls_its_file_it_lands_in_the_outputs_folder(ref: str, request_id: str) -> None:

@@ -1,0 +1,38 @@
+"""What must happen in time counts a clock that nobody can set; the time of day is for people to read."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("supervisor/gen_worker_supervisor", "child/gen_worker_child")
+OF_DAY = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.datetime.utcnow"}
+SHOWN = {"worker.py"}  # how long a connection has been there, in the status document
+
+
+def reckoned(module: ast.Module) -> Iterator[ast.AST]:
+    """Every sum, difference and comparison that the time of day is part of."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.BinOp | ast.Compare):
+            calls = (each for each in ast.walk(node) if isinstance(each, ast.Call))
+            if any(ast.unparse(each.func) in OF_DAY for each in calls):
+                yield node
+
+
+@pytest.mark.promise(20)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_is_reckoned_with_the_time_of_day(package: str) -> None:
+    files = (ROOT / package).rglob("*.py")
+    found = {str(file.relative_to(ROOT / package)) for file in files if any(reckoned(ast.parse(file.read_text())))}
+    assert found <= SHOWN
+
+
+@pytest.mark.promise(20)
+def test_the_core_is_told_the_time_and_never_asks_for_it() -> None:
+    core = ROOT / PACKAGES[0]
+    for name in ("fleet", "decide", "reports", "fates", "endings", "steps", "ladder", "blame", "outcomes", "phases"):
+        module = ast.parse((core / f"{name}.py").read_text())
+        imported = {alias.name for node in ast.walk(module) if isinstance(node, ast.Import) for alias in node.names}
+        assert imported.isdisjoint({"time", "datetime", "asyncio"}), name
