@@ -76,12 +76,12 @@ def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[
     for function in list(fleet.waiting.values()):
         if function.fast and function.refused_at == fleet.changes:
             continue  # it looks again when one of its jobs ends, which is soon
-        job = fleet.first(function)
+        job = fleet.first(function, now)
         child = (_lonely_place if job.alone else _place)(fleet, children, job, now, actions)
         if child is None:
             function.refused_at = fleet.changes
             continue
-        fleet.dequeue(job)
+        fleet.dequeue(job, served=now)
         if function.waiting:
             fleet.waiting[function.key] = fleet.waiting.pop(function.key)
         _lease(child, job)
@@ -199,6 +199,7 @@ def _lonely_place(fleet: Fleet, children: list[Child], job: Job, now: float, act
     chosen = min(able, key=lambda child: (_occupied(child), child.reserved is not job, len(child.leased)))
     for child in able:
         child.reserved = job if child is chosen else None
+    job.function.reserving = job
     if _occupied(chosen):
         return None
     if job.instance in chosen.loaded:

@@ -39,11 +39,11 @@ from gen_worker_supervisor.catalog import Catalog, Model
 from gen_worker_supervisor.evidence import Evidence, GpuReading, Hang, MemoryReading
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
+from gen_worker_supervisor.queues import Queue
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
-STALE_KEPT = 64  # ended jobs that a queue holds before it is tidied
 NAMED_KEPT = 8  # functions with models that requests named, before those that nobody uses are forgotten
 TIMERS_KEPT = 4096  # before those of ended jobs are looked for
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
@@ -81,7 +81,7 @@ class Function:
     """One routable function: its queue and what was learnt of it."""
 
     surveyed: SurveyedFunction
-    queue: "deque[Job]" = field(default_factory=deque)  # jobs that ended while they waited stay until they are first
+    queue: "Queue[Job]" = field(default_factory=Queue)
     waiting: int = 0
     runs: deque[float] = field(default_factory=lambda: deque(maxlen=31))
     finished: int = 0
@@ -91,6 +91,7 @@ class Function:
     longest_gap_s: float = 0.0  # that a job of it took to get on, and got on
     verdict: Verdict = SETUP_FAILED
     stack: tuple[str, ...] = ()
+    reserving: "Job | None" = None  # its next job, which runs alone: a child is kept free for it
     refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
     key: str = ""  # names its queue: its own name, that of the instance where a request named the models, its device
     device: str = ""  # the only device for its jobs, where whoever asks chooses that
@@ -812,47 +813,36 @@ class Fleet:
         return [device.child for device in self.devices if device.child is not None and device.child.serving]
 
     def enqueue(self, job: Job, *, front: bool = False) -> None:
-        """Put a job into its function's queue."""
+        """Put a job into its function's queue; to the `front` comes one that was first before."""
         function = job.function
-        if front:
-            self._unreserve(function)
-            function.queue.appendleft(job)
-        else:
-            function.queue.append(job)
-        job.waiting = True
+        function.queue.push(job, front=front)
         function.waiting += 1
         self.queued += 1
         self.queued_bytes += job.payload.length
         self.waiting.setdefault(function.key, function)
 
-    def _unreserve(self, function: Function) -> None:
-        """Keep no child free for the next job of a function, which comes after another one now."""
-        for child in (device.child for device in self.devices if device.child is not None):
-            reserved = child.reserved
-            if reserved is not None and reserved.waiting and reserved.function is function:
-                child.reserved = None
+    def first(self, function: Function, now: float) -> Job:
+        """Return the next job of a function that is in `waiting`; a child kept free for another is so no more."""
+        job = function.queue.first(now)
+        if function.reserving is not None and function.reserving is not job:
+            for child in (device.child for device in self.devices if device.child is not None):
+                if child.reserved is function.reserving and child.reserved.waiting:
+                    child.reserved = None
+            function.reserving = None
+        return job
 
-    def first(self, function: Function) -> Job:
-        """Return the next job of a function that is in `waiting`."""
-        queue = function.queue
-        while not queue[0].waiting:
-            queue.popleft()
-        return queue[0]
-
-    def dequeue(self, job: Job) -> None:
-        """Take a job out of its function's queue, in constant time wherever it stands, taken over many."""
+    def dequeue(self, job: Job, *, served: float | None = None) -> None:
+        """Take a job out of its function's queue, wherever it stands; `served`: when a child took it."""
         function = job.function
-        if function.queue[0] is job:
-            function.queue.popleft()
-        job.waiting = False
+        if served is None:
+            function.queue.drop(job)
+        else:
+            function.queue.serve(job, served)
         function.waiting -= 1
         self.queued -= 1
         self.queued_bytes -= job.payload.length
         if not function.waiting:
-            function.queue.clear()
             del self.waiting[function.key]
-        elif len(function.queue) > 2 * function.waiting + STALE_KEPT:
-            function.queue = deque(job for job in function.queue if job.waiting)
 
     def park(self, job: Job) -> None:
         """Have a job wait for what it asked for: in no function's queue, but as one of those that wait."""

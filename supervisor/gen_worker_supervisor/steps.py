@@ -175,7 +175,7 @@ def make_unavailable(
     function.unavailable, function.stack, function.clear = reason, stack, False
     function.verdict, function.available_at = verdict, now + (verdict.lasts_s if able else inf)
     outcome = refused(function, now)
-    return [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
+    return [end_job(fleet, job, outcome) for job in list(function.queue)]
 
 
 def make_available(fleet: Fleet, instance: str) -> None:
@@ -192,7 +192,7 @@ def model_failed(fleet: Fleet, model: Model, refused: FetchFailed) -> list[Actio
         if any(fleet.catalog.of(slot.wanted) is model for slot in function.surveyed.slots):
             function.clear = False
             outcome = unresolved(function, refused)
-            actions += [end_job(fleet, job, outcome) for job in list(function.queue) if job.waiting]
+            actions += [end_job(fleet, job, outcome) for job in list(function.queue)]
     return actions
 
 
@@ -203,9 +203,7 @@ def discard(child: Child, body: Body) -> list[Action]:
 
 def finish_if_drained(fleet: Fleet) -> list[Action]:
     """End the supervisor once every child is gone."""
-    gone = all(
-        child.phase is Phase.BACKOFF or child.device.health is Health.RETIRED for child in fleet.children()
-    )
+    gone = all(child.phase is Phase.BACKOFF or child.device.health is Health.RETIRED for child in fleet.children())
     if not gone or fleet.finished:
         return []
     fleet.finished = True
