@@ -11,4 +11,5 @@ def child_environment(environment: Mapping[str, str], device: Device) -> dict[st
     chosen = author_environment(environment)
     chosen["GEN_WORKER_LOCAL_DEVICE"] = device.kind
     chosen["CUDA_VISIBLE_DEVICES"] = device.uuid or "" if device.kind == "cuda" else ""
+    chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as NVML counts, in what a child says of its device
     return chosen

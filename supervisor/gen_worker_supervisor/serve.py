@@ -26,7 +26,7 @@ from gen_worker_supervisor.log import Log, Look, stderr_look
 from gen_worker_supervisor.ndjson import NdjsonServer
 from gen_worker_supervisor.sockets import Acceptor, OwnFile
 from gen_worker_supervisor.start import Listener, StartError
-from gen_worker_supervisor.state import Device, holds, unheld
+from gen_worker_supervisor.state import holds, unheld
 from gen_worker_supervisor.stdio import End, StandardStreams
 
 PROTOCOL_VERSION = 1
@@ -60,9 +60,16 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
     try:
         survey = start.survey_module(options.module, options.paths, environment)
         survey = start.chosen(survey, options.functions)
-        owned = start.own_devices(options.devices, survey, option=options.devices_option)
-        listener = start.listen(options.address, guarded=settings.token is not None)
         with ExitStack() as ends:
+            owned = start.own_devices(
+                options.devices,
+                survey,
+                environment,
+                serves=f"gen-worker serve {options.module}",
+                option=options.devices_option,
+            )
+            ends.enter_context(owned.locks)
+            listener = start.listen(options.address, guarded=settings.token is not None)
             ends.callback(_close, listener, look)
             plan = Plan(options, survey, owned, listener, settings, environment, limits, look)
             return ends.enter_context(asyncio.Runner()).run(_serve(plan))
@@ -106,7 +113,7 @@ class Plan(NamedTuple):
 
     options: Options
     survey: Survey
-    owned: list[Device]
+    owned: start.Owned
     listener: Listener
     settings: Settings
     environment: Mapping[str, str]
@@ -118,7 +125,7 @@ class Plan(NamedTuple):
         options = self.options
         return HostPlan(
             self.survey,
-            self.owned,
+            self.owned.devices,
             self.settings,
             self.environment,
             self.look,
@@ -165,6 +172,8 @@ class Service:
             self._loop.add_signal_handler(signal.SIGHUP, self._stop, "the terminal is closed: stopping")
         self._host.open()
         self._has_begun = True
+        for notice in self._plan.owned.notices:
+            self.log.event(notice.level, notice.source, notice.message)
         self._host.start()
         await asyncio.wait((self.supervisor.booted, self.supervisor.status), return_when=asyncio.FIRST_COMPLETED)
         if not self.supervisor.status.done() and self._stopping_since is None:

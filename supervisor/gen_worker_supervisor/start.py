@@ -14,8 +14,9 @@ from gen_worker.discovery.process import survey_of_module
 from gen_worker.wire.address import Address, TcpAddress, UnixAddress
 from gen_worker.wire.survey import NoFunctionError, Survey
 from gen_worker_supervisor import cuda_probe, devices
+from gen_worker_supervisor.gpu_lock import GpuLockError, GpuLocks, GpuTakenError
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.state import Device, Note
 
 
 class StartError(Exception):
@@ -47,18 +48,66 @@ def chosen(survey: Survey, names: Sequence[str]) -> Survey:
         raise StartError(str(error), error.hint) from None
 
 
-def own_devices(wanted: str, survey: Survey, *, option: str, strict_gpus: bool = False) -> list[Device]:
-    """Return the devices that the option means; with `strict_gpus` nothing but `cpu:N` stands for a GPU."""
+class Owned(NamedTuple):
+    """The devices of this process; its GPUs are locked until `locks` is closed."""
+
+    devices: list[Device]
+    locks: GpuLocks
+    notices: list[Note]
+    """What is to be said: of GPUs that are there and not used."""
+
+
+def own_devices(
+    wanted: str,
+    survey: Survey,
+    environment: Mapping[str, str],
+    *,
+    serves: str,
+    option: str,
+    strict_gpus: bool = False,
+) -> Owned:
+    """Return the devices that the option means, each GPU locked for this process, which `serves` names to others.
+
+    With `strict_gpus` nothing but `cpu:N` stands for a GPU. `auto` takes the GPUs that no other supervisor has. Raises
+    `StartError`.
+    """
     try:
-        return devices.choose(
+        none = devices.Gpus([], [])
+        gpus = none if wanted.startswith("cpu") else devices.visible(devices.list_gpus(), environment)
+        chosen = devices.choose(
             wanted,
-            [] if wanted.startswith("cpu") else devices.list_gpus(),
+            gpus,
             gpu_functions=any(function.gpu for function in survey.functions),
             cpu_functions=any(not function.gpu for function in survey.functions),
             strict_gpus=strict_gpus,
         )
     except devices.DeviceError as error:
         raise StartError(str(error), f"`{option}` takes `auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs") from None
+    locks = GpuLocks(serves)
+    try:
+        left, taken = _locked(chosen, locks, auto=wanted == "auto", option=option)
+    except BaseException:
+        locks.close()
+        raise
+    notices = [Note("warning", "devices", notice) for notice in (*gpus.notices, *taken)]
+    return Owned(left, locks, notices)
+
+
+def _locked(chosen: list[Device], locks: GpuLocks, *, auto: bool, option: str) -> tuple[list[Device], list[str]]:
+    """Return the devices that can be had, and why each of the others cannot."""
+    refused: dict[str, str] = {}
+    for gpu in (device for device in chosen if device.kind == "cuda"):
+        try:
+            locks.take(gpu)
+        except (GpuTakenError, GpuLockError) as error:
+            if not auto:
+                raise StartError(str(error), f"choose other devices with `{option}`, or end that one") from None
+            refused[gpu.name] = str(error)
+    if refused and len(refused) == sum(device.kind == "cuda" for device in chosen):
+        raise StartError(
+            f"no GPU is free: {'; '.join(refused.values())}", f"end one of them, or serve without: `{option} cpu:1`"
+        )
+    return [device for device in chosen if device.name not in refused], [f"left out: {why}" for why in refused.values()]
 
 
 def without_unusable(owned: list[Device], environment: Mapping[str, str]) -> tuple[list[Device], dict[str, str]]:

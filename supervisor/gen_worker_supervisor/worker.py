@@ -56,22 +56,31 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
     config = LinkConfig.of(settings)
     look = stderr_look(settings.log_format, settings.log_level, environment, secret_values(environment, settings))
     survey = start.survey_module(options.module, options.paths, environment)
-    owned = start.own_devices(options.devices, survey, option=options.devices_option, strict_gpus=options.strict_gpus)
-    owned, broken = start.without_unusable(owned, environment)
-    plan = HostPlan(
+    owned = start.own_devices(
+        options.devices,
         survey,
-        owned,
-        settings,
         environment,
-        look,
-        options.fetching,
-        vram_budget_gb=options.vram_budget_gb,
-        eager=True,
-        patient=True,
-        linger_s=0.0,
+        serves=f"worker {options.worker_id} of {options.module}",
+        option=options.devices_option,
+        strict_gpus=options.strict_gpus,
     )
-    with asyncio.Runner() as runner:
-        return runner.run(_work(plan, options, config, _notices(options, survey, broken)))
+    with owned.locks:
+        usable, broken = start.without_unusable(owned.devices, environment)
+        plan = HostPlan(
+            survey,
+            usable,
+            settings,
+            environment,
+            look,
+            options.fetching,
+            vram_budget_gb=options.vram_budget_gb,
+            eager=True,
+            patient=True,
+            linger_s=0.0,
+        )
+        notices = [*owned.notices, *_notices(options, survey, broken)]
+        with asyncio.Runner() as runner:
+            return runner.run(_work(plan, options, config, notices))
 
 
 def _notices(options: WorkOptions, survey: Survey, broken: Mapping[str, str]) -> list[Note]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from gen_worker_supervisor.devices import DeviceError, choose, list_gpus
+from gen_worker_supervisor.devices import DeviceError, Gpus, choose, list_gpus, visible
 from gen_worker_supervisor.state import Device
 
 
-def gpus() -> list[Device]:
-    """Two GPUs of one host."""
-    return [Device(f"cuda:{n}", "cuda", index=n, uuid=f"GPU-{n}{n}{n}", vram_total=8 << 30) for n in range(2)]
+def gpus(count: int = 2) -> Gpus:
+    """The GPUs of one host."""
+    found = [Device(f"cuda:{n}", "cuda", index=n, uuid=f"GPU-{n}{n}{n}", vram_total=8 << 30) for n in range(count)]
+    return Gpus(found, [])
 
 
 def names(wanted: str, *, gpu: bool = True, cpu: bool = False) -> list[str]:
@@ -39,14 +40,14 @@ def test_auto_is_every_gpu() -> None:
 
 
 def test_auto_without_a_gpu_is_one_cpu_slot_that_stands_for_it() -> None:
-    (only,) = choose("auto", [], gpu_functions=True, cpu_functions=True)
+    (only,) = choose("auto", Gpus([], []), gpu_functions=True, cpu_functions=True)
     assert (only.name, only.takes_gpu_functions, only.takes_cpu_functions) == ("cpu:0", True, True)
 
 
 def test_where_a_gpu_must_be_one_a_cpu_stands_for_it_only_when_it_is_named() -> None:
-    (only,) = choose("auto", [], gpu_functions=True, cpu_functions=True, strict_gpus=True)
+    (only,) = choose("auto", Gpus([], []), gpu_functions=True, cpu_functions=True, strict_gpus=True)
     assert (only.name, only.takes_gpu_functions, only.takes_cpu_functions) == ("cpu:0", False, True)
-    (named,) = choose("cpu:1", [], gpu_functions=True, cpu_functions=True, strict_gpus=True)
+    (named,) = choose("cpu:1", Gpus([], []), gpu_functions=True, cpu_functions=True, strict_gpus=True)
     assert named.takes_gpu_functions
 
 
@@ -73,7 +74,58 @@ def test_a_gpu_that_is_not_there_or_not_one_is_refused_with_those_there_are(want
 
 def test_a_gpu_on_a_host_without_any_is_refused() -> None:
     with pytest.raises(DeviceError, match="no GPU `0`: this host has none"):
-        choose("0", [], gpu_functions=True, cpu_functions=False)
+        choose("0", Gpus([], []), gpu_functions=True, cpu_functions=False)
+
+
+# --- what the environment hides ---------------------------------------------------------------------------------------
+
+
+def seen(count: int = 4, **environment: str) -> list[str]:
+    """Return the names of the GPUs that may be used."""
+    return [gpu.name for gpu in visible(gpus(count), environment).usable]
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [("2,0", ["cuda:2", "cuda:0"]), ("GPU-3", ["cuda:3"]), ("1,GPU-222", ["cuda:1", "cuda:2"]), ("", []), ("-1", [])],
+)
+def test_cuda_visible_devices_given_to_the_supervisor_leaves_it_those_gpus(given: str, left: list[str]) -> None:
+    assert seen(CUDA_VISIBLE_DEVICES=given) == left
+
+
+def test_what_a_variable_hides_is_said_and_cannot_be_asked_for() -> None:
+    found = visible(gpus(), {"CUDA_VISIBLE_DEVICES": "1"})
+    assert found.notices == ["cuda:0 not used: hidden by `CUDA_VISIBLE_DEVICES=1`"]
+    with pytest.raises(DeviceError, match="GPU `0` may not be used: hidden by `CUDA_VISIBLE_DEVICES=1`"):
+        choose("0", found, gpu_functions=True, cpu_functions=False)
+
+
+@pytest.mark.parametrize("given", ["7", "0,7", "GPU-", "0,0", "zero"])
+def test_a_gpu_of_cuda_visible_devices_that_is_not_there_is_refused(given: str) -> None:
+    with pytest.raises(DeviceError, match=r"^`CUDA_VISIBLE_DEVICES`: no single GPU"):
+        seen(CUDA_VISIBLE_DEVICES=given)
+
+
+def test_a_variable_for_gpus_means_nothing_on_a_host_without_any() -> None:
+    assert visible(Gpus([], []), {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "0"}) == Gpus([], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("all", 4),
+        ("", 4),
+        ("none", 0),
+        ("void", 0),
+        ("GPU-111", 1),  # a privileged container sees all of them
+        ("0,2", 2),
+        ("4,5,6,7", 4),  # of the host's eight: the container runtime has let these in, and they are 0 to 3 here
+        ("7", 4),
+        ("nvidia.com/gpu=all", 4),
+    ],
+)
+def test_nvidia_visible_devices_counts_where_the_container_sees_more(given: str, left: int) -> None:
+    assert len(seen(NVIDIA_VISIBLE_DEVICES=given)) == left
 
 
 # --- what the driver says ---------------------------------------------------------------------------------------------
@@ -91,7 +143,10 @@ class Driver(ModuleType):
     """The driver's library for a host of which it knows so many GPUs, and where one of its calls fails."""
 
     NVMLError = NvmlError
+    NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NOT_FOUND, NVML_ERROR_FUNCTION_NOT_FOUND = 3, 6, 13
     NVML_ERROR_DRIVER_NOT_LOADED, NVML_ERROR_LIBRARY_NOT_FOUND = 9, 12
+    NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED = 15, 16
+    NVML_DEVICE_MIG_ENABLE = 1
 
     def __init__(self, count: int, fails: str = "", code: int = 999) -> None:
         super().__init__("pynvml")
@@ -115,12 +170,13 @@ class Driver(ModuleType):
             "nvmlDeviceGetUUID": f"GPU-{handle}".encode(),
             "nvmlDeviceGetName": "NVIDIA L4",
             "nvmlDeviceGetCudaComputeCapability": (8, 9),
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 << 30),
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 << 30, used=300 << 20),
+            "nvmlDeviceGetMigMode": (0, 0),
         }
         return answers.get(name)
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> list[Device]:
+def listed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> Gpus:
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     try:
         return list_gpus()
@@ -129,14 +185,14 @@ def listed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> list[Device]:
 
 
 def test_each_gpu_is_listed_with_what_the_driver_says_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = listed(monkeypatch, Driver(2))
+    found = listed(monkeypatch, Driver(2)).usable
     assert [(each.name, each.uuid) for each in found] == [("cuda:0", "GPU-0"), ("cuda:1", "GPU-1")]
     assert {(each.vram_total, each.sm, each.product) for each in found} == {(24 << 30, "89", "NVIDIA L4")}
 
 
 @pytest.mark.parametrize("code", [Driver.NVML_ERROR_DRIVER_NOT_LOADED, Driver.NVML_ERROR_LIBRARY_NOT_FOUND])
 def test_a_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    assert listed(monkeypatch, Driver(2, "nvmlInit", code)) == []
+    assert listed(monkeypatch, Driver(2, "nvmlInit", code)) == Gpus([], [])
 
 
 @pytest.mark.parametrize(
@@ -153,3 +209,12 @@ def test_a_gpu_that_is_not_measured_is_an_error_and_not_one_that_is_not_there(
 ) -> None:
     with pytest.raises(DeviceError, match=told):
         listed(monkeypatch, Driver(2, call))
+
+
+@pytest.mark.parametrize("code", [Driver.NVML_ERROR_GPU_IS_LOST, Driver.NVML_ERROR_RESET_REQUIRED])
+def test_a_gpu_that_the_driver_has_lost_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    found = listed(monkeypatch, Driver(1, "nvmlDeviceGetMemoryInfo", code))
+    assert found.usable == []
+    assert found.notices == [f"GPU 0 is left out: the driver says: nvml error {code}"]
+    with pytest.raises(DeviceError, match="GPU `0` may not be used: the driver says"):
+        choose("0", found, gpu_functions=True, cpu_functions=False)
