@@ -105,6 +105,10 @@ class Blame:
             if charge.until > now
         ]
 
+    def refused(self, now: float) -> int:
+        """Return how many payloads are in quarantine."""
+        return sum(charge.deaths >= QUARANTINE_DEATHS for _, _, charge in self.listed(now))
+
     def pardon(self, now: float, function: str = "", digest: str = "") -> int:
         """Forget what stands against a function's payloads whose digests begin so, in hexadecimal; say how many."""
         going = [

@@ -12,6 +12,7 @@ from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.state import Bury, Child, Death, Fleet, Job
 
 MOST_JOBS = 100  # of those that were with a child
+LINE_CHARS = 1000  # of what it printed
 
 
 def name_of(fleet: Fleet, child: Child, now: float) -> str:
@@ -39,6 +40,8 @@ class Burial:
         kept = list(child.leased.values()) if self._first and child.postmortem else []
         self._left_out = max(0, len(kept) - MOST_JOBS)
         self._jobs = [(job, _held(job, now)) for job in kept[:MOST_JOBS]]
+        names = {job.number: job.request_id for job in kept}
+        self._printed = [(names.get(number), line[:LINE_CHARS]) for number, line in death.printed]
         self._phase = child.phase.value
 
     def end(self) -> list[Bury]:
@@ -48,7 +51,7 @@ class Burial:
         for job, held in self._jobs:
             held.became = job.state.value
         jobs = [held for _, held in self._jobs]
-        return [Bury(self._child, self._death, jobs, self._left_out, self._phase)]
+        return [Bury(self._child, self._death, jobs, self._printed, self._left_out, self._phase)]
 
 
 def _held(job: Job, now: float) -> Held:

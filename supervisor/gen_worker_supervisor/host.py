@@ -30,6 +30,7 @@ from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.poller import LINGER_S, Poller
+from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
@@ -119,6 +120,15 @@ class Host:
             margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
             derived=str(plan.settings.cache_dir / "cas/derived"),
         )
+        if plan.settings.postmortem_bytes:
+            self.supervisor.graveyard = Graveyard(
+                self.supervisor.fleet,
+                loop,
+                self.log,
+                plan.settings.run_dir,
+                plan.settings.postmortem_bytes,
+                self.version,
+            )
         self._fetcher: FetcherProcess | None = None
         self.inputs = self.supervisor.inputs = Inputs(
             self.fetcher,
@@ -150,6 +160,8 @@ class Host:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         self.supervisor.start()
+        if self.supervisor.graveyard is not None:
+            self.supervisor.graveyard.watch(self.supervisor.readings)
 
     def _open_control(self) -> None:
         place = self.plan.settings.run_dir
@@ -230,7 +242,9 @@ class Host:
     # --- its end ---
 
     def close(self) -> None:
-        """Remove every trace: processes, sockets, files."""
+        """Remove every trace but the post-mortems: processes, sockets, files."""
+        if self.supervisor.graveyard is not None:
+            self.supervisor.graveyard.close()
         self.supervisor.close()
         if self._fetcher is not None:
             self._fetcher.close()

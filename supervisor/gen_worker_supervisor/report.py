@@ -65,6 +65,7 @@ class Reporter:
         used, total = host_memory()
         disk_used, disk_total = disk()
         memory_used, memory_budget = self._supervisor.models.memory_use
+        graveyard = self._supervisor.graveyard
         return Status(
             ts=time.time(),
             host=self._host,
@@ -94,6 +95,8 @@ class Reporter:
             link=None if self.link is None else self.link(),
             loop_lag_p99_s=self._supervisor.pulse.p99_s(),
             loop_lag_max_s=self._supervisor.pulse.max_s(),
+            quarantined=fleet.blame.refused(now),
+            postmortems=0 if graveyard is None else graveyard.written,
         )
 
     def _host_model(self, model: Model) -> HostModelStatus:

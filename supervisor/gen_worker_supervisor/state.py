@@ -36,7 +36,7 @@ from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.bodies import OutputBody, Payload
 from gen_worker_supervisor.catalog import Catalog, Model
-from gen_worker_supervisor.evidence import Evidence, GpuReading, Hang, MemoryReading
+from gen_worker_supervisor.evidence import Evidence, GpuReading, Hang, MemoryReading, Watch
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.queues import Queue
@@ -45,6 +45,7 @@ from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
 NAMED_KEPT = 8  # functions with models that requests named, before those that nobody uses are forgotten
+LOOKS_KEPT = 120  # of each child: two minutes
 TIMERS_KEPT = 4096  # before those of ended jobs are looked for
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
 UNKNOWN_LOAD_S = 0.5
@@ -204,7 +205,8 @@ class Child:
     born: float
     phase: Phase = Phase.FORKING
     pid: int | None = None
-    job_thread: int = 0
+    job_thread: int = 0  # as a stack dump names it
+    job_tid: int = 0  # as the kernel names it
     ready: bool = False
     credits: dict[Lane, int] = field(default_factory=dict)
     leased: dict[int, Job] = field(default_factory=dict)
@@ -225,7 +227,8 @@ class Child:
     killed: bool = False  # a SIGKILL was sent
     import_error: str | None = None
     hang: Hang | None = None
-    looks: deque[Evidence] = field(default_factory=deque)  # the latest last
+    looks: deque[Evidence] = field(default_factory=lambda: deque(maxlen=LOOKS_KEPT))  # the latest last
+    watch: Watch = field(default_factory=Watch)
     postmortem: str = ""  # what the record of its death is called, from then on
     doom: str = ""  # what we end it for, where that is to be its death's cause: "host_oom", "hang"
     done: int = 0  # jobs that ended well in it
@@ -608,7 +611,8 @@ class Bury(msgspec.Struct):
     child: Child
     death: Death
     jobs: list[Held]  # those that were with it, as they were then
-    left_out: int = 0  # of those
+    printed: list[tuple[str | None, str]] = []  # its last lines, each with the request that printed it
+    left_out: int = 0  # of the jobs
     phase: str = ""  # the child's, when it died
 
 

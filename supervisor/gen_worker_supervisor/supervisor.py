@@ -34,6 +34,7 @@ from gen_worker.wire.messages import (
     Unloaded,
 )
 from gen_worker.wire.messages import Submit as SubmitFrame
+from gen_worker.wire.page import Reading
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
@@ -45,6 +46,7 @@ from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.models import ModelSupply
 from gen_worker_supervisor.nursery import Nursery
 from gen_worker_supervisor.poller import Poller
+from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.pulse import Pulse
 from gen_worker_supervisor.reaper import Reaper
@@ -167,6 +169,9 @@ class Supervisor:
         self.storing: Storing | None = None
         """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
 
+        self.graveyard: Graveyard | None = None
+        """Keeps what is known of children's deaths; set by whoever wants that kept."""
+
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
         self._processes: dict[int, ChildProcess] = {}
@@ -190,7 +195,7 @@ class Supervisor:
             OrderInputs: self._order_inputs,
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,
-            Bury: lambda action: None,
+            Bury: self._bury,
         }
         self._left: list[tuple[str, str]] = []
         self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
@@ -631,10 +636,20 @@ class Supervisor:
     def on_death(self, process: ChildProcess, death: Death) -> None:
         """A child's process has ended."""
         self._look_at_page(process)
+        if self.graveyard is not None:
+            self.graveyard.look(process.child, process.reading(), time.monotonic())
         del self._processes[process.child.generation]
         self.models.child_gone(process.child.generation)
         self.handle(Died(process.child, death))
         self._note_boot()
+
+    def _bury(self, action: Bury) -> None:
+        if self.graveyard is not None:
+            self.graveyard.bury(action, time.monotonic())
+
+    def readings(self) -> list[tuple[Child, Reading | None]]:
+        """Return what the status page of each child says."""
+        return [(process.child, process.reading()) for process in self._processes.values()]
 
     def process_of(self, child: Child) -> ChildProcess | None:
         """Return the process of a child, None when it is gone."""

@@ -6,10 +6,11 @@ import pytest
 
 from gen_worker.wire.messages import FRAME_LIMIT, ErrorKind
 from gen_worker.wire.scheduler import JobStatus
-from gen_worker_supervisor.link.answers import STATUS, TEXT_CHARS, metrics, redacted, safe_message
+from gen_worker_supervisor.link.answers import STATUS, TEXT_CHARS, metrics, safe_message
 from gen_worker_supervisor.log import Look
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import ENDED, JobState
+from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Outcome
 from tests.pure.host import Host
 

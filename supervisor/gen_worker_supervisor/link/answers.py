@@ -1,10 +1,10 @@
 """What an orchestrator is told of a job's end: status, a text that is safe to show, what the job took. Pure."""
 
-import re
 from collections.abc import Callable
 
 from gen_worker.wire.scheduler import JobMetrics, JobStatus
 from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Job, Outcome
 
 TEXT_CHARS = 1024
@@ -15,25 +15,6 @@ STATUS: dict[JobState, JobStatus] = {
     JobState.FATAL: JobStatus.FATAL,
     JobState.CANCELED: JobStatus.CANCELED,
 }
-_SECRETS = tuple(
-    re.compile(pattern, re.IGNORECASE | re.ASCII)
-    for pattern in (
-        r"""(://(?:[^\s?"'`<>:]|:(?!//))*\?)[^\s"'`<>]+""",  # the query of a URL: it may be a signature
-        r"""(://)[^\s/?#"'`]*(?=@)""",  # the user and the password in one
-        r"""(authorization["']?\s*[=:]\s*["']?(?:(?:bearer|basic|digest|token)\s+)?)[^\s"',;]+""",
-        r"""(bearer\s+)[^\s"',;]+""",
-        r"""((?:token|password|secret|signature|api[_-]?key|access[_-]?key)["']?\s*[=:]\s*["']?)[^\s"',;&>]+""",
-        r"""((?:(?<![a-z-])x-amz-[a-z-]+|\bsig)=)[^\s"',;&>]+""",
-        r"""((?<![\w-]))eyJ[\w-]+\.[\w-]+\.[\w-]*""",  # a JWT by itself
-    )
-)
-
-
-def redacted(text: str) -> str:
-    """Return a text without tokens, passwords and what URLs are asked with; the rest of it stays."""
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1[secret]", text)
-    return text
 
 
 def safe_message(outcome: Outcome, hide: Callable[[str], str]) -> str:

@@ -28,10 +28,11 @@ from gen_worker.wire.scheduler import (
 )
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.link.answers import STATUS, metrics, redacted, safe_message
+from gen_worker_supervisor.link.answers import STATUS, metrics, safe_message
 from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
 from gen_worker_supervisor.outcomes import ended_outcome
+from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Device, Function, Job, Outcome, takes
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
