@@ -24,15 +24,17 @@ KEPT_FREE_BYTES = 64 << 20  # of output regions that one child keeps for reuse, 
 class InlinePayload:
     """A payload the supervisor holds as bytes."""
 
-    __slots__ = ("data", "length")
+    __slots__ = ("_digest", "data", "length")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.length = len(data)
+        self._digest = b""
 
     def digest(self) -> bytes:
-        """Return what tells this payload from others."""
-        return digest(self.data)
+        """Return what tells this payload from others; once it was asked for, also after its end."""
+        self._digest = self._digest or digest(self.data)
+        return self._digest
 
     def close(self) -> None:
         """Let go of the bytes: what knows of the job for some time yet shall not keep them."""
@@ -42,18 +44,21 @@ class InlinePayload:
 class RegionPayload:
     """A payload in a client's own sealed memfd, which goes to a child as it is."""
 
-    __slots__ = ("fd", "length")
+    __slots__ = ("_digest", "fd", "length")
 
     def __init__(self, fd: int, length: int) -> None:
         """Take `fd` over; raise `RegionError`, and close it, when it is not sealed or too short."""
         check_region(fd, length)
         self.fd = fd
         self.length = length
+        self._digest = b""
 
     def digest(self) -> bytes:
-        """Return what tells this payload from others."""
-        with open_region(os.dup(self.fd), self.length, writable=False) as region:
-            return digest(region.body(self.length))
+        """Return what tells this payload from others; once it was asked for, also after its end."""
+        if not self._digest:
+            with open_region(os.dup(self.fd), self.length, writable=False) as region:
+                self._digest = digest(region.body(self.length))
+        return self._digest
 
     def close(self) -> None:
         """Close the descriptor."""
