@@ -15,7 +15,7 @@ import msgspec
 
 from gen_worker.wire import control as wire
 from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all, receive_packet, send_packet
-from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, REQUEST_ID_CHARS, Event
+from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, PRIORITY_LIMIT, REQUEST_ID_CHARS, TENANT_CHARS, Event
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
 from gen_worker_supervisor.blame import QUARANTINE_DEATHS
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
@@ -222,6 +222,17 @@ class _Unsent:
     descriptors: list[int] = field(default_factory=list)
 
 
+def _problem(frame: wire.Submit) -> str:
+    """Return what is wrong with who and how a job is asked for; empty when nothing is."""
+    if len(frame.request_id) > REQUEST_ID_CHARS:
+        return f"a `request_id` of {len(frame.request_id)} characters, the limit is {REQUEST_ID_CHARS}"
+    if len(frame.tenant) > TENANT_CHARS or not frame.tenant.isprintable():
+        return f"a `tenant` is printable text of at most {TENANT_CHARS} characters"
+    if abs(frame.priority) > PRIORITY_LIMIT:
+        return f"a `priority` of {frame.priority}, it may be from -{PRIORITY_LIMIT} to {PRIORITY_LIMIT}"
+    return ""
+
+
 class ControlClient:
     """One connection."""
 
@@ -334,10 +345,9 @@ class ControlClient:
         self.send(self._server.hello)
 
     def _submit(self, frame: wire.Submit, descriptors: list[int]) -> None:
-        if len(frame.request_id) > REQUEST_ID_CHARS:
+        if problem := _problem(frame):
             close_all(descriptors)
-            length = len(frame.request_id)
-            self._refuse("", f"a `request_id` of {length} characters, the limit is {REQUEST_ID_CHARS}")
+            self._refuse(frame.request_id if len(frame.request_id) <= REQUEST_ID_CHARS else "", problem)
             return
         known = self._server.ticket((frame.request_id, frame.attempt))
         if known is not None:
@@ -367,6 +377,8 @@ class ControlClient:
             stream=frame.stream or self._supervisor.fleet.functions[name].surveyed.streams,
             events=frame.events,
             timeout_s=frame.timeout_ms / 1000 if frame.timeout_ms > 0 else None,
+            tenant=frame.tenant,
+            priority=frame.priority,
         )
 
     def _attach_to(self, ticket: Ticket) -> None:

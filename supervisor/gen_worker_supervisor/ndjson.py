@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from gen_worker.wire.channel import DECODE_ERRORS
-from gen_worker.wire.messages import REQUEST_ID_CHARS, ErrorDetail, ErrorKind, Event
+from gen_worker.wire.messages import PRIORITY_LIMIT, REQUEST_ID_CHARS, TENANT_CHARS, ErrorDetail, ErrorKind, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.gate import SHUT_OUT_S, Gate
 from gen_worker_supervisor.ladder import Reason
@@ -57,6 +57,8 @@ class Request(msgspec.Struct, gc=False):
     events: bool = False
     timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_TIMEOUT_MS)] = 0
     token: str | None = None
+    tenant: Annotated[str, msgspec.Meta(max_length=TENANT_CHARS)] = ""
+    priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] = 0
     cancel: CancelBody | None = None
 
 
@@ -342,6 +344,9 @@ class Connection(LineSocket):
         if request.request_id is not None and (LINK, request.request_id, 1) in self.supervisor.fleet.by_identity:
             self._fail(request, "usage", f"a request `{request.request_id}` is running already")
             return
+        if not request.tenant.isprintable():
+            self._fail(request, "usage", "a `tenant` is printable text")
+            return
         reply = self._begin(request)
         reply.job = self.supervisor.submit(
             reply,
@@ -353,6 +358,8 @@ class Connection(LineSocket):
             events=request.events,
             remote=self.remote,
             timeout_s=request.timeout_ms / 1000 if request.timeout_ms else None,
+            tenant=request.tenant,
+            priority=request.priority,
         )
 
     def _unknown(self, request: Request) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -43,6 +44,7 @@ from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.memory_watch import OomKills
 from gen_worker_supervisor.models import ModelSupply
 from gen_worker_supervisor.nursery import Nursery
 from gen_worker_supervisor.poller import Poller
@@ -67,6 +69,7 @@ from gen_worker_supervisor.state import (
     EndAsked,
     Finish,
     Fleet,
+    FreeMemory,
     Function,
     Happening,
     InputsRefused,
@@ -165,6 +168,7 @@ class Supervisor:
         self.margin_bytes = margin_bytes
         self._derived = fleet.catalog.derived_root = derived
         self.models = ModelSupply(log, self.handle)
+        self.oom_kills = OomKills()
         self.inputs: Inputs | None = None
         self.storing: Storing | None = None
         """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
@@ -195,6 +199,7 @@ class Supervisor:
             OrderInputs: self._order_inputs,
             Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
             Finish: self._finish,
+            FreeMemory: lambda action: self.models.give_back(action.size),
             Bury: self._bury,
         }
         self._left: list[tuple[str, str]] = []
@@ -331,6 +336,8 @@ class Supervisor:
         destination: Destination | None = None,
         inline_file_bytes: int = 0,
         wire: bool = False,
+        tenant: str = "",
+        priority: int = 0,
     ) -> Job:
         """Put a job into the table; its answer may come before this returns."""
         fleet = self.fleet
@@ -354,6 +361,8 @@ class Supervisor:
             destination=destination,
             inline_file_bytes=inline_file_bytes,
             wire=wire,
+            tenant=tenant,
+            priority=priority,
         )
         self.handle(Submitted(job))
         return job
@@ -635,6 +644,8 @@ class Supervisor:
 
     def on_death(self, process: ChildProcess, death: Death) -> None:
         """A child's process has ended."""
+        if death.signal == "SIGKILL":
+            death = replace(death, oom_kills=self.oom_kills.claim(time.monotonic()))
         self._look_at_page(process)
         if self.graveyard is not None:
             self.graveyard.look(process.child, process.reading(), time.monotonic())

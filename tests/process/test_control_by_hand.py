@@ -126,7 +126,7 @@ def test_another_protocol_is_refused_with_both_numbers_and_what_to_use(server: S
 
 def test_a_supervisor_skips_fields_it_does_not_know(server: Server) -> None:
     with Link(server) as link:
-        link.say("submit", "r", "greet", encode({"name": "Ada"}), "msgpack", 1, False, False, 0, "new", {"newer": 1})
+        link.say("submit", "r", "greet", encode({"name": "Ada"}), "msgpack", 1, False, False, 0, "", 0, "new", 2)
         assert link.hear() == ["accepted", "r", 1]
         assert link.hear()[:2] == ["result", "r"]
 

@@ -46,7 +46,15 @@ class Call:
         self._stopped = False
         self._over = threading.Event()
 
-    def run(self, payload: dict[str, Any], *, stream: bool, timeout_s: float = 0.0) -> int:
+    def run(
+        self,
+        payload: dict[str, Any],
+        *,
+        stream: bool,
+        timeout_s: float = 0.0,
+        tenant: str = "",
+        priority: int = 0,
+    ) -> int:
         """Send the request and wait for its end, 0 seconds for ever; return the exit code.
 
         The first Ctrl-C cancels the request, a second one soon after raises `KeyboardInterrupt`. A request that has not
@@ -56,6 +64,10 @@ class Call:
         request |= {"stream": stream, "events": True}
         if timeout_s:
             request["timeout_ms"] = math.ceil(timeout_s * 1000)
+        if tenant:
+            request["tenant"] = tenant
+        if priority:
+            request["priority"] = priority
         with self._open, interrupts(self._cancel, self._stop):
             try:
                 self._send(self._lines, request)

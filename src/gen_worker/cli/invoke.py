@@ -18,6 +18,7 @@ from gen_worker.cli.seconds import seconds_of
 from gen_worker.cli.servers import Server, described, find_server, schema_in
 from gen_worker.cli.settings import log_format_option, read_settings
 from gen_worker.rundir import DEFAULT_SOCKET
+from gen_worker.wire.messages import PRIORITY_LIMIT
 
 _HELP = """Call FUNCTION of a running `gen-worker serve` and print its output.
 
@@ -71,6 +72,14 @@ class _Invoke(Command):
 @click.option("--stream", is_flag=True, help="Print the items of a stream as they are made.")
 @timeout_option
 @click.option(
+    "--priority",
+    metavar="NUMBER",
+    type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT),
+    default=0,
+    help="Go before waiting requests of a lower priority.  [default: 0]",
+)
+@click.option("--tenant", metavar="NAME", default="", help="For whom it is: tenants take turns in the queue.")
+@click.option(
     "--output",
     "-o",
     "path",
@@ -88,6 +97,8 @@ def command(
     socket_: str,
     stream: bool,
     timeout_s: float,
+    priority: int,
+    tenant: str,
     path: str | None,
     force: bool,
     pretty: bool,
@@ -110,7 +121,7 @@ def command(
         results = SavedResults(Results(pretty=pretty), _folder(path, force, known, server))
     call = Call(server, function, events_on_stderr(settings), results.value, name="invoke")
     try:
-        code = call.run(payload, stream=stream, timeout_s=timeout_s)
+        code = call.run(payload, stream=stream, timeout_s=timeout_s, tenant=tenant, priority=priority)
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped waiting; `{call.request_id}` is still ending\n")
         return CANCELED

@@ -103,15 +103,25 @@ class AsyncClient:
         type: Any = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
         on_event: OnEvent | None = None,
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
         Of a function that streams it is the list of its items, each decoded as `type`.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
+        Among the waiting jobs of a function a higher `priority`, -100 to 100, goes first, and tenants take turns.
         """
         job = await self.submit(
-            function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event
+            function,
+            payload,
+            type=type,
+            request_id=request_id,
+            timeout_s=timeout_s,
+            tenant=tenant,
+            priority=priority,
+            on_event=on_event,
         )
         return await job.result()
 
@@ -123,6 +133,8 @@ class AsyncClient:
         type: Any = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
         on_event: OnEvent | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Run a function that streams and return its items as they come; see `AsyncJob.items`.
@@ -130,7 +142,15 @@ class AsyncClient:
         Of a function that does not stream the only item is its output. The job starts with the first item asked for.
         """
         job = await self.submit(
-            function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event, stream=True
+            function,
+            payload,
+            type=type,
+            request_id=request_id,
+            timeout_s=timeout_s,
+            tenant=tenant,
+            priority=priority,
+            on_event=on_event,
+            stream=True,
         )
         async with aclosing(job.items()) as items:
             async for item in items:
@@ -144,6 +164,8 @@ class AsyncClient:
         type: Any = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
         on_event: OnEvent | None = None,
         stream: bool = False,
     ) -> "AsyncJob":
@@ -158,7 +180,14 @@ class AsyncClient:
         packed = await self._pack(payload)
         try:
             remote = self._talk.submit(
-                request_id, function, packed, stream=stream, events=on_event is not None, timeout_s=timeout_s
+                request_id,
+                function,
+                packed,
+                stream=stream,
+                events=on_event is not None,
+                timeout_s=timeout_s,
+                tenant=tenant,
+                priority=priority,
             )
         except BaseException:
             self._talk.outbox.recycle(packed)

@@ -79,14 +79,26 @@ class Client:
         type: Any = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
         on_event: OnEvent | None = None,
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
         Of a function that streams it is the list of its items, each decoded as `type`.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
+        Among the waiting jobs of a function a higher `priority`, -100 to 100, goes first, and tenants take turns.
         """
-        job = self.submit(function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event)
+        job = self.submit(
+            function,
+            payload,
+            type=type,
+            request_id=request_id,
+            timeout_s=timeout_s,
+            tenant=tenant,
+            priority=priority,
+            on_event=on_event,
+        )
         return job.result()
 
     def stream(
@@ -97,6 +109,8 @@ class Client:
         type: Any = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
         on_event: OnEvent | None = None,
     ) -> Generator[Any, None, None]:
         """Run a function that streams and return its items as they come; see `Job.items`.
@@ -104,7 +118,15 @@ class Client:
         Of a function that does not stream the only item is its output.
         """
         job = self.submit(
-            function, payload, type=type, request_id=request_id, timeout_s=timeout_s, on_event=on_event, stream=True
+            function,
+            payload,
+            type=type,
+            request_id=request_id,
+            timeout_s=timeout_s,
+            tenant=tenant,
+            priority=priority,
+            on_event=on_event,
+            stream=True,
         )
         return job.items()
 
@@ -116,6 +138,8 @@ class Client:
         type: Any = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
         on_event: OnEvent | None = None,
         stream: bool = False,
     ) -> "Job":
@@ -131,7 +155,14 @@ class Client:
         try:
             with self._lock:
                 remote = self._talk.submit(
-                    request_id, function, packed, stream=stream, events=on_event is not None, timeout_s=timeout_s
+                    request_id,
+                    function,
+                    packed,
+                    stream=stream,
+                    events=on_event is not None,
+                    timeout_s=timeout_s,
+                    tenant=tenant,
+                    priority=priority,
                 )
         except BaseException:
             self._talk.outbox.recycle(packed)

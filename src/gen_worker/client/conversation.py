@@ -6,6 +6,7 @@ waits, and leaves outputs encoded: who asked for one decodes it. Not for several
 
 from collections import deque
 from collections.abc import Callable
+from operator import index
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, assert_never
 from weakref import ReferenceType, ref
 
@@ -154,6 +155,8 @@ class Conversation:
         stream: bool = False,
         events: bool = False,
         timeout_s: float | None = None,
+        tenant: str = "",
+        priority: int = 0,
     ) -> RemoteJob:
         """Start a job, or attach to the one of this name. From here on `payload` is given back when the job ends.
 
@@ -162,10 +165,17 @@ class Conversation:
         self._check(request_id)
         timeout_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
         self._release()
-        self._say(
-            control.Submit(request_id, function, payload.body, stream=stream, events=events, timeout_ms=timeout_ms),
-            payload.descriptors,
+        frame = control.Submit(
+            request_id,
+            function,
+            payload.body,
+            stream=stream,
+            events=events,
+            timeout_ms=timeout_ms,
+            tenant=tenant,
+            priority=index(priority),
         )
+        self._say(frame, payload.descriptors)
         job = self._jobs[request_id] = RemoteJob(request_id, payload)
         if events:
             job.events = deque(maxlen=KEPT_EVENTS)

@@ -17,6 +17,8 @@ INLINE_LIMIT = (
 )  # a longer body travels in a region, so that a frame with its other fields stays under the limit
 REGION_LIMIT = 1 << 30  # the longest body that travels at all
 REQUEST_ID_CHARS = 256  # it travels in every frame of its job
+TENANT_CHARS = 256
+PRIORITY_LIMIT = 100  # and as far below 0
 MOST_INPUTS = 32  # files that one payload may name by URLs
 WINDOW_ITEMS = 32  # stream items of one job that may be on their way before the child waits for `More`
 WINDOW_BYTES = 1 << 20
@@ -278,6 +280,7 @@ class Ready(_Message):
     functions: list[str]
     credits: dict[Lane, int]
     job_thread: int  # pthread id, as a stack dump prints it
+    job_tid: int = 0  # what the kernel calls the same thread
 
 
 class ImportFailed(_Message):

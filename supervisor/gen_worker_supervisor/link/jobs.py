@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gen_worker.outputs import safe_ref
 from gen_worker.wire.fetching import Destination, Uploaded, UploadFailed
-from gen_worker.wire.messages import REQUEST_ID_CHARS, Event
+from gen_worker.wire.messages import REQUEST_ID_CHARS, TENANT_CHARS, Event
 from gen_worker.wire.scheduler import (
     EVENT_TYPE,
     INLINE_ASSET_BYTES,
@@ -268,6 +268,7 @@ class LinkJobs:
             destination=self._destination(run),
             inline_file_bytes=INLINE_ASSET_BYTES if run.output_mode is OutputMode.INLINE else 0,
             wire=True,
+            tenant=run.tenant[:TENANT_CHARS],
         )
 
     def _destination(self, run: RunJob) -> Destination:
