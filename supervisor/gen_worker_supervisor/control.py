@@ -17,7 +17,7 @@ from gen_worker.wire import control as wire
 from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all, receive_packet, send_packet
 from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, PRIORITY_LIMIT, REQUEST_ID_CHARS, TENANT_CHARS, Event
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
-from gen_worker_supervisor.blame import QUARANTINE_DEATHS
+from gen_worker_supervisor.blame import charges_told
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
@@ -32,7 +32,6 @@ KEPT_BYTES = 256 << 20
 KEPT_S = 600.0
 FRAMES_A_TURN = 64
 UNSENT_DESCRIPTORS = 64
-CHARGES_TOLD = 100  # so many fit into a frame, with their stacks
 UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
 _decode = msgspec.msgpack.Decoder(wire.ClientFrame).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -328,8 +327,7 @@ class ControlClient:
             case wire.Quarantine():
                 self._quarantine()
             case wire.Pardon(function, digest):
-                count = self._supervisor.fleet.blame.pardon(self._loop.time(), function, digest)
-                self.send(wire.Pardoned(count))
+                self._pardon(function, digest)
 
     def _open(self, frame: wire.Open) -> None:
         if frame.protocol != wire.CONTROL_PROTOCOL:
@@ -489,21 +487,18 @@ class ControlClient:
         self._supervisor.restart(device, tell, at_once=now)
 
     def _quarantine(self) -> None:
-        blame, now = self._supervisor.fleet.blame, self._loop.time()
-        charges = [
-            wire.Charged(
-                function,
-                payload.hex(),
-                charge.deaths,
-                charge.deaths >= QUARANTINE_DEATHS,
-                charge.until - now,
-                self._supervisor.log.hide(charge.cause),
-                [self._supervisor.log.hide(line) for line in charge.stack],
-            )
-            for function, payload, charge in blame.listed(now)[:CHARGES_TOLD]
-        ]
-        breakers = {name: reason for name in self._supervisor.fleet.functions if (reason := blame.breaker(name, now))}
-        self.send(wire.Quarantined(charges, breakers))
+        fleet, now = self._supervisor.fleet, self._loop.time()
+        self.send(charges_told(fleet.blame, fleet.functions, self._supervisor.log.hide, now))
+
+    def _pardon(self, function: str, digest: str) -> None:
+        count = self._supervisor.fleet.blame.pardon(self._loop.time(), function, digest)
+        if count:
+            whose = f" of `{function}`" if function else ""
+            which = f" of payloads {digest}…" if digest else ""
+            text = f"an operator had {count} charges{whose}{which} forgotten"
+            self._supervisor.log.event("info", "quarantine", text)
+            self._supervisor.fleet.doubt()
+        self.send(wire.Pardoned(count))
 
     def _list(self) -> None:
         self.send_body(self._server.document(), wire.Listed)

@@ -211,10 +211,14 @@ class Charged(msgspec.Struct, array_like=True):
 
 
 class Quarantined(_Message):
-    """The answer to `Quarantine`; `breakers` maps functions that are not served at all to the reason."""
+    """The answer to `Quarantine`: the latest charges, with as much of their stacks as a frame holds.
+
+    `breakers` maps functions that are not served at all to the reason.
+    """
 
     charges: list[Charged]
     breakers: dict[str, str] = {}
+    left_out: int = 0  # charges that did not fit
 
 
 class Pardoned(_Message):
