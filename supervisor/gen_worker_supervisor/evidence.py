@@ -3,6 +3,7 @@
 Pure. Threads read it, `hangs`, `guard` and `settling` judge it.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -28,11 +29,24 @@ class Evidence(msgspec.Struct, frozen=True):
     measured: bool = True  # whether `/proc` could be read
     state: str = ""  # of its job thread: "R", "S", "D", "T"; "D" or "T" of the process wins
     wchan: str = ""  # where in the kernel its job thread waits, "" where that is not told
-    cpu_s: float = 0.0  # what it and its descendants have used of processors
-    io_bytes: int = 0  # what they have read and written, files, pipes and sockets alike
+    job_cpu_s: float = 0.0  # what its job thread has used of processors, since it is looked at
+    cpu_s: float = 0.0  # what it and its descendants have, but for its frame loop
+    io_bytes: int = 0  # what they have read and written: files and pipes, and sockets where those are used like files
     beat_at: float = 0.0  # of its frame loop, 0.0 before the first
     page_mark: int = 0  # changes with the progress that its status page tells of
     gpu_busy: bool | None = None  # whether its device computes; None where nobody knows
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is remembered of the looks at one child."""
+
+    since: float = 0.0  # there was no pause between looks since then
+    stir: Evidence | None = None  # the last look at which anything of it had moved
+    io_at: float = 0.0  # when it was last seen to read or write
+    load: tuple[str | None, int] = (None, 0)  # what it sets up, and how many bytes of it are there
+    load_at: float = 0.0  # when that last changed
+    hung_at: float = 0.0  # since when it hangs, if it does
 
 
 class MemoryReading(msgspec.Struct, frozen=True):
@@ -43,6 +57,8 @@ class MemoryReading(msgspec.Struct, frozen=True):
     limit: int
     source: str  # "host", "cgroup v1", "cgroup v2"
     children: dict[int, int]  # resident bytes that are a child's own, its descendants' with them, by generation
+    models: int = 0  # bytes that models in host memory would give back: those that nobody loads at the moment
+    oom_kills: int | None = None  # that the kernel has made so far; None where it does not count
 
 
 class GpuReading(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from gen_worker_supervisor.admission import submit
 from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
-from gen_worker_supervisor.guard import memory_read
+from gen_worker_supervisor.guard import cause_known, memory_read
 from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
@@ -150,7 +150,7 @@ HAPPENINGS: dict[type, Callable[[Fleet, Any, float], list[Action]]] = {
     Ticked: lambda fleet, it, now: _ticked(fleet, now),
     Began: lambda fleet, it, now: on_began(fleet, it.child, it.number, it.since, now),
     Spawned: _spawned,
-    Died: lambda fleet, it, now: child_died(fleet, it.child, it.death, now),
+    Died: lambda fleet, it, now: child_died(fleet, it.child, cause_known(it.child, it.death), now),
     Misbehaved: lambda fleet, it, now: misbehaved(fleet, it.child, it.message, now),
     Unsent: lambda fleet, it, now: unsent(fleet, it.child, it.job, it.reason, now),
     DrainAsked: lambda fleet, it, now: drain_fleet(fleet, it.within_s, now),

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from gen_worker.environment import close_memory
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
@@ -24,11 +26,15 @@ from gen_worker.wire.fetching import FetchReport, Keep
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import ControlServer
+from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.fetching import FetcherProcess
-from gen_worker_supervisor.host_memory import FOLDER, HostMemory, default_budget
+from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
+from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
+from gen_worker_supervisor.memory import ended_together, tightest
+from gen_worker_supervisor.memory_watch import MemoryWatch
 from gen_worker_supervisor.poller import LINGER_S, Poller
 from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
@@ -36,7 +42,7 @@ from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import StartError
-from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
+from gen_worker_supervisor.state import Device, Fleet, Function, MemoryRead, Recycling
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
@@ -72,6 +78,7 @@ class HostPlan(NamedTuple):
             max_queued_per_function=settings.max_queued_per_function,
             max_queued_bytes=settings.max_queued_bytes,
             stall_timeout_s=settings.stall_timeout_s,
+            memory_reserve=_reserve(settings),
             recycling=Recycling(settings.recycle_jobs, settings.recycle_growth_bytes, settings.recycle_age_s),
             max_input_bytes=settings.max_input_bytes,
             max_output_bytes=settings.max_output_bytes,
@@ -79,6 +86,14 @@ class HostPlan(NamedTuple):
             booting=not self.patient,
             catalog=Catalog(settings.max_concurrent_downloads, settings.allow_pickle),
         )
+
+
+def _reserve(settings: Settings) -> int:
+    """Return the bytes of memory that stay free; 0 where that is not wanted, or nothing tells how much there is."""
+    room = tightest()
+    if room is None or settings.memory_reserve_bytes is not None:
+        return settings.memory_reserve_bytes or 0
+    return default_reserve(room.limit)
 
 
 def reason_of(error: OSError | ListenError) -> str:
@@ -129,6 +144,7 @@ class Host:
                 plan.settings.postmortem_bytes,
                 self.version,
             )
+        self._memory_watch = MemoryWatch(loop, self._on_memory, reserve=self.supervisor.fleet.memory_reserve)
         self._fetcher: FetcherProcess | None = None
         self.inputs = self.supervisor.inputs = Inputs(
             self.fetcher,
@@ -159,7 +175,11 @@ class Host:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
+        reserve, needed = self.supervisor.fleet.memory_reserve, needed_bytes(self.plan.survey.preload)
+        for text in doubts(tightest(), reserve, needed, ended_together()):
+            self.log.event("warning", "memory", text)
         self.supervisor.start()
+        self._memory_watch.start()
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.watch(self.supervisor.readings)
 
@@ -200,7 +220,9 @@ class Host:
         budget = self.plan.settings.host_cache_bytes
         try:
             keeper = Keeper(self._reaper, self.supervisor.models.on_keeper_lost)
-            memory = HostMemory(self.folder / FOLDER, default_budget() if budget is None else budget, keeper)
+            budget_bytes = default_budget() if budget is None else budget
+            left_bytes = LAST_BYTES + self.supervisor.fleet.memory_reserve
+            memory = HostMemory(self.folder / FOLDER, budget_bytes, keeper, last_bytes=left_bytes)
         except OSError as error:
             text = f"cannot use `{self.folder}`: {reason_of(error)}"
             raise StartError(text, "set `GEN_WORKER_RUN_DIR`") from None
@@ -234,6 +256,14 @@ class Host:
         self.inputs.on_report(report)
         self.uploads.on_report(report)
 
+    def _on_memory(self, reading: MemoryReading) -> None:
+        supervisor = self.supervisor
+        supervisor.oom_kills.look(reading.at)
+        loose, kills = supervisor.models.loose_bytes, supervisor.oom_kills.total
+        supervisor.handle(MemoryRead(replace(reading, models=loose, oom_kills=kills)))
+        living = [child for child in supervisor.fleet.children() if supervisor.process_of(child) is not None]
+        self._memory_watch.children = {child.generation: child.pid for child in living if child.pid is not None}
+
     def _on_fetcher_lost(self) -> None:
         self.supervisor.models.on_lost()
         self.inputs.on_lost()
@@ -243,6 +273,7 @@ class Host:
 
     def close(self) -> None:
         """Remove every trace but the post-mortems: processes, sockets, files."""
+        self._memory_watch.close()
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.close()
         self.supervisor.close()

@@ -20,85 +20,35 @@ from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.rundir import make_private
 from gen_worker_supervisor.keeper import capacity
 from gen_worker_supervisor.keeping import Keeper
+from gen_worker_supervisor.memory import ROOT, Room, rooms, tightest
 
 FOLDER = "memory"  # in the supervisor's folder of the run directory
 _LEAST_LEFT = 2 << 30
 _LEFT_SHARE = 0.2
-_LAST_BYTES = 512 << 20  # that no copy takes, whatever the budget: the kernel would kill somebody for them
-_NO_LIMIT = 1 << 60  # cgroups without a limit say a number near 2^63
+LAST_BYTES = 512 << 20  # that no copy takes, whatever the budget: the kernel would kill somebody for them
 
 
 # --- how much ---------------------------------------------------------------------------------------------------------
 
 
-def default_budget(root: Path = Path("/")) -> int:
+def default_budget(root: Path = ROOT) -> int:
     """Return the bytes of this host's memory that models may take: half of what is free, and never the last of it.
 
     What is free is the least that the kernel and the cgroups say. `root` is where `/proc` and `/sys` are.
     """
-    return min((_share(total, free) for total, free in _memories(root)), default=0)
+    return min((_share(room) for room in rooms(root)), default=0)
 
 
-def free_bytes_now(root: Path = Path("/")) -> int:
+def free_bytes_now(root: Path = ROOT) -> int:
     """Return the bytes of memory that are free at the moment, the least that the kernel and the cgroups say."""
-    return min((free for _, free in _memories(root)), default=0)
+    room = tightest(root)
+    return 0 if room is None else room.free
 
 
-def _share(total_bytes: int, free_bytes: int) -> int:
+def _share(room: Room) -> int:
     """Return what may be taken of a memory: half of what is free, as long as 2 GiB and a fifth of all stay free."""
-    left = max(_LEAST_LEFT, int(total_bytes * _LEFT_SHARE))
-    return max(0, min(free_bytes // 2, free_bytes - left))
-
-
-def _memories(root: Path) -> list[tuple[int, int]]:
-    """Return the total and the free bytes of the host and of each cgroup that limits this process."""
-    found = _numbers(root / "proc/meminfo")
-    memories = []
-    if "MemTotal" in found and "MemAvailable" in found:
-        memories.append((found["MemTotal"] * 1024, found["MemAvailable"] * 1024))
-    for folder, limit_name, used_name, cache_name in _cgroups(root):
-        limit, used = _number(folder / limit_name), _number(folder / used_name)
-        if limit is not None and used is not None and limit < _NO_LIMIT:
-            reclaimed = _numbers(folder / "memory.stat").get(cache_name, 0)
-            memories.append((limit, max(0, limit - used + reclaimed)))
-    return memories
-
-
-def _cgroups(root: Path) -> list[tuple[Path, str, str, str]]:
-    """Return the folders of the cgroups above this process, each with the names of its limit, use and page cache."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inside = Path(path.strip("/"))
-        places = [inside, *inside.parents]
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            found += [(root / "sys/fs/cgroup" / each, *names) for each in places]
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            found += [(root / "sys/fs/cgroup/memory" / each, *names) for each in places]
-    return found
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # there is no such file, or it says `max`
-        return None
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Return what a file says in lines of a name and a number."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    words = [line.replace(":", " ").split() for line in lines]
-    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}
+    left = max(_LEAST_LEFT, int(room.limit * _LEFT_SHARE))
+    return max(0, min(room.free // 2, room.free - left))
 
 
 # --- what is held ----------------------------------------------------------------------------------------------------
@@ -156,16 +106,24 @@ class HostMemory:
     """The models that one supervisor holds in memory, within a budget; the least recently used go first."""
 
     def __init__(
-        self, folder: Path, budget_bytes: int, keeper: Keeper, free_bytes: Callable[[], int] = free_bytes_now
+        self,
+        folder: Path,
+        budget_bytes: int,
+        keeper: Keeper,
+        free_bytes: Callable[[], int] = free_bytes_now,
+        *,
+        last_bytes: int = LAST_BYTES,
     ) -> None:
         """Make the views in `folder`, which is this object's alone, and remove those that dead supervisors left.
 
-        The keeper is this object's too. Its death is to be told by `void`.
+        The keeper is this object's too. Its death is to be told by `void`. `last_bytes` of what is free are left to
+        others, whatever the budget.
         """
         self._folder = folder
         self._keeper = keeper
         self._free_bytes = free_bytes
         self._limit = Cost(budget_bytes, capacity())
+        self._last_bytes = last_bytes
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
         self._spared: frozenset[str] = frozenset()
         self._freeing: list[threading.Thread] = []
@@ -181,6 +139,26 @@ class HostMemory:
     def used_bytes(self) -> int:
         """What is held, and what is being copied."""
         return sum(held.cost.size_bytes for held in self._held.values())
+
+    @property
+    def loose_bytes(self) -> int:
+        """What could be given back at once: of what is held, that which nobody loads."""
+        return sum(held.cost.size_bytes for held in self._held.values() if _may_go(held))
+
+    def give_back(self, size: int) -> list[Snapshot]:
+        """Let go of so many bytes at least, if there are; return what went, the least recently used first."""
+        gone: list[Snapshot] = []
+        for key, held in self._by_use():
+            if sum(each.size for each in gone) >= size:
+                break
+            if _may_go(held):
+                gone.append(held.snapshot)
+                self.drop(key)
+        return gone
+
+    def _by_use(self) -> list[tuple[str, _Held]]:
+        """Return all that is held in the order in which it goes."""
+        return sorted(self._held.items(), key=lambda each: each[0] in self._spared)
 
     def spare(self, keys: Collection[str]) -> None:
         """Let go of these models only after all others; replaces those before."""
@@ -218,12 +196,12 @@ class HostMemory:
         if snapshot.key in self._held or not snapshot.files:
             return False
         cost = Cost(snapshot.size, min(len(snapshot.files), self._limit.descriptors))
-        order = sorted(self._held.items(), key=lambda each: each[0] in self._spared)
-        going = dropped_for(cost, ((key, each.cost, _may_go(each)) for key, each in order), self._limit)
+        order = ((key, each.cost, _may_go(each)) for key, each in self._by_use())
+        going = dropped_for(cost, order, self._limit)
         if going is None:
             return False
         given_back = sum(self._held[key].cost.size_bytes for key in going)
-        if snapshot.size > self._free_bytes() + given_back - _LAST_BYTES:
+        if snapshot.size > self._free_bytes() + given_back - self._last_bytes:
             return False
         for key in going:
             self.drop(key)

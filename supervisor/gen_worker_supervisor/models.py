@@ -82,6 +82,18 @@ class ModelSupply:
         """The bytes of host memory that models take, and what they may; None where no function has any."""
         return (None, None) if self._memory is None else (self._memory.used_bytes, self._memory.budget_bytes)
 
+    @property
+    def loose_bytes(self) -> int:
+        """What models in host memory could give back at once."""
+        return 0 if self._memory is None else self._memory.loose_bytes
+
+    def give_back(self, size: int) -> None:
+        """Let go of models in host memory, of so many bytes at least: they are loaded from the disk then."""
+        for snapshot in [] if self._memory is None else self._memory.give_back(size):
+            self.changes += 1
+            text = f"`{snapshot.wanted.ref}` leaves host memory, {snapshot.size / (1 << 20):.0f} MiB: it is short"
+            self._log.event("warning", "models", text)
+
     def in_memory(self, model: Model) -> bool:
         """Whether a model could be loaded without the disk."""
         return self._memory is not None and model.here and self._memory.holds(model.key)

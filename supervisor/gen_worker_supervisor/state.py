@@ -9,7 +9,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -44,6 +44,7 @@ from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
 LEASED_AHEAD = 16
+FAULT_S = 5.0  # what a driver reports, and the end of a program by it, are told so far apart at most
 NAMED_KEPT = 8  # functions with models that requests named, before those that nobody uses are forgotten
 LOOKS_KEPT = 120  # of each child: two minutes
 TIMERS_KEPT = 4096  # before those of ended jobs are looked for
@@ -173,8 +174,7 @@ class Job(msgspec.Struct, eq=False):
     fetching: bool = False  # it waits for them, in no queue
     tenant: str = ""  # for whom it is: tenants take turns
     priority: int = 0  # a higher one goes first
-    moved_at: float = 0.0  # when it was last seen to get on
-    gap_s: float = 0.0  # the longest it took to get on
+    moved_at: float = 0.0  # when it was last seen to get on, from its start on
 
     @property
     def instance(self) -> str:
@@ -234,6 +234,8 @@ class Child:
     done: int = 0  # jobs that ended well in it
     settled_rss: int = 0  # what its memory was when it had done its first jobs
     rss: int = 0
+    usual_rss: int = 0  # its least since it was ready, or set up what it has; 0 before that was seen
+    usual_at: float = 0.0  # `loaded_at` when that was seen
 
     def move(self, phase: Phase) -> None:
         """Go to another phase of the table."""
@@ -290,15 +292,21 @@ class Device:
     replace_at: float = 0.0  # until then its child is not replaced for its own good
     reason: str = ""  # why it is not OK
     vram_used: int | None = None  # bytes, of whomever, as the driver says
-    vram_baseline: int | None = None  # what was in use before there was a child
+    vram_baseline: int | None = None  # what was in use before there was a child; None: nobody measures it
     settle_by: float | None = None  # until when a dead child's memory may take to come back
+    unattributed: int = 0  # bytes that a dead child had and that did not come back
+    reading: GpuReading | None = None  # the latest
+    fault: str = ""  # what its driver reported last
+    fault_at: float = -inf
 
     @property
-    def unattributed(self) -> int | None:
-        """Bytes of its memory that nobody here accounts for; None where it is not measured or a child lives on it."""
-        if self.vram_used is None or self.vram_baseline is None:
-            return None
-        return max(0, self.vram_used - self.vram_baseline)
+    def allowed_bytes(self) -> int:
+        """What models and jobs may take of it; 0: what is free, less the margin."""
+        return max(1, self.budget_bytes - self.unattributed) if self.budget_bytes else 0
+
+    def recent_fault(self, now: float) -> str:
+        """Return what its driver reported just now: that is why what runs on it fails."""
+        return self.fault if now - self.fault_at < FAULT_S else ""
 
     @property
     def lost(self) -> bool:
@@ -616,6 +624,16 @@ class Bury(msgspec.Struct):
     phase: str = ""  # the child's, when it died
 
 
+class FreeMemory(msgspec.Struct):
+    """Let go of models in host memory, of so many bytes at least."""
+
+    size: int
+
+
+class LookAtGpus(msgspec.Struct):
+    """Ask the driver at once what is in use of the GPUs, and often until nothing settles any more."""
+
+
 class Finish(msgspec.Struct):
     """End the supervisor with this status."""
 
@@ -638,6 +656,8 @@ Action: TypeAlias = (
     | OrderInputs
     | Note
     | Bury
+    | FreeMemory
+    | LookAtGpus
     | Finish
 )
 Timer: TypeAlias = tuple[
@@ -671,6 +691,8 @@ class Fleet:
     epoch: float | None = None  # what clocks on walls say when ours is at 0; None: no record is kept of deaths
     memory_reserve: int = 0  # bytes; 0: nobody guards the memory
     memory: MemoryReading | None = None
+    short_looks: int = 0  # at the memory, in a row, that found too little of it
+    short_told: bool = False  # somebody was told of that, and not of its end
     max_queued_bytes: int = 1 << 30
     max_input_bytes: int = 64 << 20
     max_output_bytes: int = 64 << 20

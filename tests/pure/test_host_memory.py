@@ -101,7 +101,7 @@ def test_a_cgroup_of_the_second_version_limits_even_from_above(tmp_path: Path) -
 
 def test_page_cache_in_a_cgroup_counts_as_free(tmp_path: Path) -> None:
     host(tmp_path, total_gb=64, free_gb=40, cgroup="0::/\n")
-    stat = f"anon 5\ninactive_file {8 * GB}\nactive_file 7"
+    stat = f"anon 5\ninactive_file {6 * GB}\nactive_file {4 * GB}"
     cgroup(tmp_path / "sys/fs/cgroup", memory__max=16 * GB, memory__current=12 * GB, memory__stat=stat)
     assert default_budget(tmp_path) == 6 * GB
 

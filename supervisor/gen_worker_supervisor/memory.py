@@ -1,0 +1,197 @@
+"""How much memory there is, how much of it is in use and by whom, as the kernel tells it.
+
+Reads files of `/proc` and `/sys`, in some 50 µs for all of them; decides nothing. `root` is where these two are.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path("/")
+_NO_LIMIT = 1 << 60  # cgroups without a limit say a number near 2^63
+_READ_BYTES = 1 << 16
+_SHARED_WORTH_A_LOOK = 32 << 20
+_MODELS = b"/memfd:gen-worker "  # how what the keeper holds begins in `/proc/pid/maps`: a model's ref follows
+_REGION = b"/memfd:gen-worker (deleted)"
+
+
+class Room(NamedTuple):
+    """One limit on memory: the host's, or that of a cgroup above this process."""
+
+    source: str  # "host", "cgroup v1", "cgroup v2"
+    limit: int
+    used: int  # bytes that cannot be had back
+
+    @property
+    def free(self) -> int:
+        """The bytes that are left."""
+        return max(0, self.limit - self.used)
+
+
+class _Layout(NamedTuple):
+    """How one version of cgroups names its files."""
+
+    source: str
+    folder: str
+    limit: str
+    used: str
+    stat_prefix: str
+    events: str
+
+
+_V1 = _Layout(
+    "cgroup v1",
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "total_",
+    "memory.oom_control",
+)
+_V2 = _Layout("cgroup v2", "sys/fs/cgroup", "memory.max", "memory.current", "", "memory.events")
+
+
+# --- the host and the cgroups -----------------------------------------------------------------------------------------
+
+
+def rooms(root: Path = ROOT) -> list[Room]:
+    """Return every limit that counts for this process: the host's first, then those of its cgroups."""
+    host = _numbers(root / "proc/meminfo")
+    found = []
+    if "MemTotal" in host and "MemAvailable" in host:
+        found.append(Room("host", host["MemTotal"] * 1024, (host["MemTotal"] - host["MemAvailable"]) * 1024))
+    for folder, layout in _cgroups(root):
+        limit, used = _number(folder / layout.limit), _number(folder / layout.used)
+        if limit is not None and used is not None and limit < _NO_LIMIT:
+            found.append(Room(layout.source, limit, max(0, used - _reclaimable(folder, layout))))
+    return found
+
+
+def tightest(root: Path = ROOT) -> Room | None:
+    """Return the limit that leaves least; None where nothing tells."""
+    return min(rooms(root), key=lambda room: room.free, default=None)
+
+
+def oom_kills(root: Path = ROOT) -> int | None:
+    """Return how many processes the kernel has ended for lack of memory: in this process's cgroup, else on the host.
+
+    None where it does not count.
+    """
+    for folder, layout in _cgroups(root):
+        counted = _numbers(folder / layout.events).get("oom_kill")
+        if counted is not None:
+            return counted
+    return _numbers(root / "proc/vmstat").get("oom_kill")
+
+
+def ended_together(root: Path = ROOT) -> list[Path]:
+    """Return the cgroups above this process of which the kernel ends every process when one runs out of memory."""
+    return [folder for folder, _ in _cgroups(root) if _number(folder / "memory.oom.group") == 1]
+
+
+def _reclaimable(folder: Path, layout: _Layout) -> int:
+    """Return the page cache that the kernel gives back before it ends anybody.
+
+    Of the active part half counts: libraries that are run are in it, which no process does well without.
+    """
+    stat = _numbers(folder / "memory.stat")
+    return stat.get(f"{layout.stat_prefix}inactive_file", 0) + stat.get(f"{layout.stat_prefix}active_file", 0) // 2
+
+
+def _cgroups(root: Path) -> list[tuple[Path, _Layout]]:
+    """Return the folders of the cgroups above this process, its own first.
+
+    Not all of them need exist: a container may see its own at the top.
+    """
+    found = []
+    for line in _read(root / "proc/self/cgroup").decode().splitlines():
+        _, controllers, path = line.split(":", 2)
+        layout = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else None
+        if layout is not None:
+            inside = Path(path.strip("/"))
+            found += [(root / layout.folder / place, layout) for place in (inside, *inside.parents)]
+    return found
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def own_bytes(pid: int, root: Path = ROOT) -> int:
+    """Return the resident memory that a process has for itself, 0 when it is gone.
+
+    What it shares with others through files counts for nobody, nor do models that the keeper holds: they stay when the
+    process ends.
+    """
+    status = _numbers(root / f"proc/{pid}/status")
+    shared = status.get("RssShmem", 0) * 1024
+    if shared > _SHARED_WORTH_A_LOOK:
+        shared = max(0, shared - _mapped_models(pid, root))
+    return status.get("RssAnon", 0) * 1024 + shared
+
+
+def _mapped_models(pid: int, root: Path) -> int:
+    """Return the bytes of models in host memory that a process has mapped."""
+    try:
+        lines = (root / f"proc/{pid}/maps").read_bytes().splitlines()
+    except OSError:  # it is gone
+        return 0
+    ranges = [line.split(b" ", 1)[0].split(b"-") for line in lines if _MODELS in line and not line.endswith(_REGION)]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in ranges)
+
+
+def families(heads: Collection[int], root: Path = ROOT) -> dict[int, list[int]]:
+    """Return for each of these processes all that are its own: its descendants, and whoever is in its session."""
+    parents, sessions = _kin(root)
+    found: dict[int, list[int]] = {head: [] for head in heads}
+    for pid in parents:
+        head = next((each for each in _ancestors(pid, parents) if each in found), sessions[pid])
+        if head in found and head != pid:
+            found[head].append(pid)
+    return found
+
+
+def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    seen: set[int] = set()  # pids are used again while they are read
+    while pid in parents and pid not in seen:
+        yield pid
+        seen.add(pid)
+        pid = parents[pid]
+
+
+def _kin(root: Path) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the parent and the session of every process that can be seen."""
+    parents, sessions = {}, {}
+    for name in os.listdir(root / "proc"):
+        if name.isdigit():
+            fields = _read(root / "proc" / name / "stat").rpartition(b")")[2].split()
+            if len(fields) > 3:
+                parents[int(name)], sessions[int(name)] = int(fields[1]), int(fields[3])
+    return parents, sessions
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    """Return what a small file says, nothing where there is none; half of the time that `Path.read_bytes` takes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except OSError:  # the process ended between the two
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None  # it may say `max`
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return what a file says in lines of a name and a number."""
+    words = [line.replace(b":", b" ").split() for line in _read(path).splitlines()]
+    return {each[0].decode(): int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}

@@ -1,0 +1,123 @@
+"""Look at the memory from a thread of its own, the more often the less is left; the loop is told what was seen.
+
+Judgement is in `guard`.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gen_worker_supervisor.evidence import MemoryReading
+from gen_worker_supervisor.memory import ROOT, Room, families, oom_kills, own_bytes, tightest
+
+LONGEST_S = 1.0
+SHORTEST_S = 0.05
+FASTEST_BYTES_S = 4 << 30  # that memory goes by: what is left above the reserve lasts for a few looks
+FAMILIES_EVERY_S = 5.0
+KILLS_KEPT_S = 10.0  # a process of many GB takes a while to be gone
+
+
+def pause(room: Room, reserve: int) -> float:
+    """Return the seconds until the next look."""
+    return min(LONGEST_S, max(SHORTEST_S, (room.free - reserve) / FASTEST_BYTES_S))
+
+
+class MemoryWatch:
+    """Reads the memory until it is closed.
+
+    Each reading is given to `on_reading` on the loop, at most one at a time: what a loop that is late has missed is of
+    no use. `children` are the pids to look at, by the generation of the child.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_reading: Callable[[MemoryReading], None],
+        *,
+        reserve: int,
+        root: Path = ROOT,
+    ) -> None:
+        self.children: Mapping[int, int] = {}
+        self._loop = loop
+        self._on_reading = on_reading
+        self._reserve = reserve
+        self._root = root
+        self._families: dict[int, list[int]] = {}
+        self._families_at = float("-inf")
+        self._told_at = float("-inf")
+        self._taken = True
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="gen-worker-memory", daemon=True)
+
+    def start(self) -> None:
+        """Look from now on, where the kernel tells anything."""
+        if tightest(self._root) is not None:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _look(self) -> None:
+        while (room := tightest(self._root)) is not None:
+            now = time.monotonic()
+            if self._taken and (room.free < self._reserve or now >= self._told_at + LONGEST_S):
+                self._told_at = now
+                self._tell(MemoryReading(now, room.used, room.limit, room.source, self._sizes(room, now)))
+            if self._closing.wait(pause(room, self._reserve)):
+                return
+
+    def _tell(self, reading: MemoryReading) -> None:
+        self._taken = False
+        try:
+            self._loop.call_soon_threadsafe(self._take, reading)
+        except RuntimeError:  # the loop is closed: so is everything else
+            self._closing.set()
+
+    def _take(self, reading: MemoryReading) -> None:
+        self._taken = True
+        if not self._closing.is_set():
+            self._on_reading(reading)
+
+    def _sizes(self, room: Room, now: float) -> dict[int, int]:
+        """Return what each child takes, with its family: who is in that is looked up now and then, and in need."""
+        children = dict(self.children)
+        if room.free < self._reserve or now >= self._families_at + FAMILIES_EVERY_S:
+            self._families, self._families_at = families(children.values(), self._root), now
+        return {
+            generation: sum(own_bytes(each, self._root) for each in (pid, *self._families.get(pid, ())))
+            for generation, pid in children.items()
+        }
+
+
+class OomKills:
+    """Which deaths the kernel may have caused for lack of memory: those soon after it ended somebody."""
+
+    def __init__(self, count: Callable[[], int | None] = oom_kills) -> None:
+        self._count = count
+        self._last = count()
+        self._times: list[float] = []
+
+    def look(self, now: float) -> None:
+        """Take note of what the kernel did since the last look."""
+        count = self._count()
+        if count is not None and self._last is not None:
+            self._times += [now] * (count - self._last)
+        self._last = count
+        self._times = [at for at in self._times if at > now - KILLS_KEPT_S]
+
+    @property
+    def total(self) -> int | None:
+        """How many there were of all, None where nobody counts."""
+        return self._last
+
+    def claim(self, now: float) -> int:
+        """Return how many there were of late, for one who was killed; one of them counts for nobody else."""
+        self.look(now)
+        found = len(self._times)
+        del self._times[:1]
+        return found
