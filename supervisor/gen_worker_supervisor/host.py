@@ -24,6 +24,7 @@ from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
 from gen_worker.wire.fetching import FetchReport, Keep
 from gen_worker.wire.survey import Survey
+from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.evidence import MemoryReading
@@ -85,6 +86,7 @@ class HostPlan(NamedTuple):
             eager=self.eager,
             booting=not self.patient,
             catalog=Catalog(settings.max_concurrent_downloads, settings.allow_pickle),
+            blame=Blame(settings.quarantine_s),
         )
 
 
