@@ -312,6 +312,7 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # whoever sends garbage is told so, and nobody else: else the log would be theirs to fill
         access_log=False,
         server_header=False,
         limit_concurrency=connections.MOST,

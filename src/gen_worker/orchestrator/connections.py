@@ -2,6 +2,7 @@
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gen_worker.orchestrator.http import QUIET_S, SLOW_BYTES
@@ -47,6 +48,16 @@ class Connection(H11Protocol):
         """Take what comes; a request that has begun is to be told soon."""
         super().data_received(data)
         self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, where nothing is being answered already, and close."""
+        if not self._is_idle:
+            self.cycle.disconnected = True  # what its handler still says goes nowhere
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
