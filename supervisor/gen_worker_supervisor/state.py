@@ -7,7 +7,7 @@ here sends, spawns, waits or looks at a clock.
 import heapq
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, Literal, Protocol, TypeAlias
@@ -40,6 +40,7 @@ from gen_worker_supervisor.evidence import Evidence, GpuReading, Hang, MemoryRea
 from gen_worker_supervisor.ladder import Ending, Reason
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.queues import Queue
+from gen_worker_supervisor.tenants import Tenants
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 FAST_RUN_S = 0.005  # a function whose median run is shorter is leased ahead, so that its child never waits for the next
@@ -85,6 +86,7 @@ class Function:
     surveyed: SurveyedFunction
     queue: "Queue[Job]" = field(default_factory=Queue)
     waiting: int = 0
+    parked: int = 0  # jobs that wait for what they asked for, in no queue
     runs: deque[float] = field(default_factory=lambda: deque(maxlen=31))
     finished: int = 0
     median_s: float | None = None
@@ -291,11 +293,11 @@ class Device:
     leaving: list[Child] = field(default_factory=list)  # had that place before and are on their way out
     replace_at: float = 0.0  # until then its child is not replaced for its own good
     reason: str = ""  # why it is not OK
+    busy: float | None = None  # the share of the last second in which it computed, as the driver says
     vram_used: int | None = None  # bytes, of whomever, as the driver says
     vram_baseline: int | None = None  # what was in use before there was a child; None: nobody measures it
     settle_by: float | None = None  # until when a dead child's memory may take to come back
     unattributed: int = 0  # bytes that a dead child had and that did not come back
-    reading: GpuReading | None = None  # the latest
     fault: str = ""  # what its driver reported last
     fault_at: float = -inf
 
@@ -714,6 +716,8 @@ class Fleet:
     )  # functions with a queue, the one served longest ago first
     queued: int = 0
     queued_bytes: int = 0
+    tenants: Tenants = field(default_factory=Tenants)
+    tenants_of: dict[str, Tenants] = field(default_factory=dict)  # by function, where each has a limit of its own
     blame: Blame = field(default_factory=Blame)
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)
     armed: int = 0
@@ -845,6 +849,8 @@ class Fleet:
         function.waiting += 1
         self.queued += 1
         self.queued_bytes += job.payload.length
+        if job.tenant:
+            self._count_tenant(job, Tenants.enter)
         self.waiting.setdefault(function.key, function)
 
     def first(self, function: Function, now: float) -> Job:
@@ -867,20 +873,33 @@ class Fleet:
         function.waiting -= 1
         self.queued -= 1
         self.queued_bytes -= job.payload.length
+        if job.tenant:
+            self._count_tenant(job, Tenants.leave)
         if not function.waiting:
             del self.waiting[function.key]
 
     def park(self, job: Job) -> None:
         """Have a job wait for what it asked for: in no function's queue, but as one of those that wait."""
         job.fetching = True
+        job.function.parked += 1
         self.queued += 1
         self.queued_bytes += job.payload.length
+        if job.tenant:
+            self._count_tenant(job, Tenants.enter)
 
     def unpark(self, job: Job) -> None:
         """End such a wait."""
         job.fetching = False
+        job.function.parked -= 1
         self.queued -= 1
         self.queued_bytes -= job.payload.length
+        if job.tenant:
+            self._count_tenant(job, Tenants.leave)
+
+    def _count_tenant(self, job: Job, how: Callable[[Tenants, str, int], None]) -> None:
+        how(self.tenants, job.tenant, job.payload.length)
+        if self.max_queued_per_function:
+            how(self.tenants_of.setdefault(job.function.name, Tenants()), job.tenant, job.payload.length)
 
 
 def _variant(function: Function, instance: str, slots: list[Slot], key: str) -> Function:

@@ -116,12 +116,14 @@ class Host:
         devices: int | list[Device] = 1,
         max_queued: int = 10_000,
         max_queued_bytes: int = 1 << 30,
+        max_queued_per_function: int = 0,
         eager: bool = False,
         up: bool = True,
     ) -> None:
         made = [Device(f"cpu:{index}", "cpu") for index in range(devices)] if isinstance(devices, int) else devices
         table = {known.name: known for known in functions or (function(),)}
         self.fleet = Fleet(table, made, max_queued=max_queued, max_queued_bytes=max_queued_bytes, eager=eager)
+        self.fleet.max_queued_per_function = max_queued_per_function
         self.now = 1000.0
         self.actions: list[Action] = []
         self.answers: dict[int, list[Outcome]] = {}
@@ -231,6 +233,8 @@ class Host:
         client: Caller | None = None,
         reruns: bool = True,
         function: Function | None = None,
+        tenant: str = "",
+        priority: int = 0,
     ) -> Job:
         """Have a client ask for a job."""
         self.fleet.number += 1
@@ -250,6 +254,8 @@ class Host:
             submitted=self.now,
             deadline=deadline,
             reruns=reruns,
+            tenant=tenant,
+            priority=priority,
         )
         self.happens(Submitted(job))
         return job
