@@ -168,7 +168,8 @@ class Child:
         self._beat_s = boot.beat_s
         self._receive_for(boot.beat_s)
         self._job_thread.start()
-        self._channel.send(Ready([spec.name for spec in specs], CREDITS, self._job_thread.ident or 0))
+        thread = self._job_thread
+        self._channel.send(Ready([spec.name for spec in specs], CREDITS, thread.ident or 0, thread.native_id or 0))
         return self._watch()
 
     def _boot(self) -> Boot | None:

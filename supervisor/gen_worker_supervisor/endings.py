@@ -5,6 +5,7 @@ from typing import assert_never
 
 from gen_worker.wire.messages import Cancel, Interrupt
 from gen_worker_supervisor.ladder import Ending, Reason, Rung
+from gen_worker_supervisor.naming import kind_at_the_dump
 from gen_worker_supervisor.outcomes import ended_outcome, failure
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import Action, Child, Fleet, Job, Send, Signal
@@ -55,9 +56,13 @@ def _perform_rung(fleet: Fleet, job: Job, child: Child, rung: Rung, now: float) 
         case Rung.DUMP:
             if child.phase in (Phase.READY, Phase.BUSY, Phase.LOADING):
                 child.move(Phase.SUSPECT)
+            assert job.ending is not None
+            job.ending.hang = job.ending.hang or kind_at_the_dump(fleet, child, now) or ""
             return [Signal(child, signal.SIGUSR2)]
         case Rung.TERMINATE:
             child.ending = job.ending
+            if job.ending is not None and job.ending.reason is Reason.STALL:
+                child.doom = "hang"
             child.move(Phase.DYING)
             fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))  # the job may end now; the child must
             return [Signal(child, signal.SIGTERM)]
@@ -75,8 +80,8 @@ def unsent(fleet: Fleet, child: Child, job: Job, reason: str, now: float) -> lis
 
 
 def drain_overdue(fleet: Fleet, child: Child, now: float) -> list[Action]:
-    """A drained child is still there: SIGTERM, and after that SIGKILL."""
-    if child.phase is Phase.DRAINING:
+    """A drained child, or one that hung, is still there: SIGTERM, and after that SIGKILL."""
+    if child.phase is Phase.DRAINING or (child.doom and child.phase is Phase.SUSPECT):
         child.move(Phase.DYING)
         fleet.arm(now + TERMINATE_LIMIT_S, ("drain", child))
         return [Signal(child, signal.SIGTERM)]

@@ -30,6 +30,7 @@ from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
+from gen_worker_supervisor.gpu_watch import GpuWatch
 from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
@@ -47,6 +48,7 @@ from gen_worker_supervisor.state import Device, Fleet, Function, MemoryRead, Rec
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
+from gen_worker_supervisor.watching import Watching
 
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
@@ -146,7 +148,10 @@ class Host:
                 plan.settings.postmortem_bytes,
                 self.version,
             )
+        self._watching = Watching(self.supervisor, loop)
         self._memory_watch = MemoryWatch(loop, self._on_memory, reserve=self.supervisor.fleet.memory_reserve)
+        self.gpu_watch = GpuWatch(loop, plan.owned, self.supervisor.handle, self._on_gpu_note, self._settles)
+        self.supervisor.look_at_gpus = self.gpu_watch.look_now
         self._fetcher: FetcherProcess | None = None
         self.inputs = self.supervisor.inputs = Inputs(
             self.fetcher,
@@ -181,9 +186,18 @@ class Host:
         for text in doubts(tightest(), reserve, needed, ended_together()):
             self.log.event("warning", "memory", text)
         self.supervisor.start()
+        self._watching.start()
         self._memory_watch.start()
+        self.gpu_watch.start()
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.watch(self.supervisor.readings)
+
+    def _on_gpu_note(self, device: str, text: str) -> None:
+        self.log.event("info", device, text)
+
+    def _settles(self) -> bool:
+        """Whether the memory of some dead child has yet to come back."""
+        return any(device.settle_by is not None for device in self.plan.owned)
 
     def _open_control(self) -> None:
         place = self.plan.settings.run_dir
@@ -275,9 +289,11 @@ class Host:
 
     def close(self) -> None:
         """Remove every trace but the post-mortems: processes, sockets, files."""
+        self._watching.close()
         self._memory_watch.close()
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.close()
+        self.gpu_watch.close()
         self.supervisor.close()
         if self._fetcher is not None:
             self._fetcher.close()

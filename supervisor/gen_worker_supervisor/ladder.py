@@ -6,6 +6,8 @@ Pure: takes what is known of one ending and the time, returns the rungs to climb
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from gen_worker.wire.messages import Climbed
+
 
 class Reason(StrEnum):
     """Why a job is being ended."""
@@ -51,7 +53,13 @@ class Ending:
     began: float
     at_once: bool = False
     rung: int = 0
-    stack: list[str] = field(default_factory=list)
+    hang: str = ""  # how its child hung, when it had not ended by itself
+    stack: list[str] = field(default_factory=list)  # where it was
+    climbed: list[Climbed] = field(default_factory=list)
+    asked: float = field(init=False)  # when somebody first wanted it ended
+
+    def __post_init__(self) -> None:
+        self.asked = self.began
 
     @property
     def ends(self) -> float:
@@ -76,9 +84,15 @@ class Ending:
     def climb(self, now: float) -> list[Rung]:
         """Return the rungs that are due and count them as climbed; a late call leaves none out."""
         due = [rung for at, rung in self.schedule() if rung > self.rung and at <= now]
-        if due:
-            self.rung = due[-1]
+        for rung in due:
+            self.rung = rung
+            self.climbed.append(Climbed(int(rung), rung.name.lower(), round(now - self.asked, 3)))
         return due
+
+    def told(self, now: float) -> str:
+        """Return in words how far up the ladder it was, and how long after somebody first wanted it ended."""
+        rung = f"rung {self.rung}, {Rung(self.rung).name.lower()}" if self.rung else "no rung"
+        return f"{rung}, after {max(0.0, now - self.asked):.1f} s"
 
     def hasten(self, reason: Reason, now: float, *, at_once: bool) -> None:
         """A second order for the same job: the sooner end counts, and an operator's kill names the reason."""

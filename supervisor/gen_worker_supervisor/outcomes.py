@@ -4,7 +4,7 @@ Pure: a value in, an `Outcome` out.
 """
 
 from math import isfinite
-from typing import Literal
+from typing import Literal, assert_never
 
 from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.messages import Body, ErrorDetail, ErrorKind, Region
@@ -75,7 +75,7 @@ def quarantine(job: Job, charge: Charge, now: float) -> Outcome:
     return failure("quarantined", text, detail=ErrorDetail(cause=charge.cause, stack=charge.stack or None))
 
 
-def death_detail(death: Death, job: Job, rung: int | None = None) -> ErrorDetail:
+def death_detail(death: Death, job: Job) -> ErrorDetail:
     """Return what a job's client is told of its child's death; of all that was printed, what the job printed itself."""
     printed = [line[:PRINTED_CHARS] for number, line in death.printed if number == job.number]
     return ErrorDetail(
@@ -84,28 +84,38 @@ def death_detail(death: Death, job: Job, rung: int | None = None) -> ErrorDetail
         exit_code=death.exit_code,
         stack=list(death.stack) or None,
         stderr=printed or None,
-        rung=rung,
         postmortem=(job.child.postmortem or None) if job.child is not None else None,
     )
 
 
 def ended_outcome(job: Job, death: Death | None) -> Outcome:
-    """Return the answer of a job that somebody wanted ended; the ladder's last rung is said."""
+    """Return the answer of a job that somebody wanted ended: what was climbed of the ladder, and where the job was."""
     ending = job.ending
     assert ending is not None
-    rung = ending.rung or None
-    detail = ErrorDetail(cause=str(ending.reason), rung=rung)
-    if death is not None:
-        detail = death_detail(death, job, rung)
-        detail.cause = str(ending.reason)
-    if ending.reason is Reason.KILL:
-        detail.cause = "killed"
-        return failure("killed", f"killed by an operator{_by_rung(ending)}", detail=detail)
-    if ending.reason is Reason.DEADLINE:
-        return failure("deadline", "deadline exceeded", detail=detail)
-    if ending.reason is Reason.DRAIN:
-        return failure("draining", "the worker is shutting down", retryable=True, detail=detail)
-    return failure("canceled", "canceled", detail=detail)
+    detail = ErrorDetail() if death is None else death_detail(death, job)
+    detail.cause = _CAUSES.get(ending.reason, str(ending.reason))
+    detail.rung, detail.rungs = ending.rung or None, list(ending.climbed) or None
+    detail.stack, detail.hang = detail.stack or ending.stack or None, ending.hang or None
+    match ending.reason:
+        case Reason.KILL:
+            return failure("killed", f"killed by an operator{_by_rung(ending)}", detail=detail)
+        case Reason.DEADLINE:
+            return failure("deadline", "deadline exceeded", detail=detail)
+        case Reason.DRAIN:
+            return failure("draining", "the worker is shutting down", retryable=True, detail=detail)
+        case Reason.RESTART:
+            return failure("retryable", "its child is restarted by an operator", retryable=True, detail=detail)
+        case Reason.STALL:
+            text = f"it hung ({ending.hang or 'in a way that nothing tells'}): nothing of its child moved any more"
+            return failure("retryable", text, retryable=True, detail=detail)
+        case Reason.CANCEL | Reason.DISCONNECT:
+            return failure("canceled", "canceled", detail=detail)
+        case _:
+            assert_never(ending.reason)
+
+
+_CAUSES = {Reason.KILL: "killed", Reason.STALL: "hang"}
+"""What a job's error names as its cause, where that is not the reason itself."""
 
 
 def _by_rung(ending: Ending) -> str:

@@ -61,6 +61,7 @@ from gen_worker_supervisor.steps import (
     discard,
     drain_if_empty,
     end_job,
+    got_on,
     kill_child,
     leave_child,
     load_failed,
@@ -120,6 +121,9 @@ def _is_measured(message: Done | Failed) -> bool:
 
 def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:
     job.function.ran(run_s)
+    if job.started is None:  # it was over before anybody looked
+        job.moved_at = now - run_s
+    got_on(job, now)
     child.done += 1
     child.device.deaths_in_row = 0
     if not job.function.clear and fleet.blame.suspects(job.function.name, now):
@@ -139,6 +143,7 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
             message.kind, message.message, retryable=message.retryable, run_s=message.run_s, detail=message.detail
         )
         if job.ending is not None:
+            job.ending.stack = list(message.detail.stack or ()) if message.detail is not None else []
             outcome = ended_outcome(job, None)
         outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
         actions.append(end_job(fleet, job, outcome))
@@ -195,12 +200,17 @@ def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Acti
         mark_started(job, now)
     if job.stream and job.state is JobState.STARTED:
         job.move(JobState.EMITTED)
+    got_on(job, now)
     return [Deliver(job, child, message.body, message.content_type)]
 
 
 def _on_event(fleet: Fleet, child: Child, message: Event, now: float) -> list[Action]:
     job = child.leased.get(message.job)
-    return [] if job is None or job.ended else [Tell(job, child, message)]
+    if job is None or job.ended:
+        return []
+    if job.started is not None:
+        got_on(job, now)
+    return [Tell(job, child, message)]
 
 
 def _on_hello(fleet: Fleet, child: Child, message: Hello, now: float) -> list[Action]:
@@ -223,7 +233,7 @@ def _on_ready(fleet: Fleet, child: Child, message: Ready, now: float) -> list[Ac
     child.move(Phase.READY)
     child.ready = True
     child.credits = dict(message.credits)
-    child.job_thread = message.job_thread
+    child.job_thread, child.job_tid = message.job_thread, message.job_tid
     child.device.early_deaths = 0
     child.device.proven = True
     if fleet.recycling.age_s:

@@ -9,7 +9,7 @@ from math import inf, isfinite
 from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.messages import Body, Drain, Recall, Region
 from gen_worker_supervisor.catalog import Model
-from gen_worker_supervisor.ladder import Rung
+from gen_worker_supervisor.ladder import Reason, Rung
 from gen_worker_supervisor.outcomes import draining, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
@@ -40,6 +40,8 @@ def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None
     elif job.fetching:
         fleet.unpark(job)
     job.move(outcome.state)
+    if job.ending is not None and job.ending.reason is Reason.STALL and outcome.state is not JobState.OK:
+        _charge_hang(fleet, job, outcome)
     del fleet.jobs[job.number]
     if job.named and fleet.by_identity.get(job.identity) is job:
         del fleet.by_identity[job.identity]
@@ -52,6 +54,17 @@ def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None
             if device.child is not None and device.child.reserved is job:
                 device.child.reserved = None
     return Answer(job, outcome, child)
+
+
+def _charge_hang(fleet: Fleet, job: Job, outcome: Outcome) -> None:
+    """Charge a job that hung as if it had killed its child, which had to be ended for it."""
+    ending, function = job.ending, job.function
+    assert ending is not None
+    stack = (outcome.detail.stack or []) if outcome.detail is not None else []
+    cause = f"it hung ({ending.hang})" if ending.hang else "it hung"
+    payload = job.payload.digest()
+    fleet.blame.charge(function.name, payload, ending.asked, deaths=job.deaths + 1, cause=cause, stack=stack)
+    fleet.functions[function.name].clear = function.clear = False
 
 
 def requeue(fleet: Fleet, job: Job) -> None:
@@ -80,9 +93,17 @@ def run_again(fleet: Fleet, job: Job) -> list[Action]:
 
 def mark_started(job: Job, now: float) -> None:
     """Record that a job's handler was called."""
-    job.started = now
+    job.started = job.moved_at = now
     if job.state is JobState.LEASED:
         job.move(JobState.STARTED)
+
+
+def got_on(job: Job, now: float) -> None:
+    """Record that a job has made progress, and learn how long that may take."""
+    gap_s = now - job.moved_at
+    if gap_s > job.function.longest_gap_s:
+        job.function.longest_gap_s = gap_s
+    job.moved_at = now
 
 
 def leave_child(child: Child, job: Job) -> None:

@@ -533,6 +533,8 @@ class Supervisor:
     def _note_left(self) -> None:
         """Say in one line how many jobs ended at once because their clients are gone."""
         left, self._left = self._left, []
+        if job.ending is not None and job.ending.rung:
+            text += f" ({job.ending.told(time.monotonic())})"
         if len(left) == 1:
             self.log.event("info", *left[0])
         else:
@@ -667,6 +669,10 @@ class Supervisor:
         return self._processes.get(child.generation)
 
     def _note_boot(self) -> None:
+    def processes(self) -> list[ChildProcess]:
+        """Return the processes of all children that there are."""
+        return list(self._processes.values())
+
         """Set `booted` once a child is ready and every other device's is too, or has died at least once."""
         if self.booted.done():
             return

@@ -1,0 +1,123 @@
+"""How a child hangs, in one word, from five signals: progress, beats, processor time, the kernel's view, the device.
+
+Pure: takes what was seen of a child, changes nothing.
+"""
+
+from typing import NamedTuple
+
+from gen_worker_supervisor.evidence import Evidence, Hang
+from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.state import Child, Fleet, Function, Job
+
+LIMIT_S = 30.0  # without progress, before a job that does not say otherwise is said to hang
+LONGEST_GAPS = 3.0  # so many times the longest that a function took to get on, and got on
+UNBEATEN_S = 2.5  # beats come every second, and a frame that comes in between puts one off by another
+BREATH_S = 3.0  # what is judged by its speed is judged by so much of it
+COMPUTING = 0.2  # of a processor
+
+MEANINGS: dict[Hang, str] = {
+    Hang.PYTHON_STUCK: "its code waits for a lock",
+    Hang.GIL_HELD: "something holds the interpreter's lock: no other Python thread of the child gets a turn",
+    Hang.NATIVE_WAIT: "it sleeps in a system call: for a pipe, a socket, a timer",
+    Hang.SPIN_NO_PROGRESS: "it computes, or its device does, and gets nowhere",
+    Hang.KERNEL_D: "the kernel or a driver holds it: no signal reaches it",
+    Hang.STOPPED: "a SIGSTOP or a debugger has stopped it",
+    Hang.LOADING_SLOW: "it reads or writes: slow, and no hang",
+    Hang.UNMEASURABLE: "`/proc` tells nothing of it",
+}
+HELD_BACK = frozenset({Hang.LOADING_SLOW, Hang.UNMEASURABLE})
+"""What is no hang, or cannot be said to be one."""
+
+
+class Work(NamedTuple):
+    """What a child is at, and since when that has not got on."""
+
+    words: str
+    moved_at: float
+    limit_s: float
+    job: Job | None = None
+
+
+def floor_s(fleet: Fleet) -> float:
+    """Return the shortest time without progress that is called a hang: a quarter of what ends a job."""
+    return min(LIMIT_S, fleet.stall_timeout_s / 4) if fleet.stall_timeout_s else LIMIT_S
+
+
+def stall_limit_s(fleet: Fleet, function: Function) -> float:
+    """Return how long a job of a function may take to get on before it is said to hang."""
+    return max(floor_s(fleet), LONGEST_GAPS * function.longest_gap_s)
+
+
+def work_of(fleet: Fleet, child: Child) -> Work | None:
+    """Return what holds a child's device, if anything does; jobs that wait on its asyncio loop hold nothing."""
+    if child.loading is not None:
+        known = fleet.instances.get(child.loading)
+        learned_s = known.load_s if known is not None and known.learned else 0.0
+        words = f"setup of `{child.loading}`"
+        return Work(words, child.watch.load_at, max(floor_s(fleet), LONGEST_GAPS * learned_s))
+    if child.phase in (Phase.FORKING, Phase.IMPORTING):
+        return Work("the import of the endpoint's module", child.born, floor_s(fleet))
+    if child.used["device"]:
+        for job in child.leased.values():
+            if job.state in (JobState.STARTED, JobState.EMITTED) and job.function.surveyed.lane == "device":
+                words = f"request {job.request_id} of `{job.function.name}`"
+                return Work(words, job.moved_at, stall_limit_s(fleet, job.function), job)
+    return None
+
+
+def silent_s(child: Child, work: Work, now: float) -> float:
+    """Return for how long a child's work has not got on, as far as it was watched."""
+    return now - max(work.moved_at, child.watch.since)
+
+
+def hang_of(fleet: Fleet, child: Child, now: float) -> Hang | None:
+    """Return how a child hangs by the latest look at it, None when it does not."""
+    look = child.looks[-1] if child.looks else None
+    if look is None:
+        return None
+    if look.state == "T":
+        return Hang.STOPPED
+    if look.state == "D" and quiet_s(child, now) >= UNBEATEN_S:
+        return Hang.KERNEL_D
+    loading_moves = child.loading is not None and now - child.watch.io_at < BREATH_S
+    if child.ready and now - max(look.beat_at, child.watch.since) >= UNBEATEN_S and not loading_moves:
+        return Hang.GIL_HELD
+    work = work_of(fleet, child)
+    if work is None or silent_s(child, work, now) < work.limit_s:
+        return None
+    return kind_of(child, look, now)
+
+
+def kind_of(child: Child, look: Evidence, now: float) -> Hang:
+    """Return what a child that does not get on is at."""
+    if not look.measured:
+        return Hang.UNMEASURABLE
+    computes = look.gpu_busy or _processors(child, look) > COMPUTING
+    if now - child.watch.io_at < BREATH_S and (child.loading is not None or not child.ready or not computes):
+        return Hang.LOADING_SLOW
+    if computes:
+        return Hang.SPIN_NO_PROGRESS
+    return Hang.PYTHON_STUCK if look.wchan.startswith("futex") else Hang.NATIVE_WAIT
+
+
+def kind_at_the_dump(fleet: Fleet, child: Child, now: float) -> Hang | None:
+    """Return how a child hangs whose job is asked for its stack: of one that was watched too shortly, nothing."""
+    if child.hang is not None or not child.looks:
+        return child.hang
+    found = hang_of(fleet, child, now)
+    work = work_of(fleet, child)
+    if found is None and work is not None and silent_s(child, work, now) >= BREATH_S:
+        return kind_of(child, child.looks[-1], now)
+    return found
+
+
+def quiet_s(child: Child, now: float) -> float:
+    """Return for how long nothing at all has moved in a child, as far as it was watched."""
+    stir = child.watch.stir
+    return now - max(stir.at if stir is not None else now, child.watch.since)
+
+
+def _processors(child: Child, look: Evidence) -> float:
+    """Return how many processors a child used lately."""
+    before = next((each for each in child.looks if look.at - each.at <= BREATH_S), look)
+    return (look.cpu_s - before.cpu_s) / (look.at - before.at) if look.at > before.at else 0.0

@@ -1,0 +1,137 @@
+"""Look at the children from outside, once a second, from a thread: the loop has the looks, never the waiting for them.
+
+Judges nothing: what was seen goes to the fleet.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from typing import NamedTuple
+
+from gen_worker_supervisor.evidence import Evidence
+from gen_worker_supervisor.naming import quiet_s, work_of
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.proc import Sight, Stat, Subject, processes
+from gen_worker_supervisor.process import ChildProcess
+from gen_worker_supervisor.state import Child, Watched
+from gen_worker_supervisor.supervisor import Supervisor
+
+EVERY_S = 1.0
+DOUBTFUL_S = 0.25  # between looks while a beat is late
+LATE_BEAT_S = 1.5
+QUIET_S = 2.0  # after so long without a movement of its job thread a child is looked at more closely
+CLOSE_LIMIT_S = 1.0
+
+
+class Target(NamedTuple):
+    """A child to look at."""
+
+    process: ChildProcess
+    subject: Subject
+    closely: bool
+
+
+class Watching:
+    """Looks at a supervisor's children from `start` to `close`. The thread and the loop take turns."""
+
+    def __init__(self, supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
+        self._supervisor = supervisor
+        self._loop = loop
+        self._subjects: dict[int, Subject] = {}  # by generation
+        self._closely_at = 0.0
+        self._orders: queue.SimpleQueue[tuple[float, list[Target]] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="gen-worker-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+        self._order(EVERY_S)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closing.set()
+        self._orders.put(None)
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_LIMIT_S)
+
+    # --- the thread ---
+
+    def _look(self) -> None:
+        for within_s, targets in iter(self._orders.get, None):
+            if self._closing.wait(within_s):
+                return
+            everybody = processes() if any(target.closely for target in targets) else None
+            seen = [(target, _sight(target, everybody)) for target in targets]
+            try:
+                self._loop.call_soon_threadsafe(self._seen, seen)
+            except RuntimeError:  # the loop has ended
+                return
+
+    # --- the loop ---
+
+    def _order(self, within_s: float) -> None:
+        """Have the thread look once more."""
+        now = time.monotonic()
+        close_round = now + within_s - self._closely_at >= EVERY_S - DOUBTFUL_S / 2
+        targets: list[Target] = []
+        for process in self._supervisor.processes():
+            child = process.child
+            if process.pid:
+                subject = self._subjects.setdefault(child.generation, Subject(process.pid))
+                targets.append(Target(process, subject, close_round and self._is_quiet(child, now)))
+        if any(target.closely for target in targets):
+            self._closely_at = now + within_s
+        if len(self._subjects) > len(targets):
+            self._subjects = {target.process.child.generation: target.subject for target in targets}
+        self._orders.put((within_s, targets))
+
+    def _is_quiet(self, child: Child, now: float) -> bool:
+        return work_of(self._supervisor.fleet, child) is not None and quiet_s(child, now) > QUIET_S
+
+    def _seen(self, seen: list[tuple[Target, Sight | None]]) -> None:
+        if self._closing.is_set():
+            return
+        now = time.monotonic()
+        looks = [
+            (target.process.child, _evidence(target.process, sight, now))
+            for target, sight in seen
+            if self._supervisor.process_of(target.process.child) is target.process
+        ]
+        self._supervisor.handle(Watched(looks))
+        late = any(_beats_late(child, look) for child, look in looks)
+        self._order(DOUBTFUL_S if late else EVERY_S)
+
+
+def _sight(target: Target, everybody: dict[int, Stat] | None) -> Sight | None:
+    child = target.process.child
+    try:
+        return target.subject.look(child.job_tid if child.ready else 0, everybody if target.closely else None)
+    except OSError:  # it has ended, or nobody may look at it
+        return None
+
+
+def _beats_late(child: Child, look: Evidence) -> bool:
+    return child.ready and child.phase is not Phase.DYING and look.at - look.beat_at > LATE_BEAT_S
+
+
+def _evidence(process: ChildProcess, sight: Sight | None, now: float) -> Evidence:
+    reading = process.reading()
+    beat_at, mark = 0.0, 0
+    if reading is not None:
+        beat_at = reading.beat_at if reading.beats else 0.0
+        mark = hash((reading.job, reading.progress_job, reading.fraction, reading.stage))
+    if sight is None:
+        return Evidence(now, measured=False, beat_at=beat_at, page_mark=mark)
+    return Evidence(
+        now,
+        state=sight.state,
+        wchan=sight.wchan,
+        job_cpu_s=sight.job_cpu_s,
+        cpu_s=sight.cpu_s,
+        io_bytes=sight.io_bytes,
+        beat_at=beat_at,
+        page_mark=mark,
+        gpu_busy=None if process.child.device.busy is None else process.child.device.busy > 0,
+    )
