@@ -10,8 +10,8 @@
 `$ wait %1` and `$ kill -INT %1` show the rest of what `%1` says, and how it ends. Of a command that goes on the
 session waits for the lines that are shown. `-- NAME --` begins a file of the session's folder, `uses FOLDER` fills that
 from the repository before; every other line is prose. A line `...` stands for any lines, `...` inside of one for
-anything, `<pid>` and its like for what their patterns allow; in a command `<id>` and `<port>` are the last that were
-seen. Where a line has several spaces there may be as many others.
+anything, `<pid>` and its like for what their patterns allow; in a command `<id>`, `<port>` and `<postmortem>` are the
+last that were seen. Where a line has several spaces there may be as many others.
 """
 
 import difflib
@@ -38,16 +38,18 @@ PLACEHOLDERS = {
     "number": r"\d+",
     "pid": r"\d+",
     "port": r"\d+",
+    "postmortem": r"\d{8}-\d{6}-[a-z0-9]+-[0-9a-f]{4}",
     "seconds": r"\d+(?:\.\d+)?",
     "sha256": r"[0-9a-f]{64}",
     "size": r"\d+(?:\.\d+)? (?:B|[KMG]iB)",
     "time": r"\d+\.\d+",
     "version": r"\d+\.\d+\.\d+\S*",
 }
-REMEMBERED = ("id", "port")  # in a command they stand for the last one that was seen
+REMEMBERED = ("id", "port", "postmortem")  # in a command they stand for the last one that was seen
 # How a recorded line gets them: what is left is for the eye of who records.
 _VARIABLE = (
     (r"\b(?:invoke|run|repl|local)-[0-9a-f]{8}\b", "<id>"),
+    (r"\b\d{8}-\d{6}-[a-z0-9]+-[0-9a-f]{4}\b", "<postmortem>"),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
     (r"\b\d+(?:\.\d+)? [KMG]iB\b", "<size>"),
     (r"((?:child|supervisor|pid|server) |\"pid\": ?)\d+", r"\1<pid>"),

@@ -18,14 +18,15 @@ LINE_CHARS = 1000  # of what it printed
 def name_of(fleet: Fleet, child: Child, now: float) -> str:
     """Return what the record of a child that dies now is called; "" where none is kept: its end was wanted, too.
 
-    Names sort by time, and those of several supervisors differ.
+    Names sort by time, those of one device to some milliseconds, and those of several supervisors differ.
     """
     if fleet.epoch is None or (child.ending is not None and child.ending.reason in (Reason.DRAIN, Reason.RESTART)):
         return ""
     when = time.strftime("%Y%m%d-%H%M%S", time.gmtime(fleet.epoch + now))
     device = "".join(letter for letter in child.device.name.lower() if letter.isascii() and letter.isalnum())
-    mark = zlib.crc32(f"{child.pid} {child.generation} {now!r}".encode()) & 0xFFFF
-    return f"{when}-{device[:32] or 'device'}-{mark:04x}"
+    moment = int((fleet.epoch + now) % 1 * 256)
+    mark = zlib.crc32(f"{child.pid} {child.generation} {now!r}".encode()) & 0xFF
+    return f"{when}-{device[:32] or 'device'}-{moment:02x}{mark:02x}"
 
 
 class Burial:

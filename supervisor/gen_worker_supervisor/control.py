@@ -495,7 +495,8 @@ class ControlClient:
         if count:
             whose = f" of `{function}`" if function else ""
             which = f" of payloads {digest}…" if digest else ""
-            text = f"an operator had {count} charges{whose}{which} forgotten"
+            charges = "1 charge" if count == 1 else f"{count} charges"
+            text = f"an operator had {charges}{whose}{which} forgotten"
             self._supervisor.log.event("info", "quarantine", text)
             self._supervisor.fleet.doubt()
         self.send(wire.Pardoned(count))

@@ -81,6 +81,41 @@ def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str
         return []
 
 
+def complete_device(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the devices of the supervisor that the command line means."""
+    from gen_worker.cli.supervisors import connected
+
+    try:
+        with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
+            return _items(device.name for device in client.list().gpus if device.name.startswith(begun))
+    except Failure:
+        return []
+
+
+def complete_charged(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the functions whose payloads are charged at the supervisor that the command line means."""
+    from gen_worker.cli.supervisors import connected
+
+    try:
+        with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
+            charged = {charge.function: None for charge in client.quarantined().charges}
+            return _items(name for name in charged if name.startswith(begun))
+    except Failure:
+        return []
+
+
+def complete_postmortem(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the post-mortems of the run directory, the latest first."""
+    from gen_worker.cli.settings import read_settings
+    from gen_worker.postmortem import PostMortemError, folder_in, names
+
+    try:
+        found = names(folder_in(read_settings().run_dir))
+    except (Failure, PostMortemError):
+        return []
+    return _items(name for name in ["latest", *reversed(found)] if name.startswith(begun))
+
+
 def complete_model(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the models on this machine's disk, with or without their providers, as the word begins."""
     from gen_worker.cli.cache import models_here

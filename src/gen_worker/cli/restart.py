@@ -1,0 +1,84 @@
+"""`gen-worker restart`: replace the child of one device."""
+
+import sys
+from typing import NoReturn
+
+import click
+import msgspec
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.completing import complete_device
+from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest
+from gen_worker.cli.supervisors import connected, socket_option
+from gen_worker.cli.table import duration
+from gen_worker.wire.control import Restarted
+from gen_worker.wire.status import DeviceStatus
+
+_HELP = """Replace the child process of DEVICE by a new one.
+
+The new one boots, and loads what the old one held, before it takes its place, where there is memory for both. Its
+requests end first; with `--now` they are ended.
+
+\b
+gen-worker restart cuda:0
+gen-worker restart 0 --now"""
+
+
+class _Command(Command):
+    meanings = {  # noqa: RUF012 - nobody changes it
+        **MEANINGS,
+        USER_CODE: "there is no new child",
+        NOT_FOUND: "no such device",
+    }
+
+
+@click.command("restart", cls=_Command, help=_HELP, codes=(OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND))
+@click.argument("device", shell_complete=complete_device)
+@click.option("--now", is_flag=True, help="End its requests, whatever they do.")
+@click.option("--json", "as_json", is_flag=True, help="Print a document.")
+@socket_option
+def command(device: str, now: bool, as_json: bool, socket_: str | None) -> int:
+    """Replace the child of one device."""
+    with connected(socket_, "gen-worker restart") as client:
+        known = client.list().gpus
+        meant = next((each for each in known if device in names_of(each)), None)
+        if meant is not None and not as_json:
+            sys.stderr.write(f"waiting for a new child of `{meant.name}`\n")
+        restarted = client.restart(device if meant is None else meant.name, now)
+    before = None if meant is None else meant.pid
+    if restarted.outcome != "restarted":
+        _refuse(device, restarted, known)
+    if as_json:
+        document = {
+            "device": restarted.device,
+            "pid_before": before,
+            "pid": restarted.pid,
+            "seconds": round(restarted.seconds, 3),
+        }
+        click.echo(msgspec.json.encode(document))
+        return OK
+    gone = "" if before is None else f" in the place of {before}"
+    click.echo(f"`{restarted.device}` has child {restarted.pid}{gone} after {duration(restarted.seconds)}")
+    return OK
+
+
+def names_of(device: DeviceStatus) -> list[str]:
+    """Return what a person may call a device: its name, its index, its UUID."""
+    return [device.name, *([] if device.index is None else [str(device.index)]), *filter(None, [device.uuid])]
+
+
+def _refuse(device: str, restarted: Restarted, known: list[DeviceStatus]) -> NoReturn:
+    if restarted.outcome == "not_found":
+        near = nearest(device, restarted.candidates)
+        listed = ", ".join(f"`{each}`" for each in restarted.candidates)
+        hint = f"did you mean `{near}`?" if near else f"there are: {listed}"
+        raise Failure(f"no device `{device}`", hint, code=NOT_FOUND)
+    reasons = [each.reason for each in known if each.name == restarted.device and each.reason]
+    if restarted.outcome == "lost":
+        reason = f": {reasons[0]}" if reasons else ""
+        text = f"`{device}` has no child, and will have none{reason}"
+        raise Failure(text, "restart the supervisor once the device works again", code=USER_CODE)
+    text = f"`{device}` has no new child: {restarted.message or 'no reason given'}"
+    raise Failure(
+        text, "`gen-worker ps` shows what it does; `gen-worker postmortem` what children died of", code=USER_CODE
+    )
