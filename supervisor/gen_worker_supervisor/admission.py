@@ -29,9 +29,11 @@ def submit(fleet: Fleet, job: Job, now: float) -> list[Action]:
 
 def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     """Return why a job is not taken: what is wrong with itself and its function before what others have filled."""
-    function = job.function
-    if job.payload.length > fleet.max_input_bytes:
-        return too_large("input", job.payload.length, fleet.max_input_bytes)
+    function, length = job.function, job.payload.length
+    if length > fleet.max_input_bytes:
+        return too_large("input", length, fleet.max_input_bytes)
+    if function.clear and not (fleet.queued or job.tenant):
+        return None  # the usual case
     if function.clear:
         return _crowded(fleet, job)
     return _closed(fleet, function, now) or _crowded(fleet, job) or _suspected(fleet, job, now)

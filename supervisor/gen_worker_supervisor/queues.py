@@ -121,7 +121,12 @@ class Queue(Generic[Job]):
         line = self._only
         if line is not None:
             line.level.since = now
-            line.drop(job)
+            if line.size > 1 and line.jobs[0] is job:  # the usual case
+                line.jobs.popleft()
+                line.size -= 1
+                job.waiting = False
+            else:
+                line.drop(job)
             return
         line = self._known(job)
         line.level.since = now
