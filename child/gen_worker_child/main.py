@@ -28,6 +28,7 @@ from gen_worker.discovery.specs import FunctionSpec, collect
 from gen_worker.discovery.stacks import author_stack
 from gen_worker.discovery.walk import import_modules
 from gen_worker.models.errors import ModelError
+from gen_worker.oom_score import CHILD, go_before
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
     Boot,
@@ -98,6 +99,7 @@ def resident_bytes() -> int:
 def run_child(sock: socket.socket, generation: int, crash_fd: int, page_fd: int, supervisor_pid: int) -> None:
     """Serve one supervisor until it drains this child or is gone; never returns."""
     die_with(supervisor_pid)
+    go_before(CHILD)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would never run while a job holds the GIL
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to the whole group; the supervisor decides
     keep_freed_memory()

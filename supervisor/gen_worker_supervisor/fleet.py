@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from gen_worker_supervisor.admission import submit
 from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
-from gen_worker_supervisor.guard import cause_known, memory_read
+from gen_worker_supervisor.guard import cause_known, memory_read, weighed
 from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
@@ -48,6 +48,7 @@ from gen_worker_supervisor.state import (
     Unsent,
     Vanished,
     Watched,
+    Weighed,
 )
 from gen_worker_supervisor.steps import kill_child
 from gen_worker_supervisor.tidying import unload
@@ -163,6 +164,7 @@ HAPPENINGS: dict[type, Callable[[Fleet, Any, float], list[Action]]] = {
     InputsRefused: of_fetcher,
     Watched: watched,
     MemoryRead: memory_read,
+    Weighed: weighed,
     GpusRead: gpus_read,
     DeviceFault: device_fault,
 }

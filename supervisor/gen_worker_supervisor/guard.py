@@ -10,7 +10,7 @@ from pathlib import Path
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.memory import Room
 from gen_worker_supervisor.phases import Health, Phase
-from gen_worker_supervisor.state import Action, Child, Death, Fleet, FreeMemory, MemoryRead, Note
+from gen_worker_supervisor.state import Action, Child, Death, Fleet, FreeMemory, MemoryRead, Note, Weighed
 from gen_worker_supervisor.steps import kill_child
 
 HOST_OOM = "host_oom"
@@ -72,16 +72,18 @@ def memory_read(fleet: Fleet, happening: MemoryRead, now: float) -> list[Action]
 
 
 def _learn(child: Child, reading: MemoryReading) -> None:
-    """Take note of what a child takes, and of the least of that since it last set something up."""
+    """Take note of what a child takes, and of the least of that."""
     rss = reading.children.get(child.generation)
     if rss is None:
         return
     child.rss = rss
-    if not child.ready or child.loading is not None:
-        return
-    if not child.usual_rss or child.usual_at != child.loaded_at:
-        child.usual_rss, child.usual_at = rss, child.loaded_at
     child.usual_rss = min(child.usual_rss, rss)
+
+
+def weighed(fleet: Fleet, happening: Weighed, now: float) -> list[Action]:
+    """Learn what a child takes when it has set up what it has, and before it runs anything."""
+    happening.child.rss = happening.child.usual_rss = happening.rss
+    return []
 
 
 def _comes_back(child: Child) -> bool:

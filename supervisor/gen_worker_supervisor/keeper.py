@@ -14,12 +14,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
 HOLD, DROP, ASK, ANSWER = b"hold", b"drop", b"ask", b"here"
 FIRST = 32  # of the numbers that its supervisor chooses; what this process needs for itself is below
 _MOST = 1 << 14  # a table of descriptors takes the kernel's memory up to the largest number, in use or not
 _MESSAGE_BYTES = 128 << 10  # a number takes 6 at most
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_OOM_POINTS = 50  # a fetcher has 100, a child 300
 
 
 def capacity() -> int:
@@ -32,10 +34,19 @@ def main(sock: int, supervisor: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != supervisor:
         return  # it died before the kernel was told to end this process with it
+    _go_before_the_supervisor()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to everybody; the supervisor decides
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     serve(socket.socket(fileno=sock))
+
+
+def _go_before_the_supervisor() -> None:
+    """Have the kernel end this process rather than its supervisor; see `gen_worker.oom_score`, and proc(5)."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as own:
+        score = int(own.read())
+        own.seek(0)
+        own.write(str(min(1000, score + _OOM_POINTS)))
 
 
 def serve(sock: socket.socket) -> None:

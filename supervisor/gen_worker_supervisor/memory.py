@@ -150,6 +150,11 @@ def families(heads: Collection[int], root: Path = ROOT) -> dict[int, list[int]]:
     return found
 
 
+def family_bytes(pid: int, root: Path = ROOT) -> int:
+    """Return what a process and all that are its own have for themselves."""
+    return sum(own_bytes(each, root) for each in (pid, *families([pid], root)[pid]))
+
+
 def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
     seen: set[int] = set()  # pids are used again while they are read
     while pid in parents and pid not in seen:

@@ -18,10 +18,12 @@ from gen_worker.wire.status import (
     HostModelStatus,
     JobStatus,
     LinkStatus,
+    MemoryStatus,
     ModelStatus,
     Status,
 )
 from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
 from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, holds, unheld
 from gen_worker_supervisor.supervisor import Supervisor
@@ -38,6 +40,9 @@ STATES = {
     Phase.SETTLING: "restart",
     Phase.BACKOFF: "restart",
 }
+
+
+ENDING = (Phase.DRAINING, Phase.SUSPECT, Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 
 
 class Reporter:
@@ -95,6 +100,7 @@ class Reporter:
             link=None if self.link is None else self.link(),
             loop_lag_p99_s=self._supervisor.pulse.p99_s(),
             loop_lag_max_s=self._supervisor.pulse.max_s(),
+            memory=_memory(fleet),
             quarantined=fleet.blame.refused(now),
             postmortems=0 if graveyard is None else graveyard.written,
         )
@@ -125,6 +131,7 @@ class Reporter:
             [job for job in child.leased.values() if job.state is not JobState.LEASED] if child is not None else []
         )
         beat = reading.beat_at if reading is not None and reading.beats else None
+        work = work_of(self._supervisor.fleet, child) if child is not None else None
         return DeviceStatus(
             index=device.index,
             uuid=device.uuid,
@@ -140,12 +147,22 @@ class Reporter:
             restarts=device.restarts,
             restart_in_s=None if device.restart_at is None else round(max(0.0, device.restart_at - now), 3),
             rss=reading.rss or None if reading is not None else None,
+            own_bytes=child.rss or None if child is not None else None,
             health=device.health.value,
             phase=child.phase.value if child is not None else None,
             loading=child.loading if child is not None else None,
+            hang=child.hang.value if child is not None and child.hang is not None else None,
+            silent_s=None if child is None or work is None else round(max(0.0, silent_s(child, work, now)), 3),
             loading_bytes=child.loading_done if child is not None and child.loading is not None else None,
             loading_total=child.loading_total or None if child is not None and child.loading is not None else None,
         )
+
+
+def _memory(fleet: Fleet) -> MemoryStatus | None:
+    read = fleet.memory
+    if read is None:
+        return None
+    return MemoryStatus(read.used, read.limit, fleet.memory_reserve, read.source, read.oom_kills)
 
 
 def _resident(child: Child) -> list[ModelStatus]:
@@ -179,7 +196,11 @@ def _state(device: Device) -> str:
         return device.health.value
     if device.given_up is not None:
         return "failed"
-    return STATES[device.child.phase] if device.child is not None else "starting"
+    child = device.child
+    if child is None:
+        return "starting"
+    hung = child.hang is not None and child.hang not in HELD_BACK
+    return "hung" if hung and child.phase not in ENDING else STATES[child.phase]
 
 
 def _waits_for(fleet: Fleet, job: Job) -> str | None:
@@ -212,7 +233,17 @@ def _job(fleet: Fleet, job: Job, now: float, hide: Callable[[str], str]) -> JobS
         link=job.client.link,
         attempt=job.attempt,
         queued_s=round((started or now) - job.submitted, 3),
+        hang=_hang(fleet, job),
     )
+
+
+def _hang(fleet: Fleet, job: Job) -> str | None:
+    """Return how a job hangs: by itself, or with everything in its child."""
+    child = job.child
+    if child is None or child.hang is None or job.started is None:
+        return None
+    work = work_of(fleet, child)
+    return child.hang.value if child.hang in OF_ALL or (work is not None and work.job is job) else None
 
 
 def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> FunctionStatus:
@@ -226,6 +257,7 @@ def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str]
         reason=None if reason is None else hide(reason),
         queued=sum(each.waiting for each in fleet.variants() if each.name == function.name),
         median_run_s=function.median_s,
+        stall_limit_s=round(stall_limit_s(fleet, function), 3),
     )
 
 

@@ -236,8 +236,7 @@ class Child:
     done: int = 0  # jobs that ended well in it
     settled_rss: int = 0  # what its memory was when it had done its first jobs
     rss: int = 0
-    usual_rss: int = 0  # its least since it was ready, or set up what it has; 0 before that was seen
-    usual_at: float = 0.0  # `loaded_at` when that was seen
+    usual_rss: int = 0  # what it took when it was ready, or had set up what it has; or less, as was seen since
 
     def move(self, phase: Phase) -> None:
         """Go to another phase of the table."""
@@ -486,6 +485,13 @@ class RestartAsked(msgspec.Struct):
     at_once: bool = False
 
 
+class Weighed(msgspec.Struct):
+    """A child takes so many bytes of memory before it does its next job, its processes with it."""
+
+    child: Child
+    rss: int
+
+
 class Ticked(msgspec.Struct):
     """A time that `Fleet.next_due` named has come."""
 
@@ -511,6 +517,7 @@ Happening: TypeAlias = (
     | GpusRead
     | DeviceFault
     | RestartAsked
+    | Weighed
     | Ticked
 )
 

@@ -24,9 +24,11 @@ from gen_worker.wire.messages import (
     Grant,
     Item,
     Load,
+    Loaded,
     LoadFailed,
     More,
     Need,
+    Ready,
     Region,
     Release,
     Report,
@@ -44,6 +46,7 @@ from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.memory import family_bytes
 from gen_worker_supervisor.memory_watch import OomKills
 from gen_worker_supervisor.models import ModelSupply
 from gen_worker_supervisor.nursery import Nursery
@@ -76,6 +79,7 @@ from gen_worker_supervisor.state import (
     Job,
     LetGo,
     LoadOver,
+    LookAtGpus,
     Misbehaved,
     Note,
     OrderFetch,
@@ -93,6 +97,7 @@ from gen_worker_supervisor.state import (
     Ticked,
     Unsent,
     Vanished,
+    Weighed,
     unloaded,
 )
 from gen_worker_supervisor.storing import Storing
@@ -201,7 +206,11 @@ class Supervisor:
             Finish: self._finish,
             FreeMemory: lambda action: self.models.give_back(action.size),
             Bury: self._bury,
+            LookAtGpus: lambda action: self.look_at_gpus(),
         }
+        self.look_at_gpus: Callable[[], None] = lambda: None
+        """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
+
         self._left: list[tuple[str, str]] = []
         self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
@@ -314,7 +323,7 @@ class Supervisor:
         self._nursery.make(process)
         paths, module = self.survey.paths, self.survey.module
         device = child.device
-        budget = device.budget_bytes
+        budget = device.allowed_bytes
         process.send(Boot(module, paths, device.kind, {}, 1.0, budget, self.margin_bytes, self._derived))
 
     # --- jobs ---
@@ -528,13 +537,13 @@ class Supervisor:
             if len(self._left) == 1:
                 self._loop.call_soon(self._note_left)
             return
+        if job.ending is not None and job.ending.rung:
+            text += f" ({job.ending.told(time.monotonic())})"
         self.log.event(level, where, text, stack)
 
     def _note_left(self) -> None:
         """Say in one line how many jobs ended at once because their clients are gone."""
         left, self._left = self._left, []
-        if job.ending is not None and job.ending.rung:
-            text += f" ({job.ending.told(time.monotonic())})"
         if len(left) == 1:
             self.log.event("info", *left[0])
         else:
@@ -581,17 +590,22 @@ class Supervisor:
                 self._grant(process, message.size)
             elif type(message) is Release:
                 process.inputs.released(message.index)
-            elif type(message) is Unloaded:
-                self.models.unloaded(child.generation, message.instance)
-                happenings.append(Reported(child, message))
-            elif type(message) is LoadFailed and self.models.vanished(child.generation, message.instance):
-                happenings.append(Vanished(child, message))
             else:
-                happenings.append(Reported(child, message))
+                happenings += self._happenings_of(process, message)
         if happenings:
             self.handle(*happenings)
             if not self.booted.done():
                 self._note_boot()
+
+    def _happenings_of(self, process: ChildProcess, message: Report) -> list[Happening]:
+        child = process.child
+        if type(message) is Ready or type(message) is Loaded:
+            return [Weighed(child, family_bytes(process.pid)), Reported(child, message)]
+        if type(message) is Unloaded:
+            self.models.unloaded(child.generation, message.instance)
+        elif type(message) is LoadFailed and self.models.vanished(child.generation, message.instance):
+            return [Vanished(child, message)]
+        return [Reported(child, message)]
 
     def _grant(self, process: ChildProcess, size: int, again: bool = False) -> None:
         if process.child.generation not in self._processes:
@@ -664,15 +678,15 @@ class Supervisor:
         """Return what the status page of each child says."""
         return [(process.child, process.reading()) for process in self._processes.values()]
 
+    def processes(self) -> list[ChildProcess]:
+        """Return the processes of all children that there are."""
+        return list(self._processes.values())
+
     def process_of(self, child: Child) -> ChildProcess | None:
         """Return the process of a child, None when it is gone."""
         return self._processes.get(child.generation)
 
     def _note_boot(self) -> None:
-    def processes(self) -> list[ChildProcess]:
-        """Return the processes of all children that there are."""
-        return list(self._processes.values())
-
         """Set `booted` once a child is ready and every other device's is too, or has died at least once."""
         if self.booted.done():
             return

@@ -70,6 +70,7 @@ class DeviceStatus(msgspec.Struct):
     vram_unattributed: int | None = None
     jobs_done: int = 0
     age_s: float | None = None
+    own_bytes: int | None = None
 
 
 class JobStatus(msgspec.Struct):
