@@ -5,7 +5,19 @@ from math import inf
 from gen_worker_supervisor.burials import Burial
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
-from gen_worker_supervisor.state import Action, Child, Death, Device, Finish, Fleet, Job, Note, Spawn, holds
+from gen_worker_supervisor.state import (
+    Action,
+    Child,
+    Death,
+    Device,
+    Finish,
+    Fleet,
+    Job,
+    LookAtGpus,
+    Note,
+    Spawn,
+    holds,
+)
 from gen_worker_supervisor.steps import (
     WEDGED_AFTER_S,
     end_job,
@@ -18,6 +30,7 @@ from gen_worker_supervisor.verdicts import SETUP_FAILED
 
 BOOT_LIMIT_S = 300.0  # a child that is not ready by then is ended like one that died
 RETIRED_AFTER_S = 30.0
+SETTLE_S = 10.0  # what the driver may take to free a dead child's memory
 BOOT_TRIES = 3
 REPLACE_AGAIN_S = 60.0  # after a child that was to take another's place and died
 LOSSES = 2  # children that a job was handed to and that died, before it counts as started
@@ -60,8 +73,11 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     actions += _judge_jobs(fleet, child, death, now)
     actions += burial.end() if burial is not None else []
     if device.health is Health.WEDGED:
-        device.health = step(NEXT_HEALTH, device.health, Health.OK)
-    child.move(Phase.BACKOFF)
+        _unwedge(device)
+    if _must_settle(fleet, child, death):
+        actions += _settle(fleet, device, now)
+    else:
+        child.move(Phase.BACKOFF)
     if child in device.leaving:
         device.leaving.remove(child)
         return actions + (finish_if_drained(fleet) if fleet.draining else [])
@@ -75,6 +91,31 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         device.restarts += 1
         return actions
     return actions + _plan_respawn(fleet, child, death, wanted, now)
+
+
+def _unwedge(device: Device) -> None:
+    device.health = step(NEXT_HEALTH, device.health, Health.DIRTY if device.unattributed else Health.OK)
+    device.reason = missing(device) if device.unattributed else ""
+
+
+def _must_settle(fleet: Fleet, child: Child, death: Death) -> bool:
+    """Whether the next child waits for the memory of this one: nobody else here has any of the device's."""
+    device = child.device
+    if fleet.draining or device.lost or device.vram_baseline is None or death.unborn:
+        return False
+    return child is device.child and device.coming is None and not device.leaving
+
+
+def _settle(fleet: Fleet, device: Device, now: float) -> list[Action]:
+    device.vram_used = None  # what was read before the death says nothing
+    device.settle_by = now + SETTLE_S
+    fleet.arm(device.settle_by, ("settle", device))
+    return [LookAtGpus()]
+
+
+def missing(device: Device) -> str:
+    """Return how much of a device's memory is missing, in words."""
+    return f"{device.unattributed / (1 << 20):.0f} MiB of its memory are in use and no child has them"
 
 
 def _death_note(child: Child, death: Death) -> Note:
@@ -160,12 +201,12 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
             device.given_up = (
                 child.import_error or f"its child died {BOOT_TRIES} times before it was ready: {death.cause}"
             )
-            return _after_loss(fleet, device, now)
+            return after_loss(fleet, device, now)
     delay = 0.0 if wanted else backoff_s(device.deaths_in_row + death.unborn, child.generation)
     if not wanted:
         device.deaths_in_row += 1
     if delay == 0.0:
-        return spawn_child(fleet, device, now)
+        return [] if child.phase is Phase.SETTLING else spawn_child(fleet, device, now)
     device.restart_at = now + delay
     fleet.arm(device.restart_at, ("respawn", device))
     return [Note("info", device.name, f"a new child in {delay:.1f} s")]
@@ -181,7 +222,7 @@ def backoff_s(deaths: int, salt: int) -> float:
     return min(BACKOFF_LIMIT_S, 2.0 ** min(deaths - 1, 30)) * (1.0 - 0.2 * (salt * 2654435761 % 1000) / 1000)
 
 
-def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
+def after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """A device is out: end what only it could run; end the supervisor when nothing is left."""
     fleet.doubt()
     actions: list[Action] = []
@@ -189,14 +230,14 @@ def _after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
         able = [other for other in fleet.devices if holds(other, function)]
         refused = fleet.instance(function.surveyed.instance).refused
         if able and all(other.lost or refused.get(other.name) == inf for other in able):
-            reason = device.given_up or f"{device.name} is retired"
+            reason = device.given_up or f"{device.name} is retired: {device.reason}"
             imported = device.child is None or device.child.import_error is None
             word = "device_lost" if imported else "import_failed"
             verdict = SETUP_FAILED._replace(lasts_s=inf, reason=word)
             actions += make_unavailable(fleet, function, reason, (), now, verdict)
     if all(other.lost for other in fleet.devices):
         fleet.finished = True
-        actions.append(Finish(1, f"no device can serve: {device.given_up or 'all are retired'}"))
+        actions.append(Finish(1, f"no device can serve: {device.given_up or f'all are retired: {device.reason}'}"))
     return actions
 
 
@@ -209,11 +250,13 @@ def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
         return _undying(fleet, child, "", now)
     if device.health is not Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
+        device.reason = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL"
         fleet.arm(now + RETIRED_AFTER_S - WEDGED_AFTER_S, ("unkillable", child))
         return _undying(fleet, child, ": the device is wedged", now)
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
-    text = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL: the device is retired"
-    actions = [Note("error", device.name, text), *_after_loss(fleet, device, now)]
+    device.reason = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL"
+    note = Note("error", device.name, f"{device.reason}: the device is retired")
+    actions = [note, *after_loss(fleet, device, now)]
     return actions + (finish_if_drained(fleet) if fleet.draining else [])
 
 
@@ -222,4 +265,26 @@ def _undying(fleet: Fleet, child: Child, so: str, now: float) -> list[Action]:
     burial = Burial(fleet, child, death, now)
     text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL{so}"
     note = Note("error", child.device.name, text + _kept(child))
-    return [note, *_judge_jobs(fleet, child, death, now), *burial.end()]
+    return [note, *strand(fleet, child, "its child cannot be ended", death), *burial.end()]
+
+
+def strand(fleet: Fleet, child: Child, text: str, death: Death) -> list[Action]:
+    """Nothing runs any more in a child that still exists: answer what had begun there, take back what had not.
+
+    Whoever asked for it may ask again; here it does not run again: it may have brought its device down.
+    """
+    held = list(child.leased.values())
+    child.leased.clear()
+    child.reserved = None
+    actions: list[Action] = []
+    for job in reversed(held):
+        if job.ended:
+            continue
+        if job.ending is not None:
+            actions.append(end_job(fleet, job, ended_outcome(job, death)))
+        elif job.state is JobState.LEASED:
+            actions += run_again(fleet, job)
+        else:
+            detail = death_detail(death, job)
+            actions.append(end_job(fleet, job, failure("retryable", text, retryable=True, detail=detail)))
+    return actions

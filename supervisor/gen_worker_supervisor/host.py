@@ -29,8 +29,8 @@ from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import ControlServer
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.fetching import FetcherProcess
-from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
 from gen_worker_supervisor.gpu_watch import GpuWatch
+from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
 from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper

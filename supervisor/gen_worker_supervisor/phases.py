@@ -72,8 +72,8 @@ NEXT_PHASE: dict[Phase, set[Phase]] = {
 }
 
 NEXT_HEALTH: dict[Health, set[Health]] = {
-    Health.OK: {Health.DIRTY, Health.WEDGED},
-    Health.DIRTY: {Health.OK, Health.WEDGED},
+    Health.OK: {Health.DIRTY, Health.WEDGED, Health.RETIRED},
+    Health.DIRTY: {Health.OK, Health.WEDGED, Health.RETIRED},
     Health.WEDGED: {Health.OK, Health.DIRTY, Health.RETIRED},
     Health.RETIRED: set(),
 }

@@ -139,9 +139,10 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
     leave_child(child, job)
     actions: list[Action] = []
     if not job.ended:
-        outcome = failure(
-            message.kind, message.message, retryable=message.retryable, run_s=message.run_s, detail=message.detail
-        )
+        text, detail = message.message, message.detail
+        if detail is not None and detail.cause == "cuda_error" and (fault := child.device.recent_fault(now)):
+            text += f" ({fault})"
+        outcome = failure(message.kind, text, retryable=message.retryable, run_s=message.run_s, detail=detail)
         if job.ending is not None:
             job.ending.stack = list(message.detail.stack or ()) if message.detail is not None else []
             outcome = ended_outcome(job, None)

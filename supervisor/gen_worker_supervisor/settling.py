@@ -3,19 +3,93 @@
 Pure: takes readings of the GPUs, changes the fleet, returns actions.
 """
 
-from gen_worker_supervisor.state import Action, Device, DeviceFault, Fleet, GpusRead
+from gen_worker_supervisor.evidence import GpuReading
+from gen_worker_supervisor.fates import SETTLE_S, after_loss, missing, spawn_child, strand
+from gen_worker_supervisor.phases import NEXT_HEALTH, Health, Phase, step
+from gen_worker_supervisor.state import Action, Death, Device, DeviceFault, Fleet, GpusRead, Note
+from gen_worker_supervisor.steps import finish_if_drained, kill_child
+
+SPARE_BYTES = 64 << 20  # over the baseline, that are no leak: drivers keep a little
 
 
 def gpus_read(fleet: Fleet, happening: GpusRead, now: float) -> list[Action]:
     """Learn what is in use of the GPUs."""
-    return []
+    devices = {device.name: device for device in fleet.devices}
+    actions: list[Action] = []
+    for reading in happening.readings:
+        device = devices[reading.device]
+        _learn(device, reading)
+        if device.settle_by is not None and _in_excess(device) <= device.unattributed + SPARE_BYTES:
+            actions += _settled(fleet, device, now)
+        if device.health is Health.DIRTY:
+            actions += _clean(device)
+    return actions
 
 
-def device_fault(fleet: Fleet, happening: DeviceFault, now: float) -> list[Action]:
-    """A GPU is broken: it gets no more work."""
-    return []
+def _learn(device: Device, reading: GpuReading) -> None:
+    """The baseline only falls: what our children leave behind is never taken for what was there before them."""
+    device.busy, device.vram_used = reading.busy, reading.used
+    if device.vram_baseline is not None:
+        device.vram_baseline = min(device.vram_baseline, reading.used)
+
+
+def _in_excess(device: Device) -> int:
+    return (device.vram_used or 0) - (device.vram_baseline or 0)
+
+
+def _clean(device: Device) -> list[Action]:
+    """Learn how much may be missing still: with a new child on the device, no more than what is in use now."""
+    if device.settle_by is None:
+        device.unattributed = min(device.unattributed, max(0, _in_excess(device)))
+    if device.unattributed > SPARE_BYTES:
+        device.reason = missing(device)
+        return []
+    device.health, device.unattributed, device.reason = step(NEXT_HEALTH, device.health, Health.OK), 0, ""
+    return [Note("info", device.name, "the missing memory has come back")]
 
 
 def settle_over(fleet: Fleet, device: Device, now: float) -> list[Action]:
-    """The time is over in which the memory should have come back."""
-    return []
+    """The time is over in which the memory should have come back: name what is missing, go on without it."""
+    if device.settle_by is None or now < device.settle_by:
+        return []  # of an earlier death
+    if device.vram_used is None:
+        device.vram_baseline = None
+        text = f"its driver has not said for {SETTLE_S:.0f} s how much memory is in use: that is not waited for again"
+        return [Note("warning", device.name, text), *_settled(fleet, device, now)]
+    device.unattributed = _in_excess(device)
+    if device.health is not Health.DIRTY:
+        device.health = step(NEXT_HEALTH, device.health, Health.DIRTY)
+    device.reason = missing(device)
+    text = f"{SETTLE_S:.0f} s after the child's death {device.reason}"
+    return [Note("warning", device.name, text), *_settled(fleet, device, now)]
+
+
+def _settled(fleet: Fleet, device: Device, now: float) -> list[Action]:
+    """The next child may come."""
+    device.settle_by = None
+    child = device.child
+    if child is None or child.phase is not Phase.SETTLING:
+        return []
+    child.move(Phase.BACKOFF)
+    resting = device.restart_at is not None and now < device.restart_at
+    return [] if fleet.draining or device.lost or resting else spawn_child(fleet, device, now)
+
+
+def device_fault(fleet: Fleet, happening: DeviceFault, now: float) -> list[Action]:
+    """A driver reported something of a GPU: after what is fatal it gets no more work, and what runs on it ends."""
+    device = next(each for each in fleet.devices if each.name == happening.device)
+    if device.health is Health.RETIRED:
+        return []
+    device.fault, device.fault_at = happening.reason, now
+    if not happening.fatal:
+        return [Note("warning", device.name, happening.reason)]
+    device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
+    device.reason, device.settle_by, device.restart_at = happening.reason, None, None
+    actions: list[Action] = [Note("error", device.name, f"{happening.reason}: the device is retired")]
+    death = Death(cause="device_lost")
+    for child in fleet.children():
+        if child.device is device and child.phase not in (Phase.SETTLING, Phase.BACKOFF):
+            actions += strand(fleet, child, f"its GPU is lost: {happening.reason}", death)
+            actions += kill_child(fleet, child, now)
+    actions += after_loss(fleet, device, now)
+    return actions + (finish_if_drained(fleet) if fleet.draining else [])

@@ -224,7 +224,10 @@ def discard(child: Child, body: Body) -> list[Action]:
 
 def finish_if_drained(fleet: Fleet) -> list[Action]:
     """End the supervisor once every child is gone."""
-    gone = all(child.phase is Phase.BACKOFF or child.device.health is Health.RETIRED for child in fleet.children())
+    gone = all(
+        child.phase in (Phase.SETTLING, Phase.BACKOFF) or child.device.health is Health.RETIRED
+        for child in fleet.children()
+    )
     if not gone or fleet.finished:
         return []
     fleet.finished = True

@@ -24,7 +24,6 @@ from gen_worker_supervisor.link.stream import Link, LinkConfig, LinkFatalError
 from gen_worker_supervisor.link.worker import Worker
 from gen_worker_supervisor.log import stderr_look
 from gen_worker_supervisor.state import Note
-from gen_worker_supervisor.vram import FreeVram
 
 OK, FAILED = 0, 1
 STOCK_S = 5.0  # for the fetcher to say what lies on the disk; a cache that takes longer is told of model by model
@@ -109,7 +108,6 @@ class _Service:
         self._loop = self._host.loop
         self._log = self._host.log
         self._supervisor = self._host.supervisor
-        self._free_vram = FreeVram(plan.owned)
         self._worker = Worker(
             self._supervisor,
             self._host.uploads,
@@ -118,7 +116,7 @@ class _Service:
             worker_id=options.worker_id,
             release_id=options.release_id,
             resources=resources(plan.owned, plan.survey.libraries, plan.settings),
-            free_vram_bytes=self._free_vram.total,
+            free_vram_bytes=self._host.gpu_watch.free_total,
             on_drain=self._drain,
         )
         self._link = Link(config, self._worker, self._log, self._loop)
@@ -217,7 +215,6 @@ class _Service:
     async def close(self) -> None:
         """Remove every trace: link, sockets, files, processes."""
         self._worker.close()
-        self._free_vram.close()
         if self._linked is not None and not self._linked.done():
             self._linked.cancel()
             with suppress(asyncio.CancelledError):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gen_worker.models.wanted import Slot
 from gen_worker.wire.scheduler import FnUnavailable, StateDelta, WorkerPhase
-from gen_worker_supervisor.phases import ModelState
+from gen_worker_supervisor.phases import Health, ModelState
 from gen_worker_supervisor.state import Device, Fleet, Function, holds, takes, too_old, too_small, unheld
 from gen_worker_supervisor.verdicts import INSUFFICIENT_DISK
 
@@ -94,7 +94,8 @@ def _fault_gate(fleet: Fleet, function: Function, now: float) -> FnUnavailable |
         return _told(function, verdict.reason, function.unavailable, verdict.axes)
     lost = [device for device in fleet.devices if holds(device, function)]
     if all(device.lost for device in lost):
-        return _told(function, "device_lost", lost[0].given_up or f"{lost[0].name} is retired", {})
+        reason = lost[0].given_up or f"{lost[0].name} is retired: {lost[0].reason}"
+        return _told(function, "device_lost", reason, {})
     broken = fleet.blame.breaker(function.name, now)
     if broken is not None:
         return _told(function, "breaker_open", broken.partition(";")[0], {})  # how long still would be news each time
@@ -128,7 +129,7 @@ def _is_ready(fleet: Fleet, function: Function) -> bool:
     itself when a job wants it, and an orchestrator that waited for that would send none.
     """
     surveyed = function.surveyed
-    if not any(holds(device, function) and device.proven and not device.lost for device in fleet.devices):
+    if not any(holds(device, function) and device.proven and _is_sound(device) for device in fleet.devices):
         return False
     if _is_undescribed(fleet, function):
         return False
@@ -138,6 +139,10 @@ def _is_ready(fleet: Fleet, function: Function) -> bool:
     if not surveyed.class_name or not surveyed.slots:
         return True
     return known is not None and known.learned and all(_is_here(fleet, slot) for slot in surveyed.slots)
+
+
+def _is_sound(device: Device) -> bool:
+    return not device.lost and device.health is not Health.WEDGED
 
 
 def _is_here(fleet: Fleet, slot: Slot) -> bool:

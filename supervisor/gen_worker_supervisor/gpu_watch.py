@@ -1,0 +1,180 @@
+"""Looks at the GPUs and hands on what their driver says: a sick driver may take its time, so threads ask it.
+
+One reads what is in use, often while some memory has yet to come back; one waits for what the driver reports by itself.
+"""
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from gen_worker_supervisor.devices import lost_codes
+from gen_worker_supervisor.evidence import GpuReading
+from gen_worker_supervisor.state import Device, DeviceFault, GpusRead, Happening
+from gen_worker_supervisor.xids import DOUBLE_BIT_ECC, of_xid
+
+EVERY_S, OFTEN_S = 1.0, 0.25
+EVENT_MS = 500  # so long the end of the watch may wait for the driver
+_EVERY_INSTANCE = 0xFFFFFFFF  # in an event: it is not of one MIG instance
+
+Tell = Callable[[Happening], None]
+Note = Callable[[str, str], None]
+
+
+class GpuWatch:
+    """Looks at the GPUs among the devices of one fleet, from its start until it is closed."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        devices: Sequence[Device],
+        tell: Tell,
+        note: Note,
+        settles: Callable[[], bool],
+    ) -> None:
+        """`tell`, `note` and `settles` are called on the loop; the last says whether some memory has to come back."""
+        self._gpus = [device for device in devices if device.kind == "cuda"]
+        self._free = {gpu.name: (gpu.vram_total or 0) - (gpu.vram_used or 0) for gpu in self._gpus}
+        self._tell, self._note, self._settles = tell, note, settles
+        self._loop = loop
+        self._every_s = EVERY_S
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+
+    def start(self) -> None:
+        """Look from now on, if there is a GPU."""
+        if self._gpus:
+            threading.Thread(target=self._look, name="gen-worker-gpus", daemon=True).start()
+            threading.Thread(target=self._listen, name="gen-worker-gpu-faults", daemon=True).start()
+
+    def free_total(self) -> int:
+        """Return the bytes that were free of all GPUs together a moment ago; of a lost one nothing is."""
+        return sum(self._free.values())
+
+    def look_now(self) -> None:
+        """Look at once, and often as long as something settles."""
+        self._every_s = OFTEN_S
+        self._wake.set()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closing.set()
+        self._wake.set()
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have the loop call; one that is closed has nobody left to be told."""
+        if not self._closing.is_set():
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._called, function, *arguments)
+
+    def _called(self, function: Callable[..., None], *arguments: object) -> None:
+        if not self._closing.is_set():
+            function(*arguments)
+            self._every_s = OFTEN_S if self._settles() else EVERY_S
+
+    # --- what is in use ---
+
+    def _look(self) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        left = [_Gpu(pynvml, gpu) for gpu in self._gpus]
+        while not self._closing.is_set():
+            self._wake.clear()
+            readings: list[GpuReading] = []
+            for gpu in list(left):
+                found = gpu.read()
+                if isinstance(found, GpuReading):
+                    readings.append(found)
+                    self._free[found.device] = found.total - found.used
+                elif found is not None:
+                    self._free[gpu.name] = 0
+                    self._call(self._tell, found)
+                    if found.fatal:
+                        left.remove(gpu)
+            self._call(self._tell, GpusRead(readings))
+            self._wake.wait(self._every_s)
+
+    # --- what it reports by itself ---
+
+    def _listen(self) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        wanted = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
+        by_address: dict[int | None, list[tuple[Device, int | None]]] = {}
+        events = pynvml.nvmlEventSetCreate()
+        for gpu in self._gpus:
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
+                known = by_address.setdefault(_address(handle), [])
+                if not known:
+                    pynvml.nvmlDeviceRegisterEvents(handle, wanted, events)
+                known.append((gpu, _instance(pynvml, gpu)))
+            except pynvml.NVMLError as error:
+                self._call(self._note, gpu.name, f"its driver reports no faults by itself: {str(error).lower()}")
+        while not self._closing.is_set():
+            try:
+                event = pynvml.nvmlEventSetWait_v2(events, EVENT_MS)
+            except pynvml.NVMLError_Timeout:
+                continue
+            except pynvml.NVMLError:  # a GPU is lost: reading it says which one
+                self._closing.wait(EVERY_S)
+                continue
+            for gpu, instance in by_address.get(_address(event.device), ()):
+                if instance is None or event.gpuInstanceId in (instance, _EVERY_INSTANCE):
+                    self._call(self._tell, _fault(pynvml, gpu.name, event))
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def _instance(nvml: Any, gpu: Device) -> int | None:
+    """Return the number of a MIG instance in its GPU, None for a GPU that is not divided."""
+    if not (gpu.uuid or "").startswith("MIG-"):
+        return None
+    return int(nvml.nvmlDeviceGetGpuInstanceId(nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)))
+
+
+def _fault(nvml: Any, device: str, event: Any) -> DeviceFault:
+    if event.eventType == nvml.nvmlEventTypeDoubleBitEccError:
+        return DeviceFault(device, DOUBLE_BIT_ECC, fatal=True)
+    return of_xid(device, int(event.eventData))
+
+
+class _Gpu:
+    """One GPU as the thread reads it."""
+
+    def __init__(self, nvml: Any, device: Device) -> None:
+        self.name = device.name
+        self._nvml = nvml
+        self._uuid = device.uuid
+        self._handle: Any = None
+        self._silent = False
+
+    def read(self) -> GpuReading | DeviceFault | None:
+        """Return what is in use; or why that cannot be said, the first time."""
+        nvml = self._nvml
+        try:
+            if self._handle is None:
+                self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            memory = nvml.nvmlDeviceGetMemoryInfo(self._handle)
+        except nvml.NVMLError as error:
+            fatal, known, self._silent = error.value in lost_codes(nvml), self._silent, True
+            reason = f"its driver says: {str(error).lower()}"
+            return None if known and not fatal else DeviceFault(self.name, reason, fatal=fatal)
+        self._silent = False
+        return GpuReading(self.name, int(memory.used), int(memory.total), self._asked(self._busy))
+
+    def _busy(self) -> float:
+        return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+
+    def _asked(self, question: Callable[[], float]) -> float | None:
+        """Return an answer, None where this GPU has none to it."""
+        try:
+            return question()
+        except self._nvml.NVMLError:
+            return None
