@@ -80,7 +80,6 @@ from gen_worker_supervisor.state import (
     LetGo,
     LoadOver,
     LookAtGpus,
-    LookAtGpus,
     Misbehaved,
     Note,
     OrderFetch,
@@ -208,11 +207,7 @@ class Supervisor:
             FreeMemory: lambda action: self.models.give_back(action.size),
             Bury: self._bury,
             LookAtGpus: lambda action: self.look_at_gpus(),
-            LookAtGpus: lambda action: self.look_at_gpus(),
         }
-        self.look_at_gpus: Callable[[], None] = lambda: None
-        """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
-
         self.look_at_gpus: Callable[[], None] = lambda: None
         """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
 
