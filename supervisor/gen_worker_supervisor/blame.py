@@ -44,6 +44,7 @@ class Charge:
     until: float
     cause: str
     stack: list[str]
+    postmortem: str = ""  # of the last of these deaths
 
 
 class Blame:
@@ -64,7 +65,17 @@ class Blame:
             return False
         return True
 
-    def charge(self, function: str, payload: bytes, now: float, *, deaths: int, cause: str, stack: list[str]) -> None:
+    def charge(
+        self,
+        function: str,
+        payload: bytes,
+        now: float,
+        *,
+        deaths: int,
+        cause: str,
+        stack: list[str],
+        postmortem: str = "",
+    ) -> None:
         """Count a child's death against the payload that alone can have caused it.
 
         `deaths` is how many its job has seen; the earlier ones, where others were suspects too, are its own by that.
@@ -72,7 +83,7 @@ class Blame:
         charges = self._standing(function, now)
         known = charges.get(payload)
         before = known.deaths if known is not None and known.until > now else 0
-        charges[payload] = Charge(max(before + 1, deaths), now + self._lasts_s, cause, stack)
+        charges[payload] = Charge(max(before + 1, deaths), now + self._lasts_s, cause, stack, postmortem)
 
     def suspect(self, function: str, payload: bytes, now: float, *, cause: str) -> None:
         """Remember a payload that was in a child that died, along with others: nobody knows yet which it was."""
@@ -155,7 +166,9 @@ def charges_told(blame: Blame, functions: Iterable[str], hide: Callable[[str], s
         stack = [hide(line)[:TOLD_CHARS] for line in charge.stack[:TOLD_LINES]] if taken < TOLD_STACKS_BYTES else []
         cause = hide(charge.cause)[:TOLD_CHARS]
         refused = blame.refuses(charge)
-        told = Charged(function, payload.hex(), charge.deaths, refused, charge.until - now, cause, stack)
+        told = Charged(
+            function, payload.hex(), charge.deaths, refused, charge.until - now, cause, stack, charge.postmortem
+        )
         taken += len(msgspec.msgpack.encode(told))
         if taken > TOLD_BYTES:
             break

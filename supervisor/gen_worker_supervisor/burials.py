@@ -69,4 +69,5 @@ def _held(job: Job, now: float) -> Held:
         payload=job.payload.digest().hex() if suspect else None,
         payload_bytes=job.payload.length,
         ended_for=None if ending is None else str(ending.reason),
+        rungs=[] if ending is None else list(ending.climbed),
     )

@@ -72,7 +72,11 @@ def quarantine(job: Job, charge: Charge, now: float) -> Outcome:
     """Return the outcome of a job whose payload is quarantined."""
     text = f"this payload of `{job.function.name}` has killed {charge.deaths} children: {charge.cause}"
     text += f"; it is refused for {charge.until - now:.0f} s more"
-    return failure("quarantined", text, detail=ErrorDetail(cause=charge.cause, stack=charge.stack or None))
+    return failure(
+        "quarantined",
+        text,
+        detail=ErrorDetail(cause=charge.cause, stack=charge.stack or None, postmortem=charge.postmortem or None),
+    )
 
 
 def death_detail(death: Death, job: Job) -> ErrorDetail:

@@ -20,6 +20,7 @@ from gen_worker.postmortem import Memory, Model, Moment, PostMortem, folder_in, 
 from gen_worker.rundir import make_private
 from gen_worker.wire.page import Reading
 from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.memory import tightest
 from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Bury, Child, Fleet
 
@@ -197,6 +198,9 @@ class Graveyard:
     def _write(self, told: PostMortem) -> None:
         make_private(self._folder)
         told.environment = self._environment = self._environment or environment()
+        room = tightest()
+        if told.memory is not None and room is not None and room.source == told.memory.source:
+            told.memory.after = room.used
         self._unseen += write(self._folder, hidden(told, self._hide))
         if not self.written or self._unseen > self._limit // SLACK:
             self._unseen = 0

@@ -158,8 +158,7 @@ _FOR_A_WHILE = ("tried again in", "refused for")  # of what is unavailable: what
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
     "child_died": "{log} has the rest of what the child said",
-    "quarantined": "this payload ended several children; change it, or wait until the quarantine passes",
-    "busy": "too many requests wait; try again later",
+    "quarantined": "change the payload, or wait; `gen-worker quarantine clear` lets it run again",
     "draining": "the server is stopping",
 }
 
@@ -176,6 +175,8 @@ def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
         f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
     )
     hint = _HINTS.get(error.kind, _hint_of_trying(error)).format(log=log)
+    if error.kind == "child_died" and detail.postmortem is not None:
+        hint = f"`gen-worker postmortem {detail.postmortem}` tells what is known of it"
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
     hint = detail.hint or hint or raised
@@ -187,6 +188,9 @@ def _hint_of_trying(error: WireError) -> str:
     """Return what trying again is worth."""
     if not error.retryable:
         return ""
+    after_s = None if error.detail is None else error.detail.retry_after_s
+    if after_s is not None:
+        return f"try again in {after_s:g} s"
     if error.kind != "unavailable" or any(words in error.message for words in _FOR_A_WHILE):
         return "it may go well if you try again"
     if InsufficientVRAMError.reason in error.message:

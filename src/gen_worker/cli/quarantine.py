@@ -103,6 +103,8 @@ def describe(found: Quarantined) -> str:
 
 def _where(charge: Charged) -> str:
     lines = [f"  {line}" for line in charge.stack[:_STACK_LINES]]
+    if charge.postmortem:
+        lines.append(f"  `gen-worker postmortem {charge.postmortem}` tells more")
     return "\n".join([f"{charge.function} {charge.digest[:DIGEST_CHARS]}: {charge.cause}", *lines])
 
 

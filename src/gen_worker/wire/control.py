@@ -208,6 +208,7 @@ class Charged(msgspec.Struct, array_like=True):
     expires_in_s: float
     cause: str
     stack: list[str] = []
+    postmortem: str = ""  # of the last of these deaths; `gen-worker postmortem` shows it
 
 
 class Quarantined(_Message):
