@@ -34,6 +34,7 @@ _COMMANDS = {
     "prefetch": "Have models on this machine before anybody waits for them.",
     "cache": "Look after the models on this machine's disk.",
     "validate": "Check that an endpoint can be built and routed.",
+    "doctor": "Look at this host, and say what a worker lacks here.",
     "completion": "Print the completion script of a shell.",
 }
 

@@ -1,0 +1,210 @@
+"""`gen-worker doctor`: whether this host is fit for a worker, and whether what is promised holds on it."""
+
+import os
+import shutil
+import signal
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import click
+import msgspec
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, nearest
+from gen_worker.cli.project import find_project, project_options
+from gen_worker.doctor.finding import Finding, Status
+from gen_worker.terminal import Style, colours, paint, printable
+
+SCHEMA = 1
+_WIDTH = 80
+_HELP = """Look at this host, and say what a worker lacks here and what to do about it.
+
+Nothing is changed, no running supervisor is disturbed. `--online` asks the hubs, too; `--module` or `--config` looks
+at what an endpoint needs.
+
+`--chaos` breaks things: it starts a supervisor that is there for nothing else, kills, hangs and floods its children,
+and says which promises hold on this host, with times.
+
+\b
+gen-worker doctor
+gen-worker doctor --only gpus --json
+gen-worker doctor --chaos"""
+_MEANINGS = {
+    **MEANINGS,
+    OK: "nothing is in the way of a worker",
+    USER_CODE: "there is a problem, or a promise does not hold",
+    USAGE: "wrong usage",
+}
+_GLYPHS = {Status.OK: "✔", Status.WARNING: "!", Status.PROBLEM: "✖", Status.SKIPPED: "·"}
+_STYLES: dict[Status, Style] = {
+    Status.OK: "green",
+    Status.WARNING: "yellow",
+    Status.PROBLEM: "red",
+    Status.SKIPPED: "dim",
+}
+
+
+class _Doctor(Command):
+    meanings = _MEANINGS
+
+
+@click.command("doctor", cls=_Doctor, help=_HELP, codes=(OK, USER_CODE, USAGE, CANCELED))
+@click.option("--json", "as_json", is_flag=True, help="Print a document.")
+@click.option(
+    "--only",
+    metavar="NAME",
+    multiple=True,
+    help="Only this check or group of checks, with --chaos this fault; repeatable, or with commas.",
+)
+@click.option("--online", is_flag=True, help="Ask the hubs that models come from, too.")
+@click.option("--chaos", is_flag=True, help="Break things in a supervisor of its own, and see what holds.")
+@project_options
+def command(
+    as_json: bool, only: tuple[str, ...], online: bool, chaos: bool, config: str | None, module: str | None
+) -> int:
+    """Look at this host."""
+    names = [name.strip() for part in only for name in part.split(",") if name.strip()]
+    if chaos:
+        if online or config or module:
+            raise Failure("`--chaos` with options of the other checks", "it takes `--only` and `--json`")
+        return _break(names, as_json)
+    from gen_worker.doctor.checks import Endpoint, Patient, checks
+    from gen_worker.doctor.examination import examine
+
+    project = find_project(config, module) if config or module else None
+    endpoint = Endpoint(project.module, project.paths) if project is not None else None
+    wanted = checks(Patient.here(os.environ, endpoint, online=online))
+    if names:
+        wanted = [check for check in wanted if check.group in names or check.name in names]
+        _refuse_unknown(
+            names, {each for check in checks(Patient.here(os.environ)) for each in check[:2]} | {"endpoint"}
+        )
+    found = ((told.group, each) for told in examine(wanted, _say_slow) for each in told.findings)
+    return _print_document(list(found)) if as_json else _print_text(found)
+
+
+def _refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean `{near}`?" if near else f"there are: {', '.join(sorted(known))}"
+            raise Failure(f"no check `{name}`", hint)
+
+
+def _say_slow(name: str) -> None:
+    sys.stderr.write(f"still looking at `{name}`\n")
+    sys.stderr.flush()
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """How findings are printed: how wide, with a glyph before each word or without, and in colour or not."""
+
+    width: int = _WIDTH
+    glyphs: bool = False
+    colour: bool = False
+
+    def marked(self, status: Status) -> str:
+        """Return the word for a status; neither glyph nor colour is alone in telling it."""
+        word = f"{status:<7}"
+        text = f"{_GLYPHS[status]} {word}" if self.glyphs else word
+        return paint(text, _STYLES[status]) if self.colour else text
+
+    @property
+    def indent(self) -> int:
+        """How far in a finding's text begins, but for its name."""
+        return 2 + 7 + (2 if self.glyphs else 0) + 2
+
+
+def look_of_stdout() -> Look:
+    """Return the look for stdout."""
+    terminal = sys.stdout.isatty()
+    width = max(_WIDTH, shutil.get_terminal_size().columns) if terminal else _WIDTH
+    glyphs = terminal and "utf" in (sys.stdout.encoding or "").lower()
+    return Look(width, glyphs, colours(sys.stdout, os.environ))
+
+
+def _print_text(found: Iterable[tuple[str, Finding]]) -> int:
+    look, counted = look_of_stdout(), Counter[Status]()
+    group = ""
+    for heading, finding in found:
+        if heading != group:
+            click.echo(("" if not group else "\n") + (paint(heading, "bold") if look.colour else heading), color=True)
+            group = heading
+        for line in lines(finding, look):
+            click.echo(line, color=True)
+        sys.stdout.flush()
+        counted[finding.status] += 1
+    click.echo(f"\n{summary(counted)}")
+    return USER_CODE if counted[Status.PROBLEM] else OK
+
+
+def lines(finding: Finding, look: Look) -> Iterator[str]:
+    """Return a finding as lines: what was found, and what to do."""
+    name = f"{finding.name:<16}"
+    indent = " " * look.indent
+    texts = _wrapped(f"{name}  {printable(finding.found)}", look.width - look.indent, len(name) + 2)
+    yield f"  {look.marked(finding.status)}  {texts[0]}"
+    yield from (indent + text for text in texts[1:])
+    if finding.remedy:
+        inner = " " * (len(name) + 2)
+        hint = paint("hint:", "blue") if look.colour else "hint:"
+        told = _wrapped(f"hint: {printable(finding.remedy)}", look.width - look.indent - len(inner), 6)
+        yield indent + inner + hint + told[0].removeprefix("hint:")
+        yield from (indent + inner + text for text in told[1:])
+
+
+def _wrapped(text: str, width: int, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def summary(counted: Counter[Status]) -> str:
+    """Return how many findings there are of each kind."""
+    parts = [f"{counted[Status.OK]} ok"]
+    for status, one, many in (
+        (Status.WARNING, "warning", "warnings"),
+        (Status.PROBLEM, "problem", "problems"),
+        (Status.SKIPPED, "skipped", "skipped"),
+    ):
+        if counted[status]:
+            parts.append(f"{counted[status]} {one if counted[status] == 1 else many}")
+    return ", ".join(parts)
+
+
+def _print_document(found: Sequence[tuple[str, Finding]]) -> int:
+    import gen_worker
+
+    problems = any(finding.status is Status.PROBLEM for _, finding in found)
+    findings = [{"group": group, **msgspec.to_builtins(finding)} for group, finding in found]
+    _print_json({"version": gen_worker.__version__, "ok": not problems, "findings": findings})
+    return USER_CODE if problems else OK
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(msgspec.json.encode({"schema": SCHEMA, **document}))
+
+
+# --- chaos ------------------------------------------------------------------------------------------------------------
+
+
+def _break(names: Sequence[str], as_json: bool) -> int:
+    raise Failure("not yet")
+
+
+def _end_on_signals() -> None:
+    """End in order at SIGTERM and SIGHUP from now on, as at Ctrl-C: nothing that was started may stay."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
