@@ -41,7 +41,7 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker_supervisor.bodies import InlinePayload
-from gen_worker_supervisor.evidence import MemoryReading
+from gen_worker_supervisor.evidence import Evidence, MemoryReading
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import (
@@ -62,6 +62,7 @@ from gen_worker_supervisor.state import (
     InputsCame,
     InputsRefused,
     Job,
+    MemoryRead,
     Misbehaved,
     OrderFetch,
     OrderInputs,
@@ -74,6 +75,7 @@ from gen_worker_supervisor.state import (
     Spawn,
     Spawned,
     Unsent,
+    Watched,
     lane_of,
 )
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
@@ -85,6 +87,7 @@ ASSETS, FILES = [InputAsset("https://a/b")], [InputFile("/in/input-0.bin", 1, "a
 NAMING = InlinePayload(b"b").digest()
 UNBORN = Death("not started: no memory", unborn=True)
 CLIENTS = 6
+GIB = 1 << 30
 LONG_S = 700.0  # longer than any timer of ours
 
 
@@ -270,8 +273,11 @@ class Fleets(RuleBasedStateMachine):
         eager=st.booleans(),
         up=st.sampled_from([True, True, False]),
         jobs=st.sampled_from([0, 0, 1, 3]),
+        stall_s=st.sampled_from([120.0, 4.0]),
     )
-    def begins(self, devices: int, max_queued: int, max_queued_bytes: int, eager: bool, up: bool, jobs: int) -> None:
+    def begins(
+        self, devices: int, max_queued: int, max_queued_bytes: int, eager: bool, up: bool, jobs: int, stall_s: float
+    ) -> None:
         functions = (
             function("plain"),
             function("loop", shape="async", lane="loop"),
@@ -294,6 +300,8 @@ class Fleets(RuleBasedStateMachine):
         self.host = Host(*functions, devices=devices, **limits, eager=eager, up=False)
         self.host.fleet.booting = False
         self.host.fleet.recycling = Recycling(jobs=jobs)
+        self.host.fleet.stall_timeout_s = stall_s
+        self.host.fleet.memory_reserve = GIB
         self.perform(self.host.actions)
         for model in list(self.models.values()) * 3 * up:
             self.boot(model)
@@ -464,11 +472,22 @@ class Fleets(RuleBasedStateMachine):
         devices = self.host.fleet.devices
         self.happens(RestartAsked(devices[index % len(devices)], at_once))
 
-    @rule(left=st.sampled_from([0, 1 << 40]))
-    def has_room_for_two_or_not(self, left: int) -> None:
-        self.host.fleet.memory = MemoryReading(self.host.now, 0, left, "host", {})
-        for child in self.host.fleet.children():
-            child.rss = 1
+    @rule(index=st.integers(0, 5), left=st.sampled_from([0, GIB // 2, 64 * GIB]), times=st.integers(1, 6))
+    def memory_is_looked_at(self, index: int, left: int, times: int) -> None:
+        """Where little is left, one child has taken it, or none has."""
+        generations = list(self.models)
+        taken = {each: GIB * (place == index) for place, each in enumerate(generations)}
+        for _ in range(times):
+            self.happens(MemoryRead(MemoryReading(self.host.now, 64 * GIB - left, 64 * GIB, "host", taken)))
+
+    @rule(seconds=st.integers(1, 9), state=st.sampled_from("SSRDT"), beats=st.booleans(), measured=st.booleans())
+    def children_are_looked_at(self, seconds: int, state: str, beats: bool, measured: bool) -> None:
+        """Nothing of them moves."""
+        for _ in range(seconds):
+            self.perform(self.host.passes(1.0))
+            now = self.host.now
+            look = Evidence(now, measured, state, beat_at=now if beats else 0.0)
+            self.happens(Watched([(model.child, look) for model in self.models.values()]))
 
     @precondition(lambda self: len(self.jobs) > 30)
     @rule()
