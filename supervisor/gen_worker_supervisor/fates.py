@@ -169,7 +169,10 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     job.deaths += 1
     name, stack = job.function.name, list(death.stack)
     if charged:
-        fleet.blame.charge(name, job.payload.digest(), now, deaths=job.deaths, cause=death.cause, stack=stack)
+        kept = job.child.postmortem if job.child is not None else ""
+        fleet.blame.charge(
+            name, job.payload.digest(), now, deaths=job.deaths, cause=death.cause, stack=stack, postmortem=kept
+        )
     elif not job.reruns:
         fleet.blame.suspect(name, job.payload.digest(), now, cause=death.cause)
     fleet.functions[name].clear = job.function.clear = False
