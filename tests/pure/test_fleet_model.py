@@ -433,8 +433,10 @@ class Fleets(RuleBasedStateMachine):
             client=client,
         )
         self.jobs.append(job)
-        if full or self.drained:
-            assert self.host.answer(job).kind in ("busy", "draining")
+        if self.drained:
+            assert self.host.answer(job).kind == "draining"
+        elif full:
+            assert self.host.answer(job).kind in ("busy", "unavailable", "model_resolution", "quarantined")
         self.perform(self.host.actions[before:])
 
     @precondition(lambda self: self.host.fleet.jobs)
