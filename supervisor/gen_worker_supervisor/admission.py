@@ -146,7 +146,6 @@ def _shared_out(places: _Places, tenant: str, due: int) -> str:
 
 def _busy(text: str, room_in_s: float) -> Outcome:
     after_s = round(min(max(room_in_s, SOONEST_S), LATEST_S), 1)
-    text += f"; try again in {after_s:g} s"
     return failure("busy", text, retryable=True, detail=ErrorDetail(retry_after_s=after_s))
 
 

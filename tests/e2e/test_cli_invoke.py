@@ -286,6 +286,16 @@ def test_the_kind_of_an_error_decides_the_exit_code(server: Server, kind: str, c
     assert done.stderr.startswith("error: it went wrong\n")
 
 
+def test_who_is_refused_because_too_many_wait_is_told_when_to_try_again(server: Server) -> None:
+    server.answer = lambda request: [
+        failed("busy", "3 jobs wait already", detail={"retry_after_s": 2.5}, retryable=True)
+    ]
+    done = invoke("echo", "--tenant", "ada", "--priority", "7")
+    assert done.stderr == "error: 3 jobs wait already\nhint: try again in 2.5 s\n"
+    asked = server.seen.get(timeout=5)
+    assert (asked["tenant"], asked["priority"]) == ("ada", 7)
+
+
 def test_a_death_is_told_with_its_cause_its_rung_and_the_last_lines_of_its_stack(server: Server) -> None:
     detail = {"cause": "SIGSEGV", "rung": 4, "exit_code": 7, "stack": ['  File "main.py", line 3 in f']}
     server.answer = lambda request: [failed("child_died", "the child died", detail=detail, retryable=False)]

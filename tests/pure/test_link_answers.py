@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gen_worker.wire.messages import FRAME_LIMIT, ErrorKind
+from gen_worker.wire.messages import FRAME_LIMIT, ErrorDetail, ErrorKind
 from gen_worker.wire.scheduler import JobStatus
 from gen_worker_supervisor.link.answers import STATUS, TEXT_CHARS, metrics, safe_message
 from gen_worker_supervisor.log import Look
@@ -108,3 +108,8 @@ def test_a_job_that_died_is_measured_from_its_start() -> None:
     took = metrics(job, failure("child_died", "SIGSEGV", retryable=True), host.now, 0)
     assert took is not None
     assert (took.runtime_ms, took.queue_ms) == (2000, 0)
+
+
+def test_who_is_refused_because_too_many_wait_is_told_when_to_ask_again() -> None:
+    outcome = failure("busy", "3 jobs wait already", retryable=True, detail=ErrorDetail(retry_after_s=2.5))
+    assert safe_message(outcome, str) == "3 jobs wait already; try again in 2.5 s"

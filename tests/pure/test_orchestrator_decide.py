@@ -606,3 +606,17 @@ def test_whatever_a_worker_says_it_harms_nobody_else(frames: list[WorkerFrame]) 
     (end,) = ended(desk.says("good", result(OK, request_id="kept")))
     assert end.status == "ok"
     assert all(run_s >= 0 for run_s in desk.plane.runs.values())
+
+
+@pytest.mark.promise(34)
+def test_who_finds_the_queue_full_is_told_when_about_a_job_ends() -> None:
+    desk = Desk()
+    assert desk.plane.room_in_s() == 1.0, "nothing is known"
+    desk.joins("a")
+    desk.joins("b")
+    desk.plane.ran("echo", 8.0)
+    for number in range(20):
+        desk.submits(f"r{number}")
+    assert desk.plane.room_in_s() == 4.0, "two workers"
+    desk.plane.runs["echo"] = 3600.0
+    assert desk.plane.room_in_s() == 60.0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from gen_worker.orchestrator import rendering
-from gen_worker.orchestrator.http import PIECE_BYTES, Range, pieces, range_of
+from gen_worker.orchestrator.http import PIECE_BYTES, Range, pieces, range_of, refused
 from gen_worker.orchestrator.local_workers import names_of
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.views import JobEvent, JobRequest, JobView
@@ -286,3 +286,11 @@ def test_events_end_when_the_server_does() -> None:
 def test_workers_of_this_host_are_called_as_their_projects() -> None:
     projects = [Path("/a/tiny-diffusion"), Path("/b/two words"), Path("/b/tiny-diffusion"), Path("/")]
     assert names_of(projects) == ["tiny-diffusion-1", "two-words", "tiny-diffusion-2", "worker"]
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("status", [429, 503])
+def test_who_may_ask_again_is_told_when_in_whole_seconds(status: int) -> None:
+    answer = refused(Refusal(status, "queue_full", "too many", retry_after_s=3.2))
+    assert answer.headers["retry-after"] == "4"
+    assert "retry-after" not in refused(Refusal(400, "bad_request", "no")).headers

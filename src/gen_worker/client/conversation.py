@@ -59,6 +59,11 @@ class JobError(Exception):
         self.retryable = retryable
         self.detail = detail
 
+    @property
+    def retry_after_s(self) -> float | None:
+        """When it is worth another try, of what was refused because too much waits; None: nobody said."""
+        return None if self.detail is None else self.detail.retry_after_s
+
 
 class Event(NamedTuple):
     """Progress or a log line of a job."""

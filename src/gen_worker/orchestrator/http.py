@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
+from math import ceil
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -58,7 +59,7 @@ def refused(error: Refusal, more: Mapping[str, Any] | None = None) -> Response:
     document: dict[str, Any] = {"code": error.code, "message": str(error)}
     if error.hint:
         document["hint"] = error.hint
-    headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
+    headers = {"Retry-After": str(ceil(error.retry_after_s))} if error.status in (429, 503) else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Json({"error": document | dict(more or {})}, error.status, headers)

@@ -183,7 +183,8 @@ class JobRoutes:
         except ConflictError as error:
             raise Refusal(409, "conflict", str(error)) from None
         except QueueFullError as error:
-            raise Refusal(429, "queue_full", str(error), "try again in a while") from None
+            after_s = error.retry_after_s
+            raise Refusal(429, "queue_full", str(error), "try again later", retry_after_s=after_s) from None
         except StoreError as error:
             raise Refusal(507, "not_kept", str(error)) from None
 

@@ -364,10 +364,11 @@ class ControlPlane:
         waiting = self._plane.waiting + self._accepting
         held = self._plane.held_bytes + self._accepting_bytes
         if waiting >= self._options.max_queued:
-            return QueueFullError(f"{waiting} jobs wait already, which is the most")
+            return QueueFullError(f"{waiting} jobs wait already, which is the most", self._plane.room_in_s())
         if held + size > self._options.max_queued_bytes:
             return QueueFullError(
-                f"{held} bytes of payloads wait already, the limit is {self._options.max_queued_bytes}"
+                f"{held} bytes of payloads wait already, the limit is {self._options.max_queued_bytes}",
+                self._plane.room_in_s(),
             )
         return None
 

@@ -29,6 +29,7 @@ from gen_worker.wire.scheduler import (
 )
 
 UNKNOWN_RUN_S = 1.0  # until a function has run
+SOONEST_AGAIN_S, LATEST_AGAIN_S = 0.1, 60.0  # when a caller that found the queue full may come again
 LONGEST_RUN_S = 86400.0
 AHEAD = 1  # jobs that a worker has beyond one for each device, so that it never waits for the next
 MOST_AHEAD = 64
@@ -528,6 +529,13 @@ class Plane:
     def run_s(self, function: str) -> float:
         """Return how long a run takes, as far as is known."""
         return self.runs.get(function, UNKNOWN_RUN_S)
+
+    def room_in_s(self) -> float:
+        """Return after about how long one of the jobs that workers hold ends, as far as is known."""
+        lanes = sum(worker.lanes for worker in self.workers.values() if worker.session is not None)
+        seconds = [self.run_s(function) for function in self.queues]
+        expected = sum(seconds) / (len(seconds) * lanes) if seconds and lanes else UNKNOWN_RUN_S
+        return min(max(expected, SOONEST_AGAIN_S), LATEST_AGAIN_S)
 
     def ran(self, function: str, seconds: float) -> None:
         """Learn from a run that ended well, as far as what its worker says can be."""

@@ -52,7 +52,9 @@ class ConflictError(PlaneError):
 class QueueFullError(PlaneError):
     """No more jobs may wait; what is asked again in `retry_after_s` may find room."""
 
-    retry_after_s = 1.0
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnknownWorkerError(PlaneError):

@@ -27,6 +27,8 @@ def safe_message(outcome: Outcome, hide: Callable[[str], str]) -> str:
     if outcome.kind == "draining":
         return "worker draining"
     told = f"function unavailable: {outcome.message}" if outcome.kind == "unavailable" else outcome.message
+    if outcome.detail is not None and outcome.detail.retry_after_s is not None:
+        told += f"; try again in {outcome.detail.retry_after_s:g} s"
     return redacted(hide(told.strip()))[:TEXT_CHARS]
 
 
