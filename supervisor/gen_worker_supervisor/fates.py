@@ -67,7 +67,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         child.move(Phase.BACKOFF)
         return []
     actions: list[Action] = [_death_note(child, death)] if noted else []
-    if child.loading is not None and child.ending is None:
+    if child.loading is not None and child.ending is None and child is device.child:
         text = f"setup of `{child.loading}` killed its child: {death.cause}"
         actions += load_failed(fleet, child, child.loading, text, death.stack or _printed(death), now, SETUP_FAILED)
     actions += _judge_jobs(fleet, child, death, now)
@@ -78,19 +78,25 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         actions += _settle(fleet, device, now)
     else:
         child.move(Phase.BACKOFF)
-    if child in device.leaving:
-        device.leaving.remove(child)
-        return actions + (finish_if_drained(fleet) if fleet.draining else [])
-    if child is device.coming:
-        device.coming, device.replace_at = None, now + REPLACE_AGAIN_S
-        return actions + (finish_if_drained(fleet) if fleet.draining else [])
+    if child is not device.child:
+        _forget(device, child, now)
     if fleet.draining:
         return actions + finish_if_drained(fleet)
+    if child is not device.child:
+        return actions
     if device.coming is not None:
         device.child, device.coming = device.coming, None
         device.restarts += 1
         return actions
     return actions + _plan_respawn(fleet, child, death, wanted, now)
+
+
+def _forget(device: Device, child: Child, now: float) -> None:
+    """A child that was not in its device's place is gone, or as good as gone."""
+    if child is device.coming:
+        device.coming, device.replace_at = None, now + REPLACE_AGAIN_S
+    elif child in device.leaving:
+        device.leaving.remove(child)
 
 
 def _unwedge(device: Device) -> None:
@@ -250,7 +256,8 @@ def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
     if child.phase is not Phase.DYING or device.health is Health.RETIRED:
         return []
     if child is not device.child:  # another one has its place: nothing waits for this one
-        return _undying(fleet, child, "", now)
+        _forget(device, child, now)
+        return _undying(fleet, child, "", now) + (finish_if_drained(fleet) if fleet.draining else [])
     if device.health is not Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
         device.reason = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL"

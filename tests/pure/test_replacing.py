@@ -252,3 +252,29 @@ def test_it_is_said_why_a_child_is_replaced() -> None:
     made = host(Recycling(jobs=1))
     warm(made)
     assert "it has done 1 job" in "".join(each.message for each in made.actions if isinstance(each, Note))
+
+
+def test_an_old_child_that_cannot_be_ended_holds_up_neither_its_device_nor_the_end() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    boots(made, new)
+    made.loaded(new)
+    assert made.child() is new
+    made.passes(60.0)  # it is drained, told to end, killed, and there it is
+    assert made.submit().child is new
+    made.drains()
+    made.dies(new)
+    assert made.fleet.finished
+    made.dies(old)
+
+
+def test_a_next_child_that_dies_while_it_loads_is_no_failed_load() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    new = coming(made)
+    boots(made, new)
+    assert new.loading == "m"
+    made.dies(new)
+    assert made.fleet.instance("m").failures == 0
+    assert made.fleet.devices[0].coming is None
