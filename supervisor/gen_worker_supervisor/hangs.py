@@ -5,10 +5,11 @@ Pure: takes looks at children, changes the fleet, returns actions. `naming` says
 
 import signal
 
+from gen_worker.wire.hangs import HANGS
 from gen_worker_supervisor.endings import end_asked
 from gen_worker_supervisor.evidence import Evidence, Hang
 from gen_worker_supervisor.ladder import TERMINATE_AFTER_S, Reason
-from gen_worker_supervisor.naming import HELD_BACK, MEANINGS, hang_of, quiet_s, silent_s, work_of
+from gen_worker_supervisor.naming import HELD_BACK, hang_of, quiet_s, silent_s, work_of
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Action, Child, Fleet, Job, Note, Signal, Watched
 from gen_worker_supervisor.steps import got_on
@@ -37,7 +38,8 @@ def _learn(fleet: Fleet, child: Child, look: Evidence) -> None:
     watch = child.watch
     last = child.looks[-1] if child.looks else None
     if last is None or look.at - last.at > PAUSE_S:
-        watch.since, watch.stir, last = look.at, None, None
+        watch.since = child.born if last is None else look.at
+        watch.stir = last = None
     if last is not None and look.page_mark != last.page_mark and (work := work_of(fleet, child)) and work.job:
         got_on(work.job, look.at)
     load = (child.loading, child.loading_done)
@@ -83,7 +85,7 @@ def _name(fleet: Fleet, child: Child, at: float) -> list[Action]:
     work = work_of(fleet, child)
     silence = "" if work is None else f", nothing new for {silent_s(child, work, at):.0f} s"
     who = f"child {child.pid}" if work is None else f"child {child.pid}, {work.words}"
-    return [Note("info" if hang in HELD_BACK else "warning", source, f"{who}: {hang}{silence}: {MEANINGS[hang]}")]
+    return [Note("info" if hang in HELD_BACK else "warning", source, f"{who}: {hang}{silence}: {HANGS[hang]}")]
 
 
 def _end_what_is_dead(fleet: Fleet, child: Child, look: Evidence, now: float) -> list[Action]:

@@ -3,6 +3,7 @@
 Pure: takes what was seen of a child, changes nothing.
 """
 
+from math import inf
 from typing import NamedTuple
 
 from gen_worker_supervisor.evidence import Evidence, Hang
@@ -15,18 +16,12 @@ UNBEATEN_S = 2.5  # beats come every second, and a frame that comes in between p
 BREATH_S = 3.0  # what is judged by its speed is judged by so much of it
 COMPUTING = 0.2  # of a processor
 
-MEANINGS: dict[Hang, str] = {
-    Hang.PYTHON_STUCK: "its code waits for a lock",
-    Hang.GIL_HELD: "something holds the interpreter's lock: no other Python thread of the child gets a turn",
-    Hang.NATIVE_WAIT: "it sleeps in a system call: for a pipe, a socket, a timer",
-    Hang.SPIN_NO_PROGRESS: "it computes, or its device does, and gets nowhere",
-    Hang.KERNEL_D: "the kernel or a driver holds it: no signal reaches it",
-    Hang.STOPPED: "a SIGSTOP or a debugger has stopped it",
-    Hang.LOADING_SLOW: "it reads or writes: slow, and no hang",
-    Hang.UNMEASURABLE: "`/proc` tells nothing of it",
-}
 HELD_BACK = frozenset({Hang.LOADING_SLOW, Hang.UNMEASURABLE})
 """What is no hang, or cannot be said to be one."""
+
+
+OF_ALL = frozenset({Hang.GIL_HELD, Hang.STOPPED, Hang.KERNEL_D})
+"""What nothing in the child gets on in, whoever is to blame."""
 
 
 class Work(NamedTuple):
@@ -54,7 +49,8 @@ def work_of(fleet: Fleet, child: Child) -> Work | None:
         known = fleet.instances.get(child.loading)
         learned_s = known.load_s if known is not None and known.learned else 0.0
         words = f"setup of `{child.loading}`"
-        return Work(words, child.watch.load_at, max(floor_s(fleet), LONGEST_GAPS * learned_s))
+        known_at = child.watch.load_at if child.watch.load[0] == child.loading else inf
+        return Work(words, known_at, max(floor_s(fleet), LONGEST_GAPS * learned_s))
     if child.phase in (Phase.FORKING, Phase.IMPORTING):
         return Work("the import of the endpoint's module", child.born, floor_s(fleet))
     if child.used["device"]:
@@ -67,7 +63,7 @@ def work_of(fleet: Fleet, child: Child) -> Work | None:
 
 def silent_s(child: Child, work: Work, now: float) -> float:
     """Return for how long a child's work has not got on, as far as it was watched."""
-    return now - max(work.moved_at, child.watch.since)
+    return max(0.0, now - max(work.moved_at, child.watch.since))
 
 
 def hang_of(fleet: Fleet, child: Child, now: float) -> Hang | None:

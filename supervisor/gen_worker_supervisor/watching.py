@@ -40,18 +40,21 @@ class Watching:
         self._loop = loop
         self._subjects: dict[int, Subject] = {}  # by generation
         self._closely_at = 0.0
-        self._orders: queue.SimpleQueue[tuple[float, list[Target]] | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
+        self._orders: queue.SimpleQueue[list[Target] | None] = queue.SimpleQueue()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._look, name="gen-worker-watch", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
-        self._order(EVERY_S)
+        self._timer = self._loop.call_later(EVERY_S, self._order)
 
     def close(self) -> None:
         """Look no more."""
-        self._closing.set()
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._orders.put(None)
         if self._thread.is_alive():
             self._thread.join(CLOSE_LIMIT_S)
@@ -59,9 +62,7 @@ class Watching:
     # --- the thread ---
 
     def _look(self) -> None:
-        for within_s, targets in iter(self._orders.get, None):
-            if self._closing.wait(within_s):
-                return
+        for targets in iter(self._orders.get, None):
             everybody = processes() if any(target.closely for target in targets) else None
             seen = [(target, _sight(target, everybody)) for target in targets]
             try:
@@ -71,10 +72,10 @@ class Watching:
 
     # --- the loop ---
 
-    def _order(self, within_s: float) -> None:
+    def _order(self) -> None:
         """Have the thread look once more."""
         now = time.monotonic()
-        close_round = now + within_s - self._closely_at >= EVERY_S - DOUBTFUL_S / 2
+        close_round = now - self._closely_at >= EVERY_S - DOUBTFUL_S
         targets: list[Target] = []
         for process in self._supervisor.processes():
             child = process.child
@@ -82,16 +83,16 @@ class Watching:
                 subject = self._subjects.setdefault(child.generation, Subject(process.pid))
                 targets.append(Target(process, subject, close_round and self._is_quiet(child, now)))
         if any(target.closely for target in targets):
-            self._closely_at = now + within_s
+            self._closely_at = now
         if len(self._subjects) > len(targets):
             self._subjects = {target.process.child.generation: target.subject for target in targets}
-        self._orders.put((within_s, targets))
+        self._orders.put(targets)
 
     def _is_quiet(self, child: Child, now: float) -> bool:
         return work_of(self._supervisor.fleet, child) is not None and quiet_s(child, now) > QUIET_S
 
     def _seen(self, seen: list[tuple[Target, Sight | None]]) -> None:
-        if self._closing.is_set():
+        if self._closed:
             return
         now = time.monotonic()
         looks = [
@@ -101,7 +102,7 @@ class Watching:
         ]
         self._supervisor.handle(Watched(looks))
         late = any(_beats_late(child, look) for child, look in looks)
-        self._order(DOUBTFUL_S if late else EVERY_S)
+        self._timer = self._loop.call_later(DOUBTFUL_S if late else EVERY_S, self._order)
 
 
 def _sight(target: Target, everybody: dict[int, Stat] | None) -> Sight | None:
@@ -121,7 +122,7 @@ def _evidence(process: ChildProcess, sight: Sight | None, now: float) -> Evidenc
     beat_at, mark = 0.0, 0
     if reading is not None:
         beat_at = reading.beat_at if reading.beats else 0.0
-        mark = hash((reading.job, reading.progress_job, reading.fraction, reading.stage))
+        mark = hash((reading.progress_job, reading.fraction, reading.stage))
     if sight is None:
         return Evidence(now, measured=False, beat_at=beat_at, page_mark=mark)
     return Evidence(

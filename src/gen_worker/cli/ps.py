@@ -12,6 +12,7 @@ from gen_worker.cli.failure import OK, UNREACHABLE, USAGE
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, size, table
 from gen_worker.terminal import Style, colours, paint
+from gen_worker.wire.hangs import HANGS
 from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, LinkStatus, Status
 
 _HELP = """Show what a supervisor's devices and jobs are doing.
@@ -90,7 +91,8 @@ def describe(status: Status, look: Look = PLAIN) -> str:
     if status.models:
         parts.append(_models(status, look))
     parts += [_download(download) for download in status.downloads]
-    parts += [f"device `{device.name}` is {device.health}" for device in status.gpus if device.health != "ok"]
+    parts += [_hang(device) for device in status.gpus if device.hang is not None]
+    parts += [_ailment(device) for device in status.gpus if device.health != "ok" or device.reason]
     if closed := [function for function in status.functions if function.state == "unavailable"]:
         parts.append("\n".join(f"`{each.name}` is unavailable: {each.reason or 'no reason given'}" for each in closed))
     return "\n\n".join(parts)
@@ -123,6 +125,16 @@ def _devices(devices: list[DeviceStatus], look: Look) -> str:
     ]
     heads = ("DEVICE", "STATE", "PID", "MEMORY", "JOBS", "RESTARTS", "JOB")
     return table(heads, rows, elastic=("DEVICE", "JOB"), width=look.width, painted=look.painted)
+
+
+def _hang(device: DeviceStatus) -> str:
+    silence = "" if device.silent_s is None else f", nothing new for {duration(device.silent_s)}"
+    return f"child {device.pid} of `{device.name}`: {device.hang}{silence}: {HANGS.get(device.hang or '', '')}"
+
+
+def _ailment(device: DeviceStatus) -> str:
+    what = device.health if device.health != "ok" else "given up"
+    return f"device `{device.name}` is {what}: {device.reason or 'no reason given'}"
 
 
 def _models(status: Status, look: Look) -> str:
