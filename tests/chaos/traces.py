@@ -41,8 +41,8 @@ def role(pid: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except (FileNotFoundError, ProcessLookupError):
         return "ended"
-    found = re.search(r"gen_worker_\w+\.(\w+)|gen_worker\.(\w+)", command)
-    return (found[1] or found[2]) if found else command.strip() or "ended"
+    found = re.search(r"gen_worker_child|gen_worker\w*\.\w+", command)  # a zygote and its children look the same
+    return found[0] if found else command.strip() or "ended"
 
 
 def files(server: Server) -> frozenset[str]:

@@ -18,7 +18,6 @@ from gen_worker import Asset, RequestContext, endpoint
 
 FOLDER = Path(os.environ["FAULTY_FOLDER"])
 POLL_S = 0.002
-HOARD: list[bytearray] = []
 
 signal.signal(signal.SIGUSR1, lambda number, frame: os._exit(7))
 
@@ -27,6 +26,10 @@ class Order(msgspec.Struct):
     text: str = ""
     times: int = 0
     gate: str = ""
+
+
+class Source(msgspec.Struct):
+    asset: Asset
 
 
 class Answer(msgspec.Struct):
@@ -40,9 +43,11 @@ def note(ctx: RequestContext) -> None:
         runs.write(f"{ctx.request_id} {os.getpid()}\n".encode())
 
 
-def wait_for(gate: str) -> None:
+def wait_for(gate: str, ctx: RequestContext | None = None) -> None:
     while gate and not (FOLDER / gate).exists():
         time.sleep(POLL_S)
+        if ctx is not None:
+            ctx.raise_if_cancelled()
 
 
 def answer(payload: Order) -> Answer:
@@ -65,7 +70,7 @@ def echo(ctx: RequestContext, payload: Order) -> Answer:
 @endpoint
 def gated(ctx: RequestContext, payload: Order) -> Answer:
     note(ctx)
-    wait_for(payload.gate)
+    wait_for(payload.gate, ctx)
     return answer(payload)
 
 
@@ -73,7 +78,7 @@ def gated(ctx: RequestContext, payload: Order) -> Answer:
 def held(ctx: RequestContext, payload: Order) -> Answer:
     """Be quick as a rule, so that others are leased behind it, and wait where a gate is named."""
     note(ctx)
-    wait_for(payload.gate)
+    wait_for(payload.gate, ctx)
     return answer(payload)
 
 
@@ -82,7 +87,7 @@ def items(ctx: RequestContext, payload: Order) -> Iterator[Answer]:
     note(ctx)
     for _ in range(payload.times):
         yield answer(payload)
-    wait_for(payload.gate)
+    wait_for(payload.gate, ctx)
 
 
 @endpoint
@@ -104,6 +109,12 @@ def saving(ctx: RequestContext, payload: Order) -> Asset:
         saved = ctx.save_bytes(payload.text, b"x" * payload.times)
         if (FOLDER / payload.gate).exists():
             return saved
+
+
+@endpoint
+def fetched(ctx: RequestContext, payload: Source) -> Answer:
+    note(ctx)
+    return Answer(Path(payload.asset).read_text(), os.getpid())
 
 
 @endpoint
@@ -131,11 +142,3 @@ def flood(ctx: RequestContext, payload: Order) -> Answer:
     while not (FOLDER / payload.gate).exists():
         written += os.write(1, lines * 64)
     return Answer(str(written), os.getpid())
-
-
-@endpoint
-def hoard(ctx: RequestContext, payload: Order) -> Answer:
-    """Keep so many MiB for good, every one of them touched."""
-    note(ctx)
-    HOARD.append(bytearray(b"x") * (payload.times << 20))
-    return answer(payload)
