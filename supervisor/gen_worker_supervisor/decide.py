@@ -22,6 +22,7 @@ from gen_worker_supervisor.state import (
     lane_of,
     unloaded,
 )
+from gen_worker_supervisor.suspicion import next_unsuspicious
 from gen_worker_supervisor.tidying import tidy
 
 STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
@@ -76,7 +77,10 @@ def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[
     for function in list(fleet.waiting.values()):
         if function.fast and function.refused_at == fleet.changes:
             continue  # it looks again when one of its jobs ends, which is soon
-        job = fleet.first(function, now)
+        suspicious = fleet.blame.suspects(function.name, now)
+        job = next_unsuspicious(fleet, function, now, actions) if suspicious else fleet.first(function, now)
+        if job is None:
+            continue
         child = (_lonely_place if job.alone else _place)(fleet, children, job, now, actions)
         if child is None:
             function.refused_at = fleet.changes

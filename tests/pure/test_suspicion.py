@@ -1,0 +1,88 @@
+"""Jobs that wait while others like them kill children."""
+
+import pytest
+
+from gen_worker_supervisor.blame import BREAKER_PAYLOADS
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.state import Death, Job
+from tests.pure.host import Host, function, held_by
+
+SEGV = Death("SIGSEGV", signal="SIGSEGV", stack=('File "main.py", line 3 in f',))
+
+
+def kill(host: Host, job: Job) -> None:
+    """Have a job start and kill its child, and the next one boot."""
+    child = held_by(job)
+    host.starts(job)
+    host.dies(child, SEGV)
+    host.passes(61)
+    host.boot(child.device)
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("reruns", [True, False])
+def test_a_payload_that_waits_many_times_kills_two_children_and_no_third(devices: int, reruns: bool) -> None:
+    host = Host(devices=devices)
+    blockers = [host.started(body=b"long") for _ in range(devices)]
+    guilty = [host.submit(body=b"bad", reruns=reruns) for _ in range(20)]
+    innocent = host.submit(body=b"good")
+    deaths = 0
+    host.done(blockers[0])
+    for _ in range(100):
+        running = [job for job in guilty if job.state is JobState.LEASED]
+        if not running:
+            break
+        deaths += 1
+        kill(host, running[0])
+    assert deaths == 2
+    assert all(host.answer(job).kind in ("quarantined", "child_died") for job in guilty)
+    assert sum(host.answer(job).kind == "quarantined" for job in guilty) >= 18
+    host.starts(innocent)
+    host.done(innocent)
+    assert host.answer(innocent).state is JobState.OK
+
+
+@pytest.mark.promise(2)
+def test_a_payload_that_killed_once_runs_once_at_a_time_and_alone() -> None:
+    host = Host(function(shape="async", lane="loop"), devices=2)
+    twins = [host.submit(body=b"bad") for _ in range(3)]
+    host.starts(twins[0])
+    kill(host, twins[0])
+    under_way = [job for job in twins if job.state is JobState.LEASED]
+    assert len(under_way) == 1
+    assert list(held_by(under_way[0]).leased.values()) == under_way
+    host.starts(under_way[0])
+    host.done(under_way[0])
+    assert all(job.ended or job.state is JobState.LEASED for job in twins), "a success clears the others"
+
+
+@pytest.mark.promise(2)
+def test_waiting_jobs_of_a_function_that_is_stopped_are_told_so_and_kill_nobody() -> None:
+    host = Host()
+    jobs = [host.submit(body=bytes([number])) for number in range(20)]
+    deaths = 0
+    for _ in range(100):
+        running = [job for job in jobs if job.state is JobState.LEASED]
+        if not running:
+            break
+        deaths += 1
+        kill(host, running[0])
+    assert deaths == 2 * BREAKER_PAYLOADS
+    kinds = [host.answer(job).kind for job in jobs]
+    assert kinds == ["child_died"] * BREAKER_PAYLOADS + ["unavailable"] * (20 - BREAKER_PAYLOADS)
+    assert all(host.answer(job).retryable for job in jobs[BREAKER_PAYLOADS:])
+
+
+def test_a_waiting_job_of_a_pardoned_payload_runs() -> None:
+    host = Host()
+    first = host.submit(body=b"bad")
+    kill(host, first)
+    again = host.submit(body=b"bad")
+    host.ends(first)
+    host.starts(first)
+    host.dies(held_by(first), SEGV)
+    host.fleet.blame.pardon(host.now)
+    host.passes(61)
+    host.boot()
+    assert again.state is JobState.LEASED
