@@ -33,6 +33,7 @@ from gen_worker.api.errors import (
 from gen_worker.api.producers import context_class
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
+from gen_worker.models.out_of_memory import is_host_out_of_memory
 from gen_worker.models.wanted import overridden_instance
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
@@ -69,6 +70,7 @@ from gen_worker_child.windows import Window
 STACK_LINES = 20
 STACK_LINE_CHARS = 400
 EVENT_CHARS = 8192
+LESS_AT_ONCE = "ask for less at once, as a smaller output, or try again: others may have gone by then"
 PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
 
 
@@ -380,6 +382,8 @@ class Jobs:
 
     def _report(self, job: Job, ending: Body | Failed | Wants | NeedsInputs, run_s: float) -> None:
         job.reported = True
+        if isinstance(ending, Failed) and ending.kind == "out_of_memory":
+            _give_back()
         self._streams.end_job(job.number)
         self._forget(job)
         peak_rss, peak_vram = self._peaks.end() if job.order.wire else (0, 0)
@@ -523,6 +527,13 @@ def _memory_file(data: bytes) -> Any:
     return file
 
 
+def _give_back() -> None:
+    """Have what a job held that ran out of memory go back where it came from, before the next one begins."""
+    from gen_worker.models.placement import free_cache
+
+    free_cache()
+
+
 def _failure(job: Job, error: BaseException) -> Failed:
     if isinstance(error, _PayloadError):
         return Failed(job.number, "usage", str(error), False, 0.0)
@@ -533,5 +544,9 @@ def _failure(job: Job, error: BaseException) -> Failed:
         return Failed(job.number, "internal", str(error), False, 0.0)
     kind, message, retryable = classify(error)
     stack = [line[:STACK_LINE_CHARS] for line in author_stack(error)[-STACK_LINES:]]
-    cause = "cuda_error" if "CUDA error" in str(error) else None
-    return Failed(job.number, kind, message, retryable, 0.0, detail=ErrorDetail(cause=cause, stack=stack or None))
+    detail = ErrorDetail(stack=stack or None)
+    if kind == "out_of_memory":
+        detail.cause, detail.hint = "host_oom" if is_host_out_of_memory(error) else "device_oom", LESS_AT_ONCE
+    elif "CUDA error" in str(error):
+        detail.cause = "cuda_error"
+    return Failed(job.number, kind, message, retryable, 0.0, detail=detail)

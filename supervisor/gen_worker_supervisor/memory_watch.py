@@ -14,14 +14,18 @@ from gen_worker_supervisor.memory import ROOT, Room, families, oom_kills, own_by
 
 LONGEST_S = 1.0
 SHORTEST_S = 0.05
+HURRIED_S = 0.01  # while memory goes so fast that the reserve would be reached in `SOON_S`
+SOON_S = 0.5
 FASTEST_BYTES_S = 4 << 30  # that memory goes by: what is left above the reserve lasts for a few looks
-FAMILIES_EVERY_S = 5.0
+FAMILIES_EVERY_S = 2.0
 KILLS_KEPT_S = 10.0  # a process of many GB takes a while to be gone
 
 
-def pause(room: Room, reserve: int) -> float:
-    """Return the seconds until the next look."""
-    return min(LONGEST_S, max(SHORTEST_S, (room.free - reserve) / FASTEST_BYTES_S))
+def pause(spare: int, taken_s: float) -> float:
+    """Return the seconds until the next look, with so many bytes above the reserve, and so many taken in a second."""
+    if taken_s > 0 and spare < taken_s * SOON_S:
+        return HURRIED_S
+    return min(LONGEST_S, max(SHORTEST_S, spare / FASTEST_BYTES_S))
 
 
 class MemoryWatch:
@@ -63,12 +67,15 @@ class MemoryWatch:
             self._thread.join()
 
     def _look(self) -> None:
+        before, free_before = float("-inf"), 0
         while (room := tightest(self._root)) is not None:
             now = time.monotonic()
+            taken_s = (free_before - room.free) / (now - before)
+            before, free_before = now, room.free
             if self._taken and (room.free < self._reserve or now >= self._told_at + LONGEST_S):
                 self._told_at = now
                 self._tell(MemoryReading(now, room.used, room.limit, room.source, self._sizes(room, now)))
-            if self._closing.wait(pause(room, self._reserve)):
+            if self._closing.wait(pause(room.free - self._reserve, taken_s)):
                 return
 
     def _tell(self, reading: MemoryReading) -> None:

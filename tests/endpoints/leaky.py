@@ -73,6 +73,16 @@ async def idle(ctx: RequestContext, payload: Appetite) -> Answer:
     return Answer("idle", os.getpid())
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's: known by its name."""
+
+
+@endpoint
+def full_device(ctx: RequestContext, payload: Appetite) -> Answer:
+    note(ctx)
+    raise OutOfMemoryError("CUDA error: out of memory. Tried to allocate 20.00 GiB")
+
+
 @endpoint
 def too_much(ctx: RequestContext, payload: Appetite) -> Answer:
     """Ask for more than any address space has."""

@@ -1,6 +1,7 @@
 """What happens to a job whose device runs out of memory."""
 
 import asyncio
+import errno
 import gc
 import threading
 import weakref
@@ -9,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 import pytest
 
 from gen_worker.api.errors import RetryableError, Verdict, classify
-from gen_worker.models.out_of_memory import asked_bytes, is_out_of_memory
+from gen_worker.models.out_of_memory import asked_bytes, is_host_out_of_memory, is_out_of_memory
 from gen_worker.models.rungs import Rung
 from gen_worker_child.models.memory_ladder import (
     DeviceFullError,
@@ -63,6 +64,25 @@ FULL = OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 h
 )
 def test_only_a_full_device_is_out_of_memory(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (type("ArrayMemoryError", (MemoryError,), {})(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 17179869184 bytes."), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("out of memory"), False),
+        (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
+        (FULL, False),
+    ],
+)
+def test_a_host_without_memory_is_told_from_a_full_device(error: Exception, is_one: bool) -> None:
+    assert is_host_out_of_memory(error) is is_one
+    assert (classify(error) == Verdict("out_of_memory", "out of memory", True)) is (is_one or error is FULL)
 
 
 def test_the_error_says_how_much_was_asked_for() -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gen_worker.capability import HardwareUnmetError
-from gen_worker.models.out_of_memory import is_out_of_memory
+from gen_worker.models.out_of_memory import is_host_out_of_memory, is_out_of_memory
 from gen_worker.wire.messages import ErrorKind
 
 JobStatus: TypeAlias = Literal["INVALID", "RETRYABLE", "CANCELED", "FATAL"]
@@ -119,7 +119,7 @@ class Verdict(NamedTuple):
 
 def classify(error: BaseException) -> Verdict:
     """Say what an exception from a handler means for the job; never raise, whatever the exception is."""
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
+    if is_host_out_of_memory(error) or is_out_of_memory(error):
         return Verdict("out_of_memory", "out of memory", True)
     match error:
         case ValidationError() | RetryableError() | CanceledError():
