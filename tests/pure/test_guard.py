@@ -1,0 +1,253 @@
+"""Who is ended when the memory is short, and what is let go of before."""
+
+from pathlib import Path
+
+import pytest
+
+from gen_worker_supervisor.evidence import MemoryReading
+from gen_worker_supervisor.guard import cause_known, default_reserve, doubts, most_over, needed_bytes
+from gen_worker_supervisor.memory import Room
+from gen_worker_supervisor.phases import Health, JobState
+from gen_worker_supervisor.state import Action, Child, Death, Device, FreeMemory, Job, MemoryRead, Note, Weighed
+from tests.pure.host import Caller, Host, function, signals
+
+MIB, GIB = 1 << 20, 1 << 30
+LIMIT, RESERVE = 16 * GIB, GIB
+USUAL = 300 * MIB
+SIGKILL = 9
+KILLED = Death("SIGKILL", signal="SIGKILL")
+
+
+class Guarded(Host):
+    """A host with a reserve, whose children were weighed when they were ready."""
+
+    def __init__(self, devices: int = 2, reserve: int = RESERVE) -> None:
+        super().__init__(function(), devices=devices)
+        self.fleet.memory_reserve = reserve
+        self.sizes: dict[int, int] = {}
+        for device in self.fleet.devices:
+            assert device.child is not None
+            self.weighed(device.child)
+
+    def weighed(self, child: Child, rss: int = USUAL) -> None:
+        """Have a child weighed before its first job."""
+        self.sizes[child.generation] = rss
+        self.happens(Weighed(child, rss))
+
+    def reads(self, left: int, models: int = 0) -> list[Action]:
+        """Have the memory looked at."""
+        self.now += 0.05
+        return self.happens(MemoryRead(MemoryReading(self.now, LIMIT - left, LIMIT, "host", dict(self.sizes), models)))
+
+    def grows(self, child: Child, by: int) -> None:
+        """Have a child take more."""
+        self.sizes[child.generation] += by
+
+
+def running(host: Guarded) -> list[Job]:
+    """Have each child run a job."""
+    return [host.started(body=b"%d" % number) for number in range(len(host.fleet.devices))]
+
+
+def notes(actions: list[Action]) -> list[str]:
+    return [action.message for action in actions if isinstance(action, Note) and action.source == "memory"]
+
+
+# --- who is ended -----------------------------------------------------------------------------------------------------
+
+
+def test_with_enough_left_nothing_happens() -> None:
+    host = Guarded()
+    host.grows(host.child(0), 8 * GIB)
+    assert host.reads(RESERVE) == []
+    assert host.child(0).rss == USUAL + 8 * GIB
+
+
+@pytest.mark.promise(4)
+def test_the_child_that_takes_most_more_than_usual_is_ended_at_once() -> None:
+    host = Guarded()
+    running(host)
+    leaking, other = host.child(0), host.child(1)
+    host.weighed(other, 6 * GIB)  # it has large models, and takes no more than that
+    host.grows(other, 80 * MIB)
+    host.grows(leaking, 2 * GIB)
+    actions = host.reads(RESERVE - 1)
+    assert signals(actions) == [SIGKILL]
+    assert (leaking.doom, other.doom) == ("host_oom", "")
+    (said,) = notes(actions)
+    assert said == (
+        f"is short: 1024 MiB of 16.00 GiB are left (host); child {leaking.pid} of cpu:0 is ended: it takes 2.29 GiB,"
+        " 2.00 GiB more than usual"
+    )
+
+
+def test_of_two_alike_the_one_that_runs_a_job_is_ended_then_the_one_whose_job_is_the_newest() -> None:
+    host = Guarded(devices=3)
+    for child in map(host.child, range(3)):
+        host.grows(child, GIB)
+    host.grows(host.child(2), 10 * MIB)
+    host.started()
+    host.passes(1)
+    newest = host.started(body=b"2")
+    host.reads(RESERVE - 1)
+    assert [host.child(index).doom for index in range(3)].count("host_oom") == 1
+    assert newest.child is not None
+    assert newest.child.doom == "host_oom"
+
+
+def test_one_that_does_not_matter_is_never_ended() -> None:
+    host = Guarded()
+    host.grows(host.child(0), 63 * MIB)
+    assert signals(host.reads(RESERVE - 1)) == []
+
+
+def test_a_child_that_boots_is_taken_to_be_like_the_others() -> None:
+    device = Device("cpu:0", "cpu")
+    ready, booting = Child(device, 1, 0.0), Child(device, 2, 0.0)
+    ready.rss = ready.usual_rss = booting.rss = USUAL
+    assert most_over([ready, booting]) is None
+    booting.rss += 100 * MIB
+    assert most_over([ready, booting]) is booting
+
+
+def test_what_a_child_gave_back_is_not_its_usual_size_any_more() -> None:
+    host = Guarded()
+    child = host.child(0)
+    host.weighed(child, 4 * GIB)
+    host.grows(child, -3 * GIB)
+    host.reads(8 * GIB)
+    host.grows(child, GIB)
+    assert signals(host.reads(RESERVE - 1)) == [SIGKILL]
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_the_next_one_waits_until_the_first_is_gone_and_two_looks_found_too_little_again() -> None:
+    host = Guarded()
+    jobs = running(host)
+    for child in (host.child(0), host.child(1)):
+        host.grows(child, GIB)
+    assert signals(host.reads(100 * MIB)) == [SIGKILL]
+    for _ in range(5):
+        assert signals(host.reads(100 * MIB)) == []
+    dying = next(child for child in (host.child(0), host.child(1)) if child.doom)
+    host.dies(dying, KILLED)
+    assert signals(host.reads(100 * MIB)) == []
+    assert signals(host.reads(100 * MIB)) == [SIGKILL]
+    assert all(host.unanswered(job) for job in jobs)
+
+
+def test_one_that_cannot_die_keeps_nobody_from_being_ended() -> None:
+    host = Guarded()
+    first, second = host.child(0), host.child(1)
+    host.grows(first, 2 * GIB)
+    host.grows(second, GIB)
+    host.reads(RESERVE - 1)
+    host.passes(11)
+    assert first.device.health is Health.WEDGED
+    assert [signals(host.reads(RESERVE - 1)) for _ in range(3)] == [[], [SIGKILL], []]
+    assert second.doom == "host_oom"
+
+
+def test_the_end_of_the_shortage_is_told_once_and_not_at_every_breath() -> None:
+    host = Guarded()
+    assert len(notes(host.reads(RESERVE - 1))) == 1
+    assert notes(host.reads(RESERVE + 1)) == []
+    assert notes(host.reads(RESERVE - 1)) == []
+    assert notes(host.reads(2 * RESERVE)) == ["is short no more: 2.00 GiB of 16.00 GiB are left (host)"]
+    assert notes(host.reads(2 * RESERVE)) == []
+
+
+# --- where no child is to blame ---------------------------------------------------------------------------------------
+
+
+def test_where_no_child_has_grown_models_in_host_memory_go_first_as_many_as_it_takes() -> None:
+    host = Guarded()
+    actions = host.reads(RESERVE // 2, models=5 * GIB)
+    assert [action.size for action in actions if isinstance(action, FreeMemory)] == [RESERVE * 3 // 4]
+    assert signals(actions) == []
+    assert "models in host memory are let go of" in notes(actions)[0]
+
+
+def test_with_nothing_to_let_go_of_somebody_is_told_and_nobody_ended_while_some_is_left() -> None:
+    host = Guarded()
+    actions = host.reads(RESERVE // 2)
+    assert notes(actions) == ["is short: 512 MiB of 16.00 GiB are left (host); no child takes more than usual"]
+    assert signals(actions) == []
+
+
+def test_with_the_last_of_it_going_the_largest_child_is_ended_as_the_kernel_would() -> None:
+    host = Guarded()
+    host.weighed(host.child(1), 5 * GIB)
+    assert signals(host.reads(RESERVE // 5)) == [SIGKILL]
+    assert host.child(1).doom == "host_oom"
+
+
+def test_without_a_reserve_the_memory_is_only_looked_at() -> None:
+    host = Guarded(reserve=0)
+    host.grows(host.child(0), 8 * GIB)
+    assert host.reads(0) == []
+    assert host.fleet.memory is not None
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise(4)
+@pytest.mark.parametrize(("reruns", "state"), [(True, JobState.FATAL), (False, JobState.RETRYABLE)])
+def test_its_job_runs_once_more_alone_or_may_be_tried_elsewhere_and_is_told_the_cause(
+    reruns: bool, state: JobState
+) -> None:
+    host = Guarded(devices=1)
+    job = host.submit(client=Caller("wire"), reruns=reruns)
+    host.starts(job)
+    for _ in range(2 if reruns else 1):
+        child = host.child()
+        host.grows(child, 2 * GIB)
+        while not child.doom:
+            host.reads(RESERVE - 1)
+        host.dies(child, KILLED)
+        if host.unanswered(job):
+            host.weighed(host.boot())
+            host.starts(job)
+    answer = host.answer(job)
+    assert (answer.state, answer.kind) == (state, "child_died")
+    assert answer.detail is not None
+    assert (answer.detail.cause, answer.detail.signal) == ("host_oom", "SIGKILL")
+
+
+def test_a_kill_of_the_kernels_is_known_by_its_counter_and_nobody_elses_is_taken_for_one() -> None:
+    child = Child(Device("cpu:0", "cpu"), 1, 0.0)
+    counted = Death("SIGKILL", signal="SIGKILL", oom_kills=1)
+    assert cause_known(child, counted).cause == "host_oom"
+    assert cause_known(child, KILLED).cause == "SIGKILL"
+    assert cause_known(child, Death("SIGSEGV", signal="SIGSEGV", oom_kills=1)).cause == "SIGSEGV"
+    child.killed = True  # by the ladder
+    assert cause_known(child, counted).cause == "SIGKILL"
+
+
+# --- before anything runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "reserve"),
+    [(512 * MIB, 128 * MIB), (2 * GIB, 256 * MIB), (16 * GIB, 16 * GIB * 4 // 100), (512 * GIB, 2 * GIB)],
+)
+def test_a_share_of_the_memory_stays_free(limit: int, reserve: int) -> None:
+    assert default_reserve(limit) == reserve
+
+
+def test_a_start_says_what_a_kernel_would_do_to_all_and_what_is_too_little() -> None:
+    enough, little = Room("cgroup v2", 4 * GIB, 0), Room("cgroup v2", 600 * MIB, 0)
+    assert doubts(enough, 256 * MIB, needed_bytes(["torch"]), []) == []
+    (small,) = doubts(little, 150 * MIB, needed_bytes(["torch"]), [])
+    assert small == (
+        "the memory's limit is 600 MiB (cgroup v2), of which 150 MiB stay free: a supervisor and one child take"
+        " 640 MiB; hint: give it more memory"
+    )
+    assert doubts(little, 150 * MIB, needed_bytes([]), []) == []
+    (group,) = doubts(enough, 0, needed_bytes([]), [Path("/sys/fs/cgroup")])
+    assert "ends everything in `/sys/fs/cgroup` at once" in group
+    assert "`singleProcessOOMKill`" in group
+    assert "`GEN_WORKER_MEMORY_RESERVE`" in group
