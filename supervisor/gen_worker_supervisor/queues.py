@@ -86,10 +86,12 @@ class Queue(Generic[Job]):
             turns = deque(iter(line.jobs) for line in level.lines.values())
             while turns:
                 jobs = turns.popleft()
-                job = next((job for job in jobs if job.waiting), None)
-                if job is not None:
-                    yield job
-                    turns.append(jobs)
+                for job in jobs:
+                    if job.waiting:
+                        yield job
+                        if turns:  # it is the next one's turn
+                            turns.append(jobs)
+                            break
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a job as its tenant's last; to the `front` comes one that was first before, and it is its turn again."""

@@ -22,6 +22,7 @@ from gen_worker.wire.status import (
     ModelStatus,
     Status,
 )
+from gen_worker_supervisor.admission import seconds_a_job, warm_children
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
@@ -83,7 +84,7 @@ class Reporter:
             disk_used=disk_used,
             disk_total=disk_total,
             gpus=[self._device(device, now) for device in fleet.devices],
-            jobs=[_job(fleet, job, now, self._supervisor.log.hide) for job in fleet.jobs.values()],
+            jobs=_jobs(fleet, now, self._supervisor.log.hide),
             downloads=[_download(fleet, model, now) for model in fleet.catalog.under_way()],
             models=[self._host_model(model) for model in fleet.catalog.models.values()],
             host_memory_used=memory_used,
@@ -138,8 +139,11 @@ class Reporter:
             name=device.name,
             pid=child.pid if process is not None and child is not None else None,
             state=_state(device),
+            vram_used=device.vram_used,
             vram_total=device.vram_total,
-            vram_budget=device.budget_bytes or None,
+            vram_budget=device.allowed_bytes or None,
+            vram_unattributed=None if device.vram_baseline is None else device.unattributed,
+            util=device.busy,
             models=[] if child is None or process is None else _resident(child),
             job=self._supervisor.log.hide(running[0].request_id) if running else None,
             jobs=len(child.leased) if child is not None else 0,
@@ -149,6 +153,7 @@ class Reporter:
             rss=reading.rss or None if reading is not None else None,
             own_bytes=child.rss or None if child is not None else None,
             health=device.health.value,
+            reason=self._supervisor.log.hide(device.given_up or device.reason) or None,
             phase=child.phase.value if child is not None else None,
             loading=child.loading if child is not None else None,
             hang=child.hang.value if child is not None and child.hang is not None else None,
@@ -203,24 +208,63 @@ def _state(device: Device) -> str:
     return "hung" if hung and child.phase not in ENDING else STATES[child.phase]
 
 
-def _waits_for(fleet: Fleet, job: Job) -> str | None:
-    """Return what a job waits for that has nothing to do with other jobs."""
-    if job.state is not JobState.QUEUED:
-        return None
-    if job.fetching:
-        return "fetching its inputs"
-    for slot in job.function.surveyed.slots:
+def _jobs(fleet: Fleet, now: float, hide: Callable[[str], str]) -> list[JobStatus]:
+    """Return what holds no place in a queue, then each queue in the order in which it is served."""
+    found = [_job(fleet, job, now, hide) for job in fleet.jobs.values() if not job.waiting]
+    for function in fleet.waiting.values():
+        found += _queue(fleet, function, now, hide)
+    return found
+
+
+def _queue(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> list[JobStatus]:
+    """Return how the jobs in a queue stand. There may be ten thousand: what they have in common is looked at once."""
+    name, stage = function.name, _missing(fleet, function)
+    lead_s, each_s = _starts(fleet, function)
+    return [
+        JobStatus(
+            id=hide(job.request_id),
+            function=name,
+            status="queued",
+            stage=stage,
+            deadline_s=None if job.deadline is None else round(max(0.0, job.deadline - now), 3),
+            link=job.client.link,
+            attempt=job.attempt,
+            queued_s=round(now - job.submitted, 3),
+            tenant=hide(job.tenant) if job.tenant else None,
+            priority=job.priority,
+            position=position,
+            starts_in_s=None if each_s is None else round(lead_s + position * each_s, 3),
+        )
+        for position, job in enumerate(function.queue, 1)
+    ]
+
+
+def _starts(fleet: Fleet, function: Function) -> tuple[float, float | None]:
+    """Return after how long a function's jobs begin to be served, and then each one more; None: nobody knows."""
+    surveyed, run_s = function.surveyed, function.median_s
+    if run_s is None or not fleet.catalog.ready(surveyed.slots):
+        return 0.0, None
+    if warm_children(fleet, function):
+        return 0.0, seconds_a_job(fleet, function)
+    return fleet.instance(surveyed.instance).load_s - run_s, run_s  # the first one waits for no other job
+
+
+def _missing(fleet: Fleet, function: Function) -> str | None:
+    """Return what the jobs in a queue wait for that has nothing to do with other jobs."""
+    surveyed = function.surveyed
+    for slot in surveyed.slots:
         model = fleet.catalog.of(slot.wanted)
         if not model.here:
             share = f" {model.bytes_done / model.bytes_total:.0%}" if model.bytes_total else ""
             return f"downloading {model.wanted.ref}{share}" if model.bytes_done else f"waiting for {model.wanted.ref}"
-    loading = any(device.child is not None and device.child.loading == job.instance for device in fleet.devices)
-    return "loading" if job.instance and loading else None
+    instance = surveyed.instance
+    loading = any(device.child is not None and device.child.loading == instance for device in fleet.devices)
+    return "loading" if instance and loading else None
 
 
 def _job(fleet: Fleet, job: Job, now: float, hide: Callable[[str], str]) -> JobStatus:
     started = job.started
-    stage = job.stage or _waits_for(fleet, job)
+    stage = job.stage or ("fetching its inputs" if job.fetching else None)
     return JobStatus(
         id=hide(job.request_id),
         function=job.function.name,
@@ -233,6 +277,8 @@ def _job(fleet: Fleet, job: Job, now: float, hide: Callable[[str], str]) -> JobS
         link=job.client.link,
         attempt=job.attempt,
         queued_s=round((started or now) - job.submitted, 3),
+        tenant=hide(job.tenant) if job.tenant else None,
+        priority=job.priority,
         hang=_hang(fleet, job),
     )
 

@@ -53,7 +53,7 @@ def test_devices_come_before_jobs_and_unavailable_functions_last() -> None:
         "JOB  FUNCTION  STATUS   DEVICE  ELAPSED  LEFT  PROGRESS",
         "a    generate  running  0       1m15s    -     50% denoise",
         "",
-        "device `cpu:0` is dirty",
+        "device `cpu:0` is dirty: no reason given",
         "",
         "`upscale` is unavailable: its setup failed 3 times",
     ]
@@ -89,6 +89,35 @@ def test_the_tables_fit_80_columns(jobs: list[JobStatus]) -> None:
     ]
     told = ps.describe(status(gpus=devices, jobs=jobs))
     assert max(map(len, told.splitlines())) <= 80
+
+
+def test_a_waiting_job_shows_its_place_and_when_it_starts() -> None:
+    jobs = [
+        JobStatus("a", "f", "running", gpu="cpu:0", elapsed_s=1.0),
+        JobStatus("b", "f", "queued", position=1, starts_in_s=4.0, stage="loading"),
+        JobStatus("c", "f", "queued", position=2),
+    ]
+    assert ps.describe(status(jobs=jobs)).splitlines()[-3:] == [
+        "a    f         running  cpu:0   1.0s     -     -",
+        "b    f         queued   -       0.0s     -     #1 in 4.0s loading",
+        "c    f         queued   -       0.0s     -     #2",
+    ]
+
+
+def test_tenants_and_priorities_are_shown_where_there_are_any() -> None:
+    jobs = [JobStatus("a", "f", "running", tenant="ada", priority=-3), JobStatus("b", "f", "running")]
+    assert ps.describe(status(jobs=jobs)).splitlines()[-3:] == [
+        "JOB  FUNCTION  TENANT  PRIORITY  STATUS   DEVICE  ELAPSED  LEFT  PROGRESS",
+        "a    f         ada     -3        running  -       0.0s     -     -",
+        "b    f         -       0         running  -       0.0s     -     -",
+    ]
+
+
+def test_of_a_long_queue_the_next_jobs_are_shown_and_the_others_counted() -> None:
+    jobs = [JobStatus(f"r{each}", "f", "queued", position=each) for each in range(1, 101)]
+    *_, last, more = ps.describe(status(jobs=jobs)).splitlines()
+    assert last.startswith("r20")
+    assert more == "80 more wait: `gen-worker ps --json` names them"
 
 
 def test_a_wider_terminal_shows_more() -> None:

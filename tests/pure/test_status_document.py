@@ -1,14 +1,18 @@
 """What the status document says of a job."""
 
+import time
+
 import msgspec
+import pytest
 
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.log import HIDDEN, Look
-from gen_worker_supervisor.report import _download, _function, _job
+from gen_worker_supervisor.report import _download, _function, _job, _jobs
 from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
+from tests.pure.host import Host, function
 
 
 class Nobody:
@@ -70,10 +74,12 @@ def test_a_job_that_waits_for_a_model_says_how_far_its_download_is() -> None:
     slot = Slot("weights", Wanted("hf", "acme/xl"))
     surveyed = SurveyedFunction("paint", "paint", "", "painter", "sync", "device", False, None, [slot])
     waiting = msgspec.structs.replace(job(deadline=None), function=Function(surveyed))
-    assert _job(fleet, waiting, now=110.0, hide=str).stage == "waiting for acme/xl"
+    fleet.jobs[waiting.number] = waiting
+    fleet.enqueue(waiting)
+    assert _jobs(fleet, 110.0, str)[0].stage == "waiting for acme/xl"
     model = fleet.catalog.of(slot.wanted)
     model.bytes_done, model.bytes_total = 30, 120
-    assert _job(fleet, waiting, now=110.0, hide=str).stage == "downloading acme/xl 25%"
+    assert _jobs(fleet, 110.0, str)[0].stage == "downloading acme/xl 25%"
 
 
 def test_jobs_that_wait_for_models_of_their_own_count_for_their_function() -> None:
@@ -83,9 +89,63 @@ def test_jobs_that_wait_for_models_of_their_own_count_for_their_function() -> No
     fleet = Fleet({"paint": paint, "other": other}, [Device("cpu:0", "cpu")])
     own = Slot("weights", Wanted("hf", "acme/own"), ("*",))
     named = fleet.with_models(paint, "A own", [own])
-    for number, function in enumerate((paint, named, named)):
+    for number, each in enumerate((paint, named, named)):
         waiting = job(deadline=None)
-        waiting.number, waiting.function = number, function
+        waiting.number, waiting.function = number, each
         fleet.enqueue(waiting)
     assert [_function(fleet, each, 110.0, str).queued for each in (paint, other)] == [3, 0]
     assert _download(fleet, fleet.catalog.of(own.wanted), 110.0).wanted_by == ["paint"]
+
+
+def test_jobs_that_wait_have_their_place_and_start_as_they_will_be_served() -> None:
+    host = Host()
+    for _ in range(8):
+        host.done(host.submit(), run_s=4.0)
+    host.started()
+    first, other = [host.submit(tenant="ada") for _ in range(2)], host.submit(tenant="bob")
+    urgent = host.submit(priority=5)
+    running, *waiting = _jobs(host.fleet, host.now, str)
+    assert (running.position, running.starts_in_s, running.tenant, running.priority) == (None, None, None, 0)
+    assert [each.id for each in waiting] == [each.request_id for each in (urgent, first[0], other, first[1])]
+    assert [(each.position, each.starts_in_s) for each in waiting] == [(1, 4.0), (2, 8.0), (3, 12.0), (4, 16.0)]
+    assert [(each.tenant, each.priority) for each in waiting] == [(None, 5), ("ada", 0), ("bob", 0), ("ada", 0)]
+
+
+def test_when_a_job_starts_counts_the_children_that_are_warm() -> None:
+    host = Host(devices=2)
+    for _ in range(8):
+        host.done(host.submit(), run_s=4.0)
+    for _ in range(3):
+        host.submit()
+    assert [each.starts_in_s for each in _jobs(host.fleet, host.now, str)] == [None, None, 2.0]
+
+
+def test_when_a_job_starts_that_waits_for_a_load_counts_that() -> None:
+    host = Host(function(instance="C"))
+    host.fleet.instance("C").load_s = 30.0
+    assert host.child().loading is None
+    host.fleet.functions["f"].ran(4.0)
+    host.submit()
+    host.submit()
+    assert [(each.stage, each.starts_in_s) for each in _jobs(host.fleet, host.now, str)] == [
+        ("loading", 30.0),
+        ("loading", 34.0),
+    ]
+
+
+def test_nobody_guesses_when_a_job_of_a_function_starts_that_has_never_run() -> None:
+    host = Host()
+    host.started()
+    host.submit()
+    assert [each.starts_in_s for each in _jobs(host.fleet, host.now, str)] == [None, None]
+
+
+@pytest.mark.promise(34)
+def test_ten_thousand_waiting_jobs_are_told_of_without_holding_the_loop() -> None:
+    host = Host(max_queued=20_000)
+    host.started()
+    for number in range(10_000):
+        host.submit(tenant=str(number % 7))
+    began = time.perf_counter()
+    assert len(_jobs(host.fleet, host.now, str)) == 10_001
+    assert time.perf_counter() - began < 0.05

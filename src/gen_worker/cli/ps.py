@@ -13,7 +13,7 @@ from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, size, table
 from gen_worker.terminal import Style, colours, paint
 from gen_worker.wire.hangs import HANGS
-from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, LinkStatus, Status
+from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, LinkStatus, MemoryStatus, Status
 
 _HELP = """Show what a supervisor's devices and jobs are doing.
 
@@ -33,6 +33,7 @@ _STATES = {
     "✖": ("hung", "dying", "failed", "wedged", "retired"),
 }
 _GLYPHS = {state: glyph for glyph, states in _STATES.items() for state in states}
+WAITING_SHOWN = 20  # jobs of each queue, the next ones
 _STATE_HEADS = ("STATE", "STATUS")
 _STYLES: dict[str, Style] = {"●": "green", "◐": "blue", "◓": "yellow", "↻": "yellow", "✖": "red", "○": "dim"}
 
@@ -101,13 +102,22 @@ def describe(status: Status, look: Look = PLAIN) -> str:
 def _headline(status: Status) -> str:
     state = "draining" if status.draining else f"up {duration(status.uptime_s)}"
     done = "job" if status.jobs_done == 1 else "jobs"
-    headline = f"supervisor {status.pid}, {state}: {status.jobs_done} {done} done, {status.jobs_failed} failed"
-    return headline if status.link is None else f"{headline}\n{_link(status.link)}"
+    lines = [f"supervisor {status.pid}, {state}: {status.jobs_done} {done} done, {status.jobs_failed} failed"]
+    if status.link is not None:
+        lines.append(_link(status.link))
+    if status.memory is not None:
+        lines.append(_host_memory(status.memory))
+    return "\n".join(lines)
 
 
 def _link(link: LinkStatus) -> str:
     since = "" if link.since_s is None else f" for {duration(link.since_s)}"
     return f"orchestrator {link.addr}: {link.state}{since}"
+
+
+def _host_memory(memory: MemoryStatus) -> str:
+    reserve = f", {size(memory.reserve)} stay free" if memory.reserve else ""
+    return f"memory: {size(memory.used)} of {size(memory.limit)} used ({memory.source}){reserve}"
 
 
 def _devices(devices: list[DeviceStatus], look: Look) -> str:
@@ -134,7 +144,7 @@ def _hang(device: DeviceStatus) -> str:
 
 def _ailment(device: DeviceStatus) -> str:
     what = device.health if device.health != "ok" else "given up"
-    return f"device `{device.name}` is {what}: {device.reason or 'no reason given'}"
+    return f"device `{device.name}` is {what}" + (f": {device.reason}" if device.reason else "")
 
 
 def _models(status: Status, look: Look) -> str:
@@ -165,22 +175,33 @@ def _memory(device: DeviceStatus) -> str:
 
 
 def _jobs(jobs: list[JobStatus], look: Look) -> str:
-    rows = [
-        (
-            job.id,
-            job.function,
-            look.named(job.status),
-            job.gpu or "-",
-            duration(job.elapsed_s),
-            duration(job.deadline_s),
-            _progress(job),
-        )
-        for job in jobs
-    ]
-    heads = ("JOB", "FUNCTION", "STATUS", "DEVICE", "ELAPSED", "LEFT", "PROGRESS")
-    return table(heads, rows, elastic=("JOB", "FUNCTION", "DEVICE", "PROGRESS"), width=look.width, painted=look.painted)
+    shown = [job for job in jobs if job.position is None or job.position <= WAITING_SHOWN]
+    columns = {
+        "JOB": [job.id for job in shown],
+        "FUNCTION": [job.function for job in shown],
+        "TENANT": [job.tenant or "-" for job in shown],
+        "PRIORITY": [str(job.priority) for job in shown],
+        "STATUS": [look.named(job.status) for job in shown],
+        "DEVICE": [job.gpu or "-" for job in shown],
+        "ELAPSED": [duration(job.elapsed_s) for job in shown],
+        "LEFT": [duration(job.deadline_s) for job in shown],
+        "PROGRESS": [_progress(job) for job in shown],
+    }
+    if not any(job.tenant for job in jobs):
+        del columns["TENANT"]
+    if not any(job.priority for job in jobs):
+        del columns["PRIORITY"]
+    rows = list(zip(*columns.values(), strict=True))
+    elastic = ("JOB", "FUNCTION", "TENANT", "DEVICE", "PROGRESS")
+    told = table(list(columns), rows, elastic=elastic, width=look.width, painted=look.painted)
+    more = len(jobs) - len(shown)
+    return f"{told}\n{more} more wait: `gen-worker ps --json` names them" if more else told
 
 
 def _progress(job: JobStatus) -> str:
+    """Return how far a job is, or its place in its queue and when it is about to start."""
     share = "" if job.progress is None else f"{job.progress:.0%}"
-    return " ".join(filter(None, (share, job.stage))) or "-"
+    place = "" if job.position is None else f"#{job.position}"
+    if job.starts_in_s is not None:
+        place += f" in {duration(job.starts_in_s)}"
+    return " ".join(filter(None, (place, share, job.stage))) or "-"
