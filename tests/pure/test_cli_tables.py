@@ -53,7 +53,7 @@ def test_devices_come_before_jobs_and_unavailable_functions_last() -> None:
         "JOB  FUNCTION  STATUS   DEVICE  ELAPSED  LEFT  PROGRESS",
         "a    generate  running  0       1m15s    -     50% denoise",
         "",
-        "device `cpu:0` is dirty: no reason given",
+        "device `cpu:0` is dirty",
         "",
         "`upscale` is unavailable: its setup failed 3 times",
     ]
