@@ -15,6 +15,7 @@ from gen_worker.wire.status import (
     FunctionStatus,
     HostModelStatus,
     JobStatus,
+    MemoryStatus,
     ModelStatus,
     Status,
 )
@@ -124,6 +125,19 @@ def test_a_wider_terminal_shows_more() -> None:
     job = JobStatus("a" * 60, "b" * 60, "running")
     assert "a" * 60 in ps.describe(status(jobs=[job]), ps.Look(200))
     assert "a" * 60 not in ps.describe(status(jobs=[job]))
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "lines"),
+    [
+        (15000, []),
+        (18050, ["memory is scarce: 17.6 GiB of 19.5 GiB are used (cgroup v2); below 1000 MiB a child is ended"]),
+        (19500, ["memory is short: 19.0 GiB of 19.5 GiB are used (cgroup v2); below 1000 MiB a child is ended"]),
+    ],
+)
+def test_memory_is_told_of_when_it_is_scarce(used_mib: int, lines: list[str]) -> None:
+    memory = MemoryStatus(used_mib * MIB, 20000 * MIB, 1000 * MIB, "cgroup v2")
+    assert ps.describe(status(memory=memory)).splitlines()[1:-2] == lines
 
 
 def test_a_draining_supervisor_says_so() -> None:

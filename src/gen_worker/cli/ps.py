@@ -60,6 +60,7 @@ class Look(NamedTuple):
 
 
 PLAIN = Look()
+TELLING_RESERVES = 2  # with so many times the reserve left the memory is nobody's worry
 
 
 @click.command("ps", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE))
@@ -105,7 +106,7 @@ def _headline(status: Status) -> str:
     lines = [f"supervisor {status.pid}, {state}: {status.jobs_done} {done} done, {status.jobs_failed} failed"]
     if status.link is not None:
         lines.append(_link(status.link))
-    if status.memory is not None:
+    if status.memory is not None and status.memory.left < TELLING_RESERVES * status.memory.reserve:
         lines.append(_host_memory(status.memory))
     return "\n".join(lines)
 
@@ -116,8 +117,9 @@ def _link(link: LinkStatus) -> str:
 
 
 def _host_memory(memory: MemoryStatus) -> str:
-    reserve = f", {size(memory.reserve)} stay free" if memory.reserve else ""
-    return f"memory: {size(memory.used)} of {size(memory.limit)} used ({memory.source}){reserve}"
+    short = "short" if memory.left < memory.reserve else "scarce"
+    figures = f"{size(memory.used)} of {size(memory.limit)} are used ({memory.source})"
+    return f"memory is {short}: {figures}; below {size(memory.reserve)} a child is ended"
 
 
 def _devices(devices: list[DeviceStatus], look: Look) -> str:

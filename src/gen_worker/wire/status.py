@@ -136,6 +136,11 @@ class MemoryStatus(msgspec.Struct):
     source: str
     oom_kills: int | None = None
 
+    @property
+    def left(self) -> int:
+        """Bytes that can still be had."""
+        return max(0, self.limit - self.used)
+
 
 class Status(msgspec.Struct):
     """One supervisor at one moment."""
