@@ -115,7 +115,7 @@ class _Service:
             plan.settings,
             worker_id=options.worker_id,
             release_id=options.release_id,
-            resources=resources(plan.owned, plan.survey.libraries, plan.settings),
+            resources=lambda: resources(plan.owned, plan.survey.libraries, plan.settings),
             free_vram_bytes=self._host.gpu_watch.free_total,
             on_drain=self._drain,
         )

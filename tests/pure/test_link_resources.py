@@ -11,6 +11,7 @@ from gen_worker.entrypoint import Identity, identity
 from gen_worker.settings import Settings
 from gen_worker.wire.scheduler import WorkerResources
 from gen_worker_supervisor.link.resources import resources
+from gen_worker_supervisor.phases import Health
 from gen_worker_supervisor.state import Device
 
 
@@ -40,6 +41,13 @@ def test_memory_is_summed_over_the_gpus_of_the_worker() -> None:
         git_commit="0123",
         instance_id="pod-7",
     )
+
+
+def test_a_gpu_that_is_lost_does_not_count_any_more() -> None:
+    devices = [gpu(0), gpu(1), gpu(2)]
+    devices[0].health, devices[1].given_up = Health.RETIRED, "its child died 3 times before it was ready"
+    told = resources(devices, [], load())
+    assert (told.gpu_count, told.vram_total_bytes) == (1, 48 << 30)
 
 
 def test_of_different_gpus_each_name_is_said_and_the_capability_that_all_have() -> None:

@@ -11,11 +11,11 @@ from gen_worker_supervisor.state import Device
 
 
 def resources(devices: Sequence[Device], libraries: Iterable[str], settings: Settings) -> WorkerResources:
-    """Return what the host has: sums over the worker's GPUs, and the capability that all of them have.
+    """Return what the host has: sums over the GPUs that the worker can use, and the capability that all of them have.
 
     `libraries` are those of `Survey.libraries`.
     """
-    gpus = [device for device in devices if device.kind == "cuda"]
+    gpus = [device for device in devices if device.kind == "cuda" and not device.lost]
     return WorkerResources(
         gpu_count=len(gpus),
         vram_total_bytes=sum(device.vram_total or 0 for device in gpus),

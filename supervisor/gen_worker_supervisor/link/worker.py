@@ -40,7 +40,7 @@ class Worker:
         *,
         worker_id: str,
         release_id: str,
-        resources: WorkerResources,
+        resources: Callable[[], WorkerResources],
         free_vram_bytes: Callable[[], int],
         on_drain: Callable[[float | None], None],
     ) -> None:
@@ -85,7 +85,7 @@ class Worker:
         return Hello(
             worker_id=self._worker_id,
             release_id=self._release_id,
-            resources=self._resources,
+            resources=self._resources(),
             state=self._availability().state,
             models=self.models.residency(),
             in_flight=tuple(self.jobs.ledger.in_flight(time.monotonic())),
