@@ -26,6 +26,7 @@ from gen_worker_supervisor.reaper import Reaper, reap
 from gen_worker_supervisor.state import Child, Death
 
 DEAF_LIMIT_S = 2.0  # a child may close its socket so long before it ends
+LAST_FRAMES = 4096  # far more than fit into a socket; what a descendant goes on sending does not hold the supervisor
 FRAMES_A_TURN = 64  # of one child, before the others and the clients get theirs
 
 
@@ -185,7 +186,8 @@ class ChildProcess:
     def _look_for_life(self) -> None:
         """A child that has closed its socket is about to end; one that is still there can never be told anything."""
         if not self._closed:
-            self._listener.on_misbehaviour(self, "its socket is closed and it lives on")
+            self._breach = "its socket is closed and it lives on"
+            self._listener.on_misbehaviour(self, self._breach)
 
     def _read_frames(self, limit: int) -> tuple[list[tuple[Report, list[int]]], str | None]:
         """Read what is there; the second value is None while more may come, "" at the end, else what was wrong."""
@@ -243,7 +245,7 @@ class ChildProcess:
         self._loop.remove_reader(self._pidfd)
         self._reaper.disown(self.pid)
         # A dead child's socket is read to its end before it is judged; one that broke the protocol is not believed.
-        frames, problem = ([], self._breach) if self._breach else self._read_frames(1 << 30)
+        frames, problem = ([], self._breach) if self._breach else self._read_frames(LAST_FRAMES)
         if frames:
             self._listener.on_frames(self, frames)
         self._sweep()

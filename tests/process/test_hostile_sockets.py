@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from gen_worker.wire import control
-from tests.served import Connection, Server, connected, descriptors, resident_bytes, serving, text_of, until
+from tests.served import Connection, Server, connected, descriptors, resident_bytes, serving, until
+from tests.witness import Witness
 
 pytestmark = pytest.mark.process
 TOKEN = "a secret of 24 characters"
@@ -27,48 +28,6 @@ GROWN_BYTES = 2 << 20
 CLOSED_S = 0.1
 
 
-def known(server: Server) -> Connection | None:
-    """Return a connection that has been answered, None while its address is shut out for others' guesses."""
-    connection = server.connect()
-    connection.send("echo", text="first")
-    with suppress(ConnectionResetError):
-        if (frame := connection.read()) is not None and frame["ok"]:
-            return connection
-    connection.close()
-    return None
-
-
-class Witness:
-    """A client that asks all the time, and notes what it was not answered."""
-
-    def __init__(self, server: Server) -> None:
-        self.asked = 0
-        self.wrong: list[object] = []
-        connection = until(lambda: known(server), what="a connection for the witness")
-        assert connection is not None
-        self._connection = connection
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> "Witness":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._connection.close()
-
-    def _ask(self) -> None:
-        while not self._stop.wait(0.002):
-            self.asked += 1
-            self._connection.send("echo", f"witness-{self.asked}", text=str(self.asked))
-            frame = self._connection.read()
-            if frame is None or not frame["ok"] or text_of(frame) != str(self.asked):
-                self.wrong.append(frame)
-                return
-
-
 @contextmanager
 def unmoved(server: Server) -> Iterator[None]:
     """The server serves a witness throughout, and is afterwards what it was: descriptors, memory, pace, words."""
@@ -76,7 +35,7 @@ def unmoved(server: Server) -> Iterator[None]:
     pids, before, memory = server.pids(), len(descriptors(server.pid)), resident_bytes(server.pid)
     with Witness(server) as witness:
         yield
-        until(lambda: witness.asked >= 10 or witness.wrong, what="ten answers for the witness")
+        witness.until_served()
     assert witness.wrong == []
     until(lambda: len(descriptors(server.pid)) <= before, what="no descriptor more than before")
     status = server.status()

@@ -15,6 +15,7 @@ from gen_worker.wire.messages import FRAME_LIMIT
 Incoming = TypeVar("Incoming")
 
 MAX_DESCRIPTORS = 8
+STALE_LIMIT = 64  # frames of another generation that are passed over; who sends more holds the loop of who reads them
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain numbers: the enum's operators cost more than the system call's overhead
 _NOSIGNAL = int(socket.MSG_NOSIGNAL)
@@ -112,7 +113,7 @@ class Channel(Generic[Incoming]):
 
         Raise `BlockingIOError` when a non-blocking socket has none, `ProtocolError` when the peer broke the protocol.
         """
-        while True:
+        for _ in range(STALE_LIMIT):
             length, descriptors = receive_packet(self.sock, self._view)
             if length == 0:
                 close_all(descriptors)
@@ -130,6 +131,7 @@ class Channel(Generic[Incoming]):
                 raise ProtocolError(f"frame {number} where {self._received} was due")
             self._received += 1
             return message, descriptors
+        raise ProtocolError(f"{STALE_LIMIT} frames of another generation on end")
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
