@@ -43,7 +43,11 @@ class Witness:
     def _ask(self) -> None:
         while not self._stop.wait(self._pause_s):
             asked, began = f"{len(self.took_s)}", time.monotonic()
-            request = {"function": "echo", "request_id": f"witness-{asked}", "payload": {self._field: asked}}
+            request: dict[str, object] = {
+                "function": "echo",
+                "request_id": f"witness-{asked}",
+                "payload": {self._field: asked},
+            }
             self._connection.line(request)
             frame = self._connection.read()
             if frame is None or not frame["ok"] or frame["events"][-1]["value"]["text"] != asked:
