@@ -30,10 +30,11 @@ HIDDEN = "[secret]"
 class CannotWorkError(Exception):
     """A worker cannot start, or cannot go on; `hint` says what to do, `stack` where the author's code raised."""
 
-    def __init__(self, message: str, hint: str = "", stack: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, hint: str = "", stack: Sequence[str] = (), *, code: int = FAILED) -> None:
         super().__init__(message)
         self.hint = hint
         self.stack = tuple(stack)
+        self.code = code
 
 
 class Wish(NamedTuple):
@@ -68,14 +69,17 @@ def _of_image(settings: Settings) -> Served:
 
 
 def start(wish: Wish) -> int:
-    """Be a worker until it is drained; return 0 then, and 1 when it could not start or its orchestrator is lost."""
+    """Be a worker until it is drained; return 0 then, and 1 when it could not start or its orchestrator is lost.
+
+    For a person (`lines_for_programs` is off) it is 2 when what they asked for is not to be had.
+    """
     _end_on_signals()
     told = Told(wish.lines_for_programs)
     try:
         code = _start(wish, told)
     except Exception as error:  # noqa: BLE001 - around the process's whole life
         told.fatal(error)
-        return FAILED
+        return error.code if isinstance(error, CannotWorkError) else FAILED
     if code != OK:
         told.ended(code)
     return code
@@ -213,7 +217,8 @@ def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[s
     try:
         return work(options, settings, environment)
     except StartError as error:
-        raise CannotWorkError(str(error), error.hint, error.stack) from error
+        code = FAILED if wish.lines_for_programs else error.code  # a person has asked for what is not to be had
+        raise CannotWorkError(str(error), error.hint, error.stack, code=code) from error
     except LinkFatalError as error:
         raise CannotWorkError(str(error), error.hint) from error
 

@@ -27,8 +27,8 @@ gen-worker up --orchestrator grpcs://orchestrator.example --devices 0,1"""
 _MEANINGS = {
     **MEANINGS,
     OK: "drained",
-    USER_CODE: "it could not start, or no orchestrator will have it",
-    USAGE: "wrong usage",
+    USER_CODE: "no orchestrator will have it, or no device can serve",
+    USAGE: "wrong usage, or what is asked for is not to be had",
 }
 
 
