@@ -7,8 +7,9 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 import msgspec
@@ -16,11 +17,16 @@ import msgspec
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, nearest
 from gen_worker.cli.project import find_project, project_options
+from gen_worker.cli.serve import refuse_other_systems
 from gen_worker.doctor.finding import Finding, Status
 from gen_worker.terminal import Style, colours, paint, printable
 
+if TYPE_CHECKING:
+    from gen_worker.doctor.chaos.trial import Result
+
 SCHEMA = 1
 _WIDTH = 80
+_WORD, _NAME = 7, 17  # columns
 _HELP = """Look at this host, and say what a worker lacks here and what to do about it.
 
 Nothing is changed, no running supervisor is disturbed. `--online` asks the hubs, too; `--module` or `--config` looks
@@ -80,19 +86,18 @@ def command(
     wanted = checks(Patient.here(os.environ, endpoint, online=online))
     if names:
         wanted = [check for check in wanted if check.group in names or check.name in names]
-        _refuse_unknown(
-            names, {each for check in checks(Patient.here(os.environ)) for each in check[:2]} | {"endpoint"}
-        )
+        every = checks(Patient.here(os.environ, Endpoint("", []), online=True))
+        _refuse_unknown("check", names, {each for check in every for each in check[:2]})
     found = ((told.group, each) for told in examine(wanted, _say_slow) for each in told.findings)
     return _print_document(list(found)) if as_json else _print_text(found)
 
 
-def _refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
+def _refuse_unknown(what: str, names: Iterable[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean `{near}`?" if near else f"there are: {', '.join(sorted(known))}"
-            raise Failure(f"no check `{name}`", hint)
+            raise Failure(f"no {what} `{name}`", hint)
 
 
 def _say_slow(name: str) -> None:
@@ -110,16 +115,16 @@ class Look(NamedTuple):
     glyphs: bool = False
     colour: bool = False
 
-    def marked(self, status: Status) -> str:
+    def marked(self, status: Status, word: str = "") -> str:
         """Return the word for a status; neither glyph nor colour is alone in telling it."""
-        word = f"{status:<7}"
+        word = f"{word or status:<{_WORD}}"
         text = f"{_GLYPHS[status]} {word}" if self.glyphs else word
         return paint(text, _STYLES[status]) if self.colour else text
 
     @property
     def indent(self) -> int:
         """How far in a finding's text begins, but for its name."""
-        return 2 + 7 + (2 if self.glyphs else 0) + 2
+        return 2 + _WORD + (2 if self.glyphs else 0) + 2
 
 
 def look_of_stdout() -> Look:
@@ -147,7 +152,7 @@ def _print_text(found: Iterable[tuple[str, Finding]]) -> int:
 
 def lines(finding: Finding, look: Look) -> Iterator[str]:
     """Return a finding as lines: what was found, and what to do."""
-    name = f"{finding.name:<16}"
+    name = f"{finding.name:<{_NAME}}"
     indent = " " * look.indent
     texts = _wrapped(f"{name}  {printable(finding.found)}", look.width - look.indent, len(name) + 2)
     yield f"  {look.marked(finding.status)}  {texts[0]}"
@@ -196,7 +201,47 @@ def _print_json(document: dict[str, Any]) -> None:
 
 
 def _break(names: Sequence[str], as_json: bool) -> int:
-    raise Failure("not yet")
+    """Try faults in a supervisor of its own; Ctrl-C and SIGTERM end that, too."""
+    refuse_other_systems("doctor --chaos")
+    from gen_worker.doctor.chaos.faults import FAULTS
+    from gen_worker.doctor.chaos.trial import run
+
+    _refuse_unknown("fault", names, [fault.name for fault in FAULTS])
+    wanted = [fault for fault in FAULTS if not names or fault.name in names]
+    _end_on_signals()
+    look, results = look_of_stdout(), []
+    faults = "1 fault" if len(wanted) == 1 else f"{len(wanted)} faults"
+    sys.stderr.write(f"trying {faults} in a supervisor that is there for nothing else\n")
+    with closing(run(wanted)) as trial:
+        for result in trial:
+            results.append(result)
+            if not as_json:
+                click.echo("\n".join(borne(result, look)), color=True)
+                sys.stdout.flush()
+    held = sum(result.verdict == "holds" for result in results)
+    failed = sum(result.verdict == "fails" for result in results)
+    if as_json:
+        _print_json({"ok": not failed, "faults": results})
+    else:
+        skipped = f", {len(results) - held - failed} skipped" if held + failed < len(results) else ""
+        click.echo(f"\n{held} of {held + failed} promises hold{skipped}")
+    return USER_CODE if failed else OK
+
+
+def borne(result: "Result", look: Look) -> Iterator[str]:
+    """Return how a fault was borne as lines: what is promised, what was measured, and what was not as it must be."""
+    status = {"holds": Status.OK, "fails": Status.PROBLEM, "skipped": Status.SKIPPED}[result.verdict]
+    measured = result.measured
+    if result.limit:
+        measured += f" (limit: {result.limit})"
+    if result.others_s is not None:
+        measured += f"; jobs of others: {result.others_s * 1000:.0f} ms at most"
+    indent = " " * (look.indent + _NAME + 2)
+    texts = [result.promise, measured, *(f"wrong: {each}" for each in result.wrong)]
+    parts = [printable(part) for text in texts for part in text.splitlines()]
+    shown = [line for part in parts for line in _wrapped(part, look.width - len(indent), 0)]
+    yield f"  {look.marked(status, result.verdict)}  {result.name:<{_NAME}}  {shown[0]}"
+    yield from (indent + line for line in shown[1:])
 
 
 def _end_on_signals() -> None:

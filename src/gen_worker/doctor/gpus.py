@@ -61,7 +61,8 @@ def about_gpu(gpu: Gpu, holder: str = "") -> Iterator[Finding]:
         return
     memory = "" if gpu.total is None else f", {size(gpu.used or 0)} of {size(gpu.total)} used"
     whose = f", in use by {holder}" if holder else ""
-    told = f"{gpu.name}{memory}{whose} ({gpu.uuid})"
+    divided = ", divided (MIG): each part is a device" if gpu.mig else ""
+    told = f"{gpu.name}{memory}{divided}{whose} ({gpu.uuid})"
     ailments = list(_ailments(gpu, taken=bool(holder)))
     if not ailments:
         yield ok(name, told)
@@ -76,8 +77,6 @@ def _ailments(gpu: Gpu, *, taken: bool) -> Iterator[tuple[Callable[[str, str, st
         yield problem, f"{gpu.uncorrected} memory errors that were not corrected", _RESTART
     if gpu.remap_pending:
         yield warning, "rows of its memory wait to be replaced", _RESTART
-    if gpu.mig:
-        yield warning, "it is divided (MIG)", "`nvidia-smi -mig 0`, for a device with all its memory"
     if gpu.temperature is not None and gpu.temperature >= HOT_C:
         yield warning, f"{gpu.temperature} °C: it computes slower", "see to its cooling"
     if not taken and (gpu.used or 0) > TAKEN_BYTES:

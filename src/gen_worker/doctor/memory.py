@@ -22,6 +22,14 @@ def memory(root: Path = ROOT) -> Finding:
     return ok("memory", told)
 
 
+def free_bytes(root: Path = ROOT) -> int | None:
+    """Return what is free under the limit that counts; None where the kernel does not say."""
+    from gen_worker_supervisor.memory import tightest
+
+    room = tightest(root)
+    return None if room is None else room.free
+
+
 def killing(root: Path, reserve: int | None) -> Finding:
     """What the kernel ends for lack of memory; `reserve` is the setting of what stays free of it."""
     from gen_worker_supervisor.memory import ended_together, oom_kills

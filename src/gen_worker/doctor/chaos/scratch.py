@@ -17,7 +17,8 @@ from gen_worker.scratch import claimed_folder
 from gen_worker.wire.status import DeviceStatus, Status
 
 MARK = "GENWORKERSCRATCH"  # one that reaches children
-MODULE = "gen_worker.doctor.chaos.endpoint"
+ENDPOINT = Path(__file__).with_name("endpoint.py")
+MODULE = "breakable"
 START_S = 30.0
 END_S = 10.0
 _LOG_BYTES = 4096
@@ -28,7 +29,7 @@ class ScratchError(Exception):
 
 
 class Scratch:
-    """A `gen-worker serve` of `gen_worker.doctor.chaos.endpoint`, as many children as `slots`, inside a `with`.
+    """A `gen-worker serve` of the functions in `endpoint`, as many children as `slots`, inside a `with`.
 
     It knows no settings but `variables`, has no token and no model, and touches no other supervisor. It ends by itself
     when this process does, whatever ends that. Raises `ScratchError` when it does not start.
@@ -46,6 +47,7 @@ class Scratch:
         self.folder = self._claimed / "scratch"  # a server locks the folder of its socket
         try:
             self.folder.mkdir()
+            shutil.copyfile(ENDPOINT, self.folder / f"{MODULE}.py")  # so that it is an author's, in stacks too
             self.start()
         except BaseException:
             self.close()
@@ -60,6 +62,7 @@ class Scratch:
     def start(self) -> None:
         """Start the supervisor and wait until its children are idle; also another one in the place of a dead one."""
         self._let_go()
+        self._sidecar.unlink(missing_ok=True)  # one that was killed leaves it
         command = [sys.executable, "-m", "gen_worker.cli", "serve", "--module", MODULE]
         command += ["--devices", f"cpu:{self._slots}", "--listen", str(self.listens_at)]
         with (self.folder / "log").open("ab") as log:
@@ -77,7 +80,11 @@ class Scratch:
         self.until_idle()
 
     def _is_ready(self) -> bool:
-        return self.control.exists() and self.listens_at.with_name(f"{self.listens_at.name}.json").exists()
+        return self.control.exists() and self._sidecar.exists()
+
+    @property
+    def _sidecar(self) -> Path:
+        return self.listens_at.with_name(f"{self.listens_at.name}.json")
 
     def _environment(self) -> dict[str, str]:
         own = {
@@ -165,6 +172,10 @@ class Scratch:
             return self.process.wait(within_s)
         except subprocess.TimeoutExpired:
             return None
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self._let_go()
 
     def close(self) -> None:
         """Leave nothing: no process, no file."""
