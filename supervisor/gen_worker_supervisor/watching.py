@@ -94,6 +94,7 @@ class Watching:
     def _seen(self, seen: list[tuple[Target, Sight | None]]) -> None:
         if self._closed:
             return
+        self._supervisor.look_at_pages()  # children write down there what they begin
         now = time.monotonic()
         looks = [
             (target.process.child, _evidence(target.process, sight, now))
