@@ -22,3 +22,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         text = Path(page).read_text()
         lines = "\n".join(table())
         Path(page).write_text(_PART.sub(lambda found: f"{found[1]}\n{lines}\n\n{found[2]}", text))
+
+
+@pytest.fixture(scope="session")
+def grpc_awake() -> None:
+    """Have gRPC open what it keeps open as long as a process lives, before a test's descriptors are counted."""
+    from tests.scripted.orchestrator import rehearse
+
+    rehearse()

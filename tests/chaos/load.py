@@ -33,13 +33,16 @@ class Answered(NamedTuple):
 class Load:
     """Some clients over NDJSON and some over the control socket."""
 
-    def __init__(self, server: Server, *, clients: int = 4, functions: tuple[str, ...] = ("quick",)) -> None:
+    def __init__(
+        self, server: Server, *, clients: int = 4, functions: tuple[str, ...] = ("quick",), pace_s: float = PACE_S
+    ) -> None:
         self.answers: list[Answered] = []
         self.asked: Counter[str] = Counter()
         self.problems: list[str] = []
         self._server = server
         self._waiting: dict[str, float] = {}
         self._functions = functions
+        self._pace_s = pace_s
         self._over = threading.Event()
         ways = itertools.cycle((self._speak_lines, self._speak_control))
         self._threads = [
@@ -83,7 +86,7 @@ class Load:
 
     def _turns(self, name: str) -> Iterator[tuple[str, str]]:
         for number in itertools.count():
-            if self._over.wait(PACE_S):
+            if self._over.wait(self._pace_s):
                 return
             request_id = f"{name}-{number}"
             self.asked[request_id] += 1
@@ -126,9 +129,11 @@ class Load:
 
 
 @contextmanager
-def loaded(server: Server, *, clients: int = 4, functions: tuple[str, ...] = ("quick",)) -> Iterator[Load]:
+def loaded(
+    server: Server, *, clients: int = 4, functions: tuple[str, ...] = ("quick",), pace_s: float = PACE_S
+) -> Iterator[Load]:
     """Load a server until the body ends; then each request has had exactly one answer."""
-    load = Load(server, clients=clients, functions=functions)
+    load = Load(server, clients=clients, functions=functions, pace_s=pace_s)
     load.start()
     try:
         yield load
