@@ -33,6 +33,7 @@ from gen_worker.api.errors import (
 from gen_worker.api.producers import context_class
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
+from gen_worker.models.broken_context import breaks_context
 from gen_worker.models.out_of_memory import is_host_out_of_memory
 from gen_worker.models.wanted import overridden_instance
 from gen_worker.wire.channel import Channel
@@ -547,6 +548,6 @@ def _failure(job: Job, error: BaseException) -> Failed:
     detail = ErrorDetail(stack=stack or None)
     if kind == "out_of_memory":
         detail.cause, detail.hint = "host_oom" if is_host_out_of_memory(error) else "device_oom", LESS_AT_ONCE
-    elif "CUDA error" in str(error):
+    elif breaks_context(error):
         detail.cause = "cuda_error"
     return Failed(job.number, kind, message, retryable, 0.0, detail=detail)

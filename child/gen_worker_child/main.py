@@ -27,6 +27,7 @@ from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.specs import FunctionSpec, collect
 from gen_worker.discovery.stacks import author_stack
 from gen_worker.discovery.walk import import_modules
+from gen_worker.models.broken_context import breaks_context
 from gen_worker.models.errors import ModelError
 from gen_worker.oom_score import CHILD, go_before
 from gen_worker.wire.channel import Channel
@@ -119,6 +120,12 @@ def run_child(sock: socket.socket, generation: int, crash_fd: int, page_fd: int,
 
 def load_failure(instance: str, error: BaseException) -> LoadFailed:
     """Return what is told of a load that failed: whether the model, the device or the author's code is to blame."""
+    told = _load_failure(instance, error)
+    told.broken = told.kind != "out_of_memory" and breaks_context(error)
+    return told
+
+
+def _load_failure(instance: str, error: BaseException) -> LoadFailed:
     stack = author_stack(error)[-STACK_LINES:]
     if isinstance(error, ModelError):
         return LoadFailed(instance, str(error)[:1024], [], "model", hint=error.hint[:1024])

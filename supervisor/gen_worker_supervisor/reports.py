@@ -149,8 +149,7 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
         outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
         actions.append(end_job(fleet, job, outcome))
     if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:
-        note = Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
-        return [*actions, note, *retire_child(fleet, child, now)]
+        return [*actions, _broken(child), *retire_child(fleet, child, now)]
     return actions + after_leave(fleet, child, job, now)
 
 
@@ -304,6 +303,18 @@ def _on_loading(fleet: Fleet, child: Child, message: Loading, now: float) -> lis
 def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
+    actions = _judge_load(fleet, child, message, now)
+    if message.broken and not child.retiring and child is not child.device.coming:
+        actions += [_broken(child), *retire_child(fleet, child, now)]
+    return actions
+
+
+def _broken(child: Child) -> Note:
+    return Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
+
+
+def _judge_load(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
+    """What a failed load means for its instance."""
     over = _load_over(fleet, child, message.instance)
     if child is child.device.coming:
         crowded = message.kind == "out_of_memory" or message.reason == "insufficient_vram"

@@ -327,6 +327,7 @@ class LoadFailed(_Message):
     reason: str = ""  # of `hardware`: `insufficient_vram`
     hint: str = ""
     axes: dict[str, str] = {}  # of `hardware`: what was found and what is needed
+    broken: bool = False  # the child can use its device no more
 
 
 class Unloaded(_Message):
