@@ -166,7 +166,11 @@ def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
 def _kin(root: Path) -> tuple[dict[int, int], dict[int, int]]:
     """Return the parent and the session of every process that can be seen."""
     parents, sessions = {}, {}
-    for name in os.listdir(root / "proc"):
+    try:
+        names = os.listdir(root / "proc")
+    except OSError:  # no descriptor is left
+        names = []
+    for name in names:
         if name.isdigit():
             fields = _read(root / "proc" / name / "stat").rpartition(b")")[2].split()
             if len(fields) > 3:

@@ -17,15 +17,39 @@ SHORTEST_S = 0.05
 HURRIED_S = 0.01  # while memory goes so fast that the reserve would be reached in `SOON_S`
 SOON_S = 0.5
 FASTEST_BYTES_S = 4 << 30  # that memory goes by: what is left above the reserve lasts for a few looks
-FAMILIES_EVERY_S = 2.0
+LASTING_S = 0.25  # between looks at memory that has been short for longer than `ACUTE_S`: what helps was done
+ACUTE_S = 1.0
+FAMILIES_EVERY_S = 2.0  # a look at every process of the host; where memory is short, more often
+FAMILIES_IN_NEED_S = 0.25
 KILLS_KEPT_S = 10.0  # a process of many GB takes a while to be gone
 
 
-def pause(spare: int, taken_s: float) -> float:
-    """Return the seconds until the next look, with so many bytes above the reserve, and so many taken in a second."""
+def pause(spare: int, taken_s: float = 0.0, short_for_s: float = 0.0) -> float:
+    """Return the seconds until the next look.
+
+    With so many bytes above the reserve, so many taken in a second, and less than the reserve left for such a time.
+    """
+    if short_for_s > ACUTE_S:
+        return LASTING_S
     if taken_s > 0 and spare < taken_s * SOON_S:
         return HURRIED_S
     return min(LONGEST_S, max(SHORTEST_S, spare / FASTEST_BYTES_S))
+
+
+class Pace:
+    """How fast memory goes, and for how long it has been short."""
+
+    def __init__(self, reserve: int) -> None:
+        self._reserve = reserve
+        self._last: tuple[int, float] | None = None
+        self._short_s = 0.0
+
+    def of(self, free: int, now: float) -> tuple[float, float]:
+        """Take what is free; return the bytes that a second takes, and the seconds of shortage so far."""
+        free_before, before = self._last or (free, now)
+        self._last = (free, now)
+        self._short_s = self._short_s + now - before if free < self._reserve else 0.0
+        return (free_before - free) / max(now - before, HURRIED_S), self._short_s
 
 
 class MemoryWatch:
@@ -67,16 +91,17 @@ class MemoryWatch:
             self._thread.join()
 
     def _look(self) -> None:
-        before, free_before = float("-inf"), 0
-        while (room := tightest(self._root)) is not None:
-            now = time.monotonic()
-            taken_s = (free_before - room.free) / (now - before)
-            before, free_before = now, room.free
+        pace = Pace(self._reserve)
+        wait_s = 0.0
+        while not self._closing.wait(wait_s):
+            room, now = tightest(self._root), time.monotonic()
+            if room is None:  # no descriptor is left to look with
+                wait_s = SHORTEST_S
+                continue
+            wait_s = pause(room.free - self._reserve, *pace.of(room.free, now))
             if self._taken and (room.free < self._reserve or now >= self._told_at + LONGEST_S):
                 self._told_at = now
                 self._tell(MemoryReading(now, room.used, room.limit, room.source, self._sizes(room, now)))
-            if self._closing.wait(pause(room.free - self._reserve, taken_s)):
-                return
 
     def _tell(self, reading: MemoryReading) -> None:
         self._taken = False
@@ -93,7 +118,8 @@ class MemoryWatch:
     def _sizes(self, room: Room, now: float) -> dict[int, int]:
         """Return what each child takes, with its family: who is in that is looked up now and then, and in need."""
         children = dict(self.children)
-        if room.free < self._reserve or now >= self._families_at + FAMILIES_EVERY_S:
+        every_s = FAMILIES_IN_NEED_S if room.free < self._reserve else FAMILIES_EVERY_S
+        if now >= self._families_at + every_s:
             self._families, self._families_at = families(children.values(), self._root), now
         return {
             generation: sum(own_bytes(each, self._root) for each in (pid, *self._families.get(pid, ())))

@@ -14,7 +14,7 @@ from gen_worker_supervisor.memory import (
     rooms,
     tightest,
 )
-from gen_worker_supervisor.memory_watch import HURRIED_S, LONGEST_S, SHORTEST_S, OomKills, pause
+from gen_worker_supervisor.memory_watch import HURRIED_S, LASTING_S, LONGEST_S, SHORTEST_S, OomKills, Pace, pause
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -150,3 +150,12 @@ def test_memory_that_goes_fast_is_looked_at_in_time() -> None:
     assert pause(GIB, GIB) == 0.25
     assert pause(GIB // 4, GIB) == HURRIED_S
     assert pause(GIB // 4, -GIB) == 0.0625
+
+
+def test_a_shortage_that_lasts_is_looked_at_with_patience() -> None:
+    pace = Pace(GIB)
+    assert pace.of(2 * GIB, 100.0) == (0.0, 0.0)
+    assert pace.of(GIB // 2, 101.0) == (1.5 * GIB, 1.0)
+    assert pace.of(GIB // 2, 101.5) == (0.0, 1.5)
+    assert pause(-GIB // 2, *pace.of(GIB // 4, 101.6)) == LASTING_S
+    assert pace.of(GIB, 102.0)[1] == 0.0
