@@ -98,7 +98,7 @@ def ended_outcome(job: Job, death: Death | None) -> Outcome:
     assert ending is not None
     detail = ErrorDetail() if death is None else death_detail(death, job)
     detail.cause = _CAUSES.get(ending.reason, str(ending.reason))
-    detail.rung, detail.rungs = ending.rung or None, list(ending.climbed) or None
+    detail.rung, detail.rungs = int(ending.rung) or None, list(ending.climbed) or None
     detail.stack, detail.hang = detail.stack or ending.stack or None, ending.hang or None
     match ending.reason:
         case Reason.KILL:

@@ -102,6 +102,11 @@ class Subject:
             int(self._io.add(io)),
         )
 
+    def glance(self) -> Sight:
+        """Look at no more than whether it could do anything; the sums stay. Raise `OSError` where that cannot be."""
+        state = stat_of(_read(f"/proc/{self.pid}/stat")).state.upper()
+        return Sight(state, "", self._job_cpu.total, self._cpu.total, int(self._io.total))
+
     def _threads(self, folder: str, job_thread: int) -> dict[object, float]:
         """Return the processor time of each thread, of the first one only while the child boots."""
         found: dict[object, float] = {}

@@ -7,6 +7,7 @@ import asyncio
 import queue
 import threading
 import time
+from enum import IntEnum
 from typing import NamedTuple
 
 from gen_worker_supervisor.evidence import Evidence
@@ -24,12 +25,20 @@ QUIET_S = 2.0  # after so long without a movement of its job thread a child is l
 CLOSE_LIMIT_S = 1.0
 
 
+class Care(IntEnum):
+    """How much of a child is looked at."""
+
+    GLANCE = 0  # it has nothing to do
+    LOOK = 1
+    CLOSELY = 2  # nothing of it seems to move
+
+
 class Target(NamedTuple):
     """A child to look at."""
 
     process: ChildProcess
     subject: Subject
-    closely: bool
+    care: Care
 
 
 class Watching:
@@ -63,7 +72,7 @@ class Watching:
 
     def _look(self) -> None:
         for targets in iter(self._orders.get, None):
-            everybody = processes() if any(target.closely for target in targets) else None
+            everybody = processes() if any(target.care is Care.CLOSELY for target in targets) else None
             seen = [(target, _sight(target, everybody)) for target in targets]
             try:
                 self._loop.call_soon_threadsafe(self._seen, seen)
@@ -81,15 +90,17 @@ class Watching:
             child = process.child
             if process.pid:
                 subject = self._subjects.setdefault(child.generation, Subject(process.pid))
-                targets.append(Target(process, subject, close_round and self._is_quiet(child, now)))
-        if any(target.closely for target in targets):
+                targets.append(Target(process, subject, self._care(child, now, close_round)))
+        if any(target.care is Care.CLOSELY for target in targets):
             self._closely_at = now
         if len(self._subjects) > len(targets):
             self._subjects = {target.process.child.generation: target.subject for target in targets}
         self._orders.put(targets)
 
-    def _is_quiet(self, child: Child, now: float) -> bool:
-        return work_of(self._supervisor.fleet, child) is not None and quiet_s(child, now) > QUIET_S
+    def _care(self, child: Child, now: float, close_round: bool) -> Care:
+        if work_of(self._supervisor.fleet, child) is None:
+            return Care.GLANCE
+        return Care.CLOSELY if close_round and quiet_s(child, now) > QUIET_S else Care.LOOK
 
     def _seen(self, seen: list[tuple[Target, Sight | None]]) -> None:
         if self._closed:
@@ -109,7 +120,11 @@ class Watching:
 def _sight(target: Target, everybody: dict[int, Stat] | None) -> Sight | None:
     child = target.process.child
     try:
-        return target.subject.look(child.job_tid if child.ready else 0, everybody if target.closely else None)
+        if target.care is Care.GLANCE:
+            return target.subject.glance()
+        return target.subject.look(
+            child.job_tid if child.ready else 0, everybody if target.care is Care.CLOSELY else None
+        )
     except OSError:  # it has ended, or nobody may look at it
         return None
 

@@ -24,9 +24,9 @@ def hung(server: Server, hang: str, within_s: float) -> None:
     until(lambda: the_device(server).hang == hang, within_s, what=f"`{hang}`")
 
 
-def begun(server: Server, connection: Connection, function: str, **payload: object) -> float:
+def begun(server: Server, connection: Connection, function: str, gate: str = "") -> float:
     """Start a job; return when it began."""
-    connection.send(function, "hanging", **payload)
+    connection.send(function, "hanging", gate=gate)
     until(lambda: (job := server.job("hanging")) is not None and job.status == "running" and job.elapsed_s > 0)
     return time.monotonic()
 
