@@ -130,13 +130,19 @@ class Graveyard:
             return
         with self._change:
             if len(self._waiting) >= WAITING:
-                self.dropped += 1
+                self._drop()
                 return
             self._waiting.append(self._told(burial, now))
             self._change.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="gen-worker-postmortems", daemon=True)
             self._thread.start()
+
+    def _drop(self) -> None:
+        if not self.dropped:
+            text = f"{WAITING} post-mortems are not written yet: those of other deaths are left out, now and later"
+            self._log.event("warning", "supervisor", text)
+        self.dropped += 1
 
     def _told(self, burial: Bury, now: float) -> PostMortem:
         child, death = burial.child, burial.death
