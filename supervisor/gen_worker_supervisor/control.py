@@ -15,7 +15,16 @@ import msgspec
 
 from gen_worker.wire import control as wire
 from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all, receive_packet, send_packet
-from gen_worker.wire.messages import FRAME_LIMIT, INLINE_LIMIT, PRIORITY_LIMIT, REQUEST_ID_CHARS, TENANT_CHARS, Event
+from gen_worker.wire.messages import (
+    FRAME_LIMIT,
+    INLINE_LIMIT,
+    PRIORITY_LIMIT,
+    REQUEST_ID_CHARS,
+    TENANT_CHARS,
+    WINDOW_BYTES,
+    WINDOW_ITEMS,
+    Event,
+)
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
 from gen_worker_supervisor.blame import charges_told
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
@@ -30,6 +39,7 @@ LINK = "control"
 KEPT_RESULTS = 1024
 KEPT_BYTES = 256 << 20
 KEPT_S = 600.0
+STALLED_S = 60.0  # a client that takes nothing for so long is cut off
 FRAMES_A_TURN = 64
 UNSENT_DESCRIPTORS = 64
 UNSENT_LIMIT = 4096  # frames a client may leave unread before it is cut off
@@ -52,6 +62,8 @@ class Ticket:
     outcome: Outcome | None = None
     body: OutputBody = b""
     answered_at: float = 0.0
+    untaken: deque[int] = field(default_factory=deque)  # the lengths of the items of a stream on their way
+    stall: asyncio.TimerHandle | None = None  # while so many are on their way that the handler waits
 
     @property
     def key(self) -> tuple[str, int]:
@@ -61,6 +73,7 @@ class Ticket:
     def answer(self, job: Job, outcome: Outcome, body: OutputBody) -> None:
         """Keep the answer and tell the listener."""
         self.outcome, self.body = outcome, body
+        self._end_stall()
         self.desk.keep(self)
         if self.listener is not None:
             self.tell_answer(self.listener)
@@ -93,9 +106,40 @@ class Ticket:
             if not self.stream:
                 self.desk.supervisor.more(job, 1)
             return
+        length = body.length if isinstance(body, Output) else len(body)
         self.listener.send_body(body, lambda value: wire.Item(self.request_id, value))
         if not self.stream:
             self.desk.supervisor.more(job, 1)
+            return
+        self.untaken.append(length)
+        if self.stall is None and self._window_is_full():
+            self.stall = self.desk.later(self._stalled)
+
+    def taken(self, items: int) -> None:
+        """The client took this many items."""
+        for _ in range(min(items, len(self.untaken))):
+            self.untaken.popleft()
+        self._end_stall()
+        if self._window_is_full():
+            self.stall = self.desk.later(self._stalled)
+
+    def _window_is_full(self) -> bool:
+        return len(self.untaken) >= WINDOW_ITEMS or sum(self.untaken) >= WINDOW_BYTES
+
+    def _end_stall(self) -> None:
+        if self.stall is not None:
+            self.stall.cancel()
+            self.stall = None
+
+    def _stalled(self) -> None:
+        """The handler waits for a reader that takes nothing: it would hold its device for ever."""
+        self.stall = None
+        if self.job is None or self.job.ended:
+            return
+        supervisor = self.desk.supervisor
+        text = f"nobody has taken an item of `{self.request_id}` for {self.desk.stalled_s:g} s: it is canceled"
+        supervisor.log.event("warning", LINK, text)
+        supervisor.end(self.job, Reason.DISCONNECT)
 
     def event(self, job: Job, event: Event) -> None:
         """Send a progress or log event, unless the client is slow."""
@@ -123,12 +167,14 @@ class ControlServer:
         hello: wire.Opened,
         *,
         kept_s: float = KEPT_S,
+        stalled_s: float = STALLED_S,
     ) -> None:
         self.supervisor = supervisor
         self.hello = hello
         self.document: Callable[[], bytes]
         self.dropped = 0
         self.kept_s = kept_s
+        self.stalled_s = stalled_s
         self._acceptor: Acceptor | None = None
         self._loop = loop
         self._poller = poller
@@ -151,6 +197,10 @@ class ControlServer:
             self._clients.add(ControlClient(self, sock, self._loop, self._poller))
         else:
             sock.close()
+
+    def later(self, call: Callable[[], None]) -> asyncio.TimerHandle:
+        """Have something called when a client has taken nothing for too long."""
+        return self._loop.call_later(self.stalled_s, call)
 
     def ticket(self, key: tuple[str, int]) -> Ticket | None:
         """Return the job of this key, running or waiting for its `Ack`."""
@@ -249,6 +299,7 @@ class ControlClient:
         self._awaited: dict[str, dict[int, Ticket]] = {}  # the jobs whose answers go here, by id and attempt
         self._opened = False
         self._closed = False
+        self._stall: asyncio.TimerHandle | None = None  # while frames wait that it does not take
         poller.watch(sock.fileno(), self._on_events)
 
     # --- in ---
@@ -428,9 +479,12 @@ class ControlClient:
             return None
 
     def _more(self, request_id: str, items: int) -> None:
-        if items > 0:
-            for job in self._live(request_id):
-                self._supervisor.more(job, items)
+        if items <= 0:
+            return
+        for ticket in self._awaited.get(request_id, {}).values():
+            ticket.taken(items)
+        for job in self._live(request_id):
+            self._supervisor.more(job, items)
 
     def _meant(self, request_id: str) -> list[Job]:
         """Return the live jobs that the client may mean: its own newest attempt before anybody else's."""
@@ -557,6 +611,12 @@ class ControlClient:
             self._loop.call_soon(self.close)
             return
         self._unsent.append(_Unsent(packet, [os.dup(fd) for fd in descriptors]))
+        self._begin_stall()
+
+    def _stalled(self) -> None:
+        text = f"a client has taken nothing for {self._server.stalled_s:g} s, {len(self._unsent)} frames wait: "
+        self._supervisor.log.event("warning", LINK, f"{text}it is cut off")
+        self.close()
 
     def _on_writable(self) -> None:
         while self._unsent:
@@ -564,19 +624,31 @@ class ControlClient:
             try:
                 send_packet(self._sock, waiting.packet, waiting.descriptors)
             except BlockingIOError:
+                self._begin_stall()
                 return
             except OSError:
                 self.close()
                 return
             close_all(waiting.descriptors)
             self._unsent.popleft()
+            self._end_stall()
         self._poller.change(self._sock.fileno(), READABLE)
+
+    def _begin_stall(self) -> None:
+        if self._stall is None:
+            self._stall = self._server.later(self._stalled)
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def close(self) -> None:
         """Close the connection and give back what the client was reading."""
         if self._closed:
             return
         self._closed = True
+        self._end_stall()
         self._poller.forget(self._sock.fileno())
         self._sock.close()
         for waiting in self._unsent:

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import resource
 import shutil
+import signal
 import socket
 import uuid
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from gen_worker.wire.fetching import FetchReport, Keep
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.catalog import Catalog
-from gen_worker_supervisor.control import ControlServer
+from gen_worker_supervisor.control import STALLED_S, ControlServer
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.gpu_watch import GpuWatch
@@ -66,6 +67,7 @@ class HostPlan(NamedTuple):
     vram_budget_gb: float = 0.0  # 0: what the settings say
     eager: bool = False
     patient: bool = False  # what cannot be set up at the start does not end it
+    stalled_s: float = STALLED_S  # a client of the control socket that takes nothing for so long is cut off
     linger_s: float = LINGER_S  # of its poller: 0 where the loop has more to do than its children and their clients
 
     def fleet(self) -> Fleet:
@@ -150,7 +152,7 @@ class Host:
             )
         self._watching = Watching(self.supervisor, loop)
         self._memory_watch = MemoryWatch(loop, self._on_memory, reserve=self.supervisor.fleet.memory_reserve)
-        self.gpu_watch = GpuWatch(loop, plan.owned, self.supervisor.handle, self._on_gpu_note, self._settles)
+        self.gpu_watch = GpuWatch(loop, plan.owned, self._on_gpus, self._on_gpu_note, self._settles)
         self.supervisor.look_at_gpus = self.gpu_watch.look_now
         self._fetcher: FetcherProcess | None = None
         self.inputs = self.supervisor.inputs = Inputs(
@@ -164,7 +166,7 @@ class Host:
         self._folder: Path | None = None
         self._boot_id = uuid.uuid4().hex
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
-        self._control = ControlServer(self.supervisor, loop, self.poller, opened)
+        self._control = ControlServer(self.supervisor, loop, self.poller, opened, stalled_s=plan.stalled_s)
         self.reporter = Reporter(self.supervisor, plan.address)
         self._control.document = self.reporter.document
 
@@ -174,6 +176,8 @@ class Host:
         """Open the control socket and what models need; raise `StartError` where that is not possible."""
         if not self.plan.settings.debuggable:
             close_memory()
+        for number in (signal.SIGUSR1, signal.SIGUSR2):  # whose default would end it, and with it every job
+            self.loop.add_signal_handler(number, self._on_odd_signal, signal.Signals(number).name)
         self._open_control()
         self._open_models()
 
@@ -191,6 +195,14 @@ class Host:
         self.gpu_watch.start()
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.watch(self.supervisor.readings)
+
+    def _on_odd_signal(self, name: str) -> None:
+        self.log.event("info", "supervisor", f"{name} came, which means nothing here")
+
+    def _on_gpus(self, happening: GpusRead | DeviceFault) -> None:
+        if isinstance(happening, DeviceFault):
+            self.supervisor.look_at_pages()  # which jobs had begun on it
+        self.supervisor.handle(happening)
 
     def _on_gpu_note(self, device: str, text: str) -> None:
         self.log.event("info", device, text)

@@ -133,6 +133,7 @@ class Plan(NamedTuple):
             str(self.listener.address),
             options.vram_budget_gb,
             options.eager,
+            stalled_s=self.limits.stalled_s,
         )
 
     @property

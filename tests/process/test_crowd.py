@@ -132,6 +132,7 @@ def test_ten_thousand_jobs_wait_while_others_are_served_and_each_is_answered_onc
             many.sockets[0].sendall(line("echo", f"late-{each}"))
         many.take(20 + 3)
         assert many.kinds == {"canceled": 20, "busy": 3}
+        refused_quickly(server, 20)
         server.open("go")
         assert gate.frame()["ok"]
         many.take(QUEUED + 20 + 3)
@@ -150,6 +151,19 @@ def cancel_quickly(server: Server, request_ids: list[str]) -> None:
             assert connection.frame() == {"ok": True, "canceled": True, "request_id": request_id}
             taken.append(time.perf_counter() - began)
     assert statistics.median(taken) < 0.05
+
+
+def refused_quickly(server: Server, number: int) -> None:
+    taken = []
+    with server.connect() as connection:
+        for each in range(number):
+            began = time.perf_counter()
+            connection.send("echo", f"refused-{each}", text="x")
+            error = connection.frame()["error"]
+            taken.append(time.perf_counter() - began)
+            assert (error["kind"], error["retryable"]) == ("busy", True)
+            assert error["detail"]["retry_after_s"] > 0
+    assert statistics.median(taken) < 0.01
 
 
 def test_clients_that_leave_by_the_thousand_take_their_ten_thousand_jobs_along(serve: Serve) -> None:

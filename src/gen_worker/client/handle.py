@@ -1,5 +1,6 @@
 """A job as its caller sees it: decodes what came, counts what was taken, and says how it ended. Never waits."""
 
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from gen_worker.client.conversation import JobError, RemoteJob
 OnEvent: TypeAlias = Callable[[Literal["progress", "log"], dict[str, Any]], None]
 
 MORE_EVERY = 8  # stream items taken between two notes of that to the supervisor, which has 32 on their way at most
+MORE_AFTER_S = 5.0  # or sooner: it takes a reader of which it hears nothing for a minute for gone
 
 
 class Handle(ABC):
@@ -30,6 +32,7 @@ class Handle(ABC):
         self._decode = _decoder(Any if type is None else type)
         self._on_event = on_event
         self._stream = stream
+        self._said_at = time.monotonic()  # when the supervisor was last told of items
         self._kept: deque[Any] = deque()  # items that were taken while the end was waited for
 
     @property
@@ -74,6 +77,7 @@ class Handle(ABC):
             self._mismatch = self._mismatch or mismatch
 
     def _say_taken(self) -> None:
+        self._said_at = time.monotonic()
         taken, self._taken = self._taken, 0
         if self._stream and taken:
             self._say_more(taken)
@@ -86,7 +90,7 @@ class Handle(ABC):
             found.append(self._kept.popleft())
         elif self._remote.items:
             self._take_item(found)
-            if self._taken >= MORE_EVERY:
+            if self._taken >= MORE_EVERY or time.monotonic() > self._said_at + MORE_AFTER_S:
                 self._say_taken()
         return found
 
