@@ -97,17 +97,13 @@ def existing(path: Path) -> Path:
 
 def _refusal(folder: Path) -> str:
     """Return why no file can be made in a folder, an empty text where one can; leaves none."""
+    from tempfile import TemporaryFile
+
     try:
-        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
-        if error.errno not in _NO_TMPFILE:
-            return reason(error)
-        return "" if os.access(folder, os.W_OK | os.X_OK) else "permission denied"
-    os.close(descriptor)
+        return reason(error)
     return ""
-
-
-_NO_TMPFILE = (95, 21, 22)  # EOPNOTSUPP, EISDIR, EINVAL: this file system has no files without a name
 
 
 def _free(folder: Path) -> int:
