@@ -12,14 +12,14 @@ from typing import Any
 
 from gen_worker_supervisor.devices import lost_codes
 from gen_worker_supervisor.evidence import GpuReading
-from gen_worker_supervisor.state import Device, DeviceFault, GpusRead, Happening
+from gen_worker_supervisor.state import Device, DeviceFault, GpusRead
 from gen_worker_supervisor.xids import DOUBLE_BIT_ECC, of_xid
 
 EVERY_S, OFTEN_S = 1.0, 0.25
 EVENT_MS = 500  # so long the end of the watch may wait for the driver
 _EVERY_INSTANCE = 0xFFFFFFFF  # in an event: it is not of one MIG instance
 
-Tell = Callable[[Happening], None]
+Tell = Callable[[GpusRead | DeviceFault], None]
 Note = Callable[[str, str], None]
 
 

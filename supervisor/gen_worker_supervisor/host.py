@@ -45,7 +45,7 @@ from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import StartError
-from gen_worker_supervisor.state import Device, Fleet, Function, MemoryRead, Recycling
+from gen_worker_supervisor.state import Device, DeviceFault, Fleet, Function, GpusRead, MemoryRead, Recycling
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads

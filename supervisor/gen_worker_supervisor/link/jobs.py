@@ -246,6 +246,9 @@ class LinkJobs:
         if chosen is None:
             text = f"no GPU {run.compute.gpu_index} on this worker, which has {len(devices)}"
             return _result(run, JobStatus.RETRYABLE, text)
+        if chosen.lost:
+            text = f"GPU {run.compute.gpu_index} of this worker is lost: {chosen.given_up or chosen.reason}"
+            return _result(run, JobStatus.RETRYABLE, text)
         return self.supervisor.fleet.on_device(function, chosen) if takes(chosen, function) else function
 
     def _submit(self, held: Held, function: Function) -> None:

@@ -90,6 +90,8 @@ def echo(ctx: RequestContext, payload: Order) -> Answer:
 @endpoint(resources=Resources(gpu=True))
 def on_device(ctx: RequestContext, payload: Order) -> Answer:
     note(ctx)
+    if payload.gate:
+        wait_for(payload.gate)
     return Answer(payload.text, os.getpid())
 
 
