@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
@@ -158,6 +158,9 @@ class Jobs:
         self._on_thread: Job | None = None
         self._saves: dict[int, queue.SimpleQueue[Saved | None]] = {}
         self._tokens = itertools.count(1)
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called in the job thread when a job of it says how far it is."""
+
         self._owner = os.environ.get("USER") or "local-dev"
 
     # --- called by the thread that reads frames ---
@@ -430,6 +433,7 @@ class Jobs:
             value = {"progress": progress, **stage}
             if job.spec.lane == "device":
                 self._page.progress(job.number, progress, stage.get("stage", ""))
+                self.on_progress()
             if now < job.progress_due and value["progress"] != 1:
                 return
             job.progress_due = now + PROGRESS_INTERVAL_S
@@ -539,15 +543,21 @@ def _failure(job: Job, error: BaseException) -> Failed:
     if isinstance(error, _PayloadError):
         return Failed(job.number, "usage", str(error), False, 0.0)
     asked = job.cancel.is_set() and isinstance(error, CanceledError)
-    if asked or isinstance(error, Interrupted | asyncio.CancelledError):
+    if isinstance(error, Interrupted):
+        where = ErrorDetail(stack=_stack(error) or None)
+        return Failed(job.number, "canceled", "canceled", False, 0.0, detail=where)
+    if asked or isinstance(error, asyncio.CancelledError):
         return Failed(job.number, "canceled", "canceled", False, 0.0)
     if isinstance(error, RegionError):
         return Failed(job.number, "internal", str(error), False, 0.0)
     kind, message, retryable = classify(error)
-    stack = [line[:STACK_LINE_CHARS] for line in author_stack(error)[-STACK_LINES:]]
-    detail = ErrorDetail(stack=stack or None)
+    detail = ErrorDetail(stack=_stack(error) or None)
     if kind == "out_of_memory":
         detail.cause, detail.hint = "host_oom" if is_host_out_of_memory(error) else "device_oom", LESS_AT_ONCE
     elif breaks_context(error):
         detail.cause = "cuda_error"
     return Failed(job.number, kind, message, retryable, 0.0, detail=detail)
+
+
+def _stack(error: BaseException) -> list[str]:
+    return [line[:STACK_LINE_CHARS] for line in author_stack(error)[-STACK_LINES:]]

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, assert_never
 
 from gen_worker.api.errors import classify
@@ -60,6 +61,7 @@ from gen_worker_child.executor import Executor
 from gen_worker_child.jobs import STACK_LINES, Interrupted, Jobs
 from gen_worker_child.lines import MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
+from gen_worker_child.peaks import device_use
 
 if TYPE_CHECKING:
     from gen_worker_child.models.plane import Models
@@ -157,13 +159,15 @@ class Child:
         self._work: queue.SimpleQueue[tuple[Callable[[], None], bool]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._dozing = False
+        self._device_use = (0, 0)  # as the job thread last found it: a beat waits for no device
+        self._measured_at = -inf
         self._job_thread = threading.Thread(target=self._serve_jobs, name="gen-worker-job", daemon=True)
 
     # --- boot ---
 
     def run(self) -> int:
         """Boot, then serve until the supervisor is gone or drains this child; return the exit status."""
-        self._page.beat(resident_bytes())
+        self._beat()
         self._channel.send(Hello(os.getpid()))
         boot = self._boot()
         if boot is None:
@@ -173,8 +177,9 @@ class Child:
             return 3
         self._executor = Executor(specs, partial(self._open_models, boot))
         self._executor.hand_over = self._hand_over
-        self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._beat_s = boot.beat_s
+        self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
+        self._jobs.on_progress = self._measure
         self._receive_for(boot.beat_s)
         self._job_thread.start()
         thread = self._job_thread
@@ -243,15 +248,25 @@ class Child:
             self._wake.set()
         try:
             task()
+            self._device_use = device_use()
         finally:
             self._task += 1
 
+    def _measure(self) -> None:
+        """Learn what a job takes of the device, from its own thread and not more often than there are beats."""
+        if (now := time.monotonic()) - self._measured_at >= self._beat_s:
+            self._measured_at = now
+            self._device_use = device_use()
+
     # --- the main thread ---
+
+    def _beat(self) -> None:
+        self._page.beat(resident_bytes(), *self._device_use)
 
     def _watch(self) -> int:
         """Beat, and take the reading over whenever the job thread is at one thing for too long."""
         while True:
-            self._page.beat(resident_bytes())
+            self._beat()
             self._dozing = True
             self._wake.wait(self._beat_s)
             self._dozing = False
@@ -269,7 +284,7 @@ class Child:
                 self._read_for_job_thread()
             rested = rested + 1 if seen == self._task else 0
             if time.monotonic() >= beat_due:
-                self._page.beat(resident_bytes())
+                self._beat()
                 beat_due = time.monotonic() + self._beat_s
 
     def _take_reading(self, task: int) -> bool:
@@ -283,7 +298,7 @@ class Child:
         while True:
             now = time.monotonic()
             if now >= beat_due:
-                self._page.beat(resident_bytes())
+                self._beat()
                 beat_due = now + self._beat_s
             received = self._receive()
             task = self._obey(*received) if received is not None else None

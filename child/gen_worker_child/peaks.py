@@ -44,6 +44,15 @@ class Peaks:
         return int(found[1]) << 10 if found is not None else 0
 
 
+def device_use() -> tuple[int, int]:
+    """Return the bytes that tensors take of the device and those that their allocator holds of it, 0 where it has none.
+
+    Asked of the allocator, which may make whoever asks wait for the device.
+    """
+    cuda = _cuda()
+    return (0, 0) if cuda is None else (int(cuda.memory_allocated()), int(cuda.memory_reserved()))
+
+
 def _cuda() -> Any:
     """Return torch's CUDA module where this process uses it."""
     torch = sys.modules.get("torch")

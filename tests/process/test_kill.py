@@ -105,7 +105,9 @@ def test_a_kill_that_has_to_interrupt_replaces_the_child(serve: Serve) -> None:
         connection.send("gated", "deaf", text="deaf", gate="never")  # does not look whether it shall end
         server.until_running("deaf")
         killed = server.client.kill("deaf", timeout_s=10)
-        assert connection.frame()["error"]["kind"] == "killed"
+        error = connection.frame()["error"]
+    assert error["kind"] == "killed"
+    assert any("in gated" in line for line in error["detail"]["stack"]), "where the interrupt found it"
     assert (killed.outcome, killed.rung) == ("killed", 2)
     assert killed.seconds < 7
     until(lambda: before not in server.pids().values())
