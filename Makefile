@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 REPEAT ?= 20
+SOAK_S ?= 600
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ PB := src/gen_worker/pb
 PROTO_DIR ?= $(PB)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-repeat check bench docs proto clean
+.PHONY: help setup demo test test-repeat chaos soak check bench docs proto clean
 
 help: ## print this
 	@echo "usage: make COMMAND"
@@ -42,6 +43,12 @@ test: $(STAMP) ## run the whole test suite; torch must be there
 
 test-repeat: $(STAMP) ## run the process tests twenty times in a row (REPEAT=20)
 	$(BIN)/python -m pytest tests/process --count $(REPEAT) --repeat-scope session -x
+
+chaos: $(STAMP) ## break a supervisor in every way, under load, and print what came of it
+	$(BIN)/python -m pytest tests/chaos
+
+soak: $(STAMP) ## break random things at random moments for ten minutes (SOAK_S=600; CHAOS_SEED=N repeats a run)
+	SOAK_S=$(SOAK_S) $(BIN)/python -m pytest tests/chaos/test_chaos_storm.py --timeout $$(( $(SOAK_S) + 120 ))
 
 check: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check
