@@ -3,6 +3,7 @@
 from math import inf
 
 from gen_worker_supervisor.burials import Burial
+from gen_worker_supervisor.guard import HOST_OOM
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.state import (
@@ -204,7 +205,7 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
     device = child.device
     if device.health is Health.RETIRED:
         return []  # it came too late; its loss is known
-    if not child.ready and not death.unborn:  # one that was never born says nothing of the module
+    if not child.ready and not _blameless(device, death):
         device.early_deaths += 1
         if device.early_deaths >= BOOT_TRIES:
             device.given_up = (
@@ -219,6 +220,11 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
     device.restart_at = now + delay
     fleet.arm(device.restart_at, ("respawn", device))
     return [Note("info", device.name, f"a new child in {delay:.1f} s")]
+
+
+def _blameless(device: Device, death: Death) -> bool:
+    """Whether a death before a child was ready says nothing of its module: there was no room for one."""
+    return death.unborn or (device.proven and death.cause == HOST_OOM)
 
 
 def backoff_s(deaths: int, salt: int) -> float:

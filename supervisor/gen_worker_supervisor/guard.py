@@ -93,6 +93,9 @@ def _comes_back(child: Child) -> bool:
 
 def _make_room(fleet: Fleet, children: Sequence[Child], reading: MemoryReading, now: float) -> list[Action]:
     living = [child for child in children if not child.killed]
+    coming = [child for child in living if child is child.device.coming and child.rss >= WORTH_BYTES]
+    if coming:
+        return _end(fleet, coming[0], reading, "and nobody needs it yet", now)
     grown = most_over(living)
     if grown is not None:
         over = grown.rss - usual_of(grown, living)

@@ -6,7 +6,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -24,6 +23,7 @@ from gen_worker.wire.status import (
 )
 from gen_worker_supervisor.admission import seconds_a_job, warm_children
 from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.memory import rooms
 from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
 from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, holds, unheld
@@ -317,11 +317,6 @@ def disk() -> tuple[int | None, int | None]:
 
 
 def host_memory() -> tuple[int | None, int | None]:
-    """Return the used and total bytes of this host's memory, as `/proc/meminfo` has them."""
-    found: dict[str, int] = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name in ("MemTotal", "MemAvailable"):
-            found[name] = int(rest.split()[0]) * 1024
-    total, available = found.get("MemTotal"), found.get("MemAvailable")
-    return (total - available if total is not None and available is not None else None, total)
+    """Return the used and total bytes of this host's memory; None where nothing tells."""
+    host = next((room for room in rooms() if room.source == "host"), None)
+    return (None, None) if host is None else (host.used, host.limit)

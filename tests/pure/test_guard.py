@@ -8,7 +8,18 @@ from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.guard import cause_known, default_reserve, doubts, most_over, needed_bytes
 from gen_worker_supervisor.memory import Room
 from gen_worker_supervisor.phases import Health, JobState
-from gen_worker_supervisor.state import Action, Child, Death, Device, FreeMemory, Job, MemoryRead, Note, Weighed
+from gen_worker_supervisor.state import (
+    Action,
+    Child,
+    Death,
+    Device,
+    FreeMemory,
+    Job,
+    MemoryRead,
+    Note,
+    RestartAsked,
+    Weighed,
+)
 from tests.pure.host import Caller, Host, function, signals
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -118,6 +129,31 @@ def test_what_a_child_gave_back_is_not_its_usual_size_any_more() -> None:
     host.reads(8 * GIB)
     host.grows(child, GIB)
     assert signals(host.reads(RESERVE - 1)) == [SIGKILL]
+
+
+def test_a_child_that_is_to_replace_another_goes_first_for_nobody_needs_it_yet() -> None:
+    host = Guarded(devices=1)
+    host.reads(8 * GIB)  # room for two
+    host.happens(RestartAsked(host.fleet.devices[0]))
+    child, coming = host.child(), host.fleet.devices[0].coming
+    assert coming is not None
+    host.sizes[coming.generation] = 100 * MIB
+    host.grows(child, 2 * GIB)
+    host.reads(RESERVE - 1)
+    assert (child.doom, coming.doom) == ("", "host_oom")
+    host.dies(coming, KILLED)
+    assert host.child() is child
+
+
+def test_a_device_is_not_given_up_because_its_next_child_had_no_room_to_start() -> None:
+    host = Guarded(devices=1)
+    host.dies(host.child(), KILLED)
+    for _ in range(5):
+        host.passes(61)
+        host.dies(host.child(), Death("SIGKILL", signal="SIGKILL", oom_kills=1))
+    assert not host.fleet.devices[0].lost
+    host.passes(61)
+    host.boot()
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------
