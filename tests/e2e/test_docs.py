@@ -12,8 +12,8 @@ Marks stand in an HTML comment before a block:
 - `needs: NAMES`  anywhere: from here on it is followed only where these modules are installed
 
 In expected output `...` stands for anything, lengths of time, sizes and numbers from four digits on for any other such,
-`/home/ada/endpoint` for the page's folder, and an id like `invoke-1a2b3c4d`, or a port of `127.0.0.1`, for the one that
-came in its place.
+`/home/ada/endpoint` for the page's folder, and an id like `invoke-1a2b3c4d`, or of a post-mortem, or a port of
+`127.0.0.1`, for the one that came in its place.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ _BLOCK = re.compile(r"^```(\w*)[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*?))? -->\n\Z")
 _USES = re.compile(r"<!-- uses: (\S+) -->")
 _NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
-_ID = r"invoke-[0-9a-f]{8}|127\.0\.0\.1:[1-9]\d*"
+_ID = r"invoke-[0-9a-f]{8}|\d{8}-\d{6}-[a-z0-9]+-[0-9a-f]{4}|127\.0\.0\.1:[1-9]\d*"
 _LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|KiB|MiB|GiB)\b)|\d{{4,}}|[ ]+")
 
 
