@@ -217,6 +217,22 @@ def test_what_is_pinned_stays_and_what_has_no_room_is_not_wanted(tmp_path: Path,
     assert memory.view("first") is None
 
 
+def test_what_nobody_loads_is_given_back_the_least_recently_used_first_and_no_more_than_it_takes(
+    tmp_path: Path, memory: HostMemory
+) -> None:
+    pinned, first, second, third = (
+        snapshot_of(tmp_path / key, {"a": bytes(12 << 20)}, key) for key in ("pinned", "first", "second", "third")
+    )
+    views = {each.key: remember(memory, each) for each in (pinned, first, second, third)}
+    memory.pin("pinned")
+    memory.view("first")
+    assert memory.loose_bytes == 36 << 20
+    assert [gone.key for gone in memory.give_back(13 << 20)] == ["second", "third"]
+    assert {key for key, view in views.items() if Path(view).exists()} == {"pinned", "first"}
+    assert [gone.key for gone in memory.give_back(1 << 30)] == ["first"]
+    assert (memory.loose_bytes, memory.used_bytes) == (0, 12 << 20)
+
+
 def test_nothing_is_wanted_that_the_host_has_no_memory_for(tmp_path: Path) -> None:
     free = [(512 + 41) << 20]
     with host_memory(tmp_path / "run" / "1" / "memory", 64 << 20, lambda: free[0]) as kept:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.guard import cause_known, default_reserve, doubts, most_over, needed_bytes
 from gen_worker_supervisor.memory import Room
-from gen_worker_supervisor.phases import Health, JobState
+from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import (
     Action,
     Child,
@@ -225,6 +227,39 @@ def test_without_a_reserve_the_memory_is_only_looked_at() -> None:
     host.grows(host.child(0), 8 * GIB)
     assert host.reads(0) == []
     assert host.fleet.memory is not None
+
+
+# --- whatever happens ---
+
+
+MOVES = st.lists(
+    st.tuples(st.sampled_from(["read", "grow", "die", "boot", "pass", "start"]), st.integers(0, 2), st.integers(0, 20)),
+    max_size=60,
+)
+
+
+@given(MOVES)
+def test_whatever_happens_one_is_ended_at_a_time_and_never_for_nothing(moves: list[tuple[str, int, int]]) -> None:
+    host = Guarded(devices=3)
+    for what, index, amount in moves:
+        child = host.child(index)
+        match what:
+            case "read":
+                doomed = [each for each in host.fleet.children() if each.doom and each.phase is Phase.DYING]
+                found = signals(host.reads(amount * GIB // 8, models=index * GIB))
+                assert len(found) + len(doomed) <= 1 or host.fleet.devices[index].health is not Health.OK
+                assert not found or amount < 8
+            case "grow":
+                host.sizes[child.generation] = host.sizes.get(child.generation, 0) + amount * 100 * MIB
+            case "die" if child.killed and child.phase is Phase.DYING:
+                host.dies(child, KILLED)
+            case "boot" if child.phase is Phase.FORKING:
+                host.weighed(host.boot(host.fleet.devices[index]))
+            case "pass":
+                host.passes(amount / 10)
+            case "start":
+                host.submit(body=b"%d" % amount)
+    assert all(len(answers) == 1 for answers in host.answers.values())
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
