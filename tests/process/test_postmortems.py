@@ -26,7 +26,7 @@ def kept(server: Server, number: int = 1) -> list[PostMortem]:
 
 
 @pytest.mark.promise(1)
-def test_a_death_leaves_a_record_which_the_jobs_error_names(serve: Serve) -> None:
+def test_a_death_leaves_a_post_mortem_which_the_jobs_error_names(serve: Serve) -> None:
     server = serve()
     pid = server.pids()["cpu:0"]
     error = server.ask("die", "guilty", text="SIGSEGV")["error"]
@@ -56,7 +56,7 @@ def test_the_last_words_of_a_job_are_kept_and_its_payload_is_not(serve: Serve) -
     assert b"a-word-that-nobody-prints" not in written
 
 
-def test_what_was_wanted_leaves_no_record(serve: Serve) -> None:
+def test_what_was_wanted_leaves_no_post_mortem(serve: Serve) -> None:
     server = serve(devices="cpu:2")
     server.client.restart("cpu:0")
     with server.connect() as connection:
@@ -72,7 +72,7 @@ def test_what_was_wanted_leaves_no_record(serve: Serve) -> None:
 
 
 @pytest.mark.promise(45)
-def test_a_kill_leaves_a_record_of_its_rungs_and_of_where_it_was(serve: Serve) -> None:
+def test_a_kill_leaves_a_post_mortem_of_its_rungs_and_of_where_it_was(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
         connection.send("hold-the-interpreter", "stuck")
@@ -86,7 +86,7 @@ def test_a_kill_leaves_a_record_of_its_rungs_and_of_where_it_was(serve: Serve) -
     assert any("hold_the_interpreter" in line for line in told.stack)
 
 
-def test_a_child_that_dies_while_it_has_no_job_leaves_a_record_too(serve: Serve) -> None:
+def test_a_child_that_dies_while_it_has_no_job_leaves_a_post_mortem_too(serve: Serve) -> None:
     server = serve()
     os.kill(server.pids()["cpu:0"], signal.SIGKILL)
     (told,) = kept(server)
@@ -94,7 +94,7 @@ def test_a_child_that_dies_while_it_has_no_job_leaves_a_record_too(serve: Serve)
 
 
 @pytest.mark.promise(39)
-def test_no_secret_is_in_a_record(serve: Serve) -> None:
+def test_no_secret_is_in_a_post_mortem(serve: Serve) -> None:
     canary = "canary-7f3a9c2e51"
     server = serve(variables={"MY_API_KEY": canary, "HF_TOKEN": f"hf_{canary}"})
     server.ask("last-words", f"r-{canary}", text=f"key {canary} and https://x.example/y?X-Amz-Signature={canary}0")
@@ -104,7 +104,7 @@ def test_no_secret_is_in_a_record(serve: Serve) -> None:
     assert canary.encode() not in written
 
 
-def test_records_are_for_their_user_alone_and_outlive_the_supervisor(serve: Serve) -> None:
+def test_post_mortems_are_for_their_user_alone_and_outlive_the_supervisor(serve: Serve) -> None:
     server = serve()
     server.ask("die", "guilty", text="exit")
     kept(server, 2)
@@ -119,14 +119,14 @@ def test_records_are_for_their_user_alone_and_outlive_the_supervisor(serve: Serv
     assert {document["exit_code"] for document in documents} == {7}
 
 
-def test_with_0_bytes_for_them_no_record_is_kept(serve: Serve) -> None:
+def test_with_0_bytes_for_them_no_post_mortem_is_kept(serve: Serve) -> None:
     server = serve(variables={"GEN_WORKER_POSTMORTEM_BYTES": "0"})
     error = server.ask("die", "guilty", text="exit")["error"]
     assert "postmortem" not in error["detail"]
     assert not folder_of(server).exists()
 
 
-def test_records_that_cannot_be_written_cost_nothing_but_a_warning(serve: Serve, tmp_path: Path) -> None:
+def test_post_mortems_that_cannot_be_written_cost_nothing_but_a_warning(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o700)
     (tmp_path / "run" / "postmortems").write_text("in the way")
     server = serve()

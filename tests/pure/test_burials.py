@@ -42,7 +42,7 @@ def test_a_death_is_kept_with_its_jobs_as_they_were_and_what_became_of_them() ->
 
 
 @pytest.mark.promise(1)
-def test_the_error_the_log_and_the_charge_name_the_record() -> None:
+def test_the_error_the_log_and_the_charge_name_the_post_mortem() -> None:
     host = host_that_keeps(devices=2)
     job = host.started()
     host.dies(held_by(job), SEGV)
@@ -68,7 +68,7 @@ def test_nothing_is_kept_where_nobody_wants_that() -> None:
     assert host.unanswered(job)
 
 
-def test_a_drained_child_leaves_no_record() -> None:
+def test_a_drained_child_leaves_no_post_mortem() -> None:
     host = host_that_keeps()
     host.drains()
     host.dies(host.child(), Death("exit code 0", exit_code=0))
