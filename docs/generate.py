@@ -24,7 +24,7 @@ from gen_worker.cli.program import commands
 from gen_worker.models.errors import MEANINGS as MODEL_ERRORS
 from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
-from gen_worker.wire import control
+from gen_worker.wire import control, hangs
 from gen_worker.wire.status import Status
 from gen_worker_supervisor import fates, ladder, phases, steps, verdicts
 
@@ -147,7 +147,16 @@ def rungs() -> str:
         (f"{rung.value} {rung.name.lower()}", _RUNG_MEANINGS[rung], *(_seconds(due[name].get(rung)) for name in due))
         for rung in ladder.Rung
     ]
+    settled = f"the device's memory must come back within {fates.SETTLE_S:g} s of the death, else the device is dirty"
+    retired = f"the process lives {fates.RETIRED_AFTER_S:g} s after SIGKILL: its device is retired, the others serve"
+    late = [due[name][ladder.Rung.KILL] + fates.RETIRED_AFTER_S for name in due]
+    rows += [("6 settle", settled, *["its death"] * len(due)), ("7 retire", retired, *map(_seconds, late))]
     return _table(("rung", "what is done", *due), rows)
+
+
+def hang_kinds() -> str:
+    """Every way to hang."""
+    return _table(("it is", "that means"), [(f"`{name}`", meaning) for name, meaning in hangs.HANGS.items()])
 
 
 def _seconds(at: float | None) -> str:
@@ -564,6 +573,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "job-states": job_states,
     "device-health": device_health,
     "rungs": rungs,
+    "hangs": hang_kinds,
     "limits": limits,
     "promises": promises,
     "proofs": proofs,
