@@ -78,6 +78,7 @@ from gen_worker_supervisor.state import (
     Watched,
     lane_of,
 )
+from gen_worker_supervisor.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 
 FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other")
@@ -251,6 +252,8 @@ class Wish(NamedTuple):
     request_id: str | None
     stream: bool
     timeout_s: float | None
+    tenant: str
+    priority: int
 
 
 WISHES = st.builds(
@@ -260,6 +263,8 @@ WISHES = st.builds(
     st.sampled_from([None, None, "x", "y"]),
     st.booleans(),
     st.sampled_from([None, None, None, 3.0, 600.0]),
+    st.sampled_from(["", "", "", "ada", "bob"]),
+    st.sampled_from([0, 0, 0, 5, -5]),
 )
 
 
@@ -431,6 +436,8 @@ class Fleets(RuleBasedStateMachine):
             stream=wish.stream,
             timeout_s=wish.timeout_s,
             client=client,
+            tenant=wish.tenant,
+            priority=wish.priority,
         )
         self.jobs.append(job)
         if self.drained:
@@ -669,6 +676,10 @@ class Fleets(RuleBasedStateMachine):
                 assert holders == [job.child]
             waiting += job.waiting
         fetching = sum(job.fetching for job in self.jobs)
+        everyone = Held(fleet.queued, fleet.queued_bytes)
+        for tenant in ("", "ada", "bob"):
+            its = [job.payload.length for job in self.jobs if job.tenant == tenant and (job.waiting or job.fetching)]
+            assert fleet.tenants.of(tenant, everyone) == (len(its), sum(its))
         assert fleet.queued_bytes == sum(job.payload.length for job in self.jobs if job.waiting or job.fetching)
         assert fleet.queued == waiting + fetching
         assert waiting == sum(known.waiting for known in fleet.variants())
