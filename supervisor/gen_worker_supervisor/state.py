@@ -48,7 +48,7 @@ LEASED_AHEAD = 16
 FAULT_S = 5.0  # what a driver reports, and the end of a program by it, are told so far apart at most
 NAMED_KEPT = 8  # functions with models that requests named, before those that nobody uses are forgotten
 LOOKS_KEPT = 120  # of each child: two minutes
-TIMERS_KEPT = 4096  # before those of ended jobs are looked for
+TIMERS_KEPT = 256  # before those of ended jobs and dead children are looked for
 UNKNOWN_RUN_S = 1.0  # until a function has run; long enough that a second child is put to use
 UNKNOWN_LOAD_S = 0.5
 UNKNOWN_MODEL_LOAD_S = 5.0  # of what has models: a second copy is not loaded before it is known what that costs
@@ -829,9 +829,11 @@ class Fleet:
             self.tidy_at = 2 * len(self.timers) + TIMERS_KEPT
 
     def _is_idle(self, timer: Timer) -> bool:
-        """Whether a timer is the deadline of a job that has ended."""
+        """Whether a timer is the deadline of a job that has ended, or of a child that is dead."""
         kind, subject = timer
-        return kind == "deadline" and subject not in self.jobs
+        if kind == "deadline":
+            return subject not in self.jobs
+        return isinstance(subject, Child) and subject.phase in (Phase.SETTLING, Phase.BACKOFF)
 
     def next_due(self) -> float | None:
         """Return when `Ticked` must come."""

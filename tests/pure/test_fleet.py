@@ -32,6 +32,7 @@ from gen_worker_supervisor.state import (
     TIMERS_KEPT,
     Answer,
     Began,
+    Child,
     Death,
     Deliver,
     Device,
@@ -920,3 +921,14 @@ def test_far_deadlines_of_jobs_that_have_ended_are_not_kept_until_they_come() ->
     assert len(host.fleet.timers) <= TIMERS_KEPT + 1
     host.passes(3600.0 + 30.0)
     assert host.answer(waits).kind == "deadline"
+
+
+@pytest.mark.promise(44)
+def test_dead_children_are_not_kept_until_their_timers_come() -> None:
+    host = Host()
+    for _ in range(3 * TIMERS_KEPT):
+        host.done(host.started())
+        host.dies(host.child())
+        host.boot()
+    kept = {id(subject) for _, _, (_, subject) in host.fleet.timers if isinstance(subject, Child)}
+    assert len(kept) <= TIMERS_KEPT + 1

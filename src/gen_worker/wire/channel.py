@@ -74,6 +74,9 @@ def send_packet(sock: socket.socket, packet: bytes, descriptors: Sequence[int] =
         sock.send(packet, _NOSIGNAL)
 
 
+_NO_ROOM = memoryview(bytearray())
+
+
 class Channel(Generic[Incoming]):
     """A socket that speaks numbered frames of one generation. Sending is safe from any thread, receiving from one."""
 
@@ -140,3 +143,4 @@ class Channel(Generic[Incoming]):
     def close(self) -> None:
         """Close the socket; the peer reads what was sent and then the end."""
         self.sock.close()
+        self._view = _NO_ROOM  # who had the channel may be there until the collector looks
