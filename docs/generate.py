@@ -172,6 +172,7 @@ def limits() -> str:
         "an unavailable function is tried again after": f"{verdicts.UNAVAILABLE_S:g} s",
         "`shutdown()` may take": f"{steps.DRAIN_LIMIT_S:g} s",
         "the longest pause before a new child": f"{fates.BACKOFF_LIMIT_S:g} s",
+        "a dead child's memory may take to come back": f"{fates.SETTLE_S:g} s",
         "a SIGKILL that was not reaped: the device is wedged after": f"{steps.WEDGED_AFTER_S:g} s",
         "the device is retired after": f"{fates.RETIRED_AFTER_S:g} s",
     }
