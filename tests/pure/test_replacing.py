@@ -5,7 +5,7 @@ import pytest
 from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.replacing import AGAIN_S, WARM_JOBS
 from gen_worker_supervisor.state import Child, MemoryRead, Note, Recycling, Reported, RestartAsked, Signal, Spawned
 from tests.pure.host import CREDITS, Host, function, sent, signals, spawned
@@ -75,7 +75,7 @@ def test_while_the_old_child_ends_its_job_nothing_more_is_given_to_it() -> None:
     boots(made, coming(made))
     made.loaded(coming(made))
     waiting = made.submit()
-    assert waiting.child is None
+    assert waiting.state is JobState.QUEUED
     made.done(busy)
     assert waiting.child is made.child()
     assert made.child() is not old
