@@ -1,10 +1,12 @@
 """Who is to blame for dead children."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.blame import BREAKER_PAYLOADS, HASHED_WHOLE, QUARANTINE_S, Blame, digest
+from gen_worker.wire.messages import FRAME_LIMIT
+from gen_worker_supervisor.blame import BREAKER_PAYLOADS, HASHED_WHOLE, QUARANTINE_S, Blame, charges_told, digest
 from gen_worker_supervisor.fates import backoff_s
 
 
@@ -105,3 +107,40 @@ def test_the_pause_before_the_next_child_doubles_up_to_a_minute() -> None:
 def test_the_pause_is_jittered_by_at_most_a_fifth(deaths: int, salt: int) -> None:
     whole = backoff_s(deaths, 0)
     assert 0.8 * whole <= backoff_s(deaths, salt) <= whole
+
+
+@pytest.mark.promise(2)
+def test_with_0_seconds_nothing_is_refused_and_a_suspect_is_known_all_the_same() -> None:
+    blame = Blame(0.0)
+    for number in range(2 * BREAKER_PAYLOADS):
+        charge(blame, bytes([number]), times=3)
+    assert blame.quarantined("f", bytes([0]), 1.0) is None
+    assert blame.breaker("f", 1.0) is None
+    assert blame.refused(1.0) == 0
+    assert blame.suspected("f", bytes([0]), 1.0)
+
+
+def test_a_charge_stands_as_long_as_was_said() -> None:
+    blame = Blame(60.0)
+    charge(blame, b"p", times=2)
+    assert blame.quarantined("f", b"p", 59.0) is not None
+    assert blame.quarantined("f", b"p", 60.0) is None
+
+
+def test_what_an_operator_is_told_fits_a_frame_the_latest_first() -> None:
+    blame = Blame()
+    stack = ["x" * 400] * 20
+    for number in range(1000):
+        digest_ = number.to_bytes(16, "big")
+        blame.charge(
+            "f" * 100, digest_, float(number), deaths=2, cause="secret " * 99, stack=stack, postmortem="p" * 60
+        )
+    for number in range(BREAKER_PAYLOADS * 200):
+        charge(blame, number.to_bytes(2, "big"), function=f"{number % 200:0100d}", times=2, now=900.0)
+    functions = [f"{number:0100d}" for number in range(200)]
+    told = charges_told(blame, functions, lambda text: text.replace("secret", "***"), 1000.0)
+    assert len(msgspec.msgpack.encode(told)) <= FRAME_LIMIT
+    assert told.charges[0].digest == (999).to_bytes(16, "big").hex()
+    assert told.charges[0].stack
+    assert "secret" not in told.charges[0].cause
+    assert len(told.charges) + told.left_out == len(blame.listed(1000.0))
