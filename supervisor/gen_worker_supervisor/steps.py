@@ -62,8 +62,9 @@ def _charge_hang(fleet: Fleet, job: Job, outcome: Outcome) -> None:
     assert ending is not None
     stack = (outcome.detail.stack or []) if outcome.detail is not None else []
     cause = f"it hung ({ending.hang})" if ending.hang else "it hung"
-    payload = job.payload.digest()
-    fleet.blame.charge(function.name, payload, ending.asked, deaths=job.deaths + 1, cause=cause, stack=stack)
+    kept = job.child.postmortem if job.child is not None else ""
+    payload, deaths = job.payload.digest(), job.deaths + 1
+    fleet.blame.charge(function.name, payload, ending.asked, deaths=deaths, cause=cause, stack=stack, postmortem=kept)
     fleet.functions[function.name].clear = function.clear = False
 
 
