@@ -97,6 +97,9 @@ def describe(status: Status, look: Look = PLAIN) -> str:
     parts += [_ailment(device) for device in status.gpus if device.health != "ok" or device.reason]
     if closed := [function for function in status.functions if function.state == "unavailable"]:
         parts.append("\n".join(f"`{each.name}` is unavailable: {each.reason or 'no reason given'}" for each in closed))
+    if status.quarantined:
+        payloads = "1 payload is" if status.quarantined == 1 else f"{status.quarantined} payloads are"
+        parts.append(f"{payloads} refused; `gen-worker quarantine ls` says why")
     return "\n\n".join(parts)
 
 
