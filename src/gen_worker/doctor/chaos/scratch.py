@@ -70,14 +70,22 @@ class Scratch:
                 command,
                 cwd=self.folder,
                 env=self._environment(),
-                stdin=subprocess.PIPE,  # at whose end it ends
+                stdin=subprocess.PIPE,  # which ends with this process, and the server with it
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is not for it
             )
+        self._ask_by_stdin(self.process)
         if not until(lambda: self._is_ready() or not self.runs, START_S) or not self.runs:
             raise ScratchError(f"the scratch supervisor did not start:\n{self.log()}")
         self.until_idle()
+
+    def _ask_by_stdin(self, process: "subprocess.Popen[bytes]") -> None:
+        """Ask for something: a server that was asked nothing there goes on at the end of its stdin."""
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # its log says why it has ended
+            process.stdin.write(b'{"function":"echo","payload":{}}\n')
+            process.stdin.flush()
 
     def _is_ready(self) -> bool:
         return self.control.exists() and self._sidecar.exists()

@@ -21,6 +21,7 @@ class Witness:
         self._lock = threading.Lock()
         self._took: list[float] = []
         self._failures: list[str] = []
+        self._began: float | None = None  # when the job began that is under way
         self._thread = threading.Thread(target=self._run, name="gen-worker-witness", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + _CALM_S
@@ -30,7 +31,7 @@ class Witness:
 
     def _run(self) -> None:
         while not self._closing.wait(_PAUSE_S):
-            began = time.monotonic()
+            began = self._began = time.monotonic()
             try:
                 self._client.call("echo", {"text": "witness"})
             except (JobError, SupervisorUnreachable) as error:
@@ -43,16 +44,19 @@ class Witness:
 
     def _note(self, began: float, failure: str = "") -> None:
         with self._lock:
+            self._began = None
             self._took.append(time.monotonic() - began)
             if failure:
                 self._failures.append(failure)
 
     def account(self) -> "Account":
-        """Return how its jobs went since it was last asked."""
+        """Return how its jobs went since it was last asked, the one that is under way with them."""
         with self._lock:
-            took, self._took = sorted(self._took), []
+            took, self._took = self._took, []
             failures, self._failures = self._failures, []
-        return Account(took, failures)
+            if self._began is not None:
+                took.append(time.monotonic() - self._began)
+        return Account(sorted(took), failures)
 
     def close(self) -> None:
         """Run no more jobs."""

@@ -1,0 +1,153 @@
+"""The doctor on this host: what it asks of the kernel, and a supervisor of its own that it breaks and ends."""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gen_worker.doctor import gpus, kernel, program
+from gen_worker.doctor.chaos.faults import Fault, Measured, NotHereError
+from gen_worker.doctor.chaos.observed import descriptors, marked, resident, state
+from gen_worker.doctor.chaos.scratch import MARK, Scratch, ScratchError
+from gen_worker.doctor.chaos.trial import Result, run
+from gen_worker.doctor.chaos.witness import Witness
+from gen_worker.doctor.finding import Status
+from gen_worker.scratch import PREFIX
+from tests.served import GEN_WORKER, alive, until
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for everything temporary, in which nothing of a scratch supervisor may stay."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield tmp_path
+    until(lambda: not list(tmp_path.glob(f"{PREFIX}*")), what="nothing of it left in the temporary folder")
+
+
+def scratches() -> set[int]:
+    """Every process that runs because of a scratch supervisor of this test session."""
+    return {pid for pid in marked(f"GW_TESTS_SESSION={os.environ['GW_TESTS_SESSION']}") if MARK in variables_of(pid)}
+
+
+def variables_of(pid: int) -> str:
+    """The environment that a process began with, nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_of_this_host_does_what_supervisors_ask_of_it() -> None:
+    (found,) = kernel.kernel()
+    assert found.status is Status.OK, found
+
+
+def test_a_driver_that_is_not_there_is_told_by_a_process_of_its_own() -> None:
+    seen = gpus.driver()
+    assert seen.gpus or seen.error, seen
+
+
+def test_a_process_that_does_not_end_costs_its_limit_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import time\ntime.sleep(1000)\n")
+    assert program.script(tmp_path / "hangs.py", limit_s=0.2) == program.Told("", "", None)
+
+
+def test_a_host_is_looked_at_without_a_trace(tmp_path: Path) -> None:
+    env = {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path / "run"), "TENSORHUB_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*GEN_WORKER, "doctor", "--json"], env=env, cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    document = json.loads(done.stdout)
+    assert document["ok"] == (done.returncode == 0), done.stderr
+    groups = {each["group"] for each in document["findings"]}
+    assert {"system", "limits", "memory", "gpus", "disk", "worker", "network"} <= groups
+    assert all(each["status"] in ("ok", "skipped") or each["remedy"] for each in document["findings"])
+    assert os.listdir(tmp_path) == []
+
+
+# --- breaking ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_promised_holds_on_this_host_and_nothing_is_left(temporary: Path) -> None:
+    command = [*GEN_WORKER, "doctor", "--chaos", "--only", "crash,hold-gil,garbage,daemon,supervisor", "--json"]
+    done = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    document = json.loads(done.stdout)
+    assert {each["name"]: each["wrong"] for each in document["faults"] if each["verdict"] != "holds"} == {}
+    assert [each["name"] for each in document["faults"]] == ["crash", "hold-gil", "garbage", "daemon", "supervisor"]
+    assert (done.returncode, document["ok"]) == (0, True)
+    assert not scratches()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_doctor_ends_what_it_broke(temporary: Path, number: signal.Signals) -> None:
+    command = [*GEN_WORKER, "doctor", "--chaos", "--only", "sleep-in-c"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as doctor:
+        until(lambda: len(scratches()) > 3, what="children of a scratch supervisor")
+        doctor.send_signal(number)
+        assert doctor.wait(20) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    until(lambda: not scratches(), what="the end of them all")
+
+
+def test_a_fault_that_is_not_borne_fails_and_the_next_one_is_tried(temporary: Path) -> None:
+    def fails(scratch: Scratch) -> Measured:
+        return Measured("2 s", "1 s", ["too late"])
+
+    def ends_it(scratch: Scratch) -> Measured:
+        os.kill(scratch.pid, signal.SIGKILL)
+        scratch.client.call("echo")
+        return Measured("nothing", "", [])
+
+    def cannot_be(scratch: Scratch) -> Measured:
+        raise NotHereError("no such memory")
+
+    def holds(scratch: Scratch) -> Measured:
+        return Measured(str(scratch.client.call("echo", {"text": "on"})["text"]), "", [])
+
+    faults = [Fault(each.__name__, "a promise", each) for each in (fails, ends_it, cannot_be, holds)]
+    results: dict[str, Result] = {result.name: result for result in run(faults, slots=1)}
+    assert {name: result.verdict for name, result in results.items()} == {
+        "fails": "fails",
+        "ends_it": "fails",
+        "cannot_be": "skipped",
+        "holds": "holds",
+    }
+    assert results["fails"].wrong == ["too late"]
+    assert "gone" in results["ends_it"].wrong[0]
+    assert results["holds"].measured == "on"
+
+
+def test_a_scratch_supervisor_that_does_not_start_says_why(temporary: Path) -> None:
+    with pytest.raises(ScratchError, match="GEN_WORKER_MAX_QUEUED"), Scratch(1, {"GEN_WORKER_MAX_QUEUED": "many"}):
+        pass
+
+
+def test_a_scratch_supervisor_knows_no_token_and_is_seen_from_outside(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_canary")
+    with Scratch(1) as scratch:
+        assert b"hf_canary" not in Path(f"/proc/{scratch.pid}/environ").read_bytes()
+        assert scratch.processes() >= {scratch.pid, *scratch.children().values()}
+        assert descriptors(scratch.pid) > 3
+        assert resident(scratch.pid) > 1 << 20
+        assert state(scratch.pid) in "SR"
+        witness = Witness(scratch.control)
+        account = witness.account()
+        witness.close()
+        assert account.failures == []
+        assert witness.undisturbed > 0
+        assert account.p99_s <= account.slowest_s
+        pid = scratch.pid
+    assert not alive(pid)
+    assert (state(pid), resident(pid), descriptors(pid)) == ("", 0, 0)
