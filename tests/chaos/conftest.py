@@ -8,8 +8,6 @@ import pytest
 
 from tests.chaos.results import ROWS, table
 
-_PART = re.compile(r"(<!-- measured: chaos -->\n).*?(<!-- end of chaos -->)", re.DOTALL)
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
@@ -19,9 +17,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in table():
         terminalreporter.write_line(line)
     if page := os.environ.get("CHAOS_TABLE"):
-        text = Path(page).read_text()
-        lines = "\n".join(table())
-        Path(page).write_text(_PART.sub(lambda found: f"{found[1]}\n{lines}\n\n{found[2]}", text))
+        write(Path(page), "soak" if {promise for promise, _ in ROWS} == {44} else "chaos")
+
+
+def write(page: Path, part: str) -> None:
+    """Put the table into a page, in the place of the last one."""
+    pattern = rf"(<!-- measured: {part} -->\n).*?(<!-- end of {part} -->)"
+    lines = "\n".join(table())
+    page.write_text(
+        re.sub(pattern, lambda found: f"{found[1]}\n{lines}\n\n{found[2]}", page.read_text(), flags=re.DOTALL)
+    )
 
 
 @pytest.fixture(scope="session")

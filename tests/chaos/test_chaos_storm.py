@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from gen_worker.client import JobError
-from tests.chaos.hosts import LAG_S, chaotic, until_all_serve
+from tests.chaos.hosts import LAG_S, SERVING, chaotic, until_all_serve
 from tests.chaos.load import loaded
 from tests.chaos.results import Row, injected, survived
 from tests.chaos.traces import role, traces, until_nothing_more
@@ -60,21 +60,22 @@ class Storm:
         survived(row, time.monotonic() - began)
         return row
 
+    def _victim(self) -> int:
+        """Return a child that serves: three that die before they do cost a device its place."""
+        pids = until(lambda: [each.pid for each in self._server.status().gpus if each.phase in SERVING and each.pid])
+        return self._rng.choice(pids)
+
     def _signal(self, number: int) -> None:
-        pids = list(self._server.pids().values())
-        if pids:
-            victim = self._rng.choice(pids)
-            os.kill(victim, number)
-            until(lambda: not alive(victim), what="the end of a child")
+        victim = self._victim()
+        os.kill(victim, number)
+        until(lambda: not alive(victim), what="the end of a child")
 
     def _stop(self) -> None:
-        pids = list(self._server.pids().values())
-        if pids:
-            victim = self._rng.choice(pids)
-            os.kill(victim, signal.SIGSTOP)
-            began, for_s = time.monotonic(), self._rng.uniform(0, PAUSE_S)
-            until(lambda: time.monotonic() > began + for_s)
-            os.kill(victim, signal.SIGCONT)
+        victim = self._victim()
+        os.kill(victim, signal.SIGSTOP)
+        began, for_s = time.monotonic(), self._rng.uniform(0, PAUSE_S)
+        until(lambda: time.monotonic() > began + for_s)
+        os.kill(victim, signal.SIGCONT)
 
     def _hang(self) -> None:
         job = self._server.client.submit("hold-the-interpreter", {"text": str(self._number)})
@@ -96,11 +97,8 @@ class Storm:
     def _kill_zygote(self) -> None:
         children = self._server.pids().values()
         for pid in self._server.processes():
-            if role(pid) == "gen_worker_child" and pid not in children and self._is_zygote(pid):
+            if role(pid) == "gen_worker_child" and pid not in children:
                 os.kill(pid, signal.SIGKILL)
-
-    def _is_zygote(self, pid: int) -> bool:
-        return pid not in self._server.pids().values()
 
 
 def slope_bytes(samples: list[tuple[float, int]]) -> float:
