@@ -1,0 +1,57 @@
+"""The same with devices whose memory is measured, and whose driver may report anything at any moment."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+
+from gen_worker_supervisor.evidence import GpuReading
+from gen_worker_supervisor.phases import Health, Phase
+from gen_worker_supervisor.state import Device, DeviceFault, GpusRead
+from tests.pure.test_fleet_model import Fleets
+
+MIB = 1 << 20
+BASELINE, TOTAL = 300 * MIB, 24 << 30
+
+
+class Gpus(Fleets):
+    """Everything that can happen to a supervisor with GPUs."""
+
+    def one(self, index: int) -> Device:
+        devices = self.host.fleet.devices
+        return devices[index % len(devices)]
+
+    @rule()
+    def memory_of_devices_is_measured(self) -> None:
+        for device in self.host.fleet.devices:
+            if device.vram_baseline is None:
+                device.vram_baseline = device.vram_used = BASELINE
+
+    @rule(index=st.integers(0, 2), excess=st.sampled_from([-100 * MIB, 0, 0, 0, 64 * MIB, 65 * MIB, 2 << 30]))
+    def driver_says_what_is_in_use(self, index: int, excess: int) -> None:
+        self.happens(GpusRead([GpuReading(self.one(index).name, BASELINE + excess, TOTAL)]))
+
+    @rule(index=st.integers(0, 2), number=st.integers(0, 9))
+    def driver_reports_a_fault(self, index: int, number: int) -> None:
+        self.happens(DeviceFault(self.one(index).name, f"XID {number}", fatal=number == 9))
+
+    @invariant()
+    def a_device_that_settles_has_a_dead_child_and_an_end_of_it(self) -> None:
+        if not hasattr(self, "host") or self.host.fleet.finished:
+            return
+        for device in self.host.fleet.devices:
+            settling = device.child is not None and device.child.phase is Phase.SETTLING
+            if settling and not device.lost and not self.drained:
+                assert device.settle_by is not None
+                assert device.settle_by >= self.host.now
+
+    @invariant()
+    def what_is_not_well_says_why(self) -> None:
+        for device in self.host.fleet.devices if hasattr(self, "host") else ():
+            assert bool(device.reason) == (device.health is not Health.OK)
+            assert bool(device.unattributed) <= (device.health is not Health.OK)
+
+
+TestGpus = Gpus.TestCase
+TestGpus.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
