@@ -553,6 +553,7 @@ class ControlClient:
             text = f"an operator had {charges}{whose}{which} forgotten"
             self._supervisor.log.event("info", "quarantine", text)
             self._supervisor.fleet.doubt()
+            self._supervisor.handle()  # jobs that waited for one of these payloads to be tried go now
         self.send(wire.Pardoned(count))
 
     def _list(self) -> None:
