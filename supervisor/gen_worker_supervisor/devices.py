@@ -68,7 +68,7 @@ def _measure(nvml: Any, index: int, found: Gpus) -> None:
             return
         instances = [
             _gpu(nvml, handle, f"{name}:{number}", index, f"{major}{minor}")
-            for number, handle in enumerate(_instances(nvml, gpu))
+            for number, handle in _instances(nvml, gpu)
         ]
     except nvml.NVMLError as error:
         if error.value not in lost_codes(nvml):
@@ -97,10 +97,10 @@ def _is_divided(nvml: Any, gpu: Any) -> bool:
         raise
 
 
-def _instances(nvml: Any, gpu: Any) -> Iterator[Any]:
+def _instances(nvml: Any, gpu: Any) -> Iterator[tuple[int, Any]]:
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
         try:
-            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
+            yield number, nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
         except nvml.NVMLError as error:
             if error.value != nvml.NVML_ERROR_NOT_FOUND:  # no instance has this number
                 raise

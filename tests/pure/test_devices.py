@@ -148,9 +148,10 @@ class Driver(ModuleType):
     NVML_ERROR_GPU_IS_LOST, NVML_ERROR_RESET_REQUIRED = 15, 16
     NVML_DEVICE_MIG_ENABLE = 1
 
-    def __init__(self, count: int, fails: str = "", code: int = 999) -> None:
+    def __init__(self, count: int, fails: str = "", code: int = 999, instances: tuple[int, ...] | None = None) -> None:
         super().__init__("pynvml")
         self._count, self._fails, self._code = count, fails, code
+        self._instances = instances
         self.open = 0
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -164,6 +165,10 @@ class Driver(ModuleType):
         if name in ("nvmlInit", "nvmlShutdown"):
             self.open += 1 if name == "nvmlInit" else -1
         handle = given[0] if given else 0
+        if name == "nvmlDeviceGetMigDeviceHandleByIndex":
+            if given[1] not in (self._instances or ()):
+                raise NvmlError(self.NVML_ERROR_NOT_FOUND)
+            return f"{given[0]}-{given[1]}"
         answers: dict[str, Any] = {
             "nvmlDeviceGetCount": self._count,
             "nvmlDeviceGetHandleByIndex": handle,
@@ -171,7 +176,8 @@ class Driver(ModuleType):
             "nvmlDeviceGetName": "NVIDIA L4",
             "nvmlDeviceGetCudaComputeCapability": (8, 9),
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 << 30, used=300 << 20),
-            "nvmlDeviceGetMigMode": (0, 0),
+            "nvmlDeviceGetMigMode": (int(self._instances is not None), 0),
+            "nvmlDeviceGetMaxMigDeviceCount": 7,
         }
         return answers.get(name)
 
@@ -209,6 +215,26 @@ def test_a_gpu_that_is_not_measured_is_an_error_and_not_one_that_is_not_there(
 ) -> None:
     with pytest.raises(DeviceError, match=told):
         listed(monkeypatch, Driver(2, call))
+
+
+def test_a_gpu_in_mig_mode_is_its_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = listed(monkeypatch, Driver(1, instances=(0, 3)))
+    assert [(each.name, each.index, each.uuid, each.sm) for each in found.usable] == [
+        ("cuda:0:0", 0, "GPU-0-0", "89"),
+        ("cuda:0:3", 0, "GPU-0-3", "89"),
+    ]
+    (chosen,) = choose("0:3", found, gpu_functions=True, cpu_functions=False)
+    assert chosen.name == "cuda:0:3"
+
+
+def test_a_gpu_in_mig_mode_without_instances_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = listed(monkeypatch, Driver(1, instances=()))
+    assert (found.usable, found.notices) == ([], ["GPU 0 is left out: it is in MIG mode and has no instance"])
+
+
+def test_a_driver_that_knows_no_mig_has_whole_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = listed(monkeypatch, Driver(1, "nvmlDeviceGetMigMode", Driver.NVML_ERROR_NOT_SUPPORTED))
+    assert [each.name for each in found.usable] == ["cuda:0"]
 
 
 @pytest.mark.parametrize("code", [Driver.NVML_ERROR_GPU_IS_LOST, Driver.NVML_ERROR_RESET_REQUIRED])
