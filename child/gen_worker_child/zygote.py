@@ -66,7 +66,7 @@ def serve(channel: Channel[ZygoteOrder]) -> None:
         close_all(descriptors)
         _, status = os.waitpid(middle, 0)
         if status != 0:
-            raise RuntimeError(f"the middle process ended with status {status}: no child was made")
+            sys.exit(f"[zygote] the process in the middle ended with status {status}: no child was made")
         channel.count_sent()
 
 
@@ -117,7 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         channel.send(Unfit(reason))
         return
     channel.send(warm)
-    serve(channel)
+    try:
+        serve(channel)
+    except BlockingIOError as error:
+        sys.exit(f"[zygote] cannot fork: {error.strerror}")  # the supervisor starts another one when it can
 
 
 if __name__ == "__main__":

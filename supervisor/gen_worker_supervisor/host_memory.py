@@ -324,8 +324,12 @@ class HostMemory:
             return
         self._freeing = [thread for thread in self._freeing if thread.is_alive()]
         thread = threading.Thread(target=_close, args=(descriptors,), name="freeing memory", daemon=True)
-        self._freeing.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be had: better late than never
+            _close(descriptors)
+        else:
+            self._freeing.append(thread)
 
 
 def _may_go(held: _Held) -> bool:

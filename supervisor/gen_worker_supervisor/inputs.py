@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -163,7 +164,8 @@ class Inputs:
     def _place(self) -> Path:
         if self._root is None:
             self._root, self._claim = claimed_folder()
-            self._remover.submit(remove_abandoned)
+            with suppress(RuntimeError):
+                self._remover.submit(remove_abandoned)
         return self._root
 
     def _judge(self, order: _Order, report: InputFetched | InputFailed) -> None:
@@ -189,7 +191,8 @@ class Inputs:
             order.removed = True
             if self._orders.get(order.job.number) is order:  # else its job has asked again
                 del self._orders[order.job.number]
-            self._remover.submit(shutil.rmtree, order.folder, ignore_errors=True)
+            with suppress(RuntimeError):  # no thread can be had now; the next one removes this, too
+                self._remover.submit(shutil.rmtree, order.folder, ignore_errors=True)
 
     def _go_on(self) -> None:
         """Order what there is room for, first of the jobs with the fewest under way, in turn."""

@@ -22,10 +22,21 @@ from gen_worker_supervisor.reaper import Reaper, reap
 
 ZYGOTE_TRIES = 3
 FORK_LIMIT_S = 5.0  # measured: 5 to 50 ms
+RETRY_S = 10.0  # until a zygote that could not be started is tried again
 
 
 def _with(imported: list[str]) -> str:
     return f", with {len(imported)} module{'' if len(imported) == 1 else 's'} imported" if imported else ""
+
+
+def _pidfd_of(made: "subprocess.Popen[bytes]") -> int:
+    """Return a pidfd of a new process; where none is to be had, end it and raise `OSError`."""
+    try:
+        return os.pidfd_open(made.pid)
+    except OSError:
+        made.kill()
+        made.wait()
+        raise
 
 
 class Nursery:
@@ -59,12 +70,16 @@ class Nursery:
         if self._tries == 0:
             return
         self._tries -= 1
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._not_started(error)
+            return
         ours.setblocking(False)
         command = [sys.executable, "-m", "gen_worker_child.zygote", "--socket", str(theirs.fileno())]
         command += ["--supervisor", str(os.getpid()), *self._preload]
         try:
-            self._process = subprocess.Popen(
+            made = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=2,
@@ -72,17 +87,28 @@ class Nursery:
                 env=author_environment(self._environment),
                 start_new_session=True,
             )
-        except OSError as error:  # no memory, no descriptor, no process left
+            self._pidfd = _pidfd_of(made)
+        except OSError as error:
             ours.close()
-            self._log.event("warning", "zygote", f"not started: {error}; children are spawned")
+            self._not_started(error)
             return
         finally:
             theirs.close()
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._process = made
         self._channel = Channel(ours, generation=0, receives=ZygoteReport)
         self._reaper.own(self._process.pid, self._on_zygote_death)
         self._loop.add_reader(self._pidfd, self._on_zygote_death)
         self._loop.add_reader(ours.fileno(), self._on_report)
+
+    def _not_started(self, error: OSError) -> None:
+        """Try again in a while: what the system lacks now, memory, descriptors or processes, it may have then."""
+        self._log.event("warning", "zygote", f"not started: {error}; children are spawned for {RETRY_S:g} s")
+        self._tries += 1
+        self._loop.call_later(RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        if self._process is None and not self._closing:
+            self.start()
 
     def make(self, process: ChildProcess) -> None:
         """Make the process; `born` is called on it now or later."""
@@ -132,11 +158,12 @@ class Nursery:
                 env=child_environment(self._environment, process.child.device),
                 start_new_session=True,
             )
+            pidfd = _pidfd_of(spawned)
         except OSError as error:  # no memory, no descriptor, no process left
             self._loop.call_soon(process.stillborn, str(error))
             return
         spawned.returncode = 0  # it is reaped through its pidfd; `Popen` shall not try
-        process.born(spawned.pid, os.pidfd_open(spawned.pid))
+        process.born(spawned.pid, pidfd)
 
     def _on_report(self) -> None:
         assert self._channel is not None

@@ -135,8 +135,17 @@ class Graveyard:
             self._waiting.append(self._told(burial, now))
             self._change.notify()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="gen-worker-postmortems", daemon=True)
-            self._thread.start()
+            self._begin()
+
+    def _begin(self) -> None:
+        """Start the thread that writes; where none can be had, the next death tries again."""
+        thread = threading.Thread(target=self._write_all, name="gen-worker-postmortems", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._log.event("warning", "supervisor", f"the post-mortem is not written yet: {error}")
+        else:
+            self._thread = thread
 
     def _drop(self) -> None:
         if not self.dropped:

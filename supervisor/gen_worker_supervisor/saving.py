@@ -85,8 +85,14 @@ class Saver:
             if waiting:
                 self._waiting[job] = waiting  # behind all others
             self._writing.append(kept)
-            work = self._threads.submit(self._write, kept)
-            work.add_done_callback(partial(self._tell, kept))
+            try:
+                work = self._threads.submit(self._write, kept)
+            except RuntimeError as error:  # no thread can be had; one that comes later closes what this holds
+                kept.wanted = False
+                self._writing.remove(kept)
+                kept.then(_failed(kept.order, OSError(f"`{kept.order.ref[:40]}` cannot be kept: {error}")))
+            else:
+                work.add_done_callback(partial(self._tell, kept))
 
     def _tell(self, kept: _Kept, done: Future[Saved]) -> None:
         self._loop.call_soon_threadsafe(self._written, kept, done)

@@ -338,6 +338,14 @@ def start_a_daemon(ctx: RequestContext, payload: Order) -> Answer:
     return Answer(done.stdout.decode().strip(), os.getpid())
 
 
+@endpoint
+def leave_orphans(ctx: RequestContext, payload: Order) -> Answer:
+    """Start processes that end when nobody is there any more to wait for them."""
+    script = f"for each in $(seq {payload.times}); do sleep 0.0$each & done"
+    subprocess.run(["sh", "-c", script], check=True)
+    return answer(payload)
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 

@@ -103,13 +103,6 @@ def flood() -> None:
         os.write(1, piece)
 
 
-def leak() -> None:
-    """Take memory until somebody minds."""
-    while True:
-        KEPT.append(b"\xff" * (8 << 20))
-        time.sleep(0.01)
-
-
 def close_everything() -> None:
     os.closerange(0, 4096)
 
@@ -254,7 +247,6 @@ HARM: dict[str, Callable[[], None]] = {
         stop,
         flood,
         flood_the_socket,
-        leak,
         close_everything,
         close_the_socket,
         close_the_standard_streams,
