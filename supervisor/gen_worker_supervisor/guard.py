@@ -100,6 +100,8 @@ def _make_room(fleet: Fleet, children: Sequence[Child], reading: MemoryReading, 
     if grown is not None:
         over = grown.rss - usual_of(grown, living)
         return _end(fleet, grown, reading, f"{_size(over)} more than usual", now)
+    if fleet.short_looks < LOOKS_BETWEEN:  # a child that is new may have been left out
+        return []
     if reading.models:
         size = min(reading.models, int(fleet.memory_reserve * EASED_SHARE) - (reading.limit - reading.used))
         fleet.short_looks, fleet.short_told = -LOOKS_BETWEEN, True
