@@ -21,6 +21,7 @@ import msgspec
 
 from gen_worker.cli.failure import MEANINGS
 from gen_worker.cli.program import commands
+from gen_worker.doctor.chaos.faults import FAULTS
 from gen_worker.models.errors import MEANINGS as MODEL_ERRORS
 from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
@@ -214,6 +215,11 @@ def _promised(marks: Iterable[ast.expr]) -> list[int]:
 
 def _sentence(name: str) -> str:
     return name.removeprefix("test_").replace("_", " ")
+
+
+def doctor_faults() -> str:
+    """What `gen-worker doctor --chaos` does, and what must come of it."""
+    return _table(("fault", "what is promised"), [(f"`{fault.name}`", fault.promise) for fault in FAULTS])
 
 
 def promises() -> str:
@@ -577,6 +583,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "hangs": hang_kinds,
     "limits": limits,
     "promises": promises,
+    "doctor-faults": doctor_faults,
     "proofs": proofs,
     "control-client": control_client,
     "control-server": control_server,

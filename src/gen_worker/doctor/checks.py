@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from gen_worker.doctor import (
     system,
 )
 from gen_worker.doctor.examination import Check
-from gen_worker.doctor.finding import Finding, problem
+from gen_worker.doctor.finding import Finding, problem, skipped
 from gen_worker.doctor.gpu_probe import Driver
 from gen_worker.settings import Settings, SettingsError
 from gen_worker.sources import default_cache_dir, default_run_dir
@@ -193,7 +194,9 @@ def _of_network(patient: Patient) -> list[Check]:
     ]
     hubs = {"hugging-face": settings.hf_endpoint, "hub": settings.cozy_hub_url} if patient.online else {}
     for name, url in hubs.items():
-        if url:
+        if settings.offline:
+            found.append(Check("network", name, partial(skipped, name, "`GEN_WORKER_OFFLINE` is set")))
+        elif url:
             found.append(_hub(name, url, settings.ca_bundle, patience))
     return found
 

@@ -64,7 +64,8 @@ def hub(name: str, url: str, ca_bundle: str, now: float, limit_s: float = ANSWER
         date = refusal.headers.get("Date", "")
         refusal.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        told = str(getattr(error, "reason", None) or error).lower()
+        cause = getattr(error, "reason", error)
+        told = (cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)).lower()
         remedy = "check the network; behind a proxy set `HTTPS_PROXY`, for a private authority `GEN_WORKER_CA_BUNDLE`"
         return [problem(name, f"{shown}: {told}", remedy)]
     return [ok(name, f"{shown} answers"), *clocks(date, now)]
