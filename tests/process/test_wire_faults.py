@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker_supervisor.memory import tightest
 from tests.scripted.entrypoint import CANARY, Driven, driven, until_ready
 from tests.scripted.orchestrator import CANCELED, FATAL, OK, RETRYABLE
 from tests.served import alive
@@ -48,6 +49,21 @@ def test_a_dead_child_costs_its_job_one_answer_and_the_others_nothing(made: Driv
     assert made.worker.runs()[job.request_id] == 1
     assert len(made.orchestrator.connections) == 1
     assert not made.connection.gone
+
+
+@pytest.mark.promise(4)
+def test_a_job_that_takes_the_last_of_the_memory_is_retryable_with_the_cause(tmp_path: Path) -> None:
+    room = tightest()
+    assert room is not None
+    reserve = str(room.free + (2 << 30))  # who takes more than usual is over it from the start
+    with driven(tmp_path, {"GEN_WORKER_MEMORY_RESERVE": reserve}) as made:
+        job = made.ask("take-memory", times=200, gate="never")
+        result = job.result()
+        assert result.status == RETRYABLE
+        assert "host_oom" in result.safe_message
+        assert made.worker.runs()[job.request_id] == 1
+        assert made.ask("echo", text="served").output()["text"] == "served"
+        assert len(made.orchestrator.connections) == 1
 
 
 @pytest.mark.promise(1)

@@ -109,6 +109,15 @@ def gated(ctx: RequestContext, payload: Order) -> Answer:
 
 
 @endpoint
+def take_memory(ctx: RequestContext, payload: Order) -> Answer:
+    """Take `times` MiB and wait for the gate with them."""
+    note(ctx)
+    taken = bytearray(b"x") * (payload.times << 20)
+    wait_for(payload.gate)
+    return Answer(str(len(taken)), os.getpid())
+
+
+@endpoint
 def polite(ctx: RequestContext, payload: Order) -> Answer:
     """Wait to be cancelled."""
     note(ctx)
