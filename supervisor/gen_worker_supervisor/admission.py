@@ -77,7 +77,7 @@ def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
     if not devices:
         return unheld(fleet, function)
     if all(device.lost for device in devices):
-        return devices[0].given_up or f"{devices[0].name} is retired"
+        return devices[0].loss
     return fleet.blame.breaker(function.name, now)
 
 

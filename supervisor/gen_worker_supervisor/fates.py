@@ -249,10 +249,10 @@ def after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
             imported = device.child is None or device.child.import_error is None
             word = "device_lost" if imported else "import_failed"
             verdict = SETUP_FAILED._replace(lasts_s=inf, reason=word)
-            actions += make_unavailable(fleet, function, reason, (), now, verdict)
+            actions += make_unavailable(fleet, function, device.loss, (), now, verdict)
     if all(other.lost for other in fleet.devices):
         fleet.finished = True
-        actions.append(Finish(1, f"no device can serve: {device.given_up or f'all are retired: {device.reason}'}"))
+        actions.append(Finish(1, f"no device can serve: {device.loss}"))
     return actions
 
 

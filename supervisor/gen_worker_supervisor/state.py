@@ -314,6 +314,11 @@ class Device:
         """Whether it will never have another child."""
         return self.given_up is not None or self.health is Health.RETIRED
 
+    @property
+    def loss(self) -> str:
+        """Why it will have none."""
+        return self.given_up or f"{self.name} is retired: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Death:

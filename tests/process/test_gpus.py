@@ -206,7 +206,7 @@ def test_the_last_gpu_that_is_lost_ends_the_server_with_1(serve: Serve, world: W
     until((tmp_path / "gw.sock.json").exists, what="the sidecar")
     there.reports(0, value=48)
     assert process.wait(20) == 1
-    assert "no device can serve: all are retired: XID 48: double bit ECC error" in (tmp_path / "log").read_text()
+    assert "no device can serve: cuda:0 is retired: XID 48: double bit ECC error" in (tmp_path / "log").read_text()
 
 
 def test_an_error_that_spoils_one_context_costs_its_job_and_names_it(serve: Serve, world: World) -> None:

@@ -29,7 +29,7 @@ def test_a_lost_gpu_gives_its_job_back_and_is_no_part_of_the_next_hello(tmp_path
         told = "its GPU is lost: XID 79: the GPU has fallen off the bus"
         assert (result.status, result.safe_message) == (RETRYABLE, told)
         late = made.connection.run("on-device", {}, compute=first).result()
-        told = "GPU 0 of this worker is lost: XID 79: the GPU has fallen off the bus"
+        told = "function unavailable: cuda:0 is retired: XID 79: the GPU has fallen off the bus"
         assert (late.status, late.safe_message) == (RETRYABLE, told)
         until_state(made.connection, lambda state: state.free_vram_bytes <= 24 * GIB, "less free memory")
         again = made.redial()

@@ -94,8 +94,7 @@ def _fault_gate(fleet: Fleet, function: Function, now: float) -> FnUnavailable |
         return _told(function, verdict.reason, function.unavailable, verdict.axes)
     lost = [device for device in fleet.devices if holds(device, function)]
     if all(device.lost for device in lost):
-        reason = lost[0].given_up or f"{lost[0].name} is retired: {lost[0].reason}"
-        return _told(function, "device_lost", reason, {})
+        return _told(function, "device_lost", lost[0].loss, {})
     broken = fleet.blame.breaker(function.name, now)
     if broken is not None:
         return _told(function, "breaker_open", broken.partition(";")[0], {})  # how long still would be news each time

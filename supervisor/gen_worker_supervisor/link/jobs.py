@@ -247,8 +247,7 @@ class LinkJobs:
             text = f"no GPU {run.compute.gpu_index} on this worker, which has {len(devices)}"
             return _result(run, JobStatus.RETRYABLE, text)
         if chosen.lost:
-            text = f"GPU {run.compute.gpu_index} of this worker is lost: {chosen.given_up or chosen.reason}"
-            return _result(run, JobStatus.RETRYABLE, text)
+            return _result(run, JobStatus.RETRYABLE, f"function unavailable: {chosen.loss}")
         return self.supervisor.fleet.on_device(function, chosen) if takes(chosen, function) else function
 
     def _submit(self, held: Held, function: Function) -> None:
