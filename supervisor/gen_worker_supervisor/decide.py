@@ -22,7 +22,7 @@ from gen_worker_supervisor.state import (
     lane_of,
     unloaded,
 )
-from gen_worker_supervisor.suspicion import next_unsuspicious
+from gen_worker_supervisor.suspicion import next_unsuspicious, release
 from gen_worker_supervisor.tidying import tidy
 
 STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
@@ -39,6 +39,8 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
         actions += tidy(fleet)
     if any(device.coming is not None for device in fleet.devices):
         actions += bring_on(fleet, now)
+    if fleet.held:
+        release(fleet, now)
     if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:

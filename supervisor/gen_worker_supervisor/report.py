@@ -264,7 +264,8 @@ def _missing(fleet: Fleet, function: Function) -> str | None:
 
 def _job(fleet: Fleet, job: Job, now: float, hide: Callable[[str], str]) -> JobStatus:
     started = job.started
-    stage = job.stage or ("fetching its inputs" if job.fetching else None)
+    waits = "waiting for another with its payload" if job.held else "fetching its inputs"
+    stage = job.stage or (waits if job.fetching else None)
     return JobStatus(
         id=hide(job.request_id),
         function=job.function.name,
@@ -289,7 +290,7 @@ def _hang(fleet: Fleet, job: Job) -> str | None:
     if child is None or child.hang is None or job.started is None:
         return None
     work = work_of(fleet, child)
-    return child.hang.value if child.hang in OF_ALL or (work is not None and work.job is job) else None
+    return child.hang.value if child.hang in OF_ALL or (work is not None and job in work.jobs) else None
 
 
 def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> FunctionStatus:

@@ -173,7 +173,8 @@ class Job(msgspec.Struct, eq=False):
     inline_file_bytes: int = 0  # files up to this size go into their assets and nowhere else
     wire: bool = False  # it came over the link to an orchestrator
     inputs: list[InputFile] | None = None  # those that its payload names by URLs, once it has asked for them
-    fetching: bool = False  # it waits for them, in no queue
+    fetching: bool = False  # it waits for them, or is held, and is in no queue
+    held: bool = False  # until another job with its payload has told whether that kills
     tenant: str = ""  # for whom it is: tenants take turns
     priority: int = 0  # a higher one goes first
     moved_at: float = 0.0  # when it was last seen to get on, from its start on
@@ -731,6 +732,7 @@ class Fleet:
     tenants: Tenants = field(default_factory=Tenants)
     tenants_of: dict[str, Tenants] = field(default_factory=dict)  # by function, where each has a limit of its own
     blame: Blame = field(default_factory=Blame)
+    held: dict[tuple[str, bytes], deque[Job]] = field(default_factory=dict)  # jobs, by function and payload's digest
     timers: list[tuple[float, int, Timer]] = field(default_factory=list)
     armed: int = 0
     tidy_at: int = TIMERS_KEPT  # so many timers

@@ -86,3 +86,42 @@ def test_a_waiting_job_of_a_pardoned_payload_runs() -> None:
     host.passes(61)
     host.boot()
     assert again.state is JobState.LEASED
+
+
+@pytest.mark.promise(2)
+def test_jobs_with_other_payloads_go_past_those_that_are_held() -> None:
+    host = Host(devices=2)
+    twins = [host.submit(body=b"bad") for _ in range(4)]
+    kill(host, twins[0])
+    (tried,) = [job for job in twins if job.state is JobState.LEASED]
+    host.starts(tried)
+    other = host.submit(body=b"good")
+    assert other.state is JobState.LEASED
+    assert sum(job.held for job in twins) == 3
+    host.done(tried)
+    assert not any(job.held for job in twins), "a success clears all"
+    host.done(other)
+    for _ in twins:
+        for job in [job for job in twins if job.state is JobState.LEASED]:
+            host.done(job)
+    assert all(host.answer(job).state is JobState.OK for job in twins)
+    assert not host.fleet.held
+    assert host.fleet.queued == 0
+
+
+def test_a_held_job_is_ended_like_any_that_waits() -> None:
+    host = Host(devices=2)
+    first = host.submit(body=b"bad")
+    canceled, late = host.submit(body=b"bad"), host.submit(body=b"bad", timeout_s=100.0)
+    host.submit(body=b"bad")
+    kill(host, first)
+    (tried,) = [job for job in host.fleet.jobs.values() if job.state is JobState.LEASED]
+    waiting = [job for job in (canceled, late) if job.held]
+    host.starts(tried)
+    for job in waiting:
+        host.ends(job)
+    host.passes(200.0)
+    assert all(host.answer(job).state in (JobState.CANCELED, JobState.FATAL) for job in waiting)
+    host.drains()
+    assert all(job is tried for job in host.fleet.jobs.values())
+    assert host.fleet.queued == 0
