@@ -7,6 +7,7 @@ import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -44,6 +45,7 @@ class Executor:
         self.specs = {spec.name: spec for spec in specs}
         self._making = threading.Lock()
         self._async_side: LoopThread | None = None
+        self._turning = False
         self._decoders: dict[tuple[str, Encoding], Callable[[bytes | memoryview], msgspec.Struct]] = {}
         self._encoders: dict[Encoding, Callable[[Any], bytes]] = {
             "json": msgspec.json.Encoder().encode,
@@ -63,6 +65,18 @@ class Executor:
 
                 self._async_side = LoopThread()
             return self._async_side
+
+    def turn(self, call: Callable[[], None]) -> None:
+        """Have the loop make a call at its next turn, if there is a loop; not again before it has made the last one."""
+        side = self._async_side
+        if side is not None and not self._turning:
+            self._turning = True
+            with suppress(RuntimeError):  # it is closed
+                side.loop.call_soon_threadsafe(self._turned, call)
+
+    def _turned(self, call: Callable[[], None]) -> None:
+        self._turning = False
+        call()
 
     def load(self, instance: str, models: Sequence[SlotModel] = ()) -> list[Resident]:
         """Make the instance, give it its models, run its `setup()` and `warmup()`; return what it holds then.

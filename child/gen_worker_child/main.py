@@ -161,6 +161,7 @@ class Child:
         self._dozing = False
         self._device_use = (0, 0)  # as the job thread last found it: a beat waits for no device
         self._measured_at = -inf
+        self._turn_loop: Callable[[], None] = lambda: None
         self._job_thread = threading.Thread(target=self._serve_jobs, name="gen-worker-job", daemon=True)
 
     # --- boot ---
@@ -180,6 +181,7 @@ class Child:
         self._beat_s = boot.beat_s
         self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._jobs.on_progress = self._measure
+        self._turn_loop = partial(self._executor.turn, self._page.loop)
         self._receive_for(boot.beat_s)
         self._job_thread.start()
         thread = self._job_thread
@@ -262,6 +264,7 @@ class Child:
 
     def _beat(self) -> None:
         self._page.beat(resident_bytes(), *self._device_use)
+        self._turn_loop()
 
     def _watch(self) -> int:
         """Beat, and take the reading over whenever the job thread is at one thing for too long."""

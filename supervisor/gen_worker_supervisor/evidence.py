@@ -33,6 +33,7 @@ class Evidence(msgspec.Struct, frozen=True):
     cpu_s: float = 0.0  # what it and its descendants have, but for its frame loop
     io_bytes: int = 0  # what they have read and written: files and pipes, and sockets where those are used like files
     beat_at: float = 0.0  # of its frame loop, 0.0 before the first
+    loop_at: float = 0.0  # when its asyncio loop last turned for a beat, 0.0 where there is none
     page_mark: int = 0  # changes with the progress that its status page tells of
     gpu_busy: bool | None = None  # whether its device computes; None where nobody knows
 

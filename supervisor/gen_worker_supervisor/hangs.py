@@ -40,8 +40,9 @@ def _learn(fleet: Fleet, child: Child, look: Evidence) -> None:
     if last is None or look.at - last.at > PAUSE_S:
         watch.since = child.born if last is None else look.at
         watch.stir = last = None
-    if last is not None and look.page_mark != last.page_mark and (work := work_of(fleet, child)) and work.job:
-        got_on(work.job, look.at)
+    if last is not None and look.page_mark != last.page_mark and (work := work_of(fleet, child)):
+        for job in work.jobs:
+            got_on(job, look.at)
     load = (child.loading, child.loading_done)
     if load != watch.load:
         watch.load, watch.load_at, watch.stir = load, look.at, None
@@ -97,13 +98,14 @@ def _end_what_is_dead(fleet: Fleet, child: Child, look: Evidence, now: float) ->
         return []
     hang = child.hang or Hang.NATIVE_WAIT
     text = f"{work.words}: {hang}, nothing of its child moved for {limit_s:g} s: it is ended"
-    if work.job is None:
+    if not work.jobs:
         return [Note("error", child.device.name, text), *_end_child(fleet, child, now)]
-    if work.job.ending is not None:
-        return []
+    job = work.jobs[0]
+    if len(work.jobs) > 1 or job.ending is not None:
+        return []  # of several nobody knows which one it is
     note = Note("warning", child.device.name, text)
-    actions = end_asked(fleet, work.job, Reason.STALL, False, now)
-    _tell(work.job, hang)
+    actions = end_asked(fleet, job, Reason.STALL, False, now)
+    _tell(job, hang)
     return [note, *actions]
 
 

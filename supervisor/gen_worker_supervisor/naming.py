@@ -6,6 +6,7 @@ Pure: takes what was seen of a child, changes nothing.
 from math import inf
 from typing import NamedTuple
 
+from gen_worker.wire.messages import Lane
 from gen_worker_supervisor.evidence import Evidence, Hang
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import Child, Fleet, Function, Job
@@ -30,7 +31,7 @@ class Work(NamedTuple):
     words: str
     moved_at: float
     limit_s: float
-    job: Job | None = None
+    jobs: tuple[Job, ...] = ()  # any of which may be what holds the device or the loop; none: a set-up, an import
 
 
 def floor_s(fleet: Fleet) -> float:
@@ -44,7 +45,7 @@ def stall_limit_s(fleet: Fleet, function: Function) -> float:
 
 
 def work_of(fleet: Fleet, child: Child) -> Work | None:
-    """Return what holds a child's device, if anything does; jobs that wait on its asyncio loop hold nothing."""
+    """Return what holds a child's device or its asyncio loop, if anything does; jobs that wait on that hold nothing."""
     if child.loading is not None:
         known = fleet.instances.get(child.loading)
         learned_s = known.load_s if known is not None and known.learned else 0.0
@@ -54,11 +55,28 @@ def work_of(fleet: Fleet, child: Child) -> Work | None:
     if child.phase in (Phase.FORKING, Phase.IMPORTING):
         return Work("the import of the endpoint's module", child.born, floor_s(fleet))
     if child.used["device"]:
-        for job in child.leased.values():
-            if job.state in (JobState.STARTED, JobState.EMITTED) and job.function.surveyed.lane == "device":
-                words = f"request {job.request_id} of `{job.function.name}`"
-                return Work(words, job.moved_at, stall_limit_s(fleet, job.function), job)
+        for job in _begun(child, "device"):
+            return Work(_words(job), job.moved_at, stall_limit_s(fleet, job.function), (job,))
+    jobs = _begun(child, "loop") if loop_is_held(child) else []
+    if jobs:
+        words = _words(jobs[0]) if len(jobs) == 1 else f"one of {len(jobs)} requests on the asyncio loop"
+        return Work(words, child.looks[-1].loop_at, floor_s(fleet), tuple(jobs))
     return None
+
+
+def _begun(child: Child, lane: Lane) -> list[Job]:
+    begun = [job for job in child.leased.values() if job.state in (JobState.STARTED, JobState.EMITTED)]
+    return [job for job in begun if job.function.surveyed.lane == lane]
+
+
+def _words(job: Job) -> str:
+    return f"request {job.request_id} of `{job.function.name}`"
+
+
+def loop_is_held(child: Child) -> bool:
+    """Whether a child's asyncio loop does not turn although the child beats."""
+    look = child.looks[-1] if child.looks and child.used["loop"] else None
+    return look is not None and look.loop_at > 0 and look.beat_at - look.loop_at >= UNBEATEN_S
 
 
 def silent_s(child: Child, work: Work, now: float) -> float:

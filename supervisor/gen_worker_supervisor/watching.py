@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from gen_worker_supervisor.evidence import Evidence
-from gen_worker_supervisor.naming import quiet_s, work_of
+from gen_worker_supervisor.naming import loop_is_held, quiet_s, work_of
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.proc import Sight, Stat, Subject, processes
 from gen_worker_supervisor.process import ChildProcess
@@ -38,6 +38,7 @@ class Target(NamedTuple):
 
     process: ChildProcess
     subject: Subject
+    thread: int  # that is at its work; 0 while it boots
     care: Care
 
 
@@ -90,7 +91,7 @@ class Watching:
             child = process.child
             if process.pid:
                 subject = self._subjects.setdefault(child.generation, Subject(process.pid))
-                targets.append(Target(process, subject, self._care(child, now, close_round)))
+                targets.append(Target(process, subject, _thread_at_work(process), self._care(child, now, close_round)))
         if any(target.care is Care.CLOSELY for target in targets):
             self._closely_at = now
         if len(self._subjects) > len(targets):
@@ -117,14 +118,19 @@ class Watching:
         self._timer = self._loop.call_later(DOUBTFUL_S if late else EVERY_S, self._order)
 
 
+def _thread_at_work(process: ChildProcess) -> int:
+    child = process.child
+    if not child.ready:
+        return 0
+    reading = process.reading() if loop_is_held(child) else None
+    return child.job_tid if reading is None else reading.loop_tid
+
+
 def _sight(target: Target, everybody: dict[int, Stat] | None) -> Sight | None:
-    child = target.process.child
     try:
         if target.care is Care.GLANCE:
             return target.subject.glance()
-        return target.subject.look(
-            child.job_tid if child.ready else 0, everybody if target.care is Care.CLOSELY else None
-        )
+        return target.subject.look(target.thread, everybody if target.care is Care.CLOSELY else None)
     except OSError:  # it has ended, or nobody may look at it
         return None
 
@@ -135,12 +141,12 @@ def _beats_late(child: Child, look: Evidence) -> bool:
 
 def _evidence(process: ChildProcess, sight: Sight | None, now: float) -> Evidence:
     reading = process.reading()
-    beat_at, mark = 0.0, 0
+    beat_at, loop_at, mark = 0.0, 0.0, 0
     if reading is not None:
-        beat_at = reading.beat_at if reading.beats else 0.0
+        beat_at, loop_at = reading.beat_at if reading.beats else 0.0, reading.loop_at
         mark = hash((reading.progress_job, reading.fraction, reading.stage))
     if sight is None:
-        return Evidence(now, measured=False, beat_at=beat_at, page_mark=mark)
+        return Evidence(now, measured=False, beat_at=beat_at, loop_at=loop_at, page_mark=mark)
     return Evidence(
         now,
         state=sight.state,
@@ -149,6 +155,7 @@ def _evidence(process: ChildProcess, sight: Sight | None, now: float) -> Evidenc
         cpu_s=sight.cpu_s,
         io_bytes=sight.io_bytes,
         beat_at=beat_at,
+        loop_at=loop_at,
         page_mark=mark,
         gpu_busy=None if process.child.device.busy is None else process.child.device.busy > 0,
     )

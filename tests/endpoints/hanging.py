@@ -105,6 +105,12 @@ async def wait_on_the_loop(ctx: RequestContext, payload: Order) -> Answer:
 
 
 @endpoint
+async def hold_the_loop(ctx: RequestContext, payload: Order) -> Answer:
+    time.sleep(10**6)  # noqa: ASYNC251 - what this function is for
+    return done()
+
+
+@endpoint
 class Stuck:
     def setup(self) -> None:
         with (FOLDER / "tries").open("ab", buffering=0) as tries:

@@ -115,6 +115,23 @@ def test_a_job_in_whose_child_nothing_moves_is_ended_by_the_ladder_twice_and_the
 
 
 @pytest.mark.promise(7)
+def test_a_handler_that_keeps_the_loop_from_turning_hangs_and_one_that_waits_on_it_does_not(serve: Serve) -> None:
+    server = serve(module="hanging", variables=SHORT)
+    with server.connect() as connection:
+        connection.send("wait-on-the-loop", "waiting")
+        until(lambda: (job := server.job("waiting")) is not None and job.elapsed_s > 2)
+        assert the_device(server).hang is None
+        server.client.cancel("waiting")
+        connection.frame()
+        begun(server, connection, "hold-the-loop")
+        hung(server, "native_wait", SHOWN_S)
+        server.client.kill("hanging", now=True)
+        detail = connection.frame()["error"]["detail"]
+    assert detail["hang"] == "native_wait"
+    assert any("hold_the_loop" in line for line in detail["stack"])
+
+
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("function", ["spin", "go-on-slowly"])
 def test_a_job_of_which_anything_moves_is_never_ended_for_its_silence(serve: Serve, function: str) -> None:
     server = serve(module="hanging", variables={"GEN_WORKER_STALL_TIMEOUT_S": "1"})

@@ -28,13 +28,14 @@ class Seen:
     cpu: float = 0.0
     io: int = 0
     beats: bool = True
+    turns: bool = True  # its asyncio loop
     steps: bool = False
     measured: bool = True
     gpu_busy: bool | None = None
     every_s: float = 1.0
 
     def __post_init__(self) -> None:
-        self._beat_at = self.host.now
+        self._beat_at = self._loop_at = self.host.now
         self._sums = Evidence(0.0)
         self._mark = 0
 
@@ -52,6 +53,7 @@ class Seen:
         sums, span = self._sums, self.every_s
         self._mark += self.steps
         self._beat_at = self.host.now if self.beats else self._beat_at
+        self._loop_at = self.host.now if self.turns else self._loop_at
         self._sums = msgspec.structs.replace(
             sums,
             job_cpu_s=sums.job_cpu_s + self.job_cpu * span,
@@ -64,6 +66,7 @@ class Seen:
             state=self.state if self.measured else "",
             wchan=self.wchan if self.measured else "",
             beat_at=self._beat_at,
+            loop_at=self._loop_at,
             page_mark=self._mark,
             gpu_busy=self.gpu_busy,
         )
@@ -149,6 +152,27 @@ def test_jobs_that_wait_on_the_loop_do_not_hang_by_waiting() -> None:
     seen.passes(500)
     assert seen.child.hang is None
     assert host.unanswered(job)
+
+
+@pytest.mark.promise(7)
+def test_a_job_that_keeps_the_loop_from_turning_hangs_and_is_ended_when_nothing_moves() -> None:
+    host = Host(function(shape="async", lane="loop"))
+    job = host.started()
+    seen = Seen(host, turns=False)
+    seen.passes(31)
+    assert seen.child.hang is Hang.PYTHON_STUCK
+    assert signals(seen.passes(97))[:2] == [signal.SIGUSR2, signal.SIGTERM]
+    host.dies(seen.child)
+    assert host.answer(job).detail is not None
+
+
+def test_of_several_jobs_on_a_loop_that_does_not_turn_none_is_ended_as_the_guilty_one() -> None:
+    host = Host(function(shape="async", lane="loop"))
+    jobs = [host.started(), host.started()]
+    seen = Seen(host, turns=False)
+    told = notes(seen.passes(500))
+    assert "one of 2 requests on the asyncio loop" in told[0]
+    assert all(map(host.unanswered, jobs))
 
 
 def test_every_way_to_hang_is_told_in_words() -> None:

@@ -28,10 +28,12 @@ def test_what_a_child_writes_is_read() -> None:
         writer.beat(1 << 20)
         writer.job(7)
         writer.progress(7, 0.5, "denoising")
+        writer.loop()
         reading = reader.read()
         assert reading is not None
         assert (reading.beats, reading.rss, reading.job) == (1, 1 << 20, 7)
         assert (reading.progress_job, reading.fraction, reading.stage) == (7, 0.5, "denoising")
+        assert (reading.loop_at >= reading.beat_at > 0, reading.loop_tid) == (True, os.getpid())
 
 
 @given(st.text(max_size=80))

@@ -16,10 +16,12 @@ _SEQUENCE = struct.Struct("<Q")
 _BEAT = struct.Struct("<QdQQQ")  # count, monotonic seconds, resident bytes; device bytes: in use, held by the allocator
 _JOB = struct.Struct("<Qd")  # the last job the job thread began, monotonic seconds
 _PROGRESS = struct.Struct("<Qd32s")  # job, fraction, stage
+_LOOP = struct.Struct("<dQ")  # monotonic seconds, the loop's thread as the kernel calls it
 _BEAT_AT = 8
 _JOB_AT = _BEAT_AT + _BEAT.size
 _PROGRESS_AT = _JOB_AT + _JOB.size
-_END = _PROGRESS_AT + _PROGRESS.size
+_LOOP_AT = _PROGRESS_AT + _PROGRESS.size
+_END = _LOOP_AT + _LOOP.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Reading:
     progress_job: int
     fraction: float
     stage: str
+    loop_at: float = 0.0  # when the asyncio loop last turned for a beat, 0.0 where there is none
+    loop_tid: int = 0
 
 
 def create_page() -> int:
@@ -77,6 +81,10 @@ class PageWriter:
         """Record how far a job is, 0 to 1, and what it is at."""
         self._write(_PROGRESS, _PROGRESS_AT, number, fraction, stage.encode("utf-8", "replace")[:32])
 
+    def loop(self) -> None:
+        """Record that the asyncio loop turns, in whose thread this is called."""
+        self._write(_LOOP, _LOOP_AT, time.monotonic(), threading.get_native_id())
+
 
 class PageReader:
     """The supervisor's side; keeps working after the child's death."""
@@ -104,4 +112,7 @@ def _reading(page: bytes) -> Reading:
     job, since = _JOB.unpack_from(page, _JOB_AT)
     progress_job, fraction, stage = _PROGRESS.unpack_from(page, _PROGRESS_AT)
     words = stage.rstrip(b"\0").decode(errors="ignore")
-    return Reading(beats, beat_at, rss, vram_used, vram_held, job, since, progress_job, fraction, words)
+    loop_at, loop_tid = _LOOP.unpack_from(page, _LOOP_AT)
+    return Reading(
+        beats, beat_at, rss, vram_used, vram_held, job, since, progress_job, fraction, words, loop_at, loop_tid
+    )
