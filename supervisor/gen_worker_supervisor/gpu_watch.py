@@ -79,7 +79,11 @@ class GpuWatch:
     def _look(self) -> None:
         import pynvml
 
-        pynvml.nvmlInit()
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            self._call(self._note, "devices", f"nobody says how the GPUs are: {str(error).lower()}")
+            return
         left = [_Gpu(pynvml, gpu) for gpu in self._gpus]
         while not self._closing.is_set():
             self._wake.clear()
@@ -102,20 +106,23 @@ class GpuWatch:
     def _listen(self) -> None:
         import pynvml
 
-        pynvml.nvmlInit()
-        wanted = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
+        try:
+            pynvml.nvmlInit()
+            events = pynvml.nvmlEventSetCreate()
+        except pynvml.NVMLError as error:
+            self._call(self._note, "devices", f"no faults are reported of the GPUs: {str(error).lower()}")
+            return
         by_address: dict[int | None, list[tuple[Device, int | None]]] = {}
-        events = pynvml.nvmlEventSetCreate()
         for gpu in self._gpus:
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
                 known = by_address.setdefault(_address(handle), [])
                 if not known:
-                    pynvml.nvmlDeviceRegisterEvents(handle, wanted, events)
+                    _register(pynvml, handle, events)
                 known.append((gpu, _instance(pynvml, gpu)))
             except pynvml.NVMLError as error:
                 self._call(self._note, gpu.name, f"its driver reports no faults by itself: {str(error).lower()}")
-        while not self._closing.is_set():
+        while by_address and not self._closing.is_set():
             try:
                 event = pynvml.nvmlEventSetWait_v2(events, EVENT_MS)
             except pynvml.NVMLError_Timeout:
@@ -126,6 +133,12 @@ class GpuWatch:
             for gpu, instance in by_address.get(_address(event.device), ()):
                 if instance is None or event.gpuInstanceId in (instance, _EVERY_INSTANCE):
                     self._call(self._tell, _fault(pynvml, gpu.name, event))
+
+
+def _register(nvml: Any, handle: Any, events: Any) -> None:
+    """Ask for what a GPU can report of this; asked for more, it would report nothing."""
+    wanted = nvml.nvmlEventTypeXidCriticalError | nvml.nvmlEventTypeDoubleBitEccError
+    nvml.nvmlDeviceRegisterEvents(handle, wanted & nvml.nvmlDeviceGetSupportedEventTypes(handle), events)
 
 
 def _address(handle: Any) -> int | None:

@@ -101,7 +101,8 @@ def _locked(chosen: list[Device], locks: GpuLocks, *, auto: bool, option: str) -
             locks.take(gpu)
         except (GpuTakenError, GpuLockError) as error:
             if not auto:
-                raise StartError(str(error), f"choose other devices with `{option}`, or end that one") from None
+                what = "end that one" if isinstance(error, GpuTakenError) else "remove what is there"
+                raise StartError(str(error), f"choose other devices with `{option}`, or {what}") from None
             refused[gpu.name] = str(error)
     if refused and len(refused) == sum(device.kind == "cuda" for device in chosen):
         raise StartError(

@@ -31,7 +31,8 @@ typedef struct {
     uint32_t major, minor;
     uint32_t ecc, persistence;
     uint32_t error;                       /* each call that names this GPU returns it; 0: none */
-    uint32_t processes, unused;
+    uint32_t processes;
+    uint32_t delay;                       /* milliseconds that each of those calls takes */
     Process process[MOST_PROCESSES];
 } Gpu;
 
@@ -71,7 +72,17 @@ static int text(char *out, unsigned size, const volatile char *from) {
     return OK;
 }
 
-#define ASK(gpu) do { if (!(gpu)) return INVALID; if ((gpu)->error) return (int)(gpu)->error; } while (0)
+static void take_time(volatile Gpu *gpu) {
+    const struct timespec pause = {0, 1000000};
+    for (uint32_t waited = 0; waited < gpu->delay; waited++)
+        nanosleep(&pause, NULL);
+}
+
+#define ASK(gpu) do { \
+        if (!(gpu)) return INVALID; \
+        take_time(gpu); \
+        if ((gpu)->error) return (int)(gpu)->error; \
+    } while (0)
 #define ANSWER(name, type, what) \
     EXPORT int name(volatile Gpu *gpu, type *out) { ASK(gpu); *out = (type)(what); return OK; }
 
@@ -306,7 +317,7 @@ typedef struct {
 
 EXPORT int nvmlDeviceGetSupportedEventTypes(volatile Gpu *gpu, unsigned long long *out) {
     ASK(gpu);
-    *out = ~0ULL;
+    *out = gpu->ecc ? ~0ULL : ~2ULL;      /* without ECC no GPU reports double bit errors */
     return OK;
 }
 EXPORT int nvmlEventSetCreate(EventSet **out) {
@@ -322,6 +333,8 @@ EXPORT int nvmlEventSetFree(EventSet *set) {
 }
 EXPORT int nvmlDeviceRegisterEvents(volatile Gpu *gpu, unsigned long long kinds, EventSet *set) {
     ASK(gpu);
+    if (!gpu->ecc && kinds & 2)
+        return NOT_SUPPORTED;
     set->kinds[gpu - world->gpu] = kinds;
     return OK;
 }

@@ -35,7 +35,7 @@ class Process(ctypes.Structure):
 _FIGURES = (
     *("busy", "memory_busy", "temperature", "temperature_limit", "power", "power_limit", "fan"),
     *("clock", "memory_clock", "most_clock", "most_memory_clock", "major", "minor", "ecc", "persistence"),
-    *("error", "processes", "unused"),
+    *("error", "processes", "delay"),
 )
 
 

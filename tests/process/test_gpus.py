@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def test_a_gpu_that_its_driver_gives_up_is_retired_with_the_reason_and_the_other
     serve: Serve, world: World, report: str
 ) -> None:
     there = world(2)
+    for gpu in there.gpus:
+        gpu.ecc = 1
     server = served(serve, there)
     with server.connect() as connection:
         connection.send("where", "doomed", gate="never")
@@ -204,9 +207,12 @@ def test_the_last_gpu_that_is_lost_ends_the_server_with_1(serve: Serve, world: W
     there = world(1)
     process = launch(tmp_path, "--function", "where", module="gpus", devices="0", variables=there.variables)
     until((tmp_path / "gw.sock.json").exists, what="the sidecar")
-    there.reports(0, value=48)
+    there.reports(0, value=62)
     assert process.wait(20) == 1
-    assert "no device can serve: cuda:0 is retired: XID 48: double bit ECC error" in (tmp_path / "log").read_text()
+    assert (
+        "no device can serve: cuda:0 is retired: XID 62: internal micro-controller halt"
+        in (tmp_path / "log").read_text()
+    )
 
 
 def test_an_error_that_spoils_one_context_costs_its_job_and_names_it(serve: Serve, world: World) -> None:
@@ -222,6 +228,17 @@ def test_an_error_that_spoils_one_context_costs_its_job_and_names_it(serve: Serv
     assert answer["error"]["message"].endswith("(XID 31: GPU memory page fault)")
     assert server.devices()["cuda:0"].health == "ok"
     assert text_of(server.ask("where")) == there.uuid(0)
+
+
+def test_a_driver_that_takes_its_time_holds_nobody_up(serve: Serve, world: World) -> None:
+    there = world(1)
+    server = served(serve, there)
+    there.gpus[0].delay = 60_000
+    for _ in range(20):
+        began = time.monotonic()
+        assert server.ask("where")["ok"]
+        assert time.monotonic() - began < 0.5
+    there.gpus[0].delay = 0
 
 
 def test_what_the_driver_says_of_memory_and_work_stands_in_the_status(serve: Serve, world: World) -> None:

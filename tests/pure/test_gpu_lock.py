@@ -2,6 +2,10 @@
 
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,34 @@ def test_a_file_that_a_killed_supervisor_left_is_no_lock(tmp_path: Path) -> None
     with GpuLocks("serve", tmp_path) as locks:
         locks.take(GPU)
         assert (tmp_path / NAME).read_text() == f"{os.getpid()} serve"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("first", "second"), [(0, 65534), (65534, 0), (65533, 65534)])
+def test_supervisors_of_different_users_keep_off_each_others_gpus(
+    first: int, second: int, request: pytest.FixtureRequest
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="gw-locks-"))
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder.chmod(0o1777)
+    with GpuLocks("one", folder) as one, GpuLocks("two", folder) as two:
+        with user(first):
+            one.take(GPU)
+        with user(second):
+            with pytest.raises(GpuTakenError, match="is in use by pid"):
+                two.take(GPU)
+            one.close()  # as this user, who may not remove the other's file: it is locked anew
+            two.take(GPU)
+
+
+@contextmanager
+def user(number: int) -> Iterator[None]:
+    """Be another user for a while."""
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("trap", ["link", "dangling", "hard", "folder", "pipe"])
