@@ -18,7 +18,8 @@ from gen_worker.doctor.chaos.trial import Result, run
 from gen_worker.doctor.chaos.witness import Witness
 from gen_worker.doctor.finding import Status
 from gen_worker.scratch import PREFIX
-from tests.served import GEN_WORKER, alive, until
+from tests.nvml import simulated
+from tests.served import GEN_WORKER, Serve, alive, until
 
 pytestmark = pytest.mark.process
 
@@ -74,6 +75,23 @@ def test_a_host_is_looked_at_without_a_trace(tmp_path: Path) -> None:
     assert {"system", "limits", "memory", "gpus", "disk", "worker", "network"} <= groups
     assert all(each["status"] in ("ok", "skipped") or each["remedy"] for each in document["findings"])
     assert os.listdir(tmp_path) == []
+
+
+def test_sick_gpus_and_those_that_a_supervisor_has_are_told(tmp_path: Path, serve: Serve) -> None:
+    with simulated.gpus(tmp_path, 3) as world:
+        server = serve(module="gpus", devices="0", variables=world.variables)
+        world.gpus[1].ecc, world.gpus[1].ecc_errors = 1, 2
+        env = {**os.environ, **world.variables, "CUDA_VISIBLE_DEVICES": "0,1"}
+        command = [*GEN_WORKER, "doctor", "--only", "gpus", "--json"]
+        done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stderr
+    found = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    assert "3 GPUs" in found["driver"]["found"]
+    assert f"in use by the supervisor {server.pid}" in found["cuda:0"]["found"]
+    assert found["cuda:1"]["status"] == "problem"
+    assert "2 memory errors" in found["cuda:1"]["found"]
+    assert found["cuda:2"]["status"] == "ok"
+    assert found["devices"]["found"].startswith("cuda:0, cuda:1; cuda:2 not used: hidden by")
 
 
 # --- breaking ---------------------------------------------------------------------------------------------------------

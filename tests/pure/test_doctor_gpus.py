@@ -144,6 +144,14 @@ def test_who_has_a_gpu_is_known_by_its_lock(tmp_path: Path) -> None:
     os.close(lock)
 
 
+def test_which_gpus_a_supervisor_would_take_is_told() -> None:
+    seen = msgspec.structs.replace(DRIVER, devices=["cuda:0"], notices=["cuda:1 not used: hidden"])
+    assert gpus.about_devices(Driver()) == []
+    is_told(gpus.about_devices(seen)[0], Status.OK, "cuda:0; cuda:1 not used")
+    is_told(gpus.about_devices(msgspec.structs.replace(seen, devices=[]))[0], Status.WARNING, "none; cuda:1")
+    is_told(gpus.about_devices(msgspec.structs.replace(seen, refusal="no GPU `9`"))[0], Status.PROBLEM, "no GPU `9`")
+
+
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, nearest
@@ -58,12 +59,32 @@ class _Doctor(Command):
     meanings = _MEANINGS
 
 
+def _complete_only(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the checks and their groups, with `--chaos` the faults."""
+    if ctx.params.get("chaos"):
+        from gen_worker.doctor.chaos.faults import FAULTS
+
+        names = [fault.name for fault in FAULTS]
+    else:
+        names = _names_of_checks()
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def _names_of_checks() -> list[str]:
+    """Return every check and every group, in the order in which they are told."""
+    from gen_worker.doctor.checks import Endpoint, Patient, checks
+
+    every = checks(Patient.here(os.environ, Endpoint("", []), online=True))
+    return list(dict.fromkeys(name for check in every for name in check[:2]))
+
+
 @click.command("doctor", cls=_Doctor, help=_HELP, codes=(OK, USER_CODE, USAGE, CANCELED))
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @click.option(
     "--only",
     metavar="NAME",
     multiple=True,
+    shell_complete=_complete_only,
     help="Only this check or group of checks, with --chaos this fault; repeatable, or with commas.",
 )
 @click.option("--online", is_flag=True, help="Ask the hubs that models come from, too.")
@@ -86,8 +107,7 @@ def command(
     wanted = checks(Patient.here(os.environ, endpoint, online=online))
     if names:
         wanted = [check for check in wanted if check.group in names or check.name in names]
-        every = checks(Patient.here(os.environ, Endpoint("", []), online=True))
-        _refuse_unknown("check", names, {each for check in every for each in check[:2]})
+        _refuse_unknown("check", names, _names_of_checks())
     found = ((told.group, each) for told in examine(wanted, _say_slow) for each in told.findings)
     return _print_document(list(found)) if as_json else _print_text(found)
 

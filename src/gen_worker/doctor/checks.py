@@ -25,7 +25,7 @@ from gen_worker.doctor import (
 )
 from gen_worker.doctor.examination import Check
 from gen_worker.doctor.finding import Finding, problem, skipped
-from gen_worker.doctor.gpu_probe import Driver
+from gen_worker.doctor.gpu_probe import Driver, Gpu
 from gen_worker.settings import Settings, SettingsError
 from gen_worker.sources import default_cache_dir, default_run_dir
 
@@ -136,7 +136,8 @@ def _of_gpus(patient: Patient, driver: "_Driver") -> list[Check]:
         return [found for gpu in seen.gpus for found in gpus.about_gpu(gpu, gpus.holder_of(gpu.uuid))]
 
     def contexts() -> list[Finding]:
-        return list(gpus.usable([gpu for gpu in driver.seen().gpus if not gpu.error], env))
+        free = [gpu for gpu in driver.seen().gpus if _is_free(gpu)]
+        return list(gpus.usable(free, env))
 
     def torch() -> Finding:
         folder = gpus.torch_folder()
@@ -151,7 +152,8 @@ def _of_gpus(patient: Patient, driver: "_Driver") -> list[Check]:
     return [
         Check("gpus", "driver", lambda: gpus.about_driver(driver.seen(), patient.root), asked),
         Check("gpus", "gpus", each, asked),
-        Check("gpus", "contexts", contexts, asked + 16 * gpus.CONTEXT_LIMIT_S),
+        Check("gpus", "devices", lambda: gpus.about_devices(driver.seen()), asked),
+        Check("gpus", "contexts", contexts, asked + gpus.CONTEXT_LIMIT_S + 5.0),
         Check("gpus", "torch", torch, asked),
         Check("gpus", "torch-gpus", code, asked + gpus.TORCH_LIMIT_S),
         Check(
@@ -160,6 +162,11 @@ def _of_gpus(patient: Patient, driver: "_Driver") -> list[Check]:
             lambda: gpus.binding(system.packaged_version("nvidia-ml-py"), system.packaged_version("pynvml")),
         ),
     ]
+
+
+def _is_free(gpu: Gpu) -> bool:
+    """Whether a context can be tried on a GPU: one that a supervisor has may be exclusive, and is in use anyhow."""
+    return not (gpu.error or gpu.mig or gpus.holder_of(gpu.uuid))
 
 
 def _of_storage(patient: Patient) -> list[Check]:

@@ -1,5 +1,6 @@
 """What the NVIDIA driver says of its GPUs, as one JSON document on stdout; what it does not say is null."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,14 @@ class Driver(msgspec.Struct):
     gpus: list[Gpu] = []
     error: str = ""
     code: int = 0
+    devices: list[str] = []
+    """What supervisors would take, by its name."""
+
+    notices: list[str] = []
+    """What is said of those that they would not take."""
+
+    refusal: str = ""
+    """Why no supervisor would start here with `auto`."""
 
 
 def look(nvml: Any) -> Driver:
@@ -101,11 +110,26 @@ def _text(value: str | bytes | None) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
 
 
+def taken(seen: Driver) -> None:
+    """Note what supervisors would make of it, with what the environment hides."""
+    from gen_worker_supervisor.devices import DeviceError, list_gpus, visible
+
+    try:
+        found = visible(list_gpus(), os.environ)
+    except DeviceError as error:
+        seen.refusal = str(error)
+    else:
+        seen.devices, seen.notices = [device.name for device in found.usable], found.notices
+
+
 def main() -> None:
     """Print what the driver says."""
     import pynvml
 
-    sys.stdout.write(msgspec.json.encode(look(pynvml)).decode())
+    seen = look(pynvml)
+    if seen.gpus:
+        taken(seen)
+    sys.stdout.write(msgspec.json.encode(seen).decode())
 
 
 if __name__ == "__main__":

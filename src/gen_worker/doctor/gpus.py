@@ -53,6 +53,18 @@ def _gpus(count: int) -> str:
     return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
+def about_devices(seen: Driver) -> list[Finding]:
+    """Say which GPUs supervisors would take here, and why no others. Pure."""
+    if not seen.gpus:
+        return []
+    if seen.refusal:
+        return [problem("devices", seen.refusal, "name GPUs that are there, or unset the variable")]
+    listed = "; ".join((", ".join(seen.devices) or "none", *seen.notices))
+    if seen.devices:
+        return [ok("devices", listed)]
+    return [warning("devices", listed, "without a GPU children run on CPU slots, and workers refuse jobs for GPUs")]
+
+
 def about_gpu(gpu: Gpu, holder: str = "") -> Iterator[Finding]:
     """Say how one GPU is; `holder` is the supervisor that has it. Pure."""
     name = f"cuda:{gpu.index}"
@@ -110,12 +122,18 @@ def holder_of(uuid: str, folder: Path | None = None) -> str:
 
 
 def usable(gpus: Sequence[Gpu], env: Mapping[str, str], limit_s: float = CONTEXT_LIMIT_S) -> Iterator[Finding]:
-    """Make a context and an allocation on each GPU, which is where a sick driver shows."""
-    good = []
-    for gpu in gpus:
-        name = f"cuda:{gpu.index}"
+    """Make a context and an allocation on each GPU, which is where a sick driver shows; on all of them at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def tried(gpu: Gpu) -> program.Told:
         seen = {**env, "CUDA_VISIBLE_DEVICES": gpu.uuid}
-        told = program.module("gen_worker_supervisor.cuda_probe", limit_s=limit_s, env=seen)
+        return program.module("gen_worker_supervisor.cuda_probe", limit_s=limit_s, env=seen)
+
+    with ThreadPoolExecutor(max(1, len(gpus))) as pool:
+        answers = list(pool.map(tried, gpus))
+    good = []
+    for gpu, told in zip(gpus, answers, strict=True):
+        name = f"cuda:{gpu.index}"
         if told.code == 0:
             good.append(name)
         elif told.code is None:

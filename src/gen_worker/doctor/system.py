@@ -29,7 +29,8 @@ def this_platform() -> Platform:
     """Return what this process runs on."""
     name = os.uname()
     python = f"{sys.implementation.name} {'.'.join(map(str, sys.version_info[:3]))}"
-    return Platform(name.sysname, name.release, name.machine, python, len(os.sched_getaffinity(0)))
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return Platform(name.sysname, name.release, name.machine, python, len(own))
 
 
 def platform(seen: Platform) -> Finding:

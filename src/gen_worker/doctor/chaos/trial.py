@@ -16,7 +16,8 @@ from gen_worker.doctor.chaos.observed import descriptors, until
 from gen_worker.doctor.chaos.scratch import Scratch, ScratchError
 from gen_worker.doctor.chaos.witness import Account, Witness
 
-SLOW_WITNESS_S = 1.0
+SLOW_WITNESS_S = 2.0
+_SLOTS = 3  # a fault takes two children at most, so that others always have one
 _LIMIT_S = 60.0  # for one fault; then its supervisor is killed
 _SETTLE_S = 10.0
 _MORE_DESCRIPTORS = 4  # connections that are being closed
@@ -35,7 +36,7 @@ class Result(msgspec.Struct, frozen=True):
     took_s: float
 
 
-def run(faults: Sequence[Fault], slots: int = 2) -> Generator[Result, None, None]:
+def run(faults: Sequence[Fault], slots: int = _SLOTS) -> Generator[Result, None, None]:
     """Try these faults; return how each was borne, as soon as it is known. At the end nothing is left of it all."""
     with Scratch(slots) as scratch:
         for fault in faults:
