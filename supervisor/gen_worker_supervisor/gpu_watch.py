@@ -87,18 +87,13 @@ class GpuWatch:
         left = [_Gpu(pynvml, gpu) for gpu in self._gpus]
         while not self._closing.is_set():
             self._wake.clear()
-            readings: list[GpuReading] = []
-            for gpu in list(left):
-                found = gpu.read()
-                if isinstance(found, GpuReading):
-                    readings.append(found)
-                    self._free[found.device] = found.total - found.used
-                elif found is not None:
-                    self._free[gpu.name] = 0
-                    self._call(self._tell, found)
-                    if found.fatal:
-                        left.remove(gpu)
-            self._call(self._tell, GpusRead(readings))
+            found = {gpu: gpu.read() for gpu in left}
+            for gpu, told in found.items():
+                self._free[gpu.name] = told.total - told.used if isinstance(told, GpuReading) else 0
+                if isinstance(told, DeviceFault):
+                    self._call(self._tell, told)
+            left = [gpu for gpu, told in found.items() if not (isinstance(told, DeviceFault) and told.fatal)]
+            self._call(self._tell, GpusRead([told for told in found.values() if isinstance(told, GpuReading)]))
             self._wake.wait(self._every_s)
 
     # --- what it reports by itself ---
@@ -112,17 +107,8 @@ class GpuWatch:
         except pynvml.NVMLError as error:
             self._call(self._note, "devices", f"no faults are reported of the GPUs: {str(error).lower()}")
             return
-        by_address: dict[int | None, list[tuple[Device, int | None]]] = {}
-        for gpu in self._gpus:
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(gpu.index)
-                known = by_address.setdefault(_address(handle), [])
-                if not known:
-                    _register(pynvml, handle, events)
-                known.append((gpu, _instance(pynvml, gpu)))
-            except pynvml.NVMLError as error:
-                self._call(self._note, gpu.name, f"its driver reports no faults by itself: {str(error).lower()}")
-        while by_address and not self._closing.is_set():
+        sources = self._registered(pynvml, events)
+        while sources and not self._closing.is_set():
             try:
                 event = pynvml.nvmlEventSetWait_v2(events, EVENT_MS)
             except pynvml.NVMLError_Timeout:
@@ -130,9 +116,22 @@ class GpuWatch:
             except pynvml.NVMLError:  # a GPU is lost: reading it says which one
                 self._closing.wait(EVERY_S)
                 continue
-            for gpu, instance in by_address.get(_address(event.device), ()):
+            for gpu, instance in sources.get(_address(event.device), ()):
                 if instance is None or event.gpuInstanceId in (instance, _EVERY_INSTANCE):
                     self._call(self._tell, _fault(pynvml, gpu.name, event))
+
+    def _registered(self, nvml: Any, events: Any) -> dict[int | None, list[tuple[Device, int | None]]]:
+        """Ask for what the GPUs report; return what each may report of: itself, or its instances and their numbers."""
+        sources: dict[int | None, list[tuple[Device, int | None]]] = {}
+        for gpu in self._gpus:
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(gpu.index)
+                if _address(handle) not in sources:
+                    _register(nvml, handle, events)
+                sources.setdefault(_address(handle), []).append((gpu, _instance(nvml, gpu)))
+            except nvml.NVMLError as error:
+                self._call(self._note, gpu.name, f"its driver reports no faults by itself: {str(error).lower()}")
+        return sources
 
 
 def _register(nvml: Any, handle: Any, events: Any) -> None:
