@@ -69,3 +69,5 @@ class GpuReading(msgspec.Struct, frozen=True):
     used: int  # bytes, of whomever
     total: int
     busy: float | None = None  # 0 to 1
+    temperature: float | None = None  # degrees Celsius
+    watts: float | None = None

@@ -179,14 +179,18 @@ class _Gpu:
             reason = f"its driver says: {str(error).lower()}"
             return None if known and not fatal else DeviceFault(self.name, reason, fatal=fatal)
         self._silent = False
-        return GpuReading(self.name, int(memory.used), int(memory.total), self._asked(self._busy))
+        return GpuReading(
+            self.name,
+            int(memory.used),
+            int(memory.total),
+            busy=self._asked(lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
+            temperature=self._asked(lambda gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
+            watts=self._asked(lambda gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+        )
 
-    def _busy(self) -> float:
-        return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
-
-    def _asked(self, question: Callable[[], float]) -> float | None:
+    def _asked(self, question: Callable[[Any], float]) -> float | None:
         """Return an answer, None where this GPU has none to it."""
         try:
-            return question()
+            return float(question(self._handle))
         except self._nvml.NVMLError:
             return None

@@ -144,6 +144,8 @@ class Reporter:
             vram_budget=device.allowed_bytes or None,
             vram_unattributed=None if device.vram_baseline is None else device.unattributed,
             util=device.busy,
+            temp=device.temperature,
+            power_w=device.watts,
             models=[] if child is None or process is None else _resident(child),
             job=self._supervisor.log.hide(running[0].request_id) if running else None,
             jobs=len(child.leased) if child is not None else 0,

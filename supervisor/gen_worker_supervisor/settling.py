@@ -28,7 +28,8 @@ def gpus_read(fleet: Fleet, happening: GpusRead, now: float) -> list[Action]:
 
 def _learn(device: Device, reading: GpuReading) -> None:
     """The baseline only falls: what our children leave behind is never taken for what was there before them."""
-    device.busy, device.vram_used = reading.busy, reading.used
+    device.vram_used, device.busy = reading.used, reading.busy
+    device.temperature, device.watts = reading.temperature, reading.watts
     if device.vram_baseline is not None:
         device.vram_baseline = min(device.vram_baseline, reading.used)
 

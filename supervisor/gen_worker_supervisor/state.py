@@ -294,6 +294,8 @@ class Device:
     replace_at: float = 0.0  # until then its child is not replaced for its own good
     reason: str = ""  # why it is not OK
     busy: float | None = None  # the share of the last second in which it computed, as the driver says
+    temperature: float | None = None
+    watts: float | None = None
     vram_used: int | None = None  # bytes, of whomever, as the driver says
     vram_baseline: int | None = None  # what was in use before there was a child; None: nobody measures it
     settle_by: float | None = None  # until when a dead child's memory may take to come back

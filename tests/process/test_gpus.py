@@ -244,9 +244,11 @@ def test_a_driver_that_takes_its_time_holds_nobody_up(serve: Serve, world: World
 def test_what_the_driver_says_of_memory_and_work_stands_in_the_status(serve: Serve, world: World) -> None:
     there = world(1)
     server = served(serve, there)
-    there.gpus[0].used, there.gpus[0].busy = 5 * GIB, 73
+    gpu = there.gpus[0]
+    gpu.used, gpu.busy, gpu.temperature, gpu.power = 5 * GIB, 73, 64, 301_500
     until(lambda: server.devices()["cuda:0"].vram_used == 5 * GIB, what="what is in use")
-    assert server.devices()["cuda:0"].util == 0.73
+    device = server.devices()["cuda:0"]
+    assert (device.util, device.temp, device.power_w) == (0.73, 64.0, 301.5)
 
 
 def test_programs_that_look_whether_cuda_can_use_them_find_that_it_can(world: World) -> None:
