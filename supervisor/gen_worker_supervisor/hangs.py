@@ -48,7 +48,7 @@ def _learn(fleet: Fleet, child: Child, look: Evidence) -> None:
         watch.load, watch.load_at, watch.stir = load, look.at, None
     if last is not None and look.io_bytes > last.io_bytes + RESTING_IO * (look.at - last.at):
         watch.io_at = look.at
-    if watch.stir is None or _moved(watch.stir, look):
+    if watch.stir is None or _moved(child, watch.stir, look):
         watch.stir = look
     if last is not None and len(child.looks) > 1 and last.at - child.looks[-2].at < BESIDE_S:
         child.looks[-1] = look
@@ -56,9 +56,10 @@ def _learn(fleet: Fleet, child: Child, look: Evidence) -> None:
         child.looks.append(look)
 
 
-def _moved(before: Evidence, look: Evidence) -> bool:
+def _moved(child: Child, before: Evidence, look: Evidence) -> bool:
     """Whether anything of a child moved; of what cannot be measured nobody can say that it did not."""
-    if not (look.measured and before.measured) or look.gpu_busy:
+    unseen = child.device.kind == "cuda" and look.gpu_busy is None
+    if not (look.measured and before.measured) or look.gpu_busy or unseen:
         return True
     span = look.at - before.at
     return (

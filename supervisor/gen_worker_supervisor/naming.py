@@ -45,7 +45,10 @@ def stall_limit_s(fleet: Fleet, function: Function) -> float:
 
 
 def work_of(fleet: Fleet, child: Child) -> Work | None:
-    """Return what holds a child's device or its asyncio loop, if anything does; jobs that wait on that hold nothing."""
+    """Return what holds a child's device or its asyncio loop, if anything does.
+
+    Jobs that wait on the loop hold nothing, and one that is held up by its reader or by us is not to blame.
+    """
     if child.loading is not None:
         known = fleet.instances.get(child.loading)
         learned_s = known.load_s if known is not None and known.learned else 0.0
@@ -56,6 +59,8 @@ def work_of(fleet: Fleet, child: Child) -> Work | None:
         return Work("the import of the endpoint's module", child.born, floor_s(fleet))
     if child.used["device"]:
         for job in _begun(child, "device"):
+            if job.held_up:
+                return None
             return Work(_words(job), job.moved_at, stall_limit_s(fleet, job.function), (job,))
     jobs = _begun(child, "loop") if loop_is_held(child) else []
     if jobs:

@@ -201,6 +201,7 @@ def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Acti
     if job.stream and job.state is JobState.STARTED:
         job.move(JobState.EMITTED)
     got_on(job, now)
+    job.unread += 1
     return [Deliver(job, child, message.body, message.content_type)]
 
 

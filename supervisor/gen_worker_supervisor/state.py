@@ -178,11 +178,18 @@ class Job(msgspec.Struct, eq=False):
     tenant: str = ""  # for whom it is: tenants take turns
     priority: int = 0  # a higher one goes first
     moved_at: float = 0.0  # when it was last seen to get on, from its start on
+    unread: int = 0  # items of its stream that its reader has not taken
+    saving: int = 0  # files that it waits for to be kept
 
     @property
     def instance(self) -> str:
         """What it runs on: its function's instance, which has the models that it named if it named any."""
         return self.function.surveyed.instance
+
+    @property
+    def held_up(self) -> bool:
+        """Whether it may wait for somebody else: for who reads it, or for us."""
+        return self.unread > 0 or self.saving > 0
 
     @property
     def ended(self) -> bool:

@@ -81,6 +81,7 @@ def take_back(job: Job) -> None:
     job.started = None
     job.recalled = False
     job.again = True
+    job.unread = job.saving = 0
 
 
 def run_again(fleet: Fleet, job: Job) -> list[Action]:

@@ -418,6 +418,7 @@ class Supervisor:
     def more(self, job: Job, items: int) -> None:
         """Tell the job's child that the reader took stream items."""
         if job.child is not None and not job.ended:
+            job.unread, job.moved_at = max(0, job.unread - items), time.monotonic()
             self._processes[job.child.generation].send(More(job.number, items))
 
     def _run(self, action: Run) -> None:
@@ -632,13 +633,19 @@ class Supervisor:
             else:
                 self.handle(Misbehaved(process.child, f"a file of job {order.job}, which it does not hold"))
             return
+        job.saving += 1
+
+        def tell(saved: Saved) -> None:
+            job.saving, job.moved_at = max(0, job.saving - 1), time.monotonic()
+            process.send(saved)
+
         if job.destination is None:
-            self._saver.save(order, descriptors, process.send)
+            self._saver.save(order, descriptors, tell)
         elif self.storing is None:
             close_all(descriptors)
-            process.send(Saved(order.job, order.token, error="no file can be stored from here", failure="transfer"))
+            tell(Saved(order.job, order.token, error="no file can be stored from here", failure="transfer"))
         else:
-            self.storing.save(order, job.destination, descriptors, process.send)
+            self.storing.save(order, job.destination, descriptors, tell)
 
     def on_misbehaviour(self, process: ChildProcess, what: str) -> None:
         """A child broke the protocol."""

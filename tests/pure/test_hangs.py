@@ -11,7 +11,7 @@ from gen_worker.wire.messages import Event, Hello, Loading, Started
 from gen_worker_supervisor.evidence import Evidence, Hang
 from gen_worker_supervisor.naming import stall_limit_s
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Action, Child, Note, Reported, Spawned, Watched
+from gen_worker_supervisor.state import Action, Child, Device, Note, Reported, Spawned, Watched
 from tests.pure.host import Host, function, held_by, signals
 
 BOTH = (signal.SIGUSR2, signal.SIGTERM)
@@ -213,6 +213,7 @@ def test_progress_of_any_kind_puts_off_the_naming(get_on: str) -> None:
             host.reports(held_by(job), Event(job.number, "log", b"{}"))
         elif get_on == "item":
             host.item(job)
+            job.unread = 0
         else:
             seen.steps = True
             seen.passes(1)
@@ -291,6 +292,31 @@ def test_nothing_is_ended_while_anything_of_it_moves_or_cannot_be_measured(signs
     (job,) = seen.child.leased.values()
     assert signals(seen.passes(1000)) == []
     assert seen.host.unanswered(job)
+
+
+def test_a_gpu_of_which_nobody_knows_whether_it_computes_is_waited_for() -> None:
+    host = Host(function(gpu=True), devices=[Device("cuda:0", "cuda", 0)])
+    host.started()
+    seen = Seen(host)
+    assert signals(seen.passes(300)) == []
+    seen.gpu_busy = False
+    assert signals(seen.passes(130))[:1] == [signal.SIGUSR2]
+
+
+@pytest.mark.parametrize("waits", ["for its reader", "for its file"])
+def test_a_job_that_is_held_up_by_somebody_else_does_not_hang(waits: str) -> None:
+    host = Host()
+    job = host.started(stream=True)
+    seen = Seen(host)
+    if waits == "for its reader":
+        host.item(job)
+    else:
+        job.saving += 1
+    assert signals(seen.passes(300)) == []
+    assert seen.child.hang is None
+    job.unread, job.saving, job.moved_at = 0, 0, host.now
+    assert signals(seen.passes(119)) == []
+    assert signals(seen.passes(8))[:1] == [signal.SIGUSR2]
 
 
 def test_what_a_resting_child_does_beside_its_job_is_no_life() -> None:
