@@ -41,7 +41,7 @@ def only(server: Server, wanted: str) -> int:
 def test_children_are_replaced_although_the_zygote_was_killed(server: Server) -> None:
     with steady(server) as load:
         victim = server.pids()["cpu:0"]
-        with breaking(server, load, 46, "the zygote is killed, and a child", victim, busy=True):
+        with breaking(server, load, 46, "the zygote is killed, and a child", victim):
             os.kill(server.zygote(), signal.SIGKILL)
             os.kill(victim, signal.SIGKILL)
             until(lambda: server.pids().get("cpu:0", victim) != victim, what="another child")
@@ -84,7 +84,7 @@ def test_a_job_that_waits_for_its_file_outlives_the_fetcher(server: Server, site
             os.kill(fetcher, signal.SIGCONT)
             assert text_of(connection.frame()) == "cat"
         site.faults.plan("*", Stall(1, 60.0), None)
-        with breaking(server, load, 26, "the fetcher is killed in a download", busy=True):
+        with breaking(server, load, 26, "the fetcher is killed in a download"):
             ask()
             until(lambda: len(site.origin.requests) == 3, what="the download")
             site.faults.clear()
@@ -124,7 +124,7 @@ def test_a_job_that_is_killed_costs_its_child_and_nobody_else_anything(server: S
         connection.send(function, "hung", gate="never")
         server.until_running("hung")
         (home,) = server.homes("hung")
-        with breaking(server, load, 45, f"`kill --now` of `{function}`", home, busy=True):
+        with breaking(server, load, 45, f"`kill --now` of `{function}`", home):
             began = time.monotonic()
             assert server.client.kill("hung", now=True).outcome == "killed"
             assert time.monotonic() - began < 3
@@ -137,7 +137,7 @@ def test_a_flood_on_standard_output_reaches_nobody_else(server: Server) -> None:
         connection.send("flood", "flood", gate="dry")
         server.until_running("flood")
         (home,) = server.homes("flood")
-        with breaking(server, load, 33, "a job floods its standard output", home, busy=True):
+        with breaking(server, load, 33, "a job floods its standard output", home):
             began = time.monotonic()
             until(lambda: time.monotonic() > began + FLOOD_S)
             server.open("dry")
@@ -156,7 +156,7 @@ def test_a_client_that_stops_reading_or_is_killed_costs_its_own_job(server: Serv
             began = time.monotonic()
             until(lambda: time.monotonic() > began + STALL_S)
         until(lambda: server.job("unread") is None, what="the end of what nobody reads")
-        with breaking(server, load, 12, "a client is killed in its stream", busy=True):
+        with breaking(server, load, 12, "a client is killed in its stream"):
             command = [*GEN_WORKER, "invoke", "items", "times=1000000", "--stream", "--socket", str(server.socket)]
             with subprocess.Popen(
                 command, env=environment(server.folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE

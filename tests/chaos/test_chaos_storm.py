@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -67,15 +68,17 @@ class Storm:
 
     def _signal(self, number: int) -> None:
         victim = self._victim()
-        os.kill(victim, number)
+        with suppress(ProcessLookupError):  # it may have been dying of something else
+            os.kill(victim, number)
         until(lambda: not alive(victim), what="the end of a child")
 
     def _stop(self) -> None:
         victim = self._victim()
-        os.kill(victim, signal.SIGSTOP)
-        began, for_s = time.monotonic(), self._rng.uniform(0, PAUSE_S)
-        until(lambda: time.monotonic() > began + for_s)
-        os.kill(victim, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP)
+            began, for_s = time.monotonic(), self._rng.uniform(0, PAUSE_S)
+            until(lambda: time.monotonic() > began + for_s)
+            os.kill(victim, signal.SIGCONT)
 
     def _hang(self) -> None:
         job = self._server.client.submit("hold-the-interpreter", {"text": str(self._number)})
