@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from gen_worker.cli import doctor
+from gen_worker.cli.program import commands
 from gen_worker.doctor import configuration, leftovers, needs, network, storage
 from gen_worker.doctor.examination import Check, examine
 from gen_worker.doctor.finding import Finding, Status, ok, problem, size, warning
@@ -290,6 +292,19 @@ def test_a_word_says_what_colour_and_glyph_say() -> None:
 
 def test_what_steers_a_terminal_is_shown_and_not_sent() -> None:
     assert "\x1b" not in "".join(doctor.lines(problem("x", "a\x1b[2Jb", "c\x1b"), doctor.Look(80)))
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "names"),
+    [
+        (["doctor", "--only"], "over", ["overcommit"]),
+        (["doctor", "--only"], "gpu", ["gpus"]),
+        (["doctor", "--chaos", "--only"], "s", ["stop", "sleep-in-c", "send-garbage", "supervisor"]),
+    ],
+)
+def test_names_of_checks_and_faults_are_completed(words: list[str], begun: str, names: list[str]) -> None:
+    found = ShellComplete(commands, {}, "gen-worker", "").get_completions(words, begun)
+    assert [each.value for each in found] == names
 
 
 def test_a_summary_counts() -> None:

@@ -232,12 +232,16 @@ def _break(names: Sequence[str], as_json: bool) -> int:
     look, results = look_of_stdout(), []
     faults = "1 fault" if len(wanted) == 1 else f"{len(wanted)} faults"
     sys.stderr.write(f"trying {faults} in a supervisor that is there for nothing else\n")
+    under_way = iter(fault.name for fault in wanted)
     with closing(run(wanted)) as trial:
+        _show(next(under_way))
         for result in trial:
+            _show("")
             results.append(result)
             if not as_json:
                 click.echo("\n".join(borne(result, look)), color=True)
                 sys.stdout.flush()
+            _show(next(under_way, ""))
     held = sum(result.verdict == "holds" for result in results)
     failed = sum(result.verdict == "fails" for result in results)
     if as_json:
@@ -246,6 +250,13 @@ def _break(names: Sequence[str], as_json: bool) -> int:
         skipped = f", {len(results) - held - failed} skipped" if held + failed < len(results) else ""
         click.echo(f"\n{held} of {held + failed} promises hold{skipped}")
     return USER_CODE if failed else OK
+
+
+def _show(name: str) -> None:
+    """Show on a terminal, until the next thing is said, which fault is being tried; an empty name for none."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K  …        {name}" if name else "\r\x1b[K")
+        sys.stderr.flush()
 
 
 def borne(result: "Result", look: Look) -> Iterator[str]:

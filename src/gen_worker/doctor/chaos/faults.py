@@ -147,7 +147,7 @@ def _breaks_off(scratch: Scratch, function: str) -> Measured:
     if cost > 2:
         wrong.append(f"it took {cost} children")
     return Measured(
-        f"answered after {took:.1f} s, {cost} children", f"{limit_s:g} s, 2 children", wrong + _late(took, limit_s)
+        f"answered after {took:.2f} s, {cost} children", f"{limit_s:g} s, 2 children", wrong + _late(took, limit_s)
     )
 
 
@@ -192,7 +192,7 @@ def leak(_: Scratch) -> Measured:
             wrong.append("the supervisor has ended")
         elif scratch.client.call("echo", {"text": "on"}, timeout_s=_PATIENCE_S)["text"] != "on":
             wrong.append("the next job is not answered")
-    return Measured(f"ended after {took:.1f} s, before the kernel acts", f"{most // _MIB} MiB", wrong)
+    return Measured(f"ended after {took:.1f} s, as `host_oom`", "", wrong)
 
 
 # --- faults of the supervisor, and of its clients ---------------------------------------------------------------------
