@@ -163,7 +163,7 @@ def describe(told: PostMortem, now: float, *, bars: bool = True) -> str:
     if told.jobs:
         parts.append(_jobs(told))
     if told.stack:
-        parts.append("\n".join(["where it was:", *(f"  {printable(line)}" for line in told.stack)]))
+        parts.append("\n".join(["where it was:", *(f"  {line}" for line in told.stack)]))
     if told.printed:
         parts.append(_last_words(told))
     if told.timeline:
@@ -172,7 +172,7 @@ def describe(told: PostMortem, now: float, *, bars: bool = True) -> str:
         held = (f"  {each.ref} ({each.tier}, {size(each.bytes)}) of `{each.instance}`" for each in told.models)
         parts.append("\n".join(["models it held:", *held]))
     parts.append(_surroundings(told))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts), lines=True)
 
 
 def _headline(told: PostMortem, now: float) -> str:
@@ -180,7 +180,7 @@ def _headline(told: PostMortem, now: float) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.when))
     meaning = explained(told)
     lines = [
-        f"{child} of `{told.device}` died: {printable(told.cause)}" + (f" ({meaning})" if meaning else ""),
+        f"{child} of `{told.device}` died: {told.cause}" + (f" ({meaning})" if meaning else ""),
         f"{when}, {duration(max(0.0, now - told.when))} ago; it had lived {duration(told.lived_s)} and ended "
         f"{told.jobs_done} {'job' if told.jobs_done == 1 else 'jobs'} well",
     ]
@@ -212,9 +212,7 @@ def _why_ended(told: PostMortem) -> list[str]:
     for job in told.jobs:
         if job.ended_for is None:
             continue
-        lines.append(
-            f"request {printable(job.request_id)} was being ended: {_ENDED_FOR.get(job.ended_for, job.ended_for)}"
-        )
+        lines.append(f"request {job.request_id} was being ended: {_ENDED_FOR.get(job.ended_for, job.ended_for)}")
         lines += [f"  {duration(rung.after_s):>7}  rung {rung.rung}, {rung.name}" for rung in job.rungs]
     return lines
 
@@ -239,10 +237,7 @@ def _jobs(told: PostMortem) -> str:
 
 
 def _last_words(told: PostMortem) -> str:
-    lines = [
-        f"  {printable(line)}" if request is None else f"  [{printable(request)}] {printable(line)}"
-        for request, line in told.printed
-    ]
+    lines = [f"  {line}" if request is None else f"  [{request}] {line}" for request, line in told.printed]
     return "\n".join(["the last lines it printed:", *lines])
 
 
@@ -296,8 +291,8 @@ def _surroundings(told: PostMortem) -> str:
     if told.vram_used is not None and told.vram_total is not None:
         lines.append(f"device: {size(told.vram_used)} of {size(told.vram_total)} in use, {told.device_health}")
     if told.device_reason:
-        lines.append(f"device `{told.device}` is {told.device_health}: {printable(told.device_reason)}")
-    facts = ", ".join(f"{name} {printable(value)}" for name, value in told.environment.items())
-    lines.append(f"{printable(told.host)}, supervisor {told.supervisor}, gen-worker {told.version}; {facts}")
+        lines.append(f"device `{told.device}` is {told.device_health}: {told.device_reason}")
+    facts = ", ".join(f"{name} {value}" for name, value in told.environment.items())
+    lines.append(f"{told.host}, supervisor {told.supervisor}, gen-worker {told.version}; {facts}")
     lines.append(f"post-mortem {told.id}")
     return "\n".join(lines)
