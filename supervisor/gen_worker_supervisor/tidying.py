@@ -66,7 +66,7 @@ def _slots(fleet: Fleet, among: Callable[[str], bool]) -> Iterator[Slot]:
 def _end_superseded(fleet: Fleet) -> bool:
     """Forget the superseded functions that have no job left; say whether there were any."""
     held = {id(function) for function in _functions_at_work(fleet)}
-    ended = [each for each in fleet.superseded if not each.waiting and id(each) not in held]
+    ended = [each for each in fleet.superseded if not (each.waiting or each.parked or id(each) in held)]
     for function in ended:
         fleet.superseded.remove(function)
         fleet.named.pop(function.key, None)
