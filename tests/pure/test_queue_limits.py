@@ -188,3 +188,35 @@ def test_a_higher_priority_and_each_tenant_in_its_turn_are_run_first() -> None:
         host.starts(running)
         order.append(running)
     assert order == [urgent, flood[0], other, flood[1], flood[2]]
+
+
+def test_a_functions_urgent_jobs_do_not_keep_another_function_waiting() -> None:
+    host = Host(function("f"), function("g"))
+    running = host.started()
+    jobs = [host.submit(priority=100) for _ in range(5)]
+    jobs += [host.submit("g", priority=-100) for _ in range(5)]
+    order = []
+    for _ in range(10):
+        host.done(running, run_s=1.0)
+        running = next(job for job in jobs if job.child is not None and not job.ended)
+        host.starts(running)
+        order.append(running.function.name)
+    assert order == ["f", "g"] * 5
+
+
+@pytest.mark.promise(2)
+def test_a_job_that_waits_to_run_alone_keeps_nothing_free_when_another_goes_before_it() -> None:
+    host = Host(devices=2)
+    suspect = host.started(body=b'"suspect"')
+    other = host.started()
+    host.dies(host.child(0))
+    assert suspect.alone
+    urgent = host.submit(priority=1)
+    host.passes(1.0)
+    host.boot()
+    assert urgent.child is host.child(0), "it was kept free for the suspect"
+    host.done(urgent)
+    assert suspect.child is host.child(0)
+    host.done(suspect)
+    host.done(other)
+    assert not host.fleet.queued
