@@ -73,8 +73,8 @@ def memory_read(fleet: Fleet, happening: MemoryRead, now: float) -> list[Action]
 
 def _learn(child: Child, reading: MemoryReading) -> None:
     """Take note of what a child takes, and of the least of that."""
-    rss = reading.children.get(child.generation)
-    if rss is None:
+    rss = reading.children.get(child.generation, 0)
+    if not rss:  # it was not looked at, or could not be
         return
     child.rss = rss
     child.usual_rss = min(child.usual_rss, rss)

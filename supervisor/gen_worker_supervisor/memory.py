@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from gen_worker_supervisor.proc import stat_of
+
 ROOT = Path("/")
 _NO_LIMIT = 1 << 60  # cgroups without a limit say a number near 2^63
 _READ_BYTES = 1 << 16
@@ -172,9 +174,10 @@ def _kin(root: Path) -> tuple[dict[int, int], dict[int, int]]:
         names = []
     for name in names:
         if name.isdigit():
-            fields = _read(root / "proc" / name / "stat").rpartition(b")")[2].split()
-            if len(fields) > 3:
-                parents[int(name)], sessions[int(name)] = int(fields[1]), int(fields[3])
+            text = _read(root / "proc" / name / "stat")
+            if text:  # it has not ended meanwhile
+                stat = stat_of(text.decode("utf-8", "replace"))
+                parents[int(name)], sessions[int(name)] = stat.parent, stat.session
     return parents, sessions
 
 

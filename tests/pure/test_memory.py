@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def process(root: Path, pid: int, parent: int = 1, session: int = 1, *, anonymous: int = 0, shared: int = 0) -> None:
-    write(root / f"proc/{pid}/stat", f"{pid} (a ) b) S {parent} {pid} {session} 0 -1")
+    write(root / f"proc/{pid}/stat", f"{pid} (a ) b) S {parent} {pid} {session} {'0 ' * 20}")
     rss = f"RssAnon:\t{anonymous // 1024} kB\nRssFile:\t900000 kB\nRssShmem:\t{shared // 1024} kB"
     write(root / f"proc/{pid}/status", f"Name:\tx\n{rss}")
 
