@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.message import DecodeError
+from msgspec.msgpack import encode
 
 from gen_worker.pb import CONNECT
 from gen_worker.pb.convert import decode_scheduler, encode_scheduler, encode_worker
@@ -45,6 +47,7 @@ pytestmark = [pytest.mark.process, pytest.mark.needs("grpc_tools", "uvicorn"), p
 PATIENCE_S = 20.0
 FRAMES = 10_000
 GROWN_BYTES = 2 << 20
+STORMS = 4  # the first ones fill what the allocator keeps
 
 
 class Plane:
@@ -96,11 +99,24 @@ def plane(grpc_awake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             process.wait(PATIENCE_S)
 
 
-@contextmanager
-def unmoved(plane: Plane, most_bytes: int = GROWN_BYTES) -> Iterator[None]:
-    """It answers a witness throughout, and is afterwards what it was."""
+def endure(plane: Plane, storm: Callable[[], None]) -> None:
+    """It answers a witness throughout a storm, is afterwards what it was, and grows with a first one at most."""
     until(lambda: still(plane), what="a control plane at rest")
-    before, memory = len(descriptors(plane.pid)), resident_bytes(plane.pid)
+    before = len(descriptors(plane.pid))
+    grown: list[int] = []
+    with watched(plane):
+        while not grown or (grown[-1] >= GROWN_BYTES and len(grown) < STORMS):
+            memory = resident_bytes(plane.pid)
+            storm()
+            grown.append(resident_bytes(plane.pid) - memory)
+    assert grown[-1] < GROWN_BYTES, grown
+    until(lambda: len(descriptors(plane.pid)) <= before, what="no descriptor more than before")
+    assert plane.log() == ""
+
+
+@contextmanager
+def watched(plane: Plane) -> Iterator[None]:
+    """Somebody asks it all the time, and is answered."""
     healthy: list[bool] = []
     stop = threading.Event()
 
@@ -118,9 +134,6 @@ def unmoved(plane: Plane, most_bytes: int = GROWN_BYTES) -> Iterator[None]:
         witness.join()
     assert len(healthy) >= 5
     assert all(healthy)
-    until(lambda: len(descriptors(plane.pid)) <= before, what="no descriptor more than before")
-    assert resident_bytes(plane.pid) - memory < most_bytes
-    assert "Traceback" not in plane.log()
 
 
 def still(plane: Plane) -> bool:
@@ -213,9 +226,8 @@ def pester(plane: Plane, number: int, chance: random.Random) -> set[int]:
 
 @pytest.mark.promise(35, 36, 37)
 def test_seven_thousand_odd_requests_are_refused_and_reach_no_file(plane: Plane) -> None:
-    pester(plane, 700, random.Random(1))
-    with unmoved(plane):
-        statuses = pester(plane, 7_000, random.Random(2))
+    statuses: set[int] = set()
+    endure(plane, lambda: statuses.update(pester(plane, 7_000, random.Random(2))))
     assert {status // 100 for status in statuses} <= {2, 4}, statuses
     assert {each.name for each in plane.folder.iterdir()} == {"state", "log"}
     assert not [each for each in (plane.folder / "state").rglob("*") if each.name in ("passwd", "x")]
@@ -263,20 +275,14 @@ def shout(where: tuple[str, int], number: int, chance: random.Random) -> None:
 @pytest.mark.parametrize("port", ["http", "workers"])
 def test_thousands_of_connections_that_speak_no_protocol_of_ours_end(plane: Plane, port: str) -> None:
     where = getattr(plane, port)
-    number = {"http": 3_000, "workers": 6_000}[port]
-    with waiting(where):
-        shout(where, number // 2, random.Random(3))
-    with unmoved(plane), waiting(where):
-        shout(where, number, random.Random(4))
 
+    def storm() -> None:
+        with ExitStack() as stack:
+            for _ in range(200):  # on which a head has begun that never ends
+                stack.enter_context(socket.create_connection(where, PATIENCE_S)).sendall(b"P")
+            shout(where, {"http": 2_000, "workers": 6_000}[port], random.Random(4))
 
-@contextmanager
-def waiting(where: tuple[str, int]) -> Iterator[None]:
-    """Hold connections on which a head has begun that never ends."""
-    with ExitStack() as stack:
-        for _ in range(200):
-            stack.enter_context(socket.create_connection(where, PATIENCE_S)).sendall(b"P")
-        yield
+    endure(plane, storm)
 
 
 # --- workers' streams -------------------------------------------------------------------------------------------------
@@ -331,9 +337,9 @@ def pretend(plane: Plane, streams: int, chance: random.Random) -> int:
 
 @pytest.mark.promise(19)
 def test_thousands_of_malformed_messages_end_their_streams_and_no_more(plane: Plane) -> None:
-    pretend(plane, 100, random.Random(5))
-    with unmoved(plane):
-        assert pretend(plane, 700, random.Random(6)) > 4_000
+    said: list[int] = []
+    endure(plane, lambda: said.append(pretend(plane, 700, random.Random(6))))
+    assert min(said) > 4_000
 
 
 # --- a mock's stream --------------------------------------------------------------------------------------------------
@@ -361,11 +367,33 @@ def test_a_mock_orchestrator_outlives_garbage_and_still_drives_a_worker() -> Non
             process.kill()
 
 
-async def answered(address: str) -> None:
+async def answered(address: str, **fields: Any) -> None:
     """Be the worker that does what is asked."""
     async with worker(address) as fake:
-        await fake.answer(await fake.take())
+        await fake.answer(await fake.take(), **fields)
         await fake.end()
+
+
+@pytest.mark.promise(37)
+@pytest.mark.parametrize("ref", ["../secret", "a/../../secret", "{folder}/secret", "link/secret"])
+def test_an_output_that_is_said_to_lie_elsewhere_is_not_read(tmp_path: Path, ref: str) -> None:
+    (tmp_path / "secret").write_bytes(encode("found"))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "link").symlink_to(tmp_path)
+    command = [sys.executable, "-m", "gen_worker.testing.mock_orchestrator", "--listen", "127.0.0.1:0", "--run", "echo"]
+    command += ["--serve-files-dir", str(tmp_path / "files"), "--serve-files-listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            where = place(process.stderr.readline().split()[-1])
+            asyncio.run(answered(f"{where[0]}:{where[1]}", blob_ref=ref.format(folder=tmp_path)))
+            assert process.wait(PATIENCE_S) == 0
+            assert "found" not in process.stdout.read()
+        finally:
+            process.kill()
 
 
 # --- a worker's own stream --------------------------------------------------------------------------------------------

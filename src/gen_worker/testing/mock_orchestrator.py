@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from gen_worker.models.errors import ModelError
+from gen_worker.models.paths import check_path
 from gen_worker.wire.scheduler import (
     EVENT_TYPE,
     MESSAGE_BYTES,
@@ -374,10 +376,20 @@ class Mock:
         """Return what the request came to; where it lies, if that is not here."""
         if result.blob_ref is None:
             return None if result.inline is None else _decoded(result.inline, "application/msgpack")
-        stored = None if self._files is None else self._files / result.blob_ref
-        if stored is None or not stored.is_file():
+        stored = self._stored(result.blob_ref)
+        if stored is None:
             return {"blob_ref": result.blob_ref}
         return _decoded(stored.read_bytes(), "application/msgpack")
+
+    def _stored(self, ref: str) -> Path | None:
+        """Return where a worker's output lies, None where there is none of this name in the folder."""
+        if self._files is None:
+            return None
+        try:
+            place = (self._files / check_path(ref)).resolve()
+        except ModelError:
+            return None
+        return place if place.is_file() and place.is_relative_to(self._files.resolve()) else None
 
     def _until(
         self, wanted: Callable[[Stream, WorkerFrame], bool], within_s: float
