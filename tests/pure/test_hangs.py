@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gen_worker.wire.hangs import HANGS
 from gen_worker.wire.messages import Event, Hello, Loading, Started
@@ -458,3 +460,61 @@ def test_a_look_at_a_child_that_has_not_begun_its_job_changes_nothing_of_it() ->
     assert job.started is None
     host.happens(Reported(seen.child, Started(job.number)))
     assert job.moved_at == job.started == host.now
+
+
+SIGNS = st.fixed_dictionaries(
+    {
+        "state": st.sampled_from("RSDT"),
+        "wchan": st.sampled_from(["", "futex_do_wait", "anon_pipe_read"]),
+        "job_cpu": st.sampled_from([0.0, 1e-6, 1.0]),
+        "cpu": st.sampled_from([0.0, 0.002, 1.0]),
+        "io": st.sampled_from([0, 200, 1 << 20]),
+        "beats": st.booleans(),
+        "turns": st.booleans(),
+        "steps": st.booleans(),
+        "measured": st.booleans(),
+        "gpu_busy": st.sampled_from([None, False, True]),
+        "every_s": st.sampled_from([0.25, 1.0, 20.0]),
+    }
+)
+DEEDS = st.sampled_from(["nothing", "submit", "start", "item", "done", "fail", "kill", "die"])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(SIGNS, DEEDS, st.integers(1, 12)), max_size=8))
+def test_whatever_is_seen_each_job_has_one_answer_and_only_a_ladder_ends_a_child(
+    story: list[tuple[dict[str, object], str, int]],
+) -> None:
+    host = Host()
+    host.fleet.stall_timeout_s = 20.0
+    seen = Seen(host)
+    for signs, deed, looks in story:
+        for name, value in signs.items():
+            setattr(seen, name, value)
+        if seen.child.phase is Phase.FORKING:
+            host.boot()
+        _do(host, seen, deed)
+        wanted = seen.passes(looks * seen.every_s)
+        assert signals(wanted) == [] or seen.child.doom or any(job.ending for job in seen.child.leased.values())
+        assert seen.child.hang is None or seen.child.hang in HANGS
+    assert all(len(answers) == 1 for answers in host.answers.values())
+
+
+def _do(host: Host, seen: Seen, deed: str) -> None:
+    child = seen.child
+    begun = [job for job in child.leased.values() if job.started is not None and not job.ended]
+    match deed:
+        case "submit":
+            host.submit(body=str(host.now).encode())
+        case "start":
+            host.starts(*[job for job in child.leased.values() if job.started is None and not job.ended])
+        case "item" if begun:
+            host.item(begun[0])
+        case "done" if begun:
+            host.done(begun[0])
+        case "fail" if begun:
+            host.fails(begun[0])
+        case "kill" if begun:
+            host.ends(begun[0])
+        case "die" if child.phase is not Phase.BACKOFF:
+            host.dies(child)
