@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from gen_worker_supervisor.cuda_probe import unusable
 from gen_worker_supervisor.state import Device
 from tests.nvml.simulated import DOUBLE_BIT_ECC, GIB, GPU_IS_LOST, Simulated, gpus
-from tests.served import Serve, Server, alive, launch, serving, text_of, until
+from tests.served import ENDPOINTS, GEN_WORKER, Serve, Server, alive, environment, launch, serving, text_of, until
 
 pytestmark = pytest.mark.process
 
@@ -55,6 +56,16 @@ def test_a_second_supervisor_is_refused_with_which_gpu_and_whose(serve: Serve, w
     told = refused(tmp_path / "second", there, "0")
     assert f"error: cuda:0 ({there.uuid(0)}) is in use by pid {server.pid} (`gen-worker serve gpus`)\n" in told
     assert "hint: choose other devices with `--devices`" in told
+
+
+def test_a_worker_that_a_person_starts_on_a_gpu_in_use_ends_with_2(serve: Serve, world: World, tmp_path: Path) -> None:
+    there = world(1)
+    server = served(serve, there)
+    command = [*GEN_WORKER, "up", "--orchestrator", "127.0.0.1:1", "--module", "gpus", "--devices", "0"]
+    variables = environment(tmp_path / "up") | there.variables | {"TENSORHUB_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=variables, cwd=ENDPOINTS, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"is in use by pid {server.pid} (`gen-worker serve gpus`)" in done.stderr
 
 
 def test_auto_takes_the_gpus_that_are_free_and_says_which_are_not(serve: Serve, world: World, tmp_path: Path) -> None:
