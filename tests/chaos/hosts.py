@@ -39,11 +39,8 @@ def steady(server: Server) -> Iterator[Load]:
 
 
 @contextmanager
-def breaking(server: Server, load: Load, promise: int, fault: str, *besides: int, busy: bool = False) -> Iterator[None]:
-    """Break something in the body: nothing is left behind, and nobody notices but in the children `besides`.
-
-    Where what is broken computes by itself, `busy`, others may feel that there is a core less.
-    """
+def breaking(server: Server, load: Load, promise: int, fault: str, *besides: int) -> Iterator[None]:
+    """Break something in the body: nothing is left behind, and nobody notices but in the children `besides`."""
     before = traces(server)
     calm = [load.window(time.monotonic()) for _ in range(CALM)]
     row = injected(promise, fault)
