@@ -4,15 +4,29 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
 
 import pytest
 
-from tests.served import PATIENCE_S, Connection, Serve, Server, alive, descriptors, launch, serving, text_of, until
+from gen_worker.client import Client
+from tests.served import (
+    PATIENCE_S,
+    Connection,
+    Serve,
+    Server,
+    alive,
+    descriptors,
+    environment,
+    launch,
+    serving,
+    text_of,
+    until,
+)
 from tests.witness import Witness
 
 pytestmark = pytest.mark.process
@@ -277,3 +291,97 @@ def test_grandchildren_that_nobody_waits_for_are_reaped(serve: Serve) -> None:
 def zombies(server: Server) -> list[int]:
     """Return the processes of a server that have ended and were not waited for."""
     return [pid for pid in server.processes() if not alive(pid)]
+
+
+# --- a run directory of somebody else's -------------------------------------------------------------------------------
+
+
+def open_to_all(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+
+
+def another_users(place: Path) -> None:
+    place.mkdir(mode=0o700)
+    os.chown(place, 65534, 65534)
+
+
+def a_link_to_another_users(place: Path) -> None:
+    another_users(place.with_name("theirs"))
+    place.symlink_to(place.with_name("theirs"))
+
+
+def a_link_to_nothing(place: Path) -> None:
+    place.symlink_to(place.with_name("nothing"))
+
+
+@pytest.mark.promise(40)
+@pytest.mark.parametrize(
+    "make",
+    [
+        open_to_all,
+        a_link_to_nothing,
+        pytest.param(another_users, marks=pytest.mark.root),
+        pytest.param(a_link_to_another_users, marks=pytest.mark.root),
+    ],
+)
+def test_a_run_directory_that_is_not_for_this_user_alone_is_refused(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "run")
+    with launch(tmp_path) as process:
+        assert process.wait(PATIENCE_S) == 2
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("error: cannot open the control socket in ")
+    assert "hint: set `GEN_WORKER_RUN_DIR` to a folder of yours" in log
+    assert not (tmp_path / "gw.sock").exists()
+    assert not (tmp_path / "nothing").exists()
+
+
+# --- a worker ---------------------------------------------------------------------------------------------------------
+
+CHATTERS = """
+import msgspec
+from gen_worker import RequestContext, endpoint
+
+class Text(msgspec.Struct):
+    text: str = ""
+
+@endpoint
+def chatter(ctx: RequestContext, payload: Text) -> Text:
+    for _ in range(2000):
+        print("x" * 200)
+    return payload
+"""
+
+
+@pytest.mark.promise(33)
+def test_a_worker_whose_streams_nobody_reads_works_and_ends(tmp_path: Path) -> None:
+    (tmp_path / "app" / ".cozy").mkdir(parents=True)
+    (tmp_path / "app" / "shop.py").write_text(CHATTERS)
+    promised = '{"functions":[{"name":"chatter","module":"shop","kind":"inference"}]}'
+    (tmp_path / "app" / ".cozy" / "manifest.json").write_text(promised)
+    own = {
+        "GEN_WORKER_DEVICES": "cpu:1",
+        "TENSORHUB_CACHE_DIR": str(tmp_path / "cache"),
+        "ORCHESTRATOR_PUBLIC_ADDR": "127.0.0.1:1",
+        "ENDPOINT_LOCK_PATH": str(tmp_path / "none.lock"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "gen_worker.entrypoint"],
+        cwd=tmp_path / "app",
+        env={**environment(tmp_path), **own},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            control = tmp_path / "run" / str(process.pid) / "control.sock"
+            until(control.exists, what="its control socket")
+            with Client(control) as client:
+                for number in range(4):
+                    assert client.call("chatter", {"text": str(number)}) == {"text": str(number)}
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
