@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from gen_worker.doctor import gpus, kernel, program
+from gen_worker.doctor import gpus, kernel, network, program
 from gen_worker.doctor.chaos.faults import Fault, Measured, NotHereError
 from gen_worker.doctor.chaos.observed import descriptors, marked, resident, state
 from gen_worker.doctor.chaos.scratch import MARK, Scratch, ScratchError
@@ -52,6 +54,32 @@ def variables_of(pid: int) -> str:
 def test_the_kernel_of_this_host_does_what_supervisors_ask_of_it() -> None:
     (found,) = kernel.kernel()
     assert found.status is Status.OK, found
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Knows nothing, and says when."""
+
+    def do_HEAD(self) -> None:
+        self.send_response_only(404)
+        self.send_header("Date", "Fri, 15 Jan 2027 08:00:00 GMT")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_hub_that_answers_anything_is_there_and_its_clock_is_compared() -> None:
+    with HTTPServer(("127.0.0.1", 0), _Hub) as server:
+        serving = threading.Thread(target=server.handle_request)
+        serving.start()
+        there, apart = network.hub("hub", f"http://127.0.0.1:{server.server_port}/a?token=canary", "", 1_800_000_600.0)
+        serving.join()
+    assert there.status is Status.OK
+    assert "canary" not in there.found
+    assert "600 s ahead of" in apart.found
+    (gone,) = network.hub("hub", f"http://127.0.0.1:{server.server_port}", "", 0.0)
+    assert gone.status is Status.PROBLEM
+    assert "connection refused" in gone.found
 
 
 def test_a_driver_that_is_not_there_is_told_by_a_process_of_its_own() -> None:

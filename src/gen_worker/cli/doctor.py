@@ -224,6 +224,7 @@ def _break(names: Sequence[str], as_json: bool) -> int:
     """Try faults in a supervisor of its own; Ctrl-C and SIGTERM end that, too."""
     refuse_other_systems("doctor --chaos")
     from gen_worker.doctor.chaos.faults import FAULTS
+    from gen_worker.doctor.chaos.scratch import ScratchError
     from gen_worker.doctor.chaos.trial import run
 
     _refuse_unknown("fault", names, [fault.name for fault in FAULTS])
@@ -233,15 +234,18 @@ def _break(names: Sequence[str], as_json: bool) -> int:
     faults = "1 fault" if len(wanted) == 1 else f"{len(wanted)} faults"
     sys.stderr.write(f"trying {faults} in a supervisor that is there for nothing else\n")
     under_way = iter(fault.name for fault in wanted)
-    with closing(run(wanted)) as trial:
-        _show(next(under_way))
-        for result in trial:
-            _show("")
-            results.append(result)
-            if not as_json:
-                click.echo("\n".join(borne(result, look)), color=True)
-                sys.stdout.flush()
-            _show(next(under_way, ""))
+    try:
+        with closing(run(wanted)) as trial:
+            _show(next(under_way))
+            for result in trial:
+                _show("")
+                results.append(result)
+                if not as_json:
+                    click.echo("\n".join(borne(result, look)), color=True)
+                    sys.stdout.flush()
+                _show(next(under_way, ""))
+    except ScratchError as error:
+        raise Failure(str(error), "`gen-worker doctor` may say why", code=USER_CODE) from None
     held = sum(result.verdict == "holds" for result in results)
     failed = sum(result.verdict == "fails" for result in results)
     if as_json:

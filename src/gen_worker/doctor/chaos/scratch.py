@@ -12,6 +12,7 @@ from types import TracebackType
 
 from gen_worker.client import Client
 from gen_worker.doctor.chaos.observed import marked, until
+from gen_worker.doctor.finding import reason
 from gen_worker.environment import author_environment
 from gen_worker.scratch import claimed_folder
 from gen_worker.wire.status import DeviceStatus, Status
@@ -43,7 +44,10 @@ class Scratch:
         self._client: Client | None = None
 
     def __enter__(self) -> "Scratch":
-        self._claimed, self._claim = claimed_folder()
+        try:
+            self._claimed, self._claim = claimed_folder()
+        except OSError as error:
+            raise ScratchError(f"no temporary folder can be made: {reason(error)}") from None
         self.folder = self._claimed / "scratch"  # a server locks the folder of its socket
         try:
             self.folder.mkdir()
@@ -66,15 +70,18 @@ class Scratch:
         command = [sys.executable, "-m", "gen_worker.cli", "serve", "--module", MODULE]
         command += ["--devices", f"cpu:{self._slots}", "--listen", str(self.listens_at)]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.PIPE,  # which ends with this process, and the server with it
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is not for it
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=self._environment(),
+                    stdin=subprocess.PIPE,  # which ends with this process, and the server with it
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is not for it
+                )
+            except OSError as error:
+                raise ScratchError(f"no process can be started: {reason(error)}") from None
         self._ask_by_stdin(self.process)
         if not until(lambda: self._is_ready() or not self.runs, START_S) or not self.runs:
             raise ScratchError(f"the scratch supervisor did not start:\n{self.log()}")

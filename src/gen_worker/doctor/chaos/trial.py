@@ -37,13 +37,16 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def run(faults: Sequence[Fault], slots: int = _SLOTS) -> Generator[Result, None, None]:
-    """Try these faults; return how each was borne, as soon as it is known. At the end nothing is left of it all."""
+    """Try these faults; return how each was borne, as soon as it is known. At the end nothing is left of it all.
+
+    Raises `ScratchError` where there is no supervisor to try them in.
+    """
     with Scratch(slots) as scratch:
         for fault in faults:
-            if not scratch.runs:
-                scratch.start()
             began = time.monotonic()
             try:
+                if not scratch.runs:
+                    scratch.start()
                 with _impatient(scratch):
                     measured, others = _tried(fault, scratch)
             except NotHereError as reason:
