@@ -49,7 +49,6 @@ def refused(folder: Path, world: Simulated, devices: str = "auto", **variables: 
 # --- whose GPU it is --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise(8)
 def test_a_second_supervisor_is_refused_with_which_gpu_and_whose(serve: Serve, world: World, tmp_path: Path) -> None:
     there = world(2)
     server = served(serve, there, "0")
@@ -137,7 +136,6 @@ def test_a_gpu_that_was_lost_before_the_start_is_left_out(serve: Serve, world: W
 # --- a dead child's memory --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise(8)
 def test_the_next_child_comes_when_the_memory_is_back_or_after_ten_seconds_with_less(
     serve: Serve, world: World
 ) -> None:
@@ -172,7 +170,6 @@ def test_the_next_child_comes_when_the_memory_is_back_or_after_ten_seconds_with_
 # --- what the driver reports ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise(8)
 @pytest.mark.parametrize("report", ["xid", "ecc", "lost"])
 def test_a_gpu_that_its_driver_gives_up_is_retired_with_the_reason_and_the_others_serve(
     serve: Serve, world: World, report: str

@@ -15,7 +15,6 @@ pytestmark = [
 ]
 
 
-@pytest.mark.promise(8)
 def test_a_lost_gpu_gives_its_job_back_and_is_no_part_of_the_next_hello(tmp_path: Path) -> None:
     with gpus(tmp_path, 2) as there, driven(tmp_path / "w", there.variables | {"GEN_WORKER_DEVICES": "auto"}) as made:
         hello = made.connection.hello.resources

@@ -48,7 +48,6 @@ def notes(actions: list[Action]) -> list[str]:
 # --- the memory comes back --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise(8)
 def test_the_next_child_waits_until_the_dead_ones_memory_is_back() -> None:
     host = gpus()
     died = host.dies(host.child())
@@ -71,7 +70,6 @@ def test_what_was_read_before_the_death_ends_no_wait() -> None:
     assert spawned(host.passes(SETTLE_S - 0.1)) == []
 
 
-@pytest.mark.promise(8)
 def test_memory_that_does_not_come_back_in_time_is_named_and_the_next_child_starts_with_less() -> None:
     host = Host(function(gpu=True), devices=[gpu(budget=20 * GIB)])
     host.dies(host.child())
@@ -188,7 +186,6 @@ def test_a_wedged_device_whose_child_dies_after_all_settles_first() -> None:
 # --- what the driver reports ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.promise(8)
 def test_a_gpu_that_its_driver_gives_up_is_retired_at_once_and_its_job_told_so() -> None:
     host = gpus(2)
     job = host.started()
