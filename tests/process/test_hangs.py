@@ -1,6 +1,7 @@
 """Real hangs are named within seconds, and ended by themselves only where nothing moves."""
 
 import os
+import re
 import signal
 import time
 
@@ -106,6 +107,8 @@ def test_a_job_in_whose_child_nothing_moves_is_ended_by_the_ladder_twice_and_the
                 "terminate",
             ]
             assert any("wait_for_a_lock" in line for line in error["detail"]["stack"])
+        told = [event for event in server.events() if re.search(r"\(rung [45], \w+, after \d+\.\d s\)", event)]
+        assert len(told) == 2, "one line for each ladder's end"
         connection.send("wait-for-a-lock", "third", gate="the same")
         assert connection.frame()["error"]["kind"] == "quarantined"
         connection.send("wait-on-the-loop", "on the loop")
