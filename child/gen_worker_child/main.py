@@ -102,7 +102,7 @@ def resident_bytes() -> int:
 def run_child(sock: socket.socket, generation: int, crash_fd: int, page_fd: int, supervisor_pid: int) -> None:
     """Serve one supervisor until it drains this child or is gone; never returns."""
     die_with(supervisor_pid)
-    go_before(CHILD)
+    go_before(supervisor_pid, CHILD)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would never run while a job holds the GIL
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to the whole group; the supervisor decides
     keep_freed_memory()

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from gen_worker.discovery.notices import leave_out_fallbacks
+from gen_worker.oom_score import ZYGOTE, go_before
 from gen_worker.wire.channel import Channel, close_all
 from gen_worker.wire.messages import Fork, Forked, Unfit, Warm, ZygoteOrder
 from gen_worker_child.main import PR_SET_PDEATHSIG, die_with, run_child
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     die_with(options.supervisor)
+    go_before(options.supervisor, ZYGOTE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.argv = ["gen-worker zygote"]
     channel: Channel[ZygoteOrder] = Channel(socket.socket(fileno=options.socket), generation=0, receives=ZygoteOrder)

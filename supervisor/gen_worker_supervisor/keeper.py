@@ -21,7 +21,7 @@ FIRST = 32  # of the numbers that its supervisor chooses; what this process need
 _MOST = 1 << 14  # a table of descriptors takes the kernel's memory up to the largest number, in use or not
 _MESSAGE_BYTES = 128 << 10  # a number takes 6 at most
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_OOM_POINTS = 50  # a fetcher has 100, a child 300
+_OOM_POINTS = 50  # a fetcher has 100, a zygote 150, a child 300
 
 
 def capacity() -> int:

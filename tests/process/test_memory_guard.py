@@ -100,7 +100,7 @@ def test_a_job_that_asks_for_more_than_there_is_may_be_tried_again_and_its_child
 
 
 @pytest.mark.promise(4)
-def test_the_kernel_ends_a_child_first_then_the_fetcher_and_the_supervisor_last(serve: Serve) -> None:
+def test_the_kernel_ends_a_child_first_then_what_can_be_made_anew_and_the_supervisor_last(serve: Serve) -> None:
     server = serve(module="prying", variables={"GEN_WORKER_HOST_CACHE_BYTES": "64M"})
     own = score(server.pid)
     (child,) = server.pids().values()
@@ -112,7 +112,7 @@ def test_the_kernel_ends_a_child_first_then_the_fetcher_and_the_supervisor_last(
         if word.encode() in command
     }
     assert score(child) == own + 300
-    assert {"zygote": own, "gen_worker.fetch": own + 100}.items() <= scores.items()
+    assert {"zygote": own + 150, "gen_worker.fetch": own + 100}.items() <= scores.items()
     assert scores.get("keeper.py", own + 50) == own + 50
 
 
@@ -183,7 +183,8 @@ def test_where_the_kernel_was_first_the_child_is_its_victim_and_the_cause_is_tol
         error = error_of(server.ask("leak", "greedy", most_bytes=600 * MIB))
         assert error["detail"]["cause"] == "host_oom", error
         assert error["detail"]["signal"] == "SIGKILL"
-        assert "oom_kill 2" in (folder / "memory.oom_control").read_text()
+        assert int((folder / "memory.oom_control").read_text().split()[-1]) >= 2  # and a zygote, where that was quicker
+        assert alive(server.pid)
         assert text_of(server.ask("idle")) == "idle"
         os.kill(server.pids()["cpu:0"], signal.SIGKILL)  # by somebody, and not for its memory
         until(lambda: any("died: SIGKILL" in event for event in server.events()), what="the news of its death")

@@ -23,7 +23,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != options.supervisor:
         os._exit(1)  # it died before the kernel was told to end this process with it
-    go_before(FETCHER)
+    go_before(options.supervisor, FETCHER)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to everybody; the supervisor decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
