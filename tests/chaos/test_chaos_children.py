@@ -49,7 +49,7 @@ def break_at(server: Server, load: Load, moment: Moment, name: str, number: int)
     took_s = time.monotonic() - began
     assert took_s < READY_S
     assert {device: pid for device, pid in server.pids().items() if device in others} == others
-    return took_s, unaffected(server, load.window(began), (victim,))
+    return took_s, unaffected(server, load.window(began))
 
 
 @pytest.mark.promise(1, 47, 48)

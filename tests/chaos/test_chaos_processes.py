@@ -41,7 +41,7 @@ def only(server: Server, wanted: str) -> int:
 def test_children_are_replaced_although_the_zygote_was_killed(server: Server) -> None:
     with steady(server) as load:
         victim = server.pids()["cpu:0"]
-        with breaking(server, load, 46, "the zygote is killed, and a child", victim):
+        with breaking(server, load, 46, "the zygote is killed, and a child"):
             os.kill(server.zygote(), signal.SIGKILL)
             os.kill(victim, signal.SIGKILL)
             until(lambda: server.pids().get("cpu:0", victim) != victim, what="another child")
@@ -101,7 +101,7 @@ def test_a_child_that_was_stopped_goes_on_or_is_killed_with_its_job(server: Serv
         connection.send("gated", "resumed", text="resumed", gate="go")
         server.until_running("resumed")
         (home,) = server.homes("resumed")
-        with breaking(server, load, 47, "a child is stopped, and goes on", home):
+        with breaking(server, load, 47, "a child is stopped, and goes on"):
             os.kill(home, signal.SIGSTOP)
             server.open("go")
             began = time.monotonic()
@@ -111,7 +111,7 @@ def test_a_child_that_was_stopped_goes_on_or_is_killed_with_its_job(server: Serv
         connection.send("gated", "killed", gate="never")
         server.until_running("killed")
         (home,) = server.homes("killed")
-        with breaking(server, load, 45, "a child is stopped, and its job killed", home):
+        with breaking(server, load, 45, "a child is stopped, and its job killed"):
             os.kill(home, signal.SIGSTOP)
             assert server.client.kill("killed", now=True).outcome == "killed"
             assert connection.frame()["error"]["kind"] == "killed"
@@ -120,28 +120,32 @@ def test_a_child_that_was_stopped_goes_on_or_is_killed_with_its_job(server: Serv
 @pytest.mark.promise(45)
 @pytest.mark.parametrize("function", ["hold-the-interpreter", "flood"])
 def test_a_job_that_is_killed_costs_its_child_and_nobody_else_anything(server: Server, function: str) -> None:
-    with steady(server) as load, server.connect() as connection:
+    with (
+        steady(server) as load,
+        breaking(server, load, 45, f"`kill --now` of `{function}`"),
+        server.connect() as connection,
+    ):
         connection.send(function, "hung", gate="never")
         server.until_running("hung")
-        (home,) = server.homes("hung")
-        with breaking(server, load, 45, f"`kill --now` of `{function}`", home):
-            began = time.monotonic()
-            assert server.client.kill("hung", now=True).outcome == "killed"
-            assert time.monotonic() - began < 3
-            assert connection.frame()["error"]["kind"] == "killed"
+        began = time.monotonic()
+        assert server.client.kill("hung", now=True).outcome == "killed"
+        assert time.monotonic() - began < 3
+        assert connection.frame()["error"]["kind"] == "killed"
 
 
 @pytest.mark.promise(33)
 def test_a_flood_on_standard_output_reaches_nobody_else(server: Server) -> None:
-    with steady(server) as load, server.connect() as connection:
+    with (
+        steady(server) as load,
+        breaking(server, load, 33, "a job floods its standard output"),
+        server.connect() as connection,
+    ):
         connection.send("flood", "flood", gate="dry")
         server.until_running("flood")
-        (home,) = server.homes("flood")
-        with breaking(server, load, 33, "a job floods its standard output", home):
-            began = time.monotonic()
-            until(lambda: time.monotonic() > began + FLOOD_S)
-            server.open("dry")
-            assert int(text_of(connection.frame())) > 1 << 20
+        began = time.monotonic()
+        until(lambda: time.monotonic() > began + FLOOD_S)
+        server.open("dry")
+        assert int(text_of(connection.frame())) > 1 << 20
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
