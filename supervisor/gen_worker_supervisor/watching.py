@@ -113,9 +113,9 @@ class Watching:
             for target, sight in seen
             if self._supervisor.process_of(target.process.child) is target.process
         ]
-        self._supervisor.handle(Watched(looks))
         late = any(_beats_late(child, look) for child, look in looks)
         self._timer = self._loop.call_later(DOUBTFUL_S if late else EVERY_S, self._order)
+        self._supervisor.handle(Watched(looks))
 
 
 def _thread_at_work(process: ChildProcess) -> int:

@@ -221,3 +221,12 @@ def test_ps_shows_where_each_model_is_and_what_comes_down() -> None:
         ["acme/next", "COLD", "-", "-"],
     ]
     assert download == "downloading `acme/next` for `paint`: 5 MiB of 50 MiB, 2 MiB/s, retried 2 times"
+
+
+def test_a_hang_has_its_name_its_length_and_its_meaning() -> None:
+    gpu = DeviceStatus(None, None, "cpu:0", 7, "hung", job="a", hang="python_stuck", silent_s=75.2)
+    assert ps.describe(status(gpus=[gpu])).splitlines()[3:] == [
+        "cpu:0   hung   7    -       0     0         a",
+        "",
+        "child 7 of `cpu:0`: python_stuck, nothing new for 1m15s: its code waits for a lock",
+    ]

@@ -13,6 +13,8 @@ from gen_worker.wire.messages import Event, Hello, Loading, Started
 from gen_worker_supervisor.evidence import Evidence, Hang
 from gen_worker_supervisor.naming import stall_limit_s
 from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.report import _hang as hang_told
+from gen_worker_supervisor.report import _state as state_of
 from gen_worker_supervisor.state import Action, Child, Device, Note, Reported, Spawned, Watched
 from tests.pure.host import Host, function, held_by, signals
 
@@ -199,6 +201,26 @@ def test_a_hang_that_changes_its_kind_is_told_once() -> None:
     told += notes(seen.passes(5))
     assert seen.child.hang is Hang.SPIN_NO_PROGRESS
     assert len(told) == 1
+
+
+def test_the_status_of_a_hung_child_names_the_hang_of_the_job_that_holds_it_and_of_no_other() -> None:
+    host = Host(function("f"), function("g", shape="async", lane="loop"))
+    job, beside = host.started("f"), host.started("g")
+    seen = Seen(host)
+    assert state_of(host.fleet.devices[0]) == "busy"
+    seen.passes(31)
+    assert state_of(host.fleet.devices[0]) == "hung"
+    assert (hang_told(host.fleet, job), hang_told(host.fleet, beside)) == ("python_stuck", None)
+    seen.beats = False
+    seen.passes(4)
+    assert (hang_told(host.fleet, job), hang_told(host.fleet, beside)) == ("gil_held", "gil_held")
+
+
+def test_what_is_only_slow_is_not_shown_as_hung() -> None:
+    seen = running(io=1 << 20)
+    seen.passes(40)
+    assert seen.child.hang is Hang.LOADING_SLOW
+    assert state_of(seen.host.fleet.devices[0]) == "busy"
 
 
 # --- what is learnt ---------------------------------------------------------------------------------------------------
