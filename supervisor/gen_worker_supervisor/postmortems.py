@@ -39,21 +39,34 @@ class Curve:
     """What was seen of one child: its last half minute closely, what was before ever more coarsely."""
 
     def __init__(self) -> None:
-        self.moments: list[tuple[float, Moment]] = []
+        self.moments: list[tuple[float, Moment, int | None]] = []
 
-    def add(self, at: float, moment: Moment) -> None:
-        """Remember one look; of the older half every second one goes when there are too many."""
-        self.moments.append((at, moment))
+    def add(self, at: float, moment: Moment, own: int | None = None) -> None:
+        """Remember one look, with the child's own memory where that was weighed from outside.
+
+        Of the older half every second one goes when there are too many.
+        """
+        self.moments.append((at, moment, own))
         if len(self.moments) > MOMENTS:
             half = MOMENTS // 2
             self.moments[:half] = self.moments[:half:2]
 
     def until(self, death: float) -> list[Moment]:
-        """Return what was seen, each moment by how long before the death it was."""
-        return [msgspec.structs.replace(moment, before_s=round(max(0.0, death - at), 2)) for at, moment in self.moments]
+        """Return what was seen, each moment by how long before the death it was.
+
+        All memory is weighed one way: from outside, or, where that was done less often, by the child itself.
+        """
+        by_itself = sum(moment.rss is not None for _, moment, _ in self.moments)
+        weighed = sum(own is not None for _, _, own in self.moments) >= max(1, by_itself)
+        return [
+            msgspec.structs.replace(
+                moment, before_s=round(max(0.0, death - at), 2), rss=(own if weighed else moment.rss) or None
+            )
+            for at, moment, own in self.moments
+        ]
 
 
-def moment_of(child: Child, reading: Reading | None, fleet: Fleet, now: float) -> Moment:
+def moment_of(child: Child, reading: Reading | None, now: float) -> Moment:
     """Return what is seen of a child now."""
     moment = Moment(0.0, child.phase.value)
     if reading is not None:
@@ -64,8 +77,6 @@ def moment_of(child: Child, reading: Reading | None, fleet: Fleet, now: float) -
             moment.progress, moment.stage = round(reading.fraction, 3), reading.stage
         moment.rss, moment.vram = reading.rss or None, reading.vram_held or None
         moment.beat_age_s = round(max(0.0, now - reading.beat_at), 2) if reading.beats else None
-    if fleet.memory is not None:
-        moment.rss = fleet.memory.children.get(child.generation) or moment.rss
     if child.looks and child.looks[-1].measured:
         look = child.looks[-1]
         moment.cpu_s, moment.state, moment.wchan = round(look.cpu_s, 2), look.state or None, look.wchan or None
@@ -120,7 +131,9 @@ class Graveyard:
 
     def look(self, child: Child, reading: Reading | None, now: float) -> None:
         """Remember what a child says of itself now."""
-        self._curves.setdefault(child.generation, Curve()).add(now, moment_of(child, reading, self._fleet, now))
+        memory = self._fleet.memory
+        own = None if memory is None else memory.children.get(child.generation)
+        self._curves.setdefault(child.generation, Curve()).add(now, moment_of(child, reading, now), own)
 
     # --- when they die ---
 

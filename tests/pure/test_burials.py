@@ -140,12 +140,30 @@ def test_whatever_a_device_is_called_the_name_is_one(device: str, now: float, pi
 def test_a_long_life_is_kept_coarsely_and_its_end_closely(looks: int) -> None:
     curve = Curve()
     for at in range(looks):
-        curve.add(float(at), Moment(0.0, "busy", rss=at))
-    seen = [moment.rss for moment in curve.until(float(looks))]
+        curve.add(float(at), Moment(0.0, "busy", rss=at + 1))
+    seen = [moment.rss - 1 for moment in curve.until(float(looks)) if moment.rss is not None]
     assert len(seen) <= MOMENTS
-    assert seen == sorted(set(seen))  # type: ignore[type-var]
+    assert seen == sorted(set(seen))
     assert seen[-20:] == list(range(max(0, looks - 20), looks))
     assert not looks or seen[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "by_itself", "curve_told"),
+    [
+        ((None, 70, 80), (None, 300, 300), [None, 70, 80]),
+        ((None, None, 80), (None, 300, 310), [None, 300, 310]),
+        ((None, None, None), (None, 300, 310), [None, 300, 310]),
+        ((None, None, None), (None, None, None), [None, None, None]),
+    ],
+)
+def test_a_curve_does_not_mix_two_ways_to_weigh_memory(
+    own: tuple[int | None, ...], by_itself: tuple[int | None, ...], curve_told: list[int | None]
+) -> None:
+    curve = Curve()
+    for at, (weighed, rss) in enumerate(zip(own, by_itself, strict=True)):
+        curve.add(float(at), Moment(0.0, "busy", rss=rss), weighed)
+    assert [moment.rss for moment in curve.until(3.0)] == curve_told
 
 
 @pytest.mark.promise(39)
