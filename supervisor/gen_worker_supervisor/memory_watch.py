@@ -21,7 +21,7 @@ LASTING_S = 0.25  # between looks at memory that has been short for longer than 
 ACUTE_S = 1.0
 FAMILIES_EVERY_S = 2.0  # a look at every process of the host; where memory is short, more often
 FAMILIES_IN_NEED_S = 0.25
-KILLS_KEPT_S = 10.0  # a process of many GB takes a while to be gone
+KILLS_KEPT_S = 5.0  # a process of many GB takes a while to be gone
 
 
 def pause(spare: int, taken_s: float = 0.0, short_for_s: float = 0.0) -> float:
