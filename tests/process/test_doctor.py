@@ -154,22 +154,28 @@ def test_a_fault_that_is_not_borne_fails_and_the_next_one_is_tried(temporary: Pa
         scratch.client.call("echo")
         return Measured("nothing", "", [])
 
+    def is_refused(scratch: Scratch) -> Measured:
+        scratch.client.call("no-such-function")
+        return Measured("nothing", "", [])
+
     def cannot_be(scratch: Scratch) -> Measured:
         raise NotHereError("no such memory")
 
     def holds(scratch: Scratch) -> Measured:
         return Measured(str(scratch.client.call("echo", {"text": "on"})["text"]), "", [])
 
-    faults = [Fault(each.__name__, "a promise", each) for each in (fails, ends_it, cannot_be, holds)]
+    faults = [Fault(each.__name__, "a promise", each) for each in (fails, ends_it, is_refused, cannot_be, holds)]
     results: dict[str, Result] = {result.name: result for result in run(faults, slots=1)}
     assert {name: result.verdict for name, result in results.items()} == {
         "fails": "fails",
         "ends_it": "fails",
+        "is_refused": "fails",
         "cannot_be": "skipped",
         "holds": "holds",
     }
     assert results["fails"].wrong == ["too late"]
     assert "gone" in results["ends_it"].wrong[0]
+    assert "no-such-function" in results["is_refused"].wrong[0]
     assert results["holds"].measured == "on"
 
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import msgspec
 
@@ -124,6 +125,16 @@ def close_descriptors(ctx: RequestContext, payload: Order) -> Answer:
     """Close everything that the process has open but its standard streams, and go on."""
     os.closerange(3, 1024)
     time.sleep(_FOR_EVER_S)
+    return _answer(payload)
+
+
+@endpoint
+def shrink_memory(ctx: RequestContext, payload: Order) -> Answer:
+    """Cut off all shared memory that the process has open, while its payload and its answer lie there."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it is sealed, or was the descriptor of the list
+            if "memfd:" in os.readlink(f"/proc/self/fd/{name}"):
+                os.ftruncate(int(name), 0)
     return _answer(payload)
 
 

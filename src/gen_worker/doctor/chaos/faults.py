@@ -151,6 +151,20 @@ def _breaks_off(scratch: Scratch, function: str) -> Measured:
     )
 
 
+def shrink_memory(scratch: Scratch) -> Measured:
+    """Have a job cut off the memory that it shares, its payload and its answer with it."""
+    text = "x" * _MIB
+    before, wrong, whole = _births(scratch), [], 0
+    for _ in range(8):
+        if scratch.client.call("shrink-memory", {"text": text}, timeout_s=_PATIENCE_S)["text"] == text:
+            whole += 1
+    if whole < 8:
+        wrong.append("an answer is not what it was")
+    if cost := _births(scratch) - before:
+        wrong.append(f"it took {cost} children")
+    return Measured(f"{whole} of 8 answers whole", "", wrong)
+
+
 def flood(scratch: Scratch) -> Measured:
     """Have a job print 100 MB a second, and ask the supervisor for its status meanwhile."""
     limit_s, growth_bytes = 1.0, 64 * _MIB
@@ -281,6 +295,7 @@ FAULTS = (
     Fault("sleep-in-c", "a deadline ends a job that waits in C, and shows its stack", sleep_in_c),
     Fault("close-descriptors", "a child that closes its descriptors is ended, its job answered", close_descriptors),
     Fault("send-garbage", "a child that breaks the protocol is ended, its job answered", send_garbage),
+    Fault("shrink-memory", "a job cannot cut off the memory that it shares with its supervisor", shrink_memory),
     Fault("flood", "a job that floods its output holds nobody up", flood),
     Fault("garbage", "garbage on a socket is refused, and costs nothing", garbage),
     Fault("leak", "a job that takes the memory is ended before the kernel acts, with its cause", leak, apart=True),

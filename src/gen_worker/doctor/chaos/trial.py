@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from gen_worker.client import SupervisorUnreachable
+from gen_worker.client import JobError, SupervisorUnreachable
 from gen_worker.doctor.chaos.faults import Fault, Measured, NotHereError
 from gen_worker.doctor.chaos.observed import descriptors, until
 from gen_worker.doctor.chaos.scratch import Scratch, ScratchError
@@ -52,7 +52,7 @@ def run(faults: Sequence[Fault], slots: int = _SLOTS) -> Generator[Result, None,
             except NotHereError as reason:
                 yield Result(fault.name, fault.promise, "skipped", str(reason), "", None, [], time.monotonic() - began)
                 continue
-            except (SupervisorUnreachable, ScratchError, TimeoutError) as error:
+            except (JobError, SupervisorUnreachable, ScratchError, OSError) as error:
                 measured, others = Measured("nothing", "", [str(error)]), None
                 scratch.kill()
             yield Result(
