@@ -299,7 +299,7 @@ def test_what_steers_a_terminal_is_shown_and_not_sent() -> None:
     [
         (["doctor", "--only"], "over", ["overcommit"]),
         (["doctor", "--only"], "gpu", ["gpus"]),
-        (["doctor", "--chaos", "--only"], "s", ["stop", "sleep-in-c", "send-garbage", "supervisor"]),
+        (["doctor", "--chaos", "--only"], "s", ["stop", "sleep-in-c", "send-garbage", "shrink-memory", "supervisor"]),
     ],
 )
 def test_names_of_checks_and_faults_are_completed(words: list[str], begun: str, names: list[str]) -> None:

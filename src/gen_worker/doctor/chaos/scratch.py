@@ -32,7 +32,7 @@ class ScratchError(Exception):
 class Scratch:
     """A `gen-worker serve` of the functions in `endpoint`, as many children as `slots`, inside a `with`.
 
-    It knows no settings but `variables`, has no token and no model, and touches no other supervisor. It ends by itself
+    Of this process's settings it knows none, only `variables`; it has no model and touches no other supervisor. It ends by itself
     when this process does, whatever ends that. Raises `ScratchError` when it does not start.
     """
 
