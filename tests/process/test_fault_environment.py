@@ -122,7 +122,10 @@ def test_without_free_descriptors_it_waits_for_some_without_spinning(serve: Serv
             assert text_of(known.frame()) == "served on"
             time.sleep(0.1)
         assert cpu_s(server.pid) - before < 0.05 * (time.monotonic() - began) + 0.02  # ticks of 10 ms
+        known.send("echo", "large", text="x" * MIB)  # for which there may be no descriptor either
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        frame = known.frame()
+        assert frame["ok"] or frame["error"]["retryable"], frame
         for each in waiting:
             each.send("echo", text="late")
             assert text_of(each.frame()) == "late"
