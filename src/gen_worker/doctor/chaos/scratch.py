@@ -32,8 +32,8 @@ class ScratchError(Exception):
 class Scratch:
     """A `gen-worker serve` of the functions in `endpoint`, as many children as `slots`, inside a `with`.
 
-    Of this process's settings it knows none, only `variables`; it has no model and touches no other supervisor. It ends by itself
-    when this process does, whatever ends that. Raises `ScratchError` when it does not start.
+    Of this process's settings it knows none, only `variables`; it has no model and touches no other supervisor. It ends
+    by itself when this process does, whatever ends that. Raises `ScratchError` when it does not start.
     """
 
     def __init__(self, slots: int = 2, variables: Mapping[str, str] | None = None) -> None:
