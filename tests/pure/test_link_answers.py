@@ -113,3 +113,10 @@ def test_a_job_that_died_is_measured_from_its_start() -> None:
 def test_who_is_refused_because_too_many_wait_is_told_when_to_ask_again() -> None:
     outcome = failure("busy", "3 jobs wait already", retryable=True, detail=ErrorDetail(retry_after_s=2.5))
     assert safe_message(outcome, str) == "3 jobs wait already; try again in 2.5 s"
+
+
+def test_a_dead_childs_post_mortem_is_named_to_whoever_reads_the_workers_files() -> None:
+    detail = ErrorDetail(cause="SIGSEGV", postmortem="20261122-131502-cuda0-3f1c")
+    outcome = failure("child_died", "its child died while it ran: SIGSEGV", retryable=True, detail=detail)
+    told = safe_message(outcome, Look().hide)
+    assert told == "its child died while it ran: SIGSEGV; post-mortem 20261122-131502-cuda0-3f1c"

@@ -29,6 +29,8 @@ def safe_message(outcome: Outcome, hide: Callable[[str], str]) -> str:
     told = f"function unavailable: {outcome.message}" if outcome.kind == "unavailable" else outcome.message
     if outcome.detail is not None and outcome.detail.retry_after_s is not None:
         told += f"; try again in {outcome.detail.retry_after_s:g} s"
+    if outcome.detail is not None and outcome.detail.postmortem is not None:
+        told += f"; post-mortem {outcome.detail.postmortem}"
     return redacted(hide(told.strip()))[:TEXT_CHARS]
 
 
