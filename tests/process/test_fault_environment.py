@@ -358,33 +358,56 @@ def chatter(ctx: RequestContext, payload: Text) -> Text:
 """
 
 
-@pytest.mark.promise(33)
-def test_a_worker_whose_streams_nobody_reads_works_and_ends(tmp_path: Path) -> None:
-    (tmp_path / "app" / ".cozy").mkdir(parents=True)
-    (tmp_path / "app" / "shop.py").write_text(CHATTERS)
+@contextmanager
+def working(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a worker whose orchestrator cannot be reached, and read nothing of what it writes."""
+    (folder / "app" / ".cozy").mkdir(parents=True)
+    (folder / "app" / "shop.py").write_text(CHATTERS)
     promised = '{"functions":[{"name":"chatter","module":"shop","kind":"inference"}]}'
-    (tmp_path / "app" / ".cozy" / "manifest.json").write_text(promised)
+    (folder / "app" / ".cozy" / "manifest.json").write_text(promised)
     own = {
         "GEN_WORKER_DEVICES": "cpu:1",
-        "TENSORHUB_CACHE_DIR": str(tmp_path / "cache"),
+        "TENSORHUB_CACHE_DIR": str(folder / "cache"),
         "ORCHESTRATOR_PUBLIC_ADDR": "127.0.0.1:1",
-        "ENDPOINT_LOCK_PATH": str(tmp_path / "none.lock"),
+        "ENDPOINT_LOCK_PATH": str(folder / "none.lock"),
     }
     with subprocess.Popen(
         [sys.executable, "-m", "gen_worker.entrypoint"],
-        cwd=tmp_path / "app",
-        env={**environment(tmp_path), **own},
+        cwd=folder / "app",
+        env={**environment(folder), **own},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     ) as process:
         try:
-            control = tmp_path / "run" / str(process.pid) / "control.sock"
-            until(control.exists, what="its control socket")
-            with Client(control) as client:
-                for number in range(4):
-                    assert client.call("chatter", {"text": str(number)}) == {"text": str(number)}
-            process.terminate()
-            assert process.wait(PATIENCE_S) == 0
+            yield process
         finally:
             process.kill()
+
+
+@pytest.mark.promise(33)
+def test_a_worker_whose_streams_nobody_reads_works_and_ends(tmp_path: Path) -> None:
+    with working(tmp_path) as process:
+        control = tmp_path / "run" / str(process.pid) / "control.sock"
+        until(control.exists, what="its control socket")
+        with Client(control) as client:
+            for number in range(4):
+                assert client.call("chatter", {"text": str(number)}) == {"text": str(number)}
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.promise(14)
+def test_a_signal_at_any_moment_of_a_worker_s_start_ends_it_and_leaves_nothing(tmp_path: Path) -> None:
+    codes = set()
+    for stage in range(STAGES // 2):
+        with working(tmp_path / str(stage)) as process:
+            try:
+                process.wait(2 * START_S * stage / (STAGES // 2))
+            except subprocess.TimeoutExpired:
+                process.terminate()
+            codes.add(process.wait(5.0))
+            assert process.stdout is not None
+            assert b"Traceback" not in process.stdout.read(), stage
+        assert list((tmp_path / str(stage) / "run").rglob("*.sock")) == [], stage
+    assert codes <= {0, -signal.SIGTERM}
