@@ -82,7 +82,7 @@ def command(id_: str | None, last: int | None, as_json: bool) -> int:
         click.echo(f"no child has died, as far as `{folder}` says")
     else:
         click.echo(listed(found, time.time()))
-        if len(known) > len(found) and last is None:
+        if len(known) > LISTED and last is None:
             say("hint", f"{len(known)} are kept; `--last N` lists more of them")
     return OK
 
