@@ -120,3 +120,5 @@ def test_a_dead_childs_post_mortem_is_named_to_whoever_reads_the_workers_files()
     outcome = failure("child_died", "its child died while it ran: SIGSEGV", retryable=True, detail=detail)
     told = safe_message(outcome, Look().hide)
     assert told == "its child died while it ran: SIGSEGV; post-mortem 20261122-131502-cuda0-3f1c"
+    late = failure("deadline", "deadline exceeded", detail=detail)
+    assert safe_message(late, Look().hide) == "deadline exceeded", "as orchestrators know it"

@@ -8,6 +8,7 @@ from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Job, Outcome
 
 TEXT_CHARS = 1024
+_OF_DEATHS = ("child_died", "quarantined")  # what ends otherwise has a text that orchestrators know
 STATUS: dict[JobState, JobStatus] = {
     JobState.OK: JobStatus.OK,
     JobState.INVALID: JobStatus.INVALID,
@@ -29,7 +30,7 @@ def safe_message(outcome: Outcome, hide: Callable[[str], str]) -> str:
     told = f"function unavailable: {outcome.message}" if outcome.kind == "unavailable" else outcome.message
     if outcome.detail is not None and outcome.detail.retry_after_s is not None:
         told += f"; try again in {outcome.detail.retry_after_s:g} s"
-    if outcome.detail is not None and outcome.detail.postmortem is not None:
+    if outcome.detail is not None and outcome.detail.postmortem is not None and outcome.kind in _OF_DEATHS:
         told += f"; post-mortem {outcome.detail.postmortem}"
     return redacted(hide(told.strip()))[:TEXT_CHARS]
 
