@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from gen_worker.cli.command import Command
+from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_model, complete_path
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, USER_CODE, Failure, nearest, say
 from gen_worker.cli.settings import check_folders, read_settings
@@ -50,24 +50,9 @@ class _Command(Command):
     meanings = _MEANINGS
 
 
-class _Commands(Command, click.Group):
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
-            near = nearest(args[0], self.commands)
-            hint = f"did you mean `gen-worker cache {near}`?" if near else "`gen-worker cache --help` lists them"
-            raise Failure(f"no command `cache {args[0]}`", hint)
-        return super().resolve_command(ctx, args)
-
-
-@click.group("cache", cls=_Commands, help=_HELP, no_args_is_help=False, invoke_without_command=True)
-@click.pass_context
-def command(ctx: click.Context) -> None:
+@click.group("cache", cls=Group, help=_HELP)
+def command() -> None:
     """Look after the models on this machine's disk."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(USAGE)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a document.")

@@ -6,7 +6,7 @@ Asks the file beside a server's socket, the disk or a supervisor, and never impo
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,6 +16,9 @@ from gen_worker.cli.ndjson import address_of
 from gen_worker.cli.schema import Place
 from gen_worker.cli.servers import described, field_names, functions_in, served_here, sidecar
 from gen_worker.rundir import DEFAULT_SOCKET
+
+if TYPE_CHECKING:
+    from gen_worker.client import Client
 
 OPEN = "open"  # the kind of a candidate that something has to follow: no space comes after it
 
@@ -72,34 +75,26 @@ def complete_ref(_ctx: click.Context, _parameter: click.Parameter, begun: str) -
 
 def complete_request(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the requests of the supervisor that the command line means."""
-    from gen_worker.cli.supervisors import connected
-
-    try:
-        with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
-            return _items(job.id for job in client.list().jobs if job.id.startswith(begun))
-    except Failure:
-        return []
+    return _asked(ctx, begun, lambda client: [job.id for job in client.list().jobs])
 
 
 def complete_device(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the devices of the supervisor that the command line means."""
-    from gen_worker.cli.supervisors import connected
-
-    try:
-        with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
-            return _items(device.name for device in client.list().gpus if device.name.startswith(begun))
-    except Failure:
-        return []
+    return _asked(ctx, begun, lambda client: [device.name for device in client.list().gpus])
 
 
 def complete_charged(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the functions whose payloads are charged at the supervisor that the command line means."""
+    return _asked(ctx, begun, lambda client: [charge.function for charge in client.quarantined().charges])
+
+
+def _asked(ctx: click.Context, begun: str, names: "Callable[[Client], list[str]]") -> list[CompletionItem]:
+    """Return what the supervisor that the command line means knows; nothing where it cannot be asked."""
     from gen_worker.cli.supervisors import connected
 
     try:
         with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
-            charged = {charge.function: None for charge in client.quarantined().charges}
-            return _items(name for name in charged if name.startswith(begun))
+            return _items(name for name in dict.fromkeys(names(client)) if name.startswith(begun))
     except Failure:
         return []
 

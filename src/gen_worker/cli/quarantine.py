@@ -5,7 +5,7 @@ import sys
 import click
 import msgspec
 
-from gen_worker.cli.command import Command
+from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_charged
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest
 from gen_worker.cli.supervisors import connected, socket_option
@@ -32,24 +32,9 @@ class _Command(Command):
     meanings = {**MEANINGS, NOT_FOUND: "nothing of that kind is charged"}  # noqa: RUF012 - nobody changes it
 
 
-class _Commands(Command, click.Group):
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
-            near = nearest(args[0], self.commands)
-            hint = f"did you mean `gen-worker quarantine {near}`?" if near else "there are `ls` and `clear`"
-            raise Failure(f"no command `quarantine {args[0]}`", hint)
-        return super().resolve_command(ctx, args)
-
-
-@click.group("quarantine", cls=_Commands, help=_HELP, no_args_is_help=False, invoke_without_command=True)
-@click.pass_context
-def command(ctx: click.Context) -> None:
+@click.group("quarantine", cls=Group, help=_HELP)
+def command() -> None:
     """Look after the payloads that are refused because they killed children."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(USAGE)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a document.")
