@@ -37,7 +37,7 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
         return actions
     if fleet.untidy or fleet.superseded:
         actions += tidy(fleet)
-    if any(device.coming is not None for device in fleet.devices):
+    if fleet.replacing:
         actions += bring_on(fleet, now)
     if fleet.held:
         release(fleet, now)

@@ -48,7 +48,7 @@ def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
         reason = f"its memory has grown by {grown / (1 << 20):.0f} MiB"
     elif 0 < limits.age_s <= now - child.born:
         reason = f"it is {now - child.born:.0f} s old"
-    if not reason or any(other.coming is not None for other in fleet.devices):
+    if not reason or fleet.replacing:
         return []
     return _replace(fleet, device, child, reason, now)
 
@@ -59,6 +59,7 @@ def _replace(fleet: Fleet, device: Device, child: Child, reason: str, now: float
     note = Note("info", device.name, f"child {child.pid} is replaced: {reason}")
     if child.serving and _has_room_for_two(fleet, device, child):
         device.coming, actions = prepare_child(fleet, device, now)
+        fleet.replacing = True
         return [note, *actions]
     return [note, *retire_child(fleet, child, now)]
 
@@ -81,6 +82,7 @@ def bring_on(fleet: Fleet, now: float) -> list[Action]:
     for device in fleet.devices:
         if device.coming is not None and device.child is not None:
             actions += _bring_on(fleet, device, device.child, device.coming, now)
+    fleet.replacing = any(device.coming is not None for device in fleet.devices)
     return actions
 
 

@@ -729,6 +729,7 @@ class Fleet:
     resting: set[str] = field(default_factory=set)  # instances that an eager fleet leaves until a job needs them
     kept: frozenset[str] = frozenset()  # refs whose functions are not forgotten
     number_of_superseded: int = 0
+    replacing: bool = False  # some device may have a child that comes
     untidy: bool = False  # there may be functions and instances that nobody needs any more
     placed: int = 0  # changes of where models are
     jobs: dict[int, Job] = field(default_factory=dict)
