@@ -161,6 +161,8 @@ class Child:
         self._dozing = False
         self._device_use = (0, 0)  # as the job thread last found it: a beat waits for no device
         self._measured_at = -inf
+        self._beat_s = 1.0
+        self._beat_due = -inf
         self._turn_loop: Callable[[], None] = lambda: None
         self._job_thread = threading.Thread(target=self._serve_jobs, name="gen-worker-job", daemon=True)
 
@@ -265,6 +267,11 @@ class Child:
     def _beat(self) -> None:
         self._page.beat(resident_bytes(), *self._device_use)
         self._turn_loop()
+        self._beat_due = time.monotonic() + self._beat_s
+
+    def _beat_if_due(self) -> None:
+        if time.monotonic() >= self._beat_due:
+            self._beat()
 
     def _watch(self) -> int:
         """Beat, and take the reading over whenever the job thread is at one thing for too long."""
@@ -279,16 +286,13 @@ class Child:
     def _follow_jobs(self) -> None:
         """Look at the job thread in the rhythm of `WATCH_S`, until it has rested for a while."""
         rested = 0
-        beat_due = time.monotonic() + self._beat_s
         while rested < RESTED_LOOKS:
             seen = self._task
             time.sleep(WATCH_S)
             if seen % 2 and self._task == seen and self._take_reading(seen):
                 self._read_for_job_thread()
             rested = rested + 1 if seen == self._task else 0
-            if time.monotonic() >= beat_due:
-                self._beat()
-                beat_due = time.monotonic() + self._beat_s
+            self._beat_if_due()
 
     def _take_reading(self, task: int) -> bool:
         with self._turn:
@@ -297,12 +301,8 @@ class Child:
 
     def _read_for_job_thread(self) -> None:
         """Obey frames; give the reading back with the first task that finds the job thread waiting."""
-        beat_due = 0.0
         while True:
-            now = time.monotonic()
-            if now >= beat_due:
-                self._beat()
-                beat_due = now + self._beat_s
+            self._beat_if_due()
             received = self._receive()
             task = self._obey(*received) if received is not None else None
             if task is not None:
