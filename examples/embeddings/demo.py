@@ -86,6 +86,7 @@ def rehearse(folder: Path) -> int:
         crash_one_child(server, known)
         hang_one_child(server, known)
     expect("no process left", not (left := [each for each in server.processes if each.is_running()]), left)
+    show_postmortems(server, folder)
     files = [str(path) for path in folder.rglob("*") if not path.is_dir() and path != server.log]
     expect("no socket or file left", not files, files)
     return len(server.processes)
@@ -489,6 +490,22 @@ def show_after_hang(device: DeviceStatus, pid: int | None, holder: str) -> None:
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------------
+
+
+def show_postmortems(server: Server, folder: Path) -> None:
+    """Show what is kept of the children that died: it can be read long after their supervisor's end."""
+    heading("What the children died of")
+    with server.command("postmortem") as command:
+        listed, _ = command.communicate(timeout=STEP_S)
+    for each in listed.splitlines():
+        print(f"  {each}".rstrip())
+    records = sorted((folder / "run" / "postmortems").iterdir())
+    expect("a record of each of three deaths", len(records) == 3, records)
+    for record in records:
+        record.unlink()
 
 
 def heading(text: str) -> None:
