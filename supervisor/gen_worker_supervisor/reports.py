@@ -31,31 +31,15 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker.wire.survey import SurveyedFunction
+from gen_worker_supervisor.actions import Action, Deliver, Finish, LetGo, LoadOver, Note, OrderInputs, Tell
 from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model, again_at
+from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, InputsCame, InputsRefused
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
 from gen_worker_supervisor.replacing import coming_failed, recycle_if_due
-from gen_worker_supervisor.state import (
-    Action,
-    Child,
-    Deliver,
-    FetcherLost,
-    FetcherReported,
-    Finish,
-    Fleet,
-    Function,
-    InputsCame,
-    InputsRefused,
-    Job,
-    LetGo,
-    LoadOver,
-    Note,
-    OrderInputs,
-    Outcome,
-    Tell,
-)
+from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome
 from gen_worker_supervisor.steps import (
     after_leave,
     discard,
@@ -447,8 +431,8 @@ def _on_needs_inputs(fleet: Fleet, child: Child, message: NeedsInputs, now: floa
 def _of_inputs(fleet: Fleet, happening: InputsCame | InputsRefused, now: float) -> list[Action]:
     """Learn what became of the files that a job waits for."""
     job = happening.job
-    if not job.fetching:
-        return []  # it has ended meanwhile
+    if not job.fetching or job.held:
+        return []  # it has ended meanwhile, or waits for something else by now
     if isinstance(happening, InputsRefused):
         kind: ErrorKind = "invalid" if happening.invalid else "retryable" if happening.retryable else "internal"
         return [end_job(fleet, job, failure(kind, happening.message, retryable=happening.retryable))]
