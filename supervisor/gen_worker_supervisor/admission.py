@@ -5,8 +5,9 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from gen_worker.wire.messages import ErrorDetail
+from gen_worker_supervisor.actions import Action
 from gen_worker_supervisor.outcomes import draining, failure, quarantine, refused, too_large, unresolved
-from gen_worker_supervisor.state import Action, Child, Fleet, Function, Job, Outcome, holds, lane_of, unheld
+from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds, lane_of, unheld
 from gen_worker_supervisor.steps import end_job
 from gen_worker_supervisor.tenants import Held, Tenants, share
 

@@ -7,9 +7,10 @@ import time
 import zlib
 
 from gen_worker.postmortem import Held
+from gen_worker_supervisor.actions import Bury
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Bury, Child, Death, Fleet, Job
+from gen_worker_supervisor.state import Child, Death, Fleet, Job
 
 MOST_JOBS = 100  # of those that were with a child
 LINE_CHARS = 1000  # of what it printed

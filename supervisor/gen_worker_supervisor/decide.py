@@ -4,20 +4,17 @@ Pure: reads the fleet and the time, records the leases it makes, returns the act
 """
 
 from gen_worker.wire.messages import Load, Recall
+from gen_worker_supervisor.actions import Action, OrderFetch, Run, Send
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.replacing import bring_on
 from gen_worker_supervisor.state import (
     LEASED_AHEAD,
     UNKNOWN_LOAD_S,
-    Action,
     Child,
     Fleet,
     Function,
     Instance,
     Job,
-    OrderFetch,
-    Run,
-    Send,
     holds,
     lane_of,
     unloaded,

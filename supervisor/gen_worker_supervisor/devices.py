@@ -67,8 +67,7 @@ def _measure(nvml: Any, index: int, found: Gpus) -> None:
             found.usable.append(_gpu(nvml, gpu, name, index, f"{major}{minor}"))
             return
         instances = [
-            _gpu(nvml, handle, f"{name}:{number}", index, f"{major}{minor}")
-            for number, handle in _instances(nvml, gpu)
+            _gpu(nvml, handle, f"{name}:{number}", index, f"{major}{minor}") for number, handle in _instances(nvml, gpu)
         ]
     except nvml.NVMLError as error:
         if error.value not in lost_codes(nvml):

@@ -4,11 +4,12 @@ import signal
 from typing import assert_never
 
 from gen_worker.wire.messages import Cancel, Interrupt
+from gen_worker_supervisor.actions import Action, Send, Signal
 from gen_worker_supervisor.ladder import Ending, Reason, Rung
 from gen_worker_supervisor.naming import kind_at_the_dump
 from gen_worker_supervisor.outcomes import ended_outcome, failure
 from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import Action, Child, Fleet, Job, Send, Signal
+from gen_worker_supervisor.state import Child, Fleet, Job
 from gen_worker_supervisor.steps import after_leave, end_job, finish_if_drained, kill_child, leave_child, retire_child
 
 LOOK_AGAIN_S = 1.0

@@ -2,23 +2,12 @@
 
 from math import inf
 
+from gen_worker_supervisor.actions import Action, Finish, LookAtGpus, Note, Spawn
 from gen_worker_supervisor.burials import Burial
 from gen_worker_supervisor.guard import HOST_OOM
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
-from gen_worker_supervisor.state import (
-    Action,
-    Child,
-    Death,
-    Device,
-    Finish,
-    Fleet,
-    Job,
-    LookAtGpus,
-    Note,
-    Spawn,
-    holds,
-)
+from gen_worker_supervisor.state import Child, Death, Device, Fleet, Job, holds
 from gen_worker_supervisor.steps import (
     WEDGED_AFTER_S,
     end_job,
@@ -245,7 +234,6 @@ def after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
         able = [other for other in fleet.devices if holds(other, function)]
         refused = fleet.instance(function.surveyed.instance).refused
         if able and all(other.lost or refused.get(other.name) == inf for other in able):
-            reason = device.given_up or f"{device.name} is retired: {device.reason}"
             imported = device.child is None or device.child.import_error is None
             word = "device_lost" if imported else "import_failed"
             verdict = SETUP_FAILED._replace(lasts_s=inf, reason=word)

@@ -8,48 +8,43 @@ import heapq
 from collections.abc import Callable
 from typing import Any, assert_never
 
+from gen_worker_supervisor.actions import Action, Note
 from gen_worker_supervisor.admission import submit
 from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
 from gen_worker_supervisor.guard import cause_known, memory_read, weighed
 from gen_worker_supervisor.hangs import watched
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.replacing import recycle_if_due, restart_asked
-from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
-from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
-from gen_worker_supervisor.state import (
-    Action,
+from gen_worker_supervisor.happenings import (
     Began,
-    Child,
-    Device,
     DeviceFault,
     Died,
     DrainAsked,
     EndAsked,
     FetcherLost,
     FetcherReported,
-    Fleet,
     GpusRead,
     Happening,
     InputsCame,
     InputsRefused,
-    Job,
     MemoryRead,
     Misbehaved,
-    Note,
     Reported,
     RestartAsked,
     Spawned,
     Submitted,
     Ticked,
-    Timer,
     UnloadAsked,
     Unsent,
     Vanished,
     Watched,
     Weighed,
 )
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.replacing import recycle_if_due, restart_asked
+from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
+from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
+from gen_worker_supervisor.state import Child, Device, Fleet, Job, Timer
 from gen_worker_supervisor.steps import kill_child
 from gen_worker_supervisor.tidying import unload
 

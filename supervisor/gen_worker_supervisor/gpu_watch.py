@@ -12,7 +12,8 @@ from typing import Any
 
 from gen_worker_supervisor.devices import lost_codes
 from gen_worker_supervisor.evidence import GpuReading
-from gen_worker_supervisor.state import Device, DeviceFault, GpusRead
+from gen_worker_supervisor.happenings import DeviceFault, GpusRead
+from gen_worker_supervisor.state import Device
 from gen_worker_supervisor.xids import DOUBLE_BIT_ECC, of_xid
 
 EVERY_S, OFTEN_S = 1.0, 0.25

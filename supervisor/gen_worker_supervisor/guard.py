@@ -7,10 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gen_worker_supervisor.actions import Action, FreeMemory, Note
 from gen_worker_supervisor.evidence import MemoryReading
+from gen_worker_supervisor.happenings import MemoryRead, Weighed
 from gen_worker_supervisor.memory import Room
 from gen_worker_supervisor.phases import Health, Phase
-from gen_worker_supervisor.state import Action, Child, Death, Fleet, FreeMemory, MemoryRead, Note, Weighed
+from gen_worker_supervisor.state import Child, Death, Fleet
 from gen_worker_supervisor.steps import kill_child
 
 HOST_OOM = "host_oom"

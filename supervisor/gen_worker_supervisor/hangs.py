@@ -6,12 +6,14 @@ Pure: takes looks at children, changes the fleet, returns actions. `naming` says
 import signal
 
 from gen_worker.wire.hangs import HANGS
+from gen_worker_supervisor.actions import Action, Note, Signal
 from gen_worker_supervisor.endings import end_asked
 from gen_worker_supervisor.evidence import Evidence, Hang
+from gen_worker_supervisor.happenings import Watched
 from gen_worker_supervisor.ladder import TERMINATE_AFTER_S, Reason
 from gen_worker_supervisor.naming import HELD_BACK, hang_of, quiet_s, silent_s, work_of
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Action, Child, Fleet, Job, Note, Signal, Watched
+from gen_worker_supervisor.state import Child, Fleet, Job
 from gen_worker_supervisor.steps import got_on
 
 PAUSE_S = 5.0  # nothing is known of what was between two looks further apart: everybody may have been stopped

@@ -32,6 +32,7 @@ from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.gpu_watch import GpuWatch
 from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
+from gen_worker_supervisor.happenings import DeviceFault, GpusRead, MemoryRead
 from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
@@ -45,7 +46,7 @@ from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import StartError
-from gen_worker_supervisor.state import Device, DeviceFault, Fleet, Function, GpusRead, MemoryRead, Recycling
+from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from gen_worker.scratch import claimed_folder, remove_abandoned
 from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, FetchReport, InputFailed, InputFetched
 from gen_worker.wire.messages import InputAsset, InputFile
-from gen_worker_supervisor.state import Happening, InputsCame, InputsRefused, Job
+from gen_worker_supervisor.happenings import Happening, InputsCame, InputsRefused
+from gen_worker_supervisor.state import Job
 
 AT_ONCE = 32  # each is a thread and a connection of the fetcher
 OF_ONE_JOB = 4  # at once, so that a slow one does not hold up the others

@@ -32,9 +32,9 @@ from gen_worker.wire.fetching import (
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.fetching import FetcherProcess
+from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, Happening
 from gen_worker_supervisor.host_memory import HostMemory
 from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.state import FetcherLost, FetcherReported, Happening
 
 KEEP_BYTES = 60 << 10  # of refs in a frame
 REF_BYTES = 5  # that a frame takes for the length of each

@@ -19,10 +19,11 @@ import msgspec
 from gen_worker.postmortem import Memory, Model, Moment, PostMortem, folder_in, keep_within, write
 from gen_worker.rundir import make_private
 from gen_worker.wire.page import Reading
+from gen_worker_supervisor.actions import Bury
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.memory import tightest
 from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Bury, Child, Fleet
+from gen_worker_supervisor.state import Child, Fleet
 
 LOOK_S = 1.0
 MOMENTS = 64

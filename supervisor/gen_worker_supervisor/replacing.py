@@ -4,11 +4,13 @@ Pure, like everything that `apply` and `decide` are made of.
 """
 
 from gen_worker.wire.messages import Load
+from gen_worker_supervisor.actions import Action, Note, Send
 from gen_worker_supervisor.endings import end_asked
 from gen_worker_supervisor.fates import prepare_child, spawn_child
+from gen_worker_supervisor.happenings import RestartAsked
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Action, Child, Device, Fleet, Note, RestartAsked, Send
+from gen_worker_supervisor.state import Child, Device, Fleet
 from gen_worker_supervisor.steps import kill_child, retire_child
 
 WARM_JOBS = 8  # after so many its memory is what it usually is

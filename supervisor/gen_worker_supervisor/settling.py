@@ -3,10 +3,12 @@
 Pure: takes readings of the GPUs, changes the fleet, returns actions.
 """
 
+from gen_worker_supervisor.actions import Action, Note
 from gen_worker_supervisor.evidence import GpuReading
 from gen_worker_supervisor.fates import SETTLE_S, after_loss, missing, spawn_child, strand
+from gen_worker_supervisor.happenings import DeviceFault, GpusRead
 from gen_worker_supervisor.phases import NEXT_HEALTH, Health, Phase, step
-from gen_worker_supervisor.state import Action, Death, Device, DeviceFault, Fleet, GpusRead, Note
+from gen_worker_supervisor.state import Death, Device, Fleet
 from gen_worker_supervisor.steps import finish_if_drained, kill_child
 
 SPARE_BYTES = 64 << 20  # over the baseline, that are no leak: drivers keep a little

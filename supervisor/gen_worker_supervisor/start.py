@@ -14,9 +14,10 @@ from gen_worker.discovery.process import survey_of_module
 from gen_worker.wire.address import Address, TcpAddress, UnixAddress
 from gen_worker.wire.survey import NoFunctionError, Survey
 from gen_worker_supervisor import cuda_probe, devices
+from gen_worker_supervisor.actions import Note
 from gen_worker_supervisor.gpu_lock import GpuLockError, GpuLocks, GpuTakenError
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
-from gen_worker_supervisor.state import Device, Note
+from gen_worker_supervisor.state import Device
 
 
 class StartError(Exception):

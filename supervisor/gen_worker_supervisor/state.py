@@ -1,4 +1,4 @@
-"""What the supervisor knows: devices, their children, functions, jobs; and the words for what happens and what to do.
+"""What the supervisor knows: devices, their children, functions, jobs.
 
 Plain values; those made for every job are msgspec Structs, which are made three times as fast as dataclasses. Nothing
 here sends, spawns, waits or looks at a clock.
@@ -14,30 +14,24 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from gen_worker.models.wanted import Slot, SnapshotFile, overridden_instance
-from gen_worker.postmortem import Held
-from gen_worker.wire.fetching import Abort, Destination, Fetch, Fetched, FetchFailed, Fetching
+from gen_worker.models.wanted import Slot, overridden_instance
+from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
     Body,
     Encoding,
     ErrorDetail,
     ErrorKind,
     Event,
-    InputAsset,
     InputFile,
     Lane,
-    LoadFailed,
-    Order,
-    Region,
-    Report,
     Resident,
 )
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.bodies import OutputBody, Payload
-from gen_worker_supervisor.catalog import Catalog, Model
-from gen_worker_supervisor.evidence import Evidence, GpuReading, Hang, MemoryReading, Watch
-from gen_worker_supervisor.ladder import Ending, Reason
+from gen_worker_supervisor.catalog import Catalog
+from gen_worker_supervisor.evidence import Evidence, Hang, MemoryReading, Watch
+from gen_worker_supervisor.ladder import Ending
 from gen_worker_supervisor.phases import ENDED, NEXT_JOB, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.queues import Queue
 from gen_worker_supervisor.tenants import Tenants

@@ -8,25 +8,12 @@ from math import inf, isfinite
 
 from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.messages import Body, Drain, Recall, Region
+from gen_worker_supervisor.actions import Action, Answer, Discard, Finish, Send, Signal
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason, Rung
 from gen_worker_supervisor.outcomes import draining, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import (
-    Action,
-    Answer,
-    Child,
-    Discard,
-    Finish,
-    Fleet,
-    Function,
-    Job,
-    Outcome,
-    Send,
-    Signal,
-    holds,
-    lane_of,
-)
+from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds, lane_of
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take

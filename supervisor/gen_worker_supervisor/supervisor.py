@@ -40,9 +40,46 @@ from gen_worker.wire.messages import Submit as SubmitFrame
 from gen_worker.wire.page import Reading
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.survey import Survey
+from gen_worker_supervisor.actions import (
+    Action,
+    Answer,
+    Bury,
+    Deliver,
+    Discard,
+    Finish,
+    FreeMemory,
+    LetGo,
+    LoadOver,
+    LookAtGpus,
+    Note,
+    OrderFetch,
+    OrderInputs,
+    Run,
+    Send,
+    Signal,
+    Spawn,
+    Tell,
+)
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
 from gen_worker_supervisor.decide import decide
 from gen_worker_supervisor.fleet import apply, start
+from gen_worker_supervisor.happenings import (
+    Began,
+    Died,
+    DrainAsked,
+    EndAsked,
+    Happening,
+    InputsRefused,
+    Misbehaved,
+    Reported,
+    RestartAsked,
+    Spawned,
+    Submitted,
+    Ticked,
+    Unsent,
+    Vanished,
+    Weighed,
+)
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Log
@@ -56,50 +93,7 @@ from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.pulse import Pulse
 from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.state import (
-    Action,
-    Answer,
-    Began,
-    Bury,
-    Child,
-    Client,
-    Death,
-    Deliver,
-    Device,
-    Died,
-    Discard,
-    DrainAsked,
-    EndAsked,
-    Finish,
-    Fleet,
-    FreeMemory,
-    Function,
-    Happening,
-    InputsRefused,
-    Job,
-    LetGo,
-    LoadOver,
-    LookAtGpus,
-    Misbehaved,
-    Note,
-    OrderFetch,
-    OrderInputs,
-    Outcome,
-    Reported,
-    RestartAsked,
-    Run,
-    Send,
-    Signal,
-    Spawn,
-    Spawned,
-    Submitted,
-    Tell,
-    Ticked,
-    Unsent,
-    Vanished,
-    Weighed,
-    unloaded,
-)
+from gen_worker_supervisor.state import Child, Client, Death, Device, Fleet, Function, Job, Outcome, unloaded
 from gen_worker_supervisor.storing import Storing
 
 REMEMBERED_JOBS = 256

@@ -6,8 +6,9 @@ other payloads go past those that are held for it. What has killed two meets no 
 
 from collections import deque
 
+from gen_worker_supervisor.actions import Action
 from gen_worker_supervisor.outcomes import failure, quarantine
-from gen_worker_supervisor.state import Action, Fleet, Function, Job, Outcome
+from gen_worker_supervisor.state import Fleet, Function, Job, Outcome
 from gen_worker_supervisor.steps import end_job
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterator
 from gen_worker.models.wanted import Slot
 from gen_worker.wire.fetching import Abort
 from gen_worker.wire.messages import Unload
+from gen_worker_supervisor.actions import Action, LetGo, Note, OrderFetch, Send
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.phases import ModelState
-from gen_worker_supervisor.state import NAMED_KEPT, Action, Child, Fleet, Function, LetGo, Note, OrderFetch, Send
+from gen_worker_supervisor.state import NAMED_KEPT, Child, Fleet, Function
 
 
 def tidy(fleet: Fleet) -> list[Action]:

@@ -18,12 +18,12 @@ from gen_worker.settings import Settings
 from gen_worker.wire.status import LinkStatus
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
+from gen_worker_supervisor.actions import Note
 from gen_worker_supervisor.host import Host, HostPlan
 from gen_worker_supervisor.link.resources import resources
 from gen_worker_supervisor.link.stream import Link, LinkConfig, LinkFatalError
 from gen_worker_supervisor.link.worker import Worker
 from gen_worker_supervisor.log import stderr_look
-from gen_worker_supervisor.state import Note
 
 OK, FAILED = 0, 1
 STOCK_S = 5.0  # for the fetcher to say what lies on the disk; a cache that takes longer is told of model by model

@@ -5,7 +5,7 @@ spoil one program's context and leave the GPU as it is are, with two more, those
 Kubernetes takes for the program's own.
 """
 
-from gen_worker_supervisor.state import DeviceFault
+from gen_worker_supervisor.happenings import DeviceFault
 
 DOUBLE_BIT_ECC = "double bit ECC error"
 RETIRES = {

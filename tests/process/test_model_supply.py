@@ -12,12 +12,12 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Held, Hold, HoldFailed
 from gen_worker.wire.messages import SlotModel
 from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.happenings import Happening
 from gen_worker_supervisor.host_memory import HostMemory
 from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.models import LISTED_FILES, ModelSupply
 from gen_worker_supervisor.phases import ModelState
-from gen_worker_supervisor.state import Happening
 from tests.fetchers import Supervisor, config_for
 from tests.keeping import host_memory
 from tests.served import alive

@@ -30,37 +30,24 @@ from gen_worker.wire.messages import (
     Started,
 )
 from gen_worker.wire.survey import SurveyedFunction
+from gen_worker_supervisor.actions import Action, Answer, Finish, OrderFetch, Run, Send, Signal, Spawn
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.decide import decide
 from gen_worker_supervisor.fleet import apply, start
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import (
-    Action,
-    Answer,
-    Child,
-    Death,
-    Device,
+from gen_worker_supervisor.happenings import (
     Died,
     DrainAsked,
     EndAsked,
     FetcherReported,
-    Finish,
-    Fleet,
-    Function,
     Happening,
-    Job,
-    OrderFetch,
-    Outcome,
     Reported,
-    Run,
-    Send,
-    Signal,
-    Spawn,
     Spawned,
     Submitted,
     Ticked,
 )
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.state import Child, Death, Device, Fleet, Function, Job, Outcome
 
 Message = TypeVar("Message")
 CREDITS: dict[Lane, int] = {"device": 1, "loop": 64}

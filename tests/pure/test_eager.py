@@ -3,9 +3,10 @@
 import pytest
 
 from gen_worker.wire.messages import Load, Unloaded
+from gen_worker_supervisor.actions import Note, Spawn
 from gen_worker_supervisor.catalog import REFUSED_S, RETRY_S
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Device, Note, Spawn, unloaded
+from gen_worker_supervisor.state import Device, unloaded
 from gen_worker_supervisor.verdicts import LOAD_TRIES
 from tests.pure.host import Host, finishes, function, sent
 

@@ -25,25 +25,12 @@ from gen_worker.wire.messages import (
     Returned,
     Started,
 )
+from gen_worker_supervisor.actions import Answer, Deliver, Discard, Note, Spawn
 from gen_worker_supervisor.fates import BOOT_LIMIT_S
+from gen_worker_supervisor.happenings import Began, Misbehaved, Reported, Spawned
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import (
-    TIMERS_KEPT,
-    Answer,
-    Began,
-    Child,
-    Death,
-    Deliver,
-    Device,
-    Discard,
-    Job,
-    Misbehaved,
-    Note,
-    Reported,
-    Spawn,
-    Spawned,
-)
+from gen_worker_supervisor.state import TIMERS_KEPT, Child, Death, Device, Job
 from gen_worker_supervisor.verdicts import UNAVAILABLE_S
 from tests.pure.host import (
     CREDITS,

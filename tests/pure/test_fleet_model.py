@@ -40,20 +40,23 @@ from gen_worker.wire.messages import (
     Wants,
     Warned,
 )
-from gen_worker_supervisor.bodies import InlinePayload
-from gen_worker_supervisor.evidence import Evidence, MemoryReading
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import (
-    LEASED_AHEAD,
+from gen_worker_supervisor.actions import (
     Action,
     Answer,
-    Began,
-    Child,
-    Death,
     Deliver,
-    Died,
     Discard,
+    OrderFetch,
+    OrderInputs,
+    Run,
+    Send,
+    Signal,
+    Spawn,
+)
+from gen_worker_supervisor.bodies import InlinePayload
+from gen_worker_supervisor.evidence import Evidence, MemoryReading
+from gen_worker_supervisor.happenings import (
+    Began,
+    Died,
     DrainAsked,
     EndAsked,
     FetcherLost,
@@ -61,23 +64,17 @@ from gen_worker_supervisor.state import (
     Happening,
     InputsCame,
     InputsRefused,
-    Job,
     MemoryRead,
     Misbehaved,
-    OrderFetch,
-    OrderInputs,
-    Recycling,
     Reported,
     RestartAsked,
-    Run,
-    Send,
-    Signal,
-    Spawn,
     Spawned,
     Unsent,
     Watched,
-    lane_of,
 )
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.state import LEASED_AHEAD, Child, Death, Job, Recycling, lane_of
 from gen_worker_supervisor.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 

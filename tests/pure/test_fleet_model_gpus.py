@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from gen_worker_supervisor.evidence import GpuReading
+from gen_worker_supervisor.happenings import DeviceFault, GpusRead
 from gen_worker_supervisor.phases import Health, Phase
-from gen_worker_supervisor.state import Device, DeviceFault, GpusRead
+from gen_worker_supervisor.state import Device
 from tests.pure.test_fleet_model import Fleets
 
 MIB = 1 << 20

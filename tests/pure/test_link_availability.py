@@ -10,8 +10,9 @@ from gen_worker.wire.messages import ImportFailed, LoadFailed
 from gen_worker.wire.scheduler import FnUnavailable, WorkerPhase
 from gen_worker_supervisor.blame import BREAKER_PAYLOADS, QUARANTINE_DEATHS
 from gen_worker_supervisor.fates import BOOT_TRIES
+from gen_worker_supervisor.happenings import Reported
 from gen_worker_supervisor.link.availability import Availability, availability
-from gen_worker_supervisor.state import Device, Fleet, Function, Reported
+from gen_worker_supervisor.state import Device, Fleet, Function
 from gen_worker_supervisor.verdicts import LOAD_TRIES, UNAVAILABLE_S
 from tests.pure.host import Host, function
 

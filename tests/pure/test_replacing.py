@@ -3,11 +3,13 @@
 import pytest
 
 from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready
+from gen_worker_supervisor.actions import Note, Signal
 from gen_worker_supervisor.evidence import MemoryReading
+from gen_worker_supervisor.happenings import MemoryRead, Reported, RestartAsked, Spawned
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.replacing import AGAIN_S, WARM_JOBS
-from gen_worker_supervisor.state import Child, MemoryRead, Note, Recycling, Reported, RestartAsked, Signal, Spawned
+from gen_worker_supervisor.state import Child, Recycling
 from tests.pure.host import CREDITS, Host, function, sent, signals, spawned
 
 GIB = 1 << 30
