@@ -6,6 +6,7 @@ All on one asyncio loop that no child and no client can hold. Judgement is in `f
 import asyncio
 import signal
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -112,6 +113,14 @@ class _Told(msgspec.Struct):
 
 
 _decode_told = msgspec.json.Decoder(_Told).decode
+
+
+def _failure(what: str, error: Exception, *, expected: bool) -> tuple[str, tuple[str, ...]]:
+    """Return what failed in words, and the stack of what should not have."""
+    if expected:
+        return f"{what} failed: {error}", ()
+    stack = "".join(traceback.format_exception(error)).splitlines()
+    return f"{what} failed, which is a fault of gen-worker: {type(error).__name__}: {error}", tuple(stack)
 
 
 class _Answered:
@@ -221,15 +230,20 @@ class Supervisor:
         now = time.monotonic()
         try:
             for happening in happenings:
-                for action in apply(self.fleet, happening, now):
+                try:
+                    wanted = apply(self.fleet, happening, now)
+                except Exception as error:  # noqa: BLE001 - a fault of ours costs nobody who has no part in it
+                    self._disbelieve(happening, error)
+                    continue
+                for action in wanted:
                     try:
                         perform[type(action)](action)
-                    except (OSError, RegionError, ProtocolError) as error:
+                    except Exception as error:  # noqa: BLE001 - as above
                         self._go_on_without(action, error)
             for action in decide(self.fleet, now):
                 try:
                     perform[type(action)](action)
-                except (OSError, RegionError, ProtocolError) as error:
+                except Exception as error:  # noqa: BLE001 - as above
                     self._go_on_without(action, error)
         finally:
             self._busy = False
@@ -244,9 +258,17 @@ class Supervisor:
 
     def _go_on_without(self, action: Action, error: Exception) -> None:
         """An action failed, for lack of memory or as it fits no frame: the others are performed all the same."""
-        self.log.event("error", "supervisor", f"{type(action).__name__.lower()} failed: {error}")
+        expected = isinstance(error, OSError | RegionError | ProtocolError)
+        self.log.event("error", "supervisor", *_failure(type(action).__name__.lower(), error, expected=expected))
         if isinstance(action, Run):
             self._later.append(Unsent(action.child, action.job, str(error)))
+
+    def _disbelieve(self, happening: Happening, error: Exception) -> None:
+        """Nobody here can make sense of what happened: what follows from it is lost, and a child that said it goes."""
+        self.log.event("error", "supervisor", *_failure(type(happening).__name__.lower(), error, expected=False))
+        if isinstance(happening, Reported):
+            text = f"a `{type(happening.message).__name__.lower()}` that the supervisor cannot handle"
+            self._later.append(Misbehaved(happening.child, text))
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:
