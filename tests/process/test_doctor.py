@@ -18,10 +18,12 @@ from gen_worker.doctor.chaos.observed import descriptors, marked, resident, stat
 from gen_worker.doctor.chaos.scratch import MARK, Scratch, ScratchError
 from gen_worker.doctor.chaos.trial import Result, run
 from gen_worker.doctor.chaos.witness import Witness
+from gen_worker.doctor.checks import Endpoint, Patient, checks
+from gen_worker.doctor.examination import examine
 from gen_worker.doctor.finding import Status
 from gen_worker.scratch import PREFIX
 from tests.nvml import simulated
-from tests.served import GEN_WORKER, Serve, alive, until
+from tests.served import ENDPOINTS, GEN_WORKER, Serve, alive, until
 
 pytestmark = pytest.mark.process
 
@@ -105,12 +107,24 @@ def test_a_host_is_looked_at_without_a_trace(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_whatever_it_finds_can_be_asked_for_by_its_name(tmp_path: Path) -> None:
+    every = checks(Patient.here(os.environ, Endpoint("gpus", [str(ENDPOINTS)])))
+    names = {each.name for told in examine(every) for each in told.findings}
+    refused = kernel.judged(program.Told("".join(f"{name}\tno\n" for name in kernel.NEEDED_FOR), "", 0))
+    names |= {each.name for each in refused} | {"cuda:0", "token", "clock-offset"}
+    unknown = {name for name in names if not any(check.answers_to(name) for check in every)}
+    assert unknown == {"clock-offset"}  # only a hub tells it
+    online = checks(Patient.here(os.environ, online=True))
+    assert any(check.answers_to("clock-offset") for check in online)
+    assert not any(check.answers_to("cuda") for check in online)
+
+
 def test_sick_gpus_and_those_that_a_supervisor_has_are_told(tmp_path: Path, serve: Serve) -> None:
     with simulated.gpus(tmp_path, 3) as world:
         server = serve(module="gpus", devices="0", variables=world.variables)
         world.gpus[1].ecc, world.gpus[1].ecc_errors = 1, 2
         env = {**os.environ, **world.variables, "CUDA_VISIBLE_DEVICES": "0,1"}
-        command = [*GEN_WORKER, "doctor", "--only", "gpus", "--json"]
+        command = [*GEN_WORKER, "doctor", "--only", "driver,devices,cuda:1", "--json"]
         done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1, done.stderr
     found = {each["name"]: each for each in json.loads(done.stdout)["findings"]}

@@ -71,11 +71,12 @@ def _complete_only(ctx: click.Context, _parameter: click.Parameter, begun: str) 
 
 
 def _names_of_checks() -> list[str]:
-    """Return every check and every group, in the order in which they are told."""
+    """Return every check and every group, in the order in which they are told, and what else may be found."""
     from gen_worker.doctor.checks import Endpoint, Patient, checks
 
     every = checks(Patient.here(os.environ, Endpoint("", []), online=True))
-    return list(dict.fromkeys(name for check in every for name in check[:2]))
+    names = [name for check in every for name in (check.group, check.name, *check.tells)]
+    return list(dict.fromkeys(name for name in names if "*" not in name))
 
 
 @click.command("doctor", cls=_Doctor, help=_HELP, codes=(OK, USER_CODE, USAGE, CANCELED))
@@ -106,8 +107,9 @@ def command(
     endpoint = Endpoint(project.module, project.paths) if project is not None else None
     wanted = checks(Patient.here(os.environ, endpoint, online=online))
     if names:
-        wanted = [check for check in wanted if check.group in names or check.name in names]
-        _refuse_unknown("check", names, _names_of_checks())
+        unknown = [name for name in names if not any(check.answers_to(name) for check in wanted)]
+        _refuse_unknown("check", unknown, _names_of_checks())
+        wanted = [check for check in wanted if any(map(check.answers_to, names))]
     found = ((told.group, each) for told in examine(wanted, _say_slow) for each in told.findings)
     return _print_document(list(found)) if as_json else _print_text(found)
 

@@ -88,7 +88,7 @@ def _of_system(patient: Patient) -> list[Check]:
 
     return [
         Check("system", "platform", lambda: system.platform(system.this_platform())),
-        Check("system", "kernel", kernel.kernel, kernel.LIMIT_S + 2.0),
+        Check("system", "system-calls", kernel.kernel, kernel.LIMIT_S + 2.0, tuple(kernel.NEEDED_FOR)),
         Check("system", "privileges", lambda: limits.privileges(patient.root)),
         Check("system", "clock", lambda: system.clock(time.time(), system.written_at(Path(__file__)))),
         Check("system", "encoding", encoding),
@@ -151,7 +151,7 @@ def _of_gpus(patient: Patient, driver: "_Driver") -> list[Check]:
     asked = gpus.DRIVER_LIMIT_S + 5.0
     return [
         Check("gpus", "driver", lambda: gpus.about_driver(driver.seen(), patient.root), asked),
-        Check("gpus", "gpus", each, asked),
+        Check("gpus", "gpus", each, asked, ("cuda:*",)),
         Check("gpus", "devices", lambda: gpus.about_devices(driver.seen()), asked),
         Check("gpus", "contexts", contexts, asked + gpus.CONTEXT_LIMIT_S + 5.0),
         Check("gpus", "torch", torch, asked),
@@ -184,7 +184,7 @@ def _of_worker(patient: Patient) -> list[Check]:
     settings = patient.settings
     return [
         Check("worker", "settings", lambda: configuration.settings(patient.settings_error, settings.warnings)),
-        Check("worker", "tokens", lambda: configuration.tokens(settings)),
+        Check("worker", "tokens", lambda: configuration.tokens(settings), tells=("token",)),
         Check("worker", "run-dir", lambda: storage.run_dir(settings.run_dir)),
         Check("worker", "supervisors", lambda: leftovers.supervisors(settings.run_dir), 10.0),
         Check("worker", "leftovers", lambda: leftovers.leftovers(settings.run_dir), 10.0),
@@ -209,7 +209,7 @@ def _of_network(patient: Patient) -> list[Check]:
 
 
 def _hub(name: str, url: str, ca_bundle: str, patience: float) -> Check:
-    return Check("network", name, lambda: network.hub(name, url, ca_bundle, time.time()), patience)
+    return Check("network", name, lambda: network.hub(name, url, ca_bundle, time.time()), patience, ("clock-offset",))
 
 
 def _of_endpoint(endpoint: Endpoint, patient: Patient, driver: "_Driver") -> list[Check]:
@@ -231,7 +231,7 @@ def _of_endpoint(endpoint: Endpoint, patient: Patient, driver: "_Driver") -> lis
             *needs.models(survey, here, free, offline=patient.settings.offline),
         ]
 
-    return [Check("endpoint", "endpoint", look, _ENDPOINT_LIMIT_S)]
+    return [Check("endpoint", "endpoint", look, _ENDPOINT_LIMIT_S, ("module", "functions", "models"))]
 
 
 class _Driver:

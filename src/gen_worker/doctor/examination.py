@@ -6,6 +6,7 @@ A check that does not end in time is a finding of its own; its thread is left be
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from typing import NamedTuple, TypeAlias
 
 from gen_worker.doctor.finding import Finding, problem
@@ -15,12 +16,20 @@ Look: TypeAlias = Callable[[], Finding | list[Finding]]
 
 
 class Check(NamedTuple):
-    """One thing to look at: under which heading it is told, what it is called, how long it may take."""
+    """One thing to look at: under which heading it is told, what it is called, how long it may take.
+
+    `tells` are the other names that its findings may have, `*` standing for anything.
+    """
 
     group: str
     name: str
     look: Look
     limit_s: float = 5.0
+    tells: Sequence[str] = ()
+
+    def answers_to(self, name: str) -> bool:
+        """Whether it is meant by a name: its own, its group's, or that of something it finds."""
+        return name in (self.group, self.name) or any(fnmatch(name, pattern) for pattern in self.tells)
 
 
 class Told(NamedTuple):
