@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from gen_worker_supervisor.poller import Poller
 
 BACKLOG = 512  # with 8, clients that connect at once were refused by the thousand
 RETRY_S = 0.1
+LOCKED_S = 3.0  # the wait for one that binds in the same folder: it may wait 2 s for an answer of what is there
+LOCKED_AT_END_S = 0.5
+_LOOK_S = 0.02
 KEEPALIVE_S = (20, 5, 2)  # a TCP client whose host has vanished is noticed after 30 s of silence
 _PEER = struct.Struct("3i")
 
@@ -91,9 +95,18 @@ class Acceptor:
 def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
     """Return a listening Unix socket that only this user can open; a stale socket file is replaced.
 
-    Raises `SocketInUseError` when a live server owns the path, naming its pid, and `OSError` as `bind` does.
+    Raises `SocketInUseError` when a live server owns the path, naming its pid, `ListenError` when somebody keeps its
+    folder locked, and `OSError` as `bind` does. Blocks for some seconds at most.
     """
-    with _locked(path.parent) as folder:  # two supervisors that both find a stale file must not both replace it
+    try:
+        return _bound_unix(path, kind)
+    except _LockedError as error:
+        hint = "end that process (`lslocks` names it), or choose a path in another folder"
+        raise ListenError(f"cannot listen on `{path}`: {error.strerror}", hint) from None
+
+
+def _bound_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
+    with _locked(path, LOCKED_S) as folder:  # two that both find a stale file must not both replace it
         address = f"/proc/self/fd/{folder}/{path.name}"  # short, whatever the length of the path
         _remove_if_stale(path, address, kind)
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
@@ -109,14 +122,31 @@ def bind_unix(path: Path, kind: socket.SocketKind) -> socket.socket:
         return sock
 
 
+class _LockedError(OSError):
+    """Somebody keeps a folder locked."""
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked(file: Path, within_s: float) -> Iterator[int]:
+    """Lock a file's folder, which anybody may who can read it; raise `_LockedError` where another keeps it."""
+    descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        deadline = time.monotonic() + within_s
+        while not _locks(descriptor):
+            if time.monotonic() > deadline:
+                raise _LockedError(errno.EWOULDBLOCK, f"another process keeps `{file.parent}` locked", str(file))
+            time.sleep(_LOOK_S)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _remove_if_stale(path: Path, address: str, kind: socket.SocketKind) -> None:
@@ -163,7 +193,7 @@ class OwnFile:
 
     def remove(self) -> None:
         """Remove it, if it is still there; raise `OSError` where that is not possible."""
-        with suppress(FileNotFoundError), _locked(self.path.parent):
+        with suppress(FileNotFoundError), _locked(self.path, LOCKED_AT_END_S):
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == (self.device, self.inode):
                 self.path.unlink()

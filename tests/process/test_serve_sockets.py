@@ -1,11 +1,13 @@
 """Where a server cannot listen it says why and what to do, and touches nothing of anybody's."""
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,33 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     where = Path("/proc/sys/kernel/gw.sock")  # not even root's
     assert refusal(tmp_path, listen=str(where)).startswith(f"error: cannot listen on `{where}`: ")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder locked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.promise(40)
+def test_a_lock_that_somebody_keeps_on_the_folder_is_told_and_holds_no_start_up(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        told = f"error: cannot listen on `{tmp_path}/gw.sock`: another process keeps `{tmp_path}` locked"
+        assert refusal(tmp_path) == told
+
+
+@pytest.mark.promise(40)
+def test_a_lock_that_somebody_keeps_on_the_folder_holds_no_end_up(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    with locked(tmp_path):
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 0
+    assert f"`{server.socket}` stays: another process keeps `{tmp_path}` locked" in server.log()
 
 
 @pytest.mark.parametrize(
