@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from gen_worker_supervisor.actions import Action, Note
 from gen_worker_supervisor.admission import submit
 from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
-from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, spawn_child, unkillable
+from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, respawn, spawn_child, unkillable
 from gen_worker_supervisor.guard import cause_known, memory_read, weighed
 from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.happenings import (
@@ -44,7 +44,7 @@ from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.replacing import recycle_if_due, restart_asked
 from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
 from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
-from gen_worker_supervisor.state import Child, Device, Fleet, Job, Timer
+from gen_worker_supervisor.state import Child, Fleet, Job, Timer
 from gen_worker_supervisor.steps import kill_child
 from gen_worker_supervisor.tidying import unload
 
@@ -95,9 +95,7 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
             job: Job | None = holder.leased.get(number)
             return [] if job is None else climb(fleet, job, now)
         case "respawn":
-            device: Device = subject
-            idle = device.child is not None and device.child.phase is Phase.BACKOFF
-            return spawn_child(fleet, device, now) if idle and not fleet.draining else []
+            return respawn(fleet, subject, now)
         case "boot":
             late: Child = subject
             if late.phase not in (Phase.FORKING, Phase.IMPORTING):

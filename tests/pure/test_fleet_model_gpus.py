@@ -8,7 +8,7 @@ from gen_worker_supervisor.evidence import GpuReading
 from gen_worker_supervisor.happenings import DeviceFault, GpusRead
 from gen_worker_supervisor.phases import Health, Phase
 from gen_worker_supervisor.state import Device
-from tests.pure.test_fleet_model import Fleets
+from tests.pure.test_fleet_model import LEAVING, Fleets
 
 MIB = 1 << 20
 BASELINE, TOTAL = 300 * MIB, 24 << 30
@@ -44,6 +44,12 @@ class Gpus(Fleets):
             if settling and not device.lost and not self.drained:
                 assert device.settle_by is not None
                 assert device.settle_by >= self.host.now
+
+    @invariant()
+    def a_lost_device_has_no_child_that_lives_on(self) -> None:
+        for device in self.host.fleet.devices if hasattr(self, "host") else ():
+            for child in (device.child, device.coming) if device.lost and not self.host.fleet.finished else ():
+                assert child is None or child.phase in LEAVING
 
     @invariant()
     def what_is_not_well_says_why(self) -> None:

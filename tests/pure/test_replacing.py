@@ -252,6 +252,22 @@ def test_nothing_is_replaced_while_the_supervisor_goes(at_once: bool) -> None:
 
 def test_it_is_said_why_a_child_is_replaced() -> None:
     made = host(Recycling(jobs=1))
+def test_the_next_wait_of_such_a_device_is_as_long_as_if_nobody_had_ended_one() -> None:
+    made = host()
+    device = made.fleet.devices[0]
+    for _ in range(4):
+        made.dies(made.child())
+        if made.child().phase is Phase.BACKOFF:
+            made.happens(RestartAsked(device))
+        made.boot()
+    made.dies(made.child())
+    assert device.restart_at is not None
+    put_off_s = device.restart_at - made.now
+    assert put_off_s > 5.0
+    assert spawned(made.passes(put_off_s - 0.01)) == []
+    assert spawned(made.passes(0.02)) == [made.child()]
+
+
     warm(made)
     assert "it has done 1 job" in "".join(each.message for each in made.actions if isinstance(each, Note))
 

@@ -7,7 +7,7 @@ import pytest
 from gen_worker.wire.messages import ErrorDetail
 from gen_worker_supervisor.actions import Action, LookAtGpus, Note
 from gen_worker_supervisor.evidence import GpuReading
-from gen_worker_supervisor.fates import SETTLE_S
+from gen_worker_supervisor.fates import BACKOFF_LIMIT_S, SETTLE_S
 from gen_worker_supervisor.happenings import DeviceFault, GpusRead, Misbehaved
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Health, JobState, Phase
@@ -235,6 +235,17 @@ def test_a_lost_gpu_stays_lost(then: str) -> None:
         uses(host, BASELINE)
     assert host.fleet.devices[0].health is Health.RETIRED
     assert host.child().generation == child.generation
+
+
+def test_a_gpu_that_is_lost_while_its_next_child_is_put_off_gets_none() -> None:
+    host = Host(function(gpu=True), devices=[Device(f"cuda:{index}", "cuda", index=index) for index in (0, 1)])
+    host.dies(host.child())
+    host.dies(host.boot())
+    assert host.child().phase is Phase.BACKOFF
+    faults(host)
+    assert spawned(host.passes(BACKOFF_LIMIT_S)) == []
+    jobs = [host.submit(), host.submit()]
+    assert [job.child for job in jobs] == [host.child(1), None]
 
 
 def test_a_gpu_may_be_lost_while_its_memory_settles_or_is_missing() -> None:
