@@ -29,8 +29,8 @@ BACKOFF_LIMIT_S = 60.0
 
 def spawn_child(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """Give a device a child of a new generation."""
-    if device.child is not None:
     assert not device.lost
+    if device.child is not None:
         step(NEXT_PHASE, device.child.phase, Phase.FORKING)  # the table's way from the dead child, which stays dead
         device.restarts += 1
     device.restart_at = None
@@ -212,16 +212,16 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
     return [Note("info", device.name, f"a new child in {delay:.1f} s")]
 
 
-def _blameless(device: Device, death: Death) -> bool:
-    """Whether a death before a child was ready says nothing of its module: there was no room for one."""
-    return death.unborn or (device.proven and death.cause == HOST_OOM)
-
 def respawn(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """The next child of a device was put off until now, unless it came before, was put off again or never comes."""
     due = device.restart_at is not None and now >= device.restart_at
     gone = device.child is not None and device.child.phase is Phase.BACKOFF
     return spawn_child(fleet, device, now) if due and gone and not fleet.draining else []
 
+
+def _blameless(device: Device, death: Death) -> bool:
+    """Whether a death before a child was ready says nothing of its module: there was no room for one."""
+    return death.unborn or (device.proven and death.cause == HOST_OOM)
 
 
 def backoff_s(deaths: int, salt: int) -> float:

@@ -243,15 +243,6 @@ def test_an_operator_ends_the_wait_of_a_device_whose_children_die() -> None:
     assert spawned(made.happens(RestartAsked(made.fleet.devices[0]))) == [made.child()]
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_nothing_is_replaced_while_the_supervisor_goes(at_once: bool) -> None:
-    made = host()
-    made.drains(within_s=None)
-    assert made.happens(RestartAsked(made.fleet.devices[0], at_once)) == []
-
-
-def test_it_is_said_why_a_child_is_replaced() -> None:
-    made = host(Recycling(jobs=1))
 def test_the_next_wait_of_such_a_device_is_as_long_as_if_nobody_had_ended_one() -> None:
     made = host()
     device = made.fleet.devices[0]
@@ -268,6 +259,15 @@ def test_the_next_wait_of_such_a_device_is_as_long_as_if_nobody_had_ended_one() 
     assert spawned(made.passes(0.02)) == [made.child()]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_nothing_is_replaced_while_the_supervisor_goes(at_once: bool) -> None:
+    made = host()
+    made.drains(within_s=None)
+    assert made.happens(RestartAsked(made.fleet.devices[0], at_once)) == []
+
+
+def test_it_is_said_why_a_child_is_replaced() -> None:
+    made = host(Recycling(jobs=1))
     warm(made)
     assert "it has done 1 job" in "".join(each.message for each in made.actions if isinstance(each, Note))
 
