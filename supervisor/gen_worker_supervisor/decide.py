@@ -106,7 +106,7 @@ def _room(child: Child, function: Function) -> int:
     if child.reserved is not None:
         return 0
     lane = lane_of(function)
-    if lane == "device" and child.loading is not None:
+    if lane == "device" and (child.loading is not None or (child.device.leaving and child.device.held)):
         return 0
     ahead = LEASED_AHEAD if lane == "device" and function.fast and _fast_ahead(child) else 0
     return child.credits[lane] + ahead - child.used[lane]
@@ -203,7 +203,7 @@ def _lonely_place(fleet: Fleet, children: list[Child], job: Job, now: float, act
     for child in able:
         child.reserved = job if child is chosen else None
     job.function.reserving = job
-    if _occupied(chosen):
+    if _occupied(chosen) or chosen.device.held:
         return None
     if job.instance in chosen.loaded:
         return chosen
@@ -264,7 +264,7 @@ def _load_wanted(fleet: Fleet, children: list[Child], now: float, actions: list[
 
 def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
     """Take a job that waits in a busy child back for one that idles."""
-    idle = [child for child in children if child.phase is Phase.READY]
+    idle = [child for child in children if child.phase is Phase.READY and not child.device.held]
     if not idle:
         return
     for child in children:

@@ -9,9 +9,11 @@ from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.state import Child, Death, Device, Fleet, Job, holds
 from gen_worker_supervisor.steps import (
+    REPLACE_AGAIN_S,
     WEDGED_AFTER_S,
     end_job,
     finish_if_drained,
+    forgo_coming,
     load_failed,
     make_unavailable,
     run_again,
@@ -22,7 +24,6 @@ BOOT_LIMIT_S = 300.0  # a child that is not ready by then is ended like one that
 RETIRED_AFTER_S = 30.0
 SETTLE_S = 10.0  # what the driver may take to free a dead child's memory
 BOOT_TRIES = 3
-REPLACE_AGAIN_S = 60.0  # after a child that was to take another's place and died
 LOSSES = 2  # children that a job was handed to and that died, before it counts as started
 BACKOFF_LIMIT_S = 60.0
 
@@ -63,7 +64,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         actions += load_failed(fleet, child, child.loading, text, death.stack or _printed(death), now, SETUP_FAILED)
     actions += _judge_jobs(fleet, child, death, now)
     actions += burial.end() if burial is not None else []
-    if device.health is Health.WEDGED:
+    if device.health is Health.WEDGED and child is device.child:
         _unwedge(device)
     if _must_settle(fleet, child, death):
         actions += _settle(fleet, device, now)
@@ -75,9 +76,12 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         return actions + finish_if_drained(fleet)
     if child is not device.child:
         return actions
+    if device.lost:
+        return actions + forgo_coming(fleet, device, now)
     if device.coming is not None:
         device.child, device.coming = device.coming, None
         device.restarts += 1
+        fleet.untidy = True
         return actions
     return actions + _plan_respawn(fleet, child, death, wanted, now)
 
@@ -264,7 +268,7 @@ def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
         device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
         device.reason = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL"
         fleet.arm(now + RETIRED_AFTER_S - WEDGED_AFTER_S, ("unkillable", child))
-        return _undying(fleet, child, ": the device is wedged", now)
+        return _undying(fleet, child, ": the device is wedged", now) + forgo_coming(fleet, device, now)
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
     device.reason = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL"
     note = Note("error", device.name, f"{device.reason}: the device is retired")
@@ -287,6 +291,7 @@ def strand(fleet: Fleet, child: Child, text: str, death: Death) -> list[Action]:
     """
     held = list(child.leased.values())
     child.leased.clear()
+    child.used = {"device": 0, "loop": 0}
     child.reserved = None
     actions: list[Action] = []
     for job in reversed(held):

@@ -3,7 +3,7 @@
 Pure, like everything that `apply` and `decide` are made of.
 """
 
-from gen_worker.wire.messages import Load
+from gen_worker.wire.messages import Load, Unload
 from gen_worker_supervisor.actions import Action, Note, Send
 from gen_worker_supervisor.endings import end_asked
 from gen_worker_supervisor.fates import prepare_child, spawn_child
@@ -11,10 +11,10 @@ from gen_worker_supervisor.happenings import RestartAsked
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Child, Device, Fleet
-from gen_worker_supervisor.steps import kill_child, retire_child
+from gen_worker_supervisor.steps import forgo_coming, retire_child
 
 WARM_JOBS = 8  # after so many its memory is what it usually is
-AGAIN_S = 60.0  # after one that could not be replaced
+LOOK_AGAIN_S = 5.0  # at a child that is too old, while another one is replaced
 CONTEXT_BYTES = 1 << 30  # what a process takes of a GPU beside its models, and a little room
 
 
@@ -38,7 +38,10 @@ def restart_asked(fleet: Fleet, happening: RestartAsked, now: float) -> list[Act
 def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
     """Replace a child that has done enough, or has grown too much, or is too old; one at a time."""
     device, limits = child.device, fleet.recycling
-    if child is not device.child or fleet.draining or now < device.replace_at:
+    if child is not device.child or child.retiring or fleet.draining:
+        return []
+    if now < device.replace_at:
+        fleet.arm(device.replace_at, ("recycle", child))
         return []
     if not child.settled_rss and child.done >= WARM_JOBS:
         child.settled_rss = child.rss
@@ -50,7 +53,10 @@ def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
         reason = f"its memory has grown by {grown / (1 << 20):.0f} MiB"
     elif 0 < limits.age_s <= now - child.born:
         reason = f"it is {now - child.born:.0f} s old"
-    if not reason or fleet.replacing:
+    if not reason:
+        return []
+    if fleet.replacing:
+        fleet.arm(now + LOOK_AGAIN_S, ("recycle", child))
         return []
     return _replace(fleet, device, child, reason, now)
 
@@ -79,7 +85,7 @@ def _has_room_for_two(fleet: Fleet, device: Device, child: Child) -> bool:
 
 
 def bring_on(fleet: Fleet, now: float) -> list[Action]:
-    """Have each child that comes load what the one before it holds; then let that one go and put it in its place."""
+    """Have each child that comes load what the one before it holds, then put it in that one's place."""
     actions: list[Action] = []
     for device in fleet.devices:
         if device.coming is not None and device.child is not None:
@@ -89,7 +95,7 @@ def bring_on(fleet: Fleet, now: float) -> list[Action]:
 
 
 def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: float) -> list[Action]:
-    if not coming.serving or coming.loading is not None:
+    if not coming.serving or coming.loading is not None or child.killed:
         return []
     for instance in sorted(child.loaded - coming.loaded):
         slots = fleet.slots_of(instance)
@@ -98,15 +104,17 @@ def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: fl
             coming.loading_done = coming.loading_total = 0
             coming.settle_phase()
             return [Send(coming, Load(instance, fleet.catalog.slot_models(slots)))]
-    actions = [] if child.retiring else retire_child(fleet, child, now)
-    if not child.used["device"]:  # never two jobs on one device
-        device.child, device.coming = coming, None
-        device.leaving.append(child)
-        device.restarts += 1
-        fleet.placed += 1
-        fleet.changes += 1
-        actions.append(Note("info", device.name, f"child {coming.pid} is in the place of child {child.pid}"))
-    return actions
+    gone = sorted(coming.loaded - child.loaded)  # what the present one has let go of meanwhile
+    for instance in gone:
+        coming.drop(instance)
+    device.child, device.coming = coming, None
+    device.leaving.append(child)
+    device.restarts += 1
+    fleet.placed += 1
+    fleet.changes += 1
+    note = Note("info", device.name, f"child {coming.pid} is in the place of child {child.pid}")
+    retired = [] if child.retiring else retire_child(fleet, child, now)
+    return [note, *(Send(coming, Unload(instance)) for instance in gone), *retired]
 
 
 def coming_failed(fleet: Fleet, child: Child, text: str, now: float, *, crowded: bool) -> list[Action]:
@@ -115,10 +123,7 @@ def coming_failed(fleet: Fleet, child: Child, text: str, now: float, *, crowded:
     Where it only lacks room, that one goes first; else it stays.
     """
     device = child.device
-    device.coming = None
-    device.leaving.append(child)
-    device.replace_at = now + AGAIN_S
-    actions = kill_child(fleet, child, now)
+    actions = forgo_coming(fleet, device, now)
     if crowded and device.child is not None and not device.child.retiring:
         note = Note("info", device.name, f"there is no room for two children: child {device.child.pid} goes first")
         return [*actions, note, *retire_child(fleet, device.child, now)]

@@ -239,7 +239,8 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
         return _forged(fleet, child, f"figures of `{message.instance}` that make no sense", now)
     child.loading = None
     fleet.placed += 1
-    fleet.resting.discard(message.instance)
+    if child is child.device.child:
+        fleet.resting.discard(message.instance)
     child.loaded_at = now
     child.loaded.add(message.instance)
     child.settle_phase()

@@ -305,6 +305,11 @@ class Device:
     fault_at: float = -inf
 
     @property
+    def held(self) -> bool:
+        """Whether a job of a child that leaves still runs on it: never two at once."""
+        return any(child.used["device"] for child in self.leaving)
+
+    @property
     def allowed_bytes(self) -> int:
         """What models and jobs may take of it; 0: what is free, less the margin."""
         return max(1, self.budget_bytes - self.unattributed) if self.budget_bytes else 0

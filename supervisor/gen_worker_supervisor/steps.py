@@ -13,10 +13,11 @@ from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason, Rung
 from gen_worker_supervisor.outcomes import draining, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds, lane_of
+from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, Outcome, holds, lane_of
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take
+REPLACE_AGAIN_S = 60.0  # after a child that was to take another's place and did not
 WEDGED_AFTER_S = 10.0  # a SIGKILL that was not reaped
 
 
@@ -137,6 +138,17 @@ def kill_child(fleet: Fleet, child: Child, now: float) -> list[Action]:
     child.killed = True
     fleet.arm(now + WEDGED_AFTER_S, ("unkillable", child))
     return [Signal(child, signal.SIGKILL)]
+
+
+def forgo_coming(fleet: Fleet, device: Device, now: float) -> list[Action]:
+    """End the child that was to take the place of a device's, if there is one."""
+    child = device.coming
+    if child is None:
+        return []
+    device.coming = None
+    device.leaving.append(child)
+    device.replace_at = now + REPLACE_AGAIN_S
+    return kill_child(fleet, child, now)
 
 
 def load_failed(

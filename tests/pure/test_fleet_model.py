@@ -693,10 +693,10 @@ class Fleets(RuleBasedStateMachine):
                 assert child.used[lane] <= child.credits.get(lane, 0) + (LEASED_AHEAD if lane == "device" else 0)
 
     @invariant()
-    def only_the_child_in_a_devices_place_uses_it(self) -> None:
+    def one_child_uses_a_device_at_a_time(self) -> None:
         for device in self.host.fleet.devices:
-            others = [*device.leaving, *([device.coming] if device.coming is not None else [])]
-            assert not any(child.used["device"] for child in others)
+            there = [child for child in (device.child, device.coming, *device.leaving) if child is not None]
+            assert sum(child.used["device"] > 0 for child in there) <= 1
 
     # --- the end ---
 

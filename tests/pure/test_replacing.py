@@ -2,14 +2,15 @@
 
 import pytest
 
-from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready
+from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready, Unload
 from gen_worker_supervisor.actions import Note, Signal
 from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.happenings import MemoryRead, Reported, RestartAsked, Spawned
+from gen_worker_supervisor.happenings import MemoryRead, Reported, RestartAsked, Spawned, UnloadAsked
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.replacing import AGAIN_S, WARM_JOBS
+from gen_worker_supervisor.phases import Health, JobState, Phase
+from gen_worker_supervisor.replacing import WARM_JOBS
 from gen_worker_supervisor.state import Child, Recycling
+from gen_worker_supervisor.steps import REPLACE_AGAIN_S
 from tests.pure.host import CREDITS, Host, function, sent, signals, spawned
 
 GIB = 1 << 30
@@ -39,6 +40,10 @@ def boots(made: Host, child: Child) -> None:
     made.happens(Reported(child, Ready(list(made.fleet.functions), CREDITS, 7)))
 
 
+def health(made: Host) -> Health:
+    return made.fleet.devices[0].health
+
+
 def coming(made: Host, index: int = 0) -> Child:
     found = made.fleet.devices[index].coming
     assert found is not None
@@ -56,9 +61,13 @@ def test_after_so_many_jobs_the_next_child_boots_and_loads_while_the_old_one_wor
     assert busy.child is old
     boots(made, new)
     assert sent(made.loaded(new), Load) == []
-    assert made.child() is old  # a job runs on the device: never two
-    made.done(busy)
     assert made.child() is new
+    waiting = made.submit()
+    assert waiting.state is JobState.QUEUED  # a job runs on the device: never two
+    made.done(busy)
+    assert waiting.child is new
+    made.starts(waiting)
+    made.done(waiting)
     assert old.phase is Phase.DRAINING
     assert made.submit().child is new
     made.dies(old)
@@ -149,7 +158,7 @@ def test_a_next_child_that_dies_before_it_is_ready_costs_nothing_and_is_not_trie
     assert old.serving
     made.done(made.started())
     assert made.fleet.devices[0].coming is None
-    made.passes(AGAIN_S)
+    made.passes(REPLACE_AGAIN_S)
     made.done(made.started())
     assert coming(made)
 
@@ -296,3 +305,58 @@ def test_a_next_child_that_dies_while_it_loads_is_no_failed_load() -> None:
     made.dies(new)
     assert made.fleet.instance("m").failures == 0
     assert made.fleet.devices[0].coming is None
+
+
+def test_every_child_is_replaced_at_its_age_one_after_the_other() -> None:
+    made = host(devices=2)
+    made.fleet.recycling = Recycling(age_s=100.0)
+    for index in range(2):
+        made.dies(made.child(index))
+        made.boot(made.fleet.devices[index])
+    made.passes(101.0)
+    first = next(index for index in range(2) if made.fleet.devices[index].coming is not None)
+    assert made.fleet.devices[1 - first].coming is None
+    boots(made, coming(made, first))
+    made.passes(6.0)
+    assert coming(made, 1 - first)
+
+
+def test_a_child_that_comes_gets_no_place_on_a_device_whose_child_cannot_be_ended() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    made.ends(made.started(), Reason.KILL, at_once=True)
+    made.passes(12.0)
+    assert health(made) is Health.WEDGED
+    assert made.fleet.devices[0].coming is None
+    made.passes(30.0)
+    assert health(made) is Health.RETIRED
+    made.dies(new)
+    assert made.child() is old
+
+
+def test_what_was_unloaded_while_a_child_came_is_not_brought_back_by_it() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    busy = made.started()
+    new = coming(made)
+    boots(made, new)
+    made.happens(UnloadAsked(frozenset({"m"})))
+    actions = made.loaded(new)
+    assert made.child() is new
+    assert sent(actions, Unload)
+    assert "m" not in new.loaded
+    made.done(busy)
+
+
+def test_jobs_of_the_loop_do_not_wait_for_a_job_that_holds_the_device() -> None:
+    made = Host(function(), function("g", shape="async", lane="loop"))
+    made.fleet.recycling = Recycling(jobs=1)
+    made.happens(MemoryRead(PLENTY))
+    made.done(made.started())
+    old, busy = made.child(), made.started()
+    boots(made, coming(made))
+    job = made.submit("g")
+    assert job.child is made.child()
+    assert job.child is not old
+    assert busy.child is old
