@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.postmortem import Held, folder_in, write
+from tests.pure.test_postmortem_files import told
 from tests.served import ENDPOINTS, environment, until
+from tests.terminal import terminal
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 COMMANDS = [
@@ -260,11 +263,24 @@ def test_a_shell_is_told_the_models_of_the_server_here(tmp_path: Path) -> None:
     models = {"pipeline": {"provider": "hf", "ref": "acme/words"}, "text": {"provider": "tensorhub", "ref": "acme/x"}}
     sidecar = {"functions": [{"name": "paint", "models": models}, {"name": "echo"}]}
     (tmp_path / ".gen-worker.sock.json").write_text(json.dumps(sidecar))
-    for begun, told in (
+    for begun, words in (
         ("hf:acme/w", "plain,hf:acme/words\n"),
         ("coz", "open,cozy:\n"),
         ("cozy:", "plain,cozy:acme/x\n"),
     ):
         line = f"gen-worker prefetch {begun}"
         done = gen_worker(_GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD="2", cwd=tmp_path)
-        assert done.stdout == told
+        assert done.stdout == words
+
+
+def test_what_a_program_reads_or_a_wide_terminal_shows_is_not_cut(tmp_path: Path) -> None:
+    request = "invoke-" + "0123456789" * 2
+    death = told(jobs=[Held(request, "paint", "started", ended_for="deadline", became="fatal")])
+    folder_in(tmp_path).mkdir()
+    write(folder_in(tmp_path), death)
+    command = [GEN_WORKER, "postmortem"]
+    assert request in gen_worker("postmortem", GEN_WORKER_RUN_DIR=str(tmp_path)).stdout
+    with terminal(command, tmp_path, {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path), "COLUMNS": "200"}) as wide:
+        assert request in wide.end()
+    with terminal(command, tmp_path, {**os.environ, "GEN_WORKER_RUN_DIR": str(tmp_path), "COLUMNS": "80"}) as narrow:
+        assert max(map(len, narrow.end().splitlines())) <= 80

@@ -14,6 +14,7 @@ from gen_worker.wire.control import Charged, Quarantined
 from gen_worker.wire.messages import Climbed
 from tests.pure.test_postmortem_files import told
 
+RUNGS = [Climbed(1, "cooperate", 0.0), Climbed(4, "terminate", 5.3)]
 FULL = told(
     when=1000.0,
     pid=8110,
@@ -31,7 +32,7 @@ FULL = told(
             ran_s=3.2,
             payload="0123456789abcdef",
             ended_for="deadline",
-            rungs=[Climbed(1, "cooperate", 0.0), Climbed(4, "terminate", 5.3)],
+            rungs=RUNGS,
             became="fatal",
         ),
     ],
@@ -87,7 +88,8 @@ def test_a_list_names_the_job_that_probably_had_to_do_with_it() -> None:
         ("SIGKILL", {"signal": "SIGKILL", "oom_kills": 1}, "out-of-memory killer"),
         ("exit code 7", {"exit_code": 7}, "ended the process"),
         ("host_oom", {"signal": "SIGKILL"}, "before the host ran out of memory"),
-        ("SIGTERM", {"jobs": [Held("r", "f", "started", ended_for="kill")]}, "ladder"),
+        ("SIGTERM", {"jobs": [Held("r", "f", "started", ended_for="kill")]}, "a request's ladder"),
+        ("SIGTERM", {"jobs": [Held("r", "f", "started", ended_for="kill", rungs=RUNGS)]}, "rung 4 of a request's"),
         ("protocol: no frame", {}, ""),
     ],
 )
@@ -95,6 +97,20 @@ def test_a_cause_is_explained(cause: str, known: dict[str, object], meaning: str
     death = told(**known)  # type: ignore[arg-type]
     death.cause = cause
     assert meaning in explained(death)
+
+
+@pytest.mark.parametrize(
+    ("job", "word"),
+    [
+        (Held("r", "f", "started", became="queued"), "runs again"),
+        (Held("r", "f", "started", ended_for="kill", became="canceled"), "killed"),
+        (Held("r", "f", "started", ended_for="cancel", became="canceled"), "canceled"),
+        (Held("r", "f", "started", ended_for="kill", became="ok"), "ok"),
+    ],
+)
+def test_what_became_of_a_job_is_told_in_the_words_of_its_error(job: Held, word: str) -> None:
+    (line,) = [line for line in describe(told(jobs=[job]), 1.0).splitlines() if line.startswith("r ")]
+    assert line.endswith(word)
 
 
 def test_an_id_may_be_cut_as_long_as_it_means_one(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`gen-worker cache`: the models on this machine's disk."""
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_model, complete_path
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, USER_CODE, Failure, nearest, say
 from gen_worker.cli.settings import check_folders, read_settings
-from gen_worker.cli.table import WIDTH, duration, size, table
+from gen_worker.cli.table import duration, room, size, table
 
 if TYPE_CHECKING:  # what moves models is imported when it is used
     from gen_worker.fetch.cache.store import Listed, Store
@@ -112,8 +111,7 @@ def _table(store: "Store", listed: Sequence["Listed"]) -> str:
         ]
         for each, text in zip(listed, chosen, strict=True)
     ]
-    width = max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
-    return table(heads, rows, elastic=("REF", "SELECTION", "PATH"), width=width)
+    return table(heads, rows, elastic=("REF", "SELECTION", "PATH"), width=room())
 
 
 def _selection(store: "Store", listed: "Listed") -> str:

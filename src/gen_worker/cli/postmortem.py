@@ -12,7 +12,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_postmortem
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, Failure, say
 from gen_worker.cli.settings import read_settings
-from gen_worker.cli.table import duration, size, table
+from gen_worker.cli.table import WIDTH, duration, room, size, table
 from gen_worker.postmortem import Held, Moment, PostMortem, PostMortemError, folder_in, names, read
 from gen_worker.terminal import printable
 
@@ -51,7 +51,6 @@ _ENDED_FOR = {
     "restart": "an operator had its child replaced",
     "stall": "it did not get on",
 }
-_BECAME = {"queued": "runs again"}
 
 
 class _Command(Command):
@@ -71,7 +70,9 @@ def command(id_: str | None, last: int | None, as_json: bool) -> int:
             if last is not None:
                 raise Failure("`--last` lists post-mortems, and an ID names one", "leave out one of them")
             told = read(folder, meant(id_, known, folder))
-            click.echo(msgspec.json.encode(told) if as_json else describe(told, time.time(), bars=_draws_bars()))
+            click.echo(
+                msgspec.json.encode(told) if as_json else describe(told, time.time(), room(), bars=_draws_bars())
+            )
             return OK
     except PostMortemError as error:
         raise Failure(str(error), "`GEN_WORKER_RUN_DIR` says which run directory is read") from None
@@ -81,7 +82,7 @@ def command(id_: str | None, last: int | None, as_json: bool) -> int:
     elif not found:
         click.echo(f"no child has died, as far as `{folder}` says")
     else:
-        click.echo(listed(found, time.time()))
+        click.echo(listed(found, time.time(), room()))
         if len(known) > LISTED and last is None:
             say("hint", f"{len(known)} are kept; `--last N` lists more of them")
     return OK
@@ -127,7 +128,7 @@ def _moment_of(name: str) -> str:
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-def listed(found: Sequence[PostMortem], now: float) -> str:
+def listed(found: Sequence[PostMortem], now: float, width: int = WIDTH) -> str:
     """Return one line for each."""
     rows: list[tuple[str, ...]] = []
     for told in found:
@@ -145,7 +146,7 @@ def listed(found: Sequence[PostMortem], now: float) -> str:
             )
         )
     heads = ("ID", "AGO", "DEVICE", "CAUSE", "FUNCTION", "REQUEST")
-    return table(heads, rows, elastic=("CAUSE", "FUNCTION", "REQUEST"))
+    return table(heads, rows, elastic=("CAUSE", "FUNCTION", "REQUEST"), width=width)
 
 
 def suspect(told: PostMortem) -> Held | None:
@@ -157,17 +158,17 @@ def suspect(told: PostMortem) -> Held | None:
 # --- one of them ------------------------------------------------------------------------------------------------------
 
 
-def describe(told: PostMortem, now: float, *, bars: bool = True) -> str:
+def describe(told: PostMortem, now: float, width: int = WIDTH, *, bars: bool = True) -> str:
     """Return everything that a person may want to know of one death."""
     parts = [_headline(told, now)]
     if told.jobs:
-        parts.append(_jobs(told))
+        parts.append(_jobs(told, width))
     if told.stack:
         parts.append("\n".join(["where it was:", *(f"  {line}" for line in told.stack)]))
     if told.printed:
         parts.append(_last_words(told))
     if told.timeline:
-        parts.append(_timeline(told.timeline, bars=bars))
+        parts.append(_timeline(told.timeline, width, bars=bars))
     if told.models:
         held = (f"  {each.ref} ({each.tier}, {size(each.bytes)}) of `{each.instance}`" for each in told.models)
         parts.append("\n".join(["models it held:", *held]))
@@ -198,8 +199,9 @@ def explained(told: PostMortem) -> str:
     """Return what a cause means, "" where that is plain, or nobody knows."""
     if told.cause in _CAUSES:
         return _CAUSES[told.cause]
-    if any(job.ended_for is not None for job in told.jobs):
-        return "the last rung of a request's ladder"
+    if ended := [job for job in told.jobs if job.ended_for is not None]:
+        rung = max((climbed.rung for job in ended for climbed in job.rungs), default=None)
+        return "a request's ladder" if rung is None else f"rung {rung} of a request's ladder"
     if told.signal == "SIGKILL":
         return "the kernel's out-of-memory killer" if told.oom_kills else "somebody killed it, or the kernel did"
     if told.exit_code is not None:
@@ -217,7 +219,7 @@ def _why_ended(told: PostMortem) -> list[str]:
     return lines
 
 
-def _jobs(told: PostMortem) -> str:
+def _jobs(told: PostMortem, width: int) -> str:
     with_tenant = any(job.tenant for job in told.jobs)
     rows = [
         [
@@ -227,13 +229,19 @@ def _jobs(told: PostMortem) -> str:
             job.state,
             duration(job.ran_s),
             "-" if job.payload is None else job.payload[:12],
-            _BECAME.get(job.became, job.became),
+            _became(job),
         ]
         for job in told.jobs
     ]
     heads = ["REQUEST", "FUNCTION", *(["TENANT"] if with_tenant else []), "WAS", "RAN", "PAYLOAD", "BECAME"]
-    text = table(heads, rows, elastic=("REQUEST", "FUNCTION", "TENANT"))
+    text = table(heads, rows, elastic=("REQUEST", "FUNCTION", "TENANT"), width=width)
     return f"{text}\nand {told.jobs_left_out} more" if told.jobs_left_out else text
+
+
+def _became(job: Held) -> str:
+    if job.became == "queued":
+        return "runs again"
+    return "killed" if (job.became, job.ended_for) == ("canceled", "kill") else job.became
 
 
 def _last_words(told: PostMortem) -> str:
@@ -241,7 +249,7 @@ def _last_words(told: PostMortem) -> str:
     return "\n".join(["the last lines it printed:", *lines])
 
 
-def _timeline(moments: Sequence[Moment], *, bars: bool) -> str:
+def _timeline(moments: Sequence[Moment], width: int, *, bars: bool) -> str:
     chosen = spread(moments, _SHOWN_MOMENTS)
     with_vram = any(moment.vram for moment in moments)
     rows = [
@@ -257,7 +265,7 @@ def _timeline(moments: Sequence[Moment], *, bars: bool) -> str:
         for moment in chosen
     ]
     heads = ["TIME", "PHASE", "JOB", "PROGRESS", "MEMORY", *(["VRAM"] if with_vram else []), "BEAT"]
-    lines = [table(heads, rows, elastic=("JOB", "PROGRESS"))]
+    lines = [table(heads, rows, elastic=("JOB", "PROGRESS"), width=width)]
     for name, curve in (("memory", [moment.rss for moment in moments]), ("vram", [moment.vram for moment in moments])):
         known = [value for value in curve if value]
         if bars and len(known) > 1:

@@ -1,7 +1,6 @@
 """`gen-worker ps`: what a supervisor's devices and jobs are doing."""
 
 import os
-import shutil
 import sys
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import click
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import OK, UNREACHABLE, USAGE
 from gen_worker.cli.supervisors import connected, socket_option
-from gen_worker.cli.table import WIDTH, duration, size, table
+from gen_worker.cli.table import WIDTH, duration, room, size, table
 from gen_worker.terminal import Style, colours, paint
 from gen_worker.wire.hangs import HANGS
 from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, LinkStatus, MemoryStatus, Status
@@ -78,11 +77,10 @@ def command(as_json: bool, socket_: str | None) -> int:
 
 
 def _look() -> Look:
-    """Return the look for stdout; where that is no terminal, words alone, which programs cut at their columns."""
+    """Return the look for stdout; where that is no terminal, words alone and all of them, for programs."""
     terminal = sys.stdout.isatty()
-    width = max(WIDTH, shutil.get_terminal_size().columns) if terminal else WIDTH
     glyphs = terminal and "utf" in (sys.stdout.encoding or "").lower()
-    return Look(width, glyphs, colours(sys.stdout, os.environ))
+    return Look(room(), glyphs, colours(sys.stdout, os.environ))
 
 
 def describe(status: Status, look: Look = PLAIN) -> str:

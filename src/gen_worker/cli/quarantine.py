@@ -9,7 +9,7 @@ from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_charged
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest
 from gen_worker.cli.supervisors import connected, socket_option
-from gen_worker.cli.table import duration, table
+from gen_worker.cli.table import WIDTH, duration, room, table
 from gen_worker.discovery.names import slugify_name
 from gen_worker.wire.control import Charged, Quarantined
 
@@ -52,7 +52,7 @@ def ls(as_json: bool, socket_: str | None) -> int:
     """List the payloads that are charged with children's deaths."""
     with connected(socket_, "gen-worker quarantine") as client:
         found = client.quarantined()
-    click.echo(msgspec.json.encode(document(found)) if as_json else describe(found))
+    click.echo(msgspec.json.encode(document(found)) if as_json else describe(found, room()))
     return OK
 
 
@@ -62,7 +62,7 @@ def document(found: Quarantined) -> dict[str, object]:
     return {"charges": charges, "breakers": found.breakers, "left_out": found.left_out}
 
 
-def describe(found: Quarantined) -> str:
+def describe(found: Quarantined, width: int = WIDTH) -> str:
     """Return what is charged: a table, where the refused ones were, and the functions that are not served."""
     if not found.charges:
         return "nothing is charged"
@@ -78,7 +78,7 @@ def describe(found: Quarantined) -> str:
         for charge in found.charges
     ]
     heads = ("FUNCTION", "PAYLOAD", "DEATHS", "STATE", "LEFT", "CAUSE")
-    parts = [table(heads, rows, elastic=("FUNCTION", "CAUSE"))]
+    parts = [table(heads, rows, elastic=("FUNCTION", "CAUSE"), width=width)]
     if found.left_out:
         parts.append(f"and {found.left_out} more")
     parts += [_where(charge) for charge in found.charges if charge.quarantined and charge.stack]

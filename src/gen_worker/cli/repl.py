@@ -1,7 +1,6 @@
 """`gen-worker repl`: an endpoint that stays warm, called line by line."""
 
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from gen_worker.cli.results import Results
 from gen_worker.cli.servers import Server, field_names, find_server, schema_in, sidecar
 from gen_worker.cli.settings import log_format_option, read_settings
 from gen_worker.cli.supervisors import connected
-from gen_worker.cli.table import WIDTH, table
+from gen_worker.cli.table import room, table
 from gen_worker.discovery.names import slugify_name
 from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
@@ -214,8 +213,7 @@ class Session:
     def _listing(self) -> str:
         functions = self._server.functions or []
         rows = [(str(each.get("name")), " ".join(_field_texts(each))) for each in functions]
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-        return table(("FUNCTION", "FIELDS"), rows, elastic=("FIELDS",), width=max(WIDTH, width))
+        return table(("FUNCTION", "FIELDS"), rows, elastic=("FIELDS",), width=room())
 
     def _log(self) -> str:
         if self._private is None:

@@ -1,5 +1,7 @@
-"""Tables that fit a terminal of 80 columns, and the words in them."""
+"""Tables that fit a terminal, and the words in them."""
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -10,6 +12,11 @@ _GAP = "  "
 
 Painter: TypeAlias = Callable[[str, str, str], str]
 """Returns a cell as it is printed: is handed its head, its text, which is empty for the head itself, and the cell."""
+
+
+def room() -> int:
+    """Return how wide a table on stdout may be: as its terminal, but at least 80; what a program reads is never cut."""
+    return max(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
 
 
 def table(
