@@ -59,7 +59,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         child.move(Phase.BACKOFF)
         return []
     actions: list[Action] = [_death_note(child, death)] if noted else []
-    if child.loading is not None and child.ending is None and child is device.child:
+    if child.loading is not None and child is device.child and not _for_others(fleet, child):
         text = f"setup of `{child.loading}` killed its child: {death.cause}"
         actions += load_failed(fleet, child, child.loading, text, death.stack or _printed(death), now, SETUP_FAILED)
     actions += _judge_jobs(fleet, child, death, now)
@@ -84,6 +84,12 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         fleet.untidy = True
         return actions
     return actions + _plan_respawn(fleet, child, death, wanted, now)
+
+
+def _for_others(fleet: Fleet, child: Child) -> bool:
+    """Whether a child was to end for something else than what it set up or imported."""
+    replaced = child.retiring and not child.doom
+    return replaced or child.ending is not None or fleet.draining or child.device.lost
 
 
 def _forget(device: Device, child: Child, now: float) -> None:
@@ -199,7 +205,7 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
     device = child.device
     if device.health is Health.RETIRED:
         return []  # it came too late; its loss is known
-    if not child.ready and not _blameless(device, death):
+    if not child.ready and not _for_others(fleet, child) and not _blameless(device, death):
         device.early_deaths += 1
         if device.early_deaths >= BOOT_TRIES:
             device.given_up = (

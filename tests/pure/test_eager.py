@@ -5,6 +5,8 @@ import pytest
 from gen_worker.wire.messages import Load, Unloaded
 from gen_worker_supervisor.actions import Note, Spawn
 from gen_worker_supervisor.catalog import REFUSED_S, RETRY_S
+from gen_worker_supervisor.fates import BOOT_TRIES
+from gen_worker_supervisor.happenings import DeviceFault, RestartAsked
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Device, unloaded
 from gen_worker_supervisor.verdicts import LOAD_TRIES
@@ -46,6 +48,35 @@ def test_a_setup_that_raises_at_boot_ends_the_supervisor_with_a_failure() -> Non
 def test_a_setup_that_kills_its_child_at_boot_ends_the_supervisor_with_a_failure() -> None:
     host = Host(function("a", instance="A"), eager=True)
     assert finishes(host.dies(host.child())) == [1]
+
+
+@pytest.mark.parametrize("why", ["drain", "restart", "restart at once", "device lost"])
+def test_a_child_that_somebody_ends_while_it_sets_up_is_no_setup_that_failed(why: str) -> None:
+    devices = [Device(f"cuda:{index}", "cuda", index=index) for index in (0, 1)]
+    host = Host(function("a", instance="A", gpu=True), devices=devices, eager=True)
+    ended = host.child()
+    assert ended.loading == "A"
+    if why == "drain":
+        host.drains()
+    elif why == "device lost":
+        host.happens(DeviceFault("cuda:0", "XID 79", True))
+    else:
+        host.happens(RestartAsked(devices[0], why == "restart at once"))
+    host.passes(6.0)
+    host.dies(ended)
+    assert host.fleet.instance("A").failures == 0
+    assert finishes(host.actions) == []
+    host.dies(host.child(1))
+    assert finishes(host.actions) == [0 if why == "drain" else 1]
+
+
+def test_a_child_that_somebody_ends_before_it_is_ready_is_none_that_died_early() -> None:
+    host = Host(up=False)
+    for _ in range(BOOT_TRIES):
+        host.happens(RestartAsked(host.fleet.devices[0]))
+        host.dies(host.child())
+    assert host.child().phase is Phase.FORKING
+    assert finishes(host.actions) == []
 
 
 def test_after_boot_a_setup_that_fails_is_tried_again_and_then_left_to_the_jobs() -> None:
