@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 from gen_worker.wire.messages import ErrorDetail
 from gen_worker_supervisor.actions import Action
-from gen_worker_supervisor.outcomes import draining, failure, quarantine, refused, too_large, unresolved
-from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds, lane_of, unheld
-from gen_worker_supervisor.steps import end_job
+from gen_worker_supervisor.outcomes import failure, quarantine, too_large
+from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds, lane_of
+from gen_worker_supervisor.steps import closed, end_job
 from gen_worker_supervisor.tenants import Held, Tenants, share
 
 SOONEST_S, LATEST_S = 0.1, 60.0  # when a job that was refused may come again
@@ -37,27 +37,12 @@ def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         return None  # the usual case
     if function.clear:
         return _crowded(fleet, job)
-    return _closed(fleet, function, now) or _crowded(fleet, job) or _suspected(fleet, job, now)
+    return closed(fleet, function, now) or _crowded(fleet, job) or _suspected(fleet, job, now)
 
 
 def stands_against(fleet: Fleet, job: Job, now: float) -> Outcome | None:
     """Return the answer of a job that cannot be run as things are now."""
-    return _closed(fleet, job.function, now) or _suspected(fleet, job, now)
-
-
-def _closed(fleet: Fleet, function: Function, now: float) -> Outcome | None:
-    """Return the answer of all jobs of a function that cannot be run as things are now."""
-    if fleet.draining:
-        return draining()
-    if function.unavailable is not None:
-        if now < function.available_at:
-            return refused(function, now)
-        function.unavailable = None
-    reason = _unavailable(fleet, function, now)
-    if reason is not None:
-        return failure("unavailable", f"`{function.name}` is unavailable: {reason}", retryable=True)
-    missing = fleet.catalog.failure(function.surveyed.slots, now)
-    return None if missing is None else unresolved(function, missing)
+    return closed(fleet, job.function, now) or _suspected(fleet, job, now)
 
 
 def _suspected(fleet: Fleet, job: Job, now: float) -> Outcome | None:
@@ -71,15 +56,6 @@ def _suspected(fleet: Fleet, job: Job, now: float) -> Outcome | None:
         return quarantine(job, charge, now)
     job.alone = not job.reruns and fleet.blame.suspected(function.name, job.payload.digest(), now)
     return None
-
-
-def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
-    devices = [device for device in fleet.devices if holds(device, function)]
-    if not devices:
-        return unheld(fleet, function)
-    if all(device.lost for device in devices):
-        return devices[0].loss
-    return fleet.blame.breaker(function.name, now)
 
 
 # --- too many ---------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
     if fleet.replacing:
         actions += bring_on(fleet, now)
     if fleet.held:
-        release(fleet, now)
+        actions += release(fleet, now)
     if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:

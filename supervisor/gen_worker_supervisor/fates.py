@@ -158,7 +158,7 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
             text = f"its child was ended with another job in it: {death.cause}" if ours else _lost(death)
             actions.append(end_job(fleet, job, failure("child_died", text, retryable=True)))
         else:
-            actions += run_again(fleet, job)
+            actions += run_again(fleet, job, now)
     return actions
 
 
@@ -194,7 +194,7 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
         return [end_job(fleet, job, failure("child_died", text, detail=detail))]
     job.alone = True
     note = Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")
-    return [note, *run_again(fleet, job)]
+    return run_again(fleet, job, now) or [note]
 
 
 def _lost(death: Death) -> str:
@@ -287,10 +287,10 @@ def _undying(fleet: Fleet, child: Child, so: str, now: float) -> list[Action]:
     burial = Burial(fleet, child, death, now)
     text = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL{so}"
     note = Note("error", child.device.name, text + _kept(child))
-    return [note, *strand(fleet, child, "its child cannot be ended", death), *burial.end()]
+    return [note, *strand(fleet, child, "its child cannot be ended", death, now), *burial.end()]
 
 
-def strand(fleet: Fleet, child: Child, text: str, death: Death) -> list[Action]:
+def strand(fleet: Fleet, child: Child, text: str, death: Death, now: float) -> list[Action]:
     """Nothing runs any more in a child that still exists: answer what had begun there, take back what had not.
 
     Whoever asked for it may ask again; here it does not run again: it may have brought its device down.
@@ -306,7 +306,7 @@ def strand(fleet: Fleet, child: Child, text: str, death: Death) -> list[Action]:
         if job.ending is not None:
             actions.append(end_job(fleet, job, ended_outcome(job, death)))
         elif job.state is JobState.LEASED:
-            actions += run_again(fleet, job)
+            actions += run_again(fleet, job, now)
         else:
             detail = death_detail(death, job)
             actions.append(end_job(fleet, job, failure("retryable", text, retryable=True, detail=detail)))

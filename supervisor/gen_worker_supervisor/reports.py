@@ -36,7 +36,7 @@ from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model, again_at
 from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, InputsCame, InputsRefused
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, refused, too_large, unresolved
+from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
 from gen_worker_supervisor.replacing import coming_failed, recycle_if_due
 from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome
@@ -147,7 +147,7 @@ def _on_returned(fleet: Fleet, child: Child, message: Returned, now: float) -> l
         if job.ending is not None:
             actions.append(end_job(fleet, job, ended_outcome(job, None)))
         else:
-            actions += run_again(fleet, job)
+            actions += run_again(fleet, job, now)
     return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
 
 
@@ -368,14 +368,7 @@ def _on_wants(fleet: Fleet, child: Child, message: Wants, now: float) -> list[Ac
     function = fleet.with_models(function, instance, slots)
     only = next((device for device in fleet.devices if device.name == job.function.device), None)
     job.function = function if only is None else fleet.on_device(function, only)
-    actions = run_again(fleet, job)
-    if fleet.draining:
-        return actions + drain_if_empty(fleet, child, now)
-    missing = fleet.catalog.failure(slots, now)
-    if missing is not None:
-        actions.append(end_job(fleet, job, unresolved(job.function, missing)))
-    elif job.function.unavailable is not None and now < job.function.available_at:
-        actions.append(end_job(fleet, job, refused(job.function, now)))
+    actions = run_again(fleet, job, now)
     return actions + (drain_if_empty(fleet, child, now) if child.retiring else [])
 
 
@@ -417,7 +410,7 @@ def _on_needs_inputs(fleet: Fleet, child: Child, message: NeedsInputs, now: floa
     if job.ending is not None:
         return [end_job(fleet, job, ended_outcome(job, None)), *after]
     if fleet.draining:
-        return [*run_again(fleet, job), *after]
+        return [*run_again(fleet, job, now), *after]
     if job.inputs is not None:
         return [end_job(fleet, job, failure("invalid", "the files of a payload are asked for once")), *after]
     if len(message.assets) > MOST_INPUTS:

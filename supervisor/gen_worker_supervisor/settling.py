@@ -92,7 +92,7 @@ def device_fault(fleet: Fleet, happening: DeviceFault, now: float) -> list[Actio
     death = Death(cause="device_lost")
     for child in fleet.children():
         if child.device is device and child.phase not in (Phase.SETTLING, Phase.BACKOFF):
-            actions += strand(fleet, child, f"its GPU is lost: {happening.reason}", death)
+            actions += strand(fleet, child, f"its GPU is lost: {happening.reason}", death, now)
             actions += kill_child(fleet, child, now)
     actions += after_loss(fleet, device, now)
     return actions + (finish_if_drained(fleet) if fleet.draining else [])

@@ -11,9 +11,9 @@ from gen_worker.wire.messages import Body, Drain, Recall, Region
 from gen_worker_supervisor.actions import Action, Answer, Discard, Finish, Send, Signal
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason, Rung
-from gen_worker_supervisor.outcomes import draining, refused, unresolved
+from gen_worker_supervisor.outcomes import draining, failure, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, Outcome, holds, lane_of
+from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, Outcome, holds, lane_of, unheld
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take
@@ -56,12 +56,6 @@ def _charge_hang(fleet: Fleet, job: Job, outcome: Outcome) -> None:
     fleet.functions[function.name].clear = function.clear = False
 
 
-def requeue(fleet: Fleet, job: Job) -> None:
-    """Put a job that a child gave back, or died with, first into its queue again."""
-    take_back(job)
-    fleet.enqueue(job, front=True)
-
-
 def take_back(job: Job) -> None:
     """Record that no child has a job any more, which has no answer yet."""
     job.move(JobState.QUEUED)
@@ -72,13 +66,39 @@ def take_back(job: Job) -> None:
     job.unread = job.saving = 0
 
 
-def run_again(fleet: Fleet, job: Job) -> list[Action]:
-    """Put a job first into its queue again; one that no child will take any more is answered instead."""
-    if not fleet.draining:
-        requeue(fleet, job)
-        return []
-    job.move(JobState.QUEUED)
-    return [end_job(fleet, job, draining())]
+def run_again(fleet: Fleet, job: Job, now: float) -> list[Action]:
+    """Put a job that a child gave back, or died with, first into its queue again; answer it if it cannot be run now."""
+    refusal = closed(fleet, job.function, now)
+    if refusal is not None:
+        job.move(JobState.QUEUED)
+        return [end_job(fleet, job, refusal)]
+    take_back(job)
+    fleet.enqueue(job, front=True)
+    return []
+
+
+def closed(fleet: Fleet, function: Function, now: float) -> Outcome | None:
+    """Return the answer of all jobs of a function that cannot be run as things are now."""
+    if fleet.draining or fleet.finished:
+        return draining()
+    if function.unavailable is not None:
+        if now < function.available_at:
+            return refused(function, now)
+        function.unavailable = None
+    reason = _unavailable(fleet, function, now)
+    if reason is not None:
+        return failure("unavailable", f"`{function.name}` is unavailable: {reason}", retryable=True)
+    missing = fleet.catalog.failure(function.surveyed.slots, now)
+    return None if missing is None else unresolved(function, missing)
+
+
+def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
+    devices = [device for device in fleet.devices if holds(device, function)]
+    if not devices:
+        return unheld(fleet, function)
+    if all(device.lost for device in devices):
+        return devices[0].loss
+    return fleet.blame.breaker(function.name, now)
 
 
 def mark_started(job: Job, now: float) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from gen_worker_supervisor.actions import Action
 from gen_worker_supervisor.outcomes import failure, quarantine
 from gen_worker_supervisor.state import Fleet, Function, Job, Outcome
-from gen_worker_supervisor.steps import end_job
+from gen_worker_supervisor.steps import closed, end_job
 
 
 def next_unsuspicious(fleet: Fleet, function: Function, now: float, actions: list[Action]) -> Job | None:
@@ -29,8 +29,12 @@ def next_unsuspicious(fleet: Fleet, function: Function, now: float, actions: lis
     return None
 
 
-def release(fleet: Fleet, now: float) -> None:
-    """Put the jobs that were held back into their queues once nothing like them runs: one, or all where it is clear."""
+def release(fleet: Fleet, now: float) -> list[Action]:
+    """Put the jobs that were held back into their queues once nothing like them runs: one, or all where it is clear.
+
+    Those that cannot be run any more are answered.
+    """
+    actions: list[Action] = []
     for (name, digest), jobs in list(fleet.held.items()):
         if _under_way(fleet, name, digest):
             continue
@@ -39,6 +43,10 @@ def release(fleet: Fleet, now: float) -> None:
             job = jobs.popleft() if unclear else jobs.pop()
             if job.ended:
                 continue
+            refusal = closed(fleet, job.function, now)
+            if refusal is not None:
+                actions.append(end_job(fleet, job, refusal))
+                continue
             fleet.unpark(job)
             job.held = False
             fleet.enqueue(job, front=True)
@@ -46,6 +54,7 @@ def release(fleet: Fleet, now: float) -> None:
                 break
         if not jobs:
             del fleet.held[name, digest]
+    return actions
 
 
 def _refusal(fleet: Fleet, job: Job, now: float) -> Outcome | None:

@@ -225,6 +225,23 @@ def test_an_operator_has_a_child_replaced_without_a_job_lost() -> None:
     assert made.child() is not old
 
 
+def test_a_job_that_comes_back_when_nothing_can_run_it_any_more_is_told_so() -> None:
+    made = Host(function(shape="async", lane="loop"), devices=2)
+    made.happens(MemoryRead(PLENTY))
+    device = made.fleet.devices[0]
+    job = made.submit(function=made.fleet.on_device(made.fleet.functions["f"], device))
+    made.starts(job)
+    made.happens(RestartAsked(device))
+    boots(made, coming(made))
+    while device.given_up is None:
+        made.dies(made.child())
+        made.passes(61.0)
+    assert made.unanswered(job)
+    (old,) = device.leaving
+    made.dies(old)
+    assert made.answer(job).kind == "unavailable"
+
+
 def test_an_operator_in_haste_has_its_jobs_ended_by_the_ladder() -> None:
     made = host()
     warm(made)

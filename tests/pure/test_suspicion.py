@@ -3,8 +3,9 @@
 import pytest
 
 from gen_worker_supervisor.blame import BREAKER_PAYLOADS
+from gen_worker_supervisor.happenings import DeviceFault
 from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Death, Job
+from gen_worker_supervisor.state import Death, Device, Job
 from tests.pure.host import Host, function, held_by
 
 SEGV = Death("SIGSEGV", signal="SIGSEGV", stack=('File "main.py", line 3 in f',))
@@ -86,6 +87,21 @@ def test_a_waiting_job_of_a_pardoned_payload_runs() -> None:
     host.passes(61)
     host.boot()
     assert again.state is JobState.LEASED
+
+
+@pytest.mark.promise(2)
+def test_jobs_that_are_held_are_told_when_nothing_can_run_them_any_more() -> None:
+    gpu, cpu = Device("cuda:0", "cuda", index=0, takes_cpu_functions=False), Device("cpu:0", "cpu")
+    cpu.takes_gpu_functions = False
+    host = Host(function(gpu=True), devices=[gpu, cpu])
+    first = host.submit(body=b"bad")
+    kill(host, first)
+    held = [host.submit(body=b"bad") for _ in range(2)]
+    assert all(job.held for job in held)
+    host.happens(DeviceFault("cuda:0", "XID 79", True))
+    assert [host.answer(job).kind for job in (first, *held)] == ["unavailable"] * 3
+    assert not host.fleet.held
+    assert host.fleet.queued == 0
 
 
 @pytest.mark.promise(2)
