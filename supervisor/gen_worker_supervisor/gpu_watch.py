@@ -13,6 +13,7 @@ from typing import Any
 from gen_worker_supervisor.devices import lost_codes
 from gen_worker_supervisor.evidence import GpuReading
 from gen_worker_supervisor.happenings import DeviceFault, GpusRead
+from gen_worker_supervisor.rounds import Rounds
 from gen_worker_supervisor.state import Device
 from gen_worker_supervisor.xids import DOUBLE_BIT_ECC, of_xid
 
@@ -34,11 +35,13 @@ class GpuWatch:
         tell: Tell,
         note: Note,
         settles: Callable[[], bool],
+        rounds: Rounds,
     ) -> None:
         """`tell`, `note` and `settles` are called on the loop; the last says whether some memory has to come back."""
         self._gpus = [device for device in devices if device.kind == "cuda"]
         self._free = {gpu.name: (gpu.vram_total or 0) - (gpu.vram_used or 0) for gpu in self._gpus}
         self._tell, self._note, self._settles = tell, note, settles
+        self._rounds = rounds
         self._loop = loop
         self._every_s = EVERY_S
         self._wake = threading.Event()
@@ -88,14 +91,19 @@ class GpuWatch:
         left = [_Gpu(pynvml, gpu) for gpu in self._gpus]
         while not self._closing.is_set():
             self._wake.clear()
-            found = {gpu: gpu.read() for gpu in left}
-            for gpu, told in found.items():
-                self._free[gpu.name] = told.total - told.used if isinstance(told, GpuReading) else 0
-                if isinstance(told, DeviceFault):
-                    self._call(self._tell, told)
-            left = [gpu for gpu, told in found.items() if not (isinstance(told, DeviceFault) and told.fatal)]
-            self._call(self._tell, GpusRead([told for told in found.values() if isinstance(told, GpuReading)]))
+            with self._rounds.one():
+                left = self._read(left)
             self._wake.wait(self._every_s)
+
+    def _read(self, gpus: "list[_Gpu]") -> "list[_Gpu]":
+        """Read the GPUs and tell what they say; return those that are not lost."""
+        found = {gpu: gpu.read() for gpu in gpus}
+        for gpu, told in found.items():
+            self._free[gpu.name] = told.total - told.used if isinstance(told, GpuReading) else 0
+            if isinstance(told, DeviceFault):
+                self._call(self._tell, told)
+        self._call(self._tell, GpusRead([told for told in found.values() if isinstance(told, GpuReading)]))
+        return [gpu for gpu, told in found.items() if not (isinstance(told, DeviceFault) and told.fatal)]
 
     # --- what it reports by itself ---
 
@@ -117,9 +125,10 @@ class GpuWatch:
             except pynvml.NVMLError:  # a GPU is lost: reading it says which one
                 self._closing.wait(EVERY_S)
                 continue
-            for gpu, instance in sources.get(_address(event.device), ()):
-                if instance is None or event.gpuInstanceId in (instance, _EVERY_INSTANCE):
-                    self._call(self._tell, _fault(pynvml, gpu.name, event))
+            with self._rounds.one():
+                for gpu, instance in sources.get(_address(event.device), ()):
+                    if instance is None or event.gpuInstanceId in (instance, _EVERY_INSTANCE):
+                        self._call(self._tell, _fault(pynvml, gpu.name, event))
 
     def _registered(self, nvml: Any, events: Any) -> dict[int | None, list[tuple[Device, int | None]]]:
         """Ask for what the GPUs report; return what each may report of: itself, or its instances and their numbers."""

@@ -43,6 +43,7 @@ from gen_worker_supervisor.poller import LINGER_S, Poller
 from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
+from gen_worker_supervisor.rounds import Rounds
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.start import StartError
@@ -152,8 +153,20 @@ class Host:
                 self.version,
             )
         self._watching = Watching(self.supervisor, loop)
-        self._memory_watch = MemoryWatch(loop, self._on_memory, reserve=self.supervisor.fleet.memory_reserve)
-        self.gpu_watch = GpuWatch(loop, plan.owned, self._on_gpus, self._on_gpu_note, self._settles)
+        self._memory_watch = MemoryWatch(
+            loop,
+            self._on_memory,
+            reserve=self.supervisor.fleet.memory_reserve,
+            rounds=Rounds("memory", "a look at the memory", loop, self.log),
+        )
+        self.gpu_watch = GpuWatch(
+            loop,
+            plan.owned,
+            self._on_gpus,
+            self._on_gpu_note,
+            self._settles,
+            rounds=Rounds("devices", "a look at the GPUs", loop, self.log),
+        )
         self.supervisor.look_at_gpus = self.gpu_watch.look_now
         self._fetcher: FetcherProcess | None = None
         self.inputs = self.supervisor.inputs = Inputs(

@@ -20,7 +20,8 @@ from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.rundir import make_private
 from gen_worker_supervisor.keeper import capacity
 from gen_worker_supervisor.keeping import Keeper
-from gen_worker_supervisor.memory import ROOT, Room, rooms, tightest
+from gen_worker_supervisor.memory import Room, rooms, tightest
+from gen_worker_supervisor.proc import ROOT
 
 FOLDER = "memory"  # in the supervisor's folder of the run directory
 _LEAST_LEFT = 2 << 30

@@ -8,9 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gen_worker_supervisor.proc import stat_of
+from gen_worker_supervisor.proc import ROOT, Stat, processes
 
-ROOT = Path("/")
 _NO_LIMIT = 1 << 60  # cgroups without a limit say a number near 2^63
 _READ_BYTES = 1 << 16
 _SHARED_WORTH_A_LOOK = 32 << 20
@@ -106,7 +105,9 @@ def _cgroups(root: Path) -> list[tuple[Path, _Layout]]:
     Not all of them need exist: a container may see its own at the top.
     """
     found = []
-    for line in _read(root / "proc/self/cgroup").decode().splitlines():
+    for line in os.fsdecode(_read(root / "proc/self/cgroup")).rstrip("\n").split("\n"):
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         layout = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else None
         if layout is not None:
@@ -134,7 +135,7 @@ def own_bytes(pid: int, root: Path = ROOT) -> int:
 def _mapped_models(pid: int, root: Path) -> int:
     """Return the bytes of models in host memory that a process has mapped."""
     try:
-        lines = (root / f"proc/{pid}/maps").read_bytes().splitlines()
+        lines = (root / f"proc/{pid}/maps").read_bytes().split(b"\n")
     except OSError:  # it is gone
         return 0
     ranges = [line.split(b" ", 1)[0].split(b"-") for line in lines if _MODELS in line and not line.endswith(_REGION)]
@@ -143,10 +144,13 @@ def _mapped_models(pid: int, root: Path) -> int:
 
 def families(heads: Collection[int], root: Path = ROOT) -> dict[int, list[int]]:
     """Return for each of these processes all that are its own: its descendants, and whoever is in its session."""
-    parents, sessions = _kin(root)
     found: dict[int, list[int]] = {head: [] for head in heads}
-    for pid in parents:
-        head = next((each for each in _ancestors(pid, parents) if each in found), sessions[pid])
+    try:
+        everybody = processes(root)
+    except OSError:  # no descriptor is left
+        return found
+    for pid in everybody:
+        head = next((each for each in _ancestors(pid, everybody) if each in found), everybody[pid].session)
         if head in found and head != pid:
             found[head].append(pid)
     return found
@@ -157,28 +161,12 @@ def family_bytes(pid: int, root: Path = ROOT) -> int:
     return sum(own_bytes(each, root) for each in (pid, *families([pid], root)[pid]))
 
 
-def _ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+def _ancestors(pid: int, everybody: Mapping[int, Stat]) -> Iterator[int]:
     seen: set[int] = set()  # pids are used again while they are read
-    while pid in parents and pid not in seen:
+    while pid in everybody and pid not in seen:
         yield pid
         seen.add(pid)
-        pid = parents[pid]
-
-
-def _kin(root: Path) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the parent and the session of every process that can be seen."""
-    parents, sessions = {}, {}
-    try:
-        names = os.listdir(root / "proc")
-    except OSError:  # no descriptor is left
-        names = []
-    for name in names:
-        if name.isdigit():
-            text = _read(root / "proc" / name / "stat")
-            if text:  # it has not ended meanwhile
-                stat = stat_of(text.decode("utf-8", "replace"))
-                parents[int(name)], sessions[int(name)] = stat.parent, stat.session
-    return parents, sessions
+        pid = everybody[pid].parent
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -204,6 +192,6 @@ def _number(path: Path) -> int | None:
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Return what a file says in lines of a name and a number."""
-    words = [line.replace(b":", b" ").split() for line in _read(path).splitlines()]
-    return {each[0].decode(): int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}
+    """Return what a file says in lines of a name and a number; a process may call itself anything but a new line."""
+    words = [line.replace(b":", b" ").split() for line in _read(path).split(b"\n")]
+    return {each[0].decode("ascii", "replace"): int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}

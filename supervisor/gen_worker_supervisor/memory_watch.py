@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.memory import ROOT, Room, families, oom_kills, own_bytes, tightest
+from gen_worker_supervisor.memory import Room, families, oom_kills, own_bytes, tightest
+from gen_worker_supervisor.proc import ROOT
+from gen_worker_supervisor.rounds import Rounds
 
 LONGEST_S = 1.0
 SHORTEST_S = 0.05
@@ -65,11 +67,14 @@ class MemoryWatch:
         on_reading: Callable[[MemoryReading], None],
         *,
         reserve: int,
+        rounds: Rounds,
         root: Path = ROOT,
     ) -> None:
         self.children: Mapping[int, int] = {}
         self._loop = loop
         self._on_reading = on_reading
+        self._rounds = rounds
+        self._pace = Pace(reserve)
         self._reserve = reserve
         self._root = root
         self._families: dict[int, list[int]] = {}
@@ -91,17 +96,19 @@ class MemoryWatch:
             self._thread.join()
 
     def _look(self) -> None:
-        pace = Pace(self._reserve)
         wait_s = 0.0
         while not self._closing.wait(wait_s):
-            room, now = tightest(self._root), time.monotonic()
-            if room is None:  # no descriptor is left to look with
-                wait_s = SHORTEST_S
-                continue
-            wait_s = pause(room.free - self._reserve, *pace.of(room.free, now))
-            if self._taken and (room.free < self._reserve or now >= self._told_at + LONGEST_S):
-                self._told_at = now
-                self._tell(MemoryReading(now, room.used, room.limit, room.source, self._sizes(room, now)))
+            wait_s = SHORTEST_S
+            with self._rounds.one():
+                room, now = tightest(self._root), time.monotonic()
+                if room is not None:  # else no descriptor is left to look with
+                    wait_s = pause(room.free - self._reserve, *self._pace.of(room.free, now))
+                    self._look_at(room, now)
+
+    def _look_at(self, room: Room, now: float) -> None:
+        if self._taken and (room.free < self._reserve or now >= self._told_at + LONGEST_S):
+            self._told_at = now
+            self._tell(MemoryReading(now, room.used, room.limit, room.source, self._sizes(room, now)))
 
     def _tell(self, reading: MemoryReading) -> None:
         self._taken = False

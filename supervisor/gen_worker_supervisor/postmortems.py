@@ -23,6 +23,7 @@ from gen_worker_supervisor.actions import Bury
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.memory import tightest
 from gen_worker_supervisor.redaction import redacted
+from gen_worker_supervisor.rounds import Rounds
 from gen_worker_supervisor.state import Child, Fleet
 
 LOOK_S = 1.0
@@ -95,6 +96,7 @@ class Graveyard:
         self._fleet = fleet
         self._loop = loop
         self._log = log
+        self._rounds = Rounds("supervisor", "a post-mortem", loop, log)
         self._folder = folder_in(run_dir)
         self._limit = limit_bytes
         self._version = version
@@ -216,13 +218,14 @@ class Graveyard:
                 if not self._waiting:
                     return
                 told = self._waiting.popleft()
-            try:
-                self._write(told)
-            except OSError as error:
-                self._complain(told, error)
-            else:
-                self._broken = False
-                self.written += 1
+            with self._rounds.one():
+                try:
+                    self._write(told)
+                except OSError as error:
+                    self._complain(told, error)
+                else:
+                    self._broken = False
+                    self.written += 1
 
     def _write(self, told: PostMortem) -> None:
         make_private(self._folder)

@@ -5,8 +5,10 @@ Knows processes and threads, nothing of jobs. A look never waits for the process
 
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path("/")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _HELD_STATES = frozenset("DTt")  # of a process: no thread of it takes a turn, whatever its job thread was at
 
@@ -117,13 +119,17 @@ class Subject:
         return found
 
 
-def processes() -> dict[int, Stat]:
-    """Return every process that can be seen, by its pid."""
+def processes(root: Path = ROOT) -> dict[int, Stat]:
+    """Return every process that can be seen, by its pid; raise `OSError` where nobody can look, as without descriptors.
+
+    `root` is where `/proc` is.
+    """
     found: dict[int, Stat] = {}
-    for name in os.listdir("/proc"):
+    folder = f"{root / 'proc'}"
+    for name in os.listdir(folder):
         if name.isdigit():
-            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-                found[int(name)] = stat_of(_read(f"/proc/{name}/stat"))
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is not to be seen
+                found[int(name)] = stat_of(_read(f"{folder}/{name}/stat"))
     return found
 
 

@@ -7,6 +7,7 @@ import asyncio
 import queue
 import threading
 import time
+from contextlib import suppress
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from gen_worker_supervisor.naming import loop_is_held, quiet_s, work_of
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.proc import Sight, Stat, Subject, processes
 from gen_worker_supervisor.process import ChildProcess
+from gen_worker_supervisor.rounds import Rounds
 from gen_worker_supervisor.state import Child
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -51,6 +53,7 @@ class Watching:
         self._loop = loop
         self._subjects: dict[int, Subject] = {}  # by generation
         self._closely_at = 0.0
+        self._rounds = Rounds("supervisor", "a look at the children", loop, supervisor.log)
         self._orders: queue.SimpleQueue[list[Target] | None] = queue.SimpleQueue()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -59,7 +62,7 @@ class Watching:
     def start(self) -> None:
         """Begin."""
         self._thread.start()
-        self._timer = self._loop.call_later(EVERY_S, self._order)
+        self._look_again_in(EVERY_S)
 
     def close(self) -> None:
         """Look no more."""
@@ -74,8 +77,9 @@ class Watching:
 
     def _look(self) -> None:
         for targets in iter(self._orders.get, None):
-            everybody = processes() if any(target.care is Care.CLOSELY for target in targets) else None
-            seen = [(target, _sight(target, everybody)) for target in targets]
+            seen: list[tuple[Target, Sight | None]] = []
+            with self._rounds.one():
+                seen = _seen_of(targets)
             try:
                 self._loop.call_soon_threadsafe(self._seen, seen)
             except RuntimeError:  # the loop has ended
@@ -107,6 +111,7 @@ class Watching:
     def _seen(self, seen: list[tuple[Target, Sight | None]]) -> None:
         if self._closed:
             return
+        self._look_again_in(EVERY_S)  # whatever comes of this one
         self._supervisor.look_at_pages()  # children write down there what they begin
         now = time.monotonic()
         looks = [
@@ -114,9 +119,14 @@ class Watching:
             for target, sight in seen
             if self._supervisor.process_of(target.process.child) is target.process
         ]
-        late = any(_beats_late(child, look) for child, look in looks)
-        self._timer = self._loop.call_later(DOUBTFUL_S if late else EVERY_S, self._order)
+        if any(_beats_late(child, look) for child, look in looks):
+            self._look_again_in(DOUBTFUL_S)
         self._supervisor.handle(Watched(looks))
+
+    def _look_again_in(self, pause_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(pause_s, self._order)
 
 
 def _thread_at_work(process: ChildProcess) -> int:
@@ -127,11 +137,23 @@ def _thread_at_work(process: ChildProcess) -> int:
     return child.job_tid if reading is None else reading.loop_tid
 
 
+def _seen_of(targets: list[Target]) -> list[tuple[Target, Sight | None]]:
+    everybody: dict[int, Stat] | None = None
+    if any(target.care is Care.CLOSELY for target in targets):
+        with suppress(OSError):  # no descriptor is left: then who is to be looked at closely is not
+            everybody = processes()
+    return [(target, _sight(target, everybody)) for target in targets]
+
+
 def _sight(target: Target, everybody: dict[int, Stat] | None) -> Sight | None:
     try:
-        if target.care is Care.GLANCE:
-            return target.subject.glance()
-        return target.subject.look(target.thread, everybody if target.care is Care.CLOSELY else None)
+        match target.care:
+            case Care.GLANCE:
+                return target.subject.glance()
+            case Care.LOOK:
+                return target.subject.look(target.thread)
+            case Care.CLOSELY:
+                return None if everybody is None else target.subject.look(target.thread, everybody)
     except OSError:  # it has ended, or nobody may look at it
         return None
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import time
 
@@ -115,6 +116,27 @@ def test_a_job_in_whose_child_nothing_moves_is_ended_by_the_ladder_twice_and_the
         connection.send("work-in-steps", "other")
         assert text_of(connection.frame()) == "done"
         assert server.job("on the loop") is not None
+
+
+@pytest.mark.promise(7, 32)
+def test_a_silent_child_is_watched_on_when_for_a_while_there_was_no_descriptor_to_look_at_it_with(
+    serve: Serve,
+) -> None:
+    server = serve(module="hanging", variables=SHORT)
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    with server.connect() as connection:
+        begun(server, connection, "wait-for-a-lock")
+        until(lambda: (the_device(server).silent_s or 0) > 2.5, what="so much silence that it is looked at closely")
+        held = {int(name) for name in os.listdir(f"/proc/{server.pid}/fd")}
+        lowest = next(number for number in range(len(held) + 1) if number not in held)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        hung(server, "unmeasurable", SHOWN_S)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+        hung(server, "python_stuck", SHOWN_S)
+        server.client.kill("hanging", now=True)
+        assert connection.frame()["error"]["detail"]["hang"] == "python_stuck"
+    assert "fault of gen-worker" not in server.log()
+    assert "Traceback" not in server.log()
 
 
 @pytest.mark.promise(7)

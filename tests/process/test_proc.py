@@ -53,7 +53,12 @@ class Watched:
         self.subject = Subject(process.pid)
         self.thread = int(process.stdout.readline())
         self.first = open(fifo, "w")  # noqa: SIM115 - closed by `watched`
-        self.look()
+        self._seen: Sight | None = None
+        until(self._rests, what="its second thread waiting for an order")
+
+    def _rests(self) -> bool:
+        before, self._seen = self._seen, self.look()
+        return before == self._seen
 
     def does(self, order: str) -> None:
         """Have its second thread do something, and wait until that is done."""

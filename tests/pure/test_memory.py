@@ -125,6 +125,20 @@ def test_a_process_has_its_anonymous_memory_and_what_it_shares_but_for_models_th
     assert own_bytes(11, root) == 0  # it is gone
 
 
+@pytest.mark.promise(4)
+def test_a_process_may_call_itself_and_its_files_what_it_likes(root: Path) -> None:
+    process(root, 10, anonymous=300 * MIB, shared=100 * MIB)
+    status = root / "proc/10/status"
+    status.write_bytes(b"Name:\ta\r\xff 1\rRssAnon: 7 \xff\n" + status.read_bytes())
+    (root / "proc/10/stat").write_bytes(b"10 (a) \xff 1) S 1 10 10 " + b"0 " * 20)
+    (root / "proc/10/maps").write_bytes(b"10-20 r--s 0 00:01 5 /tmp/a\rb-c r--s /memfd:gen-worker \xff\n")
+    assert own_bytes(10, root) == 400 * MIB - 16
+    assert families([10], root) == {10: []}
+    write(root / "proc/self/cgroup", "")
+    (root / "proc/self/cgroup").write_bytes(b"4:memory:/\xff\r:\n\n")
+    assert oom_kills(root) is None
+
+
 def test_a_childs_family_is_its_descendants_and_its_session(root: Path) -> None:
     process(root, 1, 0, 0)
     process(root, 10, 1, 10, anonymous=MIB)
