@@ -21,6 +21,9 @@ _SECRETS = frozenset(
         "SCHEDULER_JWKS_URL",
     )
 )
+SUPERVISOR = "GEN_WORKER_SUPERVISOR"
+"""Marks what a supervisor's jobs start: its value is the supervisor's boot id."""
+
 _ALLOWED = frozenset(
     (
         "HF_HOME",
@@ -32,6 +35,7 @@ _ALLOWED = frozenset(
         "HF_ENABLE_PARALLEL_LOADING",
         "HF_DEACTIVATE_ASYNC_LOAD",
         "GEN_WORKER_LOCAL_DEVICE",
+        SUPERVISOR,
     )
 )
 _FOR_IMPORTS = {

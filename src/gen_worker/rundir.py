@@ -1,8 +1,8 @@
 """Where supervisors leave their traces, and how to find the one that is meant.
 
 `<run dir>/<pid>/control.sock` is a supervisor's control socket and `supervisor.json` beside it says who it is; where a
-supervisor of another pid namespace has that folder, it is `<pid>-<boot id>`. Only its own supervisor removes such a
-folder: whoever looks judges by what answers, and deletes nothing.
+supervisor of another pid namespace has that folder, it is `<pid>-<boot id>`. Its own supervisor removes such a
+folder, or after its death the next one to start: whoever else looks judges by what answers, and deletes nothing.
 """
 
 import errno
@@ -69,6 +69,17 @@ def live_supervisors(folder: Path) -> list[SupervisorFile]:
         return []
     described = [file for file in map(_read, folder.glob(f"[0-9]*/{DESCRIPTION}")) if file is not None]
     return sorted((file for file in described if _answers(file.control)), key=lambda file: file.pid)
+
+
+def gone_supervisors(folder: Path) -> dict[Path, SupervisorFile]:
+    """Return what supervisors of a run directory said of themselves that were killed, by their folders.
+
+    One that answers is not gone, nor is one whose socket somebody has removed: nobody knows of that.
+    """
+    if not folder.is_dir() or not _trusted(folder):
+        return {}
+    described = {path.parent: _read(path) for path in folder.glob(f"[0-9]*/{DESCRIPTION}")}
+    return {own: file for own, file in described.items() if file is not None and _refuses(own / CONTROL)}
 
 
 def choose(socket_option: str | None, folder: Path) -> Path:
@@ -138,6 +149,15 @@ def _answers(control: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _refuses(control: Path) -> bool:
+    """Whether a control socket is there and nobody listens on it."""
+    try:
+        connect(control, socket.SOCK_SEQPACKET, PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError)
+    return False
 
 
 def _same(served: str, wanted: str) -> bool:

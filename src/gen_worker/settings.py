@@ -566,9 +566,9 @@ ELSEWHERE = frozenset(
     WORKER_DEVICE WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES
     WORKER_FAKE_GPU_NAME WORKER_LOCAL_CACHE_GB WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS
     WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_SM
-    WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION
+    WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION GEN_WORKER_SUPERVISOR
     """.split()  # noqa: SIM905 - a list would be a page long
 )
-"""Names that containers of workers carry and no command goes by: nothing is said about them."""
+"""Names that containers of workers, and jobs, carry and no command goes by: nothing is said about them."""
 
 _NAMES = frozenset(name for variable in VARIABLES.values() for name in variable.names)

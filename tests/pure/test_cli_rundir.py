@@ -15,6 +15,7 @@ from gen_worker.rundir import (
     SupervisorUnreachable,
     choose,
     connect,
+    gone_supervisors,
     live_supervisors,
     make_private,
 )
@@ -51,6 +52,17 @@ def supervisor(stack: ExitStack, folder: Path, pid: int, serve: str | None = Non
 def test_a_supervisor_that_answers_is_alive(folder: Path, stack: ExitStack) -> None:
     files = [supervisor(stack, folder, 20), supervisor(stack, folder, 3)]
     assert live_supervisors(folder) == files[::-1]
+
+
+def test_a_supervisor_is_gone_when_its_socket_is_there_and_nobody_listens(folder: Path, stack: ExitStack) -> None:
+    supervisor(stack, folder, 3)
+    supervisor(stack, folder, 20)
+    (folder / "20" / "control.sock").unlink()
+    (folder / "30").mkdir()
+    with ExitStack() as short:
+        killed = supervisor(short, folder, 40)
+    assert gone_supervisors(folder) == {folder / "40": killed}
+    assert gone_supervisors(folder / "nowhere") == {}
 
 
 def test_what_a_dead_supervisor_left_is_neither_alive_nor_deleted(folder: Path, stack: ExitStack) -> None:

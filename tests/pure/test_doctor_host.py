@@ -174,6 +174,26 @@ def test_a_child_without_its_supervisor_is_a_problem(tmp_path: Path) -> None:
     is_told(limits.orphans(root_with(tmp_path / "first", processes(0, first))), Status.OK)
 
 
+def test_what_a_job_started_is_a_problem_once_its_supervisor_is_gone(tmp_path: Path) -> None:
+    mark = "A=b\0GEN_WORKER_SUPERVISOR=0123\0"
+    started = {
+        "proc/77/stat": "77 (sh) S 1 77 77",
+        "proc/77/cmdline": "sh\0",
+        "proc/77/environ": mark,
+        "proc/78/stat": "78 (sleep) S 77 77 77",
+        "proc/78/cmdline": "sleep\0",
+        "proc/78/environ": mark,
+        "proc/79/stat": "79 (sleep) S 60 79 79",
+        "proc/79/cmdline": "sleep\0",
+        "proc/79/environ": mark,
+        "proc/60/stat": "60 (python) S 1 60 60",
+        "proc/60/cmdline": "python\0/bin/gen-worker\0serve\0",
+        "proc/80/stat": "80 (sleep) S 1 80 80",
+        "proc/80/environ": "A=b\0",
+    }
+    is_told(limits.orphans(root_with(tmp_path / "left", processes(0, started))), Status.PROBLEM, "`kill -9 77 78`")
+
+
 def test_privileges_are_told(tmp_path: Path) -> None:
     status = "Name:\tpython\nUid:\t1000\t1000\t1000\t1000\nCapEff:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n"
     found = limits.privileges(root_with(tmp_path, {"proc/self/status": status}))

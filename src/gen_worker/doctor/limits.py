@@ -1,10 +1,11 @@
 """What the system allows this user and this container, and who is process 1."""
 
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from gen_worker.doctor.finding import Finding, ok, problem, skipped, warning
+from gen_worker.environment import SUPERVISOR
 
 ROOT = Path("/")
 FEW_FILES = 4096
@@ -114,18 +115,34 @@ def victims(root: Path = ROOT) -> Finding:
 
 
 def orphans(root: Path = ROOT, own: Collection[str] = ("gen_worker_child", "gen_worker_supervisor")) -> Finding:
-    """Whether a child lives whose supervisor does not."""
+    """Whether a child lives, or what a job started, whose supervisor does not."""
     left = []
     parents = {pid: parent for pid, parent, state in _processes(root) if state != "Z"}
     for pid, parent in parents.items():
         words = _text(root / f"proc/{pid}/cmdline").split("\0")
-        is_child = any(word.startswith(tuple(own)) for word in words[1:4])
-        if is_child and parent in (0, 1) and not _is_ours(root, parent):
-            left.append(str(pid))
+        if any(word.startswith(tuple(own)) for word in words[1:4]):
+            is_left = parent in (0, 1) and not _is_ours(root, parent)
+        else:
+            is_left = _is_marked(root, pid) and not any(_is_ours(root, each) for each in _line(pid, parents))
+        left += [str(pid)] if is_left else []
     if left:
         listed = " ".join(sorted(left, key=int))
         return problem("orphans", f"processes without their supervisor: {listed}", f"`kill -9 {listed}`")
-    return ok("orphans", "no child without its supervisor")
+    return ok("orphans", "no child without its supervisor, and nothing that a job started")
+
+
+def _is_marked(root: Path, pid: int) -> bool:
+    """Whether a job started a process."""
+    return any(each.startswith(f"{SUPERVISOR}=") for each in _text(root / f"proc/{pid}/environ").split("\0"))
+
+
+def _line(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    """Yield a process, its parent, the parent's parent, and so on."""
+    seen: set[int] = set()
+    while pid and pid not in seen:
+        seen.add(pid)
+        yield pid
+        pid = parents.get(pid, 0)
 
 
 def _is_ours(root: Path, pid: int) -> bool:
