@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from gen_worker.environment import close_memory
+from gen_worker.environment import SUPERVISOR, close_memory
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
 from gen_worker.wire.fetching import FetchReport, Keep
 from gen_worker.wire.survey import Survey
+from gen_worker_supervisor import predecessors
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.catalog import Catalog
 from gen_worker_supervisor.control import STALLED_S, ControlServer
@@ -129,6 +130,7 @@ class Host:
         self.log = Log(plan.look)
         self.poller = Poller(loop, linger_s=plan.linger_s)
         self.version = importlib.metadata.version("gen-worker")
+        self._boot_id = uuid.uuid4().hex
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, plan.settings.local_output_dir, plan.settings.max_upload_bytes)
         self.supervisor = Supervisor(
@@ -139,7 +141,7 @@ class Host:
             reaper=self._reaper,
             log=self.log,
             saver=self._saver,
-            environment=plan.environment,
+            environment={**plan.environment, SUPERVISOR: self._boot_id},
             margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
             derived=str(plan.settings.cache_dir / "cas/derived"),
         )
@@ -178,7 +180,6 @@ class Host:
         self.uploads = Uploads(self.fetcher)
         self.supervisor.storing = Storing(self.uploads)
         self._folder: Path | None = None
-        self._boot_id = uuid.uuid4().hex
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
         self._control = ControlServer(self.supervisor, loop, self.poller, opened, stalled_s=plan.stalled_s)
         self.reporter = Reporter(self.supervisor, plan.address)
@@ -229,6 +230,7 @@ class Host:
         place = self.plan.settings.run_dir
         try:
             make_private(place)
+            self._bury_predecessors(place)
             self._folder, sock = self._own_folder(place)
             self._control.listen(sock)
             control = str(self._folder / CONTROL)
@@ -239,6 +241,12 @@ class Host:
             reason = "it is not a folder" if unusable else reason_of(error)
             hint = "set `GEN_WORKER_RUN_DIR` to a folder of yours"
             raise StartError(f"cannot open the control socket in `{place}`: {reason}", hint) from None
+
+    def _bury_predecessors(self, place: Path) -> None:
+        if ended := predecessors.bury(place):
+            listed = ", ".join(map(str, ended))
+            text = f"processes that jobs of a killed supervisor had left are ended: {listed}"
+            self.log.event("warning", "supervisor", text)
 
     def _own_folder(self, place: Path) -> tuple[Path, socket.socket]:
         """Return a folder that is ours alone, and the control socket in it.

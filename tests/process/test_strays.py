@@ -1,9 +1,11 @@
 """What a job leaves behind, threads, tasks and processes, costs nobody else anything and ends with its supervisor."""
 
+import os
 import signal
 
 import pytest
 
+from gen_worker.doctor import limits
 from tests.served import Serve, alive, text_of, until
 
 pytestmark = pytest.mark.process
@@ -40,3 +42,21 @@ def test_a_daemon_that_a_job_started_ends_with_the_supervisor(serve: Serve) -> N
     server.signal(signal.SIGTERM)
     assert server.process.wait(10) == 0
     until(lambda: not alive(daemon), what="the end of the daemon")
+
+
+@pytest.mark.promise(13)
+def test_a_daemon_that_a_job_started_ends_at_the_next_start_when_the_supervisor_was_killed(serve: Serve) -> None:
+    server = serve()
+    daemon = int(text_of(server.ask("start_a_daemon")))
+    left = server.control.parent
+    os.kill(server.pid, signal.SIGKILL)
+    server.process.wait(10)
+    assert left.exists()
+    assert alive(daemon)
+    assert str(daemon) in limits.orphans().remedy
+    server.sidecar.unlink()
+    following = serve()
+    until(lambda: not alive(daemon), what="the end of the daemon")
+    assert f"had left are ended: {daemon}" in following.log()
+    assert not left.exists()
+    assert text_of(following.ask("echo", text="on")) == "on"
