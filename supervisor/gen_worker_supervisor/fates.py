@@ -2,7 +2,7 @@
 
 from math import inf
 
-from gen_worker_supervisor.actions import Action, Finish, LookAtGpus, Note, Spawn
+from gen_worker_supervisor.actions import Action, LookAtGpus, Note, Spawn
 from gen_worker_supervisor.burials import Burial
 from gen_worker_supervisor.guard import HOST_OOM
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
@@ -14,6 +14,7 @@ from gen_worker_supervisor.steps import (
     end_job,
     finish_if_drained,
     forgo_coming,
+    give_up,
     load_failed,
     make_unavailable,
     run_again,
@@ -257,8 +258,7 @@ def after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
             verdict = SETUP_FAILED._replace(lasts_s=inf, reason=word)
             actions += make_unavailable(fleet, function, device.loss, (), now, verdict)
     if all(other.lost for other in fleet.devices):
-        fleet.finished = True
-        actions.append(Finish(1, f"no device can serve: {device.loss}"))
+        actions += give_up(fleet, 1, f"no device can serve: {device.loss}")
     return actions
 
 

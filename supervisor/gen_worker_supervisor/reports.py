@@ -31,7 +31,7 @@ from gen_worker.wire.messages import (
     Warned,
 )
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.actions import Action, Deliver, Finish, LetGo, LoadOver, Note, OrderInputs, Tell
+from gen_worker_supervisor.actions import Action, Deliver, LetGo, LoadOver, Note, OrderInputs, Tell
 from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model, again_at
 from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, InputsCame, InputsRefused
@@ -45,6 +45,7 @@ from gen_worker_supervisor.steps import (
     discard,
     drain_if_empty,
     end_job,
+    give_up,
     got_on,
     kill_child,
     leave_child,
@@ -477,8 +478,7 @@ def _cannot_be_had(fleet: Fleet, model: Model) -> list[Action]:
     level: Literal["info", "error"] = "error" if isfinite(model.retry_at) else "info"  # one waits to be described
     failed = Note(level, "models", f"{report.message}{f'; hint: {report.hint}' if report.hint else ''}")
     if fleet.eager and fleet.booting:
-        fleet.finished = True
-        return [failed, Finish(NO_MODEL)]
+        return [failed, *give_up(fleet, NO_MODEL, "")]
     if fleet.eager and isfinite(model.retry_at):
         fleet.arm(again_at(model), ("look", None))
     return [failed, *model_failed(fleet, model, report)]

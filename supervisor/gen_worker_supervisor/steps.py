@@ -11,7 +11,7 @@ from gen_worker.wire.messages import Body, Drain, Recall, Region
 from gen_worker_supervisor.actions import Action, Answer, Discard, Finish, Send, Signal
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason, Rung
-from gen_worker_supervisor.outcomes import draining, failure, refused, unresolved
+from gen_worker_supervisor.outcomes import draining, ended_outcome, failure, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, Outcome, holds, lane_of, unheld
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
@@ -180,8 +180,7 @@ def load_failed(
     if fleet.loads.get(instance) == "":
         fleet.loads[instance] = "load_failed"
     if fleet.eager and fleet.booting:
-        fleet.finished = True
-        return [Finish(verdict.exit_code, text)]
+        return give_up(fleet, verdict.exit_code, text)
     if known.failures < verdict.tries:
         return []
     spare(fleet, child, instance, now + verdict.lasts_s)
@@ -241,6 +240,17 @@ def model_failed(fleet: Fleet, model: Model, refused: FetchFailed) -> list[Actio
 def discard(child: Child, body: Body) -> list[Action]:
     """Give the region of a body that nobody reads back to its child."""
     return [Discard(child, body)] if isinstance(body, Region) else []
+
+
+def give_up(fleet: Fleet, status: int, message: str) -> list[Action]:
+    """End the supervisor with a failure, which whoever waits for a job is told."""
+    fleet.finished = True
+    actions: list[Action] = []
+    for job in list(fleet.jobs.values()):
+        text = f"`{job.function.name}` is unavailable: {message or 'the worker ends'}"
+        lost = failure("unavailable", text, retryable=True)
+        actions.append(end_job(fleet, job, lost if job.ending is None else ended_outcome(job, None)))
+    return [*actions, Finish(status, message)]
 
 
 def finish_if_drained(fleet: Fleet) -> list[Action]:

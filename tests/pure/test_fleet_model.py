@@ -698,6 +698,10 @@ class Fleets(RuleBasedStateMachine):
             there = [child for child in (device.child, device.coming, *device.leaving) if child is not None]
             assert sum(child.used["device"] > 0 for child in there) <= 1
 
+    @invariant()
+    def nobody_waits_for_one_that_has_ended(self) -> None:
+        assert not (self.host.fleet.finished and self.host.fleet.jobs)
+
     # --- the end ---
 
     def teardown(self) -> None:

@@ -119,6 +119,13 @@ def test_a_drain_ends_the_wait(host: Host, waiting: Job) -> None:
     assert (outcome.state, outcome.kind) == (JobState.RETRYABLE, "draining")
 
 
+def test_the_loss_of_the_last_device_ends_the_wait(host: Host, waiting: Job) -> None:
+    while not host.fleet.finished:
+        host.dies(host.child())
+        host.passes(61.0)
+    assert host.answer(waiting).kind == "unavailable"
+
+
 def test_files_that_come_for_a_job_that_has_ended_change_nothing(host: Host, waiting: Job) -> None:
     host.ends(waiting)
     assert host.happens(InputsCame(waiting, FILES), InputsRefused(waiting, "no")) == []

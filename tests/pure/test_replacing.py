@@ -242,6 +242,18 @@ def test_a_job_that_comes_back_when_nothing_can_run_it_any_more_is_told_so() -> 
     assert made.answer(job).kind == "unavailable"
 
 
+def test_jobs_of_a_child_that_leaves_are_told_when_the_last_device_is_lost() -> None:
+    made = Host(function(shape="async", lane="loop"))
+    made.happens(MemoryRead(PLENTY))
+    job = made.started()
+    made.happens(RestartAsked(made.fleet.devices[0]))
+    boots(made, coming(made))
+    while not made.fleet.finished:
+        made.dies(made.child())
+        made.passes(61.0)
+    assert made.answer(job).kind == "unavailable"
+
+
 def test_an_operator_in_haste_has_its_jobs_ended_by_the_ladder() -> None:
     made = host()
     warm(made)
