@@ -75,15 +75,17 @@ class Blame:
         cause: str,
         stack: list[str],
         postmortem: str = "",
+        tells: bool = True,
     ) -> None:
         """Count a child's death against the payload that alone can have caused it.
 
         `deaths` is how many its job has seen; the earlier ones, where others were suspects too, are its own by that.
+        One that does not tell adds nothing to what other jobs with this payload have done.
         """
         charges = self._standing(function, now)
         known = charges.get(payload)
         before = known.deaths if known is not None and known.until > now else 0
-        charges[payload] = Charge(max(before + 1, deaths), now + self._lasts_s, cause, stack, postmortem)
+        charges[payload] = Charge(max(before + tells, deaths), now + self._lasts_s, cause, stack, postmortem)
 
     def suspect(self, function: str, payload: bytes, now: float, *, cause: str) -> None:
         """Remember a payload that was in a child that died, along with others: nobody knows yet which it was."""

@@ -177,9 +177,15 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     job.deaths += 1
     name, stack = job.function.name, list(death.stack)
     if charged:
-        kept = job.child.postmortem if job.child is not None else ""
         fleet.blame.charge(
-            name, job.payload.digest(), now, deaths=job.deaths, cause=death.cause, stack=stack, postmortem=kept
+            name,
+            job.payload.digest(),
+            now,
+            deaths=job.deaths,
+            cause=death.cause,
+            stack=stack,
+            postmortem=job.child.postmortem if job.child is not None else "",
+            tells=job.alone or not _may_be_from_outside(death),
         )
     elif not job.reruns:
         fleet.blame.suspect(name, job.payload.digest(), now, cause=death.cause)
@@ -196,6 +202,11 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     job.alone = True
     note = Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")
     return run_again(fleet, job, now) or [note]
+
+
+def _may_be_from_outside(death: Death) -> bool:
+    """Whether somebody may have killed the child: of several at once that says nothing of a payload they shared."""
+    return death.cause in ("SIGKILL", "SIGTERM") and not death.oom_kills
 
 
 def _lost(death: Death) -> str:

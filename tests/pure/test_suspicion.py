@@ -11,11 +11,11 @@ from tests.pure.host import Host, function, held_by
 SEGV = Death("SIGSEGV", signal="SIGSEGV", stack=('File "main.py", line 3 in f',))
 
 
-def kill(host: Host, job: Job) -> None:
+def kill(host: Host, job: Job, death: Death = SEGV) -> None:
     """Have a job start and kill its child, and the next one boot."""
     child = held_by(job)
     host.starts(job)
-    host.dies(child, SEGV)
+    host.dies(child, death)
     host.passes(61)
     host.boot(child.device)
 
@@ -42,6 +42,36 @@ def test_a_payload_that_waits_many_times_kills_two_children_and_no_third(devices
     host.starts(innocent)
     host.done(innocent)
     assert host.answer(innocent).state is JobState.OK
+
+
+@pytest.mark.promise(1)
+def test_children_that_somebody_kills_at_once_cost_no_job_whatever_their_payloads_have_in_common() -> None:
+    host = Host(devices=3)
+    twins = [host.started(body=b"same") for _ in range(3)]
+    waiting = [host.submit(body=b"same") for _ in range(3)]
+    for child in [held_by(job) for job in twins]:
+        host.dies(child, Death("SIGKILL", signal="SIGKILL"))
+    host.passes(61)
+    for device in host.fleet.devices:
+        host.boot(device)
+    for _ in range(len(twins + waiting)):
+        job = next(each for each in twins + waiting if each.state is JobState.LEASED)
+        host.starts(job)
+        host.done(job)
+    assert {host.answer(job).state for job in twins + waiting} == {JobState.OK}
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("reruns", [True, False])
+def test_a_payload_that_kills_its_child_as_somebody_might_kills_two_and_no_third(reruns: bool) -> None:
+    host = Host()
+    guilty = [host.submit(body=b"bad", reruns=reruns) for _ in range(5)]
+    deaths = 0
+    while running := [job for job in guilty if job.state is JobState.LEASED]:
+        deaths += 1
+        kill(host, running[0], Death("SIGKILL", signal="SIGKILL"))
+    assert deaths == 2
+    assert all(job.ended for job in guilty)
 
 
 @pytest.mark.promise(2)
