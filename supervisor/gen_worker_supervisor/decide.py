@@ -130,7 +130,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
     best: Child | None = None
     best_used = 0
     best_rank = (False, 0)
-    warm = 0
+    warm = coming = 0
     lane = lane_of(function)
     for child in children:
         if instance not in child.loaded and instance != child.loading:
@@ -138,6 +138,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
         if not holds(child.device, function):
             continue
         warm += 1
+        coming += instance == child.loading
         used = child.used[lane]
         # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does.
         rank = (lane == "loop" and child.used["device"] > 0, used)
@@ -146,15 +147,20 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
     if best is not None and (instance == "" or best_used < best.credits[lane]):
         return best
     if instance:
-        _consider_load(fleet, children, job, warm, now, actions)
+        _consider_load(fleet, children, job, now, actions, warm=warm, coming=coming)
     return best
 
 
-def _consider_load(fleet: Fleet, children: list[Child], job: Job, warm: int, now: float, actions: list[Action]) -> None:
-    """Load a job's instance on one more child when its queue would otherwise wait longer than the load takes."""
+def _consider_load(
+    fleet: Fleet, children: list[Child], job: Job, now: float, actions: list[Action], *, warm: int, coming: int
+) -> None:
+    """Load a job's instance on one more child when its queue would otherwise wait longer than the load takes.
+
+    Of the children that have it, those where it is still coming take a job each once it is there.
+    """
     function = job.function
     known = fleet.instance(job.instance)
-    if warm and function.waiting * function.run_s / warm <= known.load_s:
+    if warm and (function.waiting - coming) * function.run_s / warm <= known.load_s:
         return
     slots = function.surveyed.slots
     if slots and not fleet.catalog.ready(slots):

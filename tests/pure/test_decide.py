@@ -94,6 +94,16 @@ def test_a_second_child_loads_when_the_queue_is_worth_it() -> None:
     assert len(sent(host.actions, Load)) == 2
 
 
+def test_one_job_has_its_instance_set_up_in_one_child_however_long_that_takes() -> None:
+    host = Host(function("a", instance="C"), function("other"), devices=2)
+    host.submit("a")
+    for _ in range(3):
+        host.now += 30
+        host.happens()
+    assert [child.loading for child in host.fleet.children()].count("C") == 1
+    assert host.submit("other").state is JobState.LEASED
+
+
 def test_jobs_wait_for_the_load_of_their_own_instance_only() -> None:
     host = Host(function("a", instance="C"), function("loop", shape="async", lane="loop"))
     waiting = host.submit("a")
