@@ -53,13 +53,14 @@ class GpuLocks:
         try:
             fd = _locked(path)
         except _HeldError as error:
-            raise GpuTakenError(f"{gpu.name} ({gpu.uuid}) is in use by {error}") from None
+            raise GpuTakenError(f"{gpu.name} ({gpu.uuid}) is in use by {error} `{path}`") from None
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise GpuLockError(f"{gpu.name} cannot be locked: `{path}`: {reason}") from None
         self._held.append((path, fd))
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {self._serves}".encode()[:_HOLDER_BYTES], 0)
+        with suppress(OSError):  # it is locked, whether or not there is room to say by whom
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()} {self._serves}".encode()[:_HOLDER_BYTES], 0)
 
     def close(self) -> None:
         """Let go of every GPU."""
@@ -83,7 +84,7 @@ def shared_folder(folders: Sequence[str] = LOCK_FOLDERS) -> Path:
 
 
 class _HeldError(Exception):
-    """Another process has the lock; the text is what the file says of it."""
+    """Another process has the lock; the text is what the file says of it, and is followed by the file's name."""
 
 
 def _locked(path: Path) -> int:
@@ -134,5 +135,5 @@ def _holder(fd: int) -> str:
     told = os.pread(fd, _HOLDER_BYTES, 0).decode(errors="replace")
     pid, _, serves = re.sub(r"[^ -~]", "?", told).partition(" ")
     if not pid.isdecimal():
-        return "another supervisor"
-    return f"pid {pid}" + (f" (`{serves}`)" if serves else "")
+        return "another process, which holds a lock on"
+    return f"pid {pid}" + (f" (`{serves}`)" if serves else "") + ", by its own account in"

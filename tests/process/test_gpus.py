@@ -53,7 +53,8 @@ def test_a_second_supervisor_is_refused_with_which_gpu_and_whose(serve: Serve, w
     there = world(2)
     server = served(serve, there, "0")
     told = refused(tmp_path / "second", there, "0")
-    assert f"error: cuda:0 ({there.uuid(0)}) is in use by pid {server.pid} (`gen-worker serve gpus`)\n" in told
+    whose = f"pid {server.pid} (`gen-worker serve gpus`), by its own account in `"
+    assert f"error: cuda:0 ({there.uuid(0)}) is in use by {whose}" in told
     assert "hint: choose other devices with `--devices`" in told
 
 

@@ -2,7 +2,9 @@
 
 import os
 import re
+import resource
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +23,34 @@ def test_a_gpu_that_another_holds_is_refused_with_who_has_it(tmp_path: Path) -> 
     with GpuLocks("gen-worker serve painter", tmp_path) as one, GpuLocks("another", tmp_path) as two:
         one.take(GPU)
         told = f"cuda:0 (GPU-abc) is in use by pid {os.getpid()} (`gen-worker serve painter`)"
+        told += f", by its own account in `{tmp_path / NAME}`"
         with pytest.raises(GpuTakenError, match=f"^{re.escape(told)}$"):
             two.take(GPU)
         one.close()
         two.take(GPU)
+
+
+def test_a_lock_whose_holder_says_nothing_is_named(tmp_path: Path) -> None:
+    with GpuLocks("one", tmp_path) as one, GpuLocks("two", tmp_path) as two:
+        one.take(GPU)
+        (tmp_path / NAME).write_text("")
+        with pytest.raises(GpuTakenError, match=f"another process, which holds a lock on `{tmp_path / NAME}`$"):
+            two.take(GPU)
+
+
+@pytest.mark.promise(22)
+def test_a_disk_without_room_for_the_holder_s_name_costs_no_lock(tmp_path: Path) -> None:
+    size = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with GpuLocks("one", tmp_path) as one, GpuLocks("two", tmp_path) as two:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, size[1]))
+            one.take(GPU)
+            with pytest.raises(GpuTakenError):
+                two.take(GPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, size)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_lock_that_was_let_go_leaves_no_file(tmp_path: Path) -> None:
