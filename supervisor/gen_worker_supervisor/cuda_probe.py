@@ -40,7 +40,7 @@ class _Look:
     """One process that looks at one GPU."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, "-P", "-m", __name__]  # -P: the current folder may hold a `ctypes.py`
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -76,7 +76,7 @@ class Nursery:
             self._not_started(error)
             return
         ours.setblocking(False)
-        command = [sys.executable, "-m", "gen_worker_child.zygote", "--socket", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "gen_worker_child.zygote", "--socket", str(theirs.fileno())]
         command += ["--supervisor", str(os.getpid()), *self._preload]
         try:
             made = subprocess.Popen(
@@ -139,8 +139,10 @@ class Nursery:
 
     def _spawn(self, process: ChildProcess) -> None:
         sock, out, err, crash, page = process.descriptors()
-        command = [sys.executable, "-m", "gen_worker_child.main", "--socket", str(sock), "--crash", str(crash)]
+        command = [sys.executable, "-P", "-m", "gen_worker_child.main", "--socket", str(sock)]
         command += [
+            "--crash",
+            str(crash),
             "--page",
             str(page),
             "--generation",

@@ -53,6 +53,15 @@ def variables_of(pid: int) -> str:
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
+def test_nothing_of_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gen_worker", "gen_worker_supervisor"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert program.module("gen_worker.doctor.gpu_probe", limit_s=10).code != 7
+    assert program.module("gen_worker_supervisor.cuda_probe", limit_s=10).code != 7
+
+
 def test_the_kernel_of_this_host_does_what_supervisors_ask_of_it() -> None:
     (found,) = kernel.kernel()
     assert found.status is Status.OK, found

@@ -317,6 +317,19 @@ def test_what_is_meant_is_hinted_at(tmp_path: Path, arguments: list[str], error:
     assert second.startswith(f"hint: {hint}")
 
 
+def test_nothing_of_ours_is_taken_from_the_current_folder(tmp_path: Path) -> None:
+    home = module(tmp_path, SHOP)
+    for name in ("gen_worker", "gen_worker_child", "gen_worker_supervisor"):
+        (home / name).mkdir()
+        (home / name / "__init__.py").write_text("raise SystemExit(7)")
+    with launch(tmp_path, module="shop", cwd=home) as process:
+        until(
+            lambda: process.poll() is not None or "\nready\n" in (tmp_path / "log").read_text(), what="its being ready"
+        )
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()
+
+
 def test_of_a_path_and_an_address_that_were_both_written_one_is_said_to_be_unused(tmp_path: Path) -> None:
     with launch(tmp_path, "--socket", str(tmp_path / "x.sock"), module="shop", cwd=module(tmp_path, SHOP)) as process:
         until(lambda: "\nready\n" in (tmp_path / "log").read_text(), what="its being ready")

@@ -85,7 +85,7 @@ def private_server(options: Sequence[str]) -> Iterator[PrivateServer]:
 
 def _started(options: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     socket = str(folder / "serve.sock")
-    command = [sys.executable, "-m", "gen_worker.cli", "serve", "--no-stdin", "--socket", socket, *options]
+    command = [sys.executable, "-P", "-m", "gen_worker.cli", "serve", "--no-stdin", "--socket", socket, *options]
     prctl = ctypes.CDLL(None).prctl
     with open(folder / "serve.log", "wb") as log:
         return subprocess.Popen(

@@ -52,7 +52,7 @@ def ask(module: str, paths: Sequence[str], *options: str, environment: Mapping[s
 
     The module sees what the author's code may see of the environment, which is this process's own unless one is given.
     """
-    command = [sys.executable, "-m", "gen_worker.discovery.probe", "--module", module, *options]
+    command = [sys.executable, "-P", "-m", "gen_worker.discovery.probe", "--module", module, *options]
     for path in paths:
         command += ["--path", path]
     with suppress(AttributeError):  # a process without stderr has None

@@ -19,8 +19,8 @@ class Told(NamedTuple):
 
 
 def module(name: str, *, limit_s: float, env: Mapping[str, str] | None = None) -> Told:
-    """Run a module as a program, with all that is installed."""
-    return _run([sys.executable, "-m", name], limit_s, env)
+    """Run a module as a program, with all that is installed, and nothing of the current folder: it may be anybody's."""
+    return _run([sys.executable, "-P", "-m", name], limit_s, env)
 
 
 def script(path: Path, *, limit_s: float) -> Told:

@@ -29,7 +29,7 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.executable, [sys.executable, "-m", "gen_worker.cli", "up", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-P", "-m", "gen_worker.cli", "up", *sys.argv[2:]])
 """
 
 Said = Callable[[str, str], None]
@@ -137,6 +137,7 @@ class LocalWorkers:
         inherited = self._inherited
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-c",
             _STARTER,
             str(os.getpid()),

@@ -52,7 +52,7 @@ class Schemas:
         paths = [f"--path={path}" for path in import_paths(found.root)]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "gen_worker.discovery.probe", "--module", found.main, *paths),
+            *("-P", "-m", "gen_worker.discovery.probe", "--module", found.main, *paths),
             cwd=project,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
