@@ -1,6 +1,7 @@
 """The binary values of results, and the files that they go to."""
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,22 @@ def test_bytes_are_found_wherever_the_schema_says() -> None:
         "saved.0.webp",
         "pair.1.png",
     ]
+
+
+def test_a_file_that_another_request_has_replaced_is_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "out.txt"
+    saved = ImageAsset("out.txt", local_path=str(kept), sha256=hashlib.sha256(b"mine").hexdigest())
+    into = tmp_path / "mine.txt"
+    kept.write_bytes(b"mine")
+    take(folder(into), Album(saved=[saved]))
+    assert into.read_bytes() == b"mine"
+    kept.write_bytes(b"another's")
+    with pytest.raises(Failure, match="is not what this request saved"):
+        take(folder(into, force=True), Album(saved=[saved]))
+    with pytest.raises(Failure, match="is not what this request saved"):
+        take(folder(tmp_path / "second.txt"), Album(saved=[saved]))
+    assert into.read_bytes() == b"mine"
+    assert not (tmp_path / "second.txt").exists()
 
 
 def test_the_member_of_a_union_is_told_by_its_tag() -> None:

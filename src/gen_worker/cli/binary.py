@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.schema import Place, Schema
 from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
 
 _FORCE = "`--force` overwrites it"
+_Readable: TypeAlias = io.BufferedReader | io.BytesIO
 
 
 class Binary:
@@ -56,7 +57,7 @@ class Binary:
         with self._open() as source:
             return mime_type(source.read(HEAD_BYTES), str(ref or ""))
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> _Readable:
         """Return a file to read the value from."""
         local = self._local_path
         if local is None:
@@ -71,20 +72,36 @@ class Binary:
     def write(self, target: Path, *, force: bool) -> None:
         """Write the value to a file, and put that file's path into the result in its place."""
         local = self._local_path
-        if force and local and target.exists() and os.path.samefile(local, target):
-            return  # to write a file over itself would lose it
-        with self._open() as source, open(target, "wb" if force else "xb") as file:
-            try:
-                shutil.copyfileobj(source, file)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    target.unlink()
-                raise
+        with self._open() as source:
+            if local:
+                self._refuse_replaced(source, local)
+            if force and local and target.exists() and os.path.samefile(local, target):
+                return  # to write a file over itself would lose it
+            with open(target, "wb" if force else "xb") as file:
+                try:
+                    shutil.copyfileobj(source, file)
+                except BaseException:
+                    with suppress(FileNotFoundError):
+                        target.unlink()
+                    raise
         if isinstance(self._value, dict):
             self._value["local_path"] = str(target)
             self._value.pop("inline_bytes", None)
         else:
             self._holder[self._key] = str(target)
+
+    def _refuse_replaced(self, source: _Readable, local: str) -> None:
+        """Raise `Failure` for a file that is not what the job saved any more."""
+        saved = self._value.get("sha256")
+        if not isinstance(saved, str):
+            return
+        import hashlib
+
+        if hashlib.file_digest(source, "sha256").hexdigest() != saved:
+            text = f"`{local}` is not what this request saved: it has been replaced since"
+            hint = "have the handler save under a ref of each request's own, as `f'{ctx.request_id}/cat.png'`, or none"
+            raise Failure(text, hint)
+        source.seek(0)
 
 
 def binaries(value: Any, schema: Schema | None, *, remote: bool = False) -> Iterator[Binary]:
