@@ -167,13 +167,12 @@ class OutputRegions:
     def __init__(self, generation: int, send: Callable[[Release | Unmap], None]) -> None:
         """Make none yet; `send` tells the child what becomes of a region that was read."""
         self.generation = generation
-        self._send = send
+        self._send: Callable[[Release | Unmap], None] | None = send  # None: the child is dead
         self._regions: dict[int, OwnRegion] = {}
         self._lent: dict[int, Output] = {}
         self._lent_bytes = 0
         self._index = 0
         self._bytes = 0
-        self._closed = False
 
     def grant(self, size: int) -> tuple[int, OwnRegion] | None:
         """Make a region for an output of `size` bytes; None when the child asks for more than it may hold.
@@ -210,16 +209,16 @@ class OutputRegions:
         size = output.region.size
         self._lent_bytes -= size
         idle_bytes = self._bytes - self._lent_bytes - size  # of the others; the child may be writing to some of them
-        if not self._closed and idle_bytes < KEPT_FREE_BYTES:
+        if self._send is not None and idle_bytes < KEPT_FREE_BYTES:
             self._send(Release(output.index))
             return
         self._regions.pop(output.index).close()
         self._bytes -= size
-        if not self._closed:
+        if self._send is not None:
             self._send(Unmap(output.index))
 
     def close(self) -> None:
         """The child is dead: close what nobody reads now, and the rest when its reader is done."""
-        self._closed = True
+        self._send = None  # it holds the child's process, which holds this
         for index in [index for index in self._regions if index not in self._lent]:
             self._regions.pop(index).close()

@@ -284,6 +284,7 @@ class ChildProcess:
         for _, descriptors in self._unsent:
             close_all(descriptors)
         self._unsent.clear()
+        self._pipes.clear()  # they hold this, and this them: only the cycle collector would free a dead child
         self.channel.close()
         self.inputs.close()
         self.outputs.close()
