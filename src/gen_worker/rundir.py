@@ -37,6 +37,8 @@ class SupervisorFile(msgspec.Struct, frozen=True):
     control: str
     serve: str | None
     protocol: int
+    host: str = ""
+    """Which kernel and pid namespace its pid belongs to: folders may be shared by hosts."""
 
     def write(self, folder: Path) -> None:
         """Put the file into the supervisor's folder; readers see it whole or not at all."""

@@ -234,7 +234,8 @@ class Host:
             self._folder, sock = self._own_folder(place)
             self._control.listen(sock)
             control = str(self._folder / CONTROL)
-            file = SupervisorFile(os.getpid(), self._boot_id, control, self.plan.address, wire.CONTROL_PROTOCOL)
+            here = predecessors.here()
+            file = SupervisorFile(os.getpid(), self._boot_id, control, self.plan.address, wire.CONTROL_PROTOCOL, here)
             file.write(self._folder)
         except (OSError, ListenError) as error:
             unusable = isinstance(error, FileExistsError | NotADirectoryError)
