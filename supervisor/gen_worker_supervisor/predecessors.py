@@ -58,7 +58,7 @@ def _bury(run_dir: Path, ended: list[int]) -> None:
 
 
 def surely_gone(run_dir: Path) -> dict[Path, SupervisorFile]:
-    """Return, by their folders, the killed supervisors of this kernel and pid namespace that had a mark of their own."""
+    """Return, by folder, the killed supervisors of this kernel and pid namespace that had a mark of their own."""
     place = here()
     return {
         folder: file
