@@ -370,7 +370,8 @@ def test_an_address_that_is_none_is_refused(folder: Path, address: str) -> None:
 def test_a_server_that_hangs_up_is_said(server: Server) -> None:
     server.answer = lambda request: [None]
     done = invoke("echo")
-    assert (done.returncode, done.stderr) == (1, "error: the server closed the connection before its answer\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the server closed the connection before its answer\nhint: it ended, or ")
 
 
 def test_what_is_no_answer_is_said(server: Server) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.cli import kill, ps
+from gen_worker.cli import kill, ps, restart
 from gen_worker.cli.table import duration, size, table
 from gen_worker.wire.control import Killed
 from gen_worker.wire.status import (
@@ -131,8 +131,8 @@ def test_a_wider_terminal_shows_more() -> None:
     ("used_mib", "lines"),
     [
         (15000, []),
-        (18050, ["memory is scarce: 17.6 GiB of 19.5 GiB are used (cgroup v2); below 1000 MiB a child is ended"]),
-        (19500, ["memory is short: 19.0 GiB of 19.5 GiB are used (cgroup v2); below 1000 MiB a child is ended"]),
+        (18050, ["memory is scarce: 1950 MiB of 19.5 GiB are left (cgroup v2); below 1000 MiB a child is ended"]),
+        (19500, ["memory is short: 500 MiB of 19.5 GiB are left (cgroup v2); below 1000 MiB a child is ended"]),
     ],
 )
 def test_memory_is_told_of_when_it_is_scarce(used_mib: int, lines: list[str]) -> None:
@@ -228,5 +228,29 @@ def test_a_hang_has_its_name_its_length_and_its_meaning() -> None:
     assert ps.describe(status(gpus=[gpu])).splitlines()[3:] == [
         "cpu:0   hung   7    -       0     0         a",
         "",
-        "child 7 of `cpu:0`: python_stuck, nothing new for 1m15s: its code waits for a lock",
+        "child 7 of `cpu:0`, at `a`: python_stuck, nothing new for 1m15s: its code waits for a lock",
+        "`gen-worker kill JOB` ends one of these jobs, and nothing else",
     ]
+
+
+def test_hangs_of_several_children_are_told_line_by_line_and_a_load_is_not_to_be_killed() -> None:
+    loading = [DeviceStatus(None, None, f"cpu:{at}", 7 + at, "loading", hang="native_wait") for at in range(2)]
+    assert ps.describe(status(gpus=loading)).splitlines()[6:] == [
+        "child 7 of `cpu:0`: native_wait: it sleeps in a system call: for a pipe, a socket, a timer",
+        "child 8 of `cpu:1`: native_wait: it sleeps in a system call: for a pipe, a socket, a timer",
+    ]
+
+
+def test_a_device_is_meant_by_its_name_its_index_or_the_number_of_its_slot() -> None:
+    gpu = DeviceStatus(0, "GPU-1", "cuda:0", 1, "idle")
+    slots = [DeviceStatus(None, None, f"cpu:{number}", 2, "idle") for number in range(2)]
+    assert restart.named("1", slots) is slots[1]
+    assert restart.named("0", [*slots, gpu]) is gpu
+    assert restart.named("GPU-1", [*slots, gpu]) is gpu
+    assert restart.named("2", slots) is None
+
+
+def test_who_restarts_a_child_is_told_what_it_waits_for() -> None:
+    jobs = [JobStatus(f"r{each}", "f", "running", hang="gil_held" if each == 0 else None) for each in range(5)]
+    assert restart.described(jobs[:1]) == "`r0` (hangs: gil_held) ends"
+    assert restart.described(jobs) == "`r0` (hangs: gil_held), `r1`, `r2` and 2 more end"

@@ -123,9 +123,10 @@ class Call:
                 sys.stderr.write(f"still waiting for `{self._function}`; `gen-worker ps` shows what it does\n")
                 continue
             if line is None:
-                raise Failure("the server closed the connection before its answer", code=USER_CODE)
+                hint = f"it ended, or was ended: {self._server.log} may say why"
+                raise Failure("the server closed the connection before its answer", hint, code=USER_CODE)
             if line.error is not None:
-                _report(line.error, timed=timeout_s > 0, log=self._server.log)
+                _report(line.error, self._function, timed=timeout_s > 0, log=self._server.log)
             if self._is_last(line):
                 return OK
 
@@ -158,12 +159,12 @@ _FOR_A_WHILE = ("tried again in", "refused for")  # of what is unavailable: what
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
     "child_died": "{log} has the rest of what the child said",
-    "quarantined": "change the payload, or wait; `gen-worker quarantine clear` lets it run again",
+    "quarantined": "change the payload, or wait; `gen-worker quarantine clear {function}` lets it run again",
     "draining": "the server is stopping",
 }
 
 
-def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
+def _report(error: WireError, function: str, *, timed: bool, log: str) -> NoReturn:
     """Say why the request failed; `timed` is whether its deadline was this command's, `log` is the server's log."""
     detail = error.detail or ErrorDetail()
     raised = where_raised(detail.stack or []) if error.kind == "invalid" else ""
@@ -174,9 +175,11 @@ def _report(error: WireError, *, timed: bool, log: str) -> NoReturn:
     told = ", ".join(
         f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
     )
-    hint = _HINTS.get(error.kind, _hint_of_trying(error)).format(log=log)
+    hint = _HINTS.get(error.kind, _hint_of_trying(error)).format(log=log, function=function)
     if error.kind == "child_died" and detail.postmortem is not None:
         hint = f"`gen-worker postmortem {detail.postmortem}` tells what is known of it"
+    elif error.kind == "quarantined" and detail.postmortem is not None:
+        hint += f"; `gen-worker postmortem {detail.postmortem}` tells what it did"
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
     hint = detail.hint or hint or raised

@@ -91,7 +91,10 @@ def describe(status: Status, look: Look = PLAIN) -> str:
     if status.models:
         parts.append(_models(status, look))
     parts += [_download(download) for download in status.downloads]
-    parts += [_hang(device) for device in status.gpus if device.hang is not None]
+    if hanging := [device for device in status.gpus if device.hang is not None]:
+        parts.append("\n".join(map(_hang, hanging)))
+        if any(device.job is not None for device in hanging):
+            parts[-1] += "\n`gen-worker kill JOB` ends one of these jobs, and nothing else"
     parts += [_ailment(device) for device in status.gpus if device.health != "ok" or device.reason]
     if closed := [function for function in status.functions if function.state == "unavailable"]:
         parts.append("\n".join(f"`{each.name}` is unavailable: {each.reason or 'no reason given'}" for each in closed))
@@ -119,7 +122,7 @@ def _link(link: LinkStatus) -> str:
 
 def _host_memory(memory: MemoryStatus) -> str:
     short = "short" if memory.left < memory.reserve else "scarce"
-    figures = f"{size(memory.used)} of {size(memory.limit)} are used ({memory.source})"
+    figures = f"{size(memory.left)} of {size(memory.limit)} are left ({memory.source})"
     return f"memory is {short}: {figures}; below {size(memory.reserve)} a child is ended"
 
 
@@ -142,7 +145,8 @@ def _devices(devices: list[DeviceStatus], look: Look) -> str:
 
 def _hang(device: DeviceStatus) -> str:
     silence = "" if device.silent_s is None else f", nothing new for {duration(device.silent_s)}"
-    return f"child {device.pid} of `{device.name}`: {device.hang}{silence}: {HANGS.get(device.hang or '', '')}"
+    at = "" if device.job is None else f", at `{device.job}`"
+    return f"child {device.pid} of `{device.name}`{at}: {device.hang}{silence}: {HANGS.get(device.hang or '', '')}"
 
 
 def _ailment(device: DeviceStatus) -> str:

@@ -1,6 +1,7 @@
 """`gen-worker restart`: replace the child of one device."""
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -8,11 +9,13 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_device
-from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest
+from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest, say
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Restarted
-from gen_worker.wire.status import DeviceStatus
+from gen_worker.wire.status import DeviceStatus, JobStatus
+
+_NAMED = 3
 
 _HELP = """Replace the child process of DEVICE by a new one.
 
@@ -40,10 +43,13 @@ class _Command(Command):
 def command(device: str, now: bool, as_json: bool, socket_: str | None) -> int:
     """Replace the child of one device."""
     with connected(socket_, "gen-worker restart") as client:
-        known = client.list().gpus
-        meant = next((each for each in known if device in names_of(each)), None)
+        status = client.list()
+        known, meant = status.gpus, named(device, status.gpus)
         if meant is not None and not as_json:
             sys.stderr.write(f"waiting for a new child of `{meant.name}`\n")
+            running = [] if now else [job for job in status.jobs if job.gpu in names_of(meant)]
+            if running:
+                say("hint", f"{described(running)} first; `--now` ends what runs there")
         restarted = client.restart(device if meant is None else meant.name, now)
     before = None if meant is None else meant.pid
     if restarted.outcome != "restarted":
@@ -60,6 +66,19 @@ def command(device: str, now: bool, as_json: bool, socket_: str | None) -> int:
     gone = "" if before is None else f" in the place of {before}"
     click.echo(f"`{restarted.device}` has child {restarted.pid}{gone} after {duration(restarted.seconds)}")
     return OK
+
+
+def named(device: str, known: Sequence[DeviceStatus]) -> DeviceStatus | None:
+    """Return the device that a person means by one of its names, or by the number of a CPU slot."""
+    meant = [each for each in known if device in names_of(each)]
+    return next(iter(meant or [each for each in known if each.name == f"cpu:{device}"]), None)
+
+
+def described(running: Sequence[JobStatus]) -> str:
+    """Return in words which requests a child has yet to end, and how they hang."""
+    told = ", ".join(f"`{job.id}`" + (f" (hangs: {job.hang})" if job.hang else "") for job in running[:_NAMED])
+    more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
+    return f"{told}{more} {'ends' if len(running) == 1 else 'end'}"
 
 
 def names_of(device: DeviceStatus) -> list[str]:
