@@ -548,14 +548,17 @@ class Supervisor:
         )
         where = job.child.device.name if job.child is not None else job.function.name
         level: Literal["info", "warning"] = "info" if outcome.state in ("canceled", "invalid") else "warning"
-        text = f"request {job.request_id} of `{job.function.name}`: {outcome.kind}: {outcome.message}"
+        who = f"request {job.request_id} of `{job.function.name}`"
+        text = f"{who}: {outcome.kind}: {outcome.message}"
         if outcome.kind == "canceled" and job.ending is not None and job.ending.reason is Reason.DISCONNECT:
             self._left.append((where, text))
             if len(self._left) == 1:
                 self._loop.call_soon(self._note_left)
             return
         if job.ending is not None and job.ending.rung:
-            text += f" ({job.ending.told(time.monotonic())})"
+            told = job.ending.told(time.monotonic())
+            # The answer of one that was killed names its rung, for its client.
+            text = f"{who}: killed by an operator ({told})" if outcome.kind == "killed" else f"{text} ({told})"
         self.log.event(level, where, text, stack)
 
     def _note_left(self) -> None:

@@ -44,6 +44,7 @@ def test_kill_now_ends_any_hang_within_3_s_with_rung_and_stack_and_disturbs_nobo
     assert frame["error"]["detail"]["cause"] == "killed"
     assert frame["error"]["detail"]["rung"] == int(said["rung"])
     assert any(HANGS[function] in line for line in frame["error"]["detail"]["stack"])
+    assert server.log().count("killed by an operator") == server.log().count(f"(rung {said['rung']}, ") == 1
     assert server.runs() == {"hung": 1, "sibling": 1}, "what is killed is not rerun"
     server.until_idle()
     assert text_of(server.ask("echo", text="on")) == "on"
