@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -126,6 +127,29 @@ def test_whatever_it_finds_can_be_asked_for_by_its_name(tmp_path: Path) -> None:
     online = checks(Patient.here(os.environ, online=True))
     assert any(check.answers_to("clock-offset") for check in online)
     assert not any(check.answers_to("cuda") for check in online)
+
+
+@pytest.mark.root
+def test_a_full_disk_is_a_problem_wherever_something_has_to_be_written(tmp_path: Path) -> None:
+    place = tmp_path / "full"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, timeout=10)
+    if mounted.returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        with suppress(OSError), (place / "everything").open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 16)):
+                pass
+        env = {**os.environ, "TMPDIR": str(place), "GEN_WORKER_RUN_DIR": str(place / "run")}
+        command = [*GEN_WORKER, "doctor", "--only", "temporary,run-dir", "--json"]
+        done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True, timeout=10)
+    found = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    for name in ("temporary", "run-dir"):
+        assert found[name]["status"] == "problem"
+        assert str(place) in found[name]["found"]
+        assert "no space left" in found[name]["found"]
 
 
 def test_sick_gpus_and_those_that_a_supervisor_has_are_told(tmp_path: Path, serve: Serve) -> None:

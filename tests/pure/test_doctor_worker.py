@@ -90,6 +90,8 @@ def test_a_run_dir_that_others_may_write_to_is_a_problem(tmp_path: Path) -> None
 def test_a_temporary_folder_that_takes_nothing_is_a_problem(tmp_path: Path) -> None:
     assert storage.temporary(tmp_path).status is not Status.PROBLEM
     is_told(storage.temporary(Path("/proc")), Status.PROBLEM, "TMPDIR")
+    assert storage.temporary_in({"TMPDIR": "/full", "TMP": "/other"}) == Path("/full")
+    assert storage.temporary_in({"TMPDIR": "", "TMP": "/other"}) == Path("/other")
 
 
 # --- settings and tokens ----------------------------------------------------------------------------------------------
@@ -230,6 +232,11 @@ def test_a_function_that_finds_no_device_is_told(
 ) -> None:
     (found,) = needs.devices(survey(function), gpus)
     is_told(found, status, word)
+
+
+def test_a_module_without_an_endpoint_is_a_problem() -> None:
+    (found,) = needs.devices(survey(), [])
+    is_told(found, Status.PROBLEM, "declares no endpoint")
 
 
 def test_models_that_are_not_here_are_told() -> None:

@@ -3,7 +3,6 @@
 import resource
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -176,7 +175,7 @@ def _of_storage(patient: Patient) -> list[Check]:
         Check("disk", "cache", lambda: storage.cache(settings.cache_dir)),
         Check("disk", "hub-cache", lambda: storage.hub_cache(hub, settings.cache_dir)),
         Check("disk", "lower-caches", lambda: storage.lower_caches(settings.lower_caches)),
-        Check("disk", "temporary", lambda: storage.temporary(Path(tempfile.gettempdir()))),
+        Check("disk", "temporary", lambda: storage.temporary(storage.temporary_in(patient.env))),
     ]
 
 

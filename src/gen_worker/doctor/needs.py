@@ -9,6 +9,8 @@ from gen_worker.wire.survey import Survey, SurveyedFunction
 
 def devices(survey: Survey, gpus: Sequence[Gpu]) -> Iterator[Finding]:
     """Whether each function finds the device that it declares. Pure."""
+    if not survey.functions:
+        yield problem("functions", "the module declares no endpoint", "decorate a function or class with `@endpoint`")
     good = []
     for function in survey.functions:
         lack = _lack(function, gpus)

@@ -3,7 +3,8 @@
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gen_worker.doctor.finding import Finding, ok, problem, reason, size, skipped, warning
@@ -12,6 +13,7 @@ from gen_worker.preflight import IN_MEMORY, filesystem_of
 ROOM_FOR_MODELS = 20 << 30
 ROOM_FOR_INPUTS = 1 << 30
 _FEW_FILES = 1000
+_A_BLOCK = 4096
 
 
 def cache(root: Path, *, mounts: Path = Path("/proc/self/mountinfo")) -> Finding:
@@ -83,11 +85,17 @@ def temporary(folder: Path) -> Finding:
     """Whether inputs of jobs can be kept while they run."""
     if refused := _refusal(folder):
         told = f"`{folder}`: nothing can be written: {refused}"
-        return problem("temporary", told, "set `TMPDIR` to a folder of yours")
+        return problem("temporary", told, "set `TMPDIR` to a folder of yours with room in it")
     told = f"`{folder}`: {size(_free(folder))} free"
     if _free(folder) < ROOM_FOR_INPUTS:
         return warning("temporary", told, "make room there, or set `TMPDIR`: inputs of jobs are kept there")
     return ok("temporary", told)
+
+
+def temporary_in(env: Mapping[str, str]) -> Path:
+    """Return the folder that the environment names for what is temporary, whether or not that can be used."""
+    named = next(filter(None, (env.get(name) for name in ("TMPDIR", "TEMP", "TMP"))), None)
+    return Path(named) if named else Path(tempfile.gettempdir())
 
 
 def existing(path: Path) -> Path:
@@ -97,10 +105,9 @@ def existing(path: Path) -> Path:
 
 def _refusal(folder: Path) -> str:
     """Return why no file can be made in a folder, an empty text where one can; leaves none."""
-    from tempfile import TemporaryFile
-
     try:
-        TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(_A_BLOCK))  # a full disk may still take an empty one
     except OSError as error:
         return reason(error)
     return ""
