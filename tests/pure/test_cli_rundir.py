@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.cli.failure import Failure
+from gen_worker.cli.ndjson import open_connection
 from gen_worker.rundir import (
     SeveralSupervisors,
     SupervisorFile,
@@ -19,6 +21,7 @@ from gen_worker.rundir import (
     live_supervisors,
     make_private,
 )
+from gen_worker.wire.address import UnixAddress
 
 
 @pytest.fixture
@@ -63,6 +66,20 @@ def test_a_supervisor_is_gone_when_its_socket_is_there_and_nobody_listens(folder
         killed = supervisor(short, folder, 40)
     assert gone_supervisors(folder) == {folder / "40": killed}
     assert gone_supervisors(folder / "nowhere") == {}
+
+
+def test_a_server_that_is_ending_is_not_said_to_be_elsewhere(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEN_WORKER_RUN_DIR", str(folder))
+    address = folder / "serve.sock"
+    supervisor(stack, folder, 20, str(address))
+    with pytest.raises(Failure, match="no server at") as refused:
+        open_connection(UnixAddress(str(address)))
+    assert refused.value.hint == "its supervisor, 20, takes nothing new any more: it is ending"
+    with pytest.raises(Failure) as elsewhere:
+        open_connection(UnixAddress(str(folder / "other.sock")))
+    assert f"`{address}`: name one with" in elsewhere.value.hint
 
 
 def test_what_a_dead_supervisor_left_is_neither_alive_nor_deleted(folder: Path, stack: ExitStack) -> None:

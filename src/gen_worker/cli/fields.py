@@ -263,7 +263,8 @@ _BY_TYPE: dict[str, Callable[[str, str, Place], Any]] = {
 def _primary(word: str, schema: Schema | None) -> str:
     """Return the field that a bare word fills: the first required text, else the first required, else the first."""
     if schema is None:
-        raise Failure(f"which field is `{word}` for? The function's fields are not known here", f"write `field={word}`")
+        hint = f"a server that starts says `ready` once they are; else write `field={word}`"
+        raise Failure(f"which field is `{word}` for? The function's fields are not known here", hint)
     whole = Place(schema, schema).whole()
     fields = {
         name: Place(schema, part).resolved()

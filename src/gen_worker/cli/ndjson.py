@@ -1,6 +1,7 @@
 """The client's side of the request socket: JSON, one object a line."""
 
 import errno
+import os
 import socket
 import time
 
@@ -67,9 +68,18 @@ def open_connection(address: Address) -> socket.socket:
         if error.errno == errno.EPROTOTYPE:
             raise Failure(f"`{address}` is a control socket, not one for requests", _elsewhere()) from None
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise Failure(f"no server at `{address}`: {reason.lower()}", _elsewhere()) from None
+        raise Failure(f"no server at `{address}`: {reason.lower()}", _ending(address) or _elsewhere()) from None
     except AttributeError:
         raise Failure("this system has no Unix sockets", "name the server as `tcp://host:port`") from None
+
+
+def _ending(address: Address) -> str:
+    """Return what to know of a supervisor that is alive and does not listen at its address any more."""
+    if isinstance(address, TcpAddress):
+        return ""
+    served = {file.serve: file.pid for file in live_supervisors(Settings.load().run_dir) if file.serve}
+    pids = [pid for serve, pid in served.items() if os.path.realpath(serve) == os.path.realpath(address.path)]
+    return f"its supervisor, {pids[0]}, takes nothing new any more: it is ending" if pids else ""
 
 
 def _elsewhere() -> str:
