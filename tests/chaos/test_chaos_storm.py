@@ -23,6 +23,7 @@ pytestmark = pytest.mark.process
 SOAK_S = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
 LONG_S = 300.0  # of less than this a slope means nothing
+SLOPE_BYTES = 1_000_000  # in 10 minutes
 CLIENTS = 8
 PACE_S = 0.02
 PAUSE_S = 0.25
@@ -136,4 +137,5 @@ def test_a_storm_of_faults_loses_no_request_and_leaves_nothing(tmp_path: Path) -
             measured += f"; {grown / 1e6:+.2f} MB in 10 minutes"
         assert set(load.kinds()) <= ENDS
         assert lag_s < LAG_S
+        assert SOAK_S < LONG_S or grown < SLOPE_BYTES
         survived(whole, time.monotonic() - began, measured)

@@ -3,10 +3,11 @@
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -63,6 +64,7 @@ class OfferedModels:
         self._clock = clock
         self._memory = sqlite3.connect(memory or ":memory:", check_same_thread=False, isolation_level=None)
         self._memory.executescript(_SCHEMA)
+        self._turn = threading.Lock()  # whoever closes it has it while nobody asks it
         self._closed = False
         self._by_ref: dict[str, Model] = {}
         self._by_digest: dict[str, Model] = {}
@@ -70,7 +72,8 @@ class OfferedModels:
     def close(self) -> None:
         """Close the memory of what was read before, and stop reading."""
         self._closed = True
-        self._memory.close()
+        with self._turn:
+            self._memory.close()
 
     def add(self, ref: str, folder: Path) -> Model:
         """Read a folder and offer it under a ref; raise `ModelFolderError`.
@@ -124,15 +127,19 @@ class OfferedModels:
         try:
             found = os.fstat(descriptor)
             key = (str(place), found.st_size, found.st_mtime_ns)
-            known = self._memory.execute(
-                "SELECT blake3 FROM hashed WHERE path = ? AND size = ? AND changed = ?", key
-            ).fetchone()
-            digest = known[0] if known else self._digest(descriptor)
+            known = self._asked("SELECT blake3 FROM hashed WHERE path = ? AND size = ? AND changed = ?", *key)
+            digest = known[0][0] if known else self._digest(descriptor)
         finally:
             os.close(descriptor)
         if not known:
-            self._memory.execute("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?)", (*key, digest))
+            self._asked("INSERT OR REPLACE INTO hashed VALUES (?, ?, ?, ?)", *key, digest)
         return ModelFile(place, found.st_size, found.st_mtime_ns, digest)
+
+    def _asked(self, question: str, *values: str | int) -> list[Any]:
+        with self._turn:
+            if self._closed:
+                raise ModelFolderError("it was not read to the end")
+            return self._memory.execute(question, values).fetchall()
 
     def _digest(self, descriptor: int) -> str:
         hasher = blake3()
