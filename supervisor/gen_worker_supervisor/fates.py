@@ -4,7 +4,7 @@ from math import inf
 
 from gen_worker_supervisor.actions import Action, LookAtGpus, Note, Spawn
 from gen_worker_supervisor.burials import Burial
-from gen_worker_supervisor.guard import HOST_OOM
+from gen_worker_supervisor.guard import HOST_OOM, is_victim
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
 from gen_worker_supervisor.state import Child, Death, Device, Fleet, Job, holds
@@ -89,7 +89,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
 
 def _for_others(fleet: Fleet, child: Child) -> bool:
     """Whether a child was to end for something else than what it set up or imported."""
-    replaced = child.retiring and not child.doom
+    replaced = child.retiring and (not child.doom or is_victim(child))
     return replaced or child.ending is not None or fleet.draining or child.device.lost
 
 
@@ -154,6 +154,8 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
     for job in reversed(unfinished):  # each goes to the front, so the first is the first again
         if job in suspects:
             actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1 and not innocent)
+        elif is_victim(child) and job.state is JobState.STARTED:
+            actions += _spare(fleet, job, death, now)
         elif job.state is JobState.STARTED and not job.reruns:
             ours = child.ending is not None
             text = f"its child was ended with another job in it: {death.cause}" if ours else _lost(death)
@@ -204,6 +206,15 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     return run_again(fleet, job, now) or [note]
 
 
+def _spare(fleet: Fleet, job: Job, death: Death, now: float) -> list[Action]:
+    """A job whose child was ended for memory that others took runs again, but not for ever."""
+    job.losses += 1
+    if job.reruns and job.losses < LOSSES:
+        return run_again(fleet, job, now)
+    text = f"its child was ended while it ran: {death.cause}; it took no more memory than usual"
+    return [end_job(fleet, job, failure("child_died", text, retryable=True, detail=death_detail(death, job)))]
+
+
 def _may_be_from_outside(death: Death) -> bool:
     """Whether somebody may have killed the child: of several at once that says nothing of a payload they shared."""
     return death.cause in ("SIGKILL", "SIGTERM") and not death.oom_kills
@@ -224,7 +235,9 @@ def _plan_respawn(fleet: Fleet, child: Child, death: Death, wanted: bool, now: f
                 child.import_error or f"its child died {BOOT_TRIES} times before it was ready: {death.cause}"
             )
             return after_loss(fleet, device, now)
-    delay = 0.0 if wanted else backoff_s(device.deaths_in_row + death.unborn, child.generation)
+    victim = is_victim(child)  # the next one would be, too
+    wanted = wanted and not victim
+    delay = 0.0 if wanted else backoff_s(device.deaths_in_row + (death.unborn or victim), child.generation)
     if not wanted:
         device.deaths_in_row += 1
     if delay == 0.0:

@@ -112,6 +112,7 @@ def _make_room(fleet: Fleet, children: Sequence[Child], reading: MemoryReading, 
     largest = max(living, key=lambda child: child.rss, default=None)
     last = reading.limit - reading.used < fleet.memory_reserve * LAST_SHARE
     if last and largest is not None and largest.rss >= WORTH_BYTES:
+        largest.retiring = True  # whoever took the memory, it was not this one
         return _end(fleet, largest, reading, "the most of all", now)
     if fleet.short_told:
         return []
@@ -146,6 +147,11 @@ def _end(fleet: Fleet, child: Child, reading: MemoryReading, why: str, now: floa
     fleet.short_looks, fleet.short_told = -LOOKS_BETWEEN, True
     text = f"is short: {_figures(reading)}; child {child.pid} of {child.device.name} is ended"
     return [Note("error", "memory", f"{text}: it takes {_size(child.rss)}, {why}"), *kill_child(fleet, child, now)]
+
+
+def is_victim(child: Child) -> bool:
+    """Whether a child is ended for lack of memory though it took no more than usual."""
+    return child.doom == HOST_OOM and child.retiring
 
 
 def cause_known(child: Child, death: Death) -> Death:

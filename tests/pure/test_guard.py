@@ -282,6 +282,34 @@ def test_its_job_runs_once_more_alone_or_may_be_tried_elsewhere_and_is_told_the_
     assert (answer.detail.cause, answer.detail.signal) == ("host_oom", "SIGKILL")
 
 
+@pytest.mark.promise(4)
+@pytest.mark.parametrize("reruns", [True, False])
+def test_a_child_that_took_no_more_than_usual_is_ended_at_the_cost_of_nobody_who_is_to_blame(reruns: bool) -> None:
+    host = Guarded(devices=1)
+    job = host.submit(client=Caller("wire"), reruns=reruns)
+    host.starts(job)
+    births = []
+    for _ in range(2 if reruns else 1):
+        child = host.child()
+        while not child.doom:
+            host.reads(RESERVE // 5)
+        host.dies(child, KILLED)
+        births.append(host.fleet.devices[0].restart_at or 0.0)
+        births[-1] -= host.now
+        host.passes(5.0)
+        if host.unanswered(job):
+            host.weighed(host.boot())
+            host.starts(job)
+    answer = host.answer(job)
+    assert (answer.state, answer.kind) == (JobState.RETRYABLE, "child_died")
+    assert answer.detail is not None
+    assert (answer.detail.cause, answer.detail.signal) == ("host_oom", "SIGKILL")
+    assert "no more memory than usual" in answer.message
+    assert host.fleet.blame.listed(host.now) == []
+    assert births == sorted(births)  # each is left more time, for the next one would be ended, too
+    assert births[0] > 0.5
+
+
 def test_a_kill_of_the_kernels_is_known_by_its_counter_and_nobody_elses_is_taken_for_one() -> None:
     child = Child(Device("cpu:0", "cpu"), 1, 0.0)
     counted = Death("SIGKILL", signal="SIGKILL", oom_kills=1)
