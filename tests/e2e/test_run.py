@@ -383,7 +383,8 @@ def test_an_import_that_ends_the_process_is_told_by_its_cause(tmp_path: Path) ->
     root = project(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     done = run("--list", cwd=root)
     assert done.returncode == 2
-    assert done.stderr == "error: importing `mine.main` ended the process: SIGSEGV\n"
+    assert 'main.py", line 2 in <module>' in done.stderr
+    assert done.stderr.endswith("\nerror: importing `mine.main` ended the process: SIGSEGV\n")
 
 
 def test_without_a_project_the_hint_says_what_to_do(tmp_path: Path) -> None:

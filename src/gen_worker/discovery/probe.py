@@ -6,6 +6,7 @@ and exits 0, or `{"error", "hint", "stack", "problems"}` and exits 2.
 
 import argparse
 import ctypes
+import faulthandler
 import signal
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,13 @@ def _told(error: DiscoveryError) -> dict[str, Any]:
     return {"error": error.message, "hint": error.hint, "stack": error.stack}
 
 
+def _show_stacks() -> None:
+    """Have this process write its stacks to stderr when a signal ends it, and whenever somebody asks."""
+    faulthandler.enable()
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1)
+
+
 def _end_with_parent() -> None:
     """Have the system end this process with the one that waits for it, whatever importing the module does meanwhile."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C meets both: one has something to say
@@ -62,4 +70,5 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
+    _show_stacks()
     leave(main())

@@ -14,6 +14,8 @@ from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.environment import author_environment
 from gen_worker.wire.survey import Survey
 
+NOTICE_S = 10.0  # what imports torch from a cold disk may take as long
+
 
 class _Problem(msgspec.Struct):
     error: str
@@ -47,10 +49,17 @@ def survey_of_module(module: str, paths: Sequence[str], *, environment: Mapping[
     return msgspec.json.decode(ask(module, paths, environment=environment), type=Survey)
 
 
-def ask(module: str, paths: Sequence[str], *options: str, environment: Mapping[str, str] | None = None) -> bytes:
+def ask(
+    module: str,
+    paths: Sequence[str],
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    notice_s: float = NOTICE_S,
+) -> bytes:
     """Return the JSON document that a probe prints about a module; raise DiscoveryError when it finds faults.
 
     The module sees what the author's code may see of the environment, which is this process's own unless one is given.
+    One that takes longer than `notice_s` is told of on stderr, once; there is no limit.
     """
     command = [sys.executable, "-P", "-m", "gen_worker.discovery.probe", "--module", module, *options]
     for path in paths:
@@ -58,14 +67,29 @@ def ask(module: str, paths: Sequence[str], *options: str, environment: Mapping[s
     with suppress(AttributeError):  # a process without stderr has None
         sys.stderr.flush()
     seen = author_environment(os.environ if environment is None else environment)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=seen, check=False)
-    if done.returncode == 0 and done.stdout:
-        return done.stdout
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=seen) as probe:
+        try:
+            told = _told(probe, module, notice_s)
+        except BaseException:
+            probe.kill()
+            raise
+    if probe.returncode == 0 and told:
+        return told
     try:
-        problem = msgspec.json.decode(done.stdout, type=_Problem)
+        problem = msgspec.json.decode(told, type=_Problem)
     except msgspec.DecodeError:
-        raise DiscoveryError(f"importing `{module}` ended the process: {_fate(done.returncode)}") from None
+        raise DiscoveryError(f"importing `{module}` ended the process: {_fate(probe.returncode)}") from None
     raise problem.raised()
+
+
+def _told(probe: "subprocess.Popen[bytes]", module: str, notice_s: float) -> bytes:
+    try:
+        return probe.communicate(timeout=notice_s)[0]
+    except subprocess.TimeoutExpired:
+        with suppress(AttributeError):
+            sys.stderr.write(f"still importing `{module}`\nhint: `kill -USR1 {probe.pid}` shows where it is\n")
+            sys.stderr.flush()
+        return probe.communicate()[0]
 
 
 def _fate(status: int) -> str:

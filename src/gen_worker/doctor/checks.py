@@ -230,7 +230,8 @@ def _of_endpoint(endpoint: Endpoint, patient: Patient, driver: "_Driver") -> lis
             *needs.models(survey, here, free, offline=patient.settings.offline),
         ]
 
-    return [Check("endpoint", "endpoint", look, _ENDPOINT_LIMIT_S, ("module", "functions", "models"))]
+    stuck = f"importing `{endpoint.module}` takes too long: what is slow belongs into `setup()`"
+    return [Check("endpoint", "endpoint", look, _ENDPOINT_LIMIT_S, ("module", "functions", "models"), stuck)]
 
 
 class _Driver:

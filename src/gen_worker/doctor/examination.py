@@ -18,7 +18,8 @@ Look: TypeAlias = Callable[[], Finding | list[Finding]]
 class Check(NamedTuple):
     """One thing to look at: under which heading it is told, what it is called, how long it may take.
 
-    `tells` are the other names that its findings may have, `*` standing for anything.
+    `tells` are the other names that its findings may have, `*` standing for anything; `stuck` says what to do when it
+    does not end.
     """
 
     group: str
@@ -26,6 +27,7 @@ class Check(NamedTuple):
     look: Look
     limit_s: float = 5.0
     tells: Sequence[str] = ()
+    stuck: str = "a disk, a network folder or a driver does not answer: `ps` shows who waits in state `D`"
 
     def answers_to(self, name: str) -> bool:
         """Whether it is meant by a name: its own, its group's, or that of something it finds."""
@@ -71,7 +73,7 @@ class _Examined:
             found = problem(
                 self.check.name,
                 f"looking at it did not end within {self.check.limit_s:g} s",
-                "a disk, a network folder or a driver does not answer: `ps` shows who waits in state `D`",
+                self.check.stuck,
             )
             return Told(self.check.group, [found], self.check.limit_s)
         if self._failure is not None:
