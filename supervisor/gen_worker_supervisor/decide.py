@@ -129,7 +129,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
     instance = job.instance
     best: Child | None = None
     best_used = 0
-    best_rank = (False, 0)
+    best_rank = (0, 0)
     warm = coming = 0
     lane = lane_of(function)
     for child in children:
@@ -140,8 +140,9 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
         warm += 1
         coming += instance == child.loading
         used = child.used[lane]
-        # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does.
-        rank = (lane == "loop" and child.used["device"] > 0, used)
+        # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does; one for the
+        # device, of children that have as little to do, to one whose loop has nothing.
+        rank = (child.used["device"], child.used["loop"] > 0) if lane == "device" else (child.used["device"] > 0, used)
         if (best is None or rank < best_rank) and instance in child.loaded and _room(child, function) > 0:
             best, best_used, best_rank = child, used, rank
     if best is not None and (instance == "" or best_used < best.credits[lane]):
@@ -181,7 +182,7 @@ def _displaced(child: Child) -> tuple[bool, int, float]:
 
 def _may_load(child: Child, instance: str) -> bool:
     idle = child.loading is None and child.used["device"] == 0 and child.reserved is None
-    return idle and instance not in child.loaded
+    return idle and instance not in child.loaded and not child.device.held
 
 
 def _may_displace(fleet: Fleet, child: Child, job: Job, known: Instance, now: float) -> bool:
@@ -236,7 +237,7 @@ def _load(fleet: Fleet, child: Child, instance: str, actions: list[Action]) -> N
 def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:
     """Have each child that does nothing set up one more of the instances it can hold."""
     for child in children:
-        if _occupied(child) or child.reserved is not None:
+        if _occupied(child) or child.reserved is not None or child.device.held:
             continue
         for instance in unloaded(fleet, child):
             slots = fleet.slots_of(instance)

@@ -67,6 +67,17 @@ def test_async_jobs_run_beside_a_job_on_the_device() -> None:
     assert host.submit("loop").state is JobState.QUEUED, "its credits are spent"
 
 
+def test_a_job_for_the_device_goes_where_nothing_runs_on_the_loop_if_it_can() -> None:
+    host = Host(function("f"), function("loop", shape="async", lane="loop"), devices=3)
+    host.started("loop")
+    host.started("loop")
+    beside = host.submit("f")
+    assert held_by(beside).used["loop"] == 0
+    for _ in range(2):
+        host.submit("f")
+    assert [child.used["device"] for child in host.fleet.children()] == [1, 1, 1]
+
+
 # --- loads ------------------------------------------------------------------------------------------------------------
 
 
