@@ -140,8 +140,8 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
         warm += 1
         coming += instance == child.loading
         used = child.used[lane]
-        # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does; one for the
-        # device, of children that have as little to do, to one whose loop has nothing.
+        # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does; one for
+        # the device, of children that have as little to do, to one whose loop has nothing.
         rank = (child.used["device"], child.used["loop"] > 0) if lane == "device" else (child.used["device"] > 0, used)
         if (best is None or rank < best_rank) and instance in child.loaded and _room(child, function) > 0:
             best, best_used, best_rank = child, used, rank

@@ -15,6 +15,7 @@ from gen_worker_supervisor.steps import (
     finish_if_drained,
     forgo_coming,
     give_up,
+    kill_child,
     load_failed,
     make_unavailable,
     run_again,
@@ -291,19 +292,33 @@ def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
     device = child.device
     if child.phase is not Phase.DYING or device.health is Health.RETIRED:
         return []
-    if child is not device.child:  # another one has its place: nothing waits for this one
+    if child is not device.child and not child.replaced:  # it never had the place: nothing waits for it
         _forget(device, child, now)
         return _undying(fleet, child, "", now) + (finish_if_drained(fleet) if fleet.draining else [])
+    actions = _give_back_place(fleet, child, now) if child.replaced else []
     if device.health is not Health.WEDGED:
         device.health = step(NEXT_HEALTH, device.health, Health.WEDGED)
         device.reason = f"child {child.pid} is not dead {WEDGED_AFTER_S:.0f} s after SIGKILL"
         fleet.arm(now + RETIRED_AFTER_S - WEDGED_AFTER_S, ("unkillable", child))
-        return _undying(fleet, child, ": the device is wedged", now) + forgo_coming(fleet, device, now)
+        return [*actions, *_undying(fleet, child, ": the device is wedged", now), *forgo_coming(fleet, device, now)]
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
     device.reason = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL"
     note = Note("error", device.name, f"{device.reason}: the device is retired")
-    actions = [note, *after_loss(fleet, device, now)]
+    actions += [note, *after_loss(fleet, device, now)]
     return actions + (finish_if_drained(fleet) if fleet.draining else [])
+
+
+def _give_back_place(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """A child that cannot be ended holds its device still: the one that has taken its place may not run there."""
+    device, present = child.device, child.device.child
+    device.leaving.remove(child)
+    device.child, child.replaced = child, False
+    if present is None:
+        return []
+    device.leaving.append(present)
+    death = Death(cause="device_lost")
+    stranded = strand(fleet, present, "another child of its device cannot be ended", death, now)
+    return stranded + kill_child(fleet, present, now)
 
 
 def _undying(fleet: Fleet, child: Child, so: str, now: float) -> list[Action]:

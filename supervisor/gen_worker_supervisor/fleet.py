@@ -41,7 +41,7 @@ from gen_worker_supervisor.happenings import (
 )
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.replacing import recycle_if_due, restart_asked
+from gen_worker_supervisor.replacing import age_told, restart_asked
 from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
 from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
 from gen_worker_supervisor.state import Child, Fleet, Job, Timer
@@ -109,7 +109,7 @@ def _due(fleet: Fleet, timer: Timer, now: float) -> list[Action]:
         case "unkillable":
             return unkillable(fleet, subject, now)
         case "recycle":
-            return recycle_if_due(fleet, subject, now)
+            return age_told(fleet, subject, now)
         case "settle":
             return settle_over(fleet, subject, now)
         case "look":

@@ -30,18 +30,23 @@ def restart_asked(fleet: Fleet, happening: RestartAsked, now: float) -> list[Act
     actions: list[Action] = [Note("info", device.name, f"child {child.pid} is replaced: an operator wants it at once")]
     if not child.retiring:
         actions += retire_child(fleet, child, now)
-    for job in list(child.leased.values()):
+    for job in [job for each in (child, *device.leaving) for job in each.leased.values()]:
         actions += end_asked(fleet, job, Reason.RESTART, True, now)
+    return actions
+
+
+def age_told(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """Replace a child that is too old; where that cannot be now, look again."""
+    actions = recycle_if_due(fleet, child, now)
+    if child is child.device.child and child.serving and not actions and not fleet.draining:
+        fleet.arm(max(child.device.replace_at, now + LOOK_AGAIN_S), ("recycle", child))
     return actions
 
 
 def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
     """Replace a child that has done enough, or has grown too much, or is too old; one at a time."""
     device, limits = child.device, fleet.recycling
-    if child is not device.child or child.retiring or fleet.draining:
-        return []
-    if now < device.replace_at:
-        fleet.arm(device.replace_at, ("recycle", child))
+    if child is not device.child or child.retiring or fleet.draining or now < device.replace_at:
         return []
     if not child.settled_rss and child.done >= WARM_JOBS:
         child.settled_rss = child.rss
@@ -53,12 +58,15 @@ def recycle_if_due(fleet: Fleet, child: Child, now: float) -> list[Action]:
         reason = f"its memory has grown by {grown / (1 << 20):.0f} MiB"
     elif 0 < limits.age_s <= now - child.born:
         reason = f"it is {now - child.born:.0f} s old"
-    if not reason:
-        return []
-    if fleet.replacing:
-        fleet.arm(now + LOOK_AGAIN_S, ("recycle", child))
+    if not reason or fleet.replacing or _is_another_away(fleet, device):
         return []
     return _replace(fleet, device, child, reason, now)
+
+
+def _is_another_away(fleet: Fleet, device: Device) -> bool:
+    """Whether another device has no child that serves just now: then this one is needed."""
+    others = [other for other in fleet.devices if other is not device and not other.lost]
+    return any(other.child is None or not other.child.serving for other in others)
 
 
 def _replace(fleet: Fleet, device: Device, child: Child, reason: str, now: float) -> list[Action]:
@@ -109,6 +117,7 @@ def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: fl
         coming.drop(instance)
     device.child, device.coming = coming, None
     device.leaving.append(child)
+    child.replaced = True
     device.restarts += 1
     fleet.placed += 1
     fleet.changes += 1

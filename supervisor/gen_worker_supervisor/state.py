@@ -173,6 +173,7 @@ class Job(msgspec.Struct, eq=False):
     priority: int = 0  # a higher one goes first
     moved_at: float = 0.0  # when it was last seen to get on, from its start on
     unread: int = 0  # items of its stream that its reader has not taken
+    cut: bool = False  # items of its stream were dropped
     saving: int = 0  # files that it waits for to be kept
 
     @property
@@ -227,6 +228,7 @@ class Child:
     rungs: dict[str, str] = field(default_factory=dict)  # how instances are placed, those that are not plainly
     reserved: Job | None = None
     retiring: bool = False
+    replaced: bool = False  # another one is in the place that it had
     ending: Ending | None = None  # whose rung ended the process, when ours did
     killed: bool = False  # a SIGKILL was sent
     import_error: str | None = None

@@ -40,8 +40,8 @@ def boots(made: Host, child: Child) -> None:
     made.happens(Reported(child, Ready(list(made.fleet.functions), CREDITS, 7)))
 
 
-def health(made: Host) -> Health:
-    return made.fleet.devices[0].health
+def health(made: Host, index: int = 0) -> Health:
+    return made.fleet.devices[index].health
 
 
 def coming(made: Host, index: int = 0) -> Child:
@@ -310,19 +310,87 @@ def test_it_is_said_why_a_child_is_replaced() -> None:
     assert "it has done 1 job" in "".join(each.message for each in made.actions if isinstance(each, Note))
 
 
-def test_an_old_child_that_cannot_be_ended_holds_up_neither_its_device_nor_the_end() -> None:
-    made = host(Recycling(jobs=1))
+def test_an_old_child_that_cannot_be_ended_costs_its_device_as_if_it_had_its_place_still() -> None:
+    made = host(Recycling(jobs=1), devices=2)
     warm(made)
-    old, new = made.child(), coming(made)
+    index = next(index for index in range(2) if made.fleet.devices[index].coming is not None)
+    device = made.fleet.devices[index]
+    old, new = made.child(index), coming(made, index)
     boots(made, new)
     made.loaded(new)
-    assert made.child() is new
-    made.passes(60.0)  # it is drained, told to end, killed, and there it is
-    assert made.submit().child is new
-    made.drains()
+    assert made.child(index) is new
+    made.passes(16.0)  # it is drained, told to end, killed, and there it is
+    assert device.health is Health.WEDGED
+    assert made.child(index) is old
     made.dies(new)
+    assert spawned(made.passes(30.0)) == []
+    assert health(made, index) is Health.RETIRED
+    made.drains()
+    made.dies(made.child(1 - index))
     assert made.fleet.finished
-    made.dies(old)
+
+
+def test_a_job_that_hangs_in_the_kernel_beside_a_new_child_keeps_the_device_from_everyone() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    busy, new = made.started(), coming(made)
+    boots(made, new)
+    made.loaded(new)
+    waiting = made.submit()
+    made.ends(busy, Reason.KILL, at_once=True)
+    made.passes(12.0)
+    assert health(made) is Health.WEDGED
+    assert waiting.state is JobState.QUEUED
+    made.dies(new)
+
+
+def test_nothing_is_loaded_beside_the_last_job_of_the_child_before() -> None:
+    made = Host(function(), function("other", instance="o"))
+    made.fleet.recycling = Recycling(jobs=1)
+    made.happens(MemoryRead(PLENTY))
+    made.done(made.started())
+    busy = made.started()
+    boots(made, coming(made))
+    waiting = made.submit("other")
+    assert made.child().loading is None
+    made.done(busy)
+    assert made.child().loading == "o"
+    made.loaded(made.child())
+    assert waiting.child is made.child()
+
+
+def test_an_operator_in_haste_has_the_jobs_of_the_child_before_ended_too() -> None:
+    made = host()
+    warm(made)
+    busy = made.started()
+    made.happens(RestartAsked(made.fleet.devices[0]))
+    boots(made, coming(made))
+    made.loaded(coming(made))
+    made.happens(RestartAsked(made.fleet.devices[0], at_once=True))
+    assert busy.ending is not None
+
+
+def test_however_many_jobs_come_while_another_child_is_replaced_nothing_piles_up() -> None:
+    made = host(Recycling(jobs=1), devices=2)
+    warm(made)
+    timers = len(made.fleet.timers)
+    for _ in range(50):
+        made.done(made.started())
+    assert len(made.fleet.timers) < timers + 10
+
+
+def test_a_child_is_not_recycled_while_the_other_devices_have_none() -> None:
+    made = host(Recycling(jobs=1), LITTLE, devices=2)
+    made.dies(made.child(0))
+    warm_child = made.child(1)
+    job = made.submit()
+    made.loaded(warm_child)
+    made.starts(job)
+    made.done(job)
+    assert warm_child.serving
+    made.boot(made.fleet.devices[0])
+    made.done(made.started())
+    assert [device.child.phase for device in made.fleet.devices if device.child].count(Phase.DRAINING) == 1
 
 
 def test_a_next_child_that_dies_while_it_loads_is_no_failed_load() -> None:

@@ -19,8 +19,8 @@ _NAMED = 3
 
 _HELP = """Replace the child process of DEVICE by a new one.
 
-The new one boots, and loads what the old one held, before it takes its place, where there is memory for both. Its
-requests end first; with `--now` they are ended.
+The new one boots, and loads what the old one held, before it takes its place, where there is memory for both. The
+requests of the old one run to their end, those of the device one at a time; with `--now` they are ended.
 
 \b
 gen-worker restart cuda:0
