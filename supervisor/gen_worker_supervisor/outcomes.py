@@ -111,6 +111,7 @@ def ended_outcome(job: Job, death: Death | None) -> Outcome:
             return failure("retryable", "its child is restarted by an operator", retryable=True, detail=detail)
         case Reason.STALL:
             text = f"it hung ({ending.hang or 'in a way that nothing tells'}): nothing of its child moved any more"
+            detail.hint = _STALLED
             return failure("retryable", text, retryable=True, detail=detail)
         case Reason.CANCEL | Reason.DISCONNECT:
             return failure("canceled", "canceled", detail=detail)
@@ -118,6 +119,7 @@ def ended_outcome(job: Job, death: Death | None) -> Outcome:
             assert_never(ending.reason)
 
 
+_STALLED = "a handler that waits long tells how far it is; `GEN_WORKER_STALL_TIMEOUT_S` says how long it may be silent"
 _CAUSES = {Reason.KILL: "killed", Reason.STALL: "hang"}
 """What a job's error names as its cause, where that is not the reason itself."""
 

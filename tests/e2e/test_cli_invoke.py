@@ -337,12 +337,19 @@ def test_what_may_go_well_later_is_said(server: Server) -> None:
     assert invoke("call").stderr == "error: the API is slow\nhint: it may go well if you try again\n"
 
 
+def test_what_hung_is_told_with_the_limit_and_its_post_mortem(server: Server) -> None:
+    detail = {"hang": "native_wait", "hint": "the limit is this", "postmortem": "20261122-131502-cpu0-3f1c"}
+    server.answer = lambda request: [failed("retryable", "it hung (native_wait)", retryable=True, detail=detail)]
+    told = "hint: the limit is this; `gen-worker postmortem 20261122-131502-cpu0-3f1c` tells more\n"
+    assert invoke("f").stderr == f"error: it hung (native_wait)\n{told}"
+
+
 @pytest.mark.parametrize(
     ("reason", "hint"),
     [
         ("insufficient_vram: it declares 24 GB, the largest", "have it served where a device has more memory, or with"),
         ("setup failed; tried again in 30 s", "it may go well if you try again\n"),
-        ("2 different payloads of it killed children; refused for 60 s more", "it may go well if you try again\n"),
+        ("2 different payloads of it killed children; refused for 60 s more", "`gen-worker quarantine clear f`"),
         ("cuda:0 is retired", "it stays so until the server is started again\n"),
     ],
 )

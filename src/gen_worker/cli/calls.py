@@ -154,7 +154,8 @@ _CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolutio
 
 _NO_TOKEN = ("a line without `token`", "a wrong `token`")  # what a server on TCP says before it hangs up
 
-_FOR_A_WHILE = ("tried again in", "refused for")  # of what is unavailable: what ends by itself
+_FOR_A_WHILE = "tried again in"  # of what is unavailable: what ends by itself
+_FOR_ITS_PAYLOADS = "payloads of it killed children"
 
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
@@ -175,7 +176,7 @@ def _report(error: WireError, function: str, *, timed: bool, log: str) -> NoRetu
     told = ", ".join(
         f"{name} {value}" for name, value in facts if value is not None and not _says(error.message, name, value)
     )
-    hint = _HINTS.get(error.kind, _hint_of_trying(error)).format(log=log, function=function)
+    hint = _HINTS.get(error.kind, _hint_of_trying(error, function)).format(log=log, function=function)
     if error.kind == "child_died" and detail.postmortem is not None:
         hint = f"`gen-worker postmortem {detail.postmortem}` tells what is known of it"
     elif error.kind == "quarantined" and detail.postmortem is not None:
@@ -183,19 +184,23 @@ def _report(error: WireError, function: str, *, timed: bool, log: str) -> NoRetu
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
     hint = detail.hint or hint or raised
+    if detail.hang is not None and detail.postmortem is not None:
+        hint += f"; `gen-worker postmortem {detail.postmortem}` tells more"
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
 
 
-def _hint_of_trying(error: WireError) -> str:
+def _hint_of_trying(error: WireError, function: str) -> str:
     """Return what trying again is worth."""
     if not error.retryable:
         return ""
     after_s = None if error.detail is None else error.detail.retry_after_s
     if after_s is not None:
         return f"try again in {after_s:g} s"
-    if error.kind != "unavailable" or any(words in error.message for words in _FOR_A_WHILE):
+    if error.kind != "unavailable" or _FOR_A_WHILE in error.message:
         return "it may go well if you try again"
+    if _FOR_ITS_PAYLOADS in error.message:
+        return f"`gen-worker quarantine clear {function}` lets it run again"
     if InsufficientVRAMError.reason in error.message:
         return "have it served where a device has more memory, or with a larger `--vram-budget` than now"
     return "it stays so until the server is started again"
