@@ -40,6 +40,9 @@ GRACE_S = {
     Reason.RESTART: 10.0,
     Reason.STALL: 5.0,
 }
+UNHEARD = {Reason.CANCEL, Reason.DISCONNECT, Reason.KILL, Reason.DEADLINE}
+"""What nobody wants to hear more of a job after; its items are dropped."""
+
 INTERRUPT_BEFORE_S = 1.0  # rung 2 is tried this long before the grace ends
 TERMINATE_AFTER_S = 0.3  # what a stack dump may take
 KILL_AFTER_S = 1.3  # what the default action of SIGTERM may take, on two busy cores

@@ -27,7 +27,7 @@ from gen_worker.wire.messages import (
 )
 from gen_worker_supervisor.actions import Answer, Deliver, Discard, Note, Spawn
 from gen_worker_supervisor.fates import BOOT_LIMIT_S
-from gen_worker_supervisor.happenings import Began, Misbehaved, Reported, Spawned
+from gen_worker_supervisor.happenings import Began, Misbehaved, Reported, RestartAsked, Spawned
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.state import TIMERS_KEPT, Child, Death, Device, Job
@@ -855,6 +855,31 @@ def test_a_child_is_killed_for_its_first_lie_and_not_again_for_the_next() -> Non
     host = Host()
     host.happens(*(Misbehaved(host.child(), "rubbish") for _ in range(5)))
     assert signals(host.actions) == [signal.SIGKILL]
+
+
+@pytest.mark.parametrize("how", ["drain", "restart"])
+def test_a_stream_that_may_end_by_itself_loses_no_item(how: str) -> None:
+    host = Host(function(shape="generator"))
+    job = host.started(stream=True)
+    host.item(job)
+    if how == "drain":
+        host.drains()
+    else:
+        host.happens(RestartAsked(host.fleet.devices[0], at_once=True))
+    assert [action.job for action in host.item(job) if isinstance(action, Deliver)] == [job]
+    host.done(job)
+    assert host.answer(job).state is JobState.OK
+
+
+@pytest.mark.parametrize("reason", [Reason.CANCEL, Reason.KILL])
+def test_a_stream_of_which_items_were_dropped_did_not_end_well(reason: Reason) -> None:
+    host = Host(function(shape="generator"))
+    job = host.started(stream=True)
+    host.item(job)
+    host.ends(job, reason)
+    assert not any(isinstance(action, Deliver) for action in host.item(job))
+    host.done(job)
+    assert host.answer(job).state is JobState.CANCELED
 
 
 def test_items_that_come_after_the_end_was_asked_are_dropped_and_their_memory_given_back() -> None:
