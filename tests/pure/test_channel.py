@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_worker.wire.channel import MAX_DESCRIPTORS, Channel, ProtocolError
-from gen_worker.wire.messages import FRAME_LIMIT, Done, Hello, Order, Report, Started, Submit, Warned
+from gen_worker.wire.messages import (
+    FRAME_LIMIT,
+    Done,
+    ErrorDetail,
+    Failed,
+    Hello,
+    Order,
+    Report,
+    Started,
+    Submit,
+    Warned,
+)
 
 GENERATION = 3
 
@@ -35,6 +46,16 @@ def packet(message: object, *, number: object = 0, generation: object = GENERATI
 def open_count() -> int:
     """Return how many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_text_that_is_not_utf8_arrives_escaped_and_everything_else_as_it_was() -> None:
+    detail = ErrorDetail(cause="\ud800", stack=["a", "\udcff.png"])
+    failed = Failed(7, "user_exception", "no file `\udcff.png`", False, 0.5, detail)
+    with channel() as (ours, theirs):
+        ours.send(failed)
+        received = msgspec.msgpack.decode(theirs.recv(FRAME_LIMIT), type=tuple[int, int, Report])
+    detail = ErrorDetail(cause="\\ud800", stack=["a", "\\udcff.png"])
+    assert received == (GENERATION, 0, Failed(7, "user_exception", "no file `\\udcff.png`", False, 0.5, detail))
 
 
 def test_frames_arrive_whole_in_order_and_with_their_descriptors() -> None:

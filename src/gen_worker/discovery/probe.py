@@ -20,6 +20,7 @@ from gen_worker.discovery.specs import collect
 from gen_worker.discovery.stdout import leave, reserved_stdout, write_all
 from gen_worker.discovery.walk import import_modules
 from gen_worker.wire.survey import Survey
+from gen_worker.wire.texts import sendable
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             document = msgspec.json.encode(_look(options.module, options.path, options.manifest))
         except DiscoveryError as error:
             problems = [_told(problem) for problem in error.problems if problem is not error]
-            write_all(stdout, msgspec.json.encode({**_told(error), "problems": problems}))
+            write_all(stdout, msgspec.json.encode(sendable({**_told(error), "problems": problems})))
             return 2
         write_all(stdout, document)
     return 0

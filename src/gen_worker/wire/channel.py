@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from gen_worker.wire.messages import FRAME_LIMIT
+from gen_worker.wire.texts import sendable
 
 Incoming = TypeVar("Incoming")
 
@@ -98,13 +99,19 @@ class Channel(Generic[Incoming]):
         was not sent and its number not used), `OSError` when the peer is gone.
         """
         with self._sending:
-            packet = self._encode((self.generation, self._sent, message))
+            packet = self._packet((self.generation, self._sent, message))
             if len(packet) > FRAME_LIMIT:
                 raise ProtocolError(
                     f"a `{type(message).__name__}` frame of {len(packet)} bytes, the limit is {FRAME_LIMIT}"
                 )
             send_packet(self.sock, packet, descriptors)
             self._sent += 1
+
+    def _packet(self, frame: tuple[int, int, object]) -> bytes:
+        try:
+            return self._encode(frame)
+        except UnicodeEncodeError:  # the text of an author's exception may hold anything
+            return self._encode(sendable(frame))
 
     def count_sent(self) -> None:
         """Count a frame that a forked copy of this process sent in its stead."""
