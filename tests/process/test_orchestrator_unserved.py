@@ -153,6 +153,32 @@ async def test_a_worker_that_comes_back_in_the_grace_takes_the_jobs_of_callers_t
 
 
 @on_a_loop
+async def test_callers_wait_longer_for_a_worker_that_is_started_again(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        async with worker(here.plane.address) as peer:
+            calling = asyncio.ensure_future(here.run("echo"))
+            await peer.take()
+            here.plane.expect_back(30.0)
+        await until(lambda: here.plane.presence("echo") is Presence.EXPECTED)
+        later = asyncio.ensure_future(here.run("echo"))
+        await asyncio.wait((calling, later), timeout=4 * GRACE_S)
+        assert not calling.done()
+        assert not later.done()
+        async with worker(here.plane.address) as peer:
+            for _ in range(2):
+                await peer.answer(await peer.take(), inline=packed({"a": 1}))
+            assert [(await each).document for each in (calling, later)] == [{"a": 1}, {"a": 1}]
+
+
+@on_a_loop
+async def test_callers_are_told_when_a_worker_that_was_expected_does_not_come(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        async with worker(here.plane.address):
+            here.plane.expect_back(2 * GRACE_S)
+        assert (await here.run("echo")).status == 503
+
+
+@on_a_loop
 async def test_a_named_job_that_no_worker_takes_stays_and_the_same_call_again_has_its_end(tmp_path: Path) -> None:
     async with api(tmp_path) as here:
         async with worker(here.plane.address):

@@ -163,6 +163,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
             _local(options, ids, plane.address, auth),
             inherited,
             lambda name, line: said("worker", {"worker": name, "line": line}),
+            plane.expect_back,
         )
         workers.start()
         yield workers, web

@@ -14,6 +14,7 @@ from pathlib import Path
 
 BACK_OFF_S = (1.0, 60.0)
 STEADY_S = 60.0  # who lived so long begins with the shortest pause again
+BACK_S = 60.0  # within which one that is started again is back: what imports torch from a cold disk takes some of it
 LINE_BYTES = 64 << 10
 LAST_WORDS_S = 2.0  # for what a worker has said before it ended
 # Exit codes of workers that are not started again, and why.
@@ -65,7 +66,11 @@ class Inherited:
 class LocalWorkers:
     """The workers that were started here. Use it on one loop, in the main thread."""
 
-    def __init__(self, workers: list[LocalWorker], inherited: Inherited, said: Said) -> None:
+    def __init__(
+        self, workers: list[LocalWorker], inherited: Inherited, said: Said, returns: Callable[[float], None]
+    ) -> None:
+        """`returns` is told when one is started again for the first time in a while, and within how long it is back."""
+        self._returns = returns
         self._workers = workers
         self._inherited = inherited
         self._said = said
@@ -115,9 +120,12 @@ class LocalWorkers:
                 continue
             if again.is_set():
                 self._said(worker.name, f"ended with {code}, starts again as it was told")
+                self._returns(BACK_S)
                 continue
             if time.monotonic() - begun > STEADY_S:
                 pause_s = BACK_OFF_S[0]
+            if pause_s == BACK_OFF_S[0]:  # of one that fails again and again nobody can tell
+                self._returns(BACK_S)
             wait_s = random.uniform(0.5, 1.0) * pause_s
             self._said(worker.name, f"ended with {code}, starts again in {wait_s:.1f} s")
             with suppress(TimeoutError):

@@ -173,6 +173,7 @@ class ControlPlane:
     async def start(self) -> None:
         """Read what was accepted before and open the port; raise `OSError` or `StoreError` where it cannot be."""
         self._loop = asyncio.get_running_loop()
+        self._returning_until = self._loop.time()
         self._settled_at = self._loop.time() + self._options.restart_grace_s
         warned = self._options.warned
         troubled = self._later(lambda trouble: warned(str(trouble)))
@@ -318,12 +319,16 @@ class ControlPlane:
         if is_served(self._plane, slug):
             return Presence.SERVED
         if slug in self._plane.heard:
-            return Presence.ABSENT
+            return Presence.EXPECTED if self._loop.time() < self._returning_until else Presence.ABSENT
         if self._plane.gathering:
             return Presence.EXPECTED
         if self._plane.sessions:
             return Presence.UNKNOWN
         return Presence.ABSENT if self._loop.time() >= self._settled_at else Presence.EXPECTED
+
+    def expect_back(self, within_s: float) -> None:
+        """A worker was lost that comes back within so long: callers may wait for the functions that there were."""
+        self._returning_until = max(self._returning_until, self._loop.time() + within_s)
 
     def lacks_worker(self, request_id: str) -> bool:
         """Whether no worker has a job, and none is there or expected that could."""

@@ -126,7 +126,7 @@ class Presence(StrEnum):
     """Whether somebody has a function."""
 
     SERVED = "served"
-    EXPECTED = "expected"  # after a start, workers have some time to come
+    EXPECTED = "expected"  # after a start, or where one is started again, workers have some time to come
     ABSENT = "absent"  # a worker had it, and may come again
     UNKNOWN = "unknown"
 
