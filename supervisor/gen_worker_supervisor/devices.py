@@ -153,7 +153,7 @@ def _by_runtime(gpus: Gpus, given: str | None) -> Gpus:
     The container runtime has read this variable before, and the GPUs that it let in are numbered anew. So what is not
     found, or is all that there is, was its business.
     """
-    if given is None or given.strip() in ("all", ""):
+    if given is None or given.strip() in ("all", "", "void"):  # "void": another runtime, as CDI, has seen to them
         return gpus
     if given.strip() in _NO_GPU:
         return _only(gpus, [], f"NVIDIA_VISIBLE_DEVICES={given}")
