@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import socket
 import struct
 from collections import Counter
@@ -184,6 +185,14 @@ def test_an_orchestrator_that_cannot_be_reached_is_a_problem() -> None:
         port = sock.getsockname()[1]
     found = network.orchestrator((f"127.0.0.1:{port}", "nowhere"))
     is_told(found, Status.PROBLEM, "connection refused", "`nowhere` has no port")
+
+
+@pytest.mark.promise(39)
+@pytest.mark.parametrize("address", ["https://user:p4ss@host:443/?token=abc", "user:p4ss@host:443", "host:1?token=abc"])
+def test_what_an_address_holds_beside_its_host_is_not_shown(address: str) -> None:
+    found = network.orchestrator((address,))
+    is_told(found, Status.PROBLEM, "host…` is not written as `host:port`")
+    assert not {"p4ss", "abc"} & set(re.findall(r"\w+", found.found))
 
 
 def test_two_clocks_that_differ_are_warned_of() -> None:

@@ -50,6 +50,8 @@ def _lifetime(name: str, token: str, now: float) -> list[Finding]:
 
 
 def _length(seconds: float) -> str:
+    if seconds > 1000 * 365 * 86400:
+        return "more than a thousand years"
     for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"

@@ -21,18 +21,31 @@ def orchestrator(addresses: Sequence[str], limit_s: float = CONNECT_S) -> Findin
     refused = []
     for address in addresses:
         host, port = host_and_port(address)
+        shown = _shown(address)
         if port is None:
-            refused.append(f"`{address}` has no port")
+            refused.append(f"`{shown}` has no port" if shown == address else f"`{shown}` is not written as `host:port`")
             continue
         try:
             socket.create_connection((host, port), limit_s).close()
         except (OSError, UnicodeError) as error:
             told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            refused.append(f"`{address}`: {told.lower()}")
+            refused.append(f"`{shown}`: {told.lower()}")
         else:
-            return ok("orchestrator", f"`{address}` takes connections")
+            return ok("orchestrator", f"`{shown}` takes connections")
     remedy = "check `ORCHESTRATOR_PUBLIC_ADDR` and the way there: names, firewalls, proxies"
     return problem("orchestrator", "; ".join(refused), remedy)
+
+
+def _shown(address: str) -> str:
+    """Return an address without what may be a secret: what stands before the host, and after it."""
+    if not re.search(r"[@?#]", address):
+        return address
+    try:
+        found = urlsplit(address if "://" in address else f"//{address}")
+        host = found.hostname or ""
+    except ValueError:
+        return "…"
+    return f"{found.scheme}://{host}…" if found.scheme else f"{host}…"
 
 
 def host_and_port(address: str) -> tuple[str, int | None]:
