@@ -23,6 +23,7 @@ LASTING_S = 0.25  # between looks at memory that has been short for longer than 
 ACUTE_S = 1.0
 FAMILIES_EVERY_S = 2.0  # a look at every process of the host; where memory is short, more often
 FAMILIES_IN_NEED_S = 0.25
+CLOSE_LIMIT_S = 1.0
 KILLS_KEPT_S = 5.0  # a process of many GB takes a while to be gone
 
 
@@ -93,7 +94,7 @@ class MemoryWatch:
         """Look no more."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_LIMIT_S)  # the kernel may hold it at a process that is stuck in a driver
 
     def _look(self) -> None:
         wait_s = 0.0

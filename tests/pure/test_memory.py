@@ -151,6 +151,17 @@ def test_a_childs_family_is_its_descendants_and_its_session(root: Path) -> None:
     assert family_bytes(10, root) == 15 * MIB
 
 
+def test_a_child_is_weighed_with_its_descendants_and_without_a_look_at_anybody_else(root: Path) -> None:
+    for pid, parent, begun in ((10, 1, {10: "", 14: "11 12 "}), (11, 10, {11: "13"}), (12, 10, {12: ""})):
+        process(root, pid, parent, 10, anonymous=MIB)
+        for thread, children in begun.items():
+            write(root / f"proc/{pid}/task/{thread}/children", children)
+    process(root, 13, 11, 13, anonymous=4 * MIB)
+    (root / "proc/99").mkdir()
+    (root / "proc/99/stat").symlink_to("stat")  # whoever looks at it fails
+    assert family_bytes(10, root) == 7 * MIB
+
+
 # --- how often --------------------------------------------------------------------------------------------------------
 
 
