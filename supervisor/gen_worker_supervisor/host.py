@@ -182,7 +182,7 @@ class Host:
         self._folder: Path | None = None
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
         self._control = ControlServer(self.supervisor, loop, self.poller, opened, stalled_s=plan.stalled_s)
-        self.reporter = Reporter(self.supervisor, plan.address)
+        self.reporter = Reporter(self.supervisor, plan.address, plan.settings.cache_dir)
         self._control.document = self.reporter.document
 
     # --- its beginning ---

@@ -4,8 +4,10 @@ import importlib.metadata
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -43,14 +45,18 @@ STATES = {
 }
 
 
+DISK_EVERY_S = 5.0
 ENDING = (Phase.DRAINING, Phase.SUSPECT, Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 
 
 class Reporter:
     """Knows what does not change about this supervisor."""
 
-    def __init__(self, supervisor: Supervisor, serve: str | None) -> None:
+    def __init__(self, supervisor: Supervisor, serve: str | None, disk: Path) -> None:
+        """`disk` is a folder of the disk that is reported."""
         self._supervisor = supervisor
+        self._disk = Disk(disk)
+        self._disk.use(time.monotonic())
         self._serve = serve
         self._version = importlib.metadata.version("gen-worker")
         self._host = socket.gethostname()
@@ -69,7 +75,7 @@ class Reporter:
         now = time.monotonic()
         fleet = self._supervisor.fleet
         used, total = host_memory()
-        disk_used, disk_total = disk()
+        disk_used, disk_total = self._disk.use(now)
         memory_used, memory_budget = self._supervisor.models.memory_use
         graveyard = self._supervisor.graveyard
         return Status(
@@ -310,13 +316,34 @@ def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str]
     )
 
 
-def disk() -> tuple[int | None, int | None]:
-    """Return the used and total bytes of the disk below the current folder; None when that folder is gone."""
-    try:
-        found = shutil.disk_usage(".")
-    except FileNotFoundError:
-        return (None, None)
-    return (found.used, found.total)
+class Disk:
+    """How full the disk of a folder is, as it was some seconds ago: a look at a network's folder may never end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: tuple[int | None, int | None] = (None, None)
+        self._looked_at = float("-inf")
+        self._looks = False
+
+    def use(self, now: float) -> tuple[int | None, int | None]:
+        """Return the used and total bytes; None where they are not known. Never waits, but has somebody look."""
+        if not self._looks and now - self._looked_at >= DISK_EVERY_S:
+            self._looks, self._looked_at = True, now
+            try:
+                threading.Thread(target=self._look, name="gen-worker-disk", daemon=True).start()
+            except RuntimeError:  # no thread is to be had
+                self._looks = False
+        return self._known
+
+    def _look(self) -> None:
+        try:
+            there = next(each for each in (self._folder, *self._folder.parents) if os.path.exists(each))
+            found = shutil.disk_usage(there)
+            self._known = (found.used, found.total)
+        except OSError:
+            self._known = (None, None)
+        finally:
+            self._looks = False
 
 
 def host_memory() -> tuple[int | None, int | None]:
