@@ -49,6 +49,7 @@ def climb(fleet: Fleet, job: Job, now: float) -> list[Action]:
 
 
 def _perform_rung(fleet: Fleet, job: Job, child: Child, rung: Rung, now: float) -> list[Action]:
+    child.spoilt = child.spoilt or rung >= Rung.INTERRUPT
     match rung:
         case Rung.COOPERATE:
             return [Send(child, Cancel(job.number))]

@@ -147,14 +147,17 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
     child.reserved = None
     actions: list[Action] = []
     unfinished = [job for job in held if not job.ended and job.ending is None]
-    innocent = child.ending is not None or child.retiring
-    suspects = [job for job in unfinished if _is_suspect(job, innocent=innocent)]
+    innocent = child.ending is not None or child.spoilt or is_victim(child)
+    suspects = [] if innocent else [job for job in unfinished if _is_suspect(job)]
     for job in held:
         if not job.ended and job.ending is not None:
             actions.append(end_job(fleet, job, ended_outcome(job, death)))
     for job in reversed(unfinished):  # each goes to the front, so the first is the first again
         if job in suspects:
-            actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1 and not innocent)
+            actions += _judge_suspect(fleet, job, death, now, charged=len(suspects) == 1)
+        elif job.state is JobState.EMITTED:
+            what = "its child was ended with another job in it" if child.ending is not None else "its child died"
+            actions.append(_cut_off(fleet, job, what, death))
         elif is_victim(child) and job.state is JobState.STARTED:
             actions += _spare(fleet, job, death, now)
         elif job.state is JobState.STARTED and not job.reruns:
@@ -166,14 +169,10 @@ def _judge_jobs(fleet: Fleet, child: Child, death: Death, now: float) -> list[Ac
     return actions
 
 
-def _is_suspect(job: Job, *, innocent: bool) -> bool:
+def _is_suspect(job: Job) -> bool:
     """Whether a job may have killed its child: it had started; or it was lost before, for its child may not tell."""
-    if job.state is JobState.EMITTED:
-        return True
-    if innocent:
-        return False
     job.losses += job.state is JobState.LEASED
-    return job.state is JobState.STARTED or job.losses >= LOSSES
+    return job.state is not JobState.LEASED or job.losses >= LOSSES
 
 
 def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged: bool) -> list[Action]:
@@ -192,11 +191,10 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
         )
     elif not job.reruns:
         fleet.blame.suspect(name, job.payload.digest(), now, cause=death.cause)
-    fleet.functions[name].clear = job.function.clear = False
-    detail = death_detail(death, job)
+    fleet.doubt(name)
     if job.state is JobState.EMITTED:
-        text = f"its child died ({death.cause}) after part of the stream had left"
-        return [end_job(fleet, job, failure("retryable", text, retryable=True, detail=detail))]
+        return [_cut_off(fleet, job, "its child died", death)]
+    detail = death_detail(death, job)
     if not job.reruns:
         return [end_job(fleet, job, failure("child_died", _lost(death), retryable=True, detail=detail))]
     if job.deaths >= 2:
@@ -205,6 +203,12 @@ def _judge_suspect(fleet: Fleet, job: Job, death: Death, now: float, *, charged:
     job.alone = True
     note = Note("warning", job.function.name, f"request {job.request_id} runs once more, alone in a child")
     return run_again(fleet, job, now) or [note]
+
+
+def _cut_off(fleet: Fleet, job: Job, what: str, death: Death) -> Action:
+    """A job of whose stream items have left does not run again here."""
+    text = f"{what} ({death.cause}) after part of the stream had left"
+    return end_job(fleet, job, failure("retryable", text, retryable=True, detail=death_detail(death, job)))
 
 
 def _spare(fleet: Fleet, job: Job, death: Death, now: float) -> list[Action]:

@@ -134,7 +134,7 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
         outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
         actions.append(end_job(fleet, job, outcome))
     if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:
-        return [*actions, _broken(child), *retire_child(fleet, child, now)]
+        return [*actions, *_spoil(fleet, child, now)]
     return actions + after_leave(fleet, child, job, now)
 
 
@@ -293,14 +293,15 @@ def _on_loading(fleet: Fleet, child: Child, message: Loading, now: float) -> lis
 def _on_load_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
     if message.instance != child.loading:
         return _forged(fleet, child, f"that `{message.instance}` failed, which nobody asked for", now)
-    actions = _judge_load(fleet, child, message, now)
-    if message.broken and not child.retiring and child is not child.device.coming:
-        actions += [_broken(child), *retire_child(fleet, child, now)]
-    return actions
+    spoilt = message.broken and not child.retiring and child is not child.device.coming
+    return _judge_load(fleet, child, message, now) + (_spoil(fleet, child, now) if spoilt else [])
 
 
-def _broken(child: Child) -> Note:
-    return Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
+def _spoil(fleet: Fleet, child: Child, now: float) -> list[Action]:
+    """After a CUDA error nothing works in a child any more."""
+    child.spoilt = True
+    note = Note("warning", child.device.name, "a CUDA error has spoilt the child's context; it is replaced")
+    return [note, *retire_child(fleet, child, now)]
 
 
 def _judge_load(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:

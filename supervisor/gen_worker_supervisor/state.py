@@ -228,6 +228,7 @@ class Child:
     rungs: dict[str, str] = field(default_factory=dict)  # how instances are placed, those that are not plainly
     reserved: Job | None = None
     retiring: bool = False
+    spoilt: bool = False  # an interrupt or a CUDA error may have broken anything in it
     replaced: bool = False  # another one is in the place that it had
     ending: Ending | None = None  # whose rung ended the process, when ours did
     killed: bool = False  # a SIGKILL was sent
@@ -506,10 +507,11 @@ class Fleet:
             self.pinned[key] = made
         return self.pinned[key]
 
-    def doubt(self) -> None:
-        """Something changed that may stand against jobs: look again before the next one is taken."""
+    def doubt(self, name: str = "") -> None:
+        """Something changed that may stand against jobs, of one function or of all: look before the next is taken."""
         for function in self.variants():
-            function.clear = False
+            if name in ("", function.name):
+                function.clear = False
 
     def arm(self, at: float, timer: Timer) -> None:
         """Have `Ticked` look at something at this time."""

@@ -53,7 +53,7 @@ def _charge_hang(fleet: Fleet, job: Job, outcome: Outcome) -> None:
     kept = job.child.postmortem if job.child is not None else ""
     payload, deaths = job.payload.digest(), job.deaths + 1
     fleet.blame.charge(function.name, payload, ending.asked, deaths=deaths, cause=cause, stack=stack, postmortem=kept)
-    fleet.functions[function.name].clear = function.clear = False
+    fleet.doubt(function.name)
 
 
 def take_back(job: Job) -> None:

@@ -168,8 +168,9 @@ def test_a_next_child_that_cannot_load_is_ended_and_the_old_one_serves_on() -> N
     warm(made)
     old, new = made.child(), coming(made)
     boots(made, new)
-    actions = made.load_fails(new)
+    actions = made.reports(new, LoadFailed("m", "no", [], "setup", broken=True))
     assert [action.child for action in actions if isinstance(action, Signal)] == [new]
+    assert not any("is replaced" in action.message for action in actions if isinstance(action, Note))
     assert made.fleet.functions["f"].unavailable is None
     assert made.fleet.instance("m").failures == 0
     assert made.child() is old
@@ -252,6 +253,24 @@ def test_jobs_of_a_child_that_leaves_are_told_when_the_last_device_is_lost() -> 
         made.dies(made.child())
         made.passes(61.0)
     assert made.answer(job).kind == "unavailable"
+
+
+@pytest.mark.promise(2)
+def test_a_job_that_kills_the_child_that_is_being_replaced_puts_no_third_at_risk() -> None:
+    made = host()
+    job = made.submit()
+    made.loaded(made.child())
+    made.starts(job)
+    made.happens(RestartAsked(made.fleet.devices[0]))
+    old, new = made.child(), coming(made)
+    boots(made, new)
+    made.loaded(new)
+    made.dies(old)
+    assert job.child is new
+    made.starts(job)
+    made.dies(new)
+    assert made.answer(job).kind == "child_died"
+    assert not made.answer(job).retryable
 
 
 def test_an_operator_in_haste_has_its_jobs_ended_by_the_ladder() -> None:

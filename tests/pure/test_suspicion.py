@@ -4,6 +4,7 @@ import pytest
 
 from gen_worker_supervisor.blame import BREAKER_PAYLOADS
 from gen_worker_supervisor.happenings import DeviceFault
+from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.state import Death, Device, Job
 from tests.pure.host import Host, function, held_by
@@ -153,6 +154,36 @@ def test_jobs_with_other_payloads_go_past_those_that_are_held() -> None:
     assert all(host.answer(job).state is JobState.OK for job in twins)
     assert not host.fleet.held
     assert host.fleet.queued == 0
+
+
+@pytest.mark.promise(2)
+def test_a_stream_whose_child_was_ended_for_another_job_is_no_suspect() -> None:
+    host = Host(function(shape="async_generator", lane="loop"))
+    stuck, other = (host.submit(body=body, stream=True, reruns=False) for body in (b"stuck", b"other"))
+    host.starts(stuck, other)
+    host.item(other)
+    host.ends(stuck, Reason.KILL, at_once=True)
+    host.passes(2.0)
+    host.dies(held_by(stuck))
+    assert host.answer(other).retryable
+    assert host.answer(other).message.startswith("its child was ended with another job in it")
+    assert not host.fleet.blame.listed(host.now)
+    assert other.deaths == 0
+
+
+@pytest.mark.promise(2)
+def test_a_success_on_any_device_clears_a_payload() -> None:
+    host = Host(devices=2)
+    first, second = (host.fleet.on_device(host.fleet.functions["f"], device) for device in host.fleet.devices)
+    other = host.submit(body=b"good", function=first)
+    host.starts(other)
+    host.done(other)
+    kill(host, host.submit(body=b"bad", function=second, reruns=False))
+    assert host.fleet.blame.listed(host.now)
+    again = host.submit(body=b"bad", function=first, reruns=False)
+    host.starts(again)
+    host.done(again)
+    assert not host.fleet.blame.listed(host.now)
 
 
 def test_a_held_job_is_ended_like_any_that_waits() -> None:
