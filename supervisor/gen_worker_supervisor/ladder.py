@@ -60,9 +60,12 @@ class Ending:
     stack: list[str] = field(default_factory=list)  # where it was
     climbed: list[Climbed] = field(default_factory=list)
     asked: float = field(init=False)  # when somebody first wanted it ended
+    unheard: bool = field(init=False)  # nobody wants more items of its stream
+    cut: bool = False  # such items came
 
     def __post_init__(self) -> None:
         self.asked = self.began
+        self.unheard = self.reason in UNHEARD
 
     @property
     def ends(self) -> float:
@@ -100,6 +103,7 @@ class Ending:
     def hasten(self, reason: Reason, now: float, *, at_once: bool) -> None:
         """A second order for the same job: the sooner end counts, and an operator's kill names the reason."""
         other = Ending(reason, now, at_once)
+        self.unheard = self.unheard or other.unheard
         sooner = other.schedule()[-1][0] < self.schedule()[-1][0]
         if sooner:
             self.began, self.at_once = now, at_once

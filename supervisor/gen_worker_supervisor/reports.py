@@ -35,7 +35,7 @@ from gen_worker_supervisor.actions import Action, Deliver, LetGo, LoadOver, Note
 from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model, again_at
 from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, InputsCame, InputsRefused
-from gen_worker_supervisor.ladder import UNHEARD, Reason
+from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
 from gen_worker_supervisor.replacing import coming_failed, recycle_if_due
@@ -78,7 +78,7 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
     actions: list[Action] = []
     if job.ended:
         actions += discard(child, message.body)
-    elif job.cut or (job.ending is not None and job.ending.reason is Reason.DEADLINE):
+    elif job.ending is not None and (job.ending.cut or job.ending.reason is Reason.DEADLINE):
         actions += discard(child, message.body)
         actions.append(end_job(fleet, job, ended_outcome(job, None)))
     elif body_length(message.body) > fleet.max_output_bytes:
@@ -181,8 +181,8 @@ def _on_item(fleet: Fleet, child: Child, message: Item, now: float) -> list[Acti
         return _forged(fleet, child, f"an item of job {message.job}, which it does not hold", now, message.body)
     if job.ended:
         return discard(child, message.body)
-    if job.ending is not None and job.ending.reason in UNHEARD:
-        job.cut = True
+    if job.ending is not None and job.ending.unheard:
+        job.ending.cut = True
         return discard(child, message.body)
     if job.state is JobState.LEASED:
         mark_started(job, now)

@@ -173,7 +173,6 @@ class Job(msgspec.Struct, eq=False):
     priority: int = 0  # a higher one goes first
     moved_at: float = 0.0  # when it was last seen to get on, from its start on
     unread: int = 0  # items of its stream that its reader has not taken
-    cut: bool = False  # items of its stream were dropped
     saving: int = 0  # files that it waits for to be kept
 
     @property
