@@ -137,8 +137,11 @@ def names(folder: Path) -> list[str]:
         raise PostMortemError(f"cannot look into `{folder}`: {(error.strerror or str(error)).lower()}") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.getuid()) or found.st_mode & stat.S_IWOTH:
         raise PostMortemError(f"`{folder}` is not a folder of this user alone")
-    files = (name.removesuffix(_SUFFIX) for name in os.listdir(folder) if name.endswith(_SUFFIX))
-    return sorted(filter(is_name, files))
+    try:
+        listed = os.listdir(folder)
+    except OSError as error:
+        raise PostMortemError(f"cannot look into `{folder}`: {(error.strerror or str(error)).lower()}") from None
+    return sorted(filter(is_name, (name.removesuffix(_SUFFIX) for name in listed if name.endswith(_SUFFIX))))
 
 
 def read(folder: Path, name: str) -> PostMortem:

@@ -61,13 +61,13 @@ def make_private(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    if not _trusted(folder):
-        raise PermissionError(errno.EPERM, "other users can write to it", str(folder))
+    if doubt := _doubt(folder):
+        raise PermissionError(errno.EPERM, doubt, str(folder))
 
 
 def live_supervisors(folder: Path) -> list[SupervisorFile]:
     """Return the supervisors of a run directory whose control sockets answer, by pid."""
-    if not folder.is_dir() or not _trusted(folder):
+    if _doubt(folder):
         return []
     described = [file for file in map(_read, folder.glob(f"[0-9]*/{DESCRIPTION}")) if file is not None]
     return sorted((file for file in described if _answers(file.control)), key=lambda file: file.pid)
@@ -78,7 +78,7 @@ def gone_supervisors(folder: Path) -> dict[Path, SupervisorFile]:
 
     One that answers is not gone, nor is one whose socket somebody has removed: nobody knows of that.
     """
-    if not folder.is_dir() or not _trusted(folder):
+    if _doubt(folder):
         return {}
     described = {path.parent: _read(path) for path in folder.glob(f"[0-9]*/{DESCRIPTION}")}
     return {own: file for own, file in described.items() if file is not None and _refuses(own / CONTROL)}
@@ -93,6 +93,9 @@ def choose(socket_option: str | None, folder: Path) -> Path:
     """
     alive = live_supervisors(folder)
     if socket_option is None:
+        if not alive and (doubt := _doubt(folder)):
+            hint = "be the user who runs it, with the same `GEN_WORKER_RUN_DIR`"
+            raise SupervisorUnreachable(f"cannot look for supervisors in `{folder}`: {doubt}", hint)
         if not alive:
             raise SupervisorUnreachable(f"no supervisor is alive in `{folder}`", "start one with `gen-worker serve`")
         here = [file for file in alive if file.serve is not None and _same(file.serve, DEFAULT_SOCKET)]
@@ -130,12 +133,22 @@ def _connect_from_its_folder(sock: socket.socket, path: Path) -> None:
         os.close(folder)
 
 
-def _trusted(folder: Path) -> bool:
-    """Whether only this user, or root, can have put something there."""
+def _doubt(folder: Path) -> str:
+    """Return why nothing in a folder is believed: somebody else than this user or root may have put it there.
+
+    An empty text where all is well, or no folder is there.
+    """
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
     if not hasattr(os, "getuid"):
-        return True
-    found = folder.stat()
-    return found.st_uid in (0, os.getuid()) and not found.st_mode & stat.S_IWOTH
+        return ""
+    if found.st_uid not in (0, os.getuid()):
+        return f"it belongs to user {found.st_uid}"
+    return "other users can write to it" if found.st_mode & stat.S_IWOTH else ""
 
 
 def _read(path: Path) -> SupervisorFile | None:

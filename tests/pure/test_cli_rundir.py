@@ -190,6 +190,22 @@ def test_a_run_directory_is_for_its_user_alone(folder: Path) -> None:
     make_private(folder / "a" / "run")
 
 
+@pytest.mark.root
+def test_a_run_directory_that_this_user_may_not_look_into_is_told_as_that(folder: Path) -> None:
+    folder.chmod(0o700)
+    user = os.geteuid()
+    os.seteuid(65534)
+    try:
+        assert live_supervisors(folder / "run") == []
+        with pytest.raises(SupervisorUnreachable, match=f"cannot look for supervisors in `{folder}/run`: permission"):
+            choose(None, folder / "run")
+    finally:
+        os.seteuid(user)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(SupervisorUnreachable, match="it belongs to user 65534"):
+        choose(None, folder)
+
+
 def test_a_run_directory_that_others_can_write_to_is_not_believed(folder: Path, stack: ExitStack) -> None:
     supervisor(stack, folder, 20)
     folder.chmod(0o777)

@@ -290,6 +290,15 @@ def test_what_a_check_raises_is_raised_where_it_is_waited_for() -> None:
         list(examine([Check("a", "b", breaks)]))
 
 
+def test_a_check_that_may_not_look_is_a_problem_and_costs_no_other() -> None:
+    def refused() -> Finding:
+        raise PermissionError(13, "Permission denied", "/home/zoe/cache")
+
+    first, second = examine([Check("a", "b", refused), Check("a", "c", lambda: ok("c", "fine"))])
+    is_told(first.findings[0], Status.PROBLEM, "cannot be looked at: `/home/zoe/cache`: permission denied")
+    assert second.findings == [ok("c", "fine")]
+
+
 def test_a_finding_fits_its_width_and_has_its_remedy_below() -> None:
     found = warning("memory", "one two three four five six", "do this and do that")
     assert list(doctor.lines(found, doctor.Look(60))) == [

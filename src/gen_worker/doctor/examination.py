@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from gen_worker.doctor.finding import Finding, problem
 
 SLOW_S = 1.0
+_NOT_FOR_YOU = "run it as the user who runs the worker, with the same environment"
 Look: TypeAlias = Callable[[], Finding | list[Finding]]
 
 
@@ -65,7 +66,7 @@ class _Examined:
             self._ended.set()
 
     def told(self, on_slow: Callable[[str], None]) -> Told:
-        """Wait for the end, and return what was found; raise what the check raised."""
+        """Wait for the end, and return what was found; raise what the check raised, but for what is not to be read."""
         ends = self._began + self.check.limit_s
         if not self._ended.wait(min(SLOW_S, ends - time.monotonic())):
             on_slow(self.check.name)
@@ -76,9 +77,17 @@ class _Examined:
                 self.check.stuck,
             )
             return Told(self.check.group, [found], self.check.limit_s)
+        if isinstance(self._failure, OSError):  # one that cannot look costs the others nothing
+            found = problem(self.check.name, f"cannot be looked at: {_reason(self._failure)}", _NOT_FOR_YOU)
+            return Told(self.check.group, [found], self._took_s)
         if self._failure is not None:
             raise self._failure
         return Told(self.check.group, self._found, self._took_s)
+
+
+def _reason(error: OSError) -> str:
+    told = (error.strerror or str(error)).lower()
+    return told if error.filename is None else f"`{error.filename}`: {told}"
 
 
 def examine(checks: Sequence[Check], on_slow: Callable[[str], None] = lambda _name: None) -> Iterator[Told]:

@@ -19,10 +19,10 @@ def supervisors(run_dir: Path) -> Finding:
 
 def leftovers(run_dir: Path) -> Finding:
     """Which folders in the run directory are of supervisors that are gone."""
-    if not run_dir.is_dir():
-        return ok("leftovers", "none")
     if not _may_look(run_dir):
         return skipped("leftovers", f"`{run_dir}` is not for this user to look into")
+    if not os.path.isdir(run_dir):
+        return ok("leftovers", "none")
     alive = {Path(each.control).parent for each in live_supervisors(run_dir)}
     dead = [each.name for each in sorted(run_dir.iterdir()) if _is_folder_of_one(each) and each not in alive]
     if not dead:
@@ -34,7 +34,13 @@ def leftovers(run_dir: Path) -> Finding:
 
 
 def _may_look(folder: Path) -> bool:
-    return not folder.exists() or os.access(folder, os.R_OK | os.X_OK)
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _is_folder_of_one(path: Path) -> bool:

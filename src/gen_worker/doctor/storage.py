@@ -36,7 +36,7 @@ def _models(name: str, folder: Path, variable: str, mounts: Path) -> Finding:
     free, kind = _free(there), filesystem_of(there.resolve(), _text(mounts))
     told = f"`{folder}`: {size(free)} free" + (f" ({kind})" if kind else "")
     if refused := _refusal(there):
-        holds = (folder / "cas/manifests").is_dir()
+        holds = os.path.isdir(folder / "cas/manifests")
         if holds:
             return warning(name, f"{told}; it can only be read: {refused}", f"for further models {elsewhere}")
         return problem(name, f"{told}; nothing can be written: {refused}", elsewhere)
@@ -69,7 +69,7 @@ def run_dir(folder: Path, *, user: int | None = None) -> Finding:
     there = existing(folder)
     if not there.is_dir():
         return problem("run-dir", f"`{folder}`: `{there}` is no folder", elsewhere)
-    if folder.exists():
+    if os.path.exists(folder):
         found = folder.stat()
         if found.st_uid not in (0, user):
             return problem("run-dir", f"`{folder}` belongs to user {found.st_uid}, not to {user}", elsewhere)
@@ -77,7 +77,7 @@ def run_dir(folder: Path, *, user: int | None = None) -> Finding:
             return problem("run-dir", f"`{folder}`: other users can write to it", f"`chmod 700 {folder}`")
     if refused := _refusal(there):
         return problem("run-dir", f"`{folder}`: nothing can be written: {refused}", elsewhere)
-    made = "" if folder.exists() else ", which is made when it is needed"
+    made = "" if os.path.exists(folder) else ", which is made when it is needed"
     return ok("run-dir", f"`{folder}`{made}")
 
 
