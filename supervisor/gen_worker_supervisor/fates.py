@@ -317,7 +317,8 @@ def _give_back_place(fleet: Fleet, child: Child, now: float) -> list[Action]:
     device, present = child.device, child.device.child
     device.leaving.remove(child)
     device.child, child.replaced = child, False
-    if present is None:
+    device.settle_by = device.restart_at = None
+    if present is None or present.phase in (Phase.SETTLING, Phase.BACKOFF):
         return []
     device.leaving.append(present)
     death = Death(cause="device_lost")

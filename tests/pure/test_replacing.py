@@ -2,7 +2,7 @@
 
 import pytest
 
-from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready, Unload
+from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready, Recall, Unload
 from gen_worker_supervisor.actions import Note, Signal
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.happenings import MemoryRead, Reported, RestartAsked, Spawned, UnloadAsked
@@ -363,6 +363,70 @@ def test_a_job_that_hangs_in_the_kernel_beside_a_new_child_keeps_the_device_from
     made.dies(new)
 
 
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_so_does_one_beside_a_new_child_that_died(deaths: int) -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    busy, new = made.started(), coming(made)
+    boots(made, new)
+    made.loaded(new)
+    made.ends(busy, Reason.KILL, at_once=True)
+    made.passes(11.0)
+    for _ in range(deaths):
+        made.dies(made.child())
+        if made.child().phase is Phase.FORKING:
+            made.boot()
+    made.passes(1.0)
+    assert health(made) is Health.WEDGED
+    assert made.child() is busy.child
+
+
+def test_the_death_of_a_child_that_left_does_not_free_a_device_that_another_holds() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    made.ends(made.started(), Reason.KILL, at_once=True)
+    made.passes(12.0)
+    assert health(made) is Health.WEDGED
+    made.dies(new)
+    assert health(made) is Health.WEDGED
+    made.dies(old)
+    assert health(made) is Health.OK
+
+
+@pytest.mark.promise(2)
+def test_a_job_that_must_be_alone_waits_for_the_last_one_of_the_child_before() -> None:
+    made = Host(function(), function("g", shape="async", lane="loop"))
+    made.happens(MemoryRead(PLENTY))
+    busy = made.started()
+    made.happens(RestartAsked(made.fleet.devices[0]))
+    boots(made, coming(made))
+    first, suspect = made.submit("g", b"a"), made.submit("g", b"b")
+    made.starts(first, suspect)
+    made.dies(made.child())
+    made.boot()
+    assert suspect.alone
+    assert suspect.child is None
+    made.done(busy)
+    assert [job.child for job in (first, suspect)].count(made.child()) == 1
+
+
+def test_no_job_is_taken_back_for_a_child_whose_device_is_held_by_the_one_before() -> None:
+    made = Host(function(), devices=2)
+    made.happens(MemoryRead(PLENTY))
+    function_of = made.fleet.functions["f"]
+    for _ in range(8):
+        made.done(made.started(), run_s=0.001)
+    busy = made.submit(function=made.fleet.on_device(function_of, made.fleet.devices[0]))
+    made.starts(busy)
+    made.happens(RestartAsked(made.fleet.devices[0]))
+    boots(made, coming(made))
+    jobs = [made.submit() for _ in range(8)]
+    assert {job.child for job in jobs} == {made.child(1)}
+    assert sent(made.passes(1.0), Recall) == []
+    assert sent(made.done(busy), Recall)
+
+
 def test_nothing_is_loaded_beside_the_last_job_of_the_child_before() -> None:
     made = Host(function(), function("other", instance="o"))
     made.fleet.recycling = Recycling(jobs=1)
@@ -459,6 +523,7 @@ def test_what_was_unloaded_while_a_child_came_is_not_brought_back_by_it() -> Non
     boots(made, new)
     made.happens(UnloadAsked(frozenset({"m"})))
     actions = made.loaded(new)
+    assert made.fleet.resting == {"m"}
     assert made.child() is new
     assert sent(actions, Unload)
     assert "m" not in new.loaded
