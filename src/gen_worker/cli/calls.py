@@ -184,7 +184,7 @@ def _report(error: WireError, function: str, *, timed: bool, log: str) -> NoRetu
     if error.kind == "usage" and error.message in _NO_TOKEN:
         hint = "set `GEN_WORKER_TOKEN` to the server's token"
     hint = detail.hint or hint or raised
-    if detail.hang is not None and detail.postmortem is not None:
+    if error.kind == "retryable" and detail.hang is not None and detail.postmortem is not None:
         hint += f"; `gen-worker postmortem {detail.postmortem}` tells more"
     code = USAGE if error.kind == "deadline" and timed else _CODES.get(error.kind, USER_CODE)
     raise Failure(f"{error.message} ({told})" if told else error.message, hint, code=code)
