@@ -123,6 +123,11 @@ def _failure(what: str, error: Exception, *, expected: bool) -> tuple[str, tuple
     return f"{what} failed, which is a fault of gen-worker: {type(error).__name__}: {error}", tuple(stack)
 
 
+_RUNS_AGAIN = msgspec.json.encode(
+    {"message": "its child died while it ran: it runs once more, alone in a child", "level": "warning"}
+)
+
+
 class _Answered:
     """The client of a job that has its answer."""
 
@@ -442,6 +447,8 @@ class Supervisor:
         if job.again:
             self._forget_files(job)  # of the child that died
             job.client.rerun(job)
+            if job.deaths and job.events:
+                job.client.event(job, Event(job.number, "log", _RUNS_AGAIN))
             if job.inputs and self.inputs is not None and not self.inputs.has(job):
                 job.inputs = None
         process = self._processes[child.generation]

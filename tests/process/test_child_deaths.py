@@ -116,10 +116,14 @@ def kill(pid: int) -> None:
 def test_the_job_of_a_child_that_is_killed_from_outside_is_rerun_and_succeeds(serve: Serve) -> None:
     server = serve()
     with server.connect() as connection:
-        connection.send("gated", "innocent", text="right", gate="go")
+        payload = {"text": "right", "gate": "go"}
+        connection.line({"function": "gated", "request_id": "innocent", "events": True, "payload": payload})
         server.until_running("innocent")
         kill(server.homes("innocent")[0])
         server.until_running("innocent", times=2)
+        told = connection.frame()
+        assert (told["event"], told["value"]["level"]) == ("log", "warning")
+        assert "it runs once more" in told["value"]["message"]
         server.open("go")
         assert text_of(connection.frame()) == "right"
     first, second = server.homes("innocent")
