@@ -84,7 +84,8 @@ def _learn(child: Child, reading: MemoryReading) -> None:
 
 def weighed(fleet: Fleet, happening: Weighed, now: float) -> list[Action]:
     """Learn what a child takes when it has set up what it has, and before it runs anything."""
-    happening.child.rss = happening.child.usual_rss = happening.rss
+    child = happening.child
+    child.rss = child.usual_rss = child.device.usual_rss = happening.rss
     return []
 
 
@@ -129,13 +130,17 @@ def most_over(children: Sequence[Child]) -> Child | None:
     most = max(over.values(), default=0)
     if most < WORTH_BYTES:
         return None
-    guilty = [child for child in children if over[child.generation] > most - WORTH_BYTES]
+    least = max(WORTH_BYTES, most - WORTH_BYTES + 1)
+    guilty = [child for child in children if over[child.generation] >= least]
     return max(guilty, key=lambda child: (child.used["device"] > 0, _newest(child)))
 
 
 def usual_of(child: Child, children: Sequence[Child]) -> int:
-    """Return what a child usually takes; one of which that is not known yet is like the largest of the others."""
-    return child.usual_rss or max((other.usual_rss for other in children), default=0)
+    """Return what a child usually takes.
+
+    One of which that is not known yet is like the one before it, or the largest of the others.
+    """
+    return child.usual_rss or max([child.device.usual_rss, *(other.usual_rss for other in children)])
 
 
 def _newest(child: Child) -> float:

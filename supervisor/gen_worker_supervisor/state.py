@@ -300,6 +300,7 @@ class Device:
     temperature: float | None = None
     watts: float | None = None
     vram_used: int | None = None  # bytes, of whomever, as the driver says
+    usual_rss: int = 0  # what its last child took when it had set up what it has: the next one may take as much
     vram_baseline: int | None = None  # what was in use before there was a child; None: nobody measures it
     settle_by: float | None = None  # until when a dead child's memory may take to come back
     unattributed: int = 0  # bytes that a dead child had and that did not come back

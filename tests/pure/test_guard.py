@@ -114,6 +114,24 @@ def test_a_child_that_boots_is_taken_to_be_like_the_others() -> None:
     assert most_over([ready, booting]) is booting
 
 
+def test_a_child_that_boots_is_taken_to_be_like_the_one_before_it_where_all_are_new() -> None:
+    host = Guarded(devices=1)
+    host.weighed(host.child(), 2 * GIB)
+    host.dies(host.child())
+    host.sizes[host.child().generation] = 1 * GIB  # it imports what the one before had imported
+    assert signals(host.reads(RESERVE - 1)) == []
+
+
+def test_one_whose_end_gives_back_too_little_is_not_ended_for_having_a_job() -> None:
+    host = Guarded()
+    host.started()
+    working, other = sorted(host.fleet.children(), key=lambda child: -child.used["device"])
+    host.grows(working, 30 * MIB)
+    host.grows(other, 80 * MIB)
+    assert signals(host.reads(RESERVE - 1)) == [SIGKILL]
+    assert (working.doom, other.doom) == ("", "host_oom")
+
+
 def test_what_a_child_gave_back_is_not_its_usual_size_any_more() -> None:
     host = Guarded()
     child = host.child(0)
