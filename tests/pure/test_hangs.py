@@ -18,7 +18,7 @@ from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.report import _hang as hang_told
 from gen_worker_supervisor.report import _state as state_of
 from gen_worker_supervisor.state import Child, Device
-from tests.pure.host import Host, function, held_by, signals
+from tests.pure.host import Host, finishes, function, held_by, signals
 
 BOTH = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -405,6 +405,16 @@ def test_a_set_up_in_which_nothing_moves_is_ended_and_counts_as_a_failed_load() 
         host.boot()
     assert host.answer(job).kind == "unavailable"
     assert job.deaths == 0
+
+
+def test_a_set_up_that_hangs_while_the_supervisor_goes_is_no_failure_of_it() -> None:
+    host = Host(function(instance="m:C"), eager=True)
+    seen = Seen(host)
+    seen.passes(121)
+    assert seen.child.doom == "hang"
+    host.drains()
+    host.dies(seen.child)
+    assert finishes(host.actions) == [0]
 
 
 def test_a_set_up_that_reads_its_model_is_held_however_slow_it_is() -> None:

@@ -5,7 +5,7 @@ import pytest
 from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready, Recall, Unload
 from gen_worker_supervisor.actions import Note, Signal
 from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.happenings import MemoryRead, Reported, RestartAsked, Spawned, UnloadAsked
+from gen_worker_supervisor.happenings import MemoryRead, Misbehaved, Reported, RestartAsked, Spawned, UnloadAsked
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Health, JobState, Phase
 from gen_worker_supervisor.replacing import WARM_JOBS
@@ -406,7 +406,7 @@ def test_a_job_that_must_be_alone_waits_for_the_last_one_of_the_child_before() -
     made.dies(made.child())
     made.boot()
     assert suspect.alone
-    assert suspect.child is None
+    assert (first.child, suspect.child) == (None, None)
     made.done(busy)
     assert [job.child for job in (first, suspect)].count(made.child()) == 1
 
@@ -425,6 +425,18 @@ def test_no_job_is_taken_back_for_a_child_whose_device_is_held_by_the_one_before
     assert {job.child for job in jobs} == {made.child(1)}
     assert sent(made.passes(1.0), Recall) == []
     assert sent(made.done(busy), Recall)
+
+
+def test_a_child_that_is_killed_keeps_its_place_until_it_is_dead() -> None:
+    made = host(Recycling(jobs=1))
+    warm(made)
+    old, new = made.child(), coming(made)
+    boots(made, new)
+    made.happens(Misbehaved(old, "rubbish"))
+    made.loaded(new)
+    assert made.child() is old
+    made.dies(old)
+    assert made.child() is new
 
 
 def test_nothing_is_loaded_beside_the_last_job_of_the_child_before() -> None:
