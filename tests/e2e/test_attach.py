@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,6 +229,17 @@ def test_a_shell_is_offered_what_the_server_and_the_folder_have(server: Server, 
     done = command(server, _GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS=line)
     assert [each.partition(",")[2] for each in done.stdout.split()] == words
     assert done.stderr == ""
+
+
+def test_a_supervisor_that_does_not_answer_keeps_no_shell_waiting(server: Server) -> None:
+    server.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        done = command(server, _GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS="gen-worker kill my")
+        assert time.monotonic() - began < 5
+        assert (done.stdout, done.stderr) == ("", "")
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 def test_kill_completes_the_requests_that_run(server: Server) -> None:

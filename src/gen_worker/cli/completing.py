@@ -20,6 +20,7 @@ from gen_worker.rundir import DEFAULT_SOCKET
 if TYPE_CHECKING:
     from gen_worker.client import Client
 
+_ANSWER_S = 0.5  # of a supervisor: somebody waits at the keyboard
 OPEN = "open"  # the kind of a candidate that something has to follow: no space comes after it
 
 
@@ -93,7 +94,7 @@ def _asked(ctx: click.Context, begun: str, names: "Callable[[Client], list[str]]
     from gen_worker.cli.supervisors import connected
 
     try:
-        with connected(ctx.params.get("socket_"), "gen-worker completion") as client:
+        with connected(ctx.params.get("socket_"), "gen-worker completion", _ANSWER_S) as client:
             return _items(name for name in dict.fromkeys(names(client)) if name.startswith(begun))
     except Failure:
         return []

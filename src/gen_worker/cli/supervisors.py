@@ -20,7 +20,7 @@ socket_option = click.option(
 
 
 @contextmanager
-def connected(path: str | None, name: str) -> "Iterator[Client]":
+def connected(path: str | None, name: str, within_s: float = 10.0) -> "Iterator[Client]":
     """Connect to the supervisor named by a socket, or to the only one; raise `Failure` when that is not possible."""
     if not hasattr(socket, "SOCK_SEQPACKET") or not hasattr(socket, "AF_UNIX"):
         raise Failure("supervisors run on Linux only", code=UNREACHABLE)
@@ -28,7 +28,7 @@ def connected(path: str | None, name: str) -> "Iterator[Client]":
     from gen_worker.client import Client
 
     try:
-        with Client(path, name=name) as client:
+        with Client(path, within_s, name=name) as client:
             yield client
     except SeveralSupervisors as several:
         raise Failure(str(several), "choose one with `--socket`", code=USAGE) from None
