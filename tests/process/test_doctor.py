@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker.doctor import gpus, kernel, network, program
+from gen_worker.doctor import gpus, kernel, leftovers, network, program
 from gen_worker.doctor.chaos.faults import Fault, Measured, NotHereError
 from gen_worker.doctor.chaos.observed import descriptors, marked, resident, state
 from gen_worker.doctor.chaos.scratch import MARK, Scratch, ScratchError
@@ -127,6 +127,18 @@ def test_whatever_it_finds_can_be_asked_for_by_its_name(tmp_path: Path) -> None:
     online = checks(Patient.here(os.environ, online=True))
     assert any(check.answers_to("clock-offset") for check in online)
     assert not any(check.answers_to("cuda") for check in online)
+
+
+def test_a_supervisor_that_was_stopped_is_a_problem(serve: Serve) -> None:
+    server = serve()
+    run_dir = server.control.parent.parent
+    assert str(server.pid) in leftovers.supervisors(run_dir).found
+    server.signal(signal.SIGSTOP)
+    try:
+        until(lambda: leftovers.supervisors(run_dir).status is Status.PROBLEM, what="it being stopped")
+        assert leftovers.supervisors(run_dir).remedy == f"`kill -CONT {server.pid}` lets it go on"
+    finally:
+        server.signal(signal.SIGCONT)
 
 
 @pytest.mark.root

@@ -80,6 +80,10 @@ def test_a_list_names_the_job_that_probably_had_to_do_with_it() -> None:
     assert all(word in line for word in (FULL.id, "1m30s", "cuda:0", "f +1", "r1"))
 
 
+def test_a_list_names_what_was_being_set_up_where_no_job_ran() -> None:
+    assert "main:Painter" in listed([told(loading="main:Painter")], 1.0).splitlines()[1]
+
+
 @pytest.mark.parametrize(
     ("cause", "known", "meaning"),
     [
@@ -90,7 +94,7 @@ def test_a_list_names_the_job_that_probably_had_to_do_with_it() -> None:
         ("host_oom", {"signal": "SIGKILL"}, "before the host ran out of memory"),
         ("SIGTERM", {"jobs": [Held("r", "f", "started", ended_for="kill")]}, "a request's ladder"),
         ("SIGTERM", {"jobs": [Held("r", "f", "started", ended_for="kill", rungs=RUNGS)]}, "rung 4 of a request's"),
-        ("protocol: no frame", {}, ""),
+        ("protocol: no frame", {}, "descriptor that is not its own"),
     ],
 )
 def test_a_cause_is_explained(cause: str, known: dict[str, object], meaning: str) -> None:

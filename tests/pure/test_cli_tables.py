@@ -241,6 +241,15 @@ def test_hangs_of_several_children_are_told_line_by_line_and_a_load_is_not_to_be
     ]
 
 
+def test_what_is_set_up_is_named_and_how_long_a_job_has_waited_for_it() -> None:
+    device = DeviceStatus(
+        None, None, "cpu:0", 7, "loading", loading="main:Painter", loading_bytes=5 * MIB, loading_total=50 * MIB
+    )
+    told = ps.describe(status(gpus=[device], jobs=[JobStatus("a", "f", "queued", position=1, queued_s=12.0)]))
+    assert told.splitlines()[-3].split() == ["a", "f", "queued", "-", "12.0s", "-", "#1"]
+    assert told.splitlines()[-1] == "child 7 of `cpu:0` sets up `main:Painter`: 5 MiB of 50 MiB"
+
+
 def test_a_device_is_meant_by_its_name_its_index_or_the_number_of_its_slot() -> None:
     gpu = DeviceStatus(0, "GPU-1", "cuda:0", 1, "idle")
     slots = [DeviceStatus(None, None, f"cpu:{number}", 2, "idle") for number in range(2)]

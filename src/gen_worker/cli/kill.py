@@ -43,7 +43,11 @@ def command(request: str, now: bool, socket_: str | None) -> int:
         named = [name for name in known if request == name or request.endswith(f"/{name}")]
         if len(named) == 1:
             sys.stderr.write(f"waiting for `{request}` to end\n")
-        killed = client.kill(request, now)
+        try:
+            killed = client.kill(request, now)
+        except KeyboardInterrupt:
+            sys.stderr.write("no longer waiting for it; the kill goes on\n")
+            raise
     if killed.outcome in ("not_found", "ambiguous"):
         _refuse(request, killed, known)
     click.echo(describe(request, killed))

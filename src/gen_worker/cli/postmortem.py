@@ -141,7 +141,7 @@ def listed(found: Sequence[PostMortem], now: float, width: int = WIDTH) -> str:
                 duration(max(0.0, now - told.when)),
                 told.device,
                 told.cause + ended,
-                "-" if job is None else job.function + others,
+                told.loading or "-" if job is None else job.function + others,
                 "-" if job is None else job.request_id,
             )
         )
@@ -204,6 +204,8 @@ def explained(told: PostMortem) -> str:
         return "a request's ladder" if rung is None else f"rung {rung} of a request's ladder"
     if told.signal == "SIGKILL":
         return "the kernel's out-of-memory killer" if told.oom_kills else "somebody killed it, or the kernel did"
+    if told.cause.startswith("protocol"):
+        return "its code may have closed or used a descriptor that is not its own"
     if told.exit_code is not None:
         return "its own code, or a library of it, ended the process"
     return ""

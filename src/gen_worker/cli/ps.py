@@ -91,6 +91,8 @@ def describe(status: Status, look: Look = PLAIN) -> str:
     if status.models:
         parts.append(_models(status, look))
     parts += [_download(download) for download in status.downloads]
+    if loads := [_load(device) for device in status.gpus if device.loading is not None]:
+        parts.append("\n".join(loads))
     if hanging := [device for device in status.gpus if device.hang is not None]:
         parts.append("\n".join(map(_hang, hanging)))
         if any(device.job is not None for device in hanging):
@@ -143,6 +145,17 @@ def _devices(devices: list[DeviceStatus], look: Look) -> str:
     return table(heads, rows, elastic=("DEVICE", "JOB"), width=look.width, painted=look.painted)
 
 
+def _load(device: DeviceStatus) -> str:
+    loaded = "" if not device.loading_bytes else f": {size(device.loading_bytes)}"
+    total = "" if not loaded or device.loading_total is None else f" of {size(device.loading_total)}"
+    return f"child {device.pid} of `{device.name}` sets up `{device.loading}`{loaded}{total}"
+
+
+def _elapsed_s(job: JobStatus) -> float:
+    """Return how long a job has run, or how long it has waited."""
+    return job.elapsed_s if job.status != "queued" or job.queued_s is None else job.queued_s
+
+
 def _hang(device: DeviceStatus) -> str:
     silence = "" if device.silent_s is None else f", nothing new for {duration(device.silent_s)}"
     at = "" if device.job is None else f", at `{device.job}`"
@@ -190,7 +203,7 @@ def _jobs(jobs: list[JobStatus], look: Look) -> str:
         "PRIORITY": [str(job.priority) for job in shown],
         "STATUS": [look.named(job.status) for job in shown],
         "DEVICE": [job.gpu or "-" for job in shown],
-        "ELAPSED": [duration(job.elapsed_s) for job in shown],
+        "ELAPSED": [duration(_elapsed_s(job)) for job in shown],
         "LEFT": [duration(job.deadline_s) for job in shown],
         "PROGRESS": [_progress(job) for job in shown],
     }

@@ -50,7 +50,11 @@ def command(device: str, now: bool, as_json: bool, socket_: str | None) -> int:
             running = [] if now else [job for job in status.jobs if job.gpu in names_of(meant)]
             if running:
                 say("hint", f"{described(running)} first; `--now` ends what runs there")
-        restarted = client.restart(device if meant is None else meant.name, now)
+        try:
+            restarted = client.restart(device if meant is None else meant.name, now)
+        except KeyboardInterrupt:
+            sys.stderr.write("no longer waiting for it; the restart goes on\n")
+            raise
     before = None if meant is None else meant.pid
     if restarted.outcome != "restarted":
         _refuse(device, restarted, known)

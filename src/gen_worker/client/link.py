@@ -39,7 +39,8 @@ def gone(error: Exception) -> SupervisorUnreachable:
 
 def silent(timeout_s: float) -> SupervisorUnreachable:
     """Return what it means that `open` has no answer."""
-    return SupervisorUnreachable(f"the supervisor does not answer within {timeout_s:g} s")
+    text = f"the supervisor does not answer within {timeout_s:g} s"
+    return SupervisorUnreachable(text, "`gen-worker doctor --only supervisors` says whether it was stopped")
 
 
 def seconds(timeout_s: float | None) -> float | None:

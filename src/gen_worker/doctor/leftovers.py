@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from gen_worker.doctor.finding import Finding, ok, skipped, warning
+from gen_worker.doctor.finding import Finding, ok, problem, skipped, warning
 from gen_worker.rundir import live_supervisors
 
 _BOOT_ID_CHARS = 32
@@ -13,8 +13,23 @@ def supervisors(run_dir: Path) -> Finding:
     """Which supervisors answer."""
     if not _may_look(run_dir):
         return skipped("supervisors", f"`{run_dir}` is not for this user to look into")
-    listed = ", ".join(f"{each.pid} at `{each.serve or each.control}`" for each in live_supervisors(run_dir))
+    alive = live_supervisors(run_dir)
+    stopped = [str(each.pid) for each in alive if is_stopped(each.pid)]
+    if stopped:
+        pids = " ".join(stopped)
+        return problem(
+            "supervisors", f"stopped by a signal or a debugger: {pids}", f"`kill -CONT {pids}` lets it go on"
+        )
+    listed = ", ".join(f"{each.pid} at `{each.serve or each.control}`" for each in alive)
     return ok("supervisors", listed or "none is alive")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is there and does not run, by a SIGSTOP or a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
 
 
 def leftovers(run_dir: Path) -> Finding:
