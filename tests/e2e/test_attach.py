@@ -237,7 +237,7 @@ def test_a_supervisor_that_does_not_answer_keeps_no_shell_waiting(server: Server
         began = time.monotonic()
         done = command(server, _GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS="gen-worker kill my")
         assert time.monotonic() - began < 5
-        assert (done.stdout, done.stderr) == ("", "")
+        assert (done.stdout.strip(), done.stderr) == ("", "")
     finally:
         server.signal(signal.SIGCONT)
 
