@@ -277,9 +277,18 @@ class Fleets(RuleBasedStateMachine):
         up=st.sampled_from([True, True, False]),
         jobs=st.sampled_from([0, 0, 1, 3]),
         stall_s=st.sampled_from([120.0, 4.0]),
+        room=st.sampled_from([True, True, False]),
     )
     def begins(
-        self, devices: int, max_queued: int, max_queued_bytes: int, eager: bool, up: bool, jobs: int, stall_s: float
+        self,
+        devices: int,
+        max_queued: int,
+        max_queued_bytes: int,
+        eager: bool,
+        up: bool,
+        jobs: int,
+        stall_s: float,
+        room: bool,
     ) -> None:
         functions = (
             function("plain"),
@@ -305,6 +314,8 @@ class Fleets(RuleBasedStateMachine):
         self.host.fleet.recycling = Recycling(jobs=jobs)
         self.host.fleet.stall_timeout_s = stall_s
         self.host.fleet.memory_reserve = GIB
+        if room:  # for the next child beside the one before
+            self.host.fleet.memory = MemoryReading(self.host.now, GIB, 64 * GIB, "host", {})
         self.perform(self.host.actions)
         for model in list(self.models.values()) * 3 * up:
             self.boot(model)

@@ -33,7 +33,7 @@ class Gpus(Fleets):
 
     @rule(index=st.integers(0, 2), number=st.integers(0, 9))
     def driver_reports_a_fault(self, index: int, number: int) -> None:
-        self.happens(DeviceFault(self.one(index).name, f"XID {number}", fatal=number == 9))
+        self.happens(DeviceFault(self.one(index).name, f"XID {number}", fatal=number > 6))
 
     @invariant()
     def a_device_that_settles_has_a_dead_child_and_an_end_of_it(self) -> None:
