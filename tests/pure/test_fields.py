@@ -196,7 +196,7 @@ def test_without_a_schema_any_key_goes_and_values_are_guessed(word: str, payload
 def test_without_a_schema_a_bare_word_has_no_field() -> None:
     with pytest.raises(Failure, match="which field is `hello` for") as caught:
         fields("hello", schema=None)
-    assert caught.value.hint == "write `field=hello`"
+    assert caught.value.hint == "a server that starts says `ready` once they are; else write `field=hello`"
 
 
 def test_a_function_without_fields_takes_no_value() -> None:
