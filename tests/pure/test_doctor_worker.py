@@ -22,7 +22,9 @@ from gen_worker.doctor.gpu_probe import Gpu
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.settings import Secret, Settings
 from gen_worker.wire.survey import Survey, SurveyedFunction
+from gen_worker_supervisor.predecessors import here
 from tests.pure.test_doctor_host import is_told
+from tests.pure.test_predecessors import killed
 
 NOW = 1_800_000_000.0
 
@@ -141,11 +143,14 @@ def test_a_token_that_says_nothing_of_its_end_is_only_named(tmp_path: Path) -> N
 
 def test_folders_of_dead_supervisors_are_told_with_what_removes_them(tmp_path: Path) -> None:
     is_told(leftovers.leftovers(tmp_path / "nowhere"), Status.OK)
-    for name in ("12", f"13-{'a' * 32}", "postmortems", "14-short"):
+    for name in ("12", "postmortems"):  # of one that is about to be there, perhaps
         (tmp_path / name).mkdir()
-    is_told(leftovers.leftovers(tmp_path), Status.WARNING, "2 folders", f"rm -r {tmp_path}/{{12,13-{'a' * 32}}}")
-    (tmp_path / "12").rmdir()
-    is_told(leftovers.leftovers(tmp_path), Status.WARNING, f"rm -r {tmp_path / '13-'}")
+    killed(tmp_path, 13, "a" * 32, "another host")
+    is_told(leftovers.leftovers(tmp_path), Status.OK, "none")
+    killed(tmp_path, 14, "b" * 32, here())
+    is_told(leftovers.leftovers(tmp_path), Status.WARNING, f"rm -r {tmp_path / '14'}`")
+    killed(tmp_path, 15, "c" * 32, here())
+    is_told(leftovers.leftovers(tmp_path), Status.WARNING, "2 folders", f"rm -r {tmp_path}/{{14,15}}`")
     is_told(leftovers.supervisors(tmp_path), Status.OK, "none is alive")
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from gen_worker.doctor.finding import Finding, ok, problem, skipped, warning
 from gen_worker.rundir import live_supervisors
 
-_BOOT_ID_CHARS = 32
-
 
 def supervisors(run_dir: Path) -> Finding:
     """Which supervisors answer."""
@@ -33,19 +31,20 @@ def is_stopped(pid: int) -> bool:
 
 
 def leftovers(run_dir: Path) -> Finding:
-    """Which folders in the run directory are of supervisors that are gone."""
+    """Which folders in the run directory are of supervisors of this host that were killed."""
+    from gen_worker_supervisor.predecessors import surely_gone
+
     if not _may_look(run_dir):
         return skipped("leftovers", f"`{run_dir}` is not for this user to look into")
-    if not os.path.isdir(run_dir):
-        return ok("leftovers", "none")
-    alive = {Path(each.control).parent for each in live_supervisors(run_dir)}
-    dead = [each.name for each in sorted(run_dir.iterdir()) if _is_folder_of_one(each) and each not in alive]
+    dead = sorted(each.name for each in surely_gone(run_dir))
     if not dead:
         return ok("leftovers", "none")
+    next_start = "the next server with this run directory ends what is left of it; else"
     if len(dead) == 1:
-        return warning("leftovers", "a folder of a supervisor that is gone", f"`rm -r {run_dir / dead[0]}`")
-    told = f"{len(dead)} folders of supervisors that are gone"
-    return warning("leftovers", told, f"`rm -r {run_dir}/{{{','.join(dead)}}}`")
+        told = "a folder of a supervisor that was killed"
+        return warning("leftovers", told, f"{next_start} `rm -r {run_dir / dead[0]}`")
+    told = f"{len(dead)} folders of supervisors that were killed"
+    return warning("leftovers", told, f"{next_start} `rm -r {run_dir}/{{{','.join(dead)}}}`")
 
 
 def _may_look(folder: Path) -> bool:
@@ -56,9 +55,3 @@ def _may_look(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.R_OK | os.X_OK)
-
-
-def _is_folder_of_one(path: Path) -> bool:
-    """Whether a folder is named as supervisors name theirs: by a pid, with a boot id after it or without."""
-    pid, _, boot = path.name.partition("-")
-    return path.is_dir() and pid.isdigit() and (not boot or len(boot) == _BOOT_ID_CHARS)
