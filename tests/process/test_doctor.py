@@ -197,10 +197,12 @@ def test_what_is_promised_holds_on_this_host_and_nothing_is_left(temporary: Path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_the_doctor_ends_what_it_broke(temporary: Path, number: signal.Signals) -> None:
     command = [*GEN_WORKER, "doctor", "--chaos", "--only", "sleep-in-c"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as doctor:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as doctor:
         until(lambda: len(scratches()) > 3, what="children of a scratch supervisor")
         doctor.send_signal(number)
-        assert doctor.wait(20) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+        _, said = doctor.communicate(timeout=20)
+        assert doctor.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+        assert (b"ending what was started" in said) == (number != signal.SIGKILL)
     until(lambda: not scratches(), what="the end of them all")
 
 

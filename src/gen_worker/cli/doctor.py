@@ -282,11 +282,12 @@ def borne(result: "Result", look: Look) -> Iterator[str]:
 
 
 def _end_on_signals() -> None:
-    """End in order at SIGTERM and SIGHUP from now on, as at Ctrl-C: nothing that was started may stay."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    """End in order at SIGTERM and SIGHUP from now on, as at Ctrl-C, and say so: nothing that was started may stay."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    os.write(2, b"\nending what was started\n")
     raise KeyboardInterrupt
