@@ -9,9 +9,10 @@ _SECRETS = tuple(
         r"""(://)[^\s/?#"'`]*(?=@)""",  # the user and the password in one
         r"""(authorization["']?\s*[=:]\s*["']?(?:(?:bearer|basic|digest|token)\s+)?)[^\s"',;]+""",
         r"""(bearer\s+)[^\s"',;]+""",
-        r"""((?:token|password|secret|signature|api[_-]?key|access[_-]?key)["']?\s*[=:]\s*["']?)[^\s"',;&>]+""",
+        r"""((?:token|passw(?:or)?d|secret|signature|api[_-]?key|access[_-]?key)["']?\s*[=:]\s*["']?)[^\s"',;&>]+""",
         r"""((?:(?<![a-z-])x-amz-[a-z-]+|\bsig)=)[^\s"',;&>]+""",
         r"""((?<![\w-]))eyJ[\w-]+\.[\w-]+\.[\w-]*""",  # a JWT by itself
+        r"""((?<![\w-]))(?:hf_[a-z0-9]{20,}|sk-[\w-]{20,}|akia[a-z0-9]{16})(?![\w-])""",  # known by how they begin
     )
 )
 

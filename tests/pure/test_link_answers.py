@@ -33,6 +33,10 @@ from tests.pure.host import Host
         ('token: "abc", api_key=abc', 'token: "[secret]", api_key=[secret]'),
         ("{'download_token': 'x.y', 'size': 3}", "{'download_token': '[secret]', 'size': 3}"),
         ("got eyJhbGciOi.eyJzdWIi.c2ln here", "got [secret] here"),
+        (f"login('hf_{'aB3' * 11}') failed", "login('[secret]') failed"),
+        (f"key sk-{'x1-' * 8} or AKIA{'0A' * 8}", "key [secret] or [secret]"),
+        ("hf_transfer is in use, sk-learn too", "hf_transfer is in use, sk-learn too"),
+        ("passwd: x", "passwd: [secret]"),
         ("nothing to hide: size=3, max_tokens=5", "nothing to hide: size=3, max_tokens=5"),
         ("why? see https://h/x, KeyError: 'key'", "why? see https://h/x, KeyError: 'key'"),
     ],
@@ -41,7 +45,9 @@ def test_secrets_are_taken_out_and_the_rest_stays(text: str, shown: str) -> None
     assert redacted(text) == shown
 
 
-@pytest.mark.parametrize("piece", ["eyJ-", "://", "x-amz-", "token", "a@", "bearer ", "eyJ.", "authorization "])
+@pytest.mark.parametrize(
+    "piece", ["eyJ-", "://", "x-amz-", "token", "a@", "bearer ", "eyJ.", "authorization ", "hf_", "sk-"]
+)
 def test_no_text_takes_long(piece: str) -> None:
     began = time.monotonic()
     redacted(piece * (FRAME_LIMIT // len(piece)))
