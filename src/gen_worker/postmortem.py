@@ -20,6 +20,7 @@ MOST_BYTES = 1 << 20  # of a file that is read; a longer one is not ours
 ABANDONED_S = 3600.0  # a file that was begun so long ago is finished by nobody
 _NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9]{1,32}-[0-9a-f]{4}", re.ASCII)
 _SUFFIX = ".json"
+_LAST_SECOND = 253402300800  # of the year 9999
 
 
 class PostMortemError(Exception):
@@ -149,13 +150,16 @@ def read(folder: Path, name: str) -> PostMortem:
     if not is_name(name):
         raise PostMortemError(f"`{name}` is no name of a post-mortem")
     try:
-        return _decoder.decode(_content(folder / f"{name}{_SUFFIX}"))
+        told = _decoder.decode(_content(folder / f"{name}{_SUFFIX}"))
     except FileNotFoundError:
         raise PostMortemError(f"post-mortem `{name}` is gone") from None
     except OSError as error:
         raise PostMortemError(f"cannot read post-mortem `{name}`: {(error.strerror or str(error)).lower()}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PostMortemError(f"post-mortem `{name}` is of another version, or damaged: {error}") from None
+    if not 0 <= told.when < _LAST_SECOND:
+        raise PostMortemError(f"post-mortem `{name}` is damaged: `when` is {told.when:g}")
+    return told
 
 
 def _content(path: Path) -> bytes:

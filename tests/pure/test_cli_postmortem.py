@@ -134,6 +134,10 @@ def test_the_latest_is_that_of_the_last_moment_whatever_its_device(tmp_path: Pat
     for name, when in zip(names, (9.0, 3.0, 2.0), strict=True):
         write(tmp_path, told(name, when))
     assert meant("latest", names, tmp_path) == names[1]
+    damaged = "20261123-000000-cpu0-0002"
+    (tmp_path / f"{damaged}.json").write_text("{")
+    assert meant("latest", [*names, damaged], tmp_path) == names[1]
+    assert meant("latest", [damaged], tmp_path) == damaged
     with pytest.raises(Failure, match="no post-mortem `latest`"):
         meant("latest", [], tmp_path)
 

@@ -88,6 +88,13 @@ def test_a_name_is_made_of_harmless_letters_only(text: str) -> None:
     assert not is_name(text) or set(text) <= set("0123456789abcdefghijklmnopqrstuvwxyz-")
 
 
+@pytest.mark.parametrize("when", [1e300, -1.0])
+def test_a_time_that_is_none_is_damage(tmp_path: Path, when: float) -> None:
+    write(tmp_path, told(when=when))
+    with pytest.raises(PostMortemError, match="is damaged: `when` is"):
+        read(tmp_path, told().id)
+
+
 @given(st.binary(max_size=400))
 def test_a_damaged_file_is_said_to_be_one(content: bytes) -> None:
     import tempfile

@@ -106,8 +106,7 @@ def _readable(folder: Path, known: Sequence[str], number: int) -> list[PostMorte
 def meant(begun: str, known: Sequence[str], folder: Path) -> str:
     """Return the only post-mortem that begins so; raise `Failure` when there is none, or more than one."""
     if begun == LATEST and known:
-        at = _moment_of(known[-1])
-        return max((read(folder, name) for name in known if _moment_of(name) == at), key=lambda told: told.when).id
+        return _latest(known, folder)
     fitting = [name for name in known if name.startswith(begun)]
     if begun in fitting:
         return begun
@@ -118,6 +117,15 @@ def meant(begun: str, known: Sequence[str], folder: Path) -> str:
         few = ", ".join(f"`{name}`" for name in fitting[-3:])
         raise Failure(f"`{begun}` may mean {len(fitting)} post-mortems: {few}", "name one of them")
     return fitting[0]
+
+
+def _latest(known: Sequence[str], folder: Path) -> str:
+    """Return the latest post-mortem that can be read; without one the latest of all, so that it is said why."""
+    for newest in reversed(known):
+        same = [name for name in known if _moment_of(name) == _moment_of(newest)]
+        if found := _readable(folder, same, len(same)):
+            return found[0].id
+    return known[-1]
 
 
 def _moment_of(name: str) -> str:
@@ -178,7 +186,7 @@ def describe(told: PostMortem, now: float, width: int = WIDTH, *, bars: bool = T
 
 def _headline(told: PostMortem, now: float) -> str:
     child = "a child" if told.pid is None else f"child {told.pid}"
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.when))
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(told.when))  # as the ID has it
     meaning = explained(told)
     lines = [
         f"{child} of `{told.device}` died: {told.cause}" + (f" ({meaning})" if meaning else ""),
