@@ -1,5 +1,6 @@
 """What the status document says of a job."""
 
+import gc
 import shutil
 import time
 from pathlib import Path
@@ -149,9 +150,13 @@ def test_ten_thousand_waiting_jobs_are_told_of_without_holding_the_loop() -> Non
     host.started()
     for number in range(10_000):
         host.submit(tenant=str(number % 7))
-    began = time.thread_time()
-    assert len(_jobs(host.fleet, host.now, str)) == 10_001
-    assert time.thread_time() - began < 0.05
+    gc.freeze()  # what the other tests have left is not looked at meanwhile
+    try:
+        began = time.thread_time()
+        assert len(_jobs(host.fleet, host.now, str)) == 10_001
+        assert time.thread_time() - began < 0.05
+    finally:
+        gc.unfreeze()
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
