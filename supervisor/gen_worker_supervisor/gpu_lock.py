@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ LOCK_FOLDERS = ("/run/lock", "/tmp")  # everybody's, and what is opened there is
 _PREFIX = "gen-worker-"
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # it may be anybody's: a link, a pipe
 _HOLDER_BYTES = 256
+_LOOK_S = 0.01
 _TRIES = 8  # others may remove the file while it is opened
 
 
@@ -93,14 +95,24 @@ def _locked(path: Path) -> int:
         with ExitStack() as opened:
             fd = _opened(path)
             opened.callback(os.close, fd)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _HeldError(_holder(fd)) from None
+            if not _locks(fd):
+                raise _HeldError(_holder(fd))
             if _is_at(path, fd):
                 opened.pop_all()
                 return fd
     raise OSError(errno.EAGAIN, "others remove it again and again")
+
+
+def _locks(fd: int) -> bool:
+    """Lock a file; whoever only looks whether somebody holds it, as the doctor, lets go of it at once."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        else:
+            return True
+    return False
 
 
 def _opened(path: Path) -> int:

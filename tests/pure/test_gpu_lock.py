@@ -1,11 +1,13 @@
 """The locks that keep two supervisors off one GPU."""
 
+import fcntl
 import os
 import re
 import resource
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,17 @@ def test_a_disk_without_room_for_the_holder_s_name_costs_no_lock(tmp_path: Path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, size)
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_who_only_looks_whether_somebody_holds_a_lock_keeps_nobody_from_it(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("1 gen-worker serve painter")
+    looks = os.open(tmp_path / NAME, os.O_RDONLY)
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    ends = threading.Timer(0.02, os.close, [looks])
+    ends.start()
+    with GpuLocks("serve", tmp_path) as locks:
+        locks.take(GPU)
+    ends.join()
 
 
 def test_a_lock_that_was_let_go_leaves_no_file(tmp_path: Path) -> None:
