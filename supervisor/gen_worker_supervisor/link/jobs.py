@@ -102,7 +102,7 @@ class LinkJob:
         self._tell(self.events.rest())
 
     def _tell(self, value: bytes | None) -> None:
-        if value is not None:
+        if value is not None and not self.held.silent:
             self._jobs.send(self._progress(value, EVENT_TYPE))
 
     def rerun(self, job: Job) -> None:

@@ -123,6 +123,7 @@ def polite(ctx: RequestContext, payload: Order) -> Answer:
     note(ctx)
     while not ctx.cancelled:
         time.sleep(POLL_S)
+    ctx.log("cancelled")
     ctx.raise_if_cancelled()
     return Answer(payload.text, os.getpid())
 
