@@ -47,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() != 0:
         os.environ.setdefault("GEN_WORKER_DEBUGGABLE", "1")  # tests look at what servers hold open
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` every server would be deaf to its terminal's end
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has it ignored by what it starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[SESSION] = f"{os.getpid()}-{time.time_ns()}"
     if "GEN_WORKER_RUN_DIR" not in os.environ:
         run_dir = tempfile.mkdtemp(prefix="gw-tests-")  # short: a Unix socket's path has 107 bytes
