@@ -42,6 +42,7 @@ CHECKS: dict[str, Callable[[str], str]] = {
 }
 HOSTILE = [
     "..",
+    "..\\",
     "../x",
     "a/../../x",
     "/etc/passwd",

@@ -50,7 +50,7 @@ class LocalWorker:
 def names_of(projects: list[Path]) -> list[str]:
     """Return a name for the worker of each project, no two the same."""
     bare = [
-        re.sub(r"[^\w.-]+", "-", project.resolve().name, flags=re.ASCII).strip("-") or "worker" for project in projects
+        re.sub(r"[^\w.-]+", "-", project.resolve().name, flags=re.ASCII).strip("-.") or "worker" for project in projects
     ]
     return [name if bare.count(name) == 1 else f"{name}-{bare[: at + 1].count(name)}" for at, name in enumerate(bare)]
 
