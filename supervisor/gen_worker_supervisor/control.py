@@ -9,7 +9,7 @@ import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, assert_never
+from typing import Any
 
 import msgspec
 
@@ -26,7 +26,6 @@ from gen_worker.wire.messages import (
     Event,
 )
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
-from gen_worker_supervisor.blame import charges_told
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
@@ -34,6 +33,7 @@ from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 from gen_worker_supervisor.sockets import Acceptor, peer
 from gen_worker_supervisor.state import Job, Outcome
 from gen_worker_supervisor.supervisor import Supervisor
+from gen_worker_supervisor.verbs import Subscription, Verbs
 
 LINK = "control"
 KEPT_RESULTS = 1024
@@ -171,7 +171,7 @@ class ControlServer:
     ) -> None:
         self.supervisor = supervisor
         self.hello = hello
-        self.document: Callable[[], bytes]
+        self.verbs: Verbs
         self.dropped = 0
         self.kept_s = kept_s
         self.stalled_s = stalled_s
@@ -300,6 +300,7 @@ class ControlClient:
         self._opened = False
         self._closed = False
         self._stall: asyncio.TimerHandle | None = None  # while frames wait that it does not take
+        self._watching: Subscription | None = None
         poller.watch(sock.fileno(), self._on_events)
 
     # --- in ---
@@ -363,22 +364,17 @@ class ControlClient:
                 self._cancel(request_id)
             case wire.Kill(request_id, now):
                 self._kill(request_id, now)
-            case wire.List() | wire.Restart() | wire.Quarantine() | wire.Pardon():
-                self._operate(frame)
+            case wire.Watch(every_ms, jobs):
+                self._watch(every_ms, jobs)
             case _:
-                assert_never(frame)
+                self._server.verbs.perform(frame, self)
 
-    def _operate(self, frame: wire.List | wire.Restart | wire.Quarantine | wire.Pardon) -> None:
-        """Do what an operator asks about the whole supervisor."""
-        match frame:
-            case wire.List():
-                self._list()
-            case wire.Restart(device, now):
-                self._restart(device, now)
-            case wire.Quarantine():
-                self._quarantine()
-            case wire.Pardon(function, digest):
-                self._pardon(function, digest)
+    def _watch(self, every_ms: int, jobs: int) -> None:
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
+        if every_ms > 0:
+            self._watching = self._server.verbs.watch(self, every_ms, jobs)
 
     def _open(self, frame: wire.Open) -> None:
         if frame.protocol != wire.CONTROL_PROTOCOL:
@@ -525,39 +521,10 @@ class ControlClient:
         self._supervisor.watch(job, tell)
         self._supervisor.end(job, Reason.KILL, at_once=now)
 
-    def _restart(self, name: str, now: bool) -> None:
-        devices = self._supervisor.fleet.devices
-        device = next((device for device in devices if device.name == name), None)
-        if device is None or device.lost:
-            outcome: Literal["not_found", "lost"] = "not_found" if device is None else "lost"
-            self.send(wire.Restarted(name, outcome, candidates=[device.name for device in devices]))
-            return
-        began = self._loop.time()
-
-        def tell(pid: int | None, message: str) -> None:
-            seconds = self._loop.time() - began
-            self.send(wire.Restarted(name, "failed" if pid is None else "restarted", pid, seconds, message))
-
-        self._supervisor.restart(device, tell, at_once=now)
-
-    def _quarantine(self) -> None:
-        fleet, now = self._supervisor.fleet, self._loop.time()
-        self.send(charges_told(fleet.blame, fleet.functions, self._supervisor.log.hide, now))
-
-    def _pardon(self, function: str, digest: str) -> None:
-        count = self._supervisor.fleet.blame.pardon(self._loop.time(), function, digest)
-        if count:
-            whose = f" of `{function}`" if function else ""
-            which = f" of payloads {digest}…" if digest else ""
-            charges = "1 charge" if count == 1 else f"{count} charges"
-            text = f"an operator had {charges}{whose}{which} forgotten"
-            self._supervisor.log.event("info", "quarantine", text)
-            self._supervisor.fleet.doubt()
-            self._supervisor.handle()  # jobs that waited for one of these payloads to be tried go now
-        self.send(wire.Pardoned(count))
-
-    def _list(self) -> None:
-        self.send_body(self._server.document(), wire.Listed)
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over: nothing that is sent arrives."""
+        return self._closed
 
     def _refuse(self, request_id: str, message: str, kind: Any = "usage") -> None:
         self.send(wire.Error(request_id, 0, kind, message, False))
@@ -649,6 +616,8 @@ class ControlClient:
         if self._closed:
             return
         self._closed = True
+        if self._watching is not None:
+            self._watching.close()
         self._end_stall()
         self._poller.forget(self._sock.fileno())
         self._sock.close()

@@ -52,6 +52,7 @@ from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
+from gen_worker_supervisor.verbs import Verbs
 from gen_worker_supervisor.watching import Watching
 
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
@@ -183,7 +184,7 @@ class Host:
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
         self._control = ControlServer(self.supervisor, loop, self.poller, opened, stalled_s=plan.stalled_s)
         self.reporter = Reporter(self.supervisor, plan.address, plan.settings.cache_dir)
-        self._control.document = self.reporter.document
+        self._control.verbs = Verbs(self.supervisor, loop, self.reporter)
 
     # --- its beginning ---
 

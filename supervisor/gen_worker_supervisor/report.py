@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -65,12 +66,12 @@ class Reporter:
             None  # tells how the link to an orchestrator is, where there is one
         )
 
-    def document(self) -> bytes:
-        """Return the document as JSON."""
-        return msgspec.json.encode(self.status())
+    def document(self, waiting: int | None = None) -> bytes:
+        """Return the document as JSON, with so many waiting jobs of each queue at most; None: with all."""
+        return msgspec.json.encode(self.status(waiting))
 
-    def status(self) -> Status:
-        """Return the document."""
+    def status(self, waiting: int | None = None) -> Status:
+        """Return the document, with so many waiting jobs of each queue at most; None: with all."""
         self._supervisor.look_at_pages()
         now = time.monotonic()
         fleet = self._supervisor.fleet
@@ -90,7 +91,8 @@ class Reporter:
             disk_used=disk_used,
             disk_total=disk_total,
             gpus=[self._device(device, now) for device in fleet.devices],
-            jobs=_jobs(fleet, now, self._supervisor.log.hide),
+            jobs=_jobs(fleet, now, self._supervisor.log.hide, waiting),
+            jobs_left_out=_left_out(fleet, waiting),
             downloads=[_download(fleet, model, now) for model in fleet.catalog.under_way()],
             models=[self._host_model(model) for model in fleet.catalog.models.values()],
             host_memory_used=memory_used,
@@ -216,15 +218,23 @@ def _state(device: Device) -> str:
     return "hung" if hung and child.phase not in ENDING else STATES[child.phase]
 
 
-def _jobs(fleet: Fleet, now: float, hide: Callable[[str], str]) -> list[JobStatus]:
+def _left_out(fleet: Fleet, waiting: int | None) -> int:
+    if waiting is None:
+        return 0
+    return sum(max(0, function.waiting - waiting) for function in fleet.waiting.values())
+
+
+def _jobs(fleet: Fleet, now: float, hide: Callable[[str], str], waiting: int | None = None) -> list[JobStatus]:
     """Return what holds no place in a queue, then each queue in the order in which it is served."""
     found = [_job(fleet, job, now, hide) for job in fleet.jobs.values() if not job.waiting]
     for function in fleet.waiting.values():
-        found += _queue(fleet, function, now, hide)
+        found += _queue(fleet, function, now, hide, waiting)
     return found
 
 
-def _queue(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> list[JobStatus]:
+def _queue(
+    fleet: Fleet, function: Function, now: float, hide: Callable[[str], str], waiting: int | None
+) -> list[JobStatus]:
     """Return how the jobs in a queue stand. There may be ten thousand: what they have in common is looked at once."""
     name, stage = function.name, _missing(fleet, function)
     lead_s, each_s = _starts(fleet, function)
@@ -243,7 +253,7 @@ def _queue(fleet: Fleet, function: Function, now: float, hide: Callable[[str], s
             position=position,
             starts_in_s=None if each_s is None else round(lead_s + position * each_s, 3),
         )
-        for position, job in enumerate(function.queue, 1)
+        for position, job in enumerate(islice(function.queue, waiting), 1)
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Outgoing
 from gen_worker.wire.channel import ProtocolError, close_all, receive_packet, send_packet
-from gen_worker.wire.messages import FRAME_LIMIT
+from gen_worker.wire.messages import FRAME_LIMIT, Level
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.status import Status
 from gen_worker.wire.values import pieces, total_length
@@ -236,6 +236,39 @@ class AsyncClient:
         """Replace a device's child and wait until the next one is ready; `now` does not wait for its jobs."""
         return await self._ask(control.Restart(device, now), control.Restarted, timeout_s)
 
+    async def drain(self, device: str = "", *, undo: bool = False, timeout_s: float | None = None) -> control.Drained:
+        """Give a device, or with none each, no more jobs, and wait until none runs there; `undo` ends that."""
+        return await self._ask(control.Drain(device, undo), control.Drained, timeout_s)
+
+    async def stack(self, device: str, timeout_s: float | None = None) -> control.Stacked:
+        """Return where each thread of a device's child is, whatever it does."""
+        return await self._ask(control.Stack(device), control.Stacked, timeout_s)
+
+    async def model(
+        self,
+        operation: Literal["load", "unload", "pin", "unpin"],
+        ref: str,
+        device: str = "",
+        timeout_s: float | None = None,
+    ) -> control.Modeled:
+        """Load, unload, pin or unpin a model on a device, or with none on each that may hold it."""
+        return await self._ask(control.Model(operation, ref, device), control.Modeled, timeout_s)
+
+    async def read(
+        self,
+        after: int = 0,
+        *,
+        wait_s: float = 0.0,
+        events: bool = False,
+        device: str = "",
+        request_id: str = "",
+        level: Level = "debug",
+        limit: int = 500,
+    ) -> control.Lines:
+        """Return the lines of the log after one that was read; wait so long for the first. One call at a time."""
+        frame = control.Read(after, round(wait_s * 1000), events, device, request_id, level, limit)
+        return await self._ask(frame, control.Lines, None)
+
     async def quarantined(self) -> control.Quarantined:
         """Return which payloads are charged with children's deaths, and which functions are not served for that."""
         return await self._ask(control.Quarantine(), control.Quarantined, None)
@@ -253,6 +286,22 @@ class AsyncClient:
         document = (await self._ask(control.List(), control.Listed, None)).document
         assert isinstance(document, bytes)  # the conversation opened it
         return document
+
+    async def watch(self, every_s: float = 1.0, *, jobs: int = 200) -> AsyncGenerator[bytes, None]:
+        """Yield the status document, as JSON, again and again; one subscription each connection.
+
+        Who is slow misses documents and gets the latest. Of each queue so many waiting `jobs` are in it.
+        Raises `SupervisorUnreachable` once the supervisor has gone.
+        """
+        documents = self._talk.watch(max(100, round(every_s * 1000)), jobs)
+        try:
+            while True:
+                self._flush()
+                await self._wait(documents)
+                yield documents.take()
+        finally:
+            self._talk.watched(documents)
+            self._flush()
 
     async def _ask(self, frame: Asked, kind: type[Answer], timeout_s: float | None) -> Answer:
         timeout_s = seconds(timeout_s)

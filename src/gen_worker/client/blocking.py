@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,7 +26,7 @@ from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Outgoing
 from gen_worker.wire.channel import ProtocolError, close_all, receive_packet, send_packet
-from gen_worker.wire.messages import FRAME_LIMIT
+from gen_worker.wire.messages import FRAME_LIMIT, Level
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.status import Status
 
@@ -205,6 +205,39 @@ class Client:
         """Replace a device's child and wait until the next one is ready; `now` does not wait for its jobs."""
         return self._ask(control.Restart(device, now), control.Restarted, timeout_s)
 
+    def drain(self, device: str = "", *, undo: bool = False, timeout_s: float | None = None) -> control.Drained:
+        """Give a device, or with none each, no more jobs, and wait until none runs there; `undo` ends that."""
+        return self._ask(control.Drain(device, undo), control.Drained, timeout_s)
+
+    def stack(self, device: str, timeout_s: float | None = None) -> control.Stacked:
+        """Return where each thread of a device's child is, whatever it does."""
+        return self._ask(control.Stack(device), control.Stacked, timeout_s)
+
+    def model(
+        self,
+        operation: Literal["load", "unload", "pin", "unpin"],
+        ref: str,
+        device: str = "",
+        timeout_s: float | None = None,
+    ) -> control.Modeled:
+        """Load, unload, pin or unpin a model on a device, or with none on each that may hold it."""
+        return self._ask(control.Model(operation, ref, device), control.Modeled, timeout_s)
+
+    def read(
+        self,
+        after: int = 0,
+        *,
+        wait_s: float = 0.0,
+        events: bool = False,
+        device: str = "",
+        request_id: str = "",
+        level: Level = "debug",
+        limit: int = 500,
+    ) -> control.Lines:
+        """Return the lines of the log after one that was read; wait so long for the first. One call at a time."""
+        frame = control.Read(after, round(wait_s * 1000), events, device, request_id, level, limit)
+        return self._ask(frame, control.Lines, None)
+
     def quarantined(self) -> control.Quarantined:
         """Return which payloads are charged with children's deaths, and which functions are not served for that."""
         return self._ask(control.Quarantine(), control.Quarantined, None)
@@ -222,6 +255,25 @@ class Client:
         document = self._ask(control.List(), control.Listed, None).document
         assert isinstance(document, bytes)  # the conversation opened it
         return document
+
+    def watch(self, every_s: float = 1.0, *, jobs: int = 200) -> Generator[bytes, None, None]:
+        """Yield the status document, as JSON, again and again; one subscription each connection.
+
+        Who is slow misses documents and gets the latest. Of each queue so many waiting `jobs` are in it.
+        Raises `SupervisorUnreachable` once the supervisor has gone.
+        """
+        with self._lock:
+            documents = self._talk.watch(max(100, round(every_s * 1000)), jobs)
+        try:
+            while True:
+                self._flush()
+                self._wait(documents, None)
+                yield documents.take()
+        finally:
+            with self._lock:
+                self._talk.watched(documents)
+            with suppress(SupervisorUnreachable):
+                self._flush()
 
     def _ask(self, frame: Asked, kind: type[Answer], timeout_s: float | None) -> Answer:
         deadline = _deadline(timeout_s)

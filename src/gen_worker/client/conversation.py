@@ -7,7 +7,7 @@ waits, and leaves outputs encoded: who asked for one decodes it. Not for several
 from collections import deque
 from collections.abc import Callable
 from operator import index
-from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, assert_never
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 from weakref import ReferenceType, ref
 
 import msgspec
@@ -28,8 +28,23 @@ Answer = TypeVar(
     control.Restarted,
     control.Quarantined,
     control.Pardoned,
+    control.Lines,
+    control.Drained,
+    control.Stacked,
+    control.Modeled,
 )
-Asked: TypeAlias = control.Cancel | control.Kill | control.List | control.Restart | control.Quarantine | control.Pardon
+Asked: TypeAlias = (
+    control.Cancel
+    | control.Kill
+    | control.List
+    | control.Read
+    | control.Restart
+    | control.Drain
+    | control.Stack
+    | control.Model
+    | control.Quarantine
+    | control.Pardon
+)
 _Answers: TypeAlias = (
     control.Opened
     | control.Canceled
@@ -38,6 +53,10 @@ _Answers: TypeAlias = (
     | control.Restarted
     | control.Quarantined
     | control.Pardoned
+    | control.Lines
+    | control.Drained
+    | control.Stacked
+    | control.Modeled
 )
 
 Packet: TypeAlias = tuple[bytes, tuple[int, ...]]  # a frame to send and the descriptors to attach, which stay ours
@@ -124,6 +143,28 @@ class RemoteJob(Errand):
         return self.ended or bool(self.items) or bool(self.events)
 
 
+class Documents(Errand):
+    """A subscription to the status document: the latest that came and was not taken."""
+
+    __slots__ = ("latest",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest: bytes | None = None
+
+    def has_news(self) -> bool:
+        """Whether there is one to take, or never will be."""
+        return self.latest is not None or self.error is not None
+
+    def take(self) -> bytes:
+        """Return the latest one; raise what ended the subscription."""
+        document, self.latest = self.latest, None
+        if document is not None:
+            return document
+        assert self.error is not None
+        raise self.error
+
+
 class Conversation:
     """One connection, from `open` to its end.
 
@@ -142,6 +183,7 @@ class Conversation:
         ] = {}  # ended, with a result that is still the supervisor's too
         self._tidy_at = UNTAKEN
         self._questions: list[Question[Any]] = []
+        self._documents: Documents | None = None
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[memoryview], control.ServerFrame]
         self._decode = msgspec.msgpack.Decoder(control.ServerFrame).decode
@@ -207,6 +249,22 @@ class Conversation:
         else:
             question.error = _again(self.broken)
         return question
+
+    def watch(self, every_ms: int, jobs: int) -> Documents:
+        """Subscribe to the status document; an earlier subscription ends, as there is but one."""
+        documents = Documents()
+        if self.broken is None:
+            self._say(control.Watch(every_ms, jobs))
+            self._documents = documents
+        else:
+            documents.error = _again(self.broken)
+        return documents
+
+    def watched(self, documents: Documents) -> None:
+        """End a subscription, unless another one took its place."""
+        if self._documents is documents:
+            self._documents = None
+            self._say(control.Watch(0))
 
     def more(self, job: RemoteJob, items: int) -> None:
         """Say that items were taken, so that others may follow."""
@@ -290,14 +348,20 @@ class Conversation:
                 return self._end(request_id, attempt, None, error, None)
             case control.Listed(document):
                 return self._answer(control.Listed(bytes(self._inbox.open(document, descriptors))))
+            case control.Lines():
+                frame.lines = bytes(self._inbox.open(frame.lines, descriptors))
+                return self._answer(frame)
+            case control.Seen(document):
+                return self._seen(bytes(self._inbox.open(document, descriptors)))
             case control.Opened():
                 return self._opened(frame)
-            case (
-                control.Canceled() | control.Killed() | control.Restarted() | control.Quarantined() | control.Pardoned()
-            ):
-                return self._answer(frame)
             case _:
-                assert_never(frame)
+                return self._answer(frame)
+
+    def _seen(self, document: bytes) -> Errand | None:
+        if self._documents is not None:
+            self._documents.latest = document
+        return self._documents
 
     def _item(self, job: RemoteJob | None, content: bytes | memoryview) -> RemoteJob | None:
         if job is None:
@@ -374,6 +438,8 @@ class Conversation:
         for question in self._questions:
             question.error = _again(error)
         self._questions.clear()
+        if self._documents is not None:
+            self._documents.error = _again(error)
         for job in list(self._jobs.values()):
             self._end(job.request_id, 0, None, _again(error), None)
         self._inbox.close()
@@ -390,7 +456,11 @@ def _about(frame: Asked | _Answers) -> str | None:
     match frame:
         case control.Cancel() | control.Canceled() | control.Kill() | control.Killed():
             return frame.request_id
-        case control.Restart() | control.Restarted():
+        case control.Restart() | control.Restarted() | control.Drain() | control.Drained():
             return frame.device
+        case control.Stack() | control.Stacked():
+            return frame.device
+        case control.Model() | control.Modeled():
+            return f"{frame.operation} {frame.ref}"
         case _:
             return None

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from gen_worker.wire.messages import Encoding, ErrorDetail, ErrorKind
+from gen_worker.wire.messages import Encoding, ErrorDetail, ErrorKind, Level
 
 CONTROL_PROTOCOL = 1
 
@@ -53,6 +53,7 @@ class Submit(_Message):
     timeout_ms: int = 0
     tenant: str = ""  # for whom: tenants take turns
     priority: int = 0  # a higher one goes first among the waiting jobs of its function, -100 to 100
+    traceparent: str = ""  # of the caller's span, as W3C Trace Context writes it; goes on to uploads and webhooks
 
 
 class Cancel(_Message):
@@ -90,6 +91,52 @@ class Pardon(_Message):
     digest: str = ""  # as `Quarantined` names it, or what it begins with
 
 
+class Watch(_Message):
+    """Have the status document sent, as `Seen`, every so many milliseconds; one subscription each connection.
+
+    What a client has not taken yet is not sent again: it misses documents, and gets the latest.
+    """
+
+    every_ms: int  # at least 100; 0 ends it
+    jobs: int = 200  # waiting jobs that are shown of each queue
+
+
+class Read(_Message):
+    """Ask for lines of the log after one that was read; answered by `Lines`, at once or when there is a line."""
+
+    after: int = 0  # its `seq`; 0: from the oldest that is remembered, -n: from the n-th last
+    wait_ms: int = 0  # how long there may be none before that is the answer
+    events: bool = False  # only what the supervisor tells, not what children print
+    device: str = ""
+    request_id: str = ""
+    level: Level = "debug"  # and above
+    limit: int = 500
+
+
+class Drain(_Message):
+    """Give a device, or with none each, no more jobs until it is undone; answered by `Drained` when none runs there."""
+
+    device: str = ""
+    undo: bool = False
+
+
+class Stack(_Message):
+    """Ask where each thread of a device's child is, whatever it does; answered by `Stacked`."""
+
+    device: str
+
+
+class Model(_Message):
+    """Do something with a model on a device, or with none on each that may hold it; answered by `Modeled`.
+
+    A pinned model is not evicted to make room for others.
+    """
+
+    operation: Literal["load", "unload", "pin", "unpin"]
+    ref: str
+    device: str = ""
+
+
 class Ack(_Message):
     """The result was received; the supervisor may forget it."""
 
@@ -110,7 +157,24 @@ class Release(_Message):
     region: int
 
 
-ClientFrame: TypeAlias = Open | Submit | Cancel | Kill | List | Restart | Quarantine | Pardon | Ack | More | Release
+ClientFrame: TypeAlias = (
+    Open
+    | Submit
+    | Cancel
+    | Kill
+    | List
+    | Watch
+    | Read
+    | Restart
+    | Drain
+    | Stack
+    | Model
+    | Quarantine
+    | Pardon
+    | Ack
+    | More
+    | Release
+)
 
 
 # --- from the supervisor ----------------------------------------------------------------------------------------------
@@ -234,6 +298,69 @@ class Listed(_Message):
     document: Value
 
 
+class Seen(_Message):
+    """The status document as JSON, which `Watch` asked for."""
+
+    document: Value
+
+
+class Lines(_Message):
+    """The answer to `Read`: lines of the log, each a JSON object in a line, the oldest first."""
+
+    lines: Value
+    last: int  # the `seq` of the last one looked at: ask for what comes after it
+    left_out: int = 0  # lines after the one that was asked for that are not remembered any more
+
+
+class Drained(_Message):
+    """The answer to `Drain`. `outcome`: "not_found" or "lost" when nothing was touched."""
+
+    device: str
+    outcome: Literal["drained", "undrained", "not_found", "lost"]
+    devices: list[str] = []  # that are drained, or are not any more
+    seconds: float = 0.0
+    candidates: list[str] = []
+
+
+class Stacked(_Message):
+    """The answer to `Stack`: one entry a thread's frame, as a stack dump writes them."""
+
+    device: str
+    outcome: Literal["shown", "failed", "not_found", "no_child"]
+    pid: int | None = None
+    lines: list[str] = []
+    message: str = ""
+    candidates: list[str] = []
+
+
+class Modeled(_Message):
+    """The answer to `Model`. `outcome`: "not_found" for a model that no function here has, or a device."""
+
+    operation: Literal["load", "unload", "pin", "unpin"]
+    ref: str
+    outcome: Literal["done", "failed", "not_found"]
+    devices: list[str] = []  # where it was done
+    seconds: float = 0.0
+    message: str = ""
+    candidates: list[str] = []
+
+
 ServerFrame: TypeAlias = (
-    Opened | Accepted | Item | Event | Result | Error | Canceled | Killed | Restarted | Quarantined | Pardoned | Listed
+    Opened
+    | Accepted
+    | Item
+    | Event
+    | Result
+    | Error
+    | Canceled
+    | Killed
+    | Restarted
+    | Drained
+    | Stacked
+    | Modeled
+    | Quarantined
+    | Pardoned
+    | Listed
+    | Seen
+    | Lines
 )

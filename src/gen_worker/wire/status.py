@@ -26,6 +26,7 @@ class ModelStatus(msgspec.Struct):
     tier: Tier | None = None
     instance: str | None = None
     rung: str | None = None
+    pinned: bool = False
 
 
 class HostModelStatus(msgspec.Struct):
@@ -71,6 +72,11 @@ class DeviceStatus(msgspec.Struct):
     jobs_done: int = 0
     age_s: float | None = None
     own_bytes: int | None = None
+    vram_ours: int | None = None  # that its child holds, by the child's own account
+    vram_other: int | None = None  # that is in use and not its child's
+    drained: bool = False  # by an operator: it is given no jobs
+    mig: str | None = None  # the profile, where it is a part of a GPU
+    deaths: dict[str, int] = {}  # of its children, by cause
 
 
 class JobStatus(msgspec.Struct):
@@ -116,6 +122,14 @@ class EventStatus(msgspec.Struct):
     message: str
 
 
+class HistogramStatus(msgspec.Struct):
+    """How long something took: `counts[i]` times no longer than `bounds[i]` seconds, the last one longer than all."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum_s: float
+
+
 class FunctionStatus(msgspec.Struct):
     """One function: whether it is served and how fast it has been."""
 
@@ -125,6 +139,9 @@ class FunctionStatus(msgspec.Struct):
     queued: int = 0
     median_run_s: float | None = None
     stall_limit_s: float | None = None
+    ended: dict[str, int] = {}  # jobs by how they ended: "ok" or the kind of error
+    run: "HistogramStatus | None" = None
+    wait: "HistogramStatus | None" = None  # in the queue
 
 
 class MemoryStatus(msgspec.Struct):
@@ -176,3 +193,7 @@ class Status(msgspec.Struct):
     memory: MemoryStatus | None = None
     quarantined: int = 0
     postmortems: int = 0
+    ready: bool = False  # a child takes jobs, and nothing is drained
+    cpu_count: float | None = None  # cores that it may use
+    downloaded_bytes: int = 0  # since it started
+    jobs_left_out: int = 0  # waiting jobs that are not listed
