@@ -192,7 +192,8 @@ class _Service:
     def _link_status(self) -> LinkStatus:
         found = self._link.status()
         state = "connected" if found.connected else "connecting"
-        return LinkStatus(state, found.address, since_s=round(max(0.0, time.time() - found.since), 3))
+        rtt_ms = None if found.rtt_s is None else round(found.rtt_s * 1000, 1)
+        return LinkStatus(state, found.address, rtt_ms, since_s=round(max(0.0, time.time() - found.since), 3))
 
     # --- its end ---
 

@@ -13,14 +13,14 @@ import msgspec
 from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_model, complete_path
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, USER_CODE, Failure, nearest, say
-from gen_worker.cli.settings import check_folders, read_settings
+from gen_worker.cli.models_here import PREFIXES, named, names_of, store_here
+from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import duration, room, size, table
 
 if TYPE_CHECKING:  # what moves models is imported when it is used
     from gen_worker.fetch.cache.store import Listed, Store
     from gen_worker.models.wanted import Wanted
 
-_PREFIXES = {"hf": "hf:", "tensorhub": "cozy:", "civitai": "civitai:", "modelscope": "modelscope:"}
 _ALL = "-"  # of a repository's files those that every binding gets that says nothing of them
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -71,7 +71,7 @@ def ls(as_json: bool) -> int:
     """List the models."""
     from gen_worker.fetch.cache.disk import device_of, free_bytes
 
-    store = _store()
+    store = store_here()
     listed = store.listed()
     free, hub = free_bytes(store.layout.root), store.layout.hub
     if as_json:
@@ -102,7 +102,7 @@ def _table(store: "Store", listed: Sequence["Listed"]) -> str:
     heads = ["REF", *(["SELECTION"] if narrowed else []), "SIZE", "LAST USED", "IN USE", "PATH"]
     rows = [
         [
-            _named(each),
+            named(each),
             *([text] if narrowed else []),
             size(each.size + each.copies),
             _ago(now, each.last_used),
@@ -139,7 +139,7 @@ def _ago(now: float, then: float) -> str:
 def _document(store: "Store", listed: "Listed") -> dict[str, Any]:
     record = listed.record
     return {
-        "ref": _named(listed),
+        "ref": named(listed),
         "refs": list(listed.refs),
         "selection": _selection(store, listed),
         "provider": record.provider,
@@ -161,7 +161,7 @@ def _document(store: "Store", listed: "Listed") -> dict[str, Any]:
 @click.argument("ref", shell_complete=complete_model)
 def path(ref: str) -> int:
     """Print where a model's files lie."""
-    for listed in _meant(_store(), [ref]):
+    for listed in _meant(store_here(), [ref]):
         click.echo(listed.path)
     return OK
 
@@ -182,7 +182,7 @@ def path(ref: str) -> int:
 @_json_option
 def rm(refs: tuple[str, ...], selection: str | None, yes: bool, as_json: bool) -> int:
     """Remove models from the disk."""
-    store = _store()
+    store = store_here()
     meant = _meant(store, refs)
     if selection is not None:
         there = ", ".join(sorted({f"`{_selection(store, each)}`" for each in meant}))
@@ -191,10 +191,10 @@ def rm(refs: tuple[str, ...], selection: str | None, yes: bool, as_json: bool) -
             raise Failure(f"no selection `{selection}` of it on this machine", f"there is {there}", code=NOT_FOUND)
     for each in meant:
         if each.lower:
-            raise Failure(f"`{_named(each)}` lies in a cache that is only read: `{each.path}`")
+            raise Failure(f"`{named(each)}` lies in a cache that is only read: `{each.path}`")
         if each.in_use:
             raise _in_use(store, each)
-    _ask([_named(each) for each in meant], sum(each.size + each.copies for each in meant), yes)
+    _ask([named(each) for each in meant], sum(each.size + each.copies for each in meant), yes)
     with _told():
         gone = store.evict([each.record.key for each in meant])
     still = {each.record.key for each in store.listed() if not each.lower}
@@ -209,7 +209,7 @@ def _in_use(store: "Store", listed: "Listed") -> Failure:
     users = store.users(listed.record)
     by = " by " + ", ".join(f"process {pid} (`{_program(pid)}`)" for pid in users) if users else ""
     hint = "end what uses it first: `gen-worker ps` shows the jobs of a supervisor"
-    return Failure(f"`{_named(listed)}` is in use{by}", hint)
+    return Failure(f"`{named(listed)}` is in use{by}", hint)
 
 
 def _program(pid: int) -> str:
@@ -249,7 +249,7 @@ def prune(limit: str | None, older_than: str | None, dry_run: bool, yes: bool, a
     if limit is not None and older_than is not None:
         raise Failure("`--bytes` and `--older-than` exclude each other")
     settings = read_settings()
-    store = _store()
+    store = store_here()
     entries, now = store.entries(), time.time()
     if older_than is not None:
         age = _seconds(older_than)
@@ -301,7 +301,7 @@ def _tell_gone(gone: Sequence[tuple[str, int]], swept: int, as_json: bool, *, dr
 @_json_option
 def verify(refs: tuple[str, ...], as_json: bool) -> int:
     """Compare files with their digests."""
-    store = _store()
+    store = store_here()
     listed = _meant(store, refs) if refs else store.listed()
     damaged, kept = [], []
     with _told(), _progress("verified", sum(each.size for each in listed)) as progress:
@@ -312,7 +312,7 @@ def verify(refs: tuple[str, ...], as_json: bool) -> int:
             kept += [each.path] if found and each.lower else []
     if as_json:
         told = [{"ref": each.ref, "path": each.path, "reason": each.reason} for each in damaged]
-        _print_json({"ok": not damaged, "verified": [_named(each) for each in listed], "damaged": told})
+        _print_json({"ok": not damaged, "verified": [named(each) for each in listed], "damaged": told})
         return USER_CODE if damaged else OK
     for bad in damaged:
         say("error", f"`{bad.path}` of `{bad.ref}` is damaged: {bad.reason}")
@@ -353,13 +353,13 @@ def export(refs: tuple[str, ...], output: str, force: bool) -> int:
 
     target = Path(output)
     _check_target(target, force)
-    store = _store()
+    store = store_here()
     meant = _meant(store, refs)
     with _told(target), ExitStack() as held, _progress("written", sum(each.size for each in meant)) as progress:
         for each in meant:
             held.enter_context(store.holding(each))
         bytes_ = pack(store, meant, target, progress.add)
-    named = ", ".join(f"`{_named(each)}`" for each in meant)
+    named = ", ".join(f"`{named(each)}`" for each in meant)
     click.echo(f"wrote {named} to `{output}`: {size(bytes_)}", err=is_stream(target))
     return OK
 
@@ -393,29 +393,16 @@ def import_(file: str) -> int:
     if not source.exists():
         raise Failure(f"no such file: `{file}`")
     with _told(source), _progress("read", source.stat().st_size) as progress:
-        found = unpack(_store(), source, progress.add)
+        found = unpack(store_here(), source, progress.add)
     for each in found:
         os.close(each.lease)
         snapshot = each.snapshot
-        name = _PREFIXES[snapshot.wanted.provider] + snapshot.wanted.ref
+        name = PREFIXES[snapshot.wanted.provider] + snapshot.wanted.ref
         click.echo(f"`{name}`: {size(snapshot.size)} in `{snapshot.path}`")
     return OK
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
-
-
-def _store() -> "Store":
-    from gen_worker.fetch.cache.store import Store
-    from gen_worker.fetch.config import FetchConfig
-
-    config = FetchConfig.of(read_settings())
-    check_folders(config)
-    return Store(config)
-
-
-def _named(listed: "Listed") -> str:
-    return _PREFIXES[listed.record.provider] + (listed.refs or (listed.record.wanted.ref,))[0]
 
 
 def _meant(store: "Store", refs: Sequence[str]) -> list["Listed"]:
@@ -430,17 +417,6 @@ def _meant(store: "Store", refs: Sequence[str]) -> list["Listed"]:
             raise Failure(f"no model `{ref}` on this machine", hint, code=NOT_FOUND)
         chosen |= {f"{each.layout.root} {each.record.key}": each for each in found}
     return list(chosen.values())
-
-
-def models_here() -> list[str]:
-    """Return the refs of the models on this machine, each with its provider."""
-    return sorted({f"{_PREFIXES[each.record.provider]}{ref}" for each in _store().listed() for ref in each.refs})
-
-
-def names_of(listed: "Listed") -> set[str]:
-    """Return what people may call a model: its refs with their provider and without, and its key."""
-    prefix = _PREFIXES[listed.record.provider]
-    return {listed.record.key, *listed.refs, *(f"{prefix}{ref}" for ref in listed.refs)}
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def complete_postmortem(_ctx: click.Context, _parameter: click.Parameter, begun:
 
 def complete_model(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the models on this machine's disk, with or without their providers, as the word begins."""
-    from gen_worker.cli.cache import models_here
+    from gen_worker.cli.models_here import models_here
 
     try:
         names = models_here()

@@ -14,7 +14,7 @@ class LinkStatus(msgspec.Struct):
 
     state: str
     addr: str | None = None
-    rtt_ms: float | None = None
+    rtt_ms: float | None = None  # from Hello to HelloAck of this connection
     since_s: float | None = None
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from gen_worker.settings import Secret, Settings
-from gen_worker.wire.scheduler import HelloAck, JobResult, JobStatus, SchedulerFrame, TokenRefresh, WorkerFrame
+from gen_worker.wire.scheduler import Hello, HelloAck, JobResult, JobStatus, SchedulerFrame, TokenRefresh, WorkerFrame
 from gen_worker_supervisor.link.connection import Connection, Credentials, Ears, Pace
 from gen_worker_supervisor.link.dialing import UNHEARD, Chance, Dial, Dialing, Ended, Fatal
 from gen_worker_supervisor.link.outbox import Outbox
@@ -90,6 +90,9 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     last_error: str = ""
 
+    rtt_s: float | None = None
+    """How long the orchestrator took to answer this connection's Hello."""
+
 
 class Link:
     """The worker's side of the stream. Everything happens on the loop; `run` it once."""
@@ -124,6 +127,7 @@ class Link:
         self._since = time.time()
         self._attempts = 0
         self._last_error = ""
+        self._asked_at = self._answered_s = 0.0
         self._told: dict[str, float] = {}  # reason → when it was told last
         self._closing = asyncio.Event()
         self._over = asyncio.Event()
@@ -175,6 +179,7 @@ class Link:
             since=self._since,
             attempts=self._attempts,
             last_error=self._last_error,
+            rtt_s=self._answered_s if self._live else None,
         )
 
     # --- connections ---
@@ -183,7 +188,7 @@ class Link:
         """Connect, talk until that ends, and return what to do then."""
         self._attempts += 1
         self._target = target
-        ears = Ears(self._session.hello, self._acknowledged, self._heard, self._left, self._unsayable)
+        ears = Ears(self._hello, self._acknowledged, self._heard, self._left, self._unsayable)
         credentials = Credentials(self._token, self._config.ca_bundle)
         self._connection = Connection(target, credentials, self._outbox, ears, self._pace)
         try:
@@ -214,12 +219,18 @@ class Link:
 
     # --- what happens on a connection ---
 
+    def _hello(self) -> Hello:
+        hello = self._session.hello()
+        self._asked_at = time.monotonic()
+        return hello
+
     def _acknowledged(self, ack: HelloAck) -> Fatal | None:
         if fatal := self._dialing.acknowledged(ack.protocol_version):
             return fatal
         if not self._live:
             self._live = True
             self._since = time.time()
+            self._answered_s = time.monotonic() - self._asked_at
             self._log.event("info", "link", f"connected to {self._target}")
         self._guarded(lambda: self._session.acknowledged(ack))
         return None

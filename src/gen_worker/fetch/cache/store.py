@@ -662,10 +662,6 @@ def _missing(blobs: dict[Path, ManifestFile]) -> list[tuple[ManifestFile, Path]]
     return [(file, blob) for blob, file in blobs.items() if not has_file(blob, file.size)]
 
 
-def _lies_on(entry: Entry, device: int) -> bool:
-    return any(device_of(Path(blob)) == device for blob in list(entry.blobs)[:1])
-
-
 def _copies_of(key: str, made: list[Copy]) -> list[Copy]:
     return [copy for copy in made if copy.source == key]
 
