@@ -13,7 +13,7 @@ import msgspec
 from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_model, complete_path
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, USER_CODE, Failure, nearest, say
-from gen_worker.cli.models_here import PREFIXES, named, names_of, store_here
+from gen_worker.cli.models_here import PREFIXES, names_of, ref_of, store_here
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import duration, room, size, table
 
@@ -102,7 +102,7 @@ def _table(store: "Store", listed: Sequence["Listed"]) -> str:
     heads = ["REF", *(["SELECTION"] if narrowed else []), "SIZE", "LAST USED", "IN USE", "PATH"]
     rows = [
         [
-            named(each),
+            ref_of(each),
             *([text] if narrowed else []),
             size(each.size + each.copies),
             _ago(now, each.last_used),
@@ -139,7 +139,7 @@ def _ago(now: float, then: float) -> str:
 def _document(store: "Store", listed: "Listed") -> dict[str, Any]:
     record = listed.record
     return {
-        "ref": named(listed),
+        "ref": ref_of(listed),
         "refs": list(listed.refs),
         "selection": _selection(store, listed),
         "provider": record.provider,
@@ -191,10 +191,10 @@ def rm(refs: tuple[str, ...], selection: str | None, yes: bool, as_json: bool) -
             raise Failure(f"no selection `{selection}` of it on this machine", f"there is {there}", code=NOT_FOUND)
     for each in meant:
         if each.lower:
-            raise Failure(f"`{named(each)}` lies in a cache that is only read: `{each.path}`")
+            raise Failure(f"`{ref_of(each)}` lies in a cache that is only read: `{each.path}`")
         if each.in_use:
             raise _in_use(store, each)
-    _ask([named(each) for each in meant], sum(each.size + each.copies for each in meant), yes)
+    _ask([ref_of(each) for each in meant], sum(each.size + each.copies for each in meant), yes)
     with _told():
         gone = store.evict([each.record.key for each in meant])
     still = {each.record.key for each in store.listed() if not each.lower}
@@ -209,7 +209,7 @@ def _in_use(store: "Store", listed: "Listed") -> Failure:
     users = store.users(listed.record)
     by = " by " + ", ".join(f"process {pid} (`{_program(pid)}`)" for pid in users) if users else ""
     hint = "end what uses it first: `gen-worker ps` shows the jobs of a supervisor"
-    return Failure(f"`{named(listed)}` is in use{by}", hint)
+    return Failure(f"`{ref_of(listed)}` is in use{by}", hint)
 
 
 def _program(pid: int) -> str:
@@ -312,7 +312,7 @@ def verify(refs: tuple[str, ...], as_json: bool) -> int:
             kept += [each.path] if found and each.lower else []
     if as_json:
         told = [{"ref": each.ref, "path": each.path, "reason": each.reason} for each in damaged]
-        _print_json({"ok": not damaged, "verified": [named(each) for each in listed], "damaged": told})
+        _print_json({"ok": not damaged, "verified": [ref_of(each) for each in listed], "damaged": told})
         return USER_CODE if damaged else OK
     for bad in damaged:
         say("error", f"`{bad.path}` of `{bad.ref}` is damaged: {bad.reason}")
@@ -359,7 +359,7 @@ def export(refs: tuple[str, ...], output: str, force: bool) -> int:
         for each in meant:
             held.enter_context(store.holding(each))
         bytes_ = pack(store, meant, target, progress.add)
-    named = ", ".join(f"`{named(each)}`" for each in meant)
+    named = ", ".join(f"`{ref_of(each)}`" for each in meant)
     click.echo(f"wrote {named} to `{output}`: {size(bytes_)}", err=is_stream(target))
     return OK
 

@@ -20,7 +20,7 @@ def store_here() -> "Store":
     return Store(config)
 
 
-def named(listed: "Listed") -> str:
+def ref_of(listed: "Listed") -> str:
     """Return what a model is called first, with its provider."""
     return PREFIXES[listed.record.provider] + (listed.refs or (listed.record.wanted.ref,))[0]
 
