@@ -26,6 +26,7 @@ _COMMANDS = {
     "invoke": "Call a function of a running `gen-worker serve`.",
     "repl": "Keep an endpoint warm and call it line by line.",
     "ps": "Show what a supervisor's devices and jobs are doing.",
+    "top": "Watch a supervisor's devices and jobs, and act on them.",
     "kill": "End one request, whatever it does, and nothing else.",
     "restart": "Replace the child process of one device.",
     "postmortem": "Say what children died of.",

@@ -67,7 +67,12 @@ TELLING_RESERVES = 2  # with so many times the reserve left the memory is nobody
 @socket_option
 def command(as_json: bool, socket_: str | None) -> int:
     """Show what a supervisor's devices and jobs are doing."""
-    with connected(socket_, "gen-worker ps") as client:
+    return show(socket_, "gen-worker ps", as_json=as_json)
+
+
+def show(socket_: str | None, name: str, *, as_json: bool) -> int:
+    """Print the status once, for the command of this name; return its exit code."""
+    with connected(socket_, name) as client:
         if as_json:
             click.echo(client.list_json())
             return OK
