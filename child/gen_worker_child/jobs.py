@@ -409,6 +409,7 @@ class Jobs:
             owner="" if job.order.wire else self._owner,  # an orchestrator says whose a file is, or nobody does
             models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
             inline_file_bytes=job.order.inline_file_bytes,
+            traceparent=job.order.traceparent,
         )
 
     def _models(self, job: Job) -> Mapping[str, Binding]:

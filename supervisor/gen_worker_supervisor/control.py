@@ -424,6 +424,7 @@ class ControlClient:
             timeout_s=frame.timeout_ms / 1000 if frame.timeout_ms > 0 else None,
             tenant=frame.tenant,
             priority=frame.priority,
+            traceparent=frame.traceparent,
         )
 
     def _attach_to(self, ticket: Ticket) -> None:

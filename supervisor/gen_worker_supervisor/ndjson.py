@@ -59,6 +59,7 @@ class Request(msgspec.Struct, gc=False):
     token: str | None = None
     tenant: Annotated[str, msgspec.Meta(max_length=TENANT_CHARS)] = ""
     priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)] = 0
+    traceparent: str = ""
     cancel: CancelBody | None = None
 
 
@@ -360,6 +361,7 @@ class Connection(LineSocket):
             timeout_s=request.timeout_ms / 1000 if request.timeout_ms else None,
             tenant=request.tenant,
             priority=request.priority,
+            traceparent=request.traceparent,
         )
 
     def _unknown(self, request: Request) -> None:

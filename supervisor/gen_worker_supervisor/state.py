@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import msgspec
 
 from gen_worker.models.wanted import Slot, overridden_instance
+from gen_worker.tracing import Span
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
     Body,
@@ -174,6 +175,7 @@ class Job(msgspec.Struct, eq=False):
     moved_at: float = 0.0  # when it was last seen to get on, from its start on
     unread: int = 0  # items of its stream that its reader has not taken
     saving: int = 0  # files that it waits for to be kept
+    span: Span | None = None  # its place in a trace
 
     @property
     def instance(self) -> str:
@@ -281,6 +283,7 @@ class Device:
     vram_total: int | None = None
     product: str = ""  # what its maker calls it
     sm: str = ""  # its compute capability, "89" for 8.9
+    profile: str | None = None  # "1g.10gb" where it is a part of a GPU, as MIG divides them
     budget_bytes: int = 0  # what models and jobs may take of it; 0: what there is, less the margin
     takes_gpu_functions: bool = True
     takes_cpu_functions: bool = True
@@ -304,8 +307,10 @@ class Device:
     vram_baseline: int | None = None  # what was in use before there was a child; None: nobody measures it
     settle_by: float | None = None  # until when a dead child's memory may take to come back
     unattributed: int = 0  # bytes that a dead child had and that did not come back
+    deaths: dict[str, int] = field(default_factory=dict)  # of its children, by what `deaths.counted_as` says
     fault: str = ""  # what its driver reported last
     fault_at: float = -inf
+    drained: bool = False  # by an operator: it is given no jobs
 
     @property
     def held(self) -> bool:
@@ -426,6 +431,7 @@ class Fleet:
     number: int = 0
     changes: int = 0  # happenings that may have made room for a job
     draining: bool = False
+    drained: bool = False  # some device is
     finished: bool = False
     done: int = 0
     failed: int = 0
@@ -542,7 +548,7 @@ class Fleet:
         return found
 
     def serving(self) -> list[Child]:
-        """Return the children that may be given work."""
+        """Return the children that may be given work; those of drained devices only what is no job."""
         return [device.child for device in self.devices if device.child is not None and device.child.serving]
 
     def enqueue(self, job: Job, *, front: bool = False) -> None:
@@ -649,6 +655,18 @@ def holds(device: Device, function: Function) -> bool:
     if surveyed.compute_capability is None and surveyed.vram_gb is None:  # asked for each job: the shortest way
         return True
     return not (too_old(device, function) or too_small(device, function))
+
+
+def drained_away(fleet: Fleet, function: Function) -> str:
+    """Return why a function is not served although it could be: an operator has drained what is left for it; or ""."""
+    if not fleet.drained:
+        return ""
+    known = fleet.instances.get(function.surveyed.instance)
+    refused = {} if known is None else known.refused
+    able = [each for each in fleet.devices if holds(each, function) and not each.lost and refused.get(each.name) != inf]
+    if not able or not all(device.drained for device in able):
+        return ""
+    return f"`{able[0].name}` is drained by an operator" if function.device else "every device for it is drained by an operator"
 
 
 def takes(device: Device, function: Function) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gen_worker.tracing import begun, continued
 from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
@@ -188,6 +189,9 @@ class Supervisor:
 
         self.graveyard: Graveyard | None = None
         """Keeps what is known of children's deaths; set by whoever wants that kept."""
+
+        self.traces = False
+        """Whether a job begins a trace where its caller has none; set by whoever exports them."""
 
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
@@ -368,11 +372,15 @@ class Supervisor:
         wire: bool = False,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
     ) -> Job:
         """Put a job into the table; its answer may come before this returns."""
         fleet = self.fleet
         fleet.number += 1
         now = time.monotonic()
+        span = (continued(traceparent) if traceparent else None) or (begun() if self.traces else None)
+        if span is not None and destination is not None:
+            destination = msgspec.structs.replace(destination, traceparent=span.traceparent)
         job = Job(
             fleet.number,
             client,
@@ -393,6 +401,7 @@ class Supervisor:
             wire=wire,
             tenant=tenant,
             priority=priority,
+            span=span,
         )
         self.handle(Submitted(job))
         return job
@@ -482,6 +491,7 @@ class Supervisor:
             inline_file_bytes=job.inline_file_bytes,
             inputs=job.inputs or [],
             models=self.fleet.chosen_models(job.function) if job.function.chosen else {},
+            traceparent=job.span.traceparent if job.span is not None else "",
         )
         try:
             process.send(order, descriptors)

@@ -195,6 +195,11 @@ GOOD_FRAMES = [
     encode(control.Restart("cuda:99", True)),
     encode(control.Pardon("nothing", "../../x")),
     encode(control.More("nobody", 1 << 62)),
+    encode(control.Watch(1 << 62, -(1 << 62))),
+    encode(control.Read(-(1 << 62), 1 << 62, True, "../x", "r" * 40_000, "error", -1)),
+    encode(control.Drain("cuda:99")),
+    encode(control.Stack("../x")),
+    encode(control.Model("unload", "nobody/nothing:" + "x" * 40_000, "cuda:99")),
 ]
 ODD_FRAMES = [
     b"\xc1",
@@ -206,6 +211,13 @@ ODD_FRAMES = [
     encode(["submit", "r", "echo", b"", "json", 2**64 - 1]),
     encode(["submit", "r" * 60_000, "echo", b""]),
     encode(["quarantine", []]),
+    encode(["watch", -1.5]),
+    encode(["watch", 2**64 - 1]),
+    encode(["read", 0, 0, False, "", "", "loud"]),
+    encode(["read", 2**64 - 1, 2**64 - 1]),
+    encode(["model", "format", "x"]),
+    encode(["stack"]),
+    encode(["drain", ["cpu:0"], 1]),
     encode({"open": 1}),
     b"x" * 70_000,
 ]

@@ -16,6 +16,7 @@ MEMBERS = {
     "request_id",
     "deadline",
     "time_remaining",
+    "traceparent",
     "cancelled",
     "raise_if_cancelled",
     "device",
@@ -39,9 +40,9 @@ def public(cls: type) -> set[str]:
     return {name for name in dir(cls) if not name.startswith("_")}
 
 
-def test_the_context_has_fifteen_public_members_and_no_more() -> None:
+def test_the_context_has_sixteen_public_members_and_no_more() -> None:
     assert public(RequestContext) == MEMBERS
-    assert len(MEMBERS) == 15
+    assert len(MEMBERS) == 16
 
 
 def test_the_context_keeps_nothing_that_is_not_declared() -> None:

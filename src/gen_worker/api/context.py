@@ -61,6 +61,7 @@ class RequestContext:
         "_request_id",
         "_sink",
         "_told",
+        "_traceparent",
         "_warned",
     )
 
@@ -80,6 +81,7 @@ class RequestContext:
         local_output_dir: str | os.PathLike[str] | None = None,
         execution_hints: Mapping[str, object] | None = None,
         inline_file_bytes: int = 0,
+        traceparent: str = "",
     ) -> None:
         if timeout_ms is not None:
             timeout_s = timeout_ms / 1000
@@ -95,6 +97,7 @@ class RequestContext:
         self._owner = owner
         self._job_id = job_id
         self._invoker_id = invoker_id
+        self._traceparent = traceparent
         self._told = False
         self._warned = False
 
@@ -104,6 +107,14 @@ class RequestContext:
     def request_id(self) -> str:
         """The name of this request."""
         return self._request_id
+
+    @property
+    def traceparent(self) -> str:
+        """The job's span in a trace of its caller's, as W3C Trace Context writes it; empty without one.
+
+        Send it as the header `traceparent` of what is asked of others for this request.
+        """
+        return self._traceparent
 
     @property
     def models(self) -> dict[str, str]:

@@ -54,6 +54,7 @@ class Call:
         timeout_s: float = 0.0,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
     ) -> int:
         """Send the request and wait for its end, 0 seconds for ever; return the exit code.
 
@@ -68,6 +69,8 @@ class Call:
             request["tenant"] = tenant
         if priority:
             request["priority"] = priority
+        if traceparent:
+            request["traceparent"] = traceparent
         with self._open, interrupts(self._cancel, self._stop):
             try:
                 self._send(self._lines, request)

@@ -80,6 +80,13 @@ class _Invoke(Command):
 )
 @click.option("--tenant", metavar="NAME", default="", help="For whom it is: tenants take turns in the queue.")
 @click.option(
+    "--traceparent",
+    metavar="TRACEPARENT",
+    envvar="TRACEPARENT",
+    default="",
+    help="The caller's span, as W3C Trace Context writes it.",
+)
+@click.option(
     "--output",
     "-o",
     "path",
@@ -99,6 +106,7 @@ def command(
     timeout_s: float,
     priority: int,
     tenant: str,
+    traceparent: str,
     path: str | None,
     force: bool,
     pretty: bool,
@@ -121,7 +129,9 @@ def command(
         results = SavedResults(Results(pretty=pretty), _folder(path, force, known, server))
     call = Call(server, function, events_on_stderr(settings), results.value, name="invoke")
     try:
-        code = call.run(payload, stream=stream, timeout_s=timeout_s, tenant=tenant, priority=priority)
+        code = call.run(
+            payload, stream=stream, timeout_s=timeout_s, tenant=tenant, priority=priority, traceparent=traceparent
+        )
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped waiting; `{call.request_id}` is still ending\n")
         return CANCELED

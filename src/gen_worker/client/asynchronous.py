@@ -105,6 +105,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
         on_event: OnEvent | None = None,
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
@@ -112,6 +113,7 @@ class AsyncClient:
         Of a function that streams it is the list of its items, each decoded as `type`.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
         Among the waiting jobs of a function a higher `priority`, -100 to 100, goes first, and tenants take turns.
+        `traceparent` is of the caller's span, as W3C Trace Context writes it: the job's span is in the same trace.
         """
         job = await self.submit(
             function,
@@ -121,6 +123,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             tenant=tenant,
             priority=priority,
+            traceparent=traceparent,
             on_event=on_event,
         )
         return await job.result()
@@ -135,6 +138,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
         on_event: OnEvent | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Run a function that streams and return its items as they come; see `AsyncJob.items`.
@@ -149,6 +153,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             tenant=tenant,
             priority=priority,
+            traceparent=traceparent,
             on_event=on_event,
             stream=True,
         )
@@ -166,6 +171,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
         on_event: OnEvent | None = None,
         stream: bool = False,
     ) -> "AsyncJob":
@@ -188,6 +194,7 @@ class AsyncClient:
                 timeout_s=timeout_s,
                 tenant=tenant,
                 priority=priority,
+                traceparent=traceparent,
             )
         except BaseException:
             self._talk.outbox.recycle(packed)

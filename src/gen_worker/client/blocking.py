@@ -81,6 +81,7 @@ class Client:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
         on_event: OnEvent | None = None,
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
@@ -88,6 +89,7 @@ class Client:
         Of a function that streams it is the list of its items, each decoded as `type`.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
         Among the waiting jobs of a function a higher `priority`, -100 to 100, goes first, and tenants take turns.
+        `traceparent` is of the caller's span, as W3C Trace Context writes it: the job's span is in the same trace.
         """
         job = self.submit(
             function,
@@ -97,6 +99,7 @@ class Client:
             timeout_s=timeout_s,
             tenant=tenant,
             priority=priority,
+            traceparent=traceparent,
             on_event=on_event,
         )
         return job.result()
@@ -111,6 +114,7 @@ class Client:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
         on_event: OnEvent | None = None,
     ) -> Generator[Any, None, None]:
         """Run a function that streams and return its items as they come; see `Job.items`.
@@ -125,6 +129,7 @@ class Client:
             timeout_s=timeout_s,
             tenant=tenant,
             priority=priority,
+            traceparent=traceparent,
             on_event=on_event,
             stream=True,
         )
@@ -140,6 +145,7 @@ class Client:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
         on_event: OnEvent | None = None,
         stream: bool = False,
     ) -> "Job":
@@ -163,6 +169,7 @@ class Client:
                     timeout_s=timeout_s,
                     tenant=tenant,
                     priority=priority,
+                    traceparent=traceparent,
                 )
         except BaseException:
             self._talk.outbox.recycle(packed)

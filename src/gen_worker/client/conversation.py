@@ -204,6 +204,7 @@ class Conversation:
         timeout_s: float | None = None,
         tenant: str = "",
         priority: int = 0,
+        traceparent: str = "",
     ) -> RemoteJob:
         """Start a job, or attach to the one of this name. From here on `payload` is given back when the job ends.
 
@@ -221,6 +222,7 @@ class Conversation:
             timeout_ms=timeout_ms,
             tenant=tenant,
             priority=index(priority),
+            traceparent=traceparent,
         )
         self._say(frame, payload.descriptors)
         job = self._jobs[request_id] = RemoteJob(request_id, payload)

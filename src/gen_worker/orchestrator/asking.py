@@ -1,6 +1,7 @@
 """What callers of the HTTP API ask for, checked."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -8,6 +9,7 @@ from starlette.requests import Request
 
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.views import JobRequest
+from gen_worker.tracing import known
 from gen_worker.wire.scheduler import ModelBinding, OutputMode
 
 MOST_WAIT_S = 3600.0
@@ -30,7 +32,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     wait: float = 0.0
 
 
-def request_of(asked: Submission, payload: bytes) -> JobRequest:
+def request_of(asked: Submission, payload: bytes, headers: Mapping[str, str] = {}) -> JobRequest:
     """Return what is asked for, for the control plane; raise `Refusal` for what cannot be meant."""
     if asked.request_id and not _REQUEST_ID.fullmatch(asked.request_id):
         text = "`request_id` has 1 to 200 letters, digits, `.`, `:`, `_` and `-`, and is not `.` or `..`"
@@ -54,6 +56,7 @@ def request_of(asked: Submission, payload: bytes) -> JobRequest:
         output_mode=OutputMode.INLINE if asked.output == "inline" else OutputMode.URL,
         models=tuple(ModelBinding(slot=slot, ref=ref) for slot, ref in asked.models.items()),
         priority=asked.priority,
+        traceparent=known(headers.get("traceparent", "")),
     )
 
 

@@ -89,7 +89,7 @@ class JobRoutes:
         asked: Submission = await document_of(request, Submission, PAYLOAD_BYTES)
         payload = rendering.payload_of(bytes(asked.payload))
         wait_s = seconds_of(asked.wait, "wait") or preferred_wait(request)
-        job = await self._accept(request_of(asked, payload))
+        job = await self._accept(request_of(asked, payload, request.headers))
         return await self._answer(request, job, wait_s)
 
     async def _run(self, request: Request) -> Response:
@@ -100,7 +100,7 @@ class JobRoutes:
         await self._refuse_unknown(asked.function)
         payload = rendering.payload_of(await body_of(request, most), kind)
         wait_s = asked.wait or preferred_wait(request) or float("inf")
-        job = await self._accept(request_of(asked, payload))
+        job = await self._accept(request_of(asked, payload, request.headers))
         leaves = not asked.request_id  # who named it may come back for it
         gone = self._cancel_quietly if leaves else None
         given_up = partial(self._given_up, job, leaves=leaves)

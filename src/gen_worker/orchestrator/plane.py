@@ -639,6 +639,7 @@ class ControlPlane:
             compute=request.compute,
             models=request.models,
             snapshots=self._described(job),
+            traceparent=request.traceparent,
         )
 
 
@@ -659,6 +660,6 @@ def checked(request: JobRequest) -> JobRequest:
 
 
 def _same(view: JobView, request: JobRequest) -> JobView:
-    if view.request != request:
+    if msgspec.structs.replace(view.request, traceparent=request.traceparent) != request:
         raise ConflictError(f"request `{request.request_id}` was another one: its id cannot be used again")
     return view

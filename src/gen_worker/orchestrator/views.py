@@ -80,6 +80,9 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Jobs of a higher priority go first."""
 
+    traceparent: str = ""
+    """Of the caller's span, as W3C Trace Context writes it; goes to the worker with the job."""
+
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it is now. Times are unix times."""

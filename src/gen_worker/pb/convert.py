@@ -90,9 +90,15 @@ def _packer(kind: Any) -> Pack | None:
     return None
 
 
-def _struct_packer(kind: type[msgspec.Struct]) -> Pack:
+def _hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the types of a value's fields; a copy of the proto that somebody else keeps may lack `traceparent`."""
+    known = getattr(pb, kind.__name__).DESCRIPTOR.fields_by_name
     hints = typing.get_type_hints(kind)
-    packers = {name: _packer(hint) for name, hint in hints.items()}
+    return {name: hint for name, hint in hints.items() if name != "traceparent" or name in known}
+
+
+def _struct_packer(kind: type[msgspec.Struct]) -> Pack:
+    packers = {name: _packer(hint) for name, hint in _hints(kind).items()}
     plain = [(name, OTHER_NAMES.get(name, name)) for name, pack in packers.items() if pack is None]
     deep = [(name, pack) for name, pack in packers.items() if pack is not None]
 
@@ -124,7 +130,7 @@ def _unpacker(kind: Any) -> Unpack | None:
 
 def _struct_unpacker(kind: type[msgspec.Struct]) -> Unpack:
     fields = []
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         inner, may_be_absent = _without_none(hint)
         fields.append((name, OTHER_NAMES.get(name, name), _unpacker(inner), may_be_absent))
 

@@ -80,6 +80,7 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
     attempt: int
     owner: str = ""
     job_id: str = ""
+    traceparent: str = ""  # of the job's span
 
     def __repr__(self) -> str:
         """Leave out the token."""

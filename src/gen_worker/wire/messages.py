@@ -178,6 +178,7 @@ class Submit(_Message):
     wire: bool = False  # for the orchestrator: items say their content type, the end says what the job took
     inline_file_bytes: int = 0  # a saved file up to this size goes into its asset and nowhere else
     models: dict[str, str] = {}  # refs by slot, of a job that models were chosen for: what its payload names was heard
+    traceparent: str = ""  # of the job's own span
 
 
 class Cancel(_Message):

@@ -246,6 +246,7 @@ class RunJob(msgspec.Struct, frozen=True, kw_only=True):
     compute: ResolvedCompute | None = None
     models: tuple[ModelBinding, ...] = ()
     snapshots: Mapping[str, Snapshot] = {}
+    traceparent: str = ""
 
     def __repr__(self) -> str:
         """Leave out the token, and what the job is about."""

@@ -271,6 +271,7 @@ class LinkJobs:
             inline_file_bytes=INLINE_ASSET_BYTES if run.output_mode is OutputMode.INLINE else 0,
             wire=True,
             tenant=run.tenant[:TENANT_CHARS],
+            traceparent=run.traceparent,
         )
 
     def _destination(self, run: RunJob) -> Destination:
@@ -331,7 +332,7 @@ class LinkJobs:
                 text = redacted(f"output upload failed: {report.message}")
                 self._finish(client, _result(run, JobStatus.RETRYABLE, text, took))
 
-        to, fd = self._destination(run), os.dup(body.fd)
+        to, fd = job.destination or self._destination(run), os.dup(body.fd)
         client.upload = self._uploads.upload(to, _output_ref(run), fd, length, "application/msgpack", stored)
         if run.timeout_ms > 0:
             left_s = client.held.accepted + run.timeout_ms / 1000 - time.monotonic()

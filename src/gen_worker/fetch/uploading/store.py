@@ -130,6 +130,8 @@ class Store:
         headers = {"Authorization": f"Bearer {self._destination.token}"}
         if owner := self._destination.owner:
             headers["X-Cozy-Owner"] = owner if owner.isascii() and owner.isprintable() else quote(owner)
+        if self._destination.traceparent:
+            headers["traceparent"] = self._destination.traceparent
         return headers
 
     def _refused(self, answer: Answer, what: str) -> UploadError:
