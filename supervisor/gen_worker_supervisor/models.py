@@ -249,6 +249,10 @@ class ModelSupply:
         for slot in [slot for slot in pins if slot not in paths]:
             self.memory.unpin(pins.pop(slot))
 
+    def loads_from_memory(self, generation: int, instance: str) -> bool:
+        """Whether some model of what a child loads comes from the host's memory."""
+        return bool(self._pins.get((generation, instance)))
+
     def vanished(self, generation: int, instance: str) -> bool:
         """Whether something that a child was loading from has left the memory with its keeper."""
         return any(self.memory.lost(key) for key in self._pins.get((generation, instance), {}).values())

@@ -29,8 +29,10 @@ from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.memory import rooms
 from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
+from gen_worker_supervisor.readiness import is_ready
 from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, holds, unheld
 from gen_worker_supervisor.supervisor import Supervisor
+from gen_worker_supervisor.tally import Tally
 
 STATES = {
     Phase.FORKING: "starting",
@@ -62,6 +64,7 @@ class Reporter:
         self._version = importlib.metadata.version("gen-worker")
         self._host = socket.gethostname()
         self._began = time.monotonic()
+        self.http: str | None = None  # where probes and metrics are served
         self.link: Callable[[], LinkStatus] | None = (
             None  # tells how the link to an orchestrator is, where there is one
         )
@@ -100,7 +103,8 @@ class Reporter:
             vram_margin=self._supervisor.margin_bytes,
             events=list(self._supervisor.log.events),
             functions=[
-                _function(fleet, function, now, self._supervisor.log.hide) for function in fleet.functions.values()
+                _function(fleet, function, now, self._supervisor.log.hide, self._supervisor.tally)
+                for function in fleet.functions.values()
             ],
             draining=fleet.draining,
             jobs_done=fleet.done,
@@ -111,6 +115,9 @@ class Reporter:
             loop_lag_max_s=self._supervisor.pulse.max_s(),
             memory=_memory(fleet),
             quarantined=fleet.blame.refused(now),
+            ready=is_ready(fleet),
+            http=self.http,
+            loads={source: each.status() for source, each in self._supervisor.tally.loads.items()},
             postmortems=0 if graveyard is None else graveyard.written,
         )
 
@@ -311,7 +318,10 @@ def _hang(fleet: Fleet, job: Job) -> str | None:
     return child.hang.value if child.hang in OF_ALL or (work is not None and job in work.jobs) else None
 
 
-def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str]) -> FunctionStatus:
+def _function(
+    fleet: Fleet, function: Function, now: float, hide: Callable[[str], str], tally: Tally
+) -> FunctionStatus:
+    counted = tally.functions.get(function.name)
     reason = function.unavailable if function.unavailable is not None and now < function.available_at else None
     reason = reason or fleet.blame.breaker(function.name, now)
     if reason is None and not any(holds(device, function) for device in fleet.devices):
@@ -323,6 +333,9 @@ def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str]
         queued=sum(each.waiting for each in fleet.variants() if each.name == function.name),
         median_run_s=function.median_s,
         stall_limit_s=round(stall_limit_s(fleet, function), 3),
+        ended={} if counted is None else dict(counted.ended),
+        run=None if counted is None else counted.run.status(),
+        wait=None if counted is None else counted.wait.status(),
     )
 
 

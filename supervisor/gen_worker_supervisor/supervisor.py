@@ -94,9 +94,11 @@ from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.pulse import Pulse
 from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.reports import MOST_SECONDS
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.state import Child, Client, Death, Device, Fleet, Function, Job, Outcome, unloaded
 from gen_worker_supervisor.storing import Storing
+from gen_worker_supervisor.tally import Tally
 
 REMEMBERED_JOBS = 256
 INLINE_BESIDE_INPUTS = INLINE_LIMIT // 2  # of a payload whose frame also names files: 32 paths may take 30 KiB
@@ -183,6 +185,7 @@ class Supervisor:
         self._derived = fleet.catalog.derived_root = derived
         self.models = ModelSupply(log, self.handle)
         self.oom_kills = OomKills()
+        self.tally = Tally()
         self.inputs: Inputs | None = None
         self.storing: Storing | None = None
         """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
@@ -509,6 +512,7 @@ class Supervisor:
     def _answer(self, action: Answer) -> None:
         job, outcome, child = action.job, action.outcome, action.child
         body = b"" if child is None else self._lend(child, outcome.body)
+        self.tally.ended(job, outcome, time.monotonic())
         if outcome.kind is not None:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)
@@ -636,6 +640,9 @@ class Supervisor:
 
     def _happenings_of(self, process: ChildProcess, message: Report) -> list[Happening]:
         child = process.child
+        if type(message) is Loaded and message.models and 0 <= message.seconds < MOST_SECONDS:
+            source = "ram" if self.models.loads_from_memory(child.generation, message.instance) else "disk"
+            self.tally.loaded(source, message.seconds)
         if type(message) is Ready or type(message) is Loaded:
             return [Weighed(child, family_bytes(process.pid)), Reported(child, message)]
         if type(message) is Unloaded:

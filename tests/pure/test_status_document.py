@@ -15,6 +15,7 @@ from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.log import HIDDEN, Look
 from gen_worker_supervisor.report import Disk, _download, _function, _job, _jobs
 from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
+from gen_worker_supervisor.tally import Tally
 from tests.pure.host import Host, function
 from tests.served import until
 
@@ -97,7 +98,7 @@ def test_jobs_that_wait_for_models_of_their_own_count_for_their_function() -> No
         waiting = job(deadline=None)
         waiting.number, waiting.function = number, each
         fleet.enqueue(waiting)
-    assert [_function(fleet, each, 110.0, str).queued for each in (paint, other)] == [3, 0]
+    assert [_function(fleet, each, 110.0, str, Tally()).queued for each in (paint, other)] == [3, 0]
     assert _download(fleet, fleet.catalog.of(own.wanted), 110.0).wanted_by == ["paint"]
 
 

@@ -193,7 +193,9 @@ class Status(msgspec.Struct):
     memory: MemoryStatus | None = None
     quarantined: int = 0
     postmortems: int = 0
-    ready: bool = False  # a child takes jobs, and nothing is drained
+    ready: bool = False  # the start is over, some child takes jobs, and not everything drains
     cpu_count: float | None = None  # cores that it may use
     downloaded_bytes: int = 0  # since it started
     jobs_left_out: int = 0  # waiting jobs that are not listed
+    http: str | None = None  # where probes and metrics are served
+    loads: dict[str, HistogramStatus] = {}  # of models, by where they came from: the host's "ram", or its "disk"
