@@ -41,6 +41,10 @@ class Time(msgspec.Struct):
     remaining: float | None
 
 
+class Trace(msgspec.Struct):
+    traceparent: str
+
+
 class Nothing(msgspec.Struct):
     pass
 
@@ -119,6 +123,11 @@ def tell_time(ctx: RequestContext, payload: Nothing) -> Time:
 @endpoint
 async def tell_time_async(ctx: RequestContext, payload: Nothing) -> Time:
     return Time(ctx.deadline, ctx.time_remaining())
+
+
+@endpoint
+def tell_trace(ctx: RequestContext, payload: Nothing) -> Trace:
+    return Trace(ctx.traceparent)
 
 
 # --- until they are cancelled -----------------------------------------------------------------------------------------

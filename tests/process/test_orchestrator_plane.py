@@ -139,6 +139,17 @@ async def test_the_same_request_again_is_the_same_job_before_and_after_its_end_a
 
 
 @on_a_loop
+async def test_a_callers_trace_goes_with_its_job_and_another_one_makes_no_other_job_of_it(tmp_path: Path) -> None:
+    one, other = (f"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b{end}-01" for end in "67")
+    async with control_plane(tmp_path) as plane, worker(plane.address) as peer:
+        await plane.submit(echo(traceparent=one))
+        await plane.submit(echo(traceparent=other))
+        run = await peer.take()
+        assert run.traceparent == one
+        await peer.answer(run)
+
+
+@on_a_loop
 async def test_what_no_worker_could_be_asked_is_refused(tmp_path: Path) -> None:
     async with control_plane(tmp_path) as plane:
         for request, text in (

@@ -27,9 +27,9 @@ class Shared(NamedTuple):
     driven: Driven
     store: LoopbackStore
 
-    def save(self, ref: str, size: int, token: str = "") -> Asked:
+    def save(self, ref: str, size: int, token: str = "", **more: Any) -> Asked:
         """Send a job that saves so many bytes."""
-        fields: dict[str, Any] = {"capability_token": token or self.store.token, "tenant": "acme"}
+        fields: dict[str, Any] = {"capability_token": token or self.store.token, "tenant": "acme", **more}
         return self.driven.connection.run("save", {"text": ref, "times": size}, **fields)
 
     def until_under_way(self, ref: str, part: int = 1) -> None:
@@ -82,6 +82,24 @@ def own(grpc_awake: None, tmp_path: Path) -> Iterator[Shared]:
     """A worker that loses a process in the test."""
     with started(tmp_path) as shared, shared.driven.worker.explained():
         yield shared
+
+
+def test_what_a_store_is_asked_for_a_job_is_in_the_trace_of_its_caller_and_the_bucket_is_told_of_none(
+    shared: Shared,
+) -> None:
+    caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    shared.save("traced.bin", 1000, traceparent=caller).output()
+    told = {each.headers.get("traceparent", "") for each in shared.store.requests if each.origin == "store"}
+    [of_the_job] = told
+    assert of_the_job.startswith(caller[:36])
+    assert of_the_job != caller
+    assert not [each for each in shared.store.requests if each.origin == "bucket" and "traceparent" in each.headers]
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-nonsense", "00-" + "0" * 32 + "-00f067aa0ba902b7-01"])
+def test_a_job_without_a_trace_tells_the_store_of_none(shared: Shared, traceparent: str) -> None:
+    shared.save("untraced.bin", 1000, traceparent=traceparent).output()
+    assert not [each for each in shared.store.requests if "traceparent" in each.headers]
 
 
 def test_a_job_whose_child_waits_for_the_store_is_canceled_at_once_and_its_child_lives(shared: Shared) -> None:
