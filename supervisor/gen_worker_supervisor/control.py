@@ -617,8 +617,7 @@ class ControlClient:
         if self._closed:
             return
         self._closed = True
-        if self._watching is not None:
-            self._watching.close()
+        self._watch(0, 0)  # they know each other: else only the cycle collector would free them
         self._end_stall()
         self._poller.forget(self._sock.fileno())
         self._sock.close()
