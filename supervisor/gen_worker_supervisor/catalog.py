@@ -45,6 +45,7 @@ class Model:
     retries: int = 0
     since: float | None = None  # when the fetcher first said how far the download is
     bytes_since: int = 0  # what it said then: parts may have been there before
+    counted: int = 0  # bytes of the order under way that are in the catalog's `downloaded_bytes`
     deaths: int = 0  # of fetchers that were at it, in a row
     bytes_at_death: int = 0
     verify: bool = False  # it could not be loaded: what is on disk must be hashed
@@ -107,6 +108,7 @@ class Catalog:
     number: int = 0
     asked: int = 0
     pending: bool = False  # something may have to be ordered
+    downloaded_bytes: int = 0  # that came over the network, of whatever
 
     def of(self, wanted: Wanted) -> Model:
         """Return what is known of a model."""
@@ -218,7 +220,7 @@ class Catalog:
 
     def _order(self, model: Model, *, probe: bool) -> Fetch:
         self.number += 1
-        model.number, model.ordered_by = self.number, model.files
+        model.number, model.ordered_by, model.counted = self.number, model.files, 0
         return Fetch(model.number, model.wanted, probe=probe, verify=model.verify)
 
     def reported(self, report: Fetching | Fetched | FetchFailed, now: float) -> Model | None:
@@ -233,9 +235,11 @@ class Catalog:
                 model.retries = report.retries
                 if model.since is None:
                     model.since, model.bytes_since = now, report.bytes_done
+                self._count(model, report.bytes_done - model.bytes_since)
                 return None
             case Fetched():
                 model.move(ModelState.DISK)
+                self._count(model, report.fetched_bytes)
                 model.snapshot, model.urgent, model.deaths = report.snapshot, False, 0
                 model.bytes_done = model.bytes_total = report.snapshot.size
                 if model.verify:
@@ -247,6 +251,12 @@ class Catalog:
             case FetchFailed():
                 self._refused(model, report, now)
         return model
+
+    def _count(self, model: Model, received: int) -> None:
+        """Learn how much of an order has come over the network; a part that is fetched again counts once."""
+        more = max(0, received - model.counted)
+        model.counted += more
+        self.downloaded_bytes += more
 
     def _refused(self, model: Model, report: FetchFailed, now: float) -> None:
         """Learn why a model did not come; where its URLs were over and there are new ones, it is ordered again."""

@@ -4,7 +4,8 @@ import os
 import re
 import signal
 
-from gen_worker_supervisor.state import Death
+from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.state import Child, Death
 
 STACK_LINES = 20
 LINE_CHARS = 400
@@ -23,6 +24,20 @@ def death(status: os.waitid_result, dump: str, job_thread: int, printed: tuple[t
         return Death(f"exit code {status.si_status}", exit_code=status.si_status, stack=stack, printed=printed)
     name = _signal_name(status.si_status)
     return Death(name, signal=name, stack=stack, printed=printed)
+
+
+def counted_as(child: Child, death: Death) -> str | None:
+    """Return the word under which a death is counted, of which there are few; None where it was no fault.
+
+    It is why we ended the child, else the signal it died of, or `exit`.
+    """
+    if child.doom:
+        return child.doom
+    if child.ending is not None:
+        return None if child.ending.reason in (Reason.DRAIN, Reason.RESTART) else str(child.ending.reason)
+    if death.unborn:
+        return "unborn"
+    return "exit" if death.exit_code is not None else death.cause
 
 
 def _signal_name(number: int) -> str:

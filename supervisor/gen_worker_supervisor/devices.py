@@ -12,6 +12,7 @@ from gen_worker_supervisor.state import Device
 
 MOST_CPU_SLOTS = 256
 _CPU = re.compile(r"cpu(?::(\d+))?")
+_MIG = " MIG "  # in the name of an instance, between its GPU's and its profile
 _NO_GPU = ("", "-1", "none", "void", "NoDevFiles")  # of either variable: CUDA's words and the container runtime's
 
 
@@ -107,6 +108,7 @@ def _instances(nvml: Any, gpu: Any) -> Iterator[tuple[int, Any]]:
 
 def _gpu(nvml: Any, handle: Any, name: str, index: int, sm: str) -> Device:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    product = _text(nvml.nvmlDeviceGetName(handle))
     return Device(
         name,
         "cuda",
@@ -115,8 +117,9 @@ def _gpu(nvml: Any, handle: Any, name: str, index: int, sm: str) -> Device:
         vram_total=int(memory.total),
         vram_used=int(memory.used),
         vram_baseline=int(memory.used),
-        product=_text(nvml.nvmlDeviceGetName(handle)),
+        product=product,
         sm=sm,
+        profile=product.partition(_MIG)[2] or None,
     )
 
 

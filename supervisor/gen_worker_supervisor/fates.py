@@ -4,6 +4,7 @@ from math import inf
 
 from gen_worker_supervisor.actions import Action, LookAtGpus, Note, Spawn
 from gen_worker_supervisor.burials import Burial
+from gen_worker_supervisor.deaths import counted_as
 from gen_worker_supervisor.guard import HOST_OOM, is_victim
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
@@ -61,6 +62,8 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         child.move(Phase.BACKOFF)
         return []
     actions: list[Action] = [_death_note(child, death)] if noted else []
+    if noted and (word := counted_as(child, death)) is not None:
+        device.deaths[word] = device.deaths.get(word, 0) + 1
     if child.loading is not None and child is device.child and not _for_others(fleet, child):
         text = f"setup of `{child.loading}` killed its child: {death.cause}"
         actions += load_failed(fleet, child, child.loading, text, death.stack or _printed(death), now, SETUP_FAILED)

@@ -34,6 +34,7 @@ from gen_worker_supervisor.fetching import FetcherProcess
 from gen_worker_supervisor.gpu_watch import GpuWatch
 from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
 from gen_worker_supervisor.happenings import DeviceFault, GpusRead, MemoryRead
+from gen_worker_supervisor.host_facts import Disk, HostWatch
 from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
@@ -183,7 +184,10 @@ class Host:
         self._folder: Path | None = None
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
         self._control = ControlServer(self.supervisor, loop, self.poller, opened, stalled_s=plan.stalled_s)
-        self.reporter = Reporter(self.supervisor, plan.address, plan.settings.cache_dir)
+        self._host_watch = HostWatch(
+            Disk(plan.settings.cache_dir), Rounds("host", "a look at the host", loop, self.log)
+        )
+        self.reporter = Reporter(self.supervisor, plan.address, lambda: self._host_watch.facts)
         self._control.verbs = Verbs(self.supervisor, loop, self.reporter)
 
     # --- its beginning ---
@@ -209,6 +213,7 @@ class Host:
         self._watching.start()
         self._memory_watch.start()
         self.gpu_watch.start()
+        self._host_watch.start()
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.watch(self.supervisor.readings)
 
@@ -330,6 +335,7 @@ class Host:
         if self.supervisor.graveyard is not None:
             self.supervisor.graveyard.close()
         self.gpu_watch.close()
+        self._host_watch.close()
         self.supervisor.close()
         if self._fetcher is not None:
             self._fetcher.close()

@@ -58,12 +58,12 @@ _V2 = _Layout("cgroup v2", "sys/fs/cgroup", "memory.max", "memory.current", "", 
 
 def rooms(root: Path = ROOT) -> list[Room]:
     """Return every limit that counts for this process: the host's first, then those of its cgroups."""
-    host = _numbers(root / "proc/meminfo")
+    host = file_numbers(root / "proc/meminfo")
     found = []
     if "MemTotal" in host and "MemAvailable" in host:
         found.append(Room("host", host["MemTotal"] * 1024, (host["MemTotal"] - host["MemAvailable"]) * 1024))
     for folder, layout in _cgroups(root):
-        limit, used = _number(folder / layout.limit), _number(folder / layout.used)
+        limit, used = file_number(folder / layout.limit), file_number(folder / layout.used)
         if limit is not None and used is not None and limit < _NO_LIMIT:
             found.append(Room(layout.source, limit, max(0, used - _reclaimable(folder, layout))))
     return found
@@ -80,15 +80,15 @@ def oom_kills(root: Path = ROOT) -> int | None:
     None where it does not count.
     """
     for folder, layout in _cgroups(root):
-        counted = _numbers(folder / layout.events).get("oom_kill")
+        counted = file_numbers(folder / layout.events).get("oom_kill")
         if counted is not None:
             return counted
-    return _numbers(root / "proc/vmstat").get("oom_kill")
+    return file_numbers(root / "proc/vmstat").get("oom_kill")
 
 
 def ended_together(root: Path = ROOT) -> list[Path]:
     """Return the cgroups above this process of which the kernel ends every process when one runs out of memory."""
-    return [folder for folder, _ in _cgroups(root) if _number(folder / "memory.oom.group") == 1]
+    return [folder for folder, _ in _cgroups(root) if file_number(folder / "memory.oom.group") == 1]
 
 
 def _reclaimable(folder: Path, layout: _Layout) -> int:
@@ -96,7 +96,7 @@ def _reclaimable(folder: Path, layout: _Layout) -> int:
 
     Of the active part half counts: libraries that are run are in it, which no process does well without.
     """
-    stat = _numbers(folder / "memory.stat")
+    stat = file_numbers(folder / "memory.stat")
     return stat.get(f"{layout.stat_prefix}inactive_file", 0) + stat.get(f"{layout.stat_prefix}active_file", 0) // 2
 
 
@@ -105,16 +105,24 @@ def _cgroups(root: Path) -> list[tuple[Path, _Layout]]:
 
     Not all of them need exist: a container may see its own at the top.
     """
-    found = []
+    layouts = {1: _V1, 2: _V2}
+    return [(root / layouts[version].folder / place, layouts[version]) for version, place in cgroups("memory", root)]
+
+
+def cgroups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
+    """Yield the cgroups above this process where a controller may have limits, its own first.
+
+    Each with the version of its tree, and where in that it is.
+    """
     for line in os.fsdecode(_read(root / "proc/self/cgroup")).rstrip("\n").split("\n"):
         if line.count(":") < 2:
             continue
         _, controllers, path = line.split(":", 2)
-        layout = _V2 if not controllers else _V1 if "memory" in controllers.split(",") else None
-        if layout is not None:
+        version = 2 if not controllers else 1 if controller in controllers.split(",") else 0
+        if version:
             inside = Path(path.strip("/"))
-            found += [(root / layout.folder / place, layout) for place in (inside, *inside.parents)]
-    return found
+            for place in (inside, *inside.parents):
+                yield version, place
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -126,7 +134,7 @@ def own_bytes(pid: int, root: Path = ROOT) -> int:
     What it shares with others through files counts for nobody, nor do models that the keeper holds: they stay when the
     process ends.
     """
-    status = _numbers(root / f"proc/{pid}/status")
+    status = file_numbers(root / f"proc/{pid}/status")
     shared = status.get("RssShmem", 0) * 1024
     if shared > _SHARED_WORTH_A_LOOK:
         shared = max(0, shared - _mapped_models(pid, root))
@@ -200,12 +208,18 @@ def _read(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def _number(path: Path) -> int | None:
+def file_number(path: Path) -> int | None:
+    """Return the number that a file says, None where it says none."""
     text = _read(path).strip()
     return int(text) if text.isdigit() else None  # it may say `max`
 
 
-def _numbers(path: Path) -> dict[str, int]:
+def file_words(path: Path) -> list[str]:
+    """Return the words of a small file, none where there is no file."""
+    return os.fsdecode(_read(path)).split()
+
+
+def file_numbers(path: Path) -> dict[str, int]:
     """Return what a file says in lines of a name and a number; a process may call itself anything but a new line."""
     words = [line.replace(b":", b" ").split() for line in _read(path).split(b"\n")]
     return {each[0].decode("ascii", "replace"): int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}

@@ -2,17 +2,15 @@
 
 import importlib.metadata
 import os
-import shutil
 import socket
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
-from pathlib import Path
 
 import msgspec
 
 from gen_worker.wire.messages import Tier
+from gen_worker.wire.page import Reading
 from gen_worker.wire.status import (
     DeviceStatus,
     DownloadStatus,
@@ -26,11 +24,11 @@ from gen_worker.wire.status import (
 )
 from gen_worker_supervisor.admission import seconds_a_job, warm_children
 from gen_worker_supervisor.catalog import Model
-from gen_worker_supervisor.memory import rooms
+from gen_worker_supervisor.host_facts import HostFacts
 from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
 from gen_worker_supervisor.readiness import is_ready
-from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, holds, unheld
+from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, drained_away, holds, unheld
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.tally import Tally
 
@@ -46,20 +44,20 @@ STATES = {
     Phase.SETTLING: "restart",
     Phase.BACKOFF: "restart",
 }
+DRAINED_STATES = {Phase.READY: "drained", Phase.BUSY: "drain"}
 
 
-DISK_EVERY_S = 5.0
+EVENTS_SENT = 32  # of those that are remembered, to who watches: a document of 8 GPUs stays within 16 kB
 ENDING = (Phase.DRAINING, Phase.SUSPECT, Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 
 
 class Reporter:
     """Knows what does not change about this supervisor."""
 
-    def __init__(self, supervisor: Supervisor, serve: str | None, disk: Path) -> None:
-        """`disk` is a folder of the disk that is reported."""
+    def __init__(self, supervisor: Supervisor, serve: str | None, facts: Callable[[], HostFacts]) -> None:
+        """`facts` tells how the host is, at once."""
         self._supervisor = supervisor
-        self._disk = Disk(disk)
-        self._disk.use(time.monotonic())
+        self._facts = facts
         self._serve = serve
         self._version = importlib.metadata.version("gen-worker")
         self._host = socket.gethostname()
@@ -70,16 +68,15 @@ class Reporter:
         )
 
     def document(self, waiting: int | None = None) -> bytes:
-        """Return the document as JSON, with so many waiting jobs of each queue at most; None: with all."""
+        """Return the document as JSON; `waiting` as `status` takes it."""
         return msgspec.json.encode(self.status(waiting))
 
     def status(self, waiting: int | None = None) -> Status:
-        """Return the document, with so many waiting jobs of each queue at most; None: with all."""
+        """Return the document, with so many waiting jobs of each queue and the latest events; None: with all."""
         self._supervisor.look_at_pages()
         now = time.monotonic()
         fleet = self._supervisor.fleet
-        used, total = host_memory()
-        disk_used, disk_total = self._disk.use(now)
+        facts, log = self._facts(), self._supervisor.log
         memory_used, memory_budget = self._supervisor.models.memory_use
         graveyard = self._supervisor.graveyard
         return Status(
@@ -88,22 +85,18 @@ class Reporter:
             version=self._version,
             pid=os.getpid(),
             uptime_s=round(now - self._began, 3),
-            cpu_percent=None,
-            ram_used=used,
-            ram_total=total,
-            disk_used=disk_used,
-            disk_total=disk_total,
+            **facts._asdict(),
             gpus=[self._device(device, now) for device in fleet.devices],
-            jobs=_jobs(fleet, now, self._supervisor.log.hide, waiting),
+            jobs=_jobs(fleet, now, log.hide, waiting),
             jobs_left_out=_left_out(fleet, waiting),
             downloads=[_download(fleet, model, now) for model in fleet.catalog.under_way()],
             models=[self._host_model(model) for model in fleet.catalog.models.values()],
             host_memory_used=memory_used,
             host_memory_budget=memory_budget,
             vram_margin=self._supervisor.margin_bytes,
-            events=list(self._supervisor.log.events),
+            events=list(log.events)[0 if waiting is None else -EVENTS_SENT :],
             functions=[
-                _function(fleet, function, now, self._supervisor.log.hide, self._supervisor.tally)
+                _function(fleet, function, now, log.hide, self._supervisor.tally)
                 for function in fleet.functions.values()
             ],
             draining=fleet.draining,
@@ -119,6 +112,7 @@ class Reporter:
             http=self.http,
             loads={source: each.status() for source, each in self._supervisor.tally.loads.items()},
             postmortems=0 if graveyard is None else graveyard.written,
+            downloaded_bytes=fleet.catalog.downloaded_bytes,
         )
 
     def _host_model(self, model: Model) -> HostModelStatus:
@@ -148,15 +142,20 @@ class Reporter:
         )
         beat = reading.beat_at if reading is not None and reading.beats else None
         work = work_of(self._supervisor.fleet, child) if child is not None else None
+        ours = vram_ours(device, self._readings(device))
         return DeviceStatus(
             index=device.index,
             uuid=device.uuid,
             name=device.name,
+            product=device.product or None,
+            mig=device.profile,
             pid=child.pid if process is not None and child is not None else None,
             state=_state(device),
             vram_used=device.vram_used,
             vram_total=device.vram_total,
             vram_budget=device.allowed_bytes or None,
+            vram_ours=ours,
+            vram_other=None if ours is None or device.vram_used is None else max(0, device.vram_used - ours),
             vram_unattributed=None if device.vram_baseline is None else device.unattributed,
             util=device.busy,
             temp=device.temperature,
@@ -166,10 +165,14 @@ class Reporter:
             jobs=len(child.leased) if child is not None else 0,
             heartbeat_age_s=None if beat is None else round(now - beat, 3),
             restarts=device.restarts,
+            deaths=dict(device.deaths),
             restart_in_s=None if device.restart_at is None else round(max(0.0, device.restart_at - now), 3),
             rss=reading.rss or None if reading is not None else None,
             own_bytes=child.rss or None if child is not None else None,
+            jobs_done=child.done if child is not None else 0,
+            age_s=None if child is None or process is None else round(now - child.born, 3),
             health=device.health.value,
+            drained=device.drained,
             reason=self._supervisor.log.hide(device.given_up or device.reason) or None,
             phase=child.phase.value if child is not None else None,
             loading=child.loading if child is not None else None,
@@ -178,6 +181,24 @@ class Reporter:
             loading_bytes=child.loading_done if child is not None and child.loading is not None else None,
             loading_total=child.loading_total or None if child is not None and child.loading is not None else None,
         )
+
+    def _readings(self, device: Device) -> list[Reading | None]:
+        """Return what the living children of a device say of themselves: of one that is replaced there are two."""
+        children = [each for each in (device.child, device.coming, *device.leaving) if each is not None]
+        processes = [self._supervisor.process_of(child) for child in children]
+        return [process.reading() for process in processes if process is not None]
+
+
+def vram_ours(device: Device, readings: Iterable[Reading | None]) -> int | None:
+    """Return the bytes of a GPU that its children hold, by their own account; None where one of them does not say.
+
+    It is what their allocators hold. What the driver takes for each process that uses a GPU, some hundred MiB, no
+    process can tell: it is not in it.
+    """
+    if device.kind != "cuda":
+        return None
+    held = [0 if reading is None else reading.vram_held for reading in readings]
+    return sum(held) if all(held) else None
 
 
 def _memory(fleet: Fleet) -> MemoryStatus | None:
@@ -222,7 +243,9 @@ def _state(device: Device) -> str:
     if child is None:
         return "starting"
     hung = child.hang is not None and child.hang not in HELD_BACK
-    return "hung" if hung and child.phase not in ENDING else STATES[child.phase]
+    if hung and child.phase not in ENDING:
+        return "hung"
+    return (DRAINED_STATES if device.drained else STATES).get(child.phase, STATES[child.phase])
 
 
 def _left_out(fleet: Fleet, waiting: int | None) -> int:
@@ -318,12 +341,10 @@ def _hang(fleet: Fleet, job: Job) -> str | None:
     return child.hang.value if child.hang in OF_ALL or (work is not None and job in work.jobs) else None
 
 
-def _function(
-    fleet: Fleet, function: Function, now: float, hide: Callable[[str], str], tally: Tally
-) -> FunctionStatus:
+def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str], tally: Tally) -> FunctionStatus:
     counted = tally.functions.get(function.name)
     reason = function.unavailable if function.unavailable is not None and now < function.available_at else None
-    reason = reason or fleet.blame.breaker(function.name, now)
+    reason = reason or fleet.blame.breaker(function.name, now) or drained_away(fleet, function) or None
     if reason is None and not any(holds(device, function) for device in fleet.devices):
         reason = unheld(fleet, function)
     return FunctionStatus(
@@ -337,39 +358,3 @@ def _function(
         run=None if counted is None else counted.run.status(),
         wait=None if counted is None else counted.wait.status(),
     )
-
-
-class Disk:
-    """How full the disk of a folder is, as it was some seconds ago: a look at a network's folder may never end."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: tuple[int | None, int | None] = (None, None)
-        self._looked_at = float("-inf")
-        self._looks = False
-
-    def use(self, now: float) -> tuple[int | None, int | None]:
-        """Return the used and total bytes; None where they are not known. Never waits, but has somebody look."""
-        if not self._looks and now - self._looked_at >= DISK_EVERY_S:
-            self._looks, self._looked_at = True, now
-            try:
-                threading.Thread(target=self._look, name="gen-worker-disk", daemon=True).start()
-            except RuntimeError:  # no thread is to be had
-                self._looks = False
-        return self._known
-
-    def _look(self) -> None:
-        try:
-            there = next(each for each in (self._folder, *self._folder.parents) if os.path.exists(each))
-            found = shutil.disk_usage(there)
-            self._known = (found.used, found.total)
-        except OSError:
-            self._known = (None, None)
-        finally:
-            self._looks = False
-
-
-def host_memory() -> tuple[int | None, int | None]:
-    """Return the used and total bytes of this host's memory; None where nothing tells."""
-    host = next((room for room in rooms() if room.source == "host"), None)
-    return (None, None) if host is None else (host.used, host.limit)

@@ -1,9 +1,7 @@
 """What the status document says of a job."""
 
 import gc
-import shutil
 import time
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,11 +11,10 @@ from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.log import HIDDEN, Look
-from gen_worker_supervisor.report import Disk, _download, _function, _job, _jobs
+from gen_worker_supervisor.report import _download, _function, _job, _jobs
 from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
 from gen_worker_supervisor.tally import Tally
 from tests.pure.host import Host, function
-from tests.served import until
 
 
 class Nobody:
@@ -158,15 +155,3 @@ def test_ten_thousand_waiting_jobs_are_told_of_without_holding_the_loop() -> Non
         assert time.thread_time() - began < 0.05
     finally:
         gc.unfreeze()
-
-
-# --- the disk ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_disk_is_that_of_the_folder_whether_or_not_it_is_there_yet(tmp_path: Path) -> None:
-    disk = Disk(tmp_path / "not" / "there")
-    until(lambda: disk.use(0.0) != (None, None), what="a look")
-    used, total = disk.use(0.0)
-    assert used is not None
-    assert total == shutil.disk_usage(tmp_path).total
-    assert 0 < used <= total

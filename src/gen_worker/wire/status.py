@@ -72,6 +72,7 @@ class DeviceStatus(msgspec.Struct):
     jobs_done: int = 0
     age_s: float | None = None
     own_bytes: int | None = None
+    product: str | None = None  # what its maker calls it
     vram_ours: int | None = None  # that its child holds, by the child's own account
     vram_other: int | None = None  # that is in use and not its child's
     drained: bool = False  # by an operator: it is given no jobs
