@@ -5,6 +5,7 @@ Pure: reads the fleet and the time, records the leases it makes, returns the act
 
 from gen_worker.wire.messages import Load, Recall
 from gen_worker_supervisor.actions import Action, OrderFetch, Run, Send
+from gen_worker_supervisor.drains import give_back
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.replacing import bring_on
 from gen_worker_supervisor.state import (
@@ -38,6 +39,8 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
         actions += bring_on(fleet, now)
     if fleet.held:
         actions += release(fleet, now)
+    if fleet.drained:
+        actions += give_back(fleet)
     if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:
@@ -48,16 +51,16 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
 
 
 def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
-    children = fleet.serving()
+    serving = fleet.serving()
+    children = [child for child in serving if not child.device.drained] if fleet.drained else serving
     if not children:
         _fetch_ahead(fleet, now)
-        return
-    if fleet.loads:
+    if fleet.loads and children:
         _load_wanted(fleet, children, now, actions)
-    while fleet.waiting and _lease_round(fleet, children, now, actions):
+    while children and fleet.waiting and _lease_round(fleet, children, now, actions):
         pass
     if fleet.eager:
-        _load_the_rest(fleet, children, now, actions)
+        _load_the_rest(fleet, serving, now, actions)
     if not fleet.waiting and len(children) > 1:
         _share(fleet, children, now, actions)
 

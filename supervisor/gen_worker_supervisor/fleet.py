@@ -10,12 +10,14 @@ from typing import Any, assert_never
 
 from gen_worker_supervisor.actions import Action, Note
 from gen_worker_supervisor.admission import submit
+from gen_worker_supervisor.drains import device_drain_asked
 from gen_worker_supervisor.endings import LOOK_AGAIN_S, climb, drain_fleet, drain_over, drain_overdue, end_asked, unsent
 from gen_worker_supervisor.fates import BOOT_LIMIT_S, child_died, respawn, spawn_child, unkillable
 from gen_worker_supervisor.guard import cause_known, memory_read, weighed
 from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.happenings import (
     Began,
+    DeviceDrainAsked,
     DeviceFault,
     Died,
     DrainAsked,
@@ -149,6 +151,7 @@ HAPPENINGS: dict[type, Callable[[Fleet, Any, float], list[Action]]] = {
     Unsent: lambda fleet, it, now: unsent(fleet, it.child, it.job, it.reason, now),
     DrainAsked: lambda fleet, it, now: drain_fleet(fleet, it.within_s, now),
     RestartAsked: restart_asked,
+    DeviceDrainAsked: device_drain_asked,
     UnloadAsked: lambda fleet, it, now: unload(fleet, it.instances),
     Vanished: lambda fleet, it, now: vanished(fleet, it.child, it.message, now),
     FetcherReported: of_fetcher,

@@ -153,6 +153,13 @@ class RestartAsked(msgspec.Struct):
     at_once: bool = False
 
 
+class DeviceDrainAsked(msgspec.Struct):
+    """An operator wants a device to be given no jobs; with `undo`, to be given jobs again."""
+
+    device: Device
+    undo: bool = False
+
+
 class Weighed(msgspec.Struct):
     """A child takes so many bytes of memory before it does its next job, its processes with it."""
 
@@ -185,6 +192,7 @@ Happening: TypeAlias = (
     | GpusRead
     | DeviceFault
     | RestartAsked
+    | DeviceDrainAsked
     | Weighed
     | Ticked
 )

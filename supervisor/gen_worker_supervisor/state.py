@@ -666,7 +666,8 @@ def drained_away(fleet: Fleet, function: Function) -> str:
     able = [each for each in fleet.devices if holds(each, function) and not each.lost and refused.get(each.name) != inf]
     if not able or not all(device.drained for device in able):
         return ""
-    return f"`{able[0].name}` is drained by an operator" if function.device else "every device for it is drained by an operator"
+    drained = f"`{function.device}` is" if function.device else "every device for it is"
+    return f"{drained} drained by an operator"
 
 
 def takes(device: Device, function: Function) -> bool:

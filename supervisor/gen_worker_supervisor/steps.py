@@ -13,7 +13,18 @@ from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.ladder import Reason, Rung
 from gen_worker_supervisor.outcomes import draining, ended_outcome, failure, refused, unresolved
 from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, Outcome, holds, lane_of, unheld
+from gen_worker_supervisor.state import (
+    Child,
+    Device,
+    Fleet,
+    Function,
+    Job,
+    Outcome,
+    drained_away,
+    holds,
+    lane_of,
+    unheld,
+)
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
 
 DRAIN_LIMIT_S = 5.0  # what `shutdown()` of the author's classes may take
@@ -98,7 +109,7 @@ def _unavailable(fleet: Fleet, function: Function, now: float) -> str | None:
         return unheld(fleet, function)
     if all(device.lost for device in devices):
         return devices[0].loss
-    return fleet.blame.breaker(function.name, now)
+    return fleet.blame.breaker(function.name, now) or drained_away(fleet, function) or None
 
 
 def mark_started(job: Job, now: float) -> None:

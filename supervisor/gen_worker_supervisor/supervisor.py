@@ -64,9 +64,11 @@ from gen_worker_supervisor.actions import (
 )
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
 from gen_worker_supervisor.decide import decide
+from gen_worker_supervisor.drains import at_work
 from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.happenings import (
     Began,
+    DeviceDrainAsked,
     Died,
     DrainAsked,
     EndAsked,
@@ -228,6 +230,7 @@ class Supervisor:
 
         self._left: list[tuple[str, str]] = []
         self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
+        self._drains: list[tuple[list[Device], Callable[[], None]]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
 
     # --- the loop ---
@@ -261,6 +264,8 @@ class Supervisor:
             self._busy = False
         if self._restarts:
             self._tell_restarts()
+        if self._drains:
+            self._tell_drains()
         if self._later:
             later, self._later = self._later, []
             self.handle(*later)
@@ -437,6 +442,20 @@ class Supervisor:
                 self._loop.call_soon(then, None, "the next child could not be made ready: the one before it serves on")
             else:
                 self._restarts.append((device, before, then))
+
+    def drain_devices(self, devices: list[Device], then: Callable[[], None], *, undo: bool = False) -> None:
+        """Give devices no more jobs, or jobs again; call back once none runs there, or that was undone."""
+        self._drains.append((devices, then))
+        self.handle(*(DeviceDrainAsked(device, undo) for device in devices))
+
+    def _tell_drains(self) -> None:
+        """Call back whoever waits for drained devices on which nothing runs any more."""
+        waiting, self._drains = self._drains, []
+        for devices, then in waiting:
+            if any(device.drained and at_work(device) for device in devices):
+                self._drains.append((devices, then))
+            else:
+                self._loop.call_soon(then)
 
     def find(self, request_id: str) -> list[Job]:
         """Return the live jobs that a person may mean by a request id, or by `link/request_id`."""

@@ -62,7 +62,7 @@ class Verbs:
             case wire.Restart():
                 self._restart(frame, asker)
             case wire.Drain():
-                asker.send(wire.Drained(frame.device, "not_found"))
+                self._drain(frame, asker)
             case wire.Stack():
                 asker.send(wire.Stacked(frame.device, "not_found"))
             case wire.Model():
@@ -106,6 +106,23 @@ class Verbs:
             asker.send(wire.Restarted(name, "failed" if pid is None else "restarted", pid, seconds, message))
 
         self._supervisor.restart(device, tell, at_once=frame.now)
+
+    def _drain(self, frame: wire.Drain, asker: Asker) -> None:
+        known = self._supervisor.fleet.devices
+        named = [device for device in known if frame.device in ("", device.name)]
+        devices = [device for device in named if not device.lost]
+        if not devices:
+            outcome: Literal["not_found", "lost"] = "lost" if named else "not_found"
+            asker.send(wire.Drained(frame.device, outcome, candidates=[device.name for device in known]))
+            return
+        began = self._loop.time()
+
+        def tell() -> None:
+            drained = all(device.drained for device in devices)
+            names, seconds = [device.name for device in devices], self._loop.time() - began
+            asker.send(wire.Drained(frame.device, "drained" if drained else "undrained", names, seconds))
+
+        self._supervisor.drain_devices(devices, tell, undo=frame.undo)
 
     # --- payloads -----------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ from gen_worker_supervisor.bodies import InlinePayload
 from gen_worker_supervisor.evidence import Evidence, MemoryReading
 from gen_worker_supervisor.happenings import (
     Began,
+    DeviceDrainAsked,
     Died,
     DrainAsked,
     EndAsked,
@@ -75,7 +76,7 @@ from gen_worker_supervisor.happenings import (
 )
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import LEASED_AHEAD, Child, Death, Job, Recycling, lane_of
+from gen_worker_supervisor.state import LEASED_AHEAD, Child, Death, Job, Recycling, drained_away, lane_of
 from gen_worker_supervisor.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 
@@ -375,6 +376,7 @@ class Fleets(RuleBasedStateMachine):
 
     def run(self, child: Child, job: Job) -> list[Happening]:
         assert not self.drained, "a job for a fleet that ends"
+        assert not child.device.drained, "a job for a drained device"
         assert not job.ended, "a job that was answered runs"
         assert job.deaths < 2, "a third child is put at risk"
         assert job.ending is None, "a job that somebody wanted ended runs again"
@@ -499,6 +501,11 @@ class Fleets(RuleBasedStateMachine):
     def is_restarted(self, index: int, at_once: bool) -> None:
         devices = self.host.fleet.devices
         self.happens(RestartAsked(devices[index % len(devices)], at_once))
+
+    @rule(index=st.integers(0, 2), undo=st.booleans())
+    def a_device_is_drained(self, index: int, undo: bool) -> None:
+        devices = self.host.fleet.devices
+        self.happens(DeviceDrainAsked(devices[index % len(devices)], undo))
 
     @rule(index=st.integers(0, 5), left=st.sampled_from([0, GIB // 2, 64 * GIB]), times=st.integers(1, 6))
     def memory_is_looked_at(self, index: int, left: int, times: int) -> None:
@@ -721,6 +728,12 @@ class Fleets(RuleBasedStateMachine):
             assert sum(child.used["device"] > 0 for child in there) <= 1
 
     @invariant()
+    def nobody_waits_for_drained_devices_alone(self) -> None:
+        fleet = self.host.fleet
+        for job in self.jobs:
+            assert job.ended or job.state is not JobState.QUEUED or not drained_away(fleet, job.function)
+
+    @invariant()
     def nobody_waits_for_one_that_has_ended(self) -> None:
         assert not (self.host.fleet.finished and self.host.fleet.jobs)
 
@@ -740,6 +753,8 @@ class Fleets(RuleBasedStateMachine):
             self.carry_all_on()
         self.a_job_is_in_one_place()
         assert all(len(self.host.answers.get(job.number, [])) == 1 for job in self.jobs)
+        for device in self.host.fleet.devices:
+            self.happens(DeviceDrainAsked(device, undo=True))
         self.come_to_rest()
         self.drain_to_the_end()
 

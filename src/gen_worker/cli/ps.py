@@ -27,7 +27,7 @@ _STATES = {
     "●": ("busy", "running", "VRAM"),
     "○": ("idle", "queued", "COLD", "DISK"),
     "◐": ("loading", "starting", "RAM"),
-    "◓": ("drain", "ending"),
+    "◓": ("drain", "drained", "ending"),
     "↻": ("restart",),
     "✖": ("hung", "dying", "failed", "wedged", "retired"),
 }
