@@ -275,11 +275,14 @@ def _frame(node: ast.ClassDef) -> str:
 
 
 def status_fields() -> str:
-    """Every struct of the status document."""
+    """Every struct of the status document, with the remarks behind its fields."""
+    file = SOURCE / "wire" / "status.py"
+    remarks = [line.partition("  # ")[2] for line in file.read_text().splitlines()]
     parts = []
-    for node in reversed(_classes(SOURCE / "wire" / "status.py")):
-        rows = [(f"`{name}`", f"`{kind}`") for name, kind, _ in _fields(node)]
-        parts.append(f"### {node.name}\n\n{_doc(node)}\n\n{_table(('field', 'type'), rows)}")
+    for node in reversed(_classes(file)):
+        said = [remarks[each.lineno - 1] for each in node.body if isinstance(each, ast.AnnAssign)]
+        rows = [(f"`{name}`", f"`{kind}`", words) for (name, kind, _), words in zip(_fields(node), said, strict=True)]
+        parts.append(f"### {node.name}\n\n{_doc(node)}\n\n{_table(('field', 'type', ''), rows)}")
     return "\n\n".join(parts)
 
 
