@@ -74,6 +74,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     local_device: str | None = None
     """What `ctx.device` is in `run`, as `cpu`, `cuda` or `cuda:1`; unset: what there is."""
 
+    http: str = ""
+    """Where probes and metrics are served over HTTP, as `9100` (on 127.0.0.1) or `0.0.0.0:9100`; unset: nowhere."""
+
+    ready_file: Path | None = None
+    """A file that is there while the worker takes jobs, for probes that look for one; unset: there is none."""
+
     log_format: Literal["auto", "text", "json"] = "auto"
     """How events and log lines look on stderr: `auto`, `text` or `json`."""
 
@@ -450,6 +456,16 @@ def _line(text: str) -> str:
     return text
 
 
+def _port(text: str) -> str:
+    from gen_worker.wire.address import AddressError, parse_port
+
+    try:
+        parse_port(text)
+    except AddressError:
+        raise ValueError("a port, as `9100` or `0.0.0.0:9100`") from None
+    return text
+
+
 def _secret(text: str) -> Secret:
     return Secret(_line(text))
 
@@ -489,6 +505,8 @@ LOCAL: Mapping[str, Variable] = {
     "allow_private_inputs": Variable(("GEN_WORKER_ALLOW_PRIVATE_INPUTS",), _flag),
     "local_output_dir": Variable(("GEN_WORKER_LOCAL_OUTPUT_DIR",), _path),
     "local_device": Variable(("GEN_WORKER_LOCAL_DEVICE",), _device),
+    "http": Variable(("GEN_WORKER_HTTP",), _port),
+    "ready_file": Variable(("GEN_WORKER_READY_FILE",), _absolute_path),
     "log_format": Variable(("GEN_WORKER_LOG_FORMAT",), _one_of("auto", "text", "json")),
     "log_level": Variable(("GEN_WORKER_LOG_LEVEL",), _one_of("debug", "info", "warning", "error")),
     "debuggable": Variable(("GEN_WORKER_DEBUGGABLE",), _flag),

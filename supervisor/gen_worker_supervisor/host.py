@@ -36,6 +36,7 @@ from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
 from gen_worker_supervisor.happenings import DeviceFault, GpusRead, MemoryRead
 from gen_worker_supervisor.host_facts import Disk, HostWatch
 from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
+from gen_worker_supervisor.http_front import HttpFront, HttpPort
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
@@ -43,6 +44,7 @@ from gen_worker_supervisor.memory import ended_together, tightest
 from gen_worker_supervisor.memory_watch import MemoryWatch
 from gen_worker_supervisor.poller import LINGER_S, Poller
 from gen_worker_supervisor.postmortems import Graveyard
+from gen_worker_supervisor.readiness import ReadyFile, is_ready
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.rounds import Rounds
@@ -56,6 +58,7 @@ from gen_worker_supervisor.uploads import Uploads
 from gen_worker_supervisor.verbs import Verbs
 from gen_worker_supervisor.watching import Watching
 
+READY_LOOK_S = 0.5  # whether the ready file says what is
 GC_THRESHOLD = 50_000  # jobs are freed by their counts; the collector's default looks at them every few hundred
 
 
@@ -73,6 +76,7 @@ class HostPlan(NamedTuple):
     eager: bool = False
     patient: bool = False  # what cannot be set up at the start does not end it
     stalled_s: float = STALLED_S  # a client of the control socket that takes nothing for so long is cut off
+    http: HttpPort | None = None  # that probes and metrics are served on
     linger_s: float = LINGER_S  # of its poller: 0 where the loop has more to do than its children and their clients
 
     def fleet(self) -> Fleet:
@@ -181,6 +185,9 @@ class Host:
         )
         self.uploads = Uploads(self.fetcher)
         self.supervisor.storing = Storing(self.uploads)
+        self._http: HttpFront | None = None
+        self._ready_file: ReadyFile | None = None
+        self._ready_look: asyncio.TimerHandle | None = None
         self._folder: Path | None = None
         opened = wire.Opened(wire.CONTROL_PROTOCOL, self._boot_id, os.getpid(), self.version, plan.address)
         self._control = ControlServer(self.supervisor, loop, self.poller, opened, stalled_s=plan.stalled_s)
@@ -200,6 +207,7 @@ class Host:
             self.loop.add_signal_handler(number, self._on_odd_signal, signal.Signals(number).name)
         self._open_control()
         self._open_models()
+        self._open_probes()
 
     def start(self) -> None:
         """Start the children."""
@@ -287,6 +295,34 @@ class Host:
         if bound:
             self.fetcher().send(Keep(list(bound)))
 
+    def _open_probes(self) -> None:
+        port, path = self.plan.http, self.plan.settings.ready_file
+        if path is not None:
+            try:
+                self._ready_file = ReadyFile(path)
+            except OSError as error:
+                text = f"cannot keep the ready file `{path}`: {reason_of(error)}"
+                raise StartError(text, "set `GEN_WORKER_READY_FILE` to a file in a folder of yours") from None
+            self._look_whether_ready()
+        if port is not None:
+            self._http = HttpFront(self.loop, self.poller, self._reaper, self.log, port, self.folder / CONTROL)
+            self.reporter.http = port.url
+            self._http.start()
+            self.log.event("info", "http", f"probes and metrics are at {port.url}")
+
+    def _look_whether_ready(self) -> None:
+        assert self._ready_file is not None
+        self._ready_look = self.loop.call_later(READY_LOOK_S, self._look_whether_ready)
+        self._show_ready(is_ready(self.supervisor.fleet))
+
+    def _show_ready(self, ready: bool) -> None:
+        assert self._ready_file is not None
+        try:
+            self._ready_file.show(ready)
+        except OSError as error:
+            text = f"the ready file `{self.plan.settings.ready_file}` cannot be kept: {reason_of(error)}"
+            self.log.event("warning", "supervisor", text)
+
     @property
     def folder(self) -> Path:
         """Its own folder in the run directory, once it is open."""
@@ -330,6 +366,11 @@ class Host:
 
     def close(self) -> None:
         """Remove every trace but the post-mortems: processes, sockets, files."""
+        if self._ready_look is not None:
+            self._ready_look.cancel()
+            self._show_ready(False)
+        if self._http is not None:
+            self._http.close()
         self._watching.close()
         self._memory_watch.close()
         if self.supervisor.graveyard is not None:

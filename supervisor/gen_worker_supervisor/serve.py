@@ -20,6 +20,7 @@ from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
 from gen_worker_supervisor.gate import Gate
 from gen_worker_supervisor.host import Host, HostPlan, reason_of
+from gen_worker_supervisor.http_front import HttpPort
 from gen_worker_supervisor.idle import IdleClock
 from gen_worker_supervisor.line_socket import Limits
 from gen_worker_supervisor.log import Log, Look, stderr_look
@@ -71,7 +72,10 @@ def serve(options: Options, settings: Settings, environment: Mapping[str, str], 
             ends.enter_context(owned.locks)
             listener = start.listen(options.address, guarded=settings.token is not None)
             ends.callback(_close, listener, look)
-            plan = Plan(options, survey, owned, listener, settings, environment, limits, look)
+            http = start.open_http(settings.http)
+            if http is not None:
+                ends.enter_context(http.sock)
+            plan = Plan(options, survey, owned, listener, http, settings, environment, limits, look)
             return ends.enter_context(asyncio.Runner()).run(_serve(plan))
     except StartError as error:
         _tell(error, look)
@@ -115,6 +119,7 @@ class Plan(NamedTuple):
     survey: Survey
     owned: start.Owned
     listener: Listener
+    http: HttpPort | None
     settings: Settings
     environment: Mapping[str, str]
     limits: Limits
@@ -134,6 +139,7 @@ class Plan(NamedTuple):
             options.vram_budget_gb,
             options.eager,
             stalled_s=self.limits.stalled_s,
+            http=self.http,
         )
 
     @property

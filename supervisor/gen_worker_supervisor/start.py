@@ -11,11 +11,12 @@ import msgspec
 
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.process import survey_of_module
-from gen_worker.wire.address import Address, TcpAddress, UnixAddress
+from gen_worker.wire.address import Address, TcpAddress, UnixAddress, parse_port
 from gen_worker.wire.survey import NoFunctionError, Survey
-from gen_worker_supervisor import cuda_probe, devices
+from gen_worker_supervisor import cuda_probe, devices, http_front
 from gen_worker_supervisor.actions import Note
 from gen_worker_supervisor.gpu_lock import GpuLockError, GpuLocks, GpuTakenError
+from gen_worker_supervisor.http_front import HttpPort
 from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
 from gen_worker_supervisor.state import Device
 
@@ -124,6 +125,14 @@ def without_unusable(owned: list[Device], environment: Mapping[str, str]) -> tup
             f"no GPU can be used: {told}", "`nvidia-smi` may say more; some faults need a reset of the GPU"
         )
     return [device for device in owned if device.name not in broken], broken
+
+
+def open_http(http: str) -> HttpPort | None:
+    """Return the port that a setting means for probes and metrics, None for none; raise `StartError`."""
+    try:
+        return http_front.open_port(parse_port(http)) if http else None
+    except ListenError as error:
+        raise StartError(str(error), error.hint) from None
 
 
 class Listener(NamedTuple):

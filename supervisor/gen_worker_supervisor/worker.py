@@ -7,7 +7,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import NoReturn
 
 import msgspec
@@ -63,7 +63,11 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
         option=options.devices_option,
         strict_gpus=options.strict_gpus,
     )
-    with owned.locks:
+    with ExitStack() as ends:
+        ends.enter_context(owned.locks)
+        http = start.open_http(settings.http)
+        if http is not None:
+            ends.enter_context(http.sock)
         usable, broken = start.without_unusable(owned.devices, environment)
         plan = HostPlan(
             survey,
@@ -76,6 +80,7 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
             eager=True,
             patient=True,
             linger_s=0.0,
+            http=http,
         )
         notices = [*owned.notices, *_notices(options, survey, broken)]
         with asyncio.Runner() as runner:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gen_worker.orchestrator.app import LoopServer
-from gen_worker.orchestrator.connections import Connection
+from gen_worker.http.connections import Connection, LoopServer
 
 pytestmark = pytest.mark.process
 MOST = 8

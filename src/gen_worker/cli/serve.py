@@ -13,7 +13,7 @@ import msgspec
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
-from gen_worker.cli.settings import read_settings
+from gen_worker.cli.settings import http_option, read_settings
 from gen_worker.environment import forget_secrets
 from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
@@ -130,6 +130,7 @@ def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
+@http_option
 @click.option(
     "--idle-timeout",
     "idle_timeout_s",
@@ -170,6 +171,7 @@ def command(
     eager: bool,
     vram_budget_gb: float | None,
     offline: bool,
+    http: str | None,
     idle_timeout_s: float,
     max_line_bytes: str | None,
     log_format: str | None,
@@ -185,7 +187,7 @@ def command(
     if list_functions:
         return _list_functions(find_project(config, module), names, as_json)
     refuse_other_systems("serve")
-    settings = read_settings(max_line_bytes=max_line_bytes, log_format=log_format, log_level=log_level)
+    settings = read_settings(max_line_bytes=max_line_bytes, http=http, log_format=log_format, log_level=log_level)
     if settings.max_line_bytes < LEAST_LINE_BYTES:
         name = "GEN_WORKER_MAX_LINE" if max_line_bytes is None else "--max-line"
         raise Failure(f"`{name}` takes at least 1k, not {settings.max_line_bytes}", "a request is one line")

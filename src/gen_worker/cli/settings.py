@@ -25,6 +25,12 @@ log_format_option = click.option(
     help="How progress and log lines look: `text`, `json`, or `auto`, which is text on a terminal, else JSON lines.",
 )
 
+http_option = click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    help="Serve probes and metrics over HTTP there, on 127.0.0.1 unless a host is named; 0 takes any port.",
+)
+
 
 def read_settings(**given: object) -> Settings:
     """Read the settings, those `given` by options first; raise `Failure` for a value that cannot be meant.

@@ -10,7 +10,7 @@ from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import MEANINGS, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.project import find_project, project_options
 from gen_worker.cli.serve import gigabytes, refuse_other_systems
-from gen_worker.cli.settings import check_folders, read_settings
+from gen_worker.cli.settings import check_folders, http_option, read_settings
 
 if TYPE_CHECKING:
     from gen_worker.discovery.image import Served
@@ -67,6 +67,7 @@ class _Up(Command):
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
+@http_option
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "text", "json"]),
@@ -88,6 +89,7 @@ def command(
     devices: str | None,
     vram_budget_gb: float | None,
     offline: bool,
+    http: str | None,
     log_format: str | None,
     log_level: str | None,
 ) -> int:
@@ -99,6 +101,7 @@ def command(
         devices=devices,
         max_vram_gb=vram_budget_gb,
         offline="1" if offline else None,
+        http=http,
         log_format=log_format,
         log_level=log_level,
     )

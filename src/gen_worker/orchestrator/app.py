@@ -15,7 +15,7 @@ import msgspec
 import uvicorn
 
 from gen_worker.environment import close_memory, forget_secrets
-from gen_worker.orchestrator import connections
+from gen_worker.http import connections
 from gen_worker.orchestrator.files import FileLimits, FileStore
 from gen_worker.orchestrator.folder import make_state_folder
 from gen_worker.orchestrator.http import Threads
@@ -295,15 +295,6 @@ def _url_of(listening: socket.socket, *, tls: bool) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class LoopServer(uvicorn.Server):
-    """A server on a loop that is not its own: signals are somebody else's."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
-        yield
-
-
 @asynccontextmanager
 async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | None) -> AsyncIterator[None]:
     certificate, key = (str(path) for path in tls) if tls is not None else (None, None)
@@ -322,7 +313,7 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    server = LoopServer(config)
+    server = connections.LoopServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     web.open()
     try:

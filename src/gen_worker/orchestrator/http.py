@@ -14,13 +14,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gen_worker.http.connections import QUIET_S, SLOW_BYTES
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.rendering import decoded
 from gen_worker.orchestrator.waiting import hung_up
 
 PIECE_BYTES = 1 << 20
-QUIET_S = 60.0  # what comes, or is taken, more slowly than `SLOW_BYTES` in this time is given up
-SLOW_BYTES = 64 << 10
 SMALL_BYTES = 64 << 10
 
 Found = TypeVar("Found")

@@ -1,0 +1,86 @@
+"""What this process knows of its supervisor: the latest status document, and one made anew for who asks for it."""
+
+import asyncio
+import time
+from contextlib import aclosing
+
+import msgspec
+
+from gen_worker.client.asynchronous import AsyncClient
+from gen_worker.rundir import SupervisorUnreachable
+from gen_worker.wire.status import Status
+
+EVERY_S = 1.0  # between the documents that come by themselves
+STALE_S = 5.0  # after so long without one the supervisor is taken to hang
+FRESH_S = 0.2  # a document so young is given to the next who asks, too
+ANSWER_S = 3.0  # for a document that was asked for
+AGAIN_S = 0.25  # until the control socket is tried again
+MOST_JOBS = 200  # waiting jobs of each queue, in the documents that are asked for
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A status document, and when it came."""
+
+    json: bytes
+    at: float
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it came."""
+        return time.monotonic() - self.at
+
+    def status(self) -> Status:
+        """Return what it says."""
+        return msgspec.json.decode(self.json, type=Status)
+
+
+class View:
+    """A supervisor through its control socket; it costs that one document a second, up to five more for who asks."""
+
+    def __init__(self, control: str) -> None:
+        self._control = control
+        self._latest: Document | None = None
+        self._full: Document | None = None
+        self._asking: asyncio.Task[Document] | None = None
+
+    @property
+    def latest(self) -> Document | None:
+        """The latest document that is not stale; it lists no waiting jobs."""
+        found = self._latest
+        return None if found is None or found.age_s > STALE_S else found
+
+    async def follow(self) -> None:
+        """Have documents sent for ever, on one connection after another."""
+        while True:
+            try:
+                async with (
+                    AsyncClient(self._control, STALE_S, name="http") as client,
+                    aclosing(client.watch(EVERY_S, jobs=0)) as documents,
+                ):
+                    async for document in documents:
+                        self._latest = Document(document, time.monotonic())
+            except SupervisorUnreachable:
+                await asyncio.sleep(AGAIN_S)
+
+    async def full(self) -> Document:
+        """Return a document that is at most `FRESH_S` old, with the waiting jobs.
+
+        Raises `SupervisorUnreachable` where there is no answer in `ANSWER_S`. All who ask at once get the same one.
+        """
+        if self._full is not None and self._full.age_s <= FRESH_S:
+            return self._full
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> Document:
+        try:
+            async with (
+                asyncio.timeout(ANSWER_S),
+                AsyncClient(self._control, ANSWER_S, name="http") as client,
+                aclosing(client.watch(EVERY_S, jobs=MOST_JOBS)) as documents,
+            ):
+                self._full = Document(await anext(documents), time.monotonic())
+        except TimeoutError:
+            raise SupervisorUnreachable(f"the supervisor does not answer within {ANSWER_S:g} s") from None
+        return self._full
