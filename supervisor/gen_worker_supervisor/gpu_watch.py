@@ -54,8 +54,8 @@ class GpuWatch:
             threading.Thread(target=self._listen, name="gen-worker-gpu-faults", daemon=True).start()
 
     def free_total(self) -> int:
-        """Return the bytes that were free of all GPUs together a moment ago; of a lost one nothing is."""
-        return sum(self._free.values())
+        """Return the bytes that were free of all GPUs together a moment ago; of a lost or drained one nothing is."""
+        return sum(self._free[gpu.name] for gpu in self._gpus if not gpu.drained)
 
     def look_now(self) -> None:
         """Look at once, and often as long as something settles."""

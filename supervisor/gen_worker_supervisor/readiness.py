@@ -6,8 +6,9 @@ from gen_worker_supervisor.state import Fleet
 
 
 def is_ready(fleet: Fleet) -> bool:
-    """Whether some child takes jobs: not before the start is over, and not while everything drains."""
-    return not fleet.draining and not fleet.booting and bool(fleet.serving())
+    """Whether some child takes jobs: not before the start is over, and not while everything drains or is drained."""
+    takes_jobs = any(not child.device.drained for child in fleet.serving())
+    return not fleet.draining and not fleet.booting and takes_jobs
 
 
 class ReadyFile:

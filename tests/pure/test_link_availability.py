@@ -10,7 +10,7 @@ from gen_worker.wire.messages import ImportFailed, LoadFailed
 from gen_worker.wire.scheduler import FnUnavailable, WorkerPhase
 from gen_worker_supervisor.blame import BREAKER_PAYLOADS, QUARANTINE_DEATHS
 from gen_worker_supervisor.fates import BOOT_TRIES
-from gen_worker_supervisor.happenings import Reported
+from gen_worker_supervisor.happenings import DeviceDrainAsked, Reported
 from gen_worker_supervisor.link.availability import Availability, availability
 from gen_worker_supervisor.state import Device, Fleet, Function
 from gen_worker_supervisor.verdicts import LOAD_TRIES, UNAVAILABLE_S
@@ -58,6 +58,18 @@ def bound(name: str, provider: str, *, instance: str = "M") -> Function:
 
 
 # --- what can be called -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_functions_of_drained_devices_go_at_once_and_come_back_at_once(undone: bool) -> None:
+    host = Host(function("f"), function("g"), devices=2)
+    host.happens(DeviceDrainAsked(host.fleet.devices[0]))
+    assert lists(host) == (["f", "g"], [], [])
+    host.happens(DeviceDrainAsked(host.fleet.devices[1]))
+    assert (lists(host), phase(host)) == (([], [], []), WorkerPhase.READY)
+    if undone:
+        host.happens(DeviceDrainAsked(host.fleet.devices[0], undo=True))
+        assert lists(host) == (["f", "g"], [], [])
 
 
 def test_before_a_child_is_ready_everything_is_still_to_come() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gen_worker.models.wanted import Slot
 from gen_worker.wire.scheduler import FnUnavailable, StateDelta, WorkerPhase
 from gen_worker_supervisor.phases import Health, ModelState
-from gen_worker_supervisor.state import Device, Fleet, Function, holds, takes, too_old, too_small, unheld
+from gen_worker_supervisor.state import Device, Fleet, Function, drained_away, holds, takes, too_old, too_small, unheld
 from gen_worker_supervisor.verdicts import INSUFFICIENT_DISK
 
 FREE_STEP = 20  # free memory is told in so many steps of all there is, so that a byte less is no news
@@ -27,13 +27,14 @@ class Availability(NamedTuple):
 
 
 def availability(fleet: Fleet, now: float, *, draining: bool, free_vram_bytes: int) -> Availability:
-    """Return what to tell of the functions. `free_vram_bytes` is what is free on all GPUs together."""
+    """Return what to tell of the functions. `free_vram_bytes` is what is free on all GPUs that take jobs."""
     functions = sorted(fleet.functions.values(), key=lambda function: function.name)
     gated = [gate for function in functions if (gate := _gate(fleet, function, now)) is not None]
     names = {gate.function_name for gate in gated}
     others = [function for function in functions if function.name not in names]
-    ready = [function for function in others if _is_ready(fleet, function)]
-    loading = [function for function in others if function not in ready]
+    served = [function for function in others if not drained_away(fleet, function)]  # the others come back by a word
+    ready = [function for function in served if _is_ready(fleet, function)]
+    loading = [function for function in served if function not in ready]
     state = StateDelta(
         phase=_phase(fleet, others, loading),
         available_functions=() if draining else tuple(function.name for function in ready),
@@ -141,7 +142,7 @@ def _is_ready(fleet: Fleet, function: Function) -> bool:
 
 
 def _is_sound(device: Device) -> bool:
-    return not device.lost and device.health is not Health.WEDGED
+    return not (device.lost or device.drained) and device.health is not Health.WEDGED
 
 
 def _is_here(fleet: Fleet, slot: Slot) -> bool:

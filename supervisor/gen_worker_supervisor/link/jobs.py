@@ -33,7 +33,7 @@ from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
 from gen_worker_supervisor.outcomes import ended_outcome
 from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Device, Function, Job, Outcome, takes
+from gen_worker_supervisor.state import Device, Function, Job, Outcome, drained_away, takes
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
 
@@ -235,7 +235,9 @@ class LinkJobs:
         function = self._functions.function_for(run, name)
         if isinstance(function, str):
             return _result(run, JobStatus.INVALID, function)
-        return self._on_device(run, function)
+        chosen = self._on_device(run, function)
+        drained = drained_away(self.supervisor.fleet, chosen) if isinstance(chosen, Function) else ""
+        return _result(run, JobStatus.RETRYABLE, f"function unavailable: {drained}") if drained else chosen
 
     def _on_device(self, run: RunJob, function: Function) -> JobResult | Function:
         """Bind a function to the device that the orchestrator chose; one that needs no GPU may have its own place."""
