@@ -46,6 +46,7 @@ from gen_worker.wire.messages import (
     LoadFailed,
     More,
     Order,
+    Pin,
     Ready,
     Recall,
     Release,
@@ -133,7 +134,8 @@ def _load_failure(instance: str, error: BaseException) -> LoadFailed:
         return LoadFailed(instance, str(error)[:1024], [], "model", hint=error.hint[:1024])
     message = f"{type(error).__name__}: {error}"[:1024]
     if isinstance(error, HardwareUnmetError):
-        return LoadFailed(instance, str(error)[:1024], [], "hardware", error.reason, axes=error.axes())
+        reason, hint = error.reason, error.hint[:1024]
+        return LoadFailed(instance, str(error)[:1024], [], "hardware", reason, hint=hint, axes=error.axes())
     if classify(error).kind == "out_of_memory":
         return LoadFailed(instance, message, stack, "out_of_memory")
     return LoadFailed(instance, message, stack)
@@ -159,6 +161,7 @@ class Child:
         self._work: queue.SimpleQueue[tuple[Callable[[], None], bool]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._dozing = False
+        self._pinned: frozenset[str] = frozenset()  # instances that make room for no other
         self._device_use = (0, 0)  # as the job thread last found it: a beat waits for no device
         self._measured_at = -inf
         self._beat_s = 1.0
@@ -348,23 +351,32 @@ class Child:
                 return partial(self._unload, instance)
             case Drain():
                 return self._shut_down
+            case Pin(instances):
+                self._pinned = frozenset(instances)
+            case Release() | Unmap() | Grant():
+                self._jobs.outputs.obey(order, descriptors)
+            case Cancel() | More() | Recall() | Saved() | Interrupt():
+                self._tell_jobs(order)
+            case Boot():
+                raise RuntimeError("`boot` is out of place")
+            case _:
+                assert_never(order)
+        return None
+
+    def _tell_jobs(self, order: Cancel | More | Recall | Saved | Interrupt) -> None:
+        match order:
             case Cancel(job_number):
                 self._jobs.cancel(job_number)
             case More(job_number, items):
                 self._jobs.more(job_number, items)
-            case Release() | Unmap() | Grant():
-                self._jobs.outputs.obey(order, descriptors)
             case Recall(job_number):
                 self._jobs.recall(job_number)
             case Saved():
                 self._jobs.saved(order)
             case Interrupt(job_number):
                 self._jobs.interrupt(job_number, self._job_thread.ident or 0)
-            case Boot():
-                raise RuntimeError("`boot` is out of place")
             case _:
                 assert_never(order)
-        return None
 
     # --- tasks of the job thread that are not jobs ---
 
@@ -395,6 +407,7 @@ class Child:
         )
         models.on_evict = lambda instance: self._unload(instance, "its device has no room for it and what came next")
         models.current = lambda: self._executor.current
+        models.pinned = lambda: self._pinned
         return models
 
     def _shut_down(self) -> None:

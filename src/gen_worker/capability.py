@@ -7,6 +7,7 @@ class HardwareUnmetError(RuntimeError):
     """The host cannot run the endpoint; another one may."""
 
     reason = "hardware_unmet"
+    hint = ""
 
     def axes(self) -> dict[str, str]:
         """Return what was found and what is needed, as text by name."""
@@ -33,10 +34,11 @@ class InsufficientVRAMError(HardwareUnmetError):
 
     reason = "insufficient_vram"
 
-    def __init__(self, message: str, *, available_bytes: int, required_bytes: int) -> None:
+    def __init__(self, message: str, *, available_bytes: int, required_bytes: int, hint: str = "") -> None:
         super().__init__(message)
         self.available_bytes = available_bytes
         self.required_bytes = required_bytes
+        self.hint = hint
 
     def axes(self) -> dict[str, str]:
         """Return the available and the required bytes."""

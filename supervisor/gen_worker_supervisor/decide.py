@@ -7,6 +7,7 @@ from gen_worker.wire.messages import Load, Recall
 from gen_worker_supervisor.actions import Action, OrderFetch, Run, Send
 from gen_worker_supervisor.drains import give_back
 from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.pinning import tell_pins
 from gen_worker_supervisor.replacing import bring_on
 from gen_worker_supervisor.state import (
     LEASED_AHEAD,
@@ -21,7 +22,7 @@ from gen_worker_supervisor.state import (
     unloaded,
 )
 from gen_worker_supervisor.suspicion import next_unsuspicious, release
-from gen_worker_supervisor.tidying import tidy
+from gen_worker_supervisor.tidying import let_go, tidy
 
 STUCK_BEHIND_S = 0.02  # a job leased ahead that waits longer than this goes to a child that idles
 SWAP_PATIENCE = 2.0  # so many times what loading takes a model waits for others that jobs use where it could go
@@ -35,13 +36,15 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
         return actions
     if fleet.untidy or fleet.superseded:
         actions += tidy(fleet)
+    if fleet.going:
+        actions += let_go(fleet)
     if fleet.replacing:
         actions += bring_on(fleet, now)
     if fleet.held:
         actions += release(fleet, now)
     if fleet.drained:
         actions += give_back(fleet)
-    if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads:
+    if fleet.waiting or len(fleet.devices) > 1 or fleet.eager or fleet.loads or fleet.ordered:
         _give_work(fleet, now, actions)
     if fleet.catalog.pending:
         awaited = {slot.wanted.key for function in fleet.waiting.values() for slot in function.surveyed.slots}
@@ -57,6 +60,8 @@ def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
         _fetch_ahead(fleet, now)
     if fleet.loads and children:
         _load_wanted(fleet, children, now, actions)
+    if fleet.ordered:
+        _load_ordered(fleet, now, actions)
     while children and fleet.waiting and _lease_round(fleet, children, now, actions):
         pass
     if fleet.eager:
@@ -69,7 +74,7 @@ def _fetch_ahead(fleet: Fleet, now: float) -> None:
     """While no child serves yet, have the models that jobs wait for come."""
     for function in fleet.waiting.values():
         fleet.catalog.ask(function.surveyed.slots, now, urgent=True)
-    for instance in fleet.loads:
+    for instance in (*fleet.loads, *(instance for (instance, _), failed in fleet.ordered.items() if not failed)):
         fleet.catalog.ask(fleet.slots_of(instance), now, urgent=True)
 
 
@@ -136,7 +141,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
     warm = coming = 0
     lane = lane_of(function)
     for child in children:
-        if instance not in child.loaded and instance != child.loading:
+        if (instance not in child.loaded and instance != child.loading) or instance in child.going:
             continue
         if not holds(child.device, function):
             continue
@@ -234,6 +239,7 @@ def _load(fleet: Fleet, child: Child, instance: str, actions: list[Action]) -> N
     child.loading = instance
     child.loading_done = child.loading_total = 0
     child.settle_phase()
+    actions += tell_pins(fleet, child)
     actions.append(Send(child, Load(instance, fleet.catalog.slot_models(fleet.slots_of(instance)))))
 
 
@@ -250,6 +256,22 @@ def _load_the_rest(fleet: Fleet, children: list[Child], now: float, actions: lis
                 _load(fleet, child, instance, actions)
                 break
             fleet.catalog.ask(slots, now, urgent=False)
+
+
+def _load_ordered(fleet: Fleet, now: float, actions: list[Action]) -> None:
+    """Set up what an operator wants set up on certain devices."""
+    for child in fleet.serving():
+        device = child.device.name
+        for instance in [each for (each, where), failed in fleet.ordered.items() if where == device and not failed]:
+            slots = fleet.slots_of(instance)
+            if instance in child.loaded:
+                del fleet.ordered[instance, device]
+            elif not slots:
+                fleet.ordered[instance, device] = "other models have superseded it"
+            elif not fleet.catalog.ready(slots):
+                fleet.catalog.ask(slots, now, urgent=True)
+            elif _may_load(child, instance) and fleet.instance(instance).refused.get(device, 0.0) <= now:
+                _load(fleet, child, instance, actions)
 
 
 def _load_wanted(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> None:

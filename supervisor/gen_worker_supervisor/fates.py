@@ -8,6 +8,7 @@ from gen_worker_supervisor.deaths import counted_as
 from gen_worker_supervisor.guard import HOST_OOM, is_victim
 from gen_worker_supervisor.outcomes import death_detail, ended_outcome, failure
 from gen_worker_supervisor.phases import NEXT_HEALTH, NEXT_PHASE, Health, JobState, Phase, step
+from gen_worker_supervisor.pinning import bring_back
 from gen_worker_supervisor.state import Child, Death, Device, Fleet, Job, holds
 from gen_worker_supervisor.steps import (
     REPLACE_AGAIN_S,
@@ -81,6 +82,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         return actions + finish_if_drained(fleet)
     if child is not device.child:
         return actions
+    bring_back(fleet, child)
     if device.lost:
         return actions + forgo_coming(fleet, device, now)
     if device.coming is not None:

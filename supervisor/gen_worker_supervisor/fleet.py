@@ -28,8 +28,10 @@ from gen_worker_supervisor.happenings import (
     Happening,
     InputsCame,
     InputsRefused,
+    LoadAsked,
     MemoryRead,
     Misbehaved,
+    PinAsked,
     Reported,
     RestartAsked,
     Spawned,
@@ -43,6 +45,7 @@ from gen_worker_supervisor.happenings import (
 )
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.pinning import load_asked, pin_asked
 from gen_worker_supervisor.replacing import age_told, restart_asked
 from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
 from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
@@ -152,7 +155,9 @@ HAPPENINGS: dict[type, Callable[[Fleet, Any, float], list[Action]]] = {
     DrainAsked: lambda fleet, it, now: drain_fleet(fleet, it.within_s, now),
     RestartAsked: restart_asked,
     DeviceDrainAsked: device_drain_asked,
-    UnloadAsked: lambda fleet, it, now: unload(fleet, it.instances),
+    UnloadAsked: lambda fleet, it, now: unload(fleet, it.instances, it.device),
+    LoadAsked: load_asked,
+    PinAsked: pin_asked,
     Vanished: lambda fleet, it, now: vanished(fleet, it.child, it.message, now),
     FetcherReported: of_fetcher,
     FetcherLost: of_fetcher,

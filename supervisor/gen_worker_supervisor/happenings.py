@@ -98,9 +98,28 @@ class InputsRefused(msgspec.Struct):
 
 
 class UnloadAsked(msgspec.Struct):
-    """Somebody wants these instances gone from every child, until a job or somebody else needs them."""
+    """Somebody wants these instances gone from every child, until a job or somebody else needs them.
+
+    What a job runs on goes when that has ended.
+    """
 
     instances: frozenset[str]
+    device: str = ""  # from this one's child only
+
+
+class LoadAsked(msgspec.Struct):
+    """An operator wants these instances set up on a device."""
+
+    instances: frozenset[str]
+    device: str
+
+
+class PinAsked(msgspec.Struct):
+    """An operator wants models, by name, to stay on devices whatever comes next; with `undo` no longer."""
+
+    names: frozenset[str]
+    devices: frozenset[str]
+    undo: bool = False
 
 
 class FetcherReported(msgspec.Struct):
@@ -184,6 +203,8 @@ Happening: TypeAlias = (
     | InputsCame
     | InputsRefused
     | UnloadAsked
+    | LoadAsked
+    | PinAsked
     | FetcherReported
     | FetcherLost
     | Vanished

@@ -127,6 +127,9 @@ class HostMemory:
         self._last_bytes = last_bytes
         self._held: OrderedDict[str, _Held] = OrderedDict()  # the least recently used first
         self._spared: frozenset[str] = frozenset()
+        self.secured: Callable[[], Collection[str]] = lambda: ()
+        """Returns the keys of the models that make room for nobody."""
+
         self._freeing: list[threading.Thread] = []
         self._claim = _claimed(folder)
         _remove_abandoned(folder)
@@ -144,15 +147,17 @@ class HostMemory:
     @property
     def loose_bytes(self) -> int:
         """What could be given back at once: of what is held, that which nobody loads."""
-        return sum(held.cost.size_bytes for held in self._held.values() if _may_go(held))
+        secured = self.secured()
+        return sum(held.cost.size_bytes for key, held in self._held.items() if _may_go(held) and key not in secured)
 
     def give_back(self, size: int) -> list[Snapshot]:
         """Let go of so many bytes at least, if there are; return what went, the least recently used first."""
         gone: list[Snapshot] = []
+        secured = self.secured()
         for key, held in self._by_use():
             if sum(each.size for each in gone) >= size:
                 break
-            if _may_go(held):
+            if _may_go(held) and key not in secured:
                 gone.append(held.snapshot)
                 self.drop(key)
         return gone
@@ -197,7 +202,8 @@ class HostMemory:
         if snapshot.key in self._held or not snapshot.files:
             return False
         cost = Cost(snapshot.size, min(len(snapshot.files), self._limit.descriptors))
-        order = ((key, each.cost, _may_go(each)) for key, each in self._by_use())
+        secured = self.secured()
+        order = ((key, each.cost, _may_go(each) and key not in secured) for key, each in self._by_use())
         going = dropped_for(cost, order, self._limit)
         if going is None:
             return False

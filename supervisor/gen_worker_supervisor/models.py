@@ -57,6 +57,8 @@ class ModelSupply:
         self._on_stock: Callable[[list[Stocked]], None] | None = None
         self.on_evicted: Callable[[str], None] = lambda ref: None
         """Is told the ref of each model that goes from the disk."""
+        self.secured: Callable[[], Collection[str]] = lambda: ()
+        """Returns the keys of the models that leave the host's memory for nobody."""
         self.changes = 0
         """Counts what comes into host memory, and what goes."""
         self._pins: dict[tuple[int, str], dict[str, str]] = {}  # keys of views by slot, of an instance in a child
@@ -64,6 +66,7 @@ class ModelSupply:
     def start(self, fetcher: Callable[[], FetcherProcess], memory: HostMemory) -> None:
         """Work with a fetcher, which is there once it is asked for; what it reports goes to `on_report`."""
         self._fetcher, self._memory = fetcher, memory
+        memory.secured = lambda: self.secured()
 
     @property
     def fetcher(self) -> FetcherProcess:

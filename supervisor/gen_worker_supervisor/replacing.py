@@ -10,6 +10,7 @@ from gen_worker_supervisor.fates import prepare_child, spawn_child
 from gen_worker_supervisor.happenings import RestartAsked
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
+from gen_worker_supervisor.pinning import tell_pins
 from gen_worker_supervisor.state import Child, Device, Fleet
 from gen_worker_supervisor.steps import forgo_coming, retire_child
 
@@ -105,13 +106,13 @@ def bring_on(fleet: Fleet, now: float) -> list[Action]:
 def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: float) -> list[Action]:
     if not coming.serving or coming.loading is not None or child.killed:
         return []
-    for instance in sorted(child.loaded - coming.loaded):
+    for instance in sorted(child.loaded - coming.loaded, key=lambda each: (each not in child.pinned, each)):
         slots = fleet.slots_of(instance)
         if fleet.catalog.ready(slots):
             coming.loading = instance
             coming.loading_done = coming.loading_total = 0
             coming.settle_phase()
-            return [Send(coming, Load(instance, fleet.catalog.slot_models(slots)))]
+            return [*tell_pins(fleet, coming), Send(coming, Load(instance, fleet.catalog.slot_models(slots)))]
     gone = sorted(coming.loaded - child.loaded)  # what the present one has let go of meanwhile
     for instance in gone:
         coming.drop(instance)

@@ -245,6 +245,7 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
     fleet.placed += 1
     if child is child.device.child:
         fleet.resting.discard(message.instance)
+        child.device.resting.discard(message.instance)
     child.loaded_at = now
     child.loaded.add(message.instance)
     child.settle_phase()

@@ -231,6 +231,8 @@ class Child:
     retiring: bool = False
     spoilt: bool = False  # an interrupt or a CUDA error may have broken anything in it
     replaced: bool = False  # another one is in the place that it had
+    pinned: frozenset[str] = frozenset()  # instances that it was told to let go of for no other
+    going: set[str] = field(default_factory=set)  # instances that go once their jobs here have ended
     ending: Ending | None = None  # whose rung ended the process, when ours did
     killed: bool = False  # a SIGKILL was sent
     import_error: str | None = None
@@ -258,6 +260,7 @@ class Child:
     def drop(self, instance: str) -> None:
         """Record that it does not hold an instance any more."""
         self.loaded.discard(instance)
+        self.going.discard(instance)
         self.models.pop(instance, None)
         self.used_at.pop(instance, None)
         self.rungs.pop(instance, None)
@@ -308,6 +311,7 @@ class Device:
     settle_by: float | None = None  # until when a dead child's memory may take to come back
     unattributed: int = 0  # bytes that a dead child had and that did not come back
     deaths: dict[str, int] = field(default_factory=dict)  # of its children, by what `deaths.counted_as` says
+    resting: set[str] = field(default_factory=set)  # as `Fleet.resting`, on this device
     fault: str = ""  # what its driver reported last
     fault_at: float = -inf
     drained: bool = False  # by an operator: it is given no jobs
@@ -408,6 +412,11 @@ class Fleet:
     superseded: list[Function] = field(default_factory=list)  # of these two: they have jobs, and get no more of them
     loads: dict[str, str] = field(default_factory=dict)  # instances somebody wants set up: why one cannot be, or ""
     resting: set[str] = field(default_factory=set)  # instances that an eager fleet leaves until a job needs them
+    ordered: dict[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # instances an operator wants on a device: why one cannot be, or ""
+    pins: frozenset[tuple[str, str]] = frozenset()  # models by name, and devices that let go of them for no other
+    going: bool = False  # some child may have instances that go once their jobs have ended
     kept: frozenset[str] = frozenset()  # refs whose functions are not forgotten
     number_of_superseded: int = 0
     replacing: bool = False  # some device may have a child that comes
@@ -635,10 +644,15 @@ def unloaded(fleet: Fleet, child: Child) -> list[str]:
     left = [
         instance
         for instance in wanted
-        if not (instance in child.loaded or instance in fleet.resting or _takes_turns(fleet, child, instance))
+        if not (instance in child.loaded or _rests(fleet, child, instance) or _takes_turns(fleet, child, instance))
     ]
     child.complete = not left
     return left
+
+
+def _rests(fleet: Fleet, child: Child, instance: str) -> bool:
+    """Whether somebody had an instance unloaded here: then a job has to need it."""
+    return instance in fleet.resting or instance in child.device.resting
 
 
 def _takes_turns(fleet: Fleet, child: Child, instance: str) -> bool:

@@ -190,6 +190,8 @@ def load_failed(
     known.failures += 1
     if fleet.loads.get(instance) == "":
         fleet.loads[instance] = "load_failed"
+    if (instance, child.device.name) in fleet.ordered:
+        fleet.ordered[instance, child.device.name] = text
     if fleet.eager and fleet.booting:
         return give_up(fleet, verdict.exit_code, text)
     if known.failures < verdict.tries:

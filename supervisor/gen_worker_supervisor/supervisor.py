@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -91,6 +92,7 @@ from gen_worker_supervisor.memory import family_bytes
 from gen_worker_supervisor.memory_watch import OomKills
 from gen_worker_supervisor.models import ModelSupply
 from gen_worker_supervisor.nursery import Nursery
+from gen_worker_supervisor.pinning import pinned_keys
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.process import ChildProcess
@@ -186,6 +188,7 @@ class Supervisor:
         self.margin_bytes = margin_bytes
         self._derived = fleet.catalog.derived_root = derived
         self.models = ModelSupply(log, self.handle)
+        self.models.secured = partial(pinned_keys, fleet)
         self.oom_kills = OomKills()
         self.tally = Tally()
         self.inputs: Inputs | None = None
@@ -232,6 +235,7 @@ class Supervisor:
         self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
         self._drains: list[tuple[list[Device], Callable[[], None]]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
+        self._waiting: list[Callable[[], bool]] = []
 
     # --- the loop ---
 
@@ -262,10 +266,8 @@ class Supervisor:
                     self._go_on_without(action, error)
         finally:
             self._busy = False
-        if self._restarts:
-            self._tell_restarts()
-        if self._drains:
-            self._tell_drains()
+        if self._restarts or self._drains or self._waiting:
+            self._tell_who_waits()
         if self._later:
             later, self._later = self._later, []
             self.handle(*later)
@@ -429,6 +431,11 @@ class Supervisor:
         self._restarts.append((device, device.child, then))
         self.handle(RestartAsked(device, at_once))
 
+    def _tell_who_waits(self) -> None:
+        self._tell_restarts()
+        self._tell_drains()
+        self._loop.call_soon(self._look)
+
     def _tell_restarts(self) -> None:
         """Call back whoever waits for a child that has come, or cannot come."""
         waiting, self._restarts = self._restarts, []
@@ -456,6 +463,15 @@ class Supervisor:
                 self._drains.append((devices, then))
             else:
                 self._loop.call_soon(then)
+
+    def look(self, over: Callable[[], bool]) -> None:
+        """Call `over` now, and after whatever happens until it returns that what somebody waits for is over."""
+        self._waiting.append(over)
+        self._look()
+
+    def _look(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._waiting += [over for over in waiting if not over()]
 
     def find(self, request_id: str) -> list[Job]:
         """Return the live jobs that a person may mean by a request id, or by `link/request_id`."""

@@ -27,16 +27,34 @@ def tidy(fleet: Fleet) -> list[Action]:
     return actions + _forget_models(fleet)
 
 
-def unload(fleet: Fleet, instances: Collection[str]) -> list[Action]:
-    """Have children let go of instances, which come back when a job needs them."""
-    fleet.resting.update(instances)
+def unload(fleet: Fleet, instances: Collection[str], device: str = "") -> list[Action]:
+    """Have children let go of instances, once no job of theirs runs on them; they come back when a job needs them."""
+    if not device:
+        fleet.resting.update(instances)
     for instance in instances:
-        fleet.loads.pop(instance, None)
-    return [
-        action
-        for child in fleet.serving()
-        for action in _unload(fleet, child, [each for each in instances if each in child.loaded])
-    ]
+        if not device:
+            fleet.loads.pop(instance, None)
+        for key in [key for key in fleet.ordered if key[0] == instance and device in ("", key[1])]:
+            del fleet.ordered[key]
+    for child in fleet.serving():
+        if device in ("", child.device.name):
+            child.device.resting.update(instances if device else ())
+            child.going.update(each for each in instances if each in child.loaded or each == child.loading)
+            fleet.going = True
+    return []
+
+
+def let_go(fleet: Fleet) -> list[Action]:
+    """Have children let go of the instances that were to go and that no job of theirs runs on any more."""
+    actions: list[Action] = []
+    fleet.going = False
+    for child in fleet.serving():
+        used = {job.instance for job in child.leased.values()}
+        child.going = {each for each in child.going if each in child.loaded or each == child.loading}
+        idle = sorted(each for each in child.going if each in child.loaded and each not in used)
+        actions += _unload(fleet, child, idle)
+        fleet.going = fleet.going or bool(child.going)
+    return actions
 
 
 def make_room(fleet: Fleet, model: Model) -> list[Action]:

@@ -7,7 +7,17 @@ fails leaves anything behind.
 import shutil
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +96,9 @@ class Models:
         self.current: Callable[[], RequestContext | None] = lambda: None
         """Returns the job that the calling thread runs, to which steps of pipelines are told."""
 
+        self.pinned: Callable[[], Collection[str]] = lambda: ()
+        """Returns the instances that go for no other, whatever that needs."""
+
         self._device = device
         self._budget_bytes = budget_bytes
         self._margin_bytes = margin_bytes
@@ -111,9 +124,16 @@ class Models:
         return "" if kept is None else kept.rung.reported
 
     def _held(self) -> list[Held]:
+        pinned = self.pinned()
         with self._lock:
             return [
-                Held(name, kept.sizes.on_device(kept.rung), kept.last_used, kept.leases > 0)
+                Held(
+                    name,
+                    kept.sizes.on_device(kept.rung),
+                    kept.last_used,
+                    kept.leases > 0,
+                    tuple(one.slot.ref for one in kept.built) if name in pinned else (),
+                )
                 for name, kept in self._kept.items()
             ]
 
@@ -255,6 +275,7 @@ class Models:
                 f"{', '.join(f'`{ref}`' for ref in dict.fromkeys(refs))}: {error}",
                 available_bytes=error.available_bytes,
                 required_bytes=error.required_bytes,
+                hint=error.hint,
             ) from error
         for victim in decided.evict:
             self._evicted(victim)
@@ -265,10 +286,13 @@ class Models:
         return _UNBOUNDED if free is None else free
 
     def _evicted(self, instance: str) -> bool:
-        """Let go of an instance, and say whether it went; it stays when a job has begun on it since it was chosen."""
+        """Let go of an instance, and say whether it went.
+
+        It stays when a job has begun on it, or somebody has pinned it, since it was chosen.
+        """
         with self._lock:
             kept = self._kept.get(instance)
-            if kept is None or kept.leases:
+            if kept is None or kept.leases or instance in self.pinned():
                 return False
             kept.leaves = True
         self.on_evict(instance)

@@ -24,7 +24,10 @@ class Held(NamedTuple):
     """On any clock; the lowest is evicted first."""
 
     leased: bool = False
-    """A job runs on it, or it is pinned: it stays."""
+    """A job runs on it: it stays."""
+
+    pinned: tuple[str, ...] = ()
+    """Its models, where it stays whatever comes next."""
 
 
 class Plan(NamedTuple):
@@ -47,8 +50,9 @@ def plan(
 ) -> Plan:
     """Return how a model comes onto the device; raise `InsufficientVRAMError` when it cannot.
 
-    No more is evicted than that needs, the least recently used first, never what is leased. `sizes` is None where
-    nobody knows them; `free_bytes` comes from `allowance`; `at_least` is a rung that turned out to be needed before.
+    No more is evicted than that needs, the least recently used first, never what is leased or pinned. `sizes` is None
+    where nobody knows them; `free_bytes` comes from `allowance`; `at_least` is a rung that turned out to be needed
+    before.
     """
     victims = _victims(held)
     free = [free_bytes]
@@ -96,7 +100,7 @@ def allowance(
 
 def _victims(held: Sequence[Held]) -> list[Held]:
     """Return who may go, the first one first; who takes nothing stays."""
-    going = (each for each in held if not each.leased and each.bytes > 0)
+    going = (each for each in held if not each.leased and not each.pinned and each.bytes > 0)
     return sorted(going, key=lambda each: (each.last_used, each.instance))
 
 
@@ -113,8 +117,14 @@ def _insufficient(held: Sequence[Held], sizes: Sizes | None, free_bytes: int, ma
     required = (sizes.total if sizes else 0) + margin_bytes
     leased = sum(each.bytes for each in held if each.leased)
     busy = f"; jobs that run keep {in_words(leased)}" if leased else ""
+    staying = [each for each in held if each.pinned]
+    refs = list(dict.fromkeys(ref for each in staying for ref in each.pinned))
+    pinned = ", ".join(f"`{ref}`" for ref in refs)
+    kept = f"; {in_words(sum(each.bytes for each in staying))} are of what is pinned: {pinned}" if staying else ""
+    had = f"{in_words(free_bytes)} of the device can be had{busy}{kept}"
     return InsufficientVRAMError(
-        f"weights and margin need {in_words(required)}, and {in_words(free_bytes)} of the device can be had{busy}",
+        f"weights and margin need {in_words(required)}, and {had}",
         available_bytes=free_bytes,
         required_bytes=required,
+        hint=f"`gen-worker models unpin {refs[0]}` lets it go for others" if refs else "",
     )

@@ -158,6 +158,12 @@ class Unload(_Message):
     instance: str
 
 
+class Pin(_Message):
+    """These instances are let go of for no other that needs their room, until the next `Pin` says which are."""
+
+    instances: list[str]
+
+
 class Submit(_Message):
     """Run this job on its function's instance; the child spends one credit of the function's lane on it.
 
@@ -262,7 +268,7 @@ class Drain(_Message):
 
 
 Order: TypeAlias = (
-    Boot | Load | Unload | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Unmap | Saved | Drain
+    Boot | Load | Unload | Pin | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Unmap | Saved | Drain
 )
 
 
