@@ -95,7 +95,11 @@ FAMILIES = (
         "",
         ("function", "outcome"),
         "Jobs that have ended: `ok`, or the kind of error.",
-        lambda status: [((each.name, how), count) for each in status.functions for how, count in each.ended.items()],
+        lambda status: [
+            ((each.name, how), count)
+            for each in status.functions
+            for how, count in {"ok": 0, **each.ended}.items()
+        ],
     ),
     Family(
         "genworker_job_duration_seconds",
