@@ -106,14 +106,15 @@ def bring_on(fleet: Fleet, now: float) -> list[Action]:
 def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: float) -> list[Action]:
     if not coming.serving or coming.loading is not None or child.killed:
         return []
-    for instance in sorted(child.loaded - coming.loaded, key=lambda each: (each not in child.pinned, each)):
+    staying = child.loaded - child.going
+    for instance in sorted(staying - coming.loaded, key=lambda each: (each not in child.pinned, each)):
         slots = fleet.slots_of(instance)
         if fleet.catalog.ready(slots):
             coming.loading = instance
             coming.loading_done = coming.loading_total = 0
             coming.settle_phase()
             return [*tell_pins(fleet, coming), Send(coming, Load(instance, fleet.catalog.slot_models(slots)))]
-    gone = sorted(coming.loaded - child.loaded)  # what the present one has let go of meanwhile
+    gone = sorted(coming.loaded - staying)  # what the present one has let go of meanwhile, or is to
     for instance in gone:
         coming.drop(instance)
     device.child, device.coming = coming, None
