@@ -53,6 +53,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postmortem_bytes: int = 64 << 20
     """Bytes that what is kept of dead children may take, the oldest goes first; 0: nothing is kept."""
 
+    log_bytes: int = 16 << 20
+    """Bytes that the files of the log may take, the oldest goes first; 0: there are none."""
+
+    job_log_bytes: int = 16 << 20
+    """Bytes that the records of jobs that ended may take, the oldest go first; 0: there are none."""
+
     max_input_bytes: int = 64 << 20
     """The longest payload that `serve` takes; 0: what travels at all, 1 GiB."""
 
@@ -494,6 +500,8 @@ LOCAL: Mapping[str, Variable] = {
     "recycle_growth_bytes": Variable(("GEN_WORKER_RECYCLE_GROWTH",), _size_or_0),
     "recycle_age_s": Variable(("GEN_WORKER_RECYCLE_AGE_S",), _seconds),
     "postmortem_bytes": Variable(("GEN_WORKER_POSTMORTEM_BYTES",), _size_or_0),
+    "log_bytes": Variable(("GEN_WORKER_LOG_BYTES",), _size_or_0),
+    "job_log_bytes": Variable(("GEN_WORKER_JOB_LOG_BYTES",), _size_or_0),
     "max_input_bytes": Variable(("WORKER_MAX_INPUT_BYTES",), _body_bytes),
     "max_output_bytes": Variable(("WORKER_MAX_OUTPUT_BYTES",), _body_bytes),
     "max_line_bytes": Variable(("GEN_WORKER_MAX_LINE",), _bytes),

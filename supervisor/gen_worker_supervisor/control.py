@@ -6,9 +6,12 @@ Results stay here until the client acknowledges them, so that a client that lost
 import asyncio
 import os
 import socket
+import struct
+import termios
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fcntl import ioctl
 from typing import Any
 
 import msgspec
@@ -537,6 +540,14 @@ class ControlClient:
         """Whether the client has taken everything so far."""
         return not self._unsent
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether the client has read all that was sent, so that nothing of it takes the kernel's memory any more."""
+        if self._unsent or self._closed:
+            return False
+        unread: int = struct.unpack("i", ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return unread == 0
+
     def send_body(
         self, body: OutputBody, frame_of: Callable[[wire.Value], wire.ServerFrame], *, keep: bool = False
     ) -> None:
@@ -618,6 +629,7 @@ class ControlClient:
             return
         self._closed = True
         self._watch(0, 0)  # they know each other: else only the cycle collector would free them
+        self._server.verbs.forget(self)
         self._end_stall()
         self._poller.forget(self._sock.fileno())
         self._sock.close()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from gen_worker import log_files
 from gen_worker.environment import SUPERVISOR, close_memory
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
@@ -40,6 +41,7 @@ from gen_worker_supervisor.http_front import HttpFront, HttpPort
 from gen_worker_supervisor.inputs import Inputs
 from gen_worker_supervisor.keeping import Keeper
 from gen_worker_supervisor.log import Log, Look
+from gen_worker_supervisor.log_files import LineFiles
 from gen_worker_supervisor.memory import ended_together, tightest
 from gen_worker_supervisor.memory_watch import MemoryWatch
 from gen_worker_supervisor.poller import LINGER_S, Poller
@@ -133,10 +135,10 @@ class Host:
         _take_every_descriptor()
         self.plan = plan
         self.loop = loop
-        self.log = Log(plan.look)
+        self._boot_id = uuid.uuid4().hex
+        self.log = Log(plan.look, kept=self._log_files if plan.settings.log_bytes else None)
         self.poller = Poller(loop, linger_s=plan.linger_s)
         self.version = importlib.metadata.version("gen-worker")
-        self._boot_id = uuid.uuid4().hex
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, plan.settings.local_output_dir, plan.settings.max_upload_bytes)
         self.supervisor = Supervisor(
@@ -196,6 +198,13 @@ class Host:
         )
         self.reporter = Reporter(self.supervisor, plan.address, lambda: self._host_watch.facts)
         self._control.verbs = Verbs(self.supervisor, loop, self.reporter)
+
+    def _log_files(self, log: Log) -> LineFiles:
+        def complain(text: str) -> None:
+            log.event("warning", "log", text)
+
+        settings = self.plan.settings
+        return LineFiles(log_files.folder_in(settings.run_dir), settings.log_bytes, self._boot_id, complain)
 
     # --- its beginning ---
 

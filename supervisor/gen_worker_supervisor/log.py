@@ -1,6 +1,7 @@
-"""The supervisor's log: lines to standard error through a thread of its own, and the recent events for `ps`.
+"""The supervisor's log: lines to standard error and to files, the last ones in memory, the recent events for `ps`.
 
-A reader of standard error that stops reading costs lines, oldest first and counted, and never holds the loop. Values
+Whoever tells something hands it over and never waits: threads do the rest. A reader of standard error that stops
+reading, and a disk that holds whoever writes to it, cost lines, oldest first and counted, and hold nobody else. Values
 that must not be seen are replaced in everything that is written or remembered.
 """
 
@@ -11,22 +12,26 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
-import msgspec
-
+from gen_worker.log_files import LEVELS, Line, encode
 from gen_worker.terminal import Style, colours, paint, printable
 from gen_worker.wire.messages import Level
 from gen_worker.wire.status import EventStatus
+from gen_worker_supervisor.log_files import LineFiles
+from gen_worker_supervisor.redaction import redacted
+from gen_worker_supervisor.ring import Ring
 
 Format: TypeAlias = Literal["text", "json"]
 
-RING_BYTES = 1 << 20
+BACKLOG_BYTES = 1 << 20  # of what is ready for a reader
+WAITING_BYTES = 8 << 20  # of what nobody has looked at yet: a burst of 25 000 lines
+TOLD_BYTES = 300  # what a line that nobody has looked at yet takes beside its text
+AT_ONCE = 32  # lines that are made ready before others get their turn: half a millisecond
 EVENTS = 256
 HIDDEN = "[secret]"
 LEAST_BEGINNING = 6  # characters of a secret that a cut text may not end with
-_LEVELS: dict[Level, int] = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _STYLES: dict[Level, Style] = {"warning": "yellow", "error": "red"}
 
 
@@ -35,20 +40,6 @@ def format_of(wanted: str, *, pid: int, terminal: bool) -> Format:
     if wanted == "json" or (wanted == "auto" and pid == 1 and not terminal):
         return "json"
     return "text"
-
-
-class Line(msgspec.Struct, omit_defaults=True):
-    """One line of the log as JSON."""
-
-    ts: float
-    level: Level
-    source: str
-    message: str
-    job: str | None = None
-    child: str | None = None
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Look:
@@ -64,7 +55,7 @@ class Look:
     ) -> None:
         self.form = form
         self.colour = colour
-        self._least = _LEVELS[level]
+        self._least = LEVELS[level]
         parts = {part for secret in secrets for part in secret.splitlines() if part}
         longest_first = sorted(parts, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if parts else None
@@ -87,22 +78,30 @@ class Look:
 
     def shows(self, level: Level) -> bool:
         """Whether lines of this level are written."""
-        return _LEVELS[level] >= self._least
+        return LEVELS[level] >= self._least
 
     def line(self, line: Line, *, bare: bool = False, marked: bool = False) -> bytes:
         """Return the bytes of a line. As text, a `bare` one names no source, a `marked` one begins with its level."""
-        shown = Line(line.ts, line.level, *map(self._shown, (line.source, line.message)))
-        shown.job = None if line.job is None else self._shown(line.job)
-        shown.child = None if line.child is None else self._shown(line.child)
-        if self.form == "json":
-            return _encode(shown) + b"\n"
+        shown = self.fit(line)
+        return encode(shown) + b"\n" if self.form == "json" else self.text(shown, bare=bare, marked=marked)
+
+    def fit(self, line: Line) -> Line:
+        """Return a line as it may be seen."""
+        source, message = self._shown(line.source), self._shown(line.message)
+        job = None if line.job is None else self._shown(line.job)
+        child = None if line.child is None else self._shown(line.child)
+        return Line(line.ts, line.level, source, message, job, child, event=line.event)
+
+    def text(self, shown: Line, *, bare: bool = False, marked: bool = False) -> bytes:
+        """Return a line that may be seen as text."""
         text = printable(shown.message, lines=True).replace("\n", "\n  ")
         if marked:
-            mark = f"{line.level}:"
-            style = _STYLES.get(line.level) if self.colour else None
+            mark = f"{shown.level}:"
+            style = _STYLES.get(shown.level) if self.colour else None
             text = f"{mark if style is None else paint(mark, style)} {text}"
         if not bare:
-            text = f"[{printable(shown.source if shown.job is None else f'{shown.source} job={shown.job}')}] {text}"
+            named = shown.job is not None and not shown.event
+            text = f"[{printable(f'{shown.source} job={shown.job}' if named else shown.source)}] {text}"
         return text.encode() + b"\n"
 
     def _shown(self, text: str) -> str:
@@ -116,20 +115,39 @@ def stderr_look(form: str, level: Level, environment: Mapping[str, str], secrets
     return Look(chosen, level, colour=colours(sys.stderr, environment), secrets=secrets)
 
 
+class _Told(NamedTuple):
+    """Something to be told, as it was handed over."""
+
+    line: Line
+    shown: bool  # on standard error
+    bare: bool = False
+    marked: bool = False
+    lines: tuple[str, ...] = ()  # what goes below it
+
+
 class Log:
     """Everything a person may want to read of this supervisor."""
 
-    def __init__(self, look: Look | None = None, fd: int = 2) -> None:
+    def __init__(self, look: Look | None = None, fd: int = 2, kept: "Callable[[Log], LineFiles] | None" = None) -> None:
+        """`kept` makes the files that the lines go to; without it they go to none."""
         self._look = look or Look()
-        self._fd = fd
-        self._lines: deque[bytes] = deque()
+        self._waiting: deque[_Told] = deque()
         self._bytes = 0
         self._dropped = 0
         self._change = threading.Condition()
         self._open = True
+        self.ring = Ring()
+        self.on_lines: Callable[[], None] = lambda: None
+        """Called by a thread of the log's when the ring has new lines; must return at once."""
+
         self.events: deque[EventStatus] = deque(maxlen=EVENTS)
         self._events = 0
-        self._thread = threading.Thread(target=self._write, name="gen-worker-log", daemon=True)
+        self._stderr = Outlet("gen-worker-stderr", _Writer(fd).write, self._dropped_there)
+        self._files = None if kept is None else kept(self)
+        self._to_files = None
+        if self._files is not None:
+            self._to_files = Outlet("gen-worker-log-files", self._files.write, lambda count: b"")
+        self._thread = threading.Thread(target=self._work, name="gen-worker-log", daemon=True)
         self._thread.start()
 
     def hide(self, text: str) -> str:
@@ -142,76 +160,172 @@ class Log:
 
     def say(self, message: str, level: Level = "info") -> None:
         """Write a line of the supervisor's own; never blocks."""
-        if self._look.shows(level):
-            line = Line(time.time(), level, "serve", message)
-            self._put(self._look.line(line, bare=True, marked=level != "info"))
+        line = Line(time.time(), level, "serve", message)
+        self._put(_Told(line, self._look.shows(level), bare=True, marked=level != "info"))
 
     def printed(self, child: str, job: str | None, message: str) -> None:
         """Write a line that a child printed; never blocks."""
-        if self._look.shows("info"):
-            self._put(self._look.line(Line(time.time(), "info", child, message, job, child)))
+        self._put(_Told(Line(time.time(), "info", child, message, job, child), self._look.shows("info")))
 
     def logged(self, child: str, job: str, level: str, message: str) -> None:
         """Write what a job logged; never blocks."""
-        known = level if level in _LEVELS else "info"
-        if self._look.shows(known):
-            self._put(self._look.line(Line(time.time(), known, child, message, job, child), marked=True))
+        known = level if level in LEVELS else "info"
+        self._put(_Told(Line(time.time(), known, child, message, job, child), self._look.shows(known), marked=True))
 
     def event(
-        self, level: Literal["info", "warning", "error"], source: str, message: str, lines: tuple[str, ...] = ()
+        self,
+        level: Literal["info", "warning", "error"],
+        source: str,
+        message: str,
+        lines: tuple[str, ...] = (),
+        job: str | None = None,
     ) -> None:
-        """Write a line and remember it for `ps`; `lines` go below it. Never blocks."""
+        """Write a line and remember it for `ps`; `lines` go below it, `job` is whose it is. Never blocks."""
         now = time.time()
         self._events += 1
         self.events.append(EventStatus(self._events, now, level, self.hide(source), self.hide(message)))
-        if not self._look.shows(level):
-            return
-        if self._look.form == "json":
-            whole = "\n".join((message, *(extra.rstrip() for extra in lines)))
-            self._put(self._look.line(Line(now, level, source, whole)))
-            return
-        self._put(self._look.line(Line(now, level, source, message), marked=level != "info"))
-        for extra in lines:
-            self._put(self._look.line(Line(now, "info", source, f"  {extra.rstrip()}")))
+        line = Line(now, level, source, message, job, event=True)
+        self._put(_Told(line, self._look.shows(level), marked=level != "info", lines=lines))
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, told: _Told) -> None:
         with self._change:
-            self._lines.append(data)
-            self._bytes += len(data)
-            while self._bytes > RING_BYTES:
-                self._bytes -= len(self._lines.popleft())
+            self._waiting.append(told)
+            self._bytes += _size(told)
+            while self._bytes > WAITING_BYTES:
+                self._bytes -= _size(self._waiting.popleft())
                 self._dropped += 1
             self._change.notify()
 
-    def _write(self) -> None:
+    # --- in the thread ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._lines or not self._open)
-                if not self._lines:
+                self._change.wait_for(lambda: self._waiting or not self._open)
+                if not self._waiting:
                     return
-                batch, self._bytes, dropped = b"".join(self._lines), 0, self._dropped
-                self._lines.clear()
-                self._dropped = 0
+                batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+                self._bytes -= sum(map(_size, batch))
+                dropped, self._dropped = self._dropped, 0
             if dropped:
-                told = Line(time.time(), "info", "log", f"{dropped} older lines dropped: nobody read them")
-                batch = self._look.line(told) + batch
-            if not self._write_out(batch):
-                return
+                text = f"{dropped} older lines dropped: they came faster than they could be kept"
+                batch.insert(0, _Told(Line(time.time(), "info", "log", text), shown=True))
+            self._keep(batch)
+            time.sleep(0)  # the loop's turn
 
-    def _write_out(self, data: bytes) -> bool:
+    def _keep(self, batch: list[_Told]) -> None:
+        kept: list[bytes] = []
+        shown: list[bytes] = []
+        for told in batch:
+            line = self._fit(told)
+            data = self.ring.add(line)
+            kept.append(data)
+            if told.shown:
+                shown.append(data if self._look.form == "json" else self._text(line, told))
+        self.on_lines()
+        if shown:
+            self._stderr.put(b"".join(shown), len(shown))
+        if self._to_files is not None:
+            self._to_files.put(b"".join(kept), len(kept))
+
+    def _fit(self, told: _Told) -> Line:
+        """Return a line as everybody may see it; what children say is searched for secrets that nobody knows, too."""
+        line = told.line
+        if told.lines:
+            line = Line(line.ts, line.level, line.source, _whole(told), line.job, event=line.event)
+        elif line.child is not None:
+            line.message = redacted(line.message)
+        return self._look.fit(line)
+
+    def _text(self, line: Line, told: _Told) -> bytes:
+        if not told.lines:
+            return self._look.text(line, bare=told.bare, marked=told.marked)
+        first, *below = line.message.split("\n")
+        head = Line(line.ts, line.level, line.source, first)
+        rest = (self._look.text(Line(line.ts, "info", line.source, f"  {each}")) for each in below)
+        return b"".join((self._look.text(head, marked=told.marked), *rest))
+
+    def _dropped_there(self, count: int) -> bytes:
+        line = Line(time.time(), "info", "log", f"{count} older lines dropped: nobody read them")
+        return self._look.line(line)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Write what is left, for as long as its readers take it."""
+        deadline = time.monotonic() + timeout_s
+        with self._change:
+            self._open = False
+            self._change.notify()
+        self._thread.join(timeout_s)
+        for outlet in filter(None, (self._stderr, self._to_files)):
+            outlet.close(max(0.0, deadline - time.monotonic()))
+
+
+def _size(told: _Told) -> int:
+    return len(told.line.message) + TOLD_BYTES + sum(map(len, told.lines))
+
+
+def _whole(told: _Told) -> str:
+    return "\n".join((told.line.message, *(extra.rstrip() for extra in told.lines)))
+
+
+class Outlet:
+    """Somewhere for lines to go, through a thread of its own: whoever has lines never waits for it."""
+
+    def __init__(self, name: str, write: Callable[[bytes], object], dropped: Callable[[int], bytes]) -> None:
+        """`write` may take as long as it likes; `dropped` says in a line how many were lost before it."""
+        self._write = write
+        self._told_dropped = dropped
+        self._batches: deque[tuple[bytes, int]] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._change = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def put(self, data: bytes, lines: int) -> None:
+        """Take so many lines; the oldest are dropped where too many wait."""
+        with self._change:
+            self._batches.append((data, lines))
+            self._bytes += len(data)
+            while self._bytes > BACKLOG_BYTES and len(self._batches) > 1:
+                oldest, count = self._batches.popleft()
+                self._bytes -= len(oldest)
+                self._dropped += count
+            self._change.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._batches or not self._open)
+                if not self._batches:
+                    return
+                data = b"".join(batch for batch, _ in self._batches)
+                dropped, self._dropped, self._bytes = self._dropped, 0, 0
+                self._batches.clear()
+            self._write((self._told_dropped(dropped) if dropped else b"") + data)
+
+    def close(self, timeout_s: float) -> None:
+        """Write what is left, within so many seconds."""
+        with self._change:
+            self._open = False
+            self._change.notify()
+        self._thread.join(timeout_s)
+
+
+class _Writer:
+    """Writes to a descriptor until nobody can ever read there again: a closed pipe or terminal."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._over = False
+
+    def write(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
+        while view and not self._over:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
                 select.select([], [self._fd], [])
             except OSError:
-                return False  # nobody can ever read it again: a closed pipe or terminal
-        return True
-
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Write what is left, for as long as its reader takes it."""
-        with self._change:
-            self._open = False
-            self._change.notify()
-        self._thread.join(timeout_s)
+                self._over = True

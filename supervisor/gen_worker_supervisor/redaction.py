@@ -16,9 +16,17 @@ _SECRETS = tuple(
     )
 )
 
+_TRACES = (
+    *("://", "author", "bearer", "token", "passw", "secret", "sig"),
+    *("api", "access", "x-amz", "eyj", "hf_", "sk-", "akia"),
+)
+
 
 def redacted(text: str) -> str:
     """Return a text without tokens, passwords and what URLs are asked with; the rest of it stays."""
+    lower = text.lower()
+    if not any(trace in lower for trace in _TRACES):  # a tenth of the time, and most texts are such
+        return text
     for pattern in _SECRETS:
         text = pattern.sub(r"\1[secret]", text)
     return text

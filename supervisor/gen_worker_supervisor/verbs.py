@@ -10,8 +10,10 @@ from typing import Literal, Protocol, TypeAlias, assert_never
 from gen_worker.wire import control as wire
 from gen_worker_supervisor.blame import charges_told
 from gen_worker_supervisor.bodies import OutputBody
+from gen_worker_supervisor.model_verbs import ModelVerbs
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.supervisor import Supervisor
+from gen_worker_supervisor.tailing import Tail
 
 SHARED_S = 0.2  # a document so young is given to the next who asks, too
 LEAST_EVERY_S = 0.1  # between two documents of a subscription
@@ -25,8 +27,8 @@ class Asker(Protocol):
     """Who asked, and gets the answer."""
 
     @property
-    def keeps_up(self) -> bool:
-        """Whether everything so far was taken."""
+    def caught_up(self) -> bool:
+        """Whether everything so far was read: what lies in the kernel's buffers is somebody's memory, too."""
         ...
 
     @property
@@ -50,7 +52,10 @@ class Verbs:
         self._supervisor = supervisor
         self._loop = loop
         self._reporter = reporter
+        self._models = ModelVerbs(supervisor)
         self._documents: dict[int, tuple[float, bytes]] = {}
+        self._tail = Tail(supervisor.log.ring, loop)
+        supervisor.log.on_lines = self._tail.on_lines
 
     def perform(self, frame: Verb, asker: Asker) -> None:
         """Do what a frame asks; the answer goes to `asker`, now or when it is done."""
@@ -58,7 +63,7 @@ class Verbs:
             case wire.List():
                 asker.send_body(self._reporter.document(), wire.Listed)
             case wire.Read():
-                asker.send(wire.Lines(b"", frame.after))
+                self._tail.read(frame, asker)
             case wire.Restart():
                 self._restart(frame, asker)
             case wire.Drain():
@@ -66,13 +71,17 @@ class Verbs:
             case wire.Stack():
                 asker.send(wire.Stacked(frame.device, "not_found"))
             case wire.Model():
-                asker.send(wire.Modeled(frame.operation, frame.ref, "not_found"))
+                self._models.perform(frame, asker.send)
             case wire.Quarantine():
                 self._quarantine(asker)
             case wire.Pardon():
                 self._pardon(frame, asker)
             case _:
                 assert_never(frame)
+
+    def forget(self, asker: Asker) -> None:
+        """Somebody who asked has gone."""
+        self._tail.forget(asker)
 
     # --- the status document ------------------------------------------------------------------------------------------
 
@@ -159,7 +168,7 @@ class Subscription:
     def _send(self) -> None:
         if self._asker.closed:
             return
-        if self._asker.keeps_up:
+        if self._asker.caught_up:
             self._asker.send_body(self._verbs.document(self._jobs), wire.Seen)
         self._due = max(self._due + self._every_s, self._loop.time())
         self._timer = self._loop.call_at(self._due, self._send)

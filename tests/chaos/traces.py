@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tests.served import Server, descriptors, until
 
 SETTLED_S = 10.0
+MEANT_TO_STAY = ("postmortems", "logs", "jobs")
 KEPT = Counter({"/memfd:gen-worker": 8})  # regions that children have for their next body
 
 
@@ -50,7 +51,7 @@ def files(server: Server) -> frozenset[str]:
     found = {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
     for folder in ("run", "tmp"):
         for place, folders, names in os.walk(server.folder / folder):
-            folders[:] = [each for each in folders if each != "postmortems"]  # what is meant to stay
+            folders[:] = [each for each in folders if each not in MEANT_TO_STAY]
             found |= {os.path.join(place, name) for name in names}
     for place, _, names in os.walk(server.folder / "outputs"):
         found |= {os.path.join(place, name) for name in names if not name.endswith(".bin")}

@@ -59,6 +59,8 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "recycle_growth_bytes": ("512M", 512 << 20),
     "recycle_age_s": ("3600", 3600.0),
     "postmortem_bytes": ("16M", 16 << 20),
+    "log_bytes": ("32M", 32 << 20),
+    "job_log_bytes": ("0", 0),
     "max_input_bytes": ("1000", 1000),
     "max_output_bytes": ("0", REGION_LIMIT),
     "max_line_bytes": ("4MiB", 4 << 20),
