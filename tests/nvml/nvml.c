@@ -11,7 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST_GPUS 16
+#define MOST_GPUS 24
+#define MOST_INSTANCES 7
 #define MOST_EVENTS 256
 #define MOST_PROCESSES 16
 #define EXPORT __attribute__((visibility("default")))
@@ -33,13 +34,15 @@ typedef struct {
     uint32_t error;                       /* each call that names this GPU returns it; 0: none */
     uint32_t processes;
     uint32_t delay;                       /* milliseconds that each of those calls takes */
+    uint32_t parent, instance;            /* of a MIG instance: its GPU's number plus 1, and its own there; 0: a GPU */
+    uint32_t divided;                     /* it is in MIG mode */
     Process process[MOST_PROCESSES];
 } Gpu;
 
 typedef struct { uint32_t gpu, unused; uint64_t kind, value; } Event;
 
 typedef struct {
-    uint32_t count;
+    uint32_t count;                       /* of GPUs; the instances of those that are divided lie behind them */
     uint32_t error;                       /* of the library itself, at its start */
     uint32_t events;                      /* so many so far; each lies at its number modulo MOST_EVENTS */
     uint32_t unused;
@@ -82,6 +85,10 @@ static void take_time(volatile Gpu *gpu) {
         if (!(gpu)) return INVALID; \
         take_time(gpu); \
         if ((gpu)->error) return (int)(gpu)->error; \
+    } while (0)
+#define ASK_WHOLE(gpu) do { \
+        ASK(gpu); \
+        if ((gpu)->parent) return NOT_SUPPORTED; /* no driver says that of an instance */ \
     } while (0)
 #define ANSWER(name, type, what) \
     EXPORT int name(volatile Gpu *gpu, type *out) { ASK(gpu); *out = (type)(what); return OK; }
@@ -141,9 +148,11 @@ EXPORT int nvmlDeviceGetHandleByIndex_v2(unsigned index, volatile Gpu **out) {
     return (int)(*out)->error;
 }
 EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, volatile Gpu **out) {
-    for (unsigned index = 0; index < world->count; index++)
-        if (!strcmp((const char *)world->gpu[index].uuid, uuid))
-            return nvmlDeviceGetHandleByIndex_v2(index, out);
+    for (unsigned index = 0; index < MOST_GPUS; index++)
+        if (*uuid && !strcmp((const char *)world->gpu[index].uuid, uuid)) {
+            *out = &world->gpu[index];
+            return (int)(*out)->error;
+        }
     return NOT_FOUND;
 }
 ANSWER(nvmlDeviceGetIndex, unsigned, gpu - world->gpu)
@@ -161,11 +170,29 @@ EXPORT int nvmlDeviceGetCudaComputeCapability(volatile Gpu *gpu, int *major, int
     return OK;
 }
 EXPORT int nvmlDeviceGetMigMode(volatile Gpu *gpu, unsigned *now, unsigned *then) {
-    ASK(gpu);
-    *now = *then = 0;
+    ASK_WHOLE(gpu);
+    *now = *then = gpu->divided;
     return OK;
 }
-EXPORT int nvmlDeviceGetMaxMigDeviceCount(volatile Gpu *gpu, unsigned *out) { ASK(gpu); *out = 0; return OK; }
+EXPORT int nvmlDeviceGetMaxMigDeviceCount(volatile Gpu *gpu, unsigned *out) {
+    ASK_WHOLE(gpu);
+    *out = gpu->divided ? MOST_INSTANCES : 0;
+    return OK;
+}
+EXPORT int nvmlDeviceGetMigDeviceHandleByIndex(volatile Gpu *gpu, unsigned number, volatile Gpu **out) {
+    ASK_WHOLE(gpu);
+    for (unsigned index = world->count; index < MOST_GPUS; index++) {
+        *out = &world->gpu[index];
+        if ((*out)->parent == (uint32_t)(gpu - world->gpu) + 1 && (*out)->instance == number)
+            return (int)(*out)->error;
+    }
+    return NOT_FOUND;
+}
+EXPORT int nvmlDeviceGetGpuInstanceId(volatile Gpu *gpu, unsigned *out) {
+    ASK(gpu);
+    *out = gpu->instance;
+    return gpu->parent ? OK : NOT_SUPPORTED;
+}
 
 typedef struct {
     char legacy[16];
@@ -229,7 +256,7 @@ EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(volatile Gpu *gpu, unsigned 
 
 typedef struct { unsigned gpu, memory; } Utilization;
 EXPORT int nvmlDeviceGetUtilizationRates(volatile Gpu *gpu, Utilization *out) {
-    ASK(gpu);
+    ASK_WHOLE(gpu);
     *out = (Utilization){gpu->busy, gpu->memory_busy};
     return OK;
 }
@@ -243,14 +270,14 @@ EXPORT int nvmlDeviceGetDecoderUtilization(volatile Gpu *gpu, unsigned *out, uns
     return nvmlDeviceGetEncoderUtilization(gpu, out, period);
 }
 EXPORT int nvmlDeviceGetTemperature(volatile Gpu *gpu, unsigned sensor, unsigned *out) {
-    ASK(gpu);
+    ASK_WHOLE(gpu);
     (void)sensor;
     *out = gpu->temperature;
     return OK;
 }
 typedef struct { unsigned version, sensor; int temperature; } Temperature;
 EXPORT int nvmlDeviceGetTemperatureV(volatile Gpu *gpu, Temperature *out) {
-    ASK(gpu);
+    ASK_WHOLE(gpu);
     out->temperature = (int)gpu->temperature;
     return OK;
 }
@@ -260,7 +287,11 @@ EXPORT int nvmlDeviceGetTemperatureThreshold(volatile Gpu *gpu, unsigned which, 
     *out = gpu->temperature_limit;
     return OK;
 }
-ANSWER(nvmlDeviceGetPowerUsage, unsigned, gpu->power)
+EXPORT int nvmlDeviceGetPowerUsage(volatile Gpu *gpu, unsigned *out) {
+    ASK_WHOLE(gpu);
+    *out = gpu->power;
+    return OK;
+}
 ANSWER(nvmlDeviceGetEnforcedPowerLimit, unsigned, gpu->power_limit)
 ANSWER(nvmlDeviceGetPowerManagementLimit, unsigned, gpu->power_limit)
 ANSWER(nvmlDeviceGetPowerManagementDefaultLimit, unsigned, gpu->power_limit)

@@ -264,3 +264,40 @@ def test_programs_that_look_whether_cuda_can_use_them_find_that_it_can(world: Wo
     there = world(2)
     owned = [Device(f"cuda:{index}", "cuda", index=index, uuid=there.uuid(index)) for index in range(2)]
     assert unusable(owned, os.environ | there.variables) == {}
+
+
+def test_a_part_of_a_gpu_is_shown_as_what_it_is_and_not_as_idle(serve: Serve, world: World) -> None:
+    there = world(2)
+    parts = there.divide(1, "3g.12gb", "1g.3gb")
+    server = served(serve, there)
+    parts[0].used = GIB
+    until(lambda: server.devices()["cuda:1:0"].vram_used == GIB, what="what is in use")
+    devices = server.devices()
+    assert list(devices) == ["cuda:0", "cuda:1:0", "cuda:1:1", "cpu:0"]
+    part = devices["cuda:1:0"]
+    assert (part.index, part.mig, part.vram_total) == (1, "3g.12gb", 12 * GIB)
+    assert (part.uuid or "").startswith("MIG-")
+    assert part.product == "NVIDIA GeForce RTX 4090 MIG 3g.12gb"
+    assert (part.util, part.temp, part.power_w) == (None, None, None)
+    assert (devices["cuda:0"].mig, devices["cuda:0"].util, devices["cpu:0"].util) == (None, 0.0, None)
+
+
+def test_deaths_are_counted_by_cause_and_no_death_is_a_childs_that_an_operator_replaced(
+    serve: Serve, world: World
+) -> None:
+    server = served(serve, world(1))
+    assert server.ask("die")["error"]["kind"] == "child_died"  # it ran once more, alone
+    until(lambda: server.devices()["cuda:0"].state == "idle", what="the next child")
+    assert server.devices()["cuda:0"].deaths == {"SIGABRT": 2}
+    assert server.run("restart", "cuda:0").returncode == 0
+    device = server.devices()["cuda:0"]
+    assert (device.deaths, device.restarts, device.jobs_done) == ({"SIGABRT": 2}, 3, 0)
+    assert server.ask("where")["ok"]
+    assert server.devices()["cuda:0"].jobs_done == 1
+
+
+def test_what_a_child_does_not_say_of_its_gpus_memory_is_nobodys(serve: Serve, world: World) -> None:
+    server = served(serve, world(1))
+    device = server.devices()["cuda:0"]
+    assert device.vram_used is not None
+    assert (device.vram_ours, device.vram_other) == (None, None)
