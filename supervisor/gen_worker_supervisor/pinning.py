@@ -3,7 +3,7 @@
 Pure, like everything that `apply` and `decide` are made of. Pins are kept as long as the supervisor lives.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf, isfinite
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.wire.messages import Pin
 from gen_worker_supervisor.actions import Action, Note, Send
 from gen_worker_supervisor.happenings import LoadAsked, PinAsked
+from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Child, Device, Fleet, Function, holds
 
 _PREFIX_OF = {provider: prefix for prefix, provider in PREFIXES.items()}
@@ -108,6 +109,56 @@ def load_asked(fleet: Fleet, asked: LoadAsked, now: float) -> list[Action]:
     return []
 
 
+def places_for(fleet: Fleet, names: frozenset[str], devices: Iterable[Device]) -> tuple[list[Device], str]:
+    """Return those of the devices on which a function that needs one of these models may run, and else why none is."""
+    able, why = [], "no function that needs it may run there"
+    for device in devices:
+        if not instances_of(fleet, names, on=device, bound=True):
+            continue
+        if device.lost:
+            why = device.loss
+        else:
+            able.append(device)
+    return able, why
+
+
+def holders(fleet: Fleet, names: frozenset[str], device: Device) -> bool:
+    """Whether a device has everything set up that an author bound to these models."""
+    child = device.child
+    needed = instances_of(fleet, names, on=device, bound=True)
+    return child is not None and child.serving and not child.going and child.loaded.issuperset(needed)
+
+
+def end_of_load(fleet: Fleet, instances: Collection[str], device: Device, now: float) -> str | None:
+    """Return why a device will not have instances that were asked for; "" where it has them, None until then."""
+    child = device.child
+    there = child.loaded if child is not None and child.serving else set()
+    missing = [each for each in instances if each not in there]
+    if missing and (device.lost or fleet.draining or fleet.finished):
+        return device.loss if device.lost else "the supervisor is shutting down"
+    for instance in missing:
+        key = instance, device.name
+        unreachable = fleet.catalog.failure(fleet.slots_of(instance), now)
+        if unreachable is not None and key in fleet.ordered:
+            fleet.ordered[key] = unreachable.message
+        if failed := fleet.ordered.get(key, "somebody had it unloaded meanwhile"):
+            return failed
+    return None if missing else ""
+
+
+def unload_over(instances: Collection[str], devices: Iterable[Device]) -> bool:
+    """Whether no child of these devices has yet to let go of one of the instances.
+
+    A job that waited for one may have it set up again at once.
+    """
+    for child in (device.child for device in devices):
+        if child is None or child.phase in (Phase.DYING, Phase.SETTLING, Phase.BACKOFF):
+            continue
+        if child.going.intersection(instances) or (not child.serving and child.loaded.intersection(instances)):
+            return False
+    return True
+
+
 def bring_back(fleet: Fleet, child: Child) -> None:
     """Have a device's next child set up what this one had of pinned models, before a job asks for them."""
     for instance in pinned(fleet, child.device).intersection(child.loaded) - child.going:
@@ -161,11 +212,12 @@ def pinned_to(fleet: Fleet, name: str) -> list[str]:
     return [device.name for device in fleet.devices if (name, device.name) in fleet.pins]
 
 
-def pins_in(fleet: Fleet, instances: Iterable[str], device: Device) -> list[str]:
-    """Return the pinned models for whose sake instances stay on a device."""
+def kept_by_pins(fleet: Fleet, instances: Collection[str], devices: Iterable[Device]) -> str:
+    """Return for which pinned models these instances stay where they are, in words; empty where they may go."""
     wanted = (slot.wanted for instance in instances for slot in fleet.slots_of(instance))
-    names = dict.fromkeys(fleet.catalog.name_of(each) for each in wanted)
-    return [name for name in names if (name, device.name) in fleet.pins]
+    names = list(dict.fromkeys(fleet.catalog.name_of(each) for each in wanted))
+    found = [f"`{name}` to {device.name}" for device in devices for name in names if (name, device.name) in fleet.pins]
+    return f"pinned is {', '.join(found)}" if found else ""
 
 
 def pinned_keys(fleet: Fleet) -> frozenset[str]:

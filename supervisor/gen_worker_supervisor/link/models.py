@@ -32,6 +32,7 @@ from gen_worker_supervisor.happenings import Happening, UnloadAsked
 from gen_worker_supervisor.link.refs import digest_of, providers, wanted_of
 from gen_worker_supervisor.link.residency import binders, binds, current, error_of, held, in_use, residency
 from gen_worker_supervisor.phases import ModelState as Coming
+from gen_worker_supervisor.pinning import kept_by_pins
 from gen_worker_supervisor.state import Fleet, Function, holds
 
 DOWNLOADING_S = 5.0  # between two events on how far a model is
@@ -482,10 +483,14 @@ class LinkModels:
         return any(holds(device, function) and not device.lost for device in self._fleet.devices)
 
     def _unload(self, operation: _Operation) -> None:
-        if in_use(self._fleet, operation.name):
+        operation.instances = [each.surveyed.instance for each in binders(self._fleet, operation.name)]
+        pinned = kept_by_pins(self._fleet, operation.instances, self._fleet.devices)
+        if pinned:
+            text = f"the orchestrator wants `{operation.name}` unloaded, which stays: {pinned}"
+            self._supervisor.log.event("warning", "models", text)
+        if pinned or in_use(self._fleet, operation.name):
             self._tell(operation.name, ModelState.FAILED, error="model_in_use")
             return
-        operation.instances = [each.surveyed.instance for each in binders(self._fleet, operation.name)]
         self._supervisor.handle(UnloadAsked(frozenset(operation.instances)))
         self._begin(operation)
 
