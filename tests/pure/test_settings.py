@@ -68,6 +68,8 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "orchestrator_token": ("abc", Secret("abc")),
     "local_output_dir": ("outputs", Path("outputs")),
     "local_device": ("cuda:1", "cuda:1"),
+    "http": ("0.0.0.0:9100", "0.0.0.0:9100"),
+    "ready_file": ("/run/ready", Path("/run/ready")),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
     "debuggable": ("1", True),
@@ -192,6 +194,9 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("WORKER_DISCONNECTED_TIMEOUT_S", "soon", "a number of seconds, 0 or more"),
         ("WORKER_ID", "a\nb", "one line of text"),
         ("WORKER_MAX_CONCURRENCY", "8k", "a whole number, 0 or more"),
+        ("GEN_WORKER_HTTP", ":9100", "a port, as `9100` or `0.0.0.0:9100`"),
+        ("GEN_WORKER_HTTP", "70000", "a port, as `9100` or `0.0.0.0:9100`"),
+        ("GEN_WORKER_HTTP", "http://localhost", "a port, as `9100` or `0.0.0.0:9100`"),
         ("WORKER_MAX_CONCURRENCY", "-1", "a whole number, 0 or more"),
     ],
 )

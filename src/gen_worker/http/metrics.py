@@ -96,9 +96,7 @@ FAMILIES = (
         ("function", "outcome"),
         "Jobs that have ended: `ok`, or the kind of error.",
         lambda status: [
-            ((each.name, how), count)
-            for each in status.functions
-            for how, count in {"ok": 0, **each.ended}.items()
+            ((each.name, how), count) for each in status.functions for how, count in {"ok": 0, **each.ended}.items()
         ],
     ),
     Family(
