@@ -9,6 +9,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, UNREACHABLE, USAGE, Failure
 from gen_worker.cli.ps import show
 from gen_worker.cli.supervisors import connected, socket_option
+from gen_worker.settings import Settings
 
 _HELP = """Watch a supervisor's devices, jobs, downloads and events, and act on them.
 
@@ -78,6 +79,6 @@ def _draw(interval_s: float, readonly: bool, socket_: str | None) -> int:
         with Feed(socket_, interval_s, client) as feed:  # the first document comes while Textual is imported
             from gen_worker.top.app import Top
 
-            top = Top(feed, readonly=readonly)
+            top = Top(feed, Settings.load().run_dir, readonly=readonly)
             top.run()
             return top.return_code or OK

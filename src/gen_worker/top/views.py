@@ -1,0 +1,232 @@
+"""What is shown instead of the board for a while: a stack, a log, a post-mortem, one device in detail."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import ClassVar
+
+from rich.cells import chop_cells
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Input, Static
+
+from gen_worker import log_files
+from gen_worker.top.cells import Line as Drawn
+from gen_worker.top.cells import Span, clean
+from gen_worker.top.detail import Detail
+from gen_worker.top.history import History
+from gen_worker.top.tables import Lines
+from gen_worker.top.tail import Tail
+from gen_worker.top.theme import BACKGROUND, BAND, LEVELS, Tone, look_of
+from gen_worker.wire.status import Status
+
+KEPT_LINES = 5000  # of a log that is followed
+
+
+class Page(Screen[None]):
+    """A title, something that scrolls, and the keys that there are."""
+
+    DEFAULT_CSS = f"""
+    Page {{
+        background: {BACKGROUND};
+        & > .title {{ height: 1; padding: 0 1; background: {BAND}; text-style: bold; }}
+        & > .keys {{ height: 1; padding: 0 1; background: {BAND}; color: $text-muted; }}
+        & > Lines {{ height: 1fr; background: {BACKGROUND}; padding: 0; }}
+    }}
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "app.pop_screen", show=False)]
+    keys = "↑ ↓ PgUp PgDn scroll · Esc back"
+
+    def __init__(self, title: str, *, follows: bool = False) -> None:
+        super().__init__()
+        self._title = clean(title)
+        self.lines: deque[Sequence[Span]] = deque(maxlen=KEPT_LINES)
+        self._follows = follows
+
+    def compose(self) -> ComposeResult:
+        """Show the lines between title and keys."""
+        yield Static(Content(self._title), classes="title")
+        yield Lines(follows=self._follows)
+        yield Static(Content(self.keys), classes="keys")
+
+    def on_mount(self) -> None:
+        """Give the lines the keyboard."""
+        self.query_one(Lines).focus()
+        self.show()
+
+    def on_resize(self, _event: events.Resize) -> None:
+        """Wrap the lines anew."""
+        self.call_after_refresh(self.show)
+
+    def say(self, texts: Iterable[str], tone: Tone = "text") -> None:
+        """Show these lines, and no others."""
+        self.lines.clear()
+        self.lines.extend(((clean(text), tone),) for text in texts)
+        self.show()
+
+    def wanted(self) -> Iterable[Sequence[Span]]:
+        """Return the lines that are shown."""
+        return self.lines
+
+    def show(self) -> None:
+        """Draw the lines as they are now; long ones take several rows."""
+        if not self.is_mounted:
+            return
+        box = self.query_one(Lines)
+        room = max(8, box.size.width - 1)
+        box.show([partial(_whole, row) for line in self.wanted() for row in wrapped(line, room)])
+
+
+def wrapped(line: Sequence[Span], room: int) -> list[Drawn]:
+    """Return a line as rows that fit: its last piece goes on in the next row."""
+    *before, (text, tone) = line
+    taken = sum(len(piece) for piece, _ in before)
+    first, *rest = chop_cells(text, max(8, room - taken)) or [""]
+    return [(*before, (first, tone)), *(((" " * taken + piece, tone),) for piece in rest)]
+
+
+def _whole(row: Drawn, _room: int) -> Drawn:
+    return row
+
+
+class StackPage(Page):
+    """Where each thread of a child is."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "again", show=False)]
+    keys = "s again · ↑ ↓ PgUp PgDn scroll · Esc back"
+
+    def __init__(self, title: str, ask: Callable[["StackPage"], None]) -> None:
+        super().__init__(title)
+        self._ask = ask
+
+    def on_mount(self) -> None:
+        """Ask for the stack."""
+        super().on_mount()
+        self.action_again()
+
+    def action_again(self) -> None:
+        """Ask for it as it is now."""
+        self.say(["asking its child …"], "dim")
+        self._ask(self)
+
+
+class LogPage(Page):
+    """A log, as it goes on."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "search", show=False),
+        Binding("escape", "back", show=False),
+    ]
+    DEFAULT_CSS = "LogPage > Input { dock: bottom; height: 1; border: none; padding: 0 1; display: none; }"
+    keys = "/ search · ↑ ↓ PgUp PgDn End scroll · Esc back"
+
+    def __init__(self, title: str, begin: Callable[["LogPage"], Tail]) -> None:
+        super().__init__(title, follows=True)
+        self._begin = begin
+        self._tail: Tail | None = None
+        self._searched = ""
+
+    def compose(self) -> ComposeResult:
+        """Show the lines, and a place to type what is searched."""
+        yield from super().compose()
+        yield Input(placeholder="search", compact=True)
+
+    def on_mount(self) -> None:
+        """Begin to follow."""
+        super().on_mount()
+        self._tail = self._begin(self)
+
+    def on_unmount(self) -> None:
+        """Follow no more."""
+        if self._tail is not None:
+            self._tail.close()
+
+    def take(self, lines: Sequence[log_files.Line | str]) -> None:
+        """Show more lines."""
+        self.lines.extend(piece for line in lines for piece in _described(line))
+        self.show()
+
+    def wanted(self) -> Iterable[Sequence[Span]]:
+        """Return the lines that have what is searched."""
+        searched = self._searched
+        return (line for line in self.lines if any(searched in text.casefold() for text, _ in line))
+
+    def action_search(self) -> None:
+        """Ask what to search."""
+        box = self.query_one(Input)
+        box.display = True
+        box.focus()
+
+    def action_back(self) -> None:
+        """End the search, or the page."""
+        box = self.query_one(Input)
+        if not box.display and not self._searched:
+            self.app.pop_screen()
+            return
+        box.value = ""
+        box.display = False
+        self.query_one(Lines).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Search while it is typed."""
+        self._searched = event.value.casefold()
+        self.show()
+
+    def on_input_submitted(self, _event: Input.Submitted) -> None:
+        """Keep what is searched, and let the lines scroll."""
+        self.query_one(Input).display = False
+        self.query_one(Lines).focus()
+
+
+def _described(line: log_files.Line | str) -> list[Sequence[Span]]:
+    """Return a line of the log as rows; what goes on over several lines is indented."""
+    if isinstance(line, str):
+        return [((clean(line), "dim"),)]
+    look = look_of(LEVELS, line.level)
+    clock = time.strftime("%H:%M:%S", time.localtime(line.ts))
+    job: list[Span] = [(f"[{clean(line.job)}] ", "dim")] if line.job else []
+    first, *more = line.message.splitlines() or [""]
+    head: list[Span] = [(f"{clock} ", "dim"), (f"{look.glyph} ", look.tone), (f"{clean(line.source)} ", "purple"), *job]
+    return [[*head, (clean(first), look.tone)], *([("  ", "dim"), (clean(each), look.tone)] for each in more)]
+
+
+class DetailPage(Page):
+    """One device in detail, as it goes on."""
+
+    DEFAULT_CSS = f"""
+    DetailPage > Detail {{ height: 1fr; background: {BACKGROUND}; padding: 0 1; }}
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"Device {device}")
+        self._device = device
+        self._known: tuple[Status, History] | None = None
+
+    def compose(self) -> ComposeResult:
+        """Show the detail between title and keys."""
+        yield Static(Content(self._title), classes="title")
+        yield Detail()
+        yield Static(Content(self.keys), classes="keys")
+
+    def on_mount(self) -> None:
+        """Show what is known."""
+        self.query_one(Detail).focus()
+        self.show()
+
+    def news(self, status: Status, history: History) -> None:
+        """Show a newer document."""
+        self._known = status, history
+        self.show()
+
+    def show(self) -> None:
+        """Draw the device as it is now."""
+        if not self.is_mounted or self._known is None:
+            return
+        status, history = self._known
+        device = next((each for each in status.gpus if each.name == self._device), None)
+        if device is not None:
+            self.query_one(Detail).show(device, status, history)
