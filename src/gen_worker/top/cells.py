@@ -1,0 +1,157 @@
+"""What stands in a cell: pieces of text with a tone, which fit their room whatever an author's text contains.
+
+Widths are columns of the terminal, not characters: wide characters take two, combining ones none.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from rich.cells import cell_len, chop_cells
+
+from gen_worker.cli.table import duration
+from gen_worker.terminal import printable
+from gen_worker.top.theme import BAR, SPARKS, Tone
+
+Span: TypeAlias = tuple[str, Tone]
+Line: TypeAlias = tuple[Span, ...]
+
+ELLIPSIS = "…"
+_GIB = 1 << 30
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def clean(text: str) -> str:
+    """Return a text that cannot steer a terminal, nor reorder, hide or join what stands beside it."""
+    spelt = printable(text.replace("\t", " "))
+    return spelt if spelt.isprintable() else "".join(map(_seen, spelt))
+
+
+def _seen(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
+
+
+def cut(text: str, room: int) -> str:
+    """Return the beginning of a text that fits, with an ellipsis where it was cut."""
+    if cell_len(text) <= room:
+        return text
+    return _head(text, room - 1) + ELLIPSIS if room > 0 else ""
+
+
+def cut_front(text: str, room: int) -> str:
+    """Return the end of a text that fits: of names whose end tells them apart."""
+    if cell_len(text) <= room:
+        return text
+    return ELLIPSIS + _head(text[::-1], room - 1)[::-1] if room > 0 else ""
+
+
+def cut_middle(text: str, room: int) -> str:
+    """Return both ends of a text: two thirds of what fits from its beginning."""
+    if cell_len(text) <= room or room < 4:
+        return cut(text, room)
+    tail = (room - 1) // 3
+    return _head(text, room - 1 - tail) + ELLIPSIS + _head(text[::-1], tail)[::-1]
+
+
+def _head(text: str, room: int) -> str:
+    return chop_cells(text, room)[0] if room > 0 and text else ""
+
+
+def width_of(line: Line) -> int:
+    """Return how many columns a line takes."""
+    return sum(cell_len(text) for text, _ in line)
+
+
+def fitted(line: Line, room: int, *, right: bool = False) -> Line:
+    """Return a line that takes exactly so many columns: cut at its end, or padded."""
+    missing = room - width_of(line)
+    if missing == 0:
+        return line
+    if missing > 0:
+        padding: Span = (" " * missing, "text")
+        return (padding, *line) if right else (*line, padding)
+    kept: list[Span] = []
+    left = room
+    for text, tone in line:
+        short = cut(text, left)
+        if cell_len(text) > left or (cell_len(text) == left and width_of(line) > room):
+            short = short if short.endswith(ELLIPSIS) else cut(text + " ", left)
+            kept.append((short, tone))
+            left -= cell_len(short)
+            break
+        kept.append((short, tone))
+        left -= cell_len(short)
+    return (*kept, (" " * left, "text")) if left else tuple(kept)
+
+
+def joined(parts: Iterable[Line], gap: str = " ") -> Line:
+    """Return the lines that are not empty as one, with a gap between."""
+    spans: list[Span] = []
+    for part in parts:
+        if part and spans:
+            spans.append((gap, "text"))
+        spans += part
+    return tuple(spans)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def brief(seconds: float | None) -> str:
+    """Return a length of time in four or five columns: as `duration`, but without tenths from ten seconds on."""
+    if seconds is not None and 9.95 <= seconds < 59.5:
+        return f"{seconds:.0f}s"
+    return duration(seconds)
+
+
+def uptime(seconds: float) -> str:
+    """Return a length of time that may be days: `3d04h`."""
+    days, rest = divmod(int(seconds), 86400)
+    return f"{days}d{rest // 3600:02d}h" if days else duration(seconds)
+
+
+def gib(bytes_: int) -> str:
+    """Return GiB for a column whose head or neighbour has the unit: `0.4`, `28.7`, `181`."""
+    amount = bytes_ / _GIB
+    return f"{amount:.1f}" if amount < 99.95 else f"{amount:.0f}"
+
+
+def of_total(used: int | None, total: int) -> Line:
+    """Return what is used of how much: `28.7/80G`."""
+    return (("-" if used is None else gib(used), "text"), (f"/{_whole(total)}", "dim"))
+
+
+def _whole(bytes_: int) -> str:
+    tib = bytes_ / (1 << 40)
+    return f"{tib:.1f}T" if tib >= 1 else f"{bytes_ / _GIB:.0f}G" if bytes_ >= 10 * _GIB else f"{gib(bytes_)}G"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def bar(room: int, parts: Sequence[tuple[float, Tone]]) -> Line:
+    """Return a bar of at most two shares of the whole, each with its tone; what is there at all has one column."""
+    spans: list[Span] = []
+    drawn, so_far = 0, 0.0
+    for glyph, (share, tone) in zip(BAR, parts, strict=False):
+        so_far = min(1.0, so_far + max(0.0, share))
+        columns = max(round(so_far * room) - drawn, 1 if share > 0 else 0)
+        columns = min(columns, room - drawn)
+        if columns > 0:
+            spans.append((glyph * columns, tone))
+        drawn += columns
+    if drawn < room:
+        spans.append((BAR[-1] * (room - drawn), "faint"))
+    return tuple(spans)
+
+
+def sparkline(values: Sequence[float | None], room: int) -> str:
+    """Return the last values, shares of one, as blocks of eight heights; nothing where nothing was known."""
+    last = values[-room:] if room > 0 else ()
+    drawn = "".join(
+        " " if value is None else SPARKS[min(len(SPARKS) - 1, int(max(0.0, value) * len(SPARKS)))] for value in last
+    )
+    return drawn.rjust(room)

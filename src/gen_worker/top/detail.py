@@ -1,0 +1,161 @@
+"""All that is known of one device."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from gen_worker.cli.table import duration, size
+from gen_worker.top.cells import Line, bar, brief, clean, cut_middle, fitted, joined, sparkline
+from gen_worker.top.device_rows import beat, label, model_bytes, progress_of, short_product, state, time_of
+from gen_worker.top.history import KEPT, History
+from gen_worker.top.panels import event_line
+from gen_worker.top.tables import Sheet
+from gen_worker.top.theme import DEVICES, Tone, look_of
+from gen_worker.wire.hangs import HANGS
+from gen_worker.wire.status import DeviceStatus, JobStatus, ModelStatus, Status
+
+Drawn = Callable[[int], Line]
+EVENTS = 12
+
+
+class Detail(Sheet):
+    """A device: what its memory holds, its job, its last minute, and what happened to it last."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._lines: list[Drawn] = []
+
+    def show(self, device: DeviceStatus | None, status: Status, history: History) -> None:
+        """Show a device; without one, nothing."""
+        named = "" if device is None else title(device)
+        if self.border_title != named:
+            self.border_title = named
+        self._lines = [] if device is None else list(detail_lines(device, status, history))
+        self.redraw()
+
+    def count(self) -> int:
+        """Return how many lines there are."""
+        return len(self._lines)
+
+    def line(self, index: int, room: int) -> Line:
+        """Return a line."""
+        return self._lines[index](room)
+
+
+def title(device: DeviceStatus) -> str:
+    """Return what a device is: its number, its product, the beginning of its UUID."""
+    kind = "" if device.index is None else "GPU "
+    uuid = clean(device.uuid or "")[:12]
+    return " · ".join(filter(None, (f"{kind}{label(device.name)}", short_product(device), uuid)))
+
+
+def detail_lines(device: DeviceStatus, status: Status, history: History) -> Iterator[Drawn]:
+    """Return the lines about a device."""
+    yield from _condition(device)
+    yield _head("MEMORY")
+    yield from _memory(device)
+    if device.job is not None:
+        yield _head("JOB")
+        yield from _job(device, status, history)
+    if any(value is not None for value in history.util(device.name)):
+        yield _head(f"BUSY, LAST {KEPT} s")
+        yield _spark(history.util(device.name))
+    if told := [event for event in status.events if event.source == device.name][-EVENTS:]:
+        yield _head("EVENTS")
+        yield from (partial(event_line, event, sourced=False) for event in told)
+
+
+def _head(text: str) -> Drawn:
+    return lambda _room: ((text, "dim"),)
+
+
+def _fixed(line: Line) -> Drawn:
+    return lambda _room: (("  ", "text"), *line)
+
+
+# --- how it is --------------------------------------------------------------------------------------------------------
+
+
+def _condition(device: DeviceStatus) -> Iterator[Drawn]:
+    look = look_of(DEVICES, state(device))
+    pid: Line = () if device.pid is None else ((f"pid {device.pid}", "text"),)
+    age: Line = () if device.age_s is None else ((f"since {duration(device.age_s)}", "dim"),)
+    yield _fixed(joined([((f"{look.glyph} {look.word}", look.tone),), pid, age, (("♥", "dim"),), beat(device)]))
+    if device.hang is not None:
+        silent = "" if device.silent_s is None else f", nothing new for {duration(device.silent_s)}"
+        yield _fixed(((clean(device.hang), "red"), (silent, "text")))
+        yield _fixed(((HANGS.get(device.hang, ""), "dim"),))
+    if device.health != "ok" or device.reason:
+        yield _fixed(((clean(device.health), "yellow"), (f" {clean(device.reason or '')}", "text")))
+    if device.loading is not None:
+        yield _fixed((("loads ", "dim"), (clean(device.loading), "cyan"), *_loaded(device)))
+    if device.restarts or device.deaths:
+        deaths = ", ".join(f"{clean(cause)} {count}" for cause, count in device.deaths.items())
+        again = f"restarted {device.restarts}x" + (f": {deaths}" if deaths else "")
+        soon = "" if device.restart_in_s is None else f"; again in {brief(device.restart_in_s)}"
+        yield _fixed(((again + soon, "yellow"),))
+
+
+def _loaded(device: DeviceStatus) -> Line:
+    if not device.loading_bytes:
+        return ()
+    total = "" if device.loading_total is None else f" of {size(device.loading_total)}"
+    return ((f" {size(device.loading_bytes)}{total}", "text"),)
+
+
+# --- its memory -------------------------------------------------------------------------------------------------------
+
+
+def _memory(device: DeviceStatus) -> Iterator[Drawn]:
+    total = device.vram_total
+    for model in device.models:
+        yield _share(_model_name(model), model.bytes, total, "blue" if model.tier in (None, "VRAM") else "dim")
+    if total is None:
+        yield _share("child", device.rss, None, "text")
+        return
+    used = device.vram_used
+    ours = device.vram_ours if device.vram_ours is not None else used if device.vram_other is None else None
+    if ours is not None:
+        yield _share("working memory", max(0, ours - model_bytes(device)), total, "purple")
+    if device.vram_other:
+        yield _share("not ours", device.vram_other, total, "yellow")
+    if used is not None:
+        yield _share("free", max(0, total - used), total, "green")
+
+
+def _model_name(model: ModelStatus) -> str:
+    marks = [model.rung or "", "" if model.tier in (None, "VRAM") else f"in {model.tier}", "pinned" * model.pinned]
+    return " ".join([clean(model.ref), *(clean(mark) for mark in marks if mark)])
+
+
+def _share(name: str, bytes_: int | None, total: int | None, tone: Tone) -> Drawn:
+    def draw(room: int) -> Line:
+        amount = size(bytes_).rjust(9)
+        drawn = 0 if not total else max(6, room // 3)
+        left = fitted(((f"  {cut_middle(name, room - drawn - 13)}", "text"),), max(0, room - drawn - 10))
+        picture: Line = () if not total else bar(drawn, [((bytes_ or 0) / total, tone)])
+        return (*left, *picture, (f" {amount}", "text"))
+
+    return draw
+
+
+# --- its job and its last minute --------------------------------------------------------------------------------------
+
+
+def _job(device: DeviceStatus, status: Status, history: History) -> Iterator[Drawn]:
+    job = next((each for each in status.jobs if each.id == device.job), None)
+    yield _fixed(((clean(device.job or ""), "purple"), *_whose(job)))
+    if job is not None:
+        yield _fixed(time_of(job, history.limit_s(job)))
+        if job.progress is not None or job.stage:
+            yield lambda room: (("  ", "text"), *progress_of(job, room - 2))
+
+
+def _whose(job: JobStatus | None) -> Line:
+    if job is None:
+        return ()
+    tenant: Line = ((f" for {clean(job.tenant)}", "dim"),) if job.tenant else ()
+    return ((f" {clean(job.function)}", "text"), *tenant)
+
+
+def _spark(values: list[float | None]) -> Drawn:
+    return lambda room: (("  ", "text"), (sparkline(values, min(KEPT, room - 4)), "blue"))
