@@ -243,10 +243,10 @@ class Home(Screen[None]):
         else:
             title, only = "Log", {}
 
-        def begin(page: LogPage) -> Tail:
+        def follow(page: LogPage) -> Tail:
             return Tail(self.app.feed.address, lambda lines: page.call_later(page.take, lines), **only)
 
-        self.app.push_screen(LogPage(title, begin))
+        self.app.push_screen(LogPage(title, follow))
 
     def _chosen_job(self) -> JobStatus | None:
         """Return the job that is selected as such, not for its device."""

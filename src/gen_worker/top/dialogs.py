@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
@@ -21,7 +21,8 @@ from gen_worker.top.theme import BAND, FOCUSED, STYLES
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 
 _NAMED = 3
-_FACT_WIDTH = 10
+_FACT_WIDTH = 11
+_CHOICE_WIDTH = 7
 _MEANS_WIDTH = 14
 
 
@@ -160,13 +161,28 @@ def _present(name: str, text: str | None) -> list[tuple[str, str]]:
 # --- how it is shown --------------------------------------------------------------------------------------------------
 
 
-class _Way(Static):
+class _Row(Horizontal):
+    """A name, and beside it what there is to say, in as many lines as it takes."""
+
+    DEFAULT_CSS = """
+    _Row { height: auto; }
+    _Row .name { width: auto; color: $text-muted; }
+    _Row .text { width: 1fr; }
+    """
+
+    def __init__(self, name: str | Content, text: str, width: int) -> None:
+        label, says = Static(Content.assemble(name), classes="name"), Static(Content(clean(text)), classes="text")
+        label.styles.width = width
+        super().__init__(label, says)
+
+
+class _Way(_Row):
     """A choice, which a click takes, too."""
 
     def __init__(self, choice: Choice) -> None:
-        style = "reverse bold " + ("$error" if choice.grave else "$warning" if choice.gives else "$text-muted")
-        mark = Content.styled(f" {choice.shown} ", style)
-        super().__init__(Content.assemble(mark, "  ", clean(choice.means)), classes="way")
+        colour = STYLES["red" if choice.grave else "yellow" if choice.gives else "dim"].color
+        mark = Content.styled(f" {choice.shown} ", f"reverse bold {colour.name if colour else ''}")
+        super().__init__(mark, choice.means, _CHOICE_WIDTH)
         self._gives = choice.gives
 
     def on_click(self) -> None:
@@ -184,9 +200,7 @@ class Question(ModalScreen[str]):
             width: 70; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; overflow-y: auto;
             border: round $warning; border-title-color: $warning; border-title-style: bold; background: {BAND};
         }}
-        .fact {{ padding: 0 0 0 2; }}
-        .way {{ margin: 0; }}
-        #facts {{ margin: 1 0; }}
+        #facts {{ height: auto; margin: 1 0; padding: 0 2; }}
     }}
     """
 
@@ -199,10 +213,11 @@ class Question(ModalScreen[str]):
     def compose(self) -> ComposeResult:
         """Show the question, the facts and the ways on."""
         box = Vertical()
-        box.border_title = Content(f" {self._ask.title} ")
+        box.border_title = Content(self._ask.title)
         with box:
             yield Static(Content(clean(self._ask.question)))
-            yield Static(_listed(self._ask.facts, _FACT_WIDTH), id="facts")
+            with Vertical(id="facts"):
+                yield from (_Row(name, text, _FACT_WIDTH) for name, text in self._ask.facts)
             yield from map(_Way, self._ask.choices)
 
     def action_choose(self, gives: str) -> None:
@@ -231,7 +246,7 @@ class Help(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """Show them."""
         box = Vertical()
-        box.border_title = Content(" Keys ")
+        box.border_title = Content("Keys")
         keys = list(offered(readonly=self._readonly))
         with box:
             for section in (SELECTED, VIEW):
@@ -248,12 +263,5 @@ _MARKS = (
 
 
 def _section(title: str, rows: Iterable[tuple[str, str]]) -> Content:
-    head = Content.styled(title, f"bold {FOCUSED}")
-    return Content.assemble(head, "\n", _listed(rows, _MEANS_WIDTH, strong=True), "\n")
-
-
-def _listed(rows: Iterable[tuple[str, str]], width: int, *, strong: bool = False) -> Content:
-    quiet = STYLES["dim"].color
-    style = "bold" if strong or quiet is None else quiet.name
-    lines = [Content.assemble("  ", Content.styled(name.ljust(width), style), clean(text)) for name, text in rows]
-    return Content("\n").join(lines)
+    lines = [Content.assemble("  ", Content.styled(name.ljust(_MEANS_WIDTH), "bold"), means) for name, means in rows]
+    return Content("\n").join([Content.styled(title, f"bold {FOCUSED}"), *lines, ""])

@@ -17,9 +17,9 @@ from textual.widgets import Input, Static
 from gen_worker import log_files
 from gen_worker.top.cells import Line as Drawn
 from gen_worker.top.cells import Span, clean
-from gen_worker.top.detail import Detail
+from gen_worker.top.detail import Detail, title
 from gen_worker.top.history import History
-from gen_worker.top.tables import Lines
+from gen_worker.top.tables import Lines, Sheet
 from gen_worker.top.tail import Tail
 from gen_worker.top.theme import BACKGROUND, BAND, LEVELS, Tone, look_of
 from gen_worker.wire.status import Status
@@ -54,9 +54,13 @@ class Page(Screen[None]):
         yield Static(Content(self.keys), classes="keys")
 
     def on_mount(self) -> None:
-        """Give the lines the keyboard."""
-        self.query_one(Lines).focus()
+        """Give what scrolls the keyboard, and begin."""
+        self.query_one(Sheet).focus()
+        self.begin()
         self.show()
+
+    def begin(self) -> None:
+        """Ask for what is shown, where that is not there yet."""
 
     def on_resize(self, _event: events.Resize) -> None:
         """Wrap the lines anew."""
@@ -103,9 +107,8 @@ class StackPage(Page):
         super().__init__(title)
         self._ask = ask
 
-    def on_mount(self) -> None:
+    def begin(self) -> None:
         """Ask for the stack."""
-        super().on_mount()
         self.action_again()
 
     def action_again(self) -> None:
@@ -124,9 +127,9 @@ class LogPage(Page):
     DEFAULT_CSS = "LogPage > Input { dock: bottom; height: 1; border: none; padding: 0 1; display: none; }"
     keys = "/ search · ↑ ↓ PgUp PgDn End scroll · Esc back"
 
-    def __init__(self, title: str, begin: Callable[["LogPage"], Tail]) -> None:
+    def __init__(self, title: str, follow: Callable[["LogPage"], Tail]) -> None:
         super().__init__(title, follows=True)
-        self._begin = begin
+        self._follow = follow
         self._tail: Tail | None = None
         self._searched = ""
 
@@ -135,10 +138,9 @@ class LogPage(Page):
         yield from super().compose()
         yield Input(placeholder="search", compact=True)
 
-    def on_mount(self) -> None:
+    def begin(self) -> None:
         """Begin to follow."""
-        super().on_mount()
-        self._tail = self._begin(self)
+        self._tail = self._follow(self)
 
     def on_unmount(self) -> None:
         """Follow no more."""
@@ -202,7 +204,7 @@ class DetailPage(Page):
     """
 
     def __init__(self, device: str) -> None:
-        super().__init__(f"Device {device}")
+        super().__init__(device)
         self._device = device
         self._known: tuple[Status, History] | None = None
 
@@ -211,11 +213,6 @@ class DetailPage(Page):
         yield Static(Content(self._title), classes="title")
         yield Detail()
         yield Static(Content(self.keys), classes="keys")
-
-    def on_mount(self) -> None:
-        """Show what is known."""
-        self.query_one(Detail).focus()
-        self.show()
 
     def news(self, status: Status, history: History) -> None:
         """Show a newer document."""
@@ -229,4 +226,5 @@ class DetailPage(Page):
         status, history = self._known
         device = next((each for each in status.gpus if each.name == self._device), None)
         if device is not None:
+            self.query_one(".title", Static).update(Content(title(device)))
             self.query_one(Detail).show(device, status, history)
