@@ -9,26 +9,24 @@ from itertools import islice
 
 import msgspec
 
-from gen_worker.wire.messages import Tier
 from gen_worker.wire.page import Reading
 from gen_worker.wire.status import (
     DeviceStatus,
     DownloadStatus,
     FunctionStatus,
-    HostModelStatus,
     JobStatus,
     LinkStatus,
     MemoryStatus,
-    ModelStatus,
     Status,
 )
 from gen_worker_supervisor.admission import seconds_a_job, warm_children
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.host_facts import HostFacts
+from gen_worker_supervisor.model_report import host_models, resident_models
 from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
 from gen_worker_supervisor.readiness import is_ready
-from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job, drained_away, holds, unheld
+from gen_worker_supervisor.state import Device, Fleet, Function, Job, drained_away, holds, unheld
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.tally import Tally
 
@@ -90,7 +88,7 @@ class Reporter:
             jobs=_jobs(fleet, now, log.hide, waiting),
             jobs_left_out=_left_out(fleet, waiting),
             downloads=[_download(fleet, model, now) for model in fleet.catalog.under_way()],
-            models=[self._host_model(model) for model in fleet.catalog.models.values()],
+            models=host_models(fleet, self._supervisor.models.in_memory, log.hide, now),
             host_memory_used=memory_used,
             host_memory_budget=memory_budget,
             vram_margin=self._supervisor.margin_bytes,
@@ -113,24 +111,6 @@ class Reporter:
             loads={source: each.status() for source, each in self._supervisor.tally.loads.items()},
             postmortems=0 if graveyard is None else graveyard.written,
             downloaded_bytes=fleet.catalog.downloaded_bytes,
-        )
-
-    def _host_model(self, model: Model) -> HostModelStatus:
-        devices = self._supervisor.fleet.devices
-        resident = (each for device in devices if device.child is not None for each in _resident(device.child))
-        tiers = {each.tier for each in resident if each.ref == model.wanted.ref}
-        state: Tier = "DISK" if model.here else "COLD"
-        if "VRAM" in tiers:
-            state = "VRAM"
-        elif "RAM" in tiers or self._supervisor.models.in_memory(model):
-            state = "RAM"
-        snapshot = model.snapshot
-        return HostModelStatus(
-            model.wanted.ref,
-            state,
-            None if snapshot is None else snapshot.size,
-            None if snapshot is None else snapshot.path,
-            None if model.failure is None else self._supervisor.log.hide(model.failure.message),
         )
 
     def _device(self, device: Device, now: float) -> DeviceStatus:
@@ -160,7 +140,7 @@ class Reporter:
             util=device.busy,
             temp=device.temperature,
             power_w=device.watts,
-            models=[] if child is None or process is None else _resident(child),
+            models=[] if child is None or process is None else resident_models(self._supervisor.fleet, child),
             job=self._supervisor.log.hide(running[0].request_id) if running else None,
             jobs=len(child.leased) if child is not None else 0,
             heartbeat_age_s=None if beat is None else round(now - beat, 3),
@@ -206,14 +186,6 @@ def _memory(fleet: Fleet) -> MemoryStatus | None:
     if read is None:
         return None
     return MemoryStatus(read.used, read.limit, fleet.memory_reserve, read.source, read.oom_kills)
-
-
-def _resident(child: Child) -> list[ModelStatus]:
-    return [
-        ModelStatus(model.ref, model.bytes, model.tier, instance, child.rungs.get(instance) or None)
-        for instance, models in child.models.items()
-        for model in models
-    ]
 
 
 def _download(fleet: Fleet, model: Model, now: float) -> DownloadStatus:

@@ -37,6 +37,10 @@ class HostModelStatus(msgspec.Struct):
     bytes: int | None = None  # on disk
     path: str | None = None  # where its files lie
     error: str | None = None  # why it could not be had
+    pinned: list[str] = []  # the devices that let go of it for no other
+    functions: list[str] = []  # that need it
+    used_s: float | None = None  # since a job last ran on it, of those that a child holds
+    load_s: float | None = None  # that setting up what needs it took last
 
 
 class DeviceStatus(msgspec.Struct):
