@@ -10,7 +10,7 @@ from tests.served import Connection, Server, until
 class Witness:
     """Sends `echo` over and over; `field` is the payload's text field, and the answer's `text` must be the same."""
 
-    def __init__(self, server: Server, *, field: str = "text", pause_s: float = 0.002) -> None:
+    def __init__(self, server: Server, *, field: str = "text", pause_s: float = 0.002, name: str = "witness") -> None:
         """Connect, once the server lets anyone in."""
         connection = until(lambda: known(server), what="a connection for the witness")
         assert connection is not None
@@ -18,6 +18,7 @@ class Witness:
         self.wrong: list[object] = []
         self._field = field
         self._pause_s = pause_s
+        self._name = name
         self._connection = connection
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask)
@@ -45,7 +46,7 @@ class Witness:
             asked, began = f"{len(self.took_s)}", time.monotonic()
             request: dict[str, object] = {
                 "function": "echo",
-                "request_id": f"witness-{asked}",
+                "request_id": f"{self._name}-{asked}",
                 "payload": {self._field: asked},
             }
             self._connection.line(request)
