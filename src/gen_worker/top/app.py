@@ -42,6 +42,7 @@ class Top(App[None]):
     """`gen-worker top`; `return_code` says how it ended."""
 
     ENABLE_COMMAND_PALETTE = False
+    CSS = "Toast { padding: 0 1; margin-top: 0; width: auto; max-width: 60; }"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
 
     def __init__(self, feed: Feed, run_dir: Path, *, readonly: bool = False) -> None:
@@ -115,7 +116,8 @@ class Top(App[None]):
             self.screen.news(seen.status, self.home.board.history)
 
     def say(self, outcome: Outcome) -> None:
-        """Tell what came of something, for a moment."""
+        """Tell what came of something, for a moment, in the place of what was told before."""
+        self.clear_notifications()
         self.notify(outcome.text, severity=outcome.severity, timeout=TOAST_S, markup=False)
 
 

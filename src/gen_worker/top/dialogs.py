@@ -67,9 +67,7 @@ def ask_stop(status: Status, job: JobStatus, history: History) -> Ask:
         *_present("beside it", f"{names(beside)}: they begin again after a kill" if beside else ""),
     ]
     again = f" {_loads(device)}" if device.models else ""
-    kill = Choice(
-        "K", "K", "kill", f"kill: end child {device.pid}; the next one starts.{again} {_others(status)}", True
-    )
+    kill = Choice("K", "K", "kill", f"kill: end child {device.pid}, start another.{again} {_others(status)}", True)
     question = f"Stop job {job.id} ({job.function}) on {called(device)}?"
     return Ask("Stop a job", question, [(name, clean(text)) for name, text in facts], (cancel, kill, LEAVE))
 
@@ -197,7 +195,7 @@ class Question(ModalScreen[str]):
     Question {{
         align: center middle;
         & > Vertical {{
-            width: 70; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; overflow-y: auto;
+            width: 76; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; overflow-y: auto;
             border: round $warning; border-title-color: $warning; border-title-style: bold; background: {BAND};
         }}
         #facts {{ height: auto; margin: 1 0; padding: 0 2; }}

@@ -167,7 +167,7 @@ def told_drained(drained: Drained) -> Outcome:
     device = drained.device
     match drained.outcome:
         case "drained":
-            return Outcome(f"{device} is drained after {duration(drained.seconds)}: nothing runs there")
+            return Outcome(f"{device} is drained: nothing runs there")
         case "undrained":
             return Outcome(f"{device} takes jobs again")
         case "not_found":

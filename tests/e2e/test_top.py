@@ -1,0 +1,70 @@
+"""`gen-worker top` on a terminal: a child that hangs is seen, looked into and ended, and the terminal is as before."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gen_worker.client import JobError
+from tests.served import GEN_WORKER, alive, environment, serving, until
+from tests.tmux import Emulator, emulator, needs_tmux
+
+pytestmark = [pytest.mark.process, needs_tmux]
+
+
+def restored(screen: Emulator) -> bool:
+    """Whether a terminal is as a shell needs it."""
+    wanted = {"alternate_on": "0", "cursor_flag": "1", "mouse_any_flag": "0"}
+    return all(screen.says(name) == value for name, value in wanted.items())
+
+
+@pytest.mark.promise(7)
+def test_a_hung_child_is_shown_with_its_class_its_stack_and_ended_by_a_key(tmp_path: Path) -> None:
+    with serving(tmp_path, module="hanging", devices="cpu:2") as server:
+        top = [*GEN_WORKER, "top", "--socket", str(server.control)]
+        with emulator(tmp_path, *top, env=environment(tmp_path)) as screen:
+            screen.until("Devices 2", "idle")
+            job = server.client.submit("sleep-with-the-interpreter", request_id="stuck")
+            screen.until("HUNG", "gil_held", "1 needs attention", within_s=5.0)
+
+            screen.press("s")
+            screen.until("Stack of cpu:0", "sleep_with_the_interpreter")
+            screen.press("Escape")
+            screen.until("Devices 2")
+
+            screen.press("k")
+            screen.until("Stop job stuck", "hung: gil_held", "Other devices go on")
+            screen.press("K")
+            screen.until("stuck was killed", "idle", gone=["HUNG"])
+            with pytest.raises(JobError, match="killed"):
+                job.result(5.0)
+            assert server.devices()["cpu:0"].restarts == 1
+            assert server.devices()["cpu:1"].restarts == 0
+
+            screen.resize(80, 24)
+            shown = screen.until("1 Jobs 0+0", "cpu:0", "q Quit", gone=["╭─ Jobs"])
+            assert max(map(len, shown.splitlines())) <= 80
+
+            os.kill(screen.pid, signal.SIGTERM)
+            assert screen.ended() == 143
+            assert restored(screen)
+
+
+def test_ctrl_c_and_a_lost_terminal_end_it_and_leave_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, module="hanging", devices="cpu:1") as server:
+        top = [*GEN_WORKER, "top", "--socket", str(server.control)]
+        with emulator(tmp_path, *top, env=environment(tmp_path), columns=80, rows=24) as screen:
+            screen.until("idle")
+            screen.press("C-c")
+            assert screen.ended() == 130
+            assert restored(screen)
+        with emulator(tmp_path, *top, env={**environment(tmp_path), "NO_COLOR": "1"}) as screen:
+            screen.until("idle")
+            os.kill(screen.pid, signal.SIGHUP)
+            assert screen.ended() == 129
+            assert restored(screen)
+        with emulator(tmp_path, *top, env=environment(tmp_path)) as screen:
+            screen.until("idle")
+            pid = screen.pid
+        until(lambda: not alive(pid), what="the end of what lost its terminal")
