@@ -23,6 +23,8 @@ from gen_worker_child.inputs import InputFiles
 from gen_worker_child.instances import Instances
 
 if TYPE_CHECKING:
+    import asyncio
+
     from gen_worker.api.bindings import Binding
     from gen_worker_child.loop import Aside, LoopCall, LoopThread
     from gen_worker_child.models.plane import Models
@@ -65,6 +67,11 @@ class Executor:
 
                 self._async_side = LoopThread()
             return self._async_side
+
+    @property
+    def loop(self) -> "asyncio.AbstractEventLoop | None":
+        """The loop of async handlers, once there is one."""
+        return None if self._async_side is None else self._async_side.loop
 
     def turn(self, call: Callable[[], None]) -> None:
         """Have the loop make a call at its next turn, if there is a loop; not again before it has made the last one."""

@@ -297,7 +297,7 @@ class Jobs:
         if not self._take(job):
             lease.close()
             return
-        job.task = asyncio.get_running_loop().create_task(self._run_on_loop(job))
+        job.task = asyncio.get_running_loop().create_task(self._run_on_loop(job), name=job.order.request_id)
         job.task.add_done_callback(_exit_if_broken)
         job.task.add_done_callback(lambda _: lease.close())
 

@@ -51,6 +51,8 @@ from gen_worker.wire.messages import (
     Recall,
     Release,
     Saved,
+    Stack,
+    Stacked,
     Submit,
     Unload,
     Unloaded,
@@ -63,6 +65,7 @@ from gen_worker_child.jobs import STACK_LINES, Interrupted, Jobs
 from gen_worker_child.lines import MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.peaks import device_use
+from gen_worker_child.stacks import stacks
 
 if TYPE_CHECKING:
     from gen_worker_child.models.plane import Models
@@ -281,7 +284,8 @@ class Child:
         while True:
             self._beat()
             self._dozing = True
-            self._wake.wait(self._beat_s)
+            if self._task % 2 == 0:  # one that began before just now has woken nobody
+                self._wake.wait(self._beat_s)
             self._dozing = False
             self._wake.clear()
             self._follow_jobs()
@@ -353,6 +357,8 @@ class Child:
                 return self._shut_down
             case Pin(instances):
                 self._pinned = frozenset(instances)
+            case Stack():
+                self._channel.send(Stacked(stacks(self._executor.loop)))
             case Release() | Unmap() | Grant():
                 self._jobs.outputs.obey(order, descriptors)
             case Cancel() | More() | Recall() | Saved() | Interrupt():

@@ -47,9 +47,9 @@ def _signal_name(number: int) -> str:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > signal.SIGRTMIN else f"signal {number}"
 
 
-def read_dump(fd: int) -> str:
-    """Return what was written to a crash file."""
-    return os.pread(fd, _READ_BYTES, 0).decode("utf-8", "replace")
+def read_dump(fd: int, start: int = 0) -> str:
+    """Return what was written to a crash file, from so many bytes on."""
+    return os.pread(fd, _READ_BYTES, start).decode("utf-8", "replace")
 
 
 def stack_of(dump: str, job_thread: int) -> list[str]:

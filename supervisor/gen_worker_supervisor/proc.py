@@ -41,6 +41,37 @@ def stat_of(text: str) -> Stat:
     )
 
 
+class Threads(NamedTuple):
+    """The threads of a process as the kernel sees them."""
+
+    state: str  # of the process, which is that of its first thread; "Z" where it has ended
+    caught: int  # a bit for each signal that it handles, the lowest for signal 1
+    lines: list[str]
+
+    def heeds(self, number: int) -> bool:
+        """Whether it has a handler for a signal."""
+        return bool(self.caught >> (number - 1) & 1)
+
+
+def threads_of(pid: int, most: int = 32) -> Threads:
+    """Return what can be seen of a process's threads, of so many at most in words; nothing where it has ended."""
+    folder, lines = f"/proc/{pid}", []
+    try:
+        told = dict(line.split(":\t", 1) for line in _read(f"{folder}/status").splitlines() if ":\t" in line)
+        for name in sorted(os.listdir(f"{folder}/task"), key=int)[:most]:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                lines.append(_told(name, f"{folder}/task/{name}"))
+    except (FileNotFoundError, ProcessLookupError):
+        return Threads("Z", 0, [])
+    return Threads(told["State"][0].upper(), int(told["SigCgt"], 16), lines)
+
+
+def _told(name: str, folder: str) -> str:
+    wchan = _read(f"{folder}/wchan")
+    where = "" if wchan in ("", "0") else f", in {wchan}"
+    return f"thread {name} ({_read(f'{folder}/comm').strip()}): state {stat_of(_read(f'{folder}/stat')).state}{where}"
+
+
 class Growth:
     """The sum of what counters grew by. One that goes keeps its part in it; one that comes counts from then on."""
 

@@ -37,6 +37,7 @@ from gen_worker.wire.messages import (
     Report,
     Save,
     Saved,
+    Stacked,
     Unloaded,
 )
 from gen_worker.wire.messages import Submit as SubmitFrame
@@ -230,6 +231,9 @@ class Supervisor:
         }
         self.look_at_gpus: Callable[[], None] = lambda: None
         """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
+
+        self.on_stacked: Callable[[ChildProcess, Stacked], None] = lambda process, message: None
+        """Is told where a child's threads are; set by whoever asks children for that."""
 
         self._left: list[tuple[str, str]] = []
         self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
@@ -662,7 +666,9 @@ class Supervisor:
                 continue
             if descriptors:
                 close_all(descriptors)
-            if type(message) is Need:
+            if type(message) is Stacked:
+                self.on_stacked(process, message)
+            elif type(message) is Need:
                 self._grant(process, message.size)
             elif type(message) is Release:
                 process.inputs.released(message.index)

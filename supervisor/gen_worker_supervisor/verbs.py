@@ -12,6 +12,7 @@ from gen_worker_supervisor.blame import charges_told
 from gen_worker_supervisor.bodies import OutputBody
 from gen_worker_supervisor.model_verbs import ModelVerbs
 from gen_worker_supervisor.report import Reporter
+from gen_worker_supervisor.stacks import Shown, Stacks
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.tailing import Tail
 
@@ -54,6 +55,7 @@ class Verbs:
         self._reporter = reporter
         self._models = ModelVerbs(supervisor)
         self._documents: dict[int, tuple[float, bytes]] = {}
+        self._stacks = Stacks(supervisor, loop)
         self._tail = Tail(supervisor.log.ring, loop)
         supervisor.log.on_lines = self._tail.on_lines
 
@@ -69,7 +71,7 @@ class Verbs:
             case wire.Drain():
                 self._drain(frame, asker)
             case wire.Stack():
-                asker.send(wire.Stacked(frame.device, "not_found"))
+                self._stack(frame, asker)
             case wire.Model():
                 self._models.perform(frame, asker.send)
             case wire.Quarantine():
@@ -132,6 +134,18 @@ class Verbs:
             asker.send(wire.Drained(frame.device, "drained" if drained else "undrained", names, seconds))
 
         self._supervisor.drain_devices(devices, tell, undo=frame.undo)
+
+    def _stack(self, frame: wire.Stack, asker: Asker) -> None:
+        name, devices = frame.device, self._supervisor.fleet.devices
+        device = next((device for device in devices if device.name == name), None)
+        if device is None:
+            asker.send(wire.Stacked(name, "not_found", candidates=[device.name for device in devices]))
+            return
+
+        def tell(shown: Shown) -> None:
+            asker.send(wire.Stacked(name, shown.outcome, shown.pid, list(shown.lines), shown.message))
+
+        self._stacks.ask(device, tell)
 
     # --- payloads -----------------------------------------------------------------------------------------------------
 

@@ -263,12 +263,30 @@ class Saved(_Message):
     status: int = 0  # what the store answered; 0: nothing
 
 
+class Stack(_Message):
+    """Say where each thread is; answered by `Stacked`."""
+
+
 class Drain(_Message):
     """Run `shutdown()` of every instance and leave with status 0."""
 
 
 Order: TypeAlias = (
-    Boot | Load | Unload | Pin | Submit | Cancel | Interrupt | Recall | More | Grant | Release | Unmap | Saved | Drain
+    Boot
+    | Load
+    | Unload
+    | Pin
+    | Submit
+    | Cancel
+    | Interrupt
+    | Recall
+    | More
+    | Grant
+    | Release
+    | Unmap
+    | Saved
+    | Stack
+    | Drain
 )
 
 
@@ -438,6 +456,12 @@ class Save(_Message):
     inline: bytes | None = None
 
 
+class Stacked(_Message):
+    """Where each thread is, and each task of the asyncio loop: as a stack dump writes it."""
+
+    lines: list[str]
+
+
 class Warned(_Message):
     """Something the operator should read that belongs to no job."""
 
@@ -464,6 +488,7 @@ Report: TypeAlias = (
     | Need
     | Release
     | Save
+    | Stacked
     | Warned
 )
 
