@@ -80,6 +80,8 @@ class Routes:
         wanted = request.query_params.get("jobs")
         if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
             return _error(400, "usage", "`jobs` is a whole number, 0 or more")
+        if self._seen.latest is None:
+            return _silent()
         try:
             document = await self._seen.full()
         except SupervisorUnreachable as error:
