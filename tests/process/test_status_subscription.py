@@ -135,7 +135,7 @@ def test_watchers_that_stop_reading_miss_documents_cost_nothing_and_see_the_pres
             documents = 1
             while watcher.document()["ts"] < came_back:
                 documents += 1
-            assert documents <= 2, "those that it missed were kept for it"
+            assert documents <= 4, "those that it missed were kept for it"
     server.client.close()
     until(lambda: len(descriptors(server.pid)) <= before, what="no descriptor more than before")
 
