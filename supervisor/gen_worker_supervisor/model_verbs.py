@@ -108,7 +108,7 @@ class ModelVerbs:
         held = [each for each in asked.devices if each.child is not None and each.child.loaded.intersection(instances)]
         kept = kept_by_pins(fleet, instances, asked.devices)
         if kept:
-            asked.fails(f"`{asked.frame.ref}` stays: {kept}")
+            asked.fails(f"`{asked.frame.ref}` stays where it is: {kept}")
             return
         self._supervisor.handle(UnloadAsked(frozenset(instances), asked.frame.device))
         self._supervisor.look(partial(self._unload_is_over, asked, held, instances))

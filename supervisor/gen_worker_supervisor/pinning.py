@@ -216,8 +216,8 @@ def kept_by_pins(fleet: Fleet, instances: Collection[str], devices: Iterable[Dev
     """Return for which pinned models these instances stay where they are, in words; empty where they may go."""
     wanted = (slot.wanted for instance in instances for slot in fleet.slots_of(instance))
     names = list(dict.fromkeys(fleet.catalog.name_of(each) for each in wanted))
-    found = [f"`{name}` to {device.name}" for device in devices for name in names if (name, device.name) in fleet.pins]
-    return f"pinned is {', '.join(found)}" if found else ""
+    found = ((name, device.name) for device in devices for name in names if (name, device.name) in fleet.pins)
+    return ", ".join(f"`{name}` is pinned to {device}" for name, device in found)
 
 
 def pinned_keys(fleet: Fleet) -> frozenset[str]:

@@ -371,7 +371,7 @@ def test_what_is_pinned_is_unloaded_by_nobody() -> None:
     operator.asks("pin", "a")
     operator.told()
     operator.asks("unload", "x")
-    assert operator.message() == "`x` stays: pinned is `acme/a` to cpu:0"
+    assert operator.message() == "`x` stays where it is: `acme/a` is pinned to cpu:0"
     operator.asks("unpin", "a")
     operator.asks("unload", "x")
     assert operator.told() == [("done", ["cpu:0"])] * 2

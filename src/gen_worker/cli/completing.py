@@ -84,6 +84,11 @@ def complete_device(ctx: click.Context, _parameter: click.Parameter, begun: str)
     return _asked(ctx, begun, lambda client: [device.name for device in client.list().gpus])
 
 
+def complete_bound_model(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the models of the supervisor that the command line means."""
+    return _asked(ctx, begun, lambda client: [model.ref for model in client.list().models])
+
+
 def complete_charged(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the functions whose payloads are charged at the supervisor that the command line means."""
     return _asked(ctx, begun, lambda client: [charge.function for charge in client.quarantined().charges])

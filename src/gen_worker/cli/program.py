@@ -29,6 +29,7 @@ _COMMANDS = {
     "top": "Watch a supervisor's devices and jobs, and act on them.",
     "kill": "End one request, whatever it does, and nothing else.",
     "restart": "Replace the child process of one device.",
+    "models": "Look after the models of a supervisor's functions.",
     "postmortem": "Say what children died of.",
     "quarantine": "Look after the payloads that killed children.",
     "orchestrator": "Drive workers on this host, with an HTTP API for jobs.",

@@ -30,7 +30,10 @@ class ModelStatus(msgspec.Struct):
 
 
 class HostModelStatus(msgspec.Struct):
-    """A model that some function needs: `COLD`, on `DISK`, in host `RAM`, or resident in `VRAM` of some device."""
+    """A model that some function needs: on `DISK`, in host `RAM`, or resident in `VRAM` of some device.
+
+    `COLD` is not here, as far as it was looked for: nobody has asked for it yet, or it could not be had.
+    """
 
     ref: str
     state: Tier
