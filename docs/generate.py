@@ -22,12 +22,13 @@ import msgspec
 from gen_worker.cli.failure import MEANINGS
 from gen_worker.cli.program import commands
 from gen_worker.doctor.chaos.faults import FAULTS
+from gen_worker.http.metrics import FAMILIES
 from gen_worker.models.errors import MEANINGS as MODEL_ERRORS
 from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
 from gen_worker.wire import control, hangs
 from gen_worker.wire.status import Status
-from gen_worker_supervisor import fates, ladder, phases, steps, verdicts
+from gen_worker_supervisor import fates, ladder, phases, steps, tally, verdicts
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "gen_worker"
@@ -178,6 +179,23 @@ def limits() -> str:
         "the device is retired after": f"{fates.RETIRED_AFTER_S:g} s",
     }
     return _table(("what", "value"), values.items())
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def metrics() -> str:
+    """Every metric."""
+    rows = [
+        (f"`{each.name}`", each.kind, ", ".join(f"`{label}`" for label in each.labels), _in_a_table(each.meaning))
+        for each in FAMILIES
+    ]
+    return _table(("metric", "kind", "labels", "what it tells"), rows)
+
+
+def buckets() -> str:
+    """Where the buckets of histograms end."""
+    return ", ".join(f"{bound:g}" for bound in tally.BOUNDS)
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------
@@ -585,6 +603,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "rungs": rungs,
     "hangs": hang_kinds,
     "limits": limits,
+    "metrics": metrics,
+    "buckets": buckets,
     "promises": promises,
     "doctor-faults": doctor_faults,
     "proofs": proofs,

@@ -81,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What `ctx.device` is in `run`, as `cpu`, `cuda` or `cuda:1`; unset: what there is."""
 
     http: str = ""
-    """Where probes and metrics are served over HTTP, as `9100` (on 127.0.0.1) or `0.0.0.0:9100`; unset: nowhere."""
+    """Where probes and metrics are served over HTTP, as `8082` (on 127.0.0.1) or `0.0.0.0:8082`; unset: nowhere."""
 
     ready_file: Path | None = None
     """A file that is there while the worker takes jobs, for probes that look for one; unset: there is none."""
@@ -468,7 +468,7 @@ def _port(text: str) -> str:
     try:
         parse_port(text)
     except AddressError:
-        raise ValueError("a port, as `9100` or `0.0.0.0:9100`") from None
+        raise ValueError("a port, as `8082` or `0.0.0.0:8082`") from None
     return text
 
 

@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("http")
     variables = {"GEN_WORKER_READY_FILE": str(folder / "ready"), "HF_TOKEN": CANARY, "GEN_WORKER_HTTP": "0"}
     with serving(folder, variables=variables) as server:
-        until(lambda: get(port_of(server), "/health").status == 200, what="/health")
+        assert get(port_of(server), "/health").status == 200
         yield server
     assert not (folder / "ready").exists()
 
@@ -135,8 +135,7 @@ def test_a_killed_process_is_replaced_on_its_port_and_no_job_notices(tmp_path: P
         server.until_running("through")
         os.kill(front, signal.SIGKILL)
         until(lambda: not alive(front), what="the end of the process")
-        assert get(port, "/health-check").status == 200  # it waited for the next one
-        until(lambda: get(port, "/health").status == 200, what="/health")
+        assert get(port, "/health").status == 200  # it waited for the next one
         assert port_of(server) == port
         assert front_of(server) not in (0, front)
         server.open("through")

@@ -37,4 +37,5 @@ async def _serve(listening: socket.socket, control: str) -> None:
     )
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(view.follow())
+        await view.begun()  # until then who asks waits in the socket's queue: nobody is told that all is silent
         tasks.create_task(LoopServer(config).serve(sockets=[listening]))

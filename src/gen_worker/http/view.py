@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -39,6 +39,7 @@ class View:
 
     def __init__(self, control: str) -> None:
         self._control = control
+        self._known = asyncio.Event()
         self._latest: Document | None = None
         self._full: Document | None = None
         self._asking: asyncio.Task[Document] | None = None
@@ -59,8 +60,15 @@ class View:
                 ):
                     async for document in documents:
                         self._latest = Document(document, time.monotonic())
+                        self._known.set()
             except SupervisorUnreachable:
                 await asyncio.sleep(AGAIN_S)
+
+    async def begun(self) -> None:
+        """Return when the first document has come, or could have."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STALE_S):
+                await self._known.wait()
 
     async def full(self) -> Document:
         """Return a document that is at most `FRESH_S` old, with the waiting jobs.
