@@ -31,7 +31,8 @@ CLOSED_S = 0.1
 @contextmanager
 def unmoved(server: Server) -> Iterator[None]:
     """The server serves a witness throughout, and is afterwards what it was: descriptors, memory, pace, words."""
-    assert server.ask("echo", text="the first")["ok"]  # what is kept of jobs has its file from the first one on
+    with Witness(server) as first:  # what is kept of jobs has its file from the first one on
+        first.until_served(1)
     server.until_idle()
     pids, before, memory = server.pids(), len(descriptors(server.pid)), resident_bytes(server.pid)
     with Witness(server) as witness:
