@@ -31,8 +31,8 @@ class Told:
     def __init__(self, status: Status | None) -> None:
         self.latest = None if status is None else Document(msgspec.json.encode(status), time.monotonic())
 
-    async def full(self) -> Document:
-        if self.latest is None:
+    async def fresh(self, jobs: int) -> Document:
+        if self.latest is None or jobs not in (0, 200):
             raise SupervisorUnreachable("the supervisor does not answer within 3 s")
         return self.latest
 

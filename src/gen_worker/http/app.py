@@ -26,8 +26,8 @@ class Seen(Protocol):
         """The latest document, None where there is none that counts."""
         ...
 
-    async def full(self) -> Document:
-        """Return a document made now; raise `SupervisorUnreachable`."""
+    async def fresh(self, jobs: int) -> Document:
+        """Return a document made now, with so many waiting jobs of each queue; raise `SupervisorUnreachable`."""
         ...
 
 
@@ -50,7 +50,7 @@ def app_of(seen: Seen) -> Starlette:
     handlers = (routes.health, routes.ready, routes.status, routes.metrics, routes.health_check)
     app = Starlette(
         routes=[Route(path, handler, methods=["GET"]) for path, handler in zip(PATHS, handlers, strict=True)],
-        exception_handlers={HTTPException: _refused},
+        exception_handlers={HTTPException: _refused, SupervisorUnreachable: _unreachable},
     )
     app.router.redirect_slashes = False
     return app
@@ -65,14 +65,15 @@ class Routes:
     async def health(self, _request: Request) -> Response:
         """Answer 200 while the supervisor's loop turns, whatever its GPUs do."""
         found = self._seen.latest
-        return _silent() if found is None else Json({"status": "ok", "age_s": round(found.age_s, 3)})
+        return (
+            _error(503, "unavailable", SILENT)
+            if found is None
+            else Json({"status": "ok", "age_s": round(found.age_s, 3)})
+        )
 
     async def ready(self, _request: Request) -> Response:
         """Answer 200 while jobs are taken, else 503 with what stands against it."""
-        found = self._seen.latest
-        if found is None:
-            return _silent()
-        status = found.status()
+        status = (await self._fresh(0)).status()
         return Json({"ready": True}) if status.ready else Json({"ready": False, "reason": unready(status)}, 503)
 
     async def status(self, request: Request) -> Response:
@@ -80,22 +81,15 @@ class Routes:
         wanted = request.query_params.get("jobs")
         if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
             return _error(400, "usage", "`jobs` is a whole number, 0 or more")
-        if self._seen.latest is None:
-            return _silent()
-        try:
-            document = await self._seen.full()
-        except SupervisorUnreachable as error:
-            return _error(503, "unavailable", str(error))
+        document = await self._fresh(MOST_JOBS)
         if wanted is None or int(wanted) >= MOST_JOBS:
             return Json(document.json)
         return Json(msgspec.json.encode(shortened(document.status(), int(wanted))))
 
     async def metrics(self, request: Request) -> Response:
         """Answer with metrics, in the form of Prometheus or of OpenMetrics, as is asked for."""
-        found = self._seen.latest
-        if found is None:
-            return _silent()
-        body, content_type = exposition(found.status(), request.headers.get("accept", ""))
+        document = await self._fresh(0)
+        body, content_type = exposition(document.status(), request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
     async def health_check(self, _request: Request) -> Response:
@@ -103,6 +97,11 @@ class Routes:
         found = self._seen.latest
         state = "UNHEALTHY" if found is None else "READY" if found.status().ready else "STARTING"
         return Json({"status": state})
+
+    async def _fresh(self, jobs: int) -> Document:
+        if self._seen.latest is None:  # it would be waited for in vain
+            raise SupervisorUnreachable(SILENT)
+        return await self._seen.fresh(jobs)
 
 
 def unready(status: Status) -> str:
@@ -126,12 +125,12 @@ def _waits_behind(job: JobStatus, position: int) -> bool:
     return job.position is not None and job.position > position
 
 
-def _silent() -> Response:
-    return _error(503, "unavailable", SILENT)
-
-
 def _error(status: int, code: str, message: str) -> Response:
     return Json({"error": {"code": code, "message": message}}, status)
+
+
+async def _unreachable(_request: Request, error: Exception) -> Response:
+    return _error(503, "unavailable", str(error))
 
 
 async def _refused(request: Request, error: Exception) -> Response:

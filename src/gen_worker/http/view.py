@@ -35,14 +35,14 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class View:
-    """A supervisor through its control socket; it costs that one document a second, up to five more for who asks."""
+    """A supervisor through its control socket; it costs that one document a second, and a few more for who asks."""
 
     def __init__(self, control: str) -> None:
         self._control = control
         self._known = asyncio.Event()
         self._latest: Document | None = None
-        self._full: Document | None = None
-        self._asking: asyncio.Task[Document] | None = None
+        self._fresh: dict[int, Document] = {}  # by how many waiting jobs are in it
+        self._asking: dict[int, asyncio.Task[Document]] = {}
 
     @property
     def latest(self) -> Document | None:
@@ -70,25 +70,26 @@ class View:
             async with asyncio.timeout(STALE_S):
                 await self._known.wait()
 
-    async def full(self) -> Document:
-        """Return a document that is at most `FRESH_S` old, with the waiting jobs.
+    async def fresh(self, jobs: int) -> Document:
+        """Return a document that is at most `FRESH_S` old, with so many waiting jobs of each queue.
 
         Raises `SupervisorUnreachable` where there is no answer in `ANSWER_S`. All who ask at once get the same one.
         """
-        if self._full is not None and self._full.age_s <= FRESH_S:
-            return self._full
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-        return await asyncio.shield(self._asking)
+        found, asking = self._fresh.get(jobs), self._asking.get(jobs)
+        if found is not None and found.age_s <= FRESH_S:
+            return found
+        if asking is None or asking.done():
+            asking = self._asking[jobs] = asyncio.create_task(self._ask(jobs))
+        return await asyncio.shield(asking)
 
-    async def _ask(self) -> Document:
+    async def _ask(self, jobs: int) -> Document:
         try:
             async with (
                 asyncio.timeout(ANSWER_S),
                 AsyncClient(self._control, ANSWER_S, name="http") as client,
-                aclosing(client.watch(EVERY_S, jobs=MOST_JOBS)) as documents,
+                aclosing(client.watch(EVERY_S, jobs=jobs)) as documents,
             ):
-                self._full = Document(await anext(documents), time.monotonic())
+                found = self._fresh[jobs] = Document(await anext(documents), time.monotonic())
         except TimeoutError:
             raise SupervisorUnreachable(f"the supervisor does not answer within {ANSWER_S:g} s") from None
-        return self._full
+        return found
