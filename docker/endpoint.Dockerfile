@@ -24,6 +24,8 @@ RUN mkdir -p .cozy \
     && python -m compileall -q .
 
 USER worker
+# Probes and metrics are served where `GEN_WORKER_HTTP` says, as `0.0.0.0:8082`; unset: nowhere.
+EXPOSE 8082
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["gen-worker", "ps", "--json"]
 ENTRYPOINT ["python", "-m", "gen_worker.entrypoint"]

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from gen_worker.http.app import PATHS
 from gen_worker.settings import VARIABLES
 
 DOCKER = Path(__file__).parents[2] / "docker"
-INSTRUCTIONS = {"ARG", "FROM", "COPY", "RUN", "ENV", "WORKDIR", "USER", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
+INSTRUCTIONS = set("ARG FROM COPY RUN ENV WORKDIR USER EXPOSE STOPSIGNAL HEALTHCHECK ENTRYPOINT".split())
+PORT = 8082  # of probes and metrics
 SETTINGS = {name for variable in VARIABLES.values() for name in variable.names}
 
 
@@ -134,6 +136,10 @@ def pod() -> Any:
     return deployment["spec"]["template"]["spec"]
 
 
+def set_by(container: Any) -> dict[str, Any]:
+    return {each["name"]: each.get("value") for each in container["env"]}
+
+
 def test_a_pod_ends_after_its_drain(pod: Any) -> None:
     assert pod["terminationGracePeriodSeconds"] >= 60
 
@@ -159,10 +165,30 @@ def test_what_a_pod_mounts_is_there_and_writable_where_the_worker_writes(pod: An
     assert {"/cache", "/run/gen-worker", "/tmp", "/run/secrets"} == set(mounts.values())
 
 
-def test_a_pod_is_probed_by_a_command_that_no_child_can_hold_up(pod: Any) -> None:
+def test_a_pod_is_probed_where_its_worker_answers_and_no_child_can_hold_that_up(pod: Any) -> None:
     (container,) = pod["containers"]
-    for probe in ("startupProbe", "livenessProbe"):
-        assert container[probe]["exec"]["command"] == ["gen-worker", "ps", "--json"]
+    assert set_by(container)["GEN_WORKER_HTTP"] == f"0.0.0.0:{PORT}"
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"http": PORT}
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+    assert {probe["port"] for probe in probes.values()} == {"http"}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/health",
+        "liveness": "/health",
+        "readiness": "/ready",
+    }
+    assert {probe["path"] for probe in probes.values()} <= set(PATHS)
+
+
+def test_workers_in_compose_are_asked_where_they_answer_and_nobody_else_can_ask(compose: Any) -> None:
+    for name, worker in compose["services"].items():
+        if name.startswith("worker"):
+            assert worker["environment"]["GEN_WORKER_HTTP"] == f"0.0.0.0:{PORT}"
+            assert f"http://127.0.0.1:{PORT}/health" in worker["healthcheck"]["test"][-1]
+            assert "ports" not in worker
+
+
+def test_an_endpoint_image_names_the_port_of_its_probes() -> None:
+    assert dict(instructions("endpoint.Dockerfile"))["EXPOSE"] == str(PORT)
 
 
 def test_a_pod_sets_what_there_is_to_set(pod: Any) -> None:
