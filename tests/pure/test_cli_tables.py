@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.cli import kill, ps, restart
+from gen_worker.cli import devices, kill, ps
 from gen_worker.cli.table import duration, size, table
 from gen_worker.wire.control import Killed
 from gen_worker.wire.status import (
@@ -253,13 +253,13 @@ def test_what_is_set_up_is_named_and_how_long_a_job_has_waited_for_it() -> None:
 def test_a_device_is_meant_by_its_name_its_index_or_the_number_of_its_slot() -> None:
     gpu = DeviceStatus(0, "GPU-1", "cuda:0", 1, "idle")
     slots = [DeviceStatus(None, None, f"cpu:{number}", 2, "idle") for number in range(2)]
-    assert restart.named("1", slots) is slots[1]
-    assert restart.named("0", [*slots, gpu]) is gpu
-    assert restart.named("GPU-1", [*slots, gpu]) is gpu
-    assert restart.named("2", slots) is None
+    assert devices.named("1", slots) is slots[1]
+    assert devices.named("0", [*slots, gpu]) is gpu
+    assert devices.named("GPU-1", [*slots, gpu]) is gpu
+    assert devices.named("2", slots) is None
 
 
 def test_who_restarts_a_child_is_told_what_it_waits_for() -> None:
     jobs = [JobStatus(f"r{each}", "f", "running", hang="gil_held" if each == 0 else None) for each in range(5)]
-    assert restart.described(jobs[:1]) == "`r0` (hangs: gil_held) ends"
-    assert restart.described(jobs) == "`r0` (hangs: gil_held), `r1`, `r2` and 2 more end"
+    assert devices.described(jobs[:1]) == "`r0` (hangs: gil_held) ends"
+    assert devices.described(jobs) == "`r0` (hangs: gil_held), `r1`, `r2` and 2 more end"

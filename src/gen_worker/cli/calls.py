@@ -158,6 +158,7 @@ _CODES = {"usage": USAGE, "not_found": USAGE, "invalid": USAGE, "model_resolutio
 _NO_TOKEN = ("a line without `token`", "a wrong `token`")  # what a server on TCP says before it hangs up
 
 _FOR_A_WHILE = "tried again in"  # of what is unavailable: what ends by itself
+_FOR_AN_OPERATOR = "drained by an operator"
 _FOR_ITS_PAYLOADS = "payloads of it killed children"
 
 _HINTS = {
@@ -204,6 +205,8 @@ def _hint_of_trying(error: WireError, function: str) -> str:
         return "it may go well if you try again"
     if _FOR_ITS_PAYLOADS in error.message:
         return f"`gen-worker quarantine clear {function}` lets it run again"
+    if _FOR_AN_OPERATOR in error.message:
+        return "`gen-worker undrain` ends that"
     if InsufficientVRAMError.reason in error.message:
         return "have it served where a device has more memory, or with a larger `--vram-budget` than now"
     return "it stays so until the server is started again"

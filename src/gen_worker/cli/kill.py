@@ -4,6 +4,7 @@ import sys
 from typing import NoReturn
 
 import click
+import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_request
@@ -35,13 +36,14 @@ gen-worker kill invoke-6f0c2a91 --now"""
 @click.command("kill", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
 @click.argument("request", shell_complete=complete_request)
 @click.option("--now", is_flag=True, help="Do not let it end by itself: take its stack, then end its child.")
+@click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @socket_option
-def command(request: str, now: bool, socket_: str | None) -> int:
+def command(request: str, now: bool, as_json: bool, socket_: str | None) -> int:
     """End one request."""
     with connected(socket_, "gen-worker kill") as client:
         known = [job.id for job in client.list().jobs]
         named = [name for name in known if request == name or request.endswith(f"/{name}")]
-        if len(named) == 1:
+        if len(named) == 1 and not as_json:
             sys.stderr.write(f"waiting for `{request}` to end\n")
         try:
             killed = client.kill(request, now)
@@ -50,7 +52,11 @@ def command(request: str, now: bool, socket_: str | None) -> int:
             raise
     if killed.outcome in ("not_found", "ambiguous"):
         _refuse(request, killed, known)
-    click.echo(describe(request, killed))
+    if as_json:
+        document = {"request": request, "outcome": killed.outcome, "rung": killed.rung, "stack": killed.stack}
+        click.echo(msgspec.json.encode({**document, "seconds": round(killed.seconds, 3)}))
+    else:
+        click.echo(describe(request, killed))
     return OK
 
 

@@ -10,8 +10,8 @@ import msgspec
 
 from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_bound_model, complete_device
+from gen_worker.cli.devices import named
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest
-from gen_worker.cli.restart import named
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, room, size, table
 from gen_worker.rundir import SupervisorUnreachable

@@ -1,7 +1,6 @@
 """`gen-worker restart`: replace the child of one device."""
 
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -9,18 +8,19 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_device
-from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest, say
+from gen_worker.cli.consent import agree, yes_option
+from gen_worker.cli.devices import counted, described, named, no_device, running_on
+from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Restarted
-from gen_worker.wire.status import DeviceStatus, JobStatus
-
-_NAMED = 3
+from gen_worker.wire.status import DeviceStatus
 
 _HELP = """Replace the child process of DEVICE by a new one.
 
 The new one boots, and loads what the old one held, before it takes its place, where there is memory for both. The
-requests of the old one run to their end, those of the device one at a time; with `--now` they are ended.
+requests of the old one run to their end, those of the device one at a time; with `--now` they are ended, which is
+asked about where there are several.
 
 \b
 gen-worker restart cuda:0
@@ -38,17 +38,20 @@ class _Command(Command):
 @click.command("restart", cls=_Command, help=_HELP, codes=(OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND))
 @click.argument("device", shell_complete=complete_device)
 @click.option("--now", is_flag=True, help="End its requests, whatever they do.")
+@yes_option
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @socket_option
-def command(device: str, now: bool, as_json: bool, socket_: str | None) -> int:
+def command(device: str, now: bool, yes: bool, as_json: bool, socket_: str | None) -> int:
     """Replace the child of one device."""
     with connected(socket_, "gen-worker restart") as client:
         status = client.list()
         known, meant = status.gpus, named(device, status.gpus)
+        running = [] if meant is None else running_on([meant], status.jobs)
+        if meant is not None and now and len(running) > 1:
+            agree(f"end {counted(running)} of `{meant.name}`?", yes=yes)
         if meant is not None and not as_json:
             sys.stderr.write(f"waiting for a new child of `{meant.name}`\n")
-            running = [] if now else [job for job in status.jobs if job.gpu in names_of(meant)]
-            if running:
+            if running and not now:
                 say("hint", f"{described(running)} first; `--now` ends what runs there")
         try:
             restarted = client.restart(device if meant is None else meant.name, now)
@@ -72,30 +75,9 @@ def command(device: str, now: bool, as_json: bool, socket_: str | None) -> int:
     return OK
 
 
-def named(device: str, known: Sequence[DeviceStatus]) -> DeviceStatus | None:
-    """Return the device that a person means by one of its names, or by the number of a CPU slot."""
-    meant = [each for each in known if device in names_of(each)]
-    return next(iter(meant or [each for each in known if each.name == f"cpu:{device}"]), None)
-
-
-def described(running: Sequence[JobStatus]) -> str:
-    """Return in words which requests a child has yet to end, and how they hang."""
-    told = ", ".join(f"`{job.id}`" + (f" (hangs: {job.hang})" if job.hang else "") for job in running[:_NAMED])
-    more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
-    return f"{told}{more} {'ends' if len(running) == 1 else 'end'}"
-
-
-def names_of(device: DeviceStatus) -> list[str]:
-    """Return what a person may call a device: its name, its index, its UUID."""
-    return [device.name, *([] if device.index is None else [str(device.index)]), *filter(None, [device.uuid])]
-
-
 def _refuse(device: str, restarted: Restarted, known: list[DeviceStatus]) -> NoReturn:
     if restarted.outcome == "not_found":
-        near = nearest(device, restarted.candidates)
-        listed = ", ".join(f"`{each}`" for each in restarted.candidates)
-        hint = f"did you mean `{near}`?" if near else f"there are: {listed}"
-        raise Failure(f"no device `{device}`", hint, code=NOT_FOUND)
+        raise no_device(device, restarted.candidates)
     reasons = [each.reason for each in known if each.name == restarted.device and each.reason]
     if restarted.outcome == "lost":
         reason = f": {reasons[0]}" if reasons else ""

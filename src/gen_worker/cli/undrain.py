@@ -1,0 +1,25 @@
+"""`gen-worker undrain`: give drained devices requests again."""
+
+import click
+
+from gen_worker.cli.completing import complete_device
+from gen_worker.cli.drain import CODES, DrainCommand, chosen, tell, undone
+from gen_worker.cli.supervisors import connected, socket_option
+
+_HELP = """Give DEVICE requests again, after `gen-worker drain`; without DEVICE every device.
+
+What was loaded there is loaded still, so that it serves at once.
+
+\b
+gen-worker undrain cuda:0
+gen-worker undrain"""
+
+
+@click.command("undrain", cls=DrainCommand, help=_HELP, codes=CODES)
+@click.argument("device", required=False, default="", shell_complete=complete_device)
+@click.option("--json", "as_json", is_flag=True, help="Print a document.")
+@socket_option
+def command(device: str, as_json: bool, socket_: str | None) -> int:
+    """Give drained devices requests again."""
+    with connected(socket_, "gen-worker undrain") as client:
+        return tell(undone(client, device, chosen(device, client.list().gpus)), as_json)
