@@ -22,11 +22,16 @@ Serving = Callable[..., Server]
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("sdxl", tmp_path_factory.mktemp("repositories") / "xl", dtype="fp32", seed=1)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, large: Path) -> Iterator[LoopbackHub]:
     repositories = tmp_path_factory.mktemp("repositories")
     with LoopbackHub() as hub:
         hub.add_repo("acme/small", make_tiny("sd15", repositories / "small", dtype="fp32"))
-        hub.add_repo("acme/xl", make_tiny("sdxl", repositories / "xl", dtype="fp32", seed=1))
+        hub.add_repo("acme/xl", large)
         yield hub
 
 
@@ -113,6 +118,36 @@ def test_two_pipelines_that_do_not_fit_together_take_turns_and_come_back_the_sam
             assert resident(second) == {f"acme/{name}"}
     assert sum("unloaded: its device has no room" in line for line in second.events()) == 3
     assert second.status().gpus[0].restarts == 0
+
+
+def test_a_pinned_pipeline_makes_room_for_no_other_and_is_back_after_a_crash_before_anybody_asks(
+    server: Serving, large: Path
+) -> None:
+    size = sum(file.stat().st_size for file in large.rglob("*.safetensors"))
+    chosen = ("--function", "small", "--function", "xl", "--vram-budget", str(1.002 * size / (1 << 30)))
+    running = server(*chosen)
+    operator = running.client
+    assert operator.model("pin", "acme/xl").devices == ["cpu:0"]
+    assert operator.model("load", "acme/xl").outcome == "done"
+    assert [(each.ref, each.pinned) for each in running.devices()["cpu:0"].models] == [("acme/xl", True)]
+
+    told = running.ask("small")["error"]
+    assert "are of what is pinned: `acme/xl`" in told["message"]
+    assert told["detail"]["hint"] == "`gen-worker models unpin acme/xl` lets it go for others"
+    refused = operator.model("load", "small")
+    assert refused.outcome == "failed"
+    assert "insufficient_vram" in refused.message
+
+    victim = running.devices()["cpu:0"].pid
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: running.devices()["cpu:0"].pid != victim and resident(running) == {"acme/xl"}, what="its return")
+
+    assert operator.model("unpin", "xl").outcome == "done"
+    assert running.ask("small")["ok"]
+    assert resident(running) == {"acme/small"}
+    assert operator.model("unload", "small").devices == ["cpu:0"]
+    assert resident(running) == set()
 
 
 def test_a_pipeline_larger_than_its_device_runs_on_a_lower_rung_that_is_told(server: Serving) -> None:
