@@ -50,7 +50,8 @@ class Board(Container):
     Board #downloads {{ width: 3fr; }}
     Board #detail {{ width: 3fr; display: none; }}
     Board.wide #detail {{ display: block; }}
-    Board.tabs Sheet {{ border: none; padding: 0; }}
+    Board.tabs Sheet {{ border: none; }}
+    Board.tabs #devices {{ padding: 0; }}
     Board.tabs #tabs {{ display: block; }}
     Board.tabs #middle, Board.tabs #middle Sheet, Board.tabs #events {{ display: none; }}
     Board.tabs.panel-1 #middle, Board.tabs.panel-1 #jobs {{ display: block; }}
@@ -75,13 +76,14 @@ class Board(Container):
         self._panel: int = 1
         self._header = Header(id="header")
         self._devices: Table[DeviceRow] = Table(self._device_columns, id="devices")
-        self._tabs = _Tabs(id="tabs")
-        self._jobs: Table[JobRow] = Table(job_rows.columns_for, id="jobs")
+        self._tabs = Tabs(id="tabs")
+        self._jobs: Table[JobRow] = Table(self._job_columns, id="jobs")
         self._downloads = Lines(id="downloads")
         self._detail = Detail(id="detail")
         self._events = Lines(id="events", follows=True)
         self._acting: Widget = self._devices  # the table that had the keyboard last
         self._shown: list[tuple[str, DeviceRow]] = []
+        self._shown_jobs: list[JobRow] = []
 
     def compose(self) -> ComposeResult:
         """Put the panels where they are."""
@@ -144,6 +146,7 @@ class Board(Container):
         status, text = self._seen.status, self._text
         self._shown = device_rows.device_rows(status, self.history)
         jobs = job_rows.job_rows(status, self.history)
+        self._shown_jobs = [row for _, row in jobs]
         tabbed = self.has_class("tabs")
         self._header.show(self._seen._replace(filter=text, alarm=tabbed))
         self._arrange()
@@ -170,6 +173,9 @@ class Board(Container):
 
     def _device_columns(self, room: int) -> list[Column[DeviceRow]]:
         return device_rows.columns_for([row for _, row in self._shown], room)
+
+    def _job_columns(self, room: int) -> list[Column[JobRow]]:
+        return job_rows.columns_for(self._shown_jobs, room)
 
     def _device_named(self, name: str | None) -> DeviceStatus | None:
         return next((row.device for key, row in self._shown if key == name), None)
@@ -215,16 +221,16 @@ class Board(Container):
         message.stop()
         self.post_message(self.Picked(self.selected_device, self.selected_job))
 
-    def on_tabs_chosen(self, message: "_Tabs.Chosen") -> None:
+    def on_tabs_chosen(self, message: "Tabs.Chosen") -> None:
         """Show the panel whose name was clicked."""
         message.stop()
         self.focus_panel(message.panel)
 
 
-class _Tabs(Sheet, can_focus=False):
+class Tabs(Sheet, can_focus=False):
     """The names of the panels of which one is seen."""
 
-    DEFAULT_CSS = "_Tabs { scrollbar-size: 0 0; }"
+    DEFAULT_CSS = "Tabs { scrollbar-size: 0 0; }"
 
     class Chosen(Message):
         """A panel is wanted."""

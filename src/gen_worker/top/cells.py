@@ -16,7 +16,7 @@ Span: TypeAlias = tuple[str, Tone]
 Line: TypeAlias = tuple[Span, ...]
 
 ELLIPSIS = "…"
-_GIB = 1 << 30
+_UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -74,17 +74,15 @@ def fitted(line: Line, room: int, *, right: bool = False) -> Line:
         padding: Span = (" " * missing, "text")
         return (padding, *line) if right else (*line, padding)
     kept: list[Span] = []
-    left = room
+    left = room - 1  # the last column is the ellipsis
     for text, tone in line:
-        short = cut(text, left)
-        if cell_len(text) > left or (cell_len(text) == left and width_of(line) > room):
-            short = short if short.endswith(ELLIPSIS) else cut(text + " ", left)
-            kept.append((short, tone))
-            left -= cell_len(short)
+        part = text if cell_len(text) <= left else _head(text, left)
+        left -= cell_len(part)
+        if part != text:
+            kept.append((part + ELLIPSIS + " " * left if room > 0 else "", tone))
             break
-        kept.append((short, tone))
-        left -= cell_len(short)
-    return (*kept, (" " * left, "text")) if left else tuple(kept)
+        kept.append((part, tone))
+    return tuple(kept)
 
 
 def joined(parts: Iterable[Line], gap: str = " ") -> Line:
@@ -102,7 +100,7 @@ def joined(parts: Iterable[Line], gap: str = " ") -> Line:
 
 def brief(seconds: float | None) -> str:
     """Return a length of time in four or five columns: as `duration`, but without tenths from ten seconds on."""
-    if seconds is not None and 9.95 <= seconds < 59.5:
+    if seconds is not None and 9.95 <= seconds < 59.95:
         return f"{seconds:.0f}s"
     return duration(seconds)
 
@@ -113,20 +111,24 @@ def uptime(seconds: float) -> str:
     return f"{days}d{rest // 3600:02d}h" if days else duration(seconds)
 
 
-def gib(bytes_: int) -> str:
-    """Return GiB for a column whose head or neighbour has the unit: `0.4`, `28.7`, `181`."""
-    amount = bytes_ / _GIB
-    return f"{amount:.1f}" if amount < 99.95 else f"{amount:.0f}"
-
-
 def of_total(used: int | None, total: int) -> Line:
-    """Return what is used of how much: `28.7/80G`."""
-    return (("-" if used is None else gib(used), "text"), (f"/{_whole(total)}", "dim"))
+    """Return what is used of how much, in the unit of the whole: `28.7/80G`, `1.6/1.9T`, `120/800M`."""
+    return (("-" if used is None else _in(_unit(total)[0], used), "text"), (f"/{whole(total)}", "dim"))
 
 
-def _whole(bytes_: int) -> str:
-    tib = bytes_ / (1 << 40)
-    return f"{tib:.1f}T" if tib >= 1 else f"{bytes_ / _GIB:.0f}G" if bytes_ >= 10 * _GIB else f"{gib(bytes_)}G"
+def whole(bytes_: int) -> str:
+    """Return an amount of memory in as few columns as can be: `80G`, `6.6G`, `1.9T`."""
+    unit, letter = _unit(bytes_)
+    return _in(unit, bytes_).removesuffix(".0") + letter
+
+
+def _unit(bytes_: int) -> tuple[int, str]:
+    return next(each for each in _UNITS if bytes_ >= each[0] or each is _UNITS[-1])
+
+
+def _in(unit: int, bytes_: int) -> str:
+    amount = bytes_ / unit
+    return f"{amount:.1f}" if amount < 99.95 else f"{amount:.0f}"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -148,10 +150,18 @@ def bar(room: int, parts: Sequence[tuple[float, Tone]]) -> Line:
     return tuple(spans)
 
 
-def sparkline(values: Sequence[float | None], room: int) -> str:
-    """Return the last values, shares of one, as blocks of eight heights; nothing where nothing was known."""
-    last = values[-room:] if room > 0 else ()
-    drawn = "".join(
-        " " if value is None else SPARKS[min(len(SPARKS) - 1, int(max(0.0, value) * len(SPARKS)))] for value in last
-    )
-    return drawn.rjust(room)
+def sparkline(values: Sequence[float | None], room: int, over: int) -> str:
+    """Return the last so many values, shares of one, as blocks of eight heights; blank where nothing was known."""
+    if room <= 0:
+        return ""
+    each = -(-over // room)  # values behind one block
+    last = [None] * (each * room - len(values)) + list(values[-each * room :])
+    return "".join(_block(last[at : at + each]) for at in range(0, len(last), each))
+
+
+def _block(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return " "
+    mean = min(1.0, max(0.0, sum(known) / len(known)))
+    return SPARKS[min(len(SPARKS) - 1, int(mean * len(SPARKS)))]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from textwrap import wrap
 
 from gen_worker.cli.table import duration, size
-from gen_worker.top.cells import Line, bar, brief, clean, cut_middle, fitted, joined, sparkline
-from gen_worker.top.device_rows import beat, label, model_bytes, progress_of, short_product, state, time_of
+from gen_worker.top.cells import Line, bar, brief, clean, cut_middle, fitted, joined, sparkline, uptime
+from gen_worker.top.device_rows import beat, label, model_bytes, progress_of, short_product, state, telling, time_of
 from gen_worker.top.history import KEPT, History
 from gen_worker.top.panels import event_line
 from gen_worker.top.tables import Sheet
@@ -29,7 +30,7 @@ class Detail(Sheet):
         named = "" if device is None else title(device)
         if self.border_title != named:
             self.border_title = named
-        self._lines = [] if device is None else list(detail_lines(device, status, history))
+        self._lines = [] if device is None else list(detail_lines(device, status, history, self._room()))
         self.redraw()
 
     def count(self) -> int:
@@ -48,9 +49,9 @@ def title(device: DeviceStatus) -> str:
     return " · ".join(filter(None, (f"{kind}{label(device.name)}", short_product(device), uuid)))
 
 
-def detail_lines(device: DeviceStatus, status: Status, history: History) -> Iterator[Drawn]:
-    """Return the lines about a device."""
-    yield from _condition(device)
+def detail_lines(device: DeviceStatus, status: Status, history: History, room: int) -> Iterator[Drawn]:
+    """Return the lines about a device; sentences take as many as they need in that room."""
+    yield from _condition(device, room)
     yield _head("MEMORY")
     yield from _memory(device)
     if device.job is not None:
@@ -75,15 +76,15 @@ def _fixed(line: Line) -> Drawn:
 # --- how it is --------------------------------------------------------------------------------------------------------
 
 
-def _condition(device: DeviceStatus) -> Iterator[Drawn]:
+def _condition(device: DeviceStatus, room: int) -> Iterator[Drawn]:
     look = look_of(DEVICES, state(device))
     pid: Line = () if device.pid is None else ((f"pid {device.pid}", "text"),)
-    age: Line = () if device.age_s is None else ((f"since {duration(device.age_s)}", "dim"),)
+    age: Line = () if device.age_s is None else ((f"for {uptime(device.age_s)}", "dim"),)
     yield _fixed(joined([((f"{look.glyph} {look.word}", look.tone),), pid, age, (("♥", "dim"),), beat(device)]))
     if device.hang is not None:
         silent = "" if device.silent_s is None else f", nothing new for {duration(device.silent_s)}"
         yield _fixed(((clean(device.hang), "red"), (silent, "text")))
-        yield _fixed(((HANGS.get(device.hang, ""), "dim"),))
+        yield from (_fixed(((piece, "dim"),)) for piece in wrap(HANGS.get(device.hang, ""), max(20, room - 2)))
     if device.health != "ok" or device.reason:
         yield _fixed(((clean(device.health), "yellow"), (f" {clean(device.reason or '')}", "text")))
     if device.loading is not None:
@@ -124,16 +125,17 @@ def _memory(device: DeviceStatus) -> Iterator[Drawn]:
 
 def _model_name(model: ModelStatus) -> str:
     marks = [model.rung or "", "" if model.tier in (None, "VRAM") else f"in {model.tier}", "pinned" * model.pinned]
-    return " ".join([clean(model.ref), *(clean(mark) for mark in marks if mark)])
+    return " ".join([telling(clean(model.ref)), *(clean(mark) for mark in marks if mark)])
 
 
 def _share(name: str, bytes_: int | None, total: int | None, tone: Tone) -> Drawn:
     def draw(room: int) -> Line:
         amount = size(bytes_).rjust(9)
         drawn = 0 if not total else max(6, room // 3)
-        left = fitted(((f"  {cut_middle(name, room - drawn - 13)}", "text"),), max(0, room - drawn - 10))
+        left = max(0, room - drawn - 10)
+        named = fitted((("  ", "text"), (cut_middle(name, left - 3), "text")), left)
         picture: Line = () if not total else bar(drawn, [((bytes_ or 0) / total, tone)])
-        return (*left, *picture, (f" {amount}", "text"))
+        return (*named, *picture, (f" {amount}", "text"))
 
     return draw
 
@@ -158,4 +160,4 @@ def _whose(job: JobStatus | None) -> Line:
 
 
 def _spark(values: list[float | None]) -> Drawn:
-    return lambda room: (("  ", "text"), (sparkline(values, min(KEPT, room - 4)), "blue"))
+    return lambda room: (("  ", "text"), (sparkline(values, min(KEPT, room - 4), KEPT), "blue"))

@@ -1,8 +1,9 @@
 """The table of devices: a row for each, in three sets of columns. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from gen_worker.cli.table import size
 from gen_worker.top.cells import (
     Line,
     Span,
@@ -15,18 +16,21 @@ from gen_worker.top.cells import (
     joined,
     of_total,
     sparkline,
+    width_of,
 )
 from gen_worker.top.columns import Column
 from gen_worker.top.history import History, spent_s
 from gen_worker.top.theme import DEVICES, EDGE, Look, Tone, look_of
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 
-MEDIUM = 104  # columns that a table has on a terminal of 112, within its border
-WIDE = 172
+MEDIUM = 108  # columns that a table has on a terminal of 112, within its border
+WIDE = 173
 ID_ROOM = 8  # what is left of an id, where it stands before its function
 BEAT_LATE_S, BEAT_LOST_S = 2.0, 10.0
 NEARLY = 0.8  # of its time, and a job is worth a look
 NEARLY_FULL, FULL = 0.9, 0.97
+LAST_S = 30
+LEAST_BAR, LEAST_STAGE = 6, 12  # columns, where a bar and the name of a stage stand side by side
 WARM, HOT = 80.0, 90.0  # °C; an H100 slows itself down at 87
 NOTHING: Line = (("—", "dim"),)
 
@@ -111,7 +115,10 @@ def _label(row: DeviceRow, _room: int) -> Line:
 
 
 def _product(row: DeviceRow, room: int) -> Line:
-    return ((cut(short_product(row.device), room), "dim"),)
+    words = short_product(row.device).split(" ")
+    while len(words) > 1 and len(" ".join(words)) > room:
+        words.pop()
+    return ((cut(" ".join(words), room), "dim"),)
 
 
 def short_product(device: DeviceStatus) -> str:
@@ -162,8 +169,6 @@ def model_bytes(device: DeviceStatus) -> int:
 
 
 def _rss(row: DeviceRow, _room: int) -> Line:
-    from gen_worker.cli.table import size
-
     return NOTHING if row.device.rss is None else ((size(row.device.rss), "text"),)
 
 
@@ -173,7 +178,7 @@ def _util(row: DeviceRow, _room: int) -> Line:
 
 
 def _last(row: DeviceRow, room: int) -> Line:
-    return ((sparkline(row.util, room), "blue"),)
+    return ((sparkline(row.util, room, LAST_S), "blue"),)
 
 
 def _temp(row: DeviceRow, _room: int) -> Line:
@@ -205,18 +210,22 @@ def named_together(names: Sequence[str], room: int) -> str:
 
 
 def _job(row: DeviceRow, room: int) -> Line:
-    """Return what a device is at: its job, or why it has none."""
-    device, job = row.device, row.job
-    if device.job is None:
-        return _jobless(device)
-    name: Span = (cut_front(clean(device.job), ID_ROOM), "purple")
-    hang: Line = ((clean(device.hang), "red"),) if device.hang is not None and room < WIDE_JOB else ()
-    more: Line = ((f"+{device.jobs - 1}", "dim"),) if device.jobs > 1 else ()
-    function: Line = () if job is None else ((clean(job.function), "text"),)
-    return joined([(name,), hang or function, more])
+    """Return what a device is at: its job, how it hangs, or why it has none."""
+    hang: Line = () if row.device.hang is None else ((clean(row.device.hang), "red"),)
+    return _jobless(row.device) if row.device.job is None else _named(row, hang, room)
 
 
-WIDE_JOB = 30  # from here on the class of a hang stands beside the state
+def _job_alone(row: DeviceRow, room: int) -> Line:
+    """Return the same where the way it hangs is told with its state."""
+    return _jobless(row.device) if row.device.job is None else _named(row, (), room)
+
+
+def _named(row: DeviceRow, hang: Line, room: int) -> Line:
+    id_ = clean(row.device.job or "")
+    more: Line = ((f"+{row.device.jobs - 1}", "dim"),) if row.device.jobs > 1 else ()
+    function: Line = () if row.job is None else ((clean(row.job.function), "text"),)
+    rest = joined([hang or function, more])
+    return joined([((cut_front(id_, max(ID_ROOM, room - width_of(rest) - 1)), "purple"),), rest])
 
 
 def _jobless(device: DeviceStatus) -> Line:
@@ -263,9 +272,10 @@ def progress_of(job: JobStatus, room: int, tone: Tone = "green") -> Line:
     if job.progress is None:
         return ((stage or "—", "dim"),)
     share = min(1.0, max(0.0, job.progress))
-    drawn = max(6, room // 4) if stage and room >= 20 else max(0, room - 5)
-    percent: Line = ((f"{share:>4.0%}", "text"),)
-    return joined([bar(drawn, [(share, tone)]), percent, ((stage, "dim"),) if stage and room >= 20 else ()])
+    drawn = max(LEAST_BAR, room // 4)
+    if not stage or room - drawn - 6 < min(len(stage), LEAST_STAGE):
+        drawn, stage = max(0, room - 5), ""
+    return joined([bar(drawn, [(share, tone)]), ((f"{share:>4.0%}", "text"),), ((stage, "dim"),) if stage else ()])
 
 
 def _progress(row: DeviceRow, room: int) -> Line:
@@ -290,7 +300,6 @@ def _restarts(row: DeviceRow, _room: int) -> Line:
     return ((str(restarts), "yellow"),) if restarts else (("·", "dim"),)
 
 
-Cell = Callable[[DeviceRow, int], Line]
 _EDGE: Column[DeviceRow] = Column("", _edge, 1)
 _BEAT: Column[DeviceRow] = Column("♥", _beat, 5, right=True)
 _RESTARTS: Column[DeviceRow] = Column("↻", _restarts, 2, right=True)
@@ -319,7 +328,7 @@ _MEDIUM: Tier = (
     ("util", _UTIL),
     ("temp", _TEMP),
     ("", Column("MODELS", _models, 12, share=3)),
-    ("", Column("JOB", _job, 16, share=4)),
+    ("", Column("JOB", _job, 14, share=4)),
     ("", _TIME),
     ("", _BEAT),
     ("", _RESTARTS),
@@ -328,15 +337,15 @@ _WIDE: Tier = (
     ("product", Column("NAME", _product, 9, share=1)),
     ("", Column("PID", _pid, 7)),
     ("", Column("STATE", _state, 24)),
-    ("vram", Column("VRAM", _memory, 24, share=4)),
+    ("vram", Column("VRAM", _memory, 20, share=3)),
     ("rss", Column("MEMORY", _rss, 8, right=True)),
     ("util", _UTIL),
-    ("util", Column("LAST 15 s", _last, 15)),
+    ("util", Column(f"LAST {LAST_S} s", _last, 10)),
     ("temp", _TEMP),
     ("power", Column("W", _power, 4, right=True)),
-    ("", Column("MODELS", _models, 18, share=4)),
-    ("", Column("JOB", _job, WIDE_JOB, share=2)),
-    ("", Column("PROGRESS", _progress, 12, share=4)),
+    ("", Column("MODELS", _models, 14, share=3)),
+    ("", Column("JOB", _job_alone, 20, share=2)),
+    ("", Column("PROGRESS", _progress, 20, share=4)),
     ("", _TIME),
     ("", _BEAT),
     ("", _RESTARTS),

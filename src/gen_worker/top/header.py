@@ -12,6 +12,7 @@ from gen_worker.wire.status import LinkStatus, Status
 
 ROOMY = 112
 WIDE = 180
+HOST_ROOM = 32
 SCARCE = 2  # with less than so many times the reserve left, the host's memory is worth a look
 FULL_DISK, FULLEST_DISK = 0.85, 0.95
 
@@ -66,7 +67,7 @@ def _apart(left: Line, right: Line, room: int) -> Line:
 
 def _identity(seen: Seen, room: int) -> Line:
     status = seen.status
-    parts: list[Line] = [((" gen-worker ", "brand"),), ((clean(status.host), "bold"),)]
+    parts: list[Line] = [((" gen-worker ", "brand"),), ((cut(clean(status.host), HOST_ROOM), "bold"),)]
     if room >= ROOMY:
         parts += [((f"v{clean(status.version)}  pid {status.pid}", "dim"),)]
     parts.append(((f"up {uptime(status.uptime_s)}", "dim"),))

@@ -1,5 +1,6 @@
 """The table of jobs that have not ended. Pure."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from gen_worker.top.cells import Line, clean, cut_front
@@ -11,7 +12,7 @@ from gen_worker.wire.hangs import HANGS
 from gen_worker.wire.status import JobStatus, Status
 
 FOR_TENANTS = 76  # columns of a table that has room for whose jobs they are
-LONG_IDS = 110
+ROOMY = 110  # and of one that has room for long ids
 NO_HANG = ("loading_slow", "unmeasurable")
 
 
@@ -57,17 +58,20 @@ def matches(row: JobRow, text: str) -> bool:
     return any(text in word.lower() for word in words)
 
 
-def columns_for(room: int) -> list[Column[JobRow]]:
-    """Return the columns for a table of so much room."""
+def columns_for(rows: Sequence[JobRow], room: int) -> list[Column[JobRow]]:
+    """Return the columns for a table of so much room; without tenants there is none for them."""
+    jobs = [row.job for row in rows]
+    ids = max((len(clean(job.id)) for job in jobs), default=4)
+    labels = max((len(label(job.gpu)) for job in jobs if job.gpu is not None), default=3)
     found = [
-        Column("ID", _id, 16 if room >= LONG_IDS else 8),
+        Column("ID", _id, max(4, min(ids, 16 if room >= ROOMY else 8))),
         Column("FUNCTION", _function, 10, share=2),
-        Column("GPU", _device, 5),
+        Column("GPU" if labels <= 3 else "DEVICE", _device, 3 if labels <= 3 else max(6, labels)),
         Column("STATUS", _status, 9),
         Column("PROGRESS", _progress, 10, share=3),
         Column("TIME/MAX", _time, 11),
     ]
-    if room >= FOR_TENANTS:
+    if room >= FOR_TENANTS and any(job.tenant for job in jobs):
         found.append(Column("TENANT", _tenant, 8, share=1))
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from gen_worker.cli.table import size
-from gen_worker.top.cells import Line, Span, bar, brief, clean, cut, cut_middle, fitted, joined
+from gen_worker.top.cells import Line, Span, bar, brief, clean, cut, cut_middle, fitted, joined, of_total, whole
 from gen_worker.top.device_rows import ails
 from gen_worker.top.job_rows import running, waiting
 from gen_worker.top.theme import LEVELS, Tone, look_of
@@ -95,8 +95,9 @@ def _named(download: DownloadStatus, room: int) -> Line:
 def _far(download: DownloadStatus, room: int) -> Line:
     total = download.bytes_total
     share = min(1.0, download.bytes_done / total) if total else None
-    bytes_ = size(download.bytes_done) if total is None else f"{size(download.bytes_done)}/{size(total)}"
-    words = [bytes_ if download.bytes_done else size(total) if total else ""]
+    words = [size(download.bytes_done) if total is None else _text(of_total(download.bytes_done, total))]
+    if total is not None and not download.bytes_done:
+        words = [whole(total)]
     if download.bytes_per_s:
         words.append(f"{size(int(download.bytes_per_s))}/s")
         if total:
@@ -107,6 +108,10 @@ def _far(download: DownloadStatus, room: int) -> Line:
     drawn = bar(min(BAR_ROOM, room // 4), [(share or 0.0, "cyan")])
     percent: Line = (("   ?" if share is None else f"{share:>4.0%}", "text"),)
     return joined([drawn, percent, ((" ".join(filter(None, words)), "dim"),), again])
+
+
+def _text(line: Line) -> str:
+    return "".join(text for text, _ in line)
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -62,15 +62,18 @@ class Sheet(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """Return what Textual is to show there."""
         line, background = self._drawn[y] = self._look(y)
-        room = self.size.width
+        room = self._room()
         strip = Strip([Segment(text, STYLES[tone]) for text, tone in line], room)
         base = self.rich_style
         if background:
             base += _behind(background)
         return strip.apply_style(base)
 
+    def _room(self) -> int:
+        return self.scrollable_content_region.width
+
     def _look(self, y: int) -> tuple[Line, str]:
-        room = self.size.width
+        room = self._room()
         if y < self.heads:
             return fitted(self.head(room), room), ""
         index = y - self.heads + self.scroll_offset.y
@@ -80,20 +83,17 @@ class Sheet(ScrollView, can_focus=True):
 
 
 class Lines(Sheet):
-    """A list of things, each drawn as one line; it stays at its end while the end is seen."""
+    """Lines that stand for themselves; with `follows` their end stays in sight until somebody scrolls away from it."""
 
     def __init__(self, *, id: str | None = None, follows: bool = False) -> None:
         super().__init__(id=id)
         self._lines: Sequence[Callable[[int], Line]] = ()
-        self._follows = follows
+        self._anchored = follows
 
     def show(self, lines: Sequence[Callable[[int], Line]]) -> None:
         """Show these lines; each is handed the room it has."""
-        at_end = self._follows and self.is_vertical_scroll_end
         self._lines = lines
         self.redraw()
-        if at_end:
-            self.scroll_end(animate=False, immediate=True)
 
     def count(self) -> int:
         """Return how many lines there are."""

@@ -1,0 +1,120 @@
+"""What stands in a cell of `gen-worker top` fits its room, whatever somebody wrote."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from gen_worker.top.cells import (
+    bar,
+    brief,
+    clean,
+    cut,
+    cut_front,
+    cut_middle,
+    fitted,
+    joined,
+    of_total,
+    sparkline,
+    uptime,
+    width_of,
+)
+from gen_worker.top.columns import Column, widths
+
+GIB = 1 << 30
+texts = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+def test_what_could_steer_a_terminal_is_spelt_out() -> None:
+    assert clean("\x1b[2Jred\r\n") == "\\x1b[2Jred\\x0d\\x0a"
+
+
+def test_what_reorders_or_hides_text_is_spelt_out() -> None:
+    assert clean("a\u202eb\u200bc\u2028") == "a\\u202eb\\u200bc\\u2028"
+
+
+def test_markup_and_wide_characters_are_text_like_any_other() -> None:
+    assert clean("[bold]絵文字 🎨") == "[bold]絵文字 🎨"
+
+
+@given(texts, st.integers(0, 30))
+def test_every_text_takes_exactly_the_room_of_its_cell(text: str, room: int) -> None:
+    cell = fitted(((clean(text), "text"),), room)
+    assert width_of(cell) == room
+    assert "".join(part for part, _ in cell).isprintable()
+
+
+@given(st.lists(texts, max_size=4), st.integers(0, 30))
+def test_several_pieces_take_exactly_the_room_of_their_cell(pieces: list[str], room: int) -> None:
+    assert width_of(fitted(tuple((clean(piece), "text") for piece in pieces), room)) == room
+
+
+@given(texts, st.integers(0, 30))
+def test_a_cut_text_is_never_wider_than_its_room(text: str, room: int) -> None:
+    for shortened in (cut, cut_front, cut_middle):
+        assert cell_len(shortened(clean(text), room)) <= room
+
+
+def test_what_is_cut_says_so() -> None:
+    assert fitted((("generate", "text"), (".image", "dim")), 10) == (("generate", "text"), (".…", "dim"))
+    assert fitted((("generate", "text"), (".image", "dim")), 8) == (("generat…", "text"),)
+    assert (cut("generate", 5), cut_front("local-0000002a", 8)) == ("gene…", "…000002a")
+    assert cut_middle("stable-diffusion-xl-base-1.0", 12) == "stable-d…1.0"
+
+
+def test_parts_that_are_not_there_leave_no_gap() -> None:
+    assert joined([(), (("a", "text"),), (), (("b", "dim"),)]) == (("a", "text"), (" ", "text"), ("b", "dim"))
+
+
+def test_times_are_brief() -> None:
+    assert [brief(each) for each in (0.31, 9.94, 9.96, 47.4, 59.7, 362, 7200)] == [
+        "0.3s",
+        "9.9s",
+        "10s",
+        "47s",
+        "60s",
+        "6m02s",
+        "2h00m",
+    ]
+    assert (uptime(312), uptime(3 * 86400 + 4 * 3600)) == ("5m12s", "3d04h")
+
+
+def test_what_is_used_has_the_unit_of_the_whole() -> None:
+    def told(used: int | None, total: int) -> str:
+        return "".join(text for text, _ in of_total(used, total))
+
+    assert told(int(28.7 * GIB), 80 * GIB) == "28.7/80G"
+    assert told(1600 * GIB, 1900 * GIB) == "1.6/1.9T"
+    assert told(120 << 20, 800 << 20) == "120/800M"
+    assert told(None, 80 * GIB) == "-/80G"
+
+
+def drawn(room: int, *shares: float) -> str:
+    return "".join(text for text, _ in bar(room, [(share, "text") for share in shares]))
+
+
+def test_a_bar_tells_its_parts_without_colour() -> None:
+    assert drawn(10, 0.5, 0.2) == "━━━━━╍╍───"
+    assert drawn(10, 0.0, 0.0) == "──────────"
+    assert drawn(6, 0.01, 0.01) == "━╍────"
+    assert drawn(6, 0.99, 0.5) == "━━━━━━"
+
+
+@given(st.integers(0, 40), st.floats(0, 2), st.floats(0, 2))
+def test_a_bar_takes_exactly_its_room(room: int, first: float, second: float) -> None:
+    assert len(drawn(room, first, second)) == room
+
+
+def test_a_sparkline_ends_with_the_latest_value() -> None:
+    assert sparkline([0.0, 0.5, 1.0], 5, 5) == "  ▁▅█"
+    assert sparkline([0.0, 0.0, 1.0, 1.0], 2, 4) == "▁█"
+    assert sparkline([None, None, 1.0], 3, 3) == "  █"
+    assert sparkline([], 4, 8) == "    "
+
+
+def test_spare_room_goes_to_the_columns_that_take_shares() -> None:
+    def column(least: int, share: int = 0) -> Column[None]:
+        return Column("", lambda _thing, _room: (), least, share)
+
+    assert widths([column(3), column(5, 1), column(5, 2)], 24) == [3, 8, 11]
+    assert widths([column(3), column(5)], 24) == [3, 5]
+    assert widths([column(3), column(5, 1)], 4) == [3, 5]
