@@ -11,7 +11,8 @@ from gen_worker.http.app import PATHS
 from gen_worker.settings import VARIABLES
 
 DOCKER = Path(__file__).parents[2] / "docker"
-INSTRUCTIONS = set("ARG FROM COPY RUN ENV WORKDIR USER EXPOSE STOPSIGNAL HEALTHCHECK ENTRYPOINT".split())
+INSTRUCTIONS = {"ARG", "FROM", "COPY", "RUN", "ENV", "WORKDIR", "USER", "EXPOSE", "STOPSIGNAL"}
+INSTRUCTIONS |= {"HEALTHCHECK", "ENTRYPOINT"}
 PORT = 8082  # of probes and metrics
 SETTINGS = {name for variable in VARIABLES.values() for name in variable.names}
 
