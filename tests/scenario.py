@@ -34,6 +34,7 @@ PATIENCE_S = 20.0  # for a line that is shown, and for an end
 
 # What differs from one session to the next, and how it looks.
 PLACEHOLDERS = {
+    "clock": r"(?:\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(?:\.\d{3}Z)?",
     "id": r"(?:invoke|run|repl|local)-[0-9a-f]{8}",
     "number": r"\d+",
     "pid": r"\d+",
@@ -48,6 +49,7 @@ PLACEHOLDERS = {
 REMEMBERED = ("id", "port", "postmortem")  # in a command they stand for the last one that was seen
 # How a recorded line gets them: what is left is for the eye of who records.
 _VARIABLE = (
+    (r"^(?:\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(?:\.\d{3}Z)?", "<clock>"),
     (r"\b(?:invoke|run|repl|local)-[0-9a-f]{8}\b", "<id>"),
     (r"\b\d{8}-\d{6}-[a-z0-9]+-[0-9a-f]{4}\b", "<postmortem>"),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),

@@ -55,13 +55,15 @@ def resident_bytes(pid: int) -> int:
 
 
 def descriptors(pid: int) -> list[str]:
-    """Return what the open descriptors of a process point to."""
+    """Return what the open descriptors of a process point to, but for files that it begins with the first line."""
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
         try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
         except FileNotFoundError:
             continue  # closed meanwhile
+        if not target.endswith(".jsonl"):
+            found.append(target)
     return found
 
 

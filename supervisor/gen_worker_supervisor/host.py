@@ -48,6 +48,7 @@ from gen_worker_supervisor.poller import LINGER_S, Poller
 from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.readiness import ReadyFile, is_ready
 from gen_worker_supervisor.reaper import Reaper, become_subreaper
+from gen_worker_supervisor.records import Records
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.rounds import Rounds
 from gen_worker_supervisor.saving import Saver
@@ -161,6 +162,10 @@ class Host:
                 plan.settings.run_dir,
                 plan.settings.postmortem_bytes,
                 self.version,
+            )
+        if plan.settings.job_log_bytes:
+            self.supervisor.records = Records(
+                loop, self.log, plan.settings.run_dir, plan.settings.job_log_bytes, self._boot_id
             )
         self._watching = Watching(self.supervisor, loop)
         self._memory_watch = MemoryWatch(
@@ -374,7 +379,7 @@ class Host:
     # --- its end ---
 
     def close(self) -> None:
-        """Remove every trace but the post-mortems: processes, sockets, files."""
+        """Remove every trace but the post-mortems, the log and the records of jobs: processes, sockets, files."""
         if self._ready_look is not None:
             self._ready_look.cancel()
             self._show_ready(False)
@@ -387,6 +392,8 @@ class Host:
         self.gpu_watch.close()
         self._host_watch.close()
         self.supervisor.close()
+        if self.supervisor.records is not None:
+            self.supervisor.records.close()
         if self._fetcher is not None:
             self._fetcher.close()
         self.inputs.close()

@@ -229,13 +229,12 @@ class Log:
             self._to_files.put(b"".join(kept), len(kept))
 
     def _fit(self, told: _Told) -> Line:
-        """Return a line as everybody may see it; what children say is searched for secrets that nobody knows, too."""
+        """Return a line as everybody may see it; what an author's code says may have secrets that nobody here knows."""
         line = told.line
-        if told.lines:
-            line = Line(line.ts, line.level, line.source, _whole(told), line.job, event=line.event)
-        elif line.child is not None:
-            line.message = redacted(line.message)
-        return self._look.fit(line)
+        whole = _whole(told) if told.lines else line.message
+        if line.child is not None or line.job is not None:
+            whole = redacted(whole)
+        return self._look.fit(Line(line.ts, line.level, line.source, whole, line.job, line.child, event=line.event))
 
     def _text(self, line: Line, told: _Told) -> bytes:
         if not told.lines:

@@ -99,6 +99,7 @@ from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.pulse import Pulse
 from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.records import Records, ended
 from gen_worker_supervisor.reports import MOST_SECONDS
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.state import Child, Client, Death, Device, Fleet, Function, Job, Outcome, unloaded
@@ -201,6 +202,9 @@ class Supervisor:
 
         self.traces = False
         """Whether a job begins a trace where its caller has none; set by whoever exports them."""
+
+        self.records: Records | None = None
+        """Keeps what is known of jobs that ended; set by whoever wants that kept."""
 
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
@@ -551,7 +555,10 @@ class Supervisor:
     def _answer(self, action: Answer) -> None:
         job, outcome, child = action.job, action.outcome, action.child
         body = b"" if child is None else self._lend(child, outcome.body)
-        self.tally.ended(job, outcome, time.monotonic())
+        now = time.monotonic()
+        self.tally.ended(job, outcome, now)
+        if self.records is not None:
+            self.records.keep(ended(self.fleet, job, outcome, now))
         if outcome.kind is not None:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)
@@ -619,7 +626,7 @@ class Supervisor:
             told = job.ending.told(time.monotonic())
             # The answer of one that was killed names its rung, for its client.
             text = f"{who}: killed by an operator ({told})" if outcome.kind == "killed" else f"{text} ({told})"
-        self.log.event(level, where, text, stack)
+        self.log.event(level, where, text, stack, job.request_id)
 
     def _note_left(self) -> None:
         """Say in one line how many jobs ended at once because their clients are gone."""

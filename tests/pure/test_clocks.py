@@ -11,6 +11,7 @@ PROCESSES = ["supervisor/gen_worker_supervisor", "child/gen_worker_child", "src/
 TOLD = {
     "supervisor/gen_worker_supervisor/log.py": "when a line was written",
     "supervisor/gen_worker_supervisor/postmortems.py": "when a child died, and how old its file is",
+    "supervisor/gen_worker_supervisor/records.py": "when a job ended",
     "supervisor/gen_worker_supervisor/report.py": "when a status was made",
     "supervisor/gen_worker_supervisor/serve.py": "since when a server is ready",
     "supervisor/gen_worker_supervisor/worker.py": "how long a link is as it is",

@@ -84,6 +84,21 @@ def complete_device(ctx: click.Context, _parameter: click.Parameter, begun: str)
     return _asked(ctx, begun, lambda client: [device.name for device in client.list().gpus])
 
 
+def complete_target(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the devices and the requests of the supervisor that the command line means."""
+
+    def names(client: "Client") -> list[str]:
+        status = client.list()
+        return [*(device.name for device in status.gpus), *(job.id for job in status.jobs)]
+
+    return _asked(ctx, begun, names)
+
+
+def complete_served(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the functions of the supervisor that the command line means."""
+    return _asked(ctx, begun, lambda client: [function.name for function in client.list().functions])
+
+
 def complete_bound_model(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return the models of the supervisor that the command line means."""
     return _asked(ctx, begun, lambda client: [model.ref for model in client.list().models])

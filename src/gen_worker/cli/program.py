@@ -33,6 +33,9 @@ _COMMANDS = {
     "restart": "Replace the child process of one device.",
     "drain": "Give devices no more requests, until that is undone.",
     "undrain": "Give drained devices requests again.",
+    "logs": "Show what children printed and the supervisor told.",
+    "events": "Show what the supervisor told of itself, its children and its jobs.",
+    "jobs": "List the jobs that ended.",
     "models": "Look after the models of a supervisor's functions.",
     "postmortem": "Say what children died of.",
     "quarantine": "Look after the payloads that killed children.",
@@ -43,6 +46,7 @@ _COMMANDS = {
     "doctor": "Look at this host, and say what a worker lacks here.",
     "completion": "Print the completion script of a shell.",
 }
+_MODULES = {"events": "events_command"}  # where a command is that is not in the module of its name
 
 
 class _Commands(Command, click.Group):
@@ -54,7 +58,7 @@ class _Commands(Command, click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"gen_worker.cli.{name}").command
+        command = importlib.import_module(f"gen_worker.cli.{_MODULES.get(name, name)}").command
         assert isinstance(command, click.Command)
         return command
 

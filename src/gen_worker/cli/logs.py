@@ -1,0 +1,189 @@
+"""`gen-worker logs`: what children printed, jobs logged and the supervisor told, from its memory and its files."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import click
+from msgspec.structs import replace
+
+from gen_worker.cli.command import Command
+from gen_worker.cli.completing import complete_target
+from gen_worker.cli.devices import named, names_of
+from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest, say
+from gen_worker.cli.log_reading import Asked, Meant, Told, kept, limited
+from gen_worker.cli.settings import read_settings
+from gen_worker.cli.since import clock, since_option
+from gen_worker.cli.supervisors import connected, socket_option
+from gen_worker.line_files import LineFileError
+from gen_worker.log_files import Line, folder_in
+from gen_worker.rundir import live_supervisors
+from gen_worker.terminal import Style, colours, paint, printable
+from gen_worker.wire.messages import Level
+from gen_worker.wire.status import Status
+
+if TYPE_CHECKING:
+    from gen_worker.client import Client
+
+SHOWN = 100  # lines, when nobody says how many
+_STYLES: dict[Level, Style] = {"warning": "yellow", "error": "red", "debug": "dim"}
+
+_HELP = f"""Show what children printed, jobs logged and the supervisor told; of one DEVICE or one REQUEST.
+
+The last {SHOWN} lines, or as many as `--lines` says, or all since `--since`. What the supervisor does not remember any
+more is in files in `logs` in the run directory; these are read where no supervisor is alive, too. Times are in UTC.
+
+\b
+gen-worker logs
+gen-worker logs cuda:0 --follow
+gen-worker logs r-7f3a --level warning
+gen-worker logs --since 10m --grep "out of memory" --json"""
+
+
+class _Command(Command):
+    meanings = {**MEANINGS, NOT_FOUND: "no such device or request"}  # noqa: RUF012 - nobody changes it
+
+
+class Wanted(NamedTuple):
+    """What of the log is to be shown, and how."""
+
+    of: str | None
+    meant: Meant
+    follow: bool
+    as_json: bool
+    socket: str | None
+
+
+@click.command("logs", cls=_Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND))
+@click.argument("of", metavar="[DEVICE|REQUEST]", required=False, shell_complete=complete_target)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@since_option
+@click.option("-n", "--lines", "last", type=click.IntRange(0), metavar="N", help="So many of the last lines.")
+@click.option("--level", type=click.Choice(get_args(Level)), default="debug", help="Nothing that is less grave.")
+@click.option("--grep", default="", metavar="TEXT", help="Only lines with this text, in capitals or not.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@socket_option
+def command(
+    of: str | None,
+    follow: bool,
+    since: float | None,
+    last: int | None,
+    level: Level,
+    grep: str,
+    as_json: bool,
+    socket_: str | None,
+) -> int:
+    """Show the log."""
+    number = SHOWN if last is None and since is None else last
+    return show(Wanted(of, Meant(level=level, grep=grep, since=since, last=number), follow, as_json, socket_))
+
+
+def show(wanted: Wanted) -> int:
+    """Show lines of the log: those that there are and, where that is wanted, those that come."""
+    run_dir = read_settings().run_dir
+    if wanted.socket is None and not wanted.follow and not live_supervisors(run_dir):
+        return _show_kept(wanted, run_dir)
+    with connected(wanted.socket, "gen-worker logs") as client:
+        meant = wanted.meant
+        if wanted.of is not None:
+            meant = _aimed(wanted.of, meant, client.list())
+        asked = Asked(client, meant)
+        found = limited(_with_older(asked, client, run_dir, meant), meant.last)
+        if not found and meant.request_id:
+            _must_be_known(meant.request_id, client.list(), run_dir)
+        show_lines(found, wanted.as_json)
+        if wanted.follow:
+            _follow(asked, wanted.as_json)
+    return OK
+
+
+def _with_older(asked: Asked, client: "Client", run_dir: Path, meant: Meant) -> list[Told]:
+    """Return what a supervisor remembers, after what is only in the files, where that is wanted."""
+    found = asked.remembered()
+    enough = meant.last is not None and len(found) >= meant.last
+    oldest = asked.oldest()
+    if enough or oldest is None or (meant.since is not None and oldest.ts < meant.since):
+        return found
+    return kept(run_dir, meant, client.supervisor.boot_id, oldest) + found
+
+
+def _follow(asked: Asked, as_json: bool) -> None:
+    for found in asked.coming():
+        if asked.left_out:
+            say("warning", f"{asked.left_out} lines are missing: they came faster than they were read")
+        show_lines(found, as_json)
+
+
+def _show_kept(wanted: Wanted, run_dir: Path) -> int:
+    """Show what is in the files, as no supervisor is alive; what is named may be a device or a request."""
+    meant, of = wanted.meant, wanted.of
+    found = kept(run_dir, meant)
+    if not found and not folder_in(run_dir).exists():
+        text = f"no supervisor is alive in `{run_dir}`, and no log of one is kept"
+        raise Failure(text, "start one with `gen-worker serve`", code=UNREACHABLE)
+    if of is not None:
+        about = [told for told in found if of in (told.line.child, told.line.source, told.line.job)]
+        if not about:
+            names = {each for told in found for each in (told.line.child, told.line.job) if each}
+            raise _unknown(of, names)
+        found = about
+    show_lines(limited(found, meant.last), wanted.as_json)
+    return OK
+
+
+def _aimed(of: str, meant: Meant, status: Status) -> Meant:
+    """Return what is meant with the device or the request that a person named."""
+    device = named(of, status.gpus)
+    return meant._replace(request_id=of) if device is None else meant._replace(device=device.name)
+
+
+def _must_be_known(request_id: str, status: Status, run_dir: Path) -> None:
+    """Raise `Failure` for a request that nobody has heard of; say of another one that nothing is told of it."""
+    jobs = [job.id for job in status.jobs]
+    if request_id in jobs or _has_ended(request_id, run_dir):
+        say("hint", f"`{request_id}` has told nothing that is meant here")
+        return
+    raise _unknown(request_id, {*jobs, *(name for device in status.gpus for name in names_of(device))})
+
+
+def _has_ended(request_id: str, run_dir: Path) -> bool:
+    from gen_worker.job_records import folder_in as records_in
+    from gen_worker.job_records import read
+
+    try:
+        return any(record.request_id == request_id for record in read(records_in(run_dir)))
+    except LineFileError:
+        return False
+
+
+def _unknown(of: str, names: Iterable[str]) -> Failure:
+    near = nearest(of, names)
+    hint = f"did you mean `{near}`?" if near else "`gen-worker ps` shows what there is"
+    return Failure(f"no device and no request `{of}`", hint, code=NOT_FOUND)
+
+
+# --- how lines look ---------------------------------------------------------------------------------------------------
+
+
+def show_lines(found: Iterable[Told], as_json: bool) -> None:
+    """Print lines to stdout, at once."""
+    now = time.time()
+    colour = colours(sys.stdout, os.environ)
+    for told in found:
+        click.echo(told.text, nl=False) if as_json else click.echo(text_of(told.line, now, colour=colour), color=True)
+    sys.stdout.flush()
+
+
+def text_of(line: Line, now: float, *, colour: bool = False) -> str:
+    """Return a line as a person reads it: its time, its source, its job, its level where that is not `info`."""
+    told = replace(line, message=printable(line.message, lines=True).replace("\n", "\n  "))
+    moment = clock(told.ts, now)
+    job = "" if told.job is None else f" job={printable(told.job)}"
+    mark = "" if told.level == "info" else f"{told.level}: "
+    if colour:
+        moment = paint(moment, "dim")
+        mark = mark and paint(mark.strip(), _STYLES[told.level]) + " "
+    return f"{moment} {printable(told.source)}{job} {mark}{told.message}"

@@ -1,0 +1,114 @@
+"""What is kept of a job that ended, and how a person reads it."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gen_worker.cli.jobs import listed
+from gen_worker.job_records import JobRecord, encode, folder_in, read
+from gen_worker.line_files import name_of
+from gen_worker.wire.messages import ErrorDetail
+from gen_worker_supervisor.ladder import Ending, Reason
+from gen_worker_supervisor.records import Ended, record_of
+from gen_worker_supervisor.state import Child, Device
+
+NOW = 1_795_370_187.0
+
+
+def told(**known: Any) -> Ended:
+    child = Child(Device("cuda:0", "cuda"), 1, 0.0)
+    child.loaded_at = 104.0
+    plain = Ended(
+        at=110.0,
+        request_id="r1",
+        attempt=1,
+        function="paint",
+        outcome="ok",
+        child=child,
+        alone=True,
+        load_s=3.0,
+        tenant="",
+        priority=0,
+        link="serve",
+        detail=None,
+        ending=None,
+        deaths=0,
+        submitted=100.0,
+        started=105.0,
+        run_s=4.5,
+        peak_rss=0,
+        peak_vram=0,
+        in_bytes=10,
+        out_bytes=20,
+        items=0,
+    )
+    return msgspec.structs.replace(plain, **known)
+
+
+def record(**known: Any) -> JobRecord:
+    return record_of(told(**known), 1000.0, lambda text: text)
+
+
+def test_a_record_says_what_a_job_waited_for_and_what_it_took() -> None:
+    found = record()
+    assert (found.ts, found.queue_s, found.load_s, found.run_s, found.device_s) == (1110.0, 5.0, 3.0, 4.5, 5.0)
+    assert (found.device, found.in_bytes, found.out_bytes, found.outcome) == ("cuda:0", 10, 20, "ok")
+
+
+def test_only_the_part_of_a_load_that_a_job_waited_for_counts() -> None:
+    assert record(submitted=102.0).load_s == 2.0
+    assert record(submitted=104.5).load_s == 0.0  # it was over before
+    assert record(load_s=0.0).load_s == 0.0
+
+
+def test_a_job_that_shares_its_device_holds_none() -> None:
+    assert record(alone=False).device_s == 0.0
+
+
+def test_a_job_that_was_over_before_anybody_looked_has_run_all_the_same() -> None:
+    found = record(started=None, run_s=0.25, submitted=109.0)
+    assert (found.queue_s, found.run_s, found.device_s) == (0.75, 0.25, 0.25)
+
+
+def test_a_job_that_never_ran_has_waited_until_its_end() -> None:
+    found = record(started=None, run_s=0.0, child=None, outcome="canceled")
+    assert (found.queue_s, found.run_s, found.device_s, found.device) == (10.0, 0.0, 0.0, None)
+
+
+def test_a_job_that_was_killed_has_run_until_then_and_says_how_it_hung() -> None:
+    ending = Ending(Reason.KILL, 106.0, hang="gil_held")
+    detail = ErrorDetail(cause="SIGKILL", postmortem="20261122-131502-cuda0-3f1c")
+    found = record(run_s=0.0, outcome="killed", ending=ending, detail=detail, deaths=1)
+    assert (found.run_s, found.cause, found.hang, found.deaths) == (5.0, "SIGKILL", "gil_held", 1)
+    assert found.postmortem == "20261122-131502-cuda0-3f1c"
+
+
+def test_what_callers_named_is_hidden_like_everything_else() -> None:
+    found = record_of(told(request_id="x", tenant="y"), 0.0, lambda text: f"[{text}]")
+    assert (found.request_id, found.tenant) == ("[x]", "[y]")
+
+
+def test_what_was_written_is_read_again_and_what_is_damaged_costs_nothing_else(tmp_path: Path) -> None:
+    folder = folder_in(tmp_path)
+    folder.mkdir(mode=0o700)
+    file = folder / name_of("20261122-131502", "0" * 32, 1)
+    file.write_bytes(encode(record()) + b'\nnonsense\n{"ts":1}\n' + encode(record(request_id="r2")) + b'\n{"ts":')
+    assert [each.request_id for each in read(folder)] == ["r1", "r2"]
+
+
+def test_a_list_has_no_column_that_says_nothing_and_ends_with_what_it_comes_to() -> None:
+    plain = JobRecord(NOW, "r1", "paint", "ok", device="cuda:0", queue_s=0.5, run_s=4.0, device_s=4.0)
+    assert listed([plain], NOW).splitlines() == [
+        "WHEN      JOB  FUNCTION  DEVICE  OUTCOME  QUEUE  RUN   HELD",
+        "17:56:27  r1   paint     cuda:0  ok       0.5s   4.0s  4.0s",
+        "1 job: 1 ok, 0 not; 4.0s of devices; median queue 0.5s, run 4.0s",
+    ]
+    odd = JobRecord(
+        NOW, "r2", "paint", "child_died", tenant="acme", cause="SIGSEGV", deaths=1, peak_vram=3 << 30, hang="spin"
+    )
+    heads, _, row, total = listed([plain, odd], NOW, 200).splitlines()
+    assert heads.split()[3:] == ["TENANT", "DEVICE", "OUTCOME", "QUEUE", "RUN", "HELD", "PEAK", "TRY", "CAUSE"]
+    assert row.split()[1:6] == ["r2", "paint", "acme", "-", "child_died"]
+    assert row.endswith("3072 MiB  2    SIGSEGV, spin")
+    assert total.startswith("2 jobs: 1 ok, 1 not; ")
