@@ -10,7 +10,7 @@ import msgspec
 
 from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_bound_model, complete_device
-from gen_worker.cli.devices import named
+from gen_worker.cli.devices import named, no_device
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, room, size, table
@@ -195,7 +195,7 @@ def _operate(
 def _device(status: Status, device: str) -> str:
     found = named(device, status.gpus)
     if found is None:
-        raise _not_found(f"no device `{device}`", device, [each.name for each in status.gpus])
+        raise no_device(device, [each.name for each in status.gpus])
     return found.name
 
 
