@@ -1,0 +1,50 @@
+"""Sends the spans that a supervisor tells of: `python -m gen_worker.otlp --socket FD --supervisor PID`.
+
+Where and how the standard `OTEL_*` variables say. The end of the socket is the end of the process, after what is left
+was sent or some seconds have passed.
+"""
+
+import argparse
+import os
+import signal
+import socket
+
+from gen_worker.oom_score import FETCHER, go_before
+
+LAST_S = 5  # for what is left, once the supervisor has gone
+
+
+def main() -> None:
+    """Export until the supervisor closes the socket."""
+    parser = argparse.ArgumentParser(prog="gen-worker otlp")
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--supervisor", type=int, required=True)
+    options = parser.parse_args()
+    go_before(options.supervisor, FETCHER)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to everybody; the supervisor decides
+    with socket.socket(fileno=options.socket) as sock:
+        _export(sock)
+
+
+def _export(sock: socket.socket) -> None:
+    import msgspec
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from gen_worker.otlp.spans import spans_of
+    from gen_worker.wire.spans import SPAN_LIMIT, JobSpan
+
+    os.environ.setdefault("OTEL_SERVICE_NAME", "gen-worker")
+    resource = Resource.create()
+    processor = BatchSpanProcessor(OTLPSpanExporter())
+    decode = msgspec.msgpack.Decoder(JobSpan).decode
+    while frame := sock.recv(SPAN_LIMIT):
+        for span in spans_of(decode(frame), resource):
+            processor.on_end(span)
+    signal.alarm(LAST_S)
+    processor.shutdown()
+
+
+if __name__ == "__main__":
+    main()
