@@ -83,6 +83,7 @@ class Stacks:
         if look is not None:
             look.then.append(then)
             return
+        self._silent &= {each.generation for each in self._supervisor.fleet.children()}
         look = self._looks[child.generation] = _Look(process, [then], _how(child))
         if child.ready and child.generation not in self._silent:
             self._silent.add(child.generation)
