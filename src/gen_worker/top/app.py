@@ -59,10 +59,13 @@ class Top(App[None]):
         """Return the board's screen."""
         return self.home
 
-    def on_mount(self) -> None:
-        """Have signals end the program in order, and the feed tell its news."""
+    def on_load(self) -> None:
+        """Have signals end the program in order, before it touches the terminal."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, partial(self.exit, return_code=128 + number))
+
+    def on_mount(self) -> None:
+        """Have the feed tell its news."""
         self.set_interval(TICK_S, self._tick)
         self.feed.tell(self._told)
 
@@ -116,8 +119,7 @@ class Top(App[None]):
             self.screen.news(seen.status, self.home.board.history)
 
     def say(self, outcome: Outcome) -> None:
-        """Tell what came of something, for a moment, in the place of what was told before."""
-        self.clear_notifications()
+        """Tell what came of something, for a moment."""
         self.notify(outcome.text, severity=outcome.severity, timeout=TOAST_S, markup=False)
 
 
