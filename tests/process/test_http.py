@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gen_worker.client.blocking import Client
+from gen_worker.http.view import FRESH_S
 from gen_worker.wire.status import Status
 from tests.served import Server, alive, descriptors, launch, serving, until
 
@@ -114,6 +116,13 @@ def test_clients_that_send_slowly_or_never_read_hold_nobody_else(server: Server)
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.mark.promise(12)
+def test_who_asks_all_the_time_has_no_document_made_for_each_answer(server: Server) -> None:
+    port, began = port_of(server), time.monotonic()
+    times = {get(port, f"/status?jobs={number}").json()["ts"] for number in range(200)}
+    assert len(times) <= (time.monotonic() - began) / FRESH_S + 2
 
 
 def test_a_request_with_an_endless_head_is_refused(server: Server) -> None:
