@@ -105,9 +105,9 @@ def test_a_bar_takes_exactly_its_room(room: int, first: float, second: float) ->
 
 
 def test_a_sparkline_ends_with_the_latest_value() -> None:
-    assert sparkline([0.0, 0.5, 1.0], 5, 5) == "  ▁▅█"
-    assert sparkline([0.0, 0.0, 1.0, 1.0], 2, 4) == "▁█"
-    assert sparkline([None, None, 1.0], 3, 3) == "  █"
+    assert sparkline([0.0, 0.5, 1.0], 5, 5) == "  ▁▄▇"
+    assert sparkline([0.0, 0.0, 1.0, 1.0], 2, 4) == "▁▇"
+    assert sparkline([None, None, 1.0], 3, 3) == "  ▇"
     assert sparkline([], 4, 8) == "    "
 
 

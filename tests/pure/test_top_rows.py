@@ -158,7 +158,10 @@ def test_a_long_id_keeps_the_end_that_tells_it() -> None:
 
 def test_a_job_that_waits_says_what_for() -> None:
     waits = job("queued", gpu=None, position=2, starts_in_s=8.0, stage="loading", queued_s=3.0)
-    assert job_row(document(jobs=[waits]))["PROGRESS"] == "#2 in 8.0s loading"
+    assert job_row(document(jobs=[waits]))["PROGRESS"] == "#2 loading"
+    soon, next_ = job("queued", position=1, starts_in_s=8.0), job("queued", position=1)
+    assert job_row(document(jobs=[soon]))["PROGRESS"] == "#1 starts in 8.0s"
+    assert job_row(document(jobs=[next_]))["PROGRESS"] == "#1 waits for a device"
     assert job_row(document(jobs=[waits]))["STATUS"] == "○ queued"
     assert job_row(document(jobs=[waits]))["TIME/MAX"] == "3.0s"
 
@@ -227,7 +230,7 @@ def test_the_detail_of_a_device_accounts_for_its_memory() -> None:
     assert amounts["xl fp8"] == "10.0 GiB"
     assert amounts["lora in RAM pinned"] == "1024 MiB"
     assert amounts["working memory"] == "8192 MiB"
-    assert amounts["not ours"] == "2048 MiB"
+    assert amounts["other programs, driver"] == "2048 MiB"
     assert amounts["free"] == "60.0 GiB"
 
 

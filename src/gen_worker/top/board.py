@@ -50,6 +50,8 @@ class Board(Container):
     Board #downloads {{ width: 3fr; }}
     Board #detail {{ width: 3fr; display: none; }}
     Board.wide #detail {{ display: block; }}
+    Board.wide #middle {{ height: 3fr; }}
+    Board.wide #events {{ height: 2fr; }}
     Board.tabs Sheet {{ border: none; }}
     Board.tabs #devices {{ padding: 0; }}
     Board.tabs #tabs {{ display: block; }}

@@ -151,12 +151,13 @@ def bar(room: int, parts: Sequence[tuple[float, Tone]]) -> Line:
 
 
 def sparkline(values: Sequence[float | None], room: int, over: int) -> str:
-    """Return the last so many values, shares of one, as blocks of eight heights; blank where nothing was known."""
+    """Return the last so many values, shares of one, as blocks of seven heights; blank where nothing was known."""
     if room <= 0:
         return ""
     each = -(-over // room)  # values behind one block
-    last = [None] * (each * room - len(values)) + list(values[-each * room :])
-    return "".join(_block(last[at : at + each]) for at in range(0, len(last), each))
+    kept = each * -(-over // each)
+    last = [None] * (kept - len(values)) + list(values[-kept:])
+    return "".join(_block(last[at : at + each]) for at in range(0, kept, each))
 
 
 def _block(values: Sequence[float | None]) -> str:

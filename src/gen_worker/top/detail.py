@@ -118,7 +118,7 @@ def _memory(device: DeviceStatus) -> Iterator[Drawn]:
     if ours is not None:
         yield _share("working memory", max(0, ours - model_bytes(device)), total, "purple")
     if device.vram_other:
-        yield _share("not ours", device.vram_other, total, "yellow")
+        yield _share("other programs, driver", device.vram_other, total, "yellow")
     if used is not None:
         yield _share("free", max(0, total - used), total, "green")
 
@@ -132,7 +132,7 @@ def _share(name: str, bytes_: int | None, total: int | None, tone: Tone) -> Draw
     def draw(room: int) -> Line:
         amount = size(bytes_).rjust(9)
         drawn = 0 if not total else max(6, room // 3)
-        left = max(0, room - drawn - 10)
+        left = max(0, room - drawn - 11)
         named = fitted((("  ", "text"), (cut_middle(name, left - 3), "text")), left)
         picture: Line = () if not total else bar(drawn, [((bytes_ or 0) / total, tone)])
         return (*named, *picture, (f" {amount}", "text"))
@@ -145,11 +145,10 @@ def _share(name: str, bytes_: int | None, total: int | None, tone: Tone) -> Draw
 
 def _job(device: DeviceStatus, status: Status, history: History) -> Iterator[Drawn]:
     job = next((each for each in status.jobs if each.id == device.job), None)
-    yield _fixed(((clean(device.job or ""), "purple"), *_whose(job)))
-    if job is not None:
-        yield _fixed(time_of(job, history.limit_s(job)))
-        if job.progress is not None or job.stage:
-            yield lambda room: (("  ", "text"), *progress_of(job, room - 2))
+    time: Line = () if job is None else time_of(job, history.limit_s(job))
+    yield _fixed(joined([((clean(device.job or ""), "purple"), *_whose(job)), time]))
+    if job is not None and (job.progress is not None or job.stage):
+        yield lambda room: (("  ", "text"), *progress_of(job, room - 2))
 
 
 def _whose(job: JobStatus | None) -> Line:

@@ -267,8 +267,8 @@ def progress_of(job: JobStatus, room: int, tone: Tone = "green") -> Line:
     stage = clean(job.stage or "")
     if job.status == "queued":
         place = "" if job.position is None else f"#{job.position}"
-        soon = "" if job.starts_in_s is None else f"in {brief(job.starts_in_s)}"
-        return ((" ".join(filter(None, (place, soon, stage))) or "—", "dim"),)
+        soon = "" if job.starts_in_s is None else f"starts in {brief(job.starts_in_s)}"
+        return ((" ".join(filter(None, (place, stage or soon or "waits for a device"))), "dim"),)
     if job.progress is None:
         return ((stage or "—", "dim"),)
     share = min(1.0, max(0.0, job.progress))

@@ -89,7 +89,9 @@ def download_lines(downloads: Sequence[DownloadStatus], text: str = "") -> list[
 
 
 def _named(download: DownloadStatus, room: int) -> Line:
-    return ((cut_middle(clean(download.ref), room), "text"),)
+    wanted_by = ", ".join(map(clean, download.wanted_by))
+    ref = cut_middle(clean(download.ref), room)
+    return ((ref, "text"), (f" for {wanted_by}" if wanted_by else "", "dim"))
 
 
 def _far(download: DownloadStatus, room: int) -> Line:

@@ -24,7 +24,7 @@ _COLOURS = {
     "cyan": "#56d4dd",
     "purple": "#b794f6",
     "yellow": "#f2c14e",
-    "red": "#ff6b6b",
+    "red": "#ff7b72",
 }
 
 STYLES: dict[Tone, Style] = {
@@ -85,7 +85,7 @@ LEVELS: dict[str, Look] = {
 
 EDGE = "▌"
 BAR = ("━", "╍", "─")  # lines: full blocks of neighbouring rows would melt together, and these are told without colour
-SPARKS = "▁▂▃▄▅▆▇█"
+SPARKS = "▁▂▃▄▅▆▇"  # the highest leaves a gap to the row above
 
 
 def look_of(table: dict[str, Look], state: str) -> Look:
