@@ -63,6 +63,8 @@ class PrivateServer:
                 self._process.kill()
                 self._process.wait()
 
+_PUBLIC = ("GEN_WORKER_HTTP", "GEN_WORKER_READY_FILE")  # these tell of the server that others use
+
 
 @contextmanager
 def private_server(options: Sequence[str]) -> Iterator[PrivateServer]:
@@ -93,6 +95,7 @@ def _started(options: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env={name: value for name, value in os.environ.items() if name not in _PUBLIC},
             start_new_session=True,  # the terminal's Ctrl-C is for the call, not for the server
             preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # it never outlives this process
         )
