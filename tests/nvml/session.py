@@ -6,6 +6,7 @@ that died too often, a drained device and a download.
 """
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from gen_worker.wire.status import DeviceStatus
 from tests.nvml.simulated import H100, Gpu, Simulated, gpus
 from tests.served import Connection, Server, serving, until
 
-STUDIO = Path(__file__).with_name("studio")
+STUDIO = Path(__file__).with_name("studio.py")
 CONTEXT_BYTES = 520 << 20  # that the driver takes for each process
 IDLE_BYTES = 300 << 20
 DRAINED, RENDERING = "cuda:7", 3
@@ -116,17 +117,19 @@ def _tell(gpu: Gpu, device: DeviceStatus, index: int) -> None:
 
 @contextmanager
 def session(folder: Path) -> Iterator[Session]:
-    """Serve the studio from this folder."""
+    """Serve the studio from this folder, in which everything of it lies."""
+    shutil.copy(STUDIO, folder)
     with LoopbackHub() as hub, gpus(folder, 8, H100) as world:
         for name, (gb, load_s) in _MODELS.items():
-            hub.add_repo(name, {"model.json": json.dumps({"gb": gb, "load_s": load_s}).encode()})
+            about = json.dumps({"gb": gb, "load_s": load_s}).encode()
+            hub.add_repo(name, {"model.json": about.ljust(4096)})  # a load that reads so much is seen to go on
         late = {"model.json": b'{"gb": 26.0, "load_s": 1}', "weights.gguf": bytes(_LATE_BYTES)}
         hub.add_repo(_LATE_MODEL, late)
         hub.fail(f"{_LATE_MODEL}/weights.gguf", Slow(_LATE_BYTES_PER_S))
         variables = world.variables | hub.variables()
         variables |= {"TENSORHUB_CACHE_DIR": str(folder / "cache"), "HF_HOME": "", "HF_TOKEN": ""}
         variables |= {"GEN_WORKER_HOST_CACHE_BYTES": "0", "GEN_WORKER_PREFETCH": "0"}
-        options = {"module": "studio", "cwd": STUDIO, "devices": "auto", "variables": variables}
+        options = {"module": "studio", "cwd": folder, "devices": "auto", "variables": variables}
         with (
             serving(folder, **options) as server,
             server.connect() as connection,
