@@ -20,6 +20,7 @@ _ENDS_S = 12.0  # the jobs have 10 seconds to end, then `shutdown()`
 _LOG_LINES = 20
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+_PUBLIC = ("GEN_WORKER_HTTP", "GEN_WORKER_READY_FILE")  # these tell of the server that others use
 
 
 class PrivateServer:
@@ -62,8 +63,6 @@ class PrivateServer:
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._process.kill()
                 self._process.wait()
-
-_PUBLIC = ("GEN_WORKER_HTTP", "GEN_WORKER_READY_FILE")  # these tell of the server that others use
 
 
 @contextmanager
