@@ -64,6 +64,7 @@ def quick(client: Client, server: Server) -> None:
     assert client.call("spin", {"gate": "open"})["text"] == "done"
 
 
+@pytest.mark.promise(7)
 def test_a_job_is_found_whatever_it_does_while_its_sibling_serves(serve: Serve) -> None:
     server = serve(module="hanging", devices=f"cpu:{len(WAYS) + 1}")
     with Client(server.control) as client:

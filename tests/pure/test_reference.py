@@ -100,7 +100,7 @@ def test_every_command_is_documented() -> None:
         command = commands.get_command(context, name)
         assert command is not None
         for option in [each for each in command.params if isinstance(each, click.Option)]:
-            assert f"`{option.opts[-1]}" in page
+            assert f"`{', '.join(option.opts)}" in page
 
 
 def test_every_name_that_an_author_imports_is_documented() -> None:
