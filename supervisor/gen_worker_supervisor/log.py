@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 from gen_worker.log_files import LEVELS, Line, encode
@@ -26,10 +27,11 @@ from gen_worker_supervisor.ring import Ring
 Format: TypeAlias = Literal["text", "json"]
 
 BACKLOG_BYTES = 1 << 20  # of what is ready for a reader
-WAITING_BYTES = 8 << 20  # of what nobody has looked at yet: a burst of 25 000 lines
+WAITING_BYTES = 16 << 20  # of what nobody has looked at yet: a burst of 45 000 lines
 TOLD_BYTES = 300  # what a line that nobody has looked at yet takes beside its text
 AT_ONCE = 32  # lines that are made ready before others get their turn: half a millisecond
 EVENTS = 256
+NAMES_KEPT = 256  # of sources and jobs, as they are shown
 HIDDEN = "[secret]"
 LEAST_BEGINNING = 6  # characters of a secret that a cut text may not end with
 _STYLES: dict[Level, Style] = {"warning": "yellow", "error": "red"}
@@ -60,6 +62,7 @@ class Look:
         longest_first = sorted(parts, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if parts else None
         self._values = longest_first
+        self._named = lru_cache(NAMES_KEPT)(self._shown)  # many lines have the same
 
     def hide(self, text: str) -> str:
         """Return the text without secret values."""
@@ -87,9 +90,9 @@ class Look:
 
     def fit(self, line: Line) -> Line:
         """Return a line as it may be seen."""
-        source, message = self._shown(line.source), self._shown(line.message)
-        job = None if line.job is None else self._shown(line.job)
-        child = None if line.child is None else self._shown(line.child)
+        source, message = self._named(line.source), self._shown(line.message)
+        job = None if line.job is None else self._named(line.job)
+        child = None if line.child is None else self._named(line.child)
         return Line(line.ts, line.level, source, message, job, child, event=line.event)
 
     def text(self, shown: Line, *, bare: bool = False, marked: bool = False) -> bytes:
@@ -106,7 +109,8 @@ class Look:
 
     def _shown(self, text: str) -> str:
         """Return the text without secret values, as UTF-8 can carry it."""
-        return self.hide(text).encode("utf-8", "backslashreplace").decode()
+        hidden = self.hide(text)
+        return hidden if hidden.isascii() else hidden.encode("utf-8", "backslashreplace").decode()
 
 
 def stderr_look(form: str, level: Level, environment: Mapping[str, str], secrets: Iterable[str]) -> Look:
