@@ -53,6 +53,7 @@ from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.rounds import Rounds
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
+from gen_worker_supervisor.spans import Spans, is_wanted, missing
 from gen_worker_supervisor.start import StartError
 from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
 from gen_worker_supervisor.storing import Storing
@@ -167,6 +168,7 @@ class Host:
             self.supervisor.records = Records(
                 loop, self.log, plan.settings.run_dir, plan.settings.job_log_bytes, self._boot_id
             )
+        self._spans = self.supervisor.spans = self._exporter()
         self._watching = Watching(self.supervisor, loop)
         self._memory_watch = MemoryWatch(
             loop,
@@ -211,6 +213,15 @@ class Host:
         settings = self.plan.settings
         return LineFiles(log_files.folder_in(settings.run_dir), settings.log_bytes, self._boot_id, complain)
 
+    def _exporter(self) -> Spans | None:
+        if not is_wanted(self.plan.environment):
+            return None
+        if lacking := missing():
+            text = f"no spans are sent: {', '.join(f'`{name}`' for name in lacking)} not installed"
+            self.log.event("warning", "otlp", f"{text}: `pip install 'gen-worker[otel]'`")
+            return None
+        return Spans(self.loop, self.poller, self._reaper, self.log, self.plan.environment)
+
     # --- its beginning ---
 
     def open(self) -> None:
@@ -231,6 +242,8 @@ class Host:
         reserve, needed = self.supervisor.fleet.memory_reserve, needed_bytes(self.plan.survey.preload)
         for text in doubts(tightest(), reserve, needed, ended_together()):
             self.log.event("warning", "memory", text)
+        if self._spans is not None:
+            self._spans.start()
         self.supervisor.start()
         self._watching.start()
         self._memory_watch.start()
@@ -394,6 +407,8 @@ class Host:
         self.supervisor.close()
         if self.supervisor.records is not None:
             self.supervisor.records.close()
+        if self._spans is not None:
+            self._spans.close()
         if self._fetcher is not None:
             self._fetcher.close()
         self.inputs.close()

@@ -30,10 +30,8 @@ NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 ENDS_S = 2.0  # for what is left, when the supervisor ends
 STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_NAMES = frozenset(
-    ("PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-    + ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
-)
+_OF_NETWORKS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_NAMES = frozenset(("PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", *_OF_NETWORKS))
 _BEGINNINGS = ("LC_", "PYTHON", "OTEL_")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -72,6 +70,8 @@ def job_span(fleet: Fleet, job: Job, outcome: Outcome, now: float, epoch_ns: int
         return None
     child, instance = job.child, fleet.instances.get(job.instance)
     started = job.started
+    if started is None and outcome.run_s:  # it was over before it was seen to start
+        started = max(job.submitted, now - outcome.run_s)
     load_s = 0.0
     if started is not None and child is not None and instance is not None and instance.learned:
         ended = min(child.loaded_at, started)

@@ -102,6 +102,7 @@ from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.records import Records, ended
 from gen_worker_supervisor.reports import MOST_SECONDS
 from gen_worker_supervisor.saving import Saver
+from gen_worker_supervisor.spans import Spans
 from gen_worker_supervisor.state import Child, Client, Death, Device, Fleet, Function, Job, Outcome, unloaded
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.tally import Tally
@@ -200,8 +201,8 @@ class Supervisor:
         self.graveyard: Graveyard | None = None
         """Keeps what is known of children's deaths; set by whoever wants that kept."""
 
-        self.traces = False
-        """Whether a job begins a trace where its caller has none; set by whoever exports them."""
+        self.spans: Spans | None = None
+        """Has spans of jobs sent to a collector; a job begins a trace then where its caller has none."""
 
         self.records: Records | None = None
         """Keeps what is known of jobs that ended; set by whoever wants that kept."""
@@ -396,7 +397,7 @@ class Supervisor:
         fleet = self.fleet
         fleet.number += 1
         now = time.monotonic()
-        span = (continued(traceparent) if traceparent else None) or (begun() if self.traces else None)
+        span = (continued(traceparent) if traceparent else None) or (begun() if self.spans is not None else None)
         if span is not None and destination is not None:
             destination = msgspec.structs.replace(destination, traceparent=span.traceparent)
         job = Job(
@@ -559,6 +560,8 @@ class Supervisor:
         self.tally.ended(job, outcome, now)
         if self.records is not None:
             self.records.keep(ended(self.fleet, job, outcome, now))
+        if self.spans is not None:
+            self.spans.keep(self.fleet, job, outcome, now)
         if outcome.kind is not None:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)

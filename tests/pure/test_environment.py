@@ -14,9 +14,12 @@ SECRET = [
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN"),
     *("CIVITAI_TOKEN", "CIVITAI_API_KEY"),
 ]
+COLLECTOR = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"]
 
 
-@pytest.mark.parametrize("name", [*SECRET, "SCHEDULER_JWKS_URL", "ORCHESTRATOR_ADDR", "RUNPOD_POD_ID", "TENSORHUB_X"])
+@pytest.mark.parametrize(
+    "name", [*SECRET, *COLLECTOR, "SCHEDULER_JWKS_URL", "ORCHESTRATOR_ADDR", "RUNPOD_POD_ID", "TENSORHUB_X"]
+)
 def test_what_belongs_to_the_worker_does_not_pass(name: str) -> None:
     assert "canary" not in author_environment({name: "canary"}).values()
 
@@ -60,6 +63,11 @@ def hidden(environment: dict[str, str], **settings: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", [*SECRET, "ACME_API_KEY", "DB_PASSWORD", "CLIENT_SECRET", "aws_credentials"])
 def test_the_value_of_a_variable_that_is_named_like_a_secret_is_one(name: str) -> None:
     assert hidden({name: " 12345678\n"}) == ("12345678",)
+
+
+@pytest.mark.parametrize("name", COLLECTOR)
+def test_the_key_for_a_collector_is_one(name: str) -> None:
+    assert hidden({name: "x-api-key=12345678-key,b=87654321"}) == ("12345678-key", "87654321")
 
 
 def test_a_secret_that_stands_in_a_file_is_one_too() -> None:

@@ -43,7 +43,7 @@ def _export(sock: socket.socket) -> None:
         for span in spans_of(decode(frame), resource):
             processor.on_end(span)
     signal.alarm(LAST_S)
-    processor.shutdown()
+    processor.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
