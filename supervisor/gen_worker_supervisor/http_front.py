@@ -44,7 +44,8 @@ def open_port(address: TcpAddress) -> HttpPort:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         listed = ", ".join(f"`{name}`" for name in missing)
-        raise ListenError(f"HTTP cannot be served: {listed} not installed", "pip install 'gen-worker[http]'")
+        are = "is" if len(missing) == 1 else "are"
+        raise ListenError(f"HTTP cannot be served: {listed} {are} not installed", "`pip install 'gen-worker[http]'`")
     sock, real = bind_tcp(address, guarded=True)
     return HttpPort(sock, str(real).replace("tcp://", "http://"))
 

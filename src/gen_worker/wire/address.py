@@ -71,7 +71,7 @@ def parse_address(text: str) -> Address:
 def parse_port(text: str) -> TcpAddress:
     """Read `PORT` or `HOST:PORT`; without a host it is 127.0.0.1. Raises `AddressError` for anything else."""
     found = _HOST_AND_PORT.fullmatch(text)
-    if found is None or int(found[2]) > 65535 or (text.startswith(":") and not found[1]):
+    if found is None or int(found[2]) > 65535 or text.startswith(":") or not text.isascii():
         raise AddressError(f"`{ascii(text)[1:-1]}` is no port", "write `8082`, or `0.0.0.0:8082` for every interface")
     return TcpAddress((found[1] or "127.0.0.1").strip("[]"), int(found[2]))
 
