@@ -24,7 +24,7 @@ from gen_worker_supervisor.state import Child, Fleet, Job, Outcome, lane_of
 
 EVERY_S = 0.25  # records are written so often at most
 WAITING = 20_000  # records that are not written yet; what comes beyond them is dropped and counted
-AT_ONCE = 16  # that are made ready before the loop gets its turn: a quarter of a millisecond
+AT_ONCE = 64  # that are made ready before the loop gets its turn: a quarter of a millisecond
 TURN_S = 1e-4
 
 
@@ -179,7 +179,8 @@ class Records:
             time.sleep(TURN_S)  # the loop's turn
 
     def _hide(self, text: str) -> str:
-        return redacted(self._log.hide_cut(text)).encode("utf-8", "backslashreplace").decode()
+        hidden = redacted(self._log.hide(text))
+        return hidden if hidden.isascii() else hidden.encode("utf-8", "backslashreplace").decode()
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Write what is left, for as long as that may take."""
