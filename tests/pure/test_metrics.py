@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from gen_worker.http.metrics import FAMILIES, exposition
+from gen_worker.http.metrics import FAMILIES, OPENMETRICS, exposition
 from gen_worker.wire.status import (
     DeviceStatus,
     FunctionStatus,
@@ -21,7 +21,6 @@ from gen_worker.wire.status import (
     Status,
 )
 
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 BASE_UNITS = ("_seconds", "_bytes", "_ratio")
 RUN = HistogramStatus([0.1, 1.0], [3, 2, 1], 9.5)
 BARE = Status(ts=0.0, host="h", version="0.1.0", pid=1, uptime_s=1.0)
@@ -113,6 +112,14 @@ def test_whoever_asks_for_open_metrics_gets_them_and_its_reader_is_content(statu
     read = list(openmetrics(body.decode()))  # type: ignore[no-untyped-call]
     named = {each.name.removesuffix("_total") if each.kind == "counter" else each.name for each in FAMILIES}
     assert {family.name for family in read} == named
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain; version=a.b.c", "*/*;q=x", "application/openmetrics-text; version=nine;escaping=;;=", "\xff"],
+)
+def test_whatever_is_asked_for_metrics_are_the_answer(accept: str) -> None:
+    assert b"genworker_ready 1.0\n" in exposition(FULL, accept)[0]
 
 
 def test_every_metric_has_a_meaning_and_a_kind_and_is_told_once() -> None:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from gen_worker.wire.status import DeviceStatus, HistogramStatus, Status
 
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"  # the library's own reader of the header can be led astray
 TAKES_JOBS = frozenset(("idle", "busy", "loading"))
 
 
@@ -52,7 +53,7 @@ class Family(msgspec.Struct, frozen=True):
 
 def exposition(status: Status, accept: str = "") -> tuple[bytes, str]:
     """Return the metrics as text in the form that an `Accept` header asks for, and the content type of that."""
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = choose_encoder(OPENMETRICS if "application/openmetrics-text" in accept else "")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(status))
     return encode(registry), content_type
