@@ -125,6 +125,30 @@ def test_who_asks_all_the_time_has_no_document_made_for_each_answer(server: Serv
     assert len(times) <= (time.monotonic() - began) / FRESH_S + 2
 
 
+HOST = b"Host: x\r\n"
+HOSTILE = [
+    b"\0" * 100,
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET /health HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999\r\n\r\n",
+    b"GET /%ff%00%zz?jobs=%ff HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET /metrics HTTP/1.1\r\n" + HOST + b"Accept: text/plain; version=a.b.c; escaping=;;==\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET /health HTTP/1.1\r\n" + HOST + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+]
+
+
+def test_what_is_no_request_costs_nobody_anything_and_fills_no_log(server: Server) -> None:
+    port, front, told = port_of(server), front_of(server), server.log()
+    for sent in HOSTILE:
+        with socket.create_connection(("127.0.0.1", port), 20) as client:
+            client.sendall(sent)
+            assert client.recv(32).startswith(b"HTTP/1.1 ")
+    assert (get(port, "/health").status, front_of(server), server.log()) == (200, front, told)
+
+
 def test_a_request_with_an_endless_head_is_refused(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", port_of(server)), 20) as client:
         try:
