@@ -187,6 +187,8 @@ class Log:
         """Write a line and remember it for `ps`; `lines` go below it, `job` is whose it is. Never blocks."""
         now = time.time()
         self._events += 1
+        if job is not None:  # what an author's code says may be in it
+            message = redacted(message)
         self.events.append(EventStatus(self._events, now, level, self.hide(source), self.hide(message)))
         line = Line(now, level, source, message, job, event=True)
         self._put(_Told(line, self._look.shows(level), marked=level != "info", lines=lines))
@@ -236,7 +238,7 @@ class Log:
         """Return a line as everybody may see it; what an author's code says may have secrets that nobody here knows."""
         line = told.line
         whole = _whole(told) if told.lines else line.message
-        if line.child is not None or line.job is not None:
+        if line.child is not None or line.job is not None or told.lines:
             whole = redacted(whole)
         return self._look.fit(Line(line.ts, line.level, line.source, whole, line.job, line.child, event=line.event))
 
