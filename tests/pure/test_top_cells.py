@@ -17,6 +17,7 @@ from gen_worker.top.cells import (
     sparkline,
     uptime,
     width_of,
+    wrapped,
 )
 from gen_worker.top.columns import Column, widths
 
@@ -63,6 +64,21 @@ def test_what_is_cut_says_so() -> None:
 
 def test_parts_that_are_not_there_leave_no_gap() -> None:
     assert joined([(), (("a", "text"),), (), (("b", "dim"),)]) == (("a", "text"), (" ", "text"), ("b", "dim"))
+
+
+def test_a_text_that_goes_on_does_so_below_itself_between_words() -> None:
+    rows = wrapped((("12:00 ", "dim"), ("a child that hangs is ended", "red")), 20)
+    assert rows == (
+        (("12:00 ", "dim"), ("a child that ", "red")),
+        (("      hangs is ended", "red"),),
+    )
+
+
+@given(texts, st.integers(0, 30))
+def test_rows_of_a_long_text_have_all_of_it_and_fit(text: str, room: int) -> None:
+    rows = wrapped(((clean(text), "text"),), room)
+    assert "".join(part for row in rows for part, _ in row) == clean(text)
+    assert all(width_of(row) <= max(room, 8) for row in rows)
 
 
 def test_times_are_brief() -> None:

@@ -23,7 +23,7 @@ from gen_worker.top.panels import (
     tab_at,
     tabs,
 )
-from gen_worker.top.tables import Lines, Sheet, Table
+from gen_worker.top.tables import Fluid, Lines, Sheet, Table
 from gen_worker.top.theme import BACKGROUND, BAND, BORDER, FOCUSED
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 
@@ -82,7 +82,7 @@ class Board(Container):
         self._jobs: Table[JobRow] = Table(self._job_columns, id="jobs")
         self._downloads = Lines(id="downloads")
         self._detail = Detail(id="detail")
-        self._events = Lines(id="events", follows=True)
+        self._events = Fluid(id="events", follows=True)
         self._acting: Widget = self._devices  # the table that had the keyboard last
         self._shown: list[tuple[str, DeviceRow]] = []
         self._shown_jobs: list[JobRow] = []
@@ -155,7 +155,7 @@ class Board(Container):
         self._devices.show([row for row in self._shown if not text or device_rows.matches(row[1], text)])
         self._jobs.show([row for row in jobs if not text or job_rows.matches(row[1], text)])
         self._downloads.show(download_lines(status.downloads, text))
-        self._events.show(event_lines(status.events, text))
+        self._events.fill(lambda room: event_lines(status.events, room, text))
         self._tabs.show(status, self._panel)
         self._show_detail()
         for panel, told in (

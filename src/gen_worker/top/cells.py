@@ -16,6 +16,7 @@ Span: TypeAlias = tuple[str, Tone]
 Line: TypeAlias = tuple[Span, ...]
 
 ELLIPSIS = "…"
+LEAST_PIECE = 8  # columns of a row that goes on: with less a text would run down the screen
 _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"))
 
 
@@ -83,6 +84,25 @@ def fitted(line: Line, room: int, *, right: bool = False) -> Line:
             break
         kept.append((part, tone))
     return tuple(kept)
+
+
+def wrapped(line: Line, room: int) -> tuple[Line, ...]:
+    """Return a line as rows that fit: its last piece goes on below itself, broken between words where it can be."""
+    *before, (text, tone) = line
+    taken = width_of(tuple(before))
+    first, *rest = _pieces(text, max(LEAST_PIECE, room - taken))
+    return ((*before, (first, tone)), *(((" " * taken + piece, tone),) for piece in rest))
+
+
+def _pieces(text: str, room: int) -> list[str]:
+    pieces = []
+    while cell_len(text) > room:
+        piece = _head(text, room)
+        at = piece.rfind(" ") + 1
+        piece = piece[:at] if at > len(piece) // 2 else piece
+        pieces.append(piece)
+        text = text[len(piece) :]
+    return [*pieces, text]
 
 
 def joined(parts: Iterable[Line], gap: str = " ") -> Line:

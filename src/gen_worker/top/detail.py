@@ -1,45 +1,30 @@
 """All that is known of one device."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from textwrap import wrap
 
 from gen_worker.cli.table import duration, size
 from gen_worker.top.cells import Line, bar, brief, clean, cut_middle, fitted, joined, sparkline, uptime
 from gen_worker.top.device_rows import beat, label, model_bytes, progress_of, short_product, state, telling, time_of
 from gen_worker.top.history import KEPT, History
-from gen_worker.top.panels import event_line
-from gen_worker.top.tables import Sheet
+from gen_worker.top.panels import event_lines
+from gen_worker.top.tables import Drawn, Fluid
 from gen_worker.top.theme import DEVICES, Tone, look_of
 from gen_worker.wire.hangs import HANGS
 from gen_worker.wire.status import DeviceStatus, JobStatus, ModelStatus, Status
 
-Drawn = Callable[[int], Line]
 EVENTS = 12
 
 
-class Detail(Sheet):
+class Detail(Fluid):
     """A device: what its memory holds, its job, its last minute, and what happened to it last."""
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._lines: list[Drawn] = []
 
     def show(self, device: DeviceStatus | None, status: Status, history: History) -> None:
         """Show a device; without one, nothing."""
         named = "" if device is None else title(device)
         if self.border_title != named:
             self.border_title = named
-        self._lines = [] if device is None else list(detail_lines(device, status, history, self._room()))
-        self.redraw()
-
-    def count(self) -> int:
-        """Return how many lines there are."""
-        return len(self._lines)
-
-    def line(self, index: int, room: int) -> Line:
-        """Return a line."""
-        return self._lines[index](room)
+        self.fill(lambda room: [] if device is None else list(detail_lines(device, status, history, room)))
 
 
 def title(device: DeviceStatus) -> str:
@@ -62,7 +47,7 @@ def detail_lines(device: DeviceStatus, status: Status, history: History, room: i
         yield _spark(history.util(device.name))
     if told := [event for event in status.events if event.source == device.name][-EVENTS:]:
         yield _head("EVENTS")
-        yield from (partial(event_line, event, sourced=False) for event in told)
+        yield from event_lines(told, room, sourced=False)
 
 
 def _head(text: str) -> Drawn:

@@ -2,10 +2,23 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 from gen_worker.cli.table import size
-from gen_worker.top.cells import Line, Span, bar, brief, clean, cut, cut_middle, fitted, joined, of_total, whole
+from gen_worker.top.cells import (
+    Line,
+    Span,
+    bar,
+    brief,
+    clean,
+    cut,
+    cut_middle,
+    fitted,
+    joined,
+    of_total,
+    whole,
+    wrapped,
+)
 from gen_worker.top.device_rows import ails
 from gen_worker.top.job_rows import running, waiting
 from gen_worker.top.theme import LEVELS, Tone, look_of
@@ -119,16 +132,23 @@ def _text(line: Line) -> str:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
-def event_lines(events: Sequence[EventStatus], text: str = "") -> list[Drawn]:
-    """Return a line for each event that has this text in it, the latest last."""
-    shown = [each for each in events if text in each.source.lower() or text in each.message.lower()]
-    return [partial(event_line, each) for each in shown]
+def event_lines(events: Sequence[EventStatus], room: int, text: str = "", *, sourced: bool = True) -> list[Drawn]:
+    """Return the events that have this text in them, the latest last: each as many rows as it takes in the room."""
+    shown = (each for each in events if text in each.source.lower() or text in each.message.lower())
+    rows = (
+        row for each in shown for row in _rows(each.ts, each.level, each.source if sourced else "", each.message, room)
+    )
+    return [partial(_drawn, row) for row in rows]
 
 
-def event_line(event: EventStatus, room: int, *, sourced: bool = True) -> Line:
-    """Return an event: when, how bad, of what, and what."""
-    look = look_of(LEVELS, event.level)
-    told = clean(event.message.replace("\n", " "))
-    source: Line = fitted(((cut(clean(event.source), SOURCE_ROOM), "purple"),), SOURCE_ROOM) if sourced else ()
-    when = time.strftime("%H:%M:%S", time.localtime(event.ts))
-    return joined([((when, "dim"),), ((look.glyph, look.tone),), source, ((cut(told, room), look.tone),)])
+@lru_cache(maxsize=1024)  # the same events are drawn every second
+def _rows(ts: float, level: str, source: str, message: str, room: int) -> tuple[Line, ...]:
+    look = look_of(LEVELS, level)
+    when = time.strftime("%H:%M:%S", time.localtime(ts))
+    named: Line = fitted(((cut(clean(source), SOURCE_ROOM), "purple"),), SOURCE_ROOM) if source else ()
+    told = clean(message.replace("\n", " "))
+    return wrapped(joined([((when, "dim"),), ((look.glyph, look.tone),), named, ((told, look.tone),)]), room)
+
+
+def _drawn(row: Line, _room: int) -> Line:
+    return row

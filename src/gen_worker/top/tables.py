@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import ClassVar, Generic
+from typing import ClassVar, Generic, TypeAlias
 
 from rich.segment import Segment
 from rich.style import Style
@@ -16,6 +16,9 @@ from textual.strip import Strip
 from gen_worker.top.cells import Line, Span, fitted
 from gen_worker.top.columns import GAP, Column, Thing, widths
 from gen_worker.top.theme import SELECTED, SELECTED_AWAY, STYLES
+
+Drawn: TypeAlias = Callable[[int], Line]
+"""Draws a line in the room it is handed."""
 
 _GAP: Span = (" " * GAP, "text")
 
@@ -62,18 +65,20 @@ class Sheet(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """Return what Textual is to show there."""
         line, background = self._drawn[y] = self._look(y)
-        room = self._room()
+        room = self.room
         strip = Strip([Segment(text, STYLES[tone]) for text, tone in line], room)
         base = self.rich_style
         if background:
             base += _behind(background)
         return strip.apply_style(base)
 
-    def _room(self) -> int:
+    @property
+    def room(self) -> int:
+        """How wide a line may be."""
         return self.scrollable_content_region.width
 
     def _look(self, y: int) -> tuple[Line, str]:
-        room = self._room()
+        room = self.room
         if y < self.heads:
             return fitted(self.head(room), room), ""
         index = y - self.heads + self.scroll_offset.y
@@ -82,18 +87,25 @@ class Sheet(ScrollView, can_focus=True):
         return fitted(self.line(index, room), room), self.background(index)
 
 
-class Lines(Sheet):
-    """Lines that stand for themselves; with `follows` their end stays in sight until somebody scrolls away from it."""
+class Fluid(Sheet):
+    """Lines made for the room there is; with `follows` their end stays in sight until somebody scrolls away."""
 
     def __init__(self, *, id: str | None = None, follows: bool = False) -> None:
         super().__init__(id=id)
-        self._lines: Sequence[Callable[[int], Line]] = ()
+        self._lines: Sequence[Drawn] = ()
+        self._make: Callable[[int], Sequence[Drawn]] = lambda _room: ()
         self._anchored = follows
 
-    def show(self, lines: Sequence[Callable[[int], Line]]) -> None:
-        """Show these lines; each is handed the room it has."""
-        self._lines = lines
-        self.redraw()
+    def fill(self, make: Callable[[int], Sequence[Drawn]]) -> None:
+        """Show the lines that `make` returns for a room; it is asked again when there is another."""
+        self._make = make
+        if self.size:
+            self._lines = make(self.size.width - 1)  # the bar for scrolling may come
+            self.redraw()
+
+    def on_resize(self) -> None:
+        """Show what fits now."""
+        self.fill(self._make)
 
     def count(self) -> int:
         """Return how many lines there are."""
@@ -102,6 +114,14 @@ class Lines(Sheet):
     def line(self, index: int, room: int) -> Line:
         """Return a line."""
         return self._lines[index](room)
+
+
+class Lines(Fluid):
+    """Lines that are the same in every room but for what is cut of them."""
+
+    def show(self, lines: Sequence[Drawn]) -> None:
+        """Show these lines; each is handed the room it has."""
+        self.fill(lambda _room: lines)
 
 
 class Table(Sheet, Generic[Thing]):
