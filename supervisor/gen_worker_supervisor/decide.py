@@ -58,8 +58,8 @@ def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
     children = [child for child in serving if not child.device.drained] if fleet.drained else serving
     if not children:
         _fetch_ahead(fleet, now)
-    if fleet.loads and children:
-        _load_wanted(fleet, children, now, actions)
+    if fleet.loads and serving:
+        _load_wanted(fleet, children or serving, now, actions)
     if fleet.ordered:
         _load_ordered(fleet, now, actions)
     while children and fleet.waiting and _lease_round(fleet, children, now, actions):

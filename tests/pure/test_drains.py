@@ -147,3 +147,16 @@ def test_jobs_that_wait_for_their_files_are_given_back_too() -> None:
     drain(made)
     assert made.answer(held).kind == "unavailable"
     assert made.unanswered(job)
+
+
+def test_what_an_orchestrator_wants_loaded_goes_to_a_drained_device_only_where_all_are() -> None:
+    made = Host(function(instance="m"), devices=2)
+    drain(made, 0)
+    made.fleet.loads["m"] = ""
+    made.happens()
+    assert [made.child(index).loading for index in range(2)] == [None, "m"]
+    made = Host(function(instance="m"), devices=1)
+    drain(made)
+    made.fleet.loads["m"] = ""
+    made.happens()
+    assert made.child().loading == "m"

@@ -11,7 +11,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_device
 from gen_worker.cli.consent import agree, yes_option
 from gen_worker.cli.devices import counted, described, named, no_device, running_on
-from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
+from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Drained
@@ -41,10 +41,11 @@ class DrainCommand(Command):
         **MEANINGS,
         USER_CODE: "requests still run there, or the device is lost",
         NOT_FOUND: "no such device",
+        CANCELED: "Ctrl-C, or a no",
     }
 
 
-CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND)
+CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND, CANCELED)
 
 
 @click.command("drain", cls=DrainCommand, help=_HELP, codes=CODES)
