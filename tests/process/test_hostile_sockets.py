@@ -303,6 +303,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
 def test_another_user_reaches_no_control_socket_even_where_its_file_and_folders_would_let_it() -> None:
     with tempfile.TemporaryDirectory(prefix="gw-") as made, serving(Path(made), module="liar") as server:
         place = server.control
+        assert place.stat().st_mode & 0o777 == 0o600
         for folder in (place.parent, place.parent.parent, server.folder):
             folder.chmod(0o711)
         place.chmod(0o777)
