@@ -35,6 +35,7 @@ class _Asked:
     meant: Filter
     limit: int
     until: float
+    waits: bool  # for lines to come, and so is answered now and then only
     left_out: int = 0
     timer: asyncio.TimerHandle | None = None
 
@@ -58,8 +59,8 @@ class Tail:
         now = self._loop.time()
         wait_s = min(max(0.0, frame.wait_ms / 1000), WAIT_MOST_S)
         meant = Filter(frame.events, frame.device, frame.request_id, frame.level)
-        asked = _Asked(frame.after, meant, max(1, frame.limit), now + wait_s)
-        if wait_s and now < self._next_tick:
+        asked = _Asked(frame.after, meant, max(1, frame.limit), now + wait_s, wait_s > 0)
+        if asked.waits and now < self._next_tick:
             self._wait(reader, asked)
         else:
             self._due[reader] = asked
@@ -127,5 +128,7 @@ class Tail:
         else:
             if asked.timer is not None:
                 asked.timer.cancel()
+            if asked.waits:
+                self._next_tick = max(self._next_tick, self._loop.time() + TICK_S)
             last, left_out = page.last, asked.left_out
             reader.send_body(b"".join(page.lines), lambda value: wire.Lines(value, last, left_out))
