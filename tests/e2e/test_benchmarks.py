@@ -64,6 +64,13 @@ FIGURES = {
         "`gen-worker invoke`",
         "`gen-worker ps --json`",
     },
+    "top": {
+        "`gen-worker top`, CPU",
+        "`gen-worker top`, first document drawn",
+        "`gen-worker top`, resident",
+        "supervisor, added by one `top`",
+        "supervisor, added by 50 who follow",
+    },
     "footprint": {
         "supervisor, resident",
         "idle forked child, private",

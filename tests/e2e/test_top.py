@@ -8,6 +8,7 @@ import pytest
 
 from gen_worker.client import JobError
 from tests.served import GEN_WORKER, alive, environment, serving, until
+from tests.terminal import terminal
 from tests.tmux import Emulator, emulator, needs_tmux
 
 pytestmark = [pytest.mark.process, needs_tmux]
@@ -68,3 +69,11 @@ def test_ctrl_c_and_a_lost_terminal_end_it_and_leave_nothing(tmp_path: Path) -> 
             screen.until("idle")
             pid = screen.pid
         until(lambda: not alive(pid), what="the end of what lost its terminal")
+
+
+def test_a_terminal_that_cannot_be_drawn_on_is_refused_in_words(tmp_path: Path) -> None:
+    with terminal([*GEN_WORKER, "top"], tmp_path, {**environment(tmp_path), "TERM": "dumb"}) as shown:
+        told = shown.end()
+    assert shown.code == 2
+    assert "`TERM` is `dumb`" in told
+    assert "hint: `gen-worker ps`" in told

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from textual import events
 
 from gen_worker.client import JobError
 from tests.served import Server, serving, until
@@ -103,6 +104,10 @@ def test_a_frozen_picture_stays_and_one_without_its_supervisor_says_so_until_the
             server.client.call("work-in-steps", {})
             assert seen.top.home.board.selected_device is before
             await seen.press("space")
+            await seen.sees("1 done", gone="frozen")
+            seen.top.post_message(events.AppBlur())
+            await seen.sees("frozen")
+            seen.top.post_message(events.AppFocus())
             await seen.sees("1 done", gone="frozen")
 
             server.process.kill()

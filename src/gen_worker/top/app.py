@@ -52,6 +52,7 @@ class Top(App[None]):
         self.readonly = readonly
         self.errands = Errands(feed.address, self.call_later)
         self.home = Home(readonly=readonly)
+        self._looked_at = True  # its terminal has the keyboard, as far as it says
         self._comes = False  # a call of `news` is on its way
         self._boot_id: str | None = None
 
@@ -80,20 +81,27 @@ class Top(App[None]):
 
     def on_app_focus(self, _event: events.AppFocus) -> None:
         """Go on: somebody looks."""
+        self._looked_at = True
         self._rest()
 
     def on_app_blur(self, _event: events.AppBlur) -> None:
-        """Draw nothing while nobody looks."""
+        """Draw nothing more until somebody looks, and say so."""
+        self._looked_at = False
         self._rest()
 
     def freeze(self, frozen: bool) -> None:
         """Keep the picture as it is, or go on."""
         self.home.frozen = frozen
         self._rest()
-        self.news()
+
+    @property
+    def _rests(self) -> bool:
+        return self.home.frozen or not self._looked_at
 
     def _rest(self) -> None:
-        self.feed.pause(self.home.frozen or not self.app_focus)
+        """Have nothing newer sent, or have it sent again; and draw which of the two it is."""
+        self.feed.pause(self._rests)
+        self.news()
 
     def _told(self) -> None:
         """Have the news drawn, once for many; called by the feed's thread."""
@@ -102,7 +110,7 @@ class Top(App[None]):
             self.call_later(self.news)
 
     def _tick(self) -> None:
-        if self.feed.stale_s() is not None and not self.home.frozen and self.app_focus:
+        if self.feed.stale_s() is not None and not self._rests:
             self.news()
 
     def news(self) -> None:
@@ -114,7 +122,7 @@ class Top(App[None]):
         if self._boot_id not in (None, seen.boot_id):
             self.say(Outcome(f"another supervisor answers now: pid {seen.status.pid}", "warning"))
         self._boot_id = seen.boot_id
-        self.home.show(seen, None if self.home.frozen else self.feed.stale_s())
+        self.home.show(seen, None if self._rests else self.feed.stale_s(), rests=self._rests)
         if isinstance(self.screen, DetailPage):
             self.screen.news(seen.status, self.home.board.history)
 
@@ -155,11 +163,11 @@ class Home(Screen[None]):
         yield Static(_footer(readonly=self._readonly), id="keys")
         yield Input(placeholder="filter", compact=True)
 
-    def show(self, seen: Seen, stale_s: float | None) -> None:
-        """Draw what was seen."""
+    def show(self, seen: Seen, stale_s: float | None, *, rests: bool) -> None:
+        """Draw what was seen; `rests`: nothing newer is asked for."""
         if not self.frozen or self._seen is None:
             self._seen = seen
-        self.board.show(self._seen.status, frozen=self.frozen, stale_s=stale_s)
+        self.board.show(self._seen.status, frozen=rests, stale_s=stale_s)
 
     # --- what acts ----------------------------------------------------------------------------------------------------
 
