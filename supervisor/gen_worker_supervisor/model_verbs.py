@@ -114,7 +114,7 @@ class ModelVerbs:
         self._supervisor.look(partial(self._unload_is_over, asked, held, instances))
 
     def _unload_is_over(self, asked: "_Asked", held: list[Device], instances: Collection[str]) -> bool:
-        over = unload_over(instances, asked.devices)
+        over = self._fleet.finished or unload_over(instances, asked.devices)
         if over:
             asked.ends(held)
         return over

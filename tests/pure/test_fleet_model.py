@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
+from gen_worker.wire.control import Model as ModelFrame
+from gen_worker.wire.control import Modeled
 from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed
 from gen_worker.wire.messages import (
     Body,
@@ -29,6 +31,7 @@ from gen_worker.wire.messages import (
     LoadFailed,
     NeedsInputs,
     Order,
+    Pin,
     Ready,
     Recall,
     Region,
@@ -36,6 +39,7 @@ from gen_worker.wire.messages import (
     Resident,
     Returned,
     Started,
+    Unload,
     Unloaded,
     Wants,
     Warned,
@@ -75,6 +79,7 @@ from gen_worker_supervisor.happenings import (
     Watched,
 )
 from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.model_verbs import ModelVerbs
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.state import LEASED_AHEAD, Child, Death, Job, Recycling, drained_away, lane_of
 from gen_worker_supervisor.tenants import Held
@@ -101,6 +106,7 @@ class ModelChild:
         self.running: list[Job] = []
         self.loads: deque[str] = deque()
         self.holds: set[str] = set()  # instances
+        self.pinned: set[str] = set()  # instances that go for no other
         self.signals: list[int] = []
         self.booted = 0
         self.leaves = False
@@ -170,6 +176,11 @@ class ModelChild:
                         return [Failed(number, "canceled", "canceled", False, 1.0)]
             case Load(instance):
                 self.loads.append(instance)
+            case Unload(instance):
+                self.holds.discard(instance)
+                return [Unloaded(instance)]
+            case Pin(instances):
+                self.pinned = set(instances)
             case Drain():
                 self.leaves = True
         return []
@@ -179,6 +190,8 @@ class ModelChild:
         if not well:
             return [LoadFailed(instance, "no", [], "model" if with_models(instance) else "setup")]
         gone = [each for each in sorted(self.holds) if with_models(each) and with_models(instance)]
+        if self.pinned.intersection(gone):
+            return [LoadFailed(instance, "no room", [], "hardware", "insufficient_vram")]
         self.holds = (self.holds - set(gone)) | {instance}
         said: list[Report] = [Unloaded(each, "no room") for each in gone]
         held = [Resident("slot0", "m", "VRAM", 10)] if with_models(instance) else []
@@ -302,6 +315,9 @@ class Fleets(RuleBasedStateMachine):
         self.orders: list[Fetch] = []  # that the fetcher has not ended
         self.models: dict[int, ModelChild] = {}
         self.files: list[Job] = []  # that files were ordered for
+        self.waiting: list[Callable[[], bool]] = []  # for what operators asked of models
+        self.asked = 0
+        self.told: list[Modeled] = []
         self.jobs: list[Job] = []
         self.clients = [Caller(f"link-{number}") for number in range(CLIENTS)]
         self.impatient: Caller | None = None  # goes with the next answer it gets
@@ -312,6 +328,8 @@ class Fleets(RuleBasedStateMachine):
         limits = {"max_queued": max_queued, "max_queued_bytes": max_queued_bytes}
         self.host = Host(*functions, devices=devices, **limits, eager=eager, up=False)
         self.host.fleet.booting = False
+        self.fleet = self.host.fleet
+        self.verbs = ModelVerbs(self, lambda: self.host.now)
         self.host.fleet.recycling = Recycling(jobs=jobs)
         self.host.fleet.stall_timeout_s = stall_s
         self.host.fleet.memory_reserve = GIB
@@ -333,7 +351,7 @@ class Fleets(RuleBasedStateMachine):
                 case Run(child=child, job=job):
                     later += self.run(child, job)
                 case Send(child=child, message=message):
-                    self.model_of(child).inbox.append(message)
+                    self.send(child, message)
                 case Signal(child=child, number=number):
                     self.model_of(child).signals.append(number)
                 case Deliver(child=child, job=job, body=body):
@@ -351,6 +369,12 @@ class Fleets(RuleBasedStateMachine):
                     self.files.append(job)
         if later:
             self.happens(*later)
+
+    def send(self, child: Child, message: Order) -> None:
+        if isinstance(message, Unload):
+            used = {job.instance for job in child.leased.values()}
+            assert message.instance not in used, "models go from under a job"
+        self.model_of(child).inbox.append(message)
 
     def order(self, order: Fetch | Abort) -> list[Happening]:
         if isinstance(order, Fetch):
@@ -377,6 +401,7 @@ class Fleets(RuleBasedStateMachine):
     def run(self, child: Child, job: Job) -> list[Happening]:
         assert not self.drained, "a job for a fleet that ends"
         assert not child.device.drained, "a job for a drained device"
+        assert job.instance not in child.going, "a job on what is to go"
         assert not job.ended, "a job that was answered runs"
         assert job.deaths < 2, "a third child is put at risk"
         assert job.ending is None, "a job that somebody wanted ended runs again"
@@ -413,6 +438,13 @@ class Fleets(RuleBasedStateMachine):
 
     def happens(self, *happenings: Happening) -> None:
         self.perform(self.host.happens(*happenings))
+
+    def handle(self, *happenings: Happening) -> None:
+        self.happens(*happenings)
+
+    def look(self, over: Callable[[], bool]) -> None:
+        if not over():
+            self.waiting.append(over)
 
     def passes(self, seconds: float) -> None:
         """Let time pass; what the core wants done is done when it wants it."""
@@ -506,6 +538,20 @@ class Fleets(RuleBasedStateMachine):
     def a_device_is_drained(self, index: int, undo: bool) -> None:
         devices = self.host.fleet.devices
         self.happens(DeviceDrainAsked(devices[index % len(devices)], undo))
+
+    @rule(
+        operation=st.sampled_from(["load", "load", "unload", "unload", "pin", "unpin"]),
+        ref=st.sampled_from(["one/m", "other/m"]),
+        device=st.sampled_from(["", "cpu:0", "cpu:1"]),
+    )
+    def a_model_is_handled(self, operation: str, ref: str, device: str) -> None:
+        self.asked += 1
+        self.verbs.perform(ModelFrame(operation, ref, device), self.told.append)  # type: ignore[arg-type]
+
+    @invariant()
+    def who_handles_a_model_has_at_most_one_answer(self) -> None:
+        self.waiting = [over for over in self.waiting if not over()]
+        assert len(self.told) + len(self.waiting) == self.asked
 
     @rule(index=st.integers(0, 5), left=st.sampled_from([0, GIB // 2, 64 * GIB]), times=st.integers(1, 6))
     def memory_is_looked_at(self, index: int, left: int, times: int) -> None:
@@ -774,6 +820,8 @@ class Fleets(RuleBasedStateMachine):
             assert set(child.used.values()) == {0} or child.phase in LEAVING
         self.passes(LONG_S)
         assert fleet.finished or not fleet.timers, fleet.timers
+        self.who_handles_a_model_has_at_most_one_answer()
+        assert not self.waiting or self.those(lambda model: model.frozen), "who asked for a model waits for ever"
 
     def carry_all_on(self) -> None:
         for model in list(self.models.values()):
@@ -796,6 +844,8 @@ class Fleets(RuleBasedStateMachine):
         self.drain()
         for _ in range(60):
             if self.host.fleet.finished:
+                self.who_handles_a_model_has_at_most_one_answer()
+                assert not self.waiting, "who asked for a model has no answer at the end"
                 return
             self.carry_all_on()
         raise AssertionError("it was asked to end and does not")
