@@ -26,7 +26,7 @@ from gen_worker.http.metrics import FAMILIES
 from gen_worker.models.errors import MEANINGS as MODEL_ERRORS
 from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
-from gen_worker.wire import control, hangs
+from gen_worker.wire import control, hangs, messages
 from gen_worker.wire.status import Status
 from gen_worker_supervisor import fates, ladder, phases, steps, tally, verdicts
 
@@ -280,25 +280,41 @@ def control_server() -> str:
 
 
 def _frames(kinds: Iterable[type]) -> str:
-    nodes = {node.name: node for node in _classes(SOURCE / "wire" / "control.py")}
-    return "\n\n".join(_frame(nodes[kind.__name__]) for kind in kinds)
+    file = SOURCE / "wire" / "control.py"
+    nodes = {node.name: node for node in _classes(file)}
+    return "\n\n".join(_frame(file, nodes[kind.__name__]) for kind in kinds)
 
 
-def _frame(node: ast.ClassDef) -> str:
+def _frame(file: Path, node: ast.ClassDef) -> str:
     fields = _fields(node)
     layout = ", ".join([f'"{node.name.lower()}"', *(name for name, _, _ in fields)])
-    rows = [(f"`{name}`", f"`{kind}`", f"`{default}`" if default else "") for name, kind, default in fields]
-    table = f"\n\n{_table(('field', 'type', 'default'), rows)}" if rows else ""
+    rows = [
+        (f"`{name}`", f"`{_spelled(kind)}`", f"`{default}`" if default else "", words)
+        for (name, kind, default), words in zip(fields, _remarks(file, node), strict=True)
+    ]
+    table = f"\n\n{_table(('field', 'type', 'default', ''), rows)}" if rows else ""
     return f"### {node.name.lower()}\n\n`[{layout}]` - {_doc(node)}{table}"
+
+
+def _spelled(kind: str) -> str:
+    """Return a type with its choices, where its name does not say them; the kinds of errors have a page."""
+    choices = get_args(getattr(messages, kind, None))
+    return " | ".join(f'"{each}"' for each in choices) if choices and kind != "ErrorKind" else kind
+
+
+def _remarks(file: Path, node: ast.ClassDef) -> list[str]:
+    """Return what stands behind each field of a class."""
+    lines = file.read_text().splitlines()
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    return [lines[each.lineno - 1].partition("  # ")[2] for each in fields]
 
 
 def status_fields() -> str:
     """Every struct of the status document, with the remarks behind its fields."""
     file = SOURCE / "wire" / "status.py"
-    remarks = [line.partition("  # ")[2] for line in file.read_text().splitlines()]
     parts = []
     for node in reversed(_classes(file)):
-        said = [remarks[each.lineno - 1] for each in node.body if isinstance(each, ast.AnnAssign)]
+        said = _remarks(file, node)
         rows = [(f"`{name}`", f"`{kind}`", words) for (name, kind, _), words in zip(_fields(node), said, strict=True)]
         parts.append(f"### {node.name}\n\n{_doc(node)}\n\n{_table(('field', 'type', ''), rows)}")
     return "\n\n".join(parts)
@@ -342,11 +358,32 @@ def _settings(variables: Mapping[str, Variable]) -> str:
 def _meanings() -> dict[str, str]:
     """Return the words below each field of `Settings`."""
     (node,) = [each for each in _classes(SOURCE / "settings.py") if each.name == "Settings"]
+    return _words_below(node)
+
+
+def _words_below(node: ast.ClassDef) -> dict[str, str]:
     return {
         ast.unparse(field.target): _in_a_table(str(words.value.value))
         for field, words in zip(node.body, node.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(words, ast.Expr) and isinstance(words.value, ast.Constant)
     }
+
+
+def log_fields() -> str:
+    """The fields of a line of the log, from the words below them."""
+    return _worded_fields(SOURCE / "log_files.py")
+
+
+def job_fields() -> str:
+    """The fields of the record of a job, from the words below them."""
+    return _worded_fields(SOURCE / "job_records.py")
+
+
+def _worded_fields(file: Path) -> str:
+    (node,) = _classes(file)
+    words = _words_below(node)
+    rows = [(f"`{name}`", f"`{kind}`", words[name]) for name, kind, _ in _fields(node)]
+    return _table(("field", "type", "meaning"), rows)
 
 
 def _in_a_table(sentence: str) -> str:
@@ -611,6 +648,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "control-client": control_client,
     "control-server": control_server,
     "status-fields": status_fields,
+    "log-fields": log_fields,
+    "job-fields": job_fields,
     "settings": settings,
     "container-settings": container_settings,
     "model-settings": model_settings,

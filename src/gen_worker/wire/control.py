@@ -48,9 +48,9 @@ class Submit(_Message):
     body: Value
     encoding: Encoding = "msgpack"
     attempt: int = 1
-    stream: bool = False
-    events: bool = False
-    timeout_ms: int = 0
+    stream: bool = False  # its items are wanted as they come
+    events: bool = False  # progress and log lines are wanted
+    timeout_ms: int = 0  # its deadline, time in the queue included; 0: none
     tenant: str = ""  # for whom: tenants take turns
     priority: int = 0  # a higher one goes first among the waiting jobs of its function, -100 to 100
     traceparent: str = ""  # of the caller's span, as W3C Trace Context writes it; goes on to uploads and webhooks
@@ -66,7 +66,7 @@ class Kill(_Message):
     """End a job whatever it does; answered by `Killed` when it has."""
 
     request_id: str
-    now: bool = False
+    now: bool = False  # it gets no time to end by itself
 
 
 class List(_Message):
@@ -94,7 +94,7 @@ class Pardon(_Message):
 class Watch(_Message):
     """Have the status document sent, as `Seen`, every so many milliseconds; one subscription each connection.
 
-    What a client has not taken yet is not sent again: it misses documents, and gets the latest.
+    None is sent while anything that was sent before is unread: who is slow misses documents, and gets the latest.
     """
 
     every_ms: int  # at least 100; 0 ends it
@@ -107,10 +107,10 @@ class Read(_Message):
     after: int = 0  # its `seq`; 0: from the oldest that is remembered, -n: from the n-th last
     wait_ms: int = 0  # how long there may be none before that is the answer
     events: bool = False  # only what the supervisor tells, not what children print
-    device: str = ""
-    request_id: str = ""
+    device: str = ""  # only what is of it
+    request_id: str = ""  # only what is of it
     level: Level = "debug"  # and above
-    limit: int = 500
+    limit: int = 500  # lines of one answer
 
 
 class Drain(_Message):
