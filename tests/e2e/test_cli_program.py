@@ -229,7 +229,7 @@ def test_run_works_on_a_system_without_those_calls(tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys\nfrom gen_worker.cli import execute\nexecute(['--help'])\n"
-        "heavy = {'asyncio', 'torch', 'numpy', 'grpc', 'psutil', 'pynvml', 'huggingface_hub', 'gen_worker.client'}\n"
+        "heavy = {'asyncio', 'torch', 'numpy', 'grpc', 'psutil', 'pynvml', 'huggingface_hub', 'gen_worker.client', 'textual'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
@@ -240,7 +240,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_command_imports_no_event_loop_before_it_works(command: str) -> None:
     program = (
         f"import sys\nfrom gen_worker.cli import execute\nexecute([{command!r}, '--help'])\n"
-        "heavy = {'asyncio', 'torch', 'psutil', 'gen_worker_supervisor', 'gen_worker_child'}\n"
+        "heavy = {'asyncio', 'torch', 'psutil', 'textual', 'gen_worker_supervisor', 'gen_worker_child'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
