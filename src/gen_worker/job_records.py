@@ -79,6 +79,9 @@ class JobRecord(msgspec.Struct, omit_defaults=True):
     items: int = 0
     """Items of its stream."""
 
+    trace: str = ""
+    """The id of the trace that its caller, or a collector, had it in."""
+
     postmortem: str | None = None
     """The record of its child's death."""
 

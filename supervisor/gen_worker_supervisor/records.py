@@ -53,6 +53,7 @@ class Ended(msgspec.Struct, frozen=True):
     in_bytes: int
     out_bytes: int
     items: int
+    trace: str = ""
 
 
 def ended(fleet: Fleet, job: Job, outcome: Outcome, now: float) -> Ended:
@@ -81,6 +82,7 @@ def ended(fleet: Fleet, job: Job, outcome: Outcome, now: float) -> Ended:
         job.payload.length,
         body_length(outcome.body),
         outcome.yielded,
+        "" if job.span is None else job.span.trace_id,
     )
 
 
@@ -112,6 +114,7 @@ def record_of(told: Ended, epoch: float, hide: Callable[[str], str]) -> JobRecor
         in_bytes=told.in_bytes,
         out_bytes=told.out_bytes,
         items=told.items,
+        trace=told.trace,
         hang=(told.ending.hang or None) if told.ending is not None else None,
     )
     if detail is not None:

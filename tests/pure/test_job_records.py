@@ -112,3 +112,7 @@ def test_a_list_has_no_column_that_says_nothing_and_ends_with_what_it_comes_to()
     assert row.split()[1:6] == ["r2", "paint", "acme", "-", "child_died"]
     assert row.endswith("3072 MiB  2    SIGSEGV, spin")
     assert total.startswith("2 jobs: 1 ok, 1 not; ")
+
+
+def test_a_record_names_the_trace_that_its_job_was_in() -> None:
+    assert record(trace="4b" * 16).trace == "4b" * 16
