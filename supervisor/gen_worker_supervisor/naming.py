@@ -34,6 +34,11 @@ class Work(NamedTuple):
     jobs: tuple[Job, ...] = ()  # any of which may be what holds the device or the loop; none: a set-up, an import
 
 
+def is_hung(child: Child) -> bool:
+    """Whether a child is said to hang."""
+    return child.hang is not None and child.hang not in HELD_BACK
+
+
 def floor_s(fleet: Fleet) -> float:
     """Return the shortest time without progress that is called a hang: a quarter of what ends a job."""
     return min(LIMIT_S, fleet.stall_timeout_s / 4) if fleet.stall_timeout_s else LIMIT_S

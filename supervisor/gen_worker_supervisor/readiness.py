@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from gen_worker_supervisor.naming import is_hung
 from gen_worker_supervisor.state import Fleet
 
 
 def is_ready(fleet: Fleet) -> bool:
     """Whether some child takes jobs: not before the start is over, and not while everything drains or is drained."""
-    takes_jobs = any(not child.device.drained for child in fleet.serving())
+    takes_jobs = any(not child.device.drained and not is_hung(child) for child in fleet.serving())
     return not fleet.draining and not fleet.booting and takes_jobs
 
 

@@ -23,7 +23,7 @@ from gen_worker_supervisor.admission import seconds_a_job, warm_children
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.host_facts import HostFacts
 from gen_worker_supervisor.model_report import host_models, resident_models
-from gen_worker_supervisor.naming import HELD_BACK, OF_ALL, silent_s, stall_limit_s, work_of
+from gen_worker_supervisor.naming import OF_ALL, is_hung, silent_s, stall_limit_s, work_of
 from gen_worker_supervisor.phases import Health, JobState, ModelState, Phase
 from gen_worker_supervisor.readiness import is_ready
 from gen_worker_supervisor.state import Device, Fleet, Function, Job, drained_away, holds, unheld
@@ -214,8 +214,7 @@ def _state(device: Device) -> str:
     child = device.child
     if child is None:
         return "starting"
-    hung = child.hang is not None and child.hang not in HELD_BACK
-    if hung and child.phase not in ENDING:
+    if is_hung(child) and child.phase not in ENDING:
         return "hung"
     return (DRAINED_STATES if device.drained else STATES).get(child.phase, STATES[child.phase])
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker_supervisor.evidence import Hang
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.readiness import ReadyFile, is_ready
 from gen_worker_supervisor.state import Child, Device, Fleet
@@ -24,6 +25,15 @@ def test_one_child_that_takes_jobs_is_enough(phase: Phase) -> None:
 @pytest.mark.parametrize("phase", [Phase.FORKING, Phase.IMPORTING, Phase.SUSPECT, Phase.DRAINING, Phase.BACKOFF])
 def test_a_child_that_takes_none_is_not(phase: Phase) -> None:
     assert not is_ready(fleet(phase))
+
+
+def test_a_child_that_hangs_takes_none_and_one_whose_bytes_still_move_does() -> None:
+    busy = fleet(Phase.BUSY)
+    (child,) = busy.serving()
+    child.hang = Hang.GIL_HELD
+    assert not is_ready(busy)
+    child.hang = Hang.LOADING_SLOW
+    assert is_ready(busy)
 
 
 def test_nobody_is_ready_before_the_start_is_over_or_while_everything_drains() -> None:

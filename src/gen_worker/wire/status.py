@@ -201,7 +201,7 @@ class Status(msgspec.Struct):
     memory: MemoryStatus | None = None  # null where the kernel does not tell
     quarantined: int = 0  # payloads that are refused
     postmortems: int = 0  # written since it started
-    ready: bool = False  # the start is over, some child takes jobs, and not everything drains
+    ready: bool = False  # the start is over, and some child takes jobs: it is not drained and does not hang
     cpu_count: float | None = None  # cores that it may use
     downloaded_bytes: int = 0  # since it started
     jobs_left_out: int = 0  # waiting jobs that are not listed
