@@ -66,6 +66,16 @@ def threads_of(pid: int, most: int = 32) -> Threads:
     return Threads(told["State"][0].upper(), int(told["SigCgt"], 16), lines)
 
 
+def waits_of(pid: int, thread: int) -> int | None:
+    """Return how often a thread has gone to sleep by itself; None where nothing tells."""
+    try:
+        lines = _read(f"/proc/{pid}/task/{thread}/status").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found = [line for line in lines if line.startswith("voluntary_ctxt_switches:")]
+    return int(found[0].split()[1]) if found else None
+
+
 def _told(name: str, folder: str) -> str:
     wchan = _read(f"{folder}/wchan")
     where = "" if wchan in ("", "0") else f", in {wchan}"

@@ -1,8 +1,9 @@
 """Learn where a child's threads are, whatever it does, and cost it nothing.
 
 A child whose interpreter is free answers by itself, with names. Where none of its threads gets a turn its fault handler
-is asked, by a signal, which needs no turn. One that is stopped, or that the kernel holds, can answer neither: of that
-`/proc` tells. Whoever asks while somebody else does gets the same answer.
+is asked, by a signal, which needs no turn; but not where its frames may move, which the handler may not survive. One
+that is stopped, or that the kernel holds, can answer neither: of that `/proc` tells. Whoever asks while somebody else
+does gets the same answer.
 """
 
 import asyncio
@@ -14,15 +15,19 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from gen_worker.wire.messages import Stack, Stacked
+from gen_worker.wire.page import Reading
 from gen_worker_supervisor.deaths import read_dump
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.proc import Threads, threads_of
+from gen_worker_supervisor.proc import Threads, threads_of, waits_of
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.state import Child, Device
 from gen_worker_supervisor.supervisor import Supervisor
 
 ANSWER_S = 0.3  # what a child has to answer by itself; measured: 1 to 10 ms
-DUMP_S = 0.5  # what its fault handler has
+AGAIN_S = 0.15  # until it is looked at once more, where it may be slow only
+LOOKS = 3
+TURNS = 5  # a thread that waits for the interpreter's lock looks for it every 5 ms
+DUMP_S = 0.35  # what its fault handler has
 LOOK_S = 0.02
 STILL = 3  # looks at a dump that does not grow any more: it is whole
 SHOWN_BYTES = 48 * 1024  # which fit into a frame
@@ -35,6 +40,18 @@ _HOLDS = {
     "D": "the kernel holds it, in a call that no signal ends, and it can show nothing until that returns",
     "Z": "it has just ended",
 }
+
+
+_BUSY = "it is at work, and too slow to answer: ask again"
+
+
+class Seen(NamedTuple):
+    """What is seen of a child from outside that changes when its Python threads get turns."""
+
+    done: int
+    reading: Reading | None
+    reader: int  # the thread that reads what it is asked
+    waits: int | None  # how often that has gone to sleep
 
 
 class Shown(NamedTuple):
@@ -53,6 +70,8 @@ class _Look:
     process: ChildProcess
     then: list[Callable[[Shown], None]]
     how: str  # it was asked, where it does not answer by itself
+    seen: Seen
+    looks: int = 0
     began: int = -1  # how long its crash file was before the signal; -1: none was sent
     length: int = 0
     still: int = 0
@@ -84,13 +103,15 @@ class Stacks:
             look.then.append(then)
             return
         self._silent &= {each.generation for each in self._supervisor.fleet.children()}
-        look = self._looks[child.generation] = _Look(process, [then], _how(child))
-        if child.ready and child.generation not in self._silent:
+        look = self._looks[child.generation] = _Look(process, [then], _how(child), _seen(process))
+        if not child.ready:
+            look.timer = self._loop.call_soon(self._signal, look)
+        elif child.generation in self._silent:
+            look.timer = self._loop.call_later(AGAIN_S, self._judge, look)
+        else:
             self._silent.add(child.generation)
             process.send(Stack())
-            look.timer = self._loop.call_later(ANSWER_S, self._signal, look)
-        else:
-            look.timer = self._loop.call_soon(self._signal, look)
+            look.timer = self._loop.call_later(ANSWER_S, self._judge, look)
 
     def _stacked(self, process: ChildProcess, message: Stacked) -> None:
         """A child has answered, maybe later than anybody waited for."""
@@ -109,6 +130,20 @@ class Stacks:
         self._silent.discard(look.process.child.generation)
         self._end(look, Shown("no_child", look.process.pid, message="it has ended meanwhile"))
         return False
+
+    def _judge(self, look: _Look) -> None:
+        """It has not answered yet: ask its fault handler if it stands still."""
+        if not self._is_there(look):
+            return
+        before, look.seen = look.seen, _seen(look.process)
+        threads = threads_of(look.process.pid)
+        look.looks += 1
+        if stands_still(before, look.seen) or threads.state in _HOLDS:
+            self._signal(look)
+        elif look.looks < LOOKS:
+            look.timer = self._loop.call_later(AGAIN_S, self._judge, look)
+        else:
+            self._fail(look, threads, _BUSY)
 
     def _signal(self, look: _Look) -> None:
         if not self._is_there(look):
@@ -169,6 +204,20 @@ class Stacks:
                 return (*shown, f"and {len(lines) - len(shown)} more lines")
             shown.append(told)
         return tuple(shown)
+
+
+def stands_still(before: Seen, now: Seen) -> bool:
+    """Whether no Python thread of a child got a turn, although the one that was to answer has looked for one."""
+    if (before.done, before.reading, before.reader) != (now.done, now.reading, now.reader):
+        return False
+    return before.waits is None or now.waits is None or now.waits - before.waits >= TURNS
+
+
+def _seen(process: ChildProcess) -> Seen:
+    child = process.child
+    is_busy = child.used["device"] > 0 or child.loading is not None
+    reader = process.pid if is_busy or not child.job_tid else child.job_tid
+    return Seen(child.done, process.reading(), reader, waits_of(process.pid, reader))
 
 
 def _forget(crash_fd: int, look: _Look) -> None:

@@ -27,7 +27,7 @@ def home(server: Server, request_id: str) -> str:
 def asked(server: Server, device: str) -> Stacked:
     began = time.monotonic()
     shown = server.client.stack(device, timeout_s=10.0)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 2.0  # of which the machine may take one
     return shown
 
 
@@ -155,3 +155,14 @@ def test_a_child_that_boots_or_sets_up_shows_where(serve: Serve) -> None:
         assert "it boots" in seen(server, "cpu:0", "hanging.py").message
     server.process.kill()  # it would wait for the end of what hangs
     server.process.wait(10.0)
+
+
+def test_to_be_asked_again_and_again_costs_no_job_its_answer(serve: Serve) -> None:
+    server = serve()
+    with Client(server.control) as client:
+        pid = server.pids()["cpu:0"]
+        jobs = [client.submit("echo", {"text": str(number)}) for number in range(300)]
+        shown = [asked(server, "cpu:0").outcome for _ in range(50)]
+        assert [job.result()["text"] for job in jobs] == [str(number) for number in range(300)]
+        assert set(shown) == {"shown"}
+        assert server.pids()["cpu:0"] == pid
