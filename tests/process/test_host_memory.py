@@ -229,6 +229,10 @@ def test_what_nobody_loads_is_given_back_the_least_recently_used_first_and_no_mo
     assert memory.loose_bytes == 36 << 20
     assert [gone.key for gone in memory.give_back(13 << 20)] == ["second", "third"]
     assert {key for key, view in views.items() if Path(view).exists()} == {"pinned", "first"}
+    memory.secured = lambda: ["first"]
+    assert memory.loose_bytes == 0
+    assert memory.give_back(1 << 30) == []
+    memory.secured = list
     assert [gone.key for gone in memory.give_back(1 << 30)] == ["first"]
     assert (memory.loose_bytes, memory.used_bytes) == (0, 12 << 20)
 

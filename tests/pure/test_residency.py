@@ -130,6 +130,27 @@ def test_what_fits_no_way_is_refused_with_figures() -> None:
     assert refusal.value.required_bytes == 9 * GB
 
 
+def pinned(instance: str, size: float, last_used: float) -> Held:
+    return Held(instance, int(size * GB), last_used, False, (f"acme/{instance}",))
+
+
+def test_what_is_pinned_makes_room_for_nobody_however_long_it_was_not_used() -> None:
+    others = [pinned("old", 8, 1), held("new", 8, 3)]
+    assert plan(others, gb(7), free_bytes=2 * GB, margin_bytes=2 * GB).evict == ("new",)
+    assert make_room(others, 100 * GB) == ("new",)
+
+
+def test_where_pins_leave_no_room_the_refusal_names_them_and_says_how_one_goes() -> None:
+    plain = frozenset({Rung.OFF})
+    with pytest.raises(InsufficientVRAMError) as refusal:
+        plan([pinned("a", 6, 1), pinned("b", 2, 2)], gb(7), free_bytes=GB, margin_bytes=2 * GB, possible=plain)
+    assert str(refusal.value) == (
+        "weights and margin need 9.0 GB, and 1.0 GB of the device can be had; "
+        "8.0 GB are of what is pinned: `acme/a`, `acme/b`"
+    )
+    assert refusal.value.hint == "`gen-worker models unpin acme/a` lets it go for others"
+
+
 def test_a_rung_that_was_needed_before_is_where_the_next_load_starts() -> None:
     planned = plan([], gb(7), free_bytes=70 * GB, margin_bytes=2 * GB, at_least=Rung.MODEL_OFFLOAD)
     assert planned.rung is Rung.MODEL_OFFLOAD
