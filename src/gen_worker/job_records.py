@@ -41,7 +41,7 @@ class JobRecord(msgspec.Struct, omit_defaults=True):
     """What it asked to go before, or after."""
 
     link: str = ""
-    """Which way it came: `control`, `ndjson`, or that of an orchestrator."""
+    """Which way it came: by `serve`'s socket, the `control` socket, or from an `orchestrator`."""
 
     cause: str | None = None
     """What was behind an error, as `SIGSEGV`."""
