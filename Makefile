@@ -1,6 +1,7 @@
 # `make` prints what there is. Nothing here knows the machine: Python >= 3.11 and GNU make are enough.
 
 PYTHON ?= python3
+TESTS_AT_ONCE ?= 2
 TORCH_INDEX ?=
 REPEAT ?= 20
 SOAK_S ?= 600
@@ -26,6 +27,8 @@ help: ## print this
 	@echo "variables of setup:"
 	@echo "  PYTHON=python3.12   the interpreter that makes $(VENV)"
 	@echo "  TORCH_INDEX=URL     another index for torch, such as https://download.pytorch.org/whl/cpu"
+	@echo "variables of test:"
+	@echo "  TESTS_AT_ONCE=N     how many tests run side by side; those that measure run alone"
 	@echo "variables of proto:"
 	@echo "  PROTO_DIR=FOLDER    another copy of worker_scheduler.proto"
 
@@ -39,7 +42,8 @@ test: $(STAMP) ## run the whole test suite; torch must be there
 	  echo "error: torch is not installed in $(VENV)" >&2; \
 	  echo "hint: \`rm -r $(VENV)\`, then \`make setup\`; or run the part that needs no torch: \`$(BIN)/python -m pytest\`" >&2; \
 	  exit 1; }
-	GW_TESTS_NEED_ALL=1 $(BIN)/python -m pytest
+	GW_TESTS_NEED_ALL=1 $(BIN)/python -m pytest -m "not quiet" -n $(TESTS_AT_ONCE) --dist loadfile
+	GW_TESTS_NEED_ALL=1 $(BIN)/python -m pytest -m quiet
 
 test-repeat: $(STAMP) ## run the process tests twenty times in a row (REPEAT=20)
 	$(BIN)/python -m pytest tests/process --count $(REPEAT) --repeat-scope session -x

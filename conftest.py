@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = ("gen_worker", "gen_worker_supervisor", "gen_worker_child")
 NEED_ALL = os.environ.get("GW_TESTS_NEED_ALL") == "1"  # `make test`: what is missing fails instead of skipping
 SESSION = "GW_TESTS_SESSION"  # inherited by every process a test starts and all they start: how orphans are found
+WORKER = "PYTEST_XDIST_WORKER"  # one of several that run tests side by side: each has a run directory of its own
 UNWATCHED = ROOT / "tests" / "pure"  # these start nothing, and there are many of them
-GRACE_S = 2.0  # for what is already ending, such as children whose supervisor was killed
+GRACE_S = 3.0  # for what is already ending, such as children whose supervisor was killed
 # Opened once by libraries and kept: not a leak of ours.
 KEPT_OPEN = ("/dev/null", "/dev/urandom", "/dev/random", str(ROOT / ".hypothesis"))
 
@@ -50,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has it ignored by what it starts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[SESSION] = f"{os.getpid()}-{time.time_ns()}"
-    if "GEN_WORKER_RUN_DIR" not in os.environ:
+    if "GEN_WORKER_RUN_DIR" not in os.environ or WORKER in os.environ:
         run_dir = tempfile.mkdtemp(prefix="gw-tests-")  # short: a Unix socket's path has 107 bytes
         os.environ["GEN_WORKER_RUN_DIR"] = run_dir
         config.add_cleanup(lambda: shutil.rmtree(run_dir))

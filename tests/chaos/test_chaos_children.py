@@ -16,7 +16,7 @@ from tests.chaos.results import injected, survived
 from tests.chaos.traces import traces, until_nothing_more
 from tests.served import Server, alive, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 READY_S = 2.0
 FAULTS = {

@@ -19,7 +19,7 @@ from tests.chaos.results import injected, survived
 from tests.chaos.traces import role
 from tests.served import GEN_WORKER, Connection, Server, alive, environment, text_of, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 FLOOD_S = 0.6
 STALL_S = 0.6

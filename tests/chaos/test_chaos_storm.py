@@ -18,7 +18,7 @@ from tests.chaos.results import injected, survived
 from tests.chaos.traces import role, traces, until_nothing_more
 from tests.served import Server, alive, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 SOAK_S = float(os.environ.get("SOAK_S", "15"))
 SEED = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))

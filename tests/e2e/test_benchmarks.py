@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quiet
+
 ROOT = Path(__file__).resolve().parents[2]
 
 FIGURES = {

@@ -110,6 +110,7 @@ def test_tests_refuse_a_package_from_outside_the_checkout(tmp_path: Path) -> Non
     assert f"`gen_worker` resolves to {foreign}, outside this checkout" in done.stderr
 
 
+@pytest.mark.quiet
 def test_a_test_that_leaves_something_behind_fails_and_names_it(tmp_path: Path) -> None:
     (tmp_path / "test_leaks.py").write_text(LEAKS)
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.served import Serve, Server, connected, descriptors, private_bytes, text_of, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 MIB = 1 << 20
 CROWD = 1000

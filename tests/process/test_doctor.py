@@ -26,7 +26,7 @@ from gen_worker.scratch import PREFIX
 from tests.nvml import simulated
 from tests.served import ENDPOINTS, GEN_WORKER, Serve, alive, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tests.served import (
 )
 from tests.witness import Witness
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 MIB = 1 << 20
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.served import PATIENCE_S, Serve, Server, alive, descriptors, until
 from tests.witness import Witness
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 LAG_S = 0.05
 WITNESS_P99_S = 0.1
 BIG = "x" * 200_000  # lies in shared memory on its way in and out

@@ -18,7 +18,7 @@ from gen_worker.wire import control
 from gen_worker.wire.messages import FRAME_LIMIT, WINDOW_ITEMS
 from tests.served import Connection, Serve, Server, descriptors, text_of, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 MIB = 1 << 20
 LAG_S = 0.05

@@ -10,7 +10,7 @@ from gen_worker.client import JobError
 from tests.served import Serve, Server, resident_bytes, text_of
 from tests.witness import Witness
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 SOON_S = 0.05
 GROWN_BYTES = 16 << 20
 N = 1_000_000

@@ -18,7 +18,7 @@ from gen_worker.wire import control
 from tests.served import Connection, Server, connected, descriptors, resident_bytes, serving, until
 from tests.witness import Witness
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 TOKEN = "a secret of 24 characters"
 LOOPBACK = "tcp://127.0.0.1:0"
 FRAMES = 10_000

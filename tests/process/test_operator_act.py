@@ -11,7 +11,7 @@ from gen_worker.wire.status import DeviceStatus, Status
 from tests.served import Serve, Server, until
 from tests.witness import Witness
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 SHOWN_S = 3.0
 LOOKED_AT_S = 0.3  # documents come every 0.1 s, and one is shown for 0.2 s

@@ -14,7 +14,7 @@ from gen_worker.orchestrator.store import Store, StoreError
 from gen_worker.orchestrator.views import JobRequest
 from tests.orchestrated import control_plane
 
-pytestmark = [pytest.mark.process, pytest.mark.usefixtures("grpc_awake")]
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("grpc_awake"), pytest.mark.quiet]
 
 # No file may grow beyond the limit, which SQLite takes for a disk that fails.
 FULL_DISK = """

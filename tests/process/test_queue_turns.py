@@ -11,7 +11,7 @@ from gen_worker_supervisor.control import STALLED_S
 from tests.process.test_control_by_hand import Link
 from tests.served import Connection, Serve, text_of, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 FLOOD = 500
 

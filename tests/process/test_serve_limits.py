@@ -9,7 +9,7 @@ import pytest
 
 from tests.served import Connection, Serve, descriptors, text_of, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 MIB = 1 << 20
 
 

@@ -21,7 +21,7 @@ from gen_worker.wire import control
 from tests.served import Serve, Server, descriptors, resident_bytes, until
 from tests.witness import Witness
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.quiet]
 
 EVERY_MS = 100
 CROWD = 50
