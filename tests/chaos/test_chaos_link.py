@@ -14,7 +14,12 @@ from tests.scripted.orchestrator import OK, PATIENCE_S, RETRYABLE, Asked, Connec
 from tests.scripted.proxy import Proxy
 from tests.served import until
 
-pytestmark = [pytest.mark.process, pytest.mark.needs("grpc_tools"), pytest.mark.usefixtures("grpc_awake"), pytest.mark.quiet]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.needs("grpc_tools"),
+    pytest.mark.usefixtures("grpc_awake"),
+    pytest.mark.quiet,
+]
 
 JOBS = {"echo": 12, "steps": 6, "ticks": 6, "gated-async": 6}
 HELD = "gated-async"
