@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from textual.events import MouseScrollDown, MouseScrollUp
 from textual.pilot import Pilot
 from textual.strip import Strip
 
@@ -209,6 +210,19 @@ def test_a_click_selects_and_a_second_one_picks() -> None:
     played(play)
 
 
+def test_the_wheel_moves_the_selection() -> None:
+    async def play(stage: Stage, pilot: Pilot[None]) -> None:
+        stage.board.show(samples.sixty_four_gpus())
+        await pilot.pause()
+        table = stage.query_one("#devices")
+        for turned, name in ((MouseScrollDown, 1), (MouseScrollDown, 2), (MouseScrollUp, 1)):
+            table.post_message(turned(table, 5, 5, 0, 0, 0, False, False, False))
+            await pilot.pause()
+            assert selected(stage)[0] == f"cuda:{name}"
+
+    played(play)
+
+
 def test_a_click_on_the_name_of_a_panel_shows_it() -> None:
     async def play(stage: Stage, pilot: Pilot[None]) -> str:
         stage.board.show(samples.eight_gpus())
@@ -218,6 +232,25 @@ def test_a_click_on_the_name_of_a_panel_shows_it() -> None:
         return seen(stage)
 
     assert "civitai:827184@1.2" in played(play, (80, 24))
+
+
+def test_what_happened_is_told_whole_however_narrow_the_terminal_is() -> None:
+    message = "hangs: gil_held, nothing new for 4.0 s: " + "something holds the interpreter's lock; " * 3 + "finished"
+
+    async def play(stage: Stage, pilot: Pilot[None]) -> list[str]:
+        status = samples.eight_gpus()
+        status.events = [EventStatus(1, samples.NOW, "error", "cuda:3", message)]
+        stage.board.show(status)
+        stage.board.focus_panel(3)
+        screens = []
+        for width in (70, 120, 200):
+            await pilot.resize_terminal(width, 40)
+            await pilot.pause()
+            screens.append(seen(stage))
+        return screens
+
+    for screen_ in played(play, (100, 40)):
+        assert "finished" in screen_
 
 
 def test_events_stay_at_their_end_until_somebody_scrolls() -> None:
