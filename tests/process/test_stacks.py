@@ -8,6 +8,7 @@ import time
 import pytest
 
 from gen_worker.client import Client
+from gen_worker.postmortem import folder_in, names, read
 from gen_worker.wire.control import Stacked
 from tests.served import Serve, Server, until
 
@@ -139,8 +140,9 @@ def test_many_who_ask_at_once_share_one_look_and_the_record_of_a_death_has_none_
         assert {each.outcome for each in found} == {"shown"}
         os.kill(server.pids()["cpu:0"], signal.SIGKILL)
         until(lambda: server.devices()["cpu:0"].restarts == 1)
-        told = next(event for event in server.status().events if "SIGKILL" in event.message)
-        assert "sleep_with" not in told.message
+        folder = folder_in(server.folder / "run")
+        (name,) = until(lambda: names(folder), what="a post-mortem")
+        assert (read(folder, name).cause, read(folder, name).stack) == ("SIGKILL", [])
     assert server.client.stack("cpu:9").candidates == ["cpu:0"]
 
 

@@ -313,7 +313,10 @@ class Lines(_Message):
 
 
 class Drained(_Message):
-    """The answer to `Drain`. `outcome`: "not_found" or "lost" when nothing was touched."""
+    """The answer to `Drain`. `outcome`: "not_found" or "lost" when nothing was touched.
+
+    "undrained" is also the answer to who waited while somebody undid it.
+    """
 
     device: str
     outcome: Literal["drained", "undrained", "not_found", "lost"]
@@ -323,7 +326,10 @@ class Drained(_Message):
 
 
 class Stacked(_Message):
-    """The answer to `Stack`: one entry a thread's frame, as a stack dump writes them."""
+    """The answer to `Stack`: one entry a thread's frame, as a stack dump writes them.
+
+    With "failed" `message` says why nobody knows, and `lines` are the states of the threads as the kernel tells them.
+    """
 
     device: str
     outcome: Literal["shown", "failed", "not_found", "no_child"]
