@@ -7,8 +7,6 @@ meanwhile waits for the next one.
 import asyncio
 import importlib.util
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -17,16 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gen_worker.wire.address import TcpAddress
-from gen_worker_supervisor.deaths import death
-from gen_worker_supervisor.fetching import pause_before
+from gen_worker_supervisor.companion import Companion, spawned
 from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.output import OutputPipe
 from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.sockets import ListenError, bind_tcp
 
 SOURCE = "http"
-STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
 NEEDED = ("starlette", "uvicorn", "prometheus_client")
 _NAMES = frozenset(("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"))
 _BEGINNINGS = ("LC_", "PYTHON")
@@ -69,100 +64,26 @@ class HttpFront:
         *,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        self._loop = loop
-        self._poller = poller
-        self._reaper = reaper
-        self._log = log
         self._port = port
         self._control = control
         self._environment = environment
-        self._deaths = 0  # in a row
-        self._born = 0.0
-        self._restart: asyncio.TimerHandle | None = None
-        self._pipe: OutputPipe | None = None
-        self._pidfd = -1
-        self._closed = False
-        self.pid = 0
+        self._process = Companion(loop, poller, reaper, log, SOURCE, self._run, meanwhile=", the port stays open")
+
+    @property
+    def pid(self) -> int:
         """The process, 0 while there is none."""
+        return self._process.pid
 
     def start(self) -> None:
         """Start the process; where that fails it is tried again, later and later."""
-        self._restart = None
-        out, printed = os.pipe2(os.O_CLOEXEC)
-        try:
-            self.pid, self._pidfd = self._run(printed)
-        except OSError as error:  # no memory, no descriptor, no process left
-            os.close(out)
-            self._log.event("error", SOURCE, f"not started: {error}")
-            self._start_later()
-            return
-        finally:
-            os.close(printed)
-        self._born = self._loop.time()
-        self._pipe = OutputPipe(out, lambda _, line: self._log.printed(SOURCE, None, line))
-        self._poller.watch(out, self._on_output)
-        self._loop.add_reader(self._pidfd, self._look_for_death)
-        self._reaper.own(self.pid, self._look_for_death)
+        self._process.start()
 
     def close(self) -> None:
         """End the process and wait for that: it has nothing to lose."""
-        self._closed = True
-        if self._restart is not None:
-            self._restart.cancel()
-        if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            select.select([self._pidfd], [], [])  # nothing can stop a SIGKILL for long
-            self._look_for_death()
+        self._process.close()
 
-    def _run(self, out: int) -> tuple[int, int]:
+    def _run(self, out: int) -> "subprocess.Popen[bytes]":
+        listen = self._port.sock.fileno()
         command = [sys.executable, "-P", "-m", "gen_worker.http"]  # -P: the current folder may hold a `socket.py`
-        listen, pid = self._port.sock.fileno(), os.getpid()
-        process = subprocess.Popen(
-            [*command, "--listen", str(listen), "--control", str(self._control), "--supervisor", str(pid)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            pass_fds=[listen],
-            env=front_environment(self._environment),
-            start_new_session=True,
-        )
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
-        process.returncode = 0  # it is reaped through its pidfd; `Popen` shall not try
-        return process.pid, pidfd
-
-    def _on_output(self, _events: int) -> None:
-        if self._pipe is not None and not self._pipe.read():
-            self._poller.forget(self._pipe.fd)
-
-    def _look_for_death(self) -> None:
-        if self._pidfd < 0:
-            return
-        status = reap(self._pidfd)
-        if status is None:
-            return
-        self._loop.remove_reader(self._pidfd)
-        self._reaper.disown(self.pid)
-        if self._pipe is not None:
-            self._poller.forget(self._pipe.fd)
-            self._pipe.close()
-        os.close(self._pidfd)
-        self.pid, self._pidfd, self._pipe = 0, -1, None
-        if self._closed:
-            return
-        if self._loop.time() - self._born >= STEADY_S:
-            self._deaths = 0
-        pause = self._start_later()
-        when = f"in {pause:g} s" if pause else "now"
-        cause = death(status, "", 0, ()).cause
-        self._log.event("warning", SOURCE, f"died ({cause}); another one starts {when}, the port stays open")
-
-    def _start_later(self) -> float:
-        self._deaths += 1
-        pause = pause_before(self._deaths)
-        self._restart = self._loop.call_later(pause, self.start)
-        return pause
+        command += ["--listen", str(listen), "--control", str(self._control), "--supervisor", str(os.getpid())]
+        return spawned(command, out, [listen], front_environment(self._environment))

@@ -6,8 +6,6 @@ The loop packs some numbers and never waits: what the process does not take is d
 import asyncio
 import importlib.util
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -17,18 +15,15 @@ from collections.abc import Mapping
 import msgspec
 
 from gen_worker.wire.spans import JobSpan
-from gen_worker_supervisor.deaths import death
-from gen_worker_supervisor.fetching import pause_before
+from gen_worker_supervisor.companion import Companion, spawned
 from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.output import OutputPipe
 from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.reaper import Reaper
 from gen_worker_supervisor.state import Fleet, Job, Outcome
 
 SOURCE = "otlp"
 NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 ENDS_S = 2.0  # for what is left, when the supervisor ends
-STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _OF_NETWORKS = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _NAMES = frozenset(("PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", *_OF_NETWORKS))
@@ -103,20 +98,11 @@ class Spans:
         environment: Mapping[str, str],
     ) -> None:
         self.dropped = 0
-        self.pid = 0
-        self._loop = loop
-        self._poller = poller
-        self._reaper = reaper
         self._log = log
         self._environment = environment
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
         self._sock: socket.socket | None = None
-        self._pidfd = -1
-        self._pipe: OutputPipe | None = None
-        self._deaths = 0  # in a row
-        self._born = 0.0
-        self._restart: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._process = Companion(loop, poller, reaper, log, SOURCE, self._run, on_death=self._hang_up)
 
     def keep(self, fleet: Fleet, job: Job, outcome: Outcome, now: float) -> None:
         """Tell of a job that ended, if its caller wants that recorded."""
@@ -134,92 +120,22 @@ class Spans:
 
     def start(self) -> None:
         """Start the process; where that fails it is tried again, later and later."""
-        self._restart = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        out, printed = os.pipe2(os.O_CLOEXEC)
-        try:
-            self.pid, self._pidfd = self._run(theirs, printed)
-        except OSError as error:  # no memory, no descriptor, no process left
-            ours.close()
-            os.close(out)
-            self._log.event("error", SOURCE, f"not started: {error}")
-            self._start_later()
-            return
-        finally:
-            theirs.close()
-            os.close(printed)
-        self._sock, self._born = ours, self._loop.time()
-        self._pipe = OutputPipe(out, lambda _, line: self._log.printed(SOURCE, None, line))
-        self._poller.watch(out, self._on_output)
-        self._loop.add_reader(self._pidfd, self._look_for_death)
-        self._reaper.own(self.pid, self._look_for_death)
+        self._process.start()
 
     def close(self) -> None:
         """Have what is left sent, and end the process after a moment."""
-        self._closed = True
-        if self._restart is not None:
-            self._restart.cancel()
+        self._hang_up()
+        self._process.close(ENDS_S)
+
+    def _run(self, out: int) -> "subprocess.Popen[bytes]":
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock.setblocking(False)
+        with theirs:
+            command = [sys.executable, "-P", "-m", "gen_worker.otlp"]  # -P: the current folder may hold a `socket.py`
+            command += ["--socket", str(theirs.fileno()), "--supervisor", str(os.getpid())]
+            return spawned(command, out, [theirs.fileno()], exporter_environment(self._environment))
+
+    def _hang_up(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
-        if self._pidfd >= 0:
-            if not select.select([self._pidfd], [], [], ENDS_S)[0]:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-                select.select([self._pidfd], [], [])  # nothing can stop a SIGKILL for long
-            self._look_for_death()
-
-    def _run(self, sock: socket.socket, out: int) -> tuple[int, int]:
-        command = [sys.executable, "-P", "-m", "gen_worker.otlp"]  # -P: the current folder may hold a `socket.py`
-        process = subprocess.Popen(
-            [*command, "--socket", str(sock.fileno()), "--supervisor", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            pass_fds=[sock.fileno()],
-            env=exporter_environment(self._environment),
-            start_new_session=True,
-        )
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except OSError:
-            process.kill()
-            process.wait()
-            raise
-        process.returncode = 0  # it is reaped through its pidfd; `Popen` shall not try
-        return process.pid, pidfd
-
-    def _on_output(self, _events: int) -> None:
-        if self._pipe is not None and not self._pipe.read():
-            self._poller.forget(self._pipe.fd)
-
-    def _look_for_death(self) -> None:
-        if self._pidfd < 0:
-            return
-        status = reap(self._pidfd)
-        if status is None:
-            return
-        self._loop.remove_reader(self._pidfd)
-        self._reaper.disown(self.pid)
-        if self._pipe is not None:
-            self._poller.forget(self._pipe.fd)
-            self._pipe.close()
-        os.close(self._pidfd)
-        self.pid, self._pidfd, self._pipe = 0, -1, None
-        if self._closed:
-            return
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
-        if self._loop.time() - self._born >= STEADY_S:
-            self._deaths = 0
-        pause = self._start_later()
-        cause = death(status, "", 0, ()).cause
-        when = f"in {pause:g} s" if pause else "now"
-        self._log.event("warning", SOURCE, f"died ({cause}); another one starts {when}")
-
-    def _start_later(self) -> float:
-        self._deaths += 1
-        pause = pause_before(self._deaths)
-        self._restart = self._loop.call_later(pause, self.start)
-        return pause
