@@ -64,12 +64,7 @@ class Routes:
 
     async def health(self, _request: Request) -> Response:
         """Answer 200 while the supervisor's loop turns, whatever its GPUs do."""
-        found = self._seen.latest
-        return (
-            _error(503, "unavailable", SILENT)
-            if found is None
-            else Json({"status": "ok", "age_s": round(found.age_s, 3)})
-        )
+        return Json({"status": "ok", "age_s": round(self._latest().age_s, 3)})
 
     async def ready(self, _request: Request) -> Response:
         """Answer 200 while jobs are taken, else 503 with what stands against it."""
@@ -98,9 +93,14 @@ class Routes:
         state = "UNHEALTHY" if found is None else "READY" if found.status().ready else "STARTING"
         return Json({"status": state})
 
-    async def _fresh(self, jobs: int) -> Document:
-        if self._seen.latest is None:  # it would be waited for in vain
+    def _latest(self) -> Document:
+        found = self._seen.latest
+        if found is None:
             raise SupervisorUnreachable(SILENT)
+        return found
+
+    async def _fresh(self, jobs: int) -> Document:
+        self._latest()  # where there is none, another one would be waited for in vain
         return await self._seen.fresh(jobs)
 
 

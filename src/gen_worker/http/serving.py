@@ -14,6 +14,13 @@ HEAD_BYTES = 16 << 10  # of a request
 KEPT_S = 15  # an idle connection
 
 
+class Brief(Connection):
+    """A connection of one who asks and goes: probes find room soon after somebody has taken all of it."""
+
+    head_s = 5.0
+    quiet_s = 10.0
+
+
 def serve(listening: int, control: str) -> None:
     """Serve on an inherited socket until this process is ended; `control` is the supervisor's control socket."""
     with socket.socket(fileno=listening) as sock:
@@ -24,7 +31,7 @@ async def _serve(listening: socket.socket, control: str) -> None:
     view = View(control)
     config = uvicorn.Config(
         app_of(view),
-        http=Connection,
+        http=Brief,
         ws="none",
         lifespan="off",
         log_config=None,
