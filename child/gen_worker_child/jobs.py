@@ -72,6 +72,7 @@ STACK_LINES = 20
 STACK_LINE_CHARS = 400
 EVENT_CHARS = 8192
 LESS_AT_ONCE = "ask for less at once, as a smaller output, or try again: others may have gone by then"
+MEASURED_S = 0.02  # of a run; what a job takes is measured in 20 microseconds, a thousandth of that
 PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
 
 
@@ -91,6 +92,7 @@ class Job:
         "body",
         "cancel",
         "instance",
+        "measured",
         "number",
         "order",
         "progress_due",
@@ -110,6 +112,7 @@ class Job:
         self.instance = order.instance or spec.instance
         self.body = body
         self.cancel = CancelFlag()
+        self.measured = False
         self.taken = False
         self.returned = False
         self.reported = False
@@ -153,6 +156,7 @@ class Jobs:
         self.outputs = OutputRegions(channel.send)
         self._inputs = InputMappings()
         self._peaks = Peaks()
+        self._quick: set[str] = set()  # functions whose last run took less than `MEASURED_S`
         self._jobs: dict[int, Job] = {}
         self._taking = threading.Lock()
         self._on_thread: Job | None = None
@@ -238,8 +242,7 @@ class Jobs:
         try:
             CURRENT_JOB.set(job.number)
             self._on_thread = job
-            if job.order.wire:
-                self._peaks.begin()
+            self._measure(job)
             self._page.job(job.number)  # says that it has started, for less than a frame costs, and outlives us
             began = time.monotonic()
             ending = self._attempt(job)
@@ -251,6 +254,12 @@ class Jobs:
             CURRENT_JOB.set(0)
             if not job.reported:
                 self._report(job, _failure(job, error), 0.0)
+
+    def _measure(self, job: Job) -> None:
+        """Measure what a job takes, unless that would cost more than it tells."""
+        if job.order.wire or job.spec.name not in self._quick:
+            job.measured = True
+            self._peaks.begin()
 
     def _is_homeless(self, job: Job) -> bool:
         """Give a job back whose instance is not set up here any more; say whether that was so."""
@@ -304,8 +313,7 @@ class Jobs:
     async def _run_on_loop(self, job: Job) -> None:
         CURRENT_JOB.set(job.number)
         self._channel.send(Started(job.number))
-        if job.order.wire:
-            self._peaks.begin()
+        self._measure(job)
         began = time.monotonic()
         ending = await self._attempt_on_loop(job)
         self._report(job, ending, time.monotonic() - began)
@@ -390,7 +398,8 @@ class Jobs:
             _give_back()
         self._streams.end_job(job.number)
         self._forget(job)
-        peak_rss, peak_vram = self._peaks.end() if job.order.wire else (0, 0)
+        peak_rss, peak_vram = self._peaks.end() if job.measured else (0, 0)
+        (self._quick.add if run_s < MEASURED_S else self._quick.discard)(job.spec.name)
         if isinstance(ending, Failed):
             ended = msgspec.structs.replace(ending, run_s=run_s, peak_rss=peak_rss, peak_vram=peak_vram)
             self._channel.send(ended)

@@ -172,3 +172,19 @@ def test_a_record_says_how_often_a_job_was_tried_and_what_it_died_of(serve: Serv
     assert record.postmortem == error["detail"]["postmortem"]
     assert record.in_bytes > 0
     assert os.path.exists(server.folder / "run" / "postmortems" / f"{record.postmortem}.json")
+
+
+def test_a_record_says_what_memory_a_job_took_and_how_long_it_held_its_device(serve: Serve) -> None:
+    server = serve()
+    with server.connect() as connection:
+        connection.send("gated", "slow", gate="go")
+        server.until_running("slow")
+        connection.send("gated", "next", gate="go")
+        until(lambda: server.job("next"), what="the next job")
+        server.open("go")
+        connection.frames(2)
+    slow, following = records(server, 2)
+    assert [each.request_id for each in (slow, following)] == ["slow", "next"]
+    assert slow.peak_rss > 1 << 20
+    assert slow.device_s >= slow.run_s > 0
+    assert 0 < following.queue_s < slow.queue_s + slow.device_s + 1.0

@@ -23,7 +23,8 @@ SHOWN = 20
 _HELP = f"""List the jobs that ended: how long each waited, ran and held its device, and how it ended.
 
 The last {SHOWN}, or as many as `-n` says, or all since `--since`. They are kept in `jobs` in the run directory, and
-read without any supervisor. Times are in UTC.
+read without any supervisor. Times are in UTC. HELD is how long a job had its device for itself, PEAK the most memory
+of the device that it took, or of the host where it took none of a device.
 
 \b
 gen-worker jobs
