@@ -99,6 +99,7 @@ def test_a_device_that_is_to_take_no_jobs_says_whether_it_still_has_one() -> Non
 def test_a_device_without_a_job_says_why() -> None:
     assert row(document(device("idle")))["JOB"] == "—"
     assert row(document(device("restart", restart_in_s=1.2, reason="no memory")))["JOB"] == "in 1.2s no memory"
+    assert row(document(device("restart", restart_in_s=12, deaths={"SIGABRT": 2})))["JOB"] == "in 12s SIGABRT 2x"
     loading = device("loading", loading="painter", loading_bytes=GIB, loading_total=4 * GIB)
     assert row(document(loading))["JOB"] == "loads painter 25%"
     assert row(document(device("failed", reason="it dies at once")))["JOB"] == "it dies at once"
@@ -131,7 +132,7 @@ def test_a_sign_of_life_that_is_late_is_yellow_and_then_red() -> None:
 
 def test_memory_is_told_as_a_bar_and_as_numbers() -> None:
     full = device(models=[ModelStatus("a/b", 10 * GIB, "VRAM"), ModelStatus("c", 9 * GIB, "RAM")])
-    assert row(document(full), MEDIUM)["VRAM"].split() == ["━━╍──────────", "20.0/80G"]
+    assert row(document(full), MEDIUM)["VRAM"].split() == ["━╍────────", "20.0/80G"]
 
 
 def test_names_of_models_are_cut_where_they_stay_telling() -> None:

@@ -231,7 +231,7 @@ def _named(row: DeviceRow, hang: Line, room: int) -> Line:
 def _jobless(device: DeviceStatus) -> Line:
     reason = clean(device.reason or "")
     if device.restart_in_s is not None:
-        return joined([((f"in {brief(device.restart_in_s)}", "yellow"),), ((reason, "yellow"),) if reason else ()])
+        return ((f"in {brief(device.restart_in_s)} {reason or _died(device)}".rstrip(), "yellow"),)
     if device.hang is not None:
         return ((clean(device.hang), "red"),)
     if device.loading is not None:
@@ -239,6 +239,12 @@ def _jobless(device: DeviceStatus) -> Line:
     if reason:
         return ((reason, "yellow" if device.health == "ok" else "red"),)
     return NOTHING
+
+
+def _died(device: DeviceStatus) -> str:
+    """Return what a device's children died of."""
+    causes = [f"{clean(cause)} {count}x" if count > 1 else clean(cause) for cause, count in device.deaths.items()]
+    return ", ".join(causes)
 
 
 def _share(device: DeviceStatus) -> str:
@@ -323,12 +329,12 @@ _MEDIUM: Tier = (
     ("product", Column("NAME", _product, 9)),
     ("", Column("PID", _pid, 6)),
     ("", Column("STATE", _state, 9)),
-    ("vram", Column("VRAM", _memory, 15, share=3)),
+    ("vram", Column("VRAM", _memory, 15, share=2)),
     ("rss", Column("MEMORY", _rss, 8, right=True)),
     ("util", _UTIL),
     ("temp", _TEMP),
     ("", Column("MODELS", _models, 12, share=3)),
-    ("", Column("JOB", _job, 14, share=4)),
+    ("", Column("JOB", _job, 14, share=6)),
     ("", _TIME),
     ("", _BEAT),
     ("", _RESTARTS),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gen_worker.top.cells import Line, clean, cut_front
+from gen_worker.top.cells import Line, clean, cut_front, width_of
 from gen_worker.top.columns import Column
 from gen_worker.top.device_rows import label, progress_of, time_of
 from gen_worker.top.history import History
@@ -13,6 +13,7 @@ from gen_worker.wire.status import JobStatus, Status
 
 FOR_TENANTS = 76  # columns of a table that has room for whose jobs they are
 ROOMY = 110  # and of one that has room for long ids
+NAME_ROOM = 14  # columns; names of functions that are longer take part in what is spare
 NO_HANG = ("loading_slow", "unmeasurable")
 
 
@@ -62,10 +63,11 @@ def columns_for(rows: Sequence[JobRow], room: int) -> list[Column[JobRow]]:
     """Return the columns for a table of so much room; without tenants there is none for them."""
     jobs = [row.job for row in rows]
     ids = max((len(clean(job.id)) for job in jobs), default=4)
+    names = max((width_of(_function(row, 0)) for row in rows), default=8)
     labels = max((len(label(job.gpu)) for job in jobs if job.gpu is not None), default=3)
     found = [
         Column("ID", _id, max(4, min(ids, 16 if room >= ROOMY else 8))),
-        Column("FUNCTION", _function, 10, share=2),
+        Column("FUNCTION", _function, max(8, min(names, NAME_ROOM)), share=2 if names > NAME_ROOM else 0),
         Column("GPU" if labels <= 3 else "DEVICE", _device, 3 if labels <= 3 else max(6, labels)),
         Column("STATUS", _status, 9),
         Column("PROGRESS", _progress, 10, share=3),
