@@ -110,7 +110,7 @@ def shown(served: Served) -> Iterator[Shown]:
     process = subprocess.Popen(
         [GEN_WORKER, "top", "--socket", served.control],
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        env={**os.environ, "TERM": "xterm-256color"},
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(ROWS)},
     )  # fmt: skip
     os.close(theirs)
     drawn = threading.Event()
