@@ -45,7 +45,7 @@ STATES = {
 DRAINED_STATES = {Phase.READY: "drained", Phase.BUSY: "drain"}
 
 
-EVENTS_SENT = 32  # of those that are remembered, to who watches: a document of 8 GPUs stays within 16 kB
+EVENTS_SENT = 24  # of those that are remembered, to who watches: a document of 8 GPUs stays within 16 kB
 ENDING = (Phase.DRAINING, Phase.SUSPECT, Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 
 
