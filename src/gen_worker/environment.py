@@ -10,7 +10,9 @@ import msgspec
 from gen_worker.settings import VARIABLES, Secret, Settings
 
 _RESERVED = ("WORKER_", "HF_", "TENSORHUB_", "ORCHESTRATOR_", "TRAINER_", "RUNPOD_", "GEN_WORKER_", "COZY_", "CIVITAI_")
-_OF_A_COLLECTOR = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # where its key stands
+COLLECTOR_KEYS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+"""The variables in which the key for a collector of spans stands."""
+
 _SECRETS = frozenset(
     (
         "AUTH_TOKEN",
@@ -20,7 +22,7 @@ _SECRETS = frozenset(
         "HUGGINGFACE_TOKEN",
         "HUGGINGFACEHUB_API_TOKEN",
         "SCHEDULER_JWKS_URL",
-        *_OF_A_COLLECTOR,
+        *COLLECTOR_KEYS,
     )
 )
 SUPERVISOR = "GEN_WORKER_SUPERVISOR"
@@ -107,7 +109,7 @@ def secret_values(environment: Mapping[str, str], settings: Settings) -> tuple[s
     """
     values: list[str] = [value for value in msgspec.structs.astuple(settings) if isinstance(value, Secret)]
     values += [value for name, value in environment.items() if name.upper().endswith(_SECRET_ENDINGS)]
-    headers = [header for name in _OF_A_COLLECTOR for header in environment.get(name, "").split(",")]
+    headers = [header for name in COLLECTOR_KEYS for header in environment.get(name, "").split(",")]
     values += [header.partition("=")[2] for header in headers]
     secrets = {line.strip() for value in values for line in value.splitlines()}
     return tuple(sorted((each for each in secrets if len(each) >= _LEAST_SECRET), key=lambda each: (-len(each), each)))

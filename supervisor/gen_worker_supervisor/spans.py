@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from gen_worker.environment import COLLECTOR_KEYS
 from gen_worker.wire.spans import JobSpan
 from gen_worker_supervisor.companion import Companion, spawned
 from gen_worker_supervisor.log import Log
@@ -52,9 +53,11 @@ def missing() -> list[str]:
 
 
 def exporter_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what the process sees of the worker's environment: its own settings, and no other's secrets."""
+    """Return what the process begins with of the worker's environment: its settings, and no secret."""
     return {
-        name: value for name, value in environment.items() if name.upper() in _NAMES or name.startswith(_BEGINNINGS)
+        name: value
+        for name, value in environment.items()
+        if name not in COLLECTOR_KEYS and (name.upper() in _NAMES or name.startswith(_BEGINNINGS))
     }
 
 
@@ -130,6 +133,7 @@ class Spans:
     def _run(self, out: int) -> "subprocess.Popen[bytes]":
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.setblocking(False)
+        self._sock.send(_encode({name: value for name in COLLECTOR_KEYS if (value := self._environment.get(name))}))
         with theirs:
             command = [sys.executable, "-P", "-m", "gen_worker.otlp"]  # -P: the current folder may hold a `socket.py`
             command += ["--socket", str(theirs.fileno()), "--supervisor", str(os.getpid())]

@@ -57,6 +57,8 @@ def test_a_job_is_a_span_of_its_callers_trace_with_its_queue_and_run_below_it(se
         assert "secret words" not in str(collector.spans)
         assert "acme" not in str(collector.spans)
         assert CANARY not in server.log()
+        mine = [*server.pids().values(), exporter(server)]
+        assert not [pid for pid in mine if CANARY.encode() in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
 def test_a_job_without_a_caller_begins_a_trace_and_a_failed_one_says_so(serve: Serve) -> None:

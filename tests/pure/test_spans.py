@@ -21,9 +21,10 @@ def test_spans_are_sent_where_the_standard_variables_name_a_collector(name: str)
     assert is_wanted({name: URL, "OTEL_TRACES_EXPORTER": "otlp"})
 
 
-def test_the_exporter_sees_its_own_settings_and_no_token_of_the_worker() -> None:
-    environment = {"OTEL_EXPORTER_OTLP_HEADERS": "key=1", "PATH": "/bin", "https_proxy": "http://p"}
-    assert exporter_environment({**environment, "WORKER_JWT": "x", "HF_TOKEN": "y"}) == environment
+def test_the_exporter_sees_its_own_settings_and_no_key_of_anybody() -> None:
+    environment = {"OTEL_BSP_SCHEDULE_DELAY": "50", "PATH": "/bin", "https_proxy": "http://p"}
+    secrets = {"WORKER_JWT": "x", "HF_TOKEN": "y", "OTEL_EXPORTER_OTLP_HEADERS": "key=1"}
+    assert exporter_environment({**environment, **secrets}) == environment
 
 
 def told(host: Host, job: Job, span: Span = SPAN) -> list[float]:

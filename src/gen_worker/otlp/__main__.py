@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 
+from gen_worker.environment import close_memory
 from gen_worker.oom_score import FETCHER, go_before
 
 LAST_S = 5  # for what is left, once the supervisor has gone
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--supervisor", type=int, required=True)
     options = parser.parse_args()
+    close_memory()  # children are of the same user, and a collector has a key
     go_before(options.supervisor, FETCHER)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal goes to everybody; the supervisor decides
     with socket.socket(fileno=options.socket) as sock:
@@ -33,8 +35,9 @@ def _export(sock: socket.socket) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from gen_worker.otlp.spans import spans_of
-    from gen_worker.wire.spans import SPAN_LIMIT, JobSpan
+    from gen_worker.wire.spans import KEYS_LIMIT, SPAN_LIMIT, JobSpan
 
+    os.environ.update(msgspec.msgpack.decode(sock.recv(KEYS_LIMIT), type=dict[str, str]))
     os.environ.setdefault("OTEL_SERVICE_NAME", "gen-worker")
     resource = Resource.create()
     processor = BatchSpanProcessor(OTLPSpanExporter())

@@ -1,8 +1,12 @@
-"""What a supervisor tells its exporter of spans: one msgpack frame for each job that ended, over a SEQPACKET socket."""
+"""What a supervisor tells its exporter of spans: one msgpack frame for each job that ended, over a SEQPACKET socket.
+
+The first frame is another: the variables with the collector's keys, which do not stand in the exporter's environment.
+"""
 
 import msgspec
 
 SPAN_LIMIT = 16 * 1024  # bytes of a frame
+KEYS_LIMIT = 128 * 1024  # of the first one
 
 
 class JobSpan(msgspec.Struct, array_like=True):
