@@ -76,7 +76,7 @@ def test_every_route_answers(server: Server) -> None:
     families = {family.name for family in text_string_to_metric_families(get(port, "/metrics").body.decode())}
     assert {"genworker_jobs", "genworker_job_duration_seconds", "genworker_child_up"} <= families
     assert (get(port, "/nothing").status, get(port, "/health", "POST").status) == (404, 405)
-    assert (server.folder / "ready").exists()
+    until(lambda: (server.folder / "ready").exists(), within_s=2, what="the ready file")
 
 
 def test_what_is_shown_is_fresh_and_has_the_jobs_that_wait(server: Server) -> None:
