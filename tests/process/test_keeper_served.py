@@ -49,7 +49,7 @@ def pry(server: Server, *pids: int) -> dict[str, Any]:
 
 
 def until_in_memory(server: Server) -> None:
-    until(lambda: [model.state for model in server.status().models] == ["RAM"], what="the model in host memory")
+    until(lambda: "RAM" in [model.state for model in server.status().models], what="the model in host memory")
 
 
 def process(server: Server, word: bytes) -> int:

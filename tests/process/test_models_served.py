@@ -56,8 +56,8 @@ def error(frame: dict[str, Any]) -> dict[str, Any]:
 
 
 def states(server: Server) -> dict[str, str]:
-    """Return where each model is."""
-    return {model.ref: model.state for model in server.status().models}
+    """Return where each model is that was had."""
+    return {model.ref: model.state for model in server.status().models if model.state != "COLD"}
 
 
 # --- they come when they are needed, once -----------------------------------------------------------------------------
