@@ -29,7 +29,8 @@ def test_a_document_of_eight_gpus_stays_within_sixteen_kilobytes() -> None:
         DeviceStatus(
             index, f"GPU-{'0' * 36}", f"cuda:{index}", 40_000 + index, "busy", 40 * GIB, 80 * GIB, None, 0.93, 64.0,
             541.2, [model], "cover-01", 0.312, 1, rss=180_228_096, phase="busy", jobs=1, jobs_done=871,
-            age_s=86_400.123, own_bytes=173_166_592, product="NVIDIA H100 80GB HBM3", vram_ours=39 * GIB, vram_other=GIB,
+            age_s=86_400.123, own_bytes=173_166_592,
+            product="NVIDIA H100 80GB HBM3", vram_ours=39 * GIB, vram_other=GIB,
         )
         for index in range(8)
     ]  # fmt: skip
