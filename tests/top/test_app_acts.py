@@ -32,6 +32,12 @@ async def on_the_jobs_of_two_devices(server: Server, look: Looking) -> None:
     await look.sees("Devices 2", gone="Stop a job")
     assert running(server, "first", "second")
 
+    await look.pilot.click("#keys", offset=(2, 0))
+    await look.sees(f"Stop job {selected.id}")
+    await look.pilot.click("_Way:last-of-type")
+    await look.sees("Devices 2", gone="Stop a job")
+    assert running(server, "first", "second")
+
     await look.press("k", "K")
     await look.sees(f"{selected.id} was killed")
     assert running(server, other)
