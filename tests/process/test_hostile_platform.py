@@ -43,7 +43,12 @@ from tests.scripted.entrypoint import Driven, driven
 from tests.scripted.orchestrator import OK
 from tests.served import GEN_WORKER, descriptors, resident_bytes, until
 
-pytestmark = [pytest.mark.process, pytest.mark.needs("grpc_tools", "uvicorn"), pytest.mark.usefixtures("grpc_awake"), pytest.mark.quiet]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.needs("grpc_tools", "uvicorn"),
+    pytest.mark.usefixtures("grpc_awake"),
+    pytest.mark.quiet,
+]
 PATIENCE_S = 20.0
 FRAMES = 10_000
 GROWN_BYTES = 2 << 20
