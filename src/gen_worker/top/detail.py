@@ -42,9 +42,10 @@ def detail_lines(device: DeviceStatus, status: Status, history: History, room: i
     if device.job is not None:
         yield _head("JOB")
         yield from _job(device, status, history)
-    if any(value is not None for value in history.util(device.name)):
-        yield _head(f"BUSY, LAST {KEPT} s")
-        yield _spark(history.util(device.name))
+    minute = {"busy": history.util(device.name), "memory": history.vram(device.name)}
+    if known := {name: values for name, values in minute.items() if any(value is not None for value in values)}:
+        yield _head(f"LAST {KEPT} s")
+        yield from (_spark(name, values) for name, values in known.items())
     if told := [event for event in status.events if event.source == device.name][-EVENTS:]:
         yield _head("EVENTS")
         yield from event_lines(told, room, sourced=False)
@@ -143,5 +144,5 @@ def _whose(job: JobStatus | None) -> Line:
     return ((f" {clean(job.function)}", "text"), *tenant)
 
 
-def _spark(values: list[float | None]) -> Drawn:
-    return lambda room: (("  ", "text"), (sparkline(values, min(KEPT, room - 4), KEPT), "blue"))
+def _spark(name: str, values: list[float | None]) -> Drawn:
+    return lambda room: ((f"  {name:<7}", "dim"), (sparkline(values, min(KEPT, room - 11), KEPT), "blue"))
