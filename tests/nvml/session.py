@@ -128,7 +128,7 @@ def session(folder: Path) -> Iterator[Session]:
         hub.fail(f"{_LATE_MODEL}/weights.gguf", Slow(_LATE_BYTES_PER_S))
         variables = world.variables | hub.variables()
         variables |= {"TENSORHUB_CACHE_DIR": str(folder / "cache"), "HF_HOME": "", "HF_TOKEN": ""}
-        variables |= {"GEN_WORKER_HOST_CACHE_BYTES": "0", "GEN_WORKER_PREFETCH": "0"}
+        variables |= {"GEN_WORKER_HOST_CACHE_BYTES": "0"}
         options = {"module": "studio", "cwd": folder, "devices": "auto", "variables": variables}
         with (
             serving(folder, **options) as server,

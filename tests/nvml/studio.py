@@ -125,7 +125,6 @@ class _Cuda:
 cuda = _Cuda()
 torch = ModuleType("torch")
 vars(torch).update(cuda=cuda, nn=SimpleNamespace(Module=Module), accelerator=SimpleNamespace())
-sys.modules["torch"] = torch
 
 
 # --- the functions ----------------------------------------------------------------------------------------------------
@@ -146,6 +145,7 @@ class Pipeline(Module):
 
     @classmethod
     def from_pretrained(cls, path: str) -> Self:
+        sys.modules["torch"] = torch  # not before: what a module imports is imported for all children at once
         file = Path(path) / "model.json"
         about, loaded_at = json.loads(file.read_text()), time.monotonic()
         while time.monotonic() < loaded_at + about["load_s"]:
@@ -156,6 +156,7 @@ class Pipeline(Module):
     def __call__(self, ctx: RequestContext, order: Order) -> Picture:
         cuda.working = int(order.working_gb * 1e9)
         for step in range(order.steps):
+            ctx.raise_if_cancelled()
             ctx.progress(step / order.steps, f"step {step}/{order.steps}")
             time.sleep(order.seconds_a_step)
         cuda.working = 0
