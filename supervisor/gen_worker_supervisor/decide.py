@@ -97,7 +97,7 @@ def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[
             fleet.waiting[function.key] = fleet.waiting.pop(function.key)
         _lease(child, job)
         actions.append(Run(child, job))
-        again = again or len(children) > 1 or _room(child, function) > 0
+        again = again or len(children) > 1 or _room(fleet, child, function) > 0
     return again
 
 
@@ -109,7 +109,7 @@ def _lease(child: Child, job: Job) -> None:
     child.settle_phase()
 
 
-def _room(child: Child, function: Function) -> int:
+def _room(fleet: Fleet, child: Child, function: Function) -> int:
     """Return how many more jobs of a function a child takes now."""
     if child.reserved is not None:
         return 0
@@ -117,7 +117,14 @@ def _room(child: Child, function: Function) -> int:
     if lane == "device" and (child.loading is not None or (child.device.leaving and child.device.held)):
         return 0
     ahead = LEASED_AHEAD if lane == "device" and function.fast and _fast_ahead(child) else 0
+    if ahead and fleet.ordered and _is_to_load(fleet, child):
+        ahead = 0
     return child.credits[lane] + ahead - child.used[lane]
+
+
+def _is_to_load(fleet: Fleet, child: Child) -> bool:
+    """Whether an operator waits for something to be set up, which a child does when nothing runs on its device."""
+    return any(where == child.device.name and not failed for (_, where), failed in fleet.ordered.items())
 
 
 def _fast_ahead(child: Child) -> bool:
@@ -151,7 +158,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
         # What runs on the device may hold the interpreter: a job for the loop goes first where nothing does; one for
         # the device, of children that have as little to do, to one whose loop has nothing.
         rank = (child.used["device"], child.used["loop"] > 0) if lane == "device" else (child.used["device"] > 0, used)
-        if (best is None or rank < best_rank) and instance in child.loaded and _room(child, function) > 0:
+        if (best is None or rank < best_rank) and instance in child.loaded and _room(fleet, child, function) > 0:
             best, best_used, best_rank = child, used, rank
     if best is not None and (instance == "" or best_used < best.credits[lane]):
         return best

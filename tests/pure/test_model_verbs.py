@@ -200,6 +200,23 @@ def test_a_load_waits_for_the_job_of_its_device_and_disturbs_none() -> None:
     assert operator.told() == [("done", ["cpu:0"])]
 
 
+def test_a_load_is_not_kept_waiting_by_short_jobs_that_never_end_to_come() -> None:
+    operator = Operator(function("f"), painter())
+    for _ in range(4):
+        operator.host.done(operator.host.started("f"), run_s=0.001)
+    jobs = [operator.host.submit("f") for _ in range(40)]
+    leased = [job for job in jobs if job.child is not None]
+    assert len(leased) > 1, "they are leased ahead"
+    operator.asks("load")
+    operator.brings()
+    for job in leased:
+        operator.host.done(job, run_s=0.001)
+    assert operator.host.child().loading == "A"
+    operator.loads()
+    assert operator.told() == [("done", ["cpu:0"])]
+    assert any(job.child is not None for job in jobs[len(leased) :])
+
+
 def test_a_load_goes_on_in_the_next_child() -> None:
     operator = Operator(function("f"), painter())
     busy = operator.host.started("f")
