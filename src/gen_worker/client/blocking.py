@@ -227,7 +227,7 @@ class Client:
         device: str = "",
         timeout_s: float | None = None,
     ) -> control.Modeled:
-        """Load, unload, pin or unpin a model on a device, or with none on each that may hold it."""
+        """Load, unload, pin or unpin a model on a device; with none, load it where there is most room, else on all."""
         return self._ask(control.Model(operation, ref, device), control.Modeled, timeout_s)
 
     def read(

@@ -127,9 +127,10 @@ class Stack(_Message):
 
 
 class Model(_Message):
-    """Do something with a model on a device, or with none on each that may hold it; answered by `Modeled`.
+    """Do something with a model on a device; answered by `Modeled` when it is done or has failed.
 
-    A pinned model is not evicted to make room for others.
+    With no device a load goes where most room is, all else to each that may hold it. What is pinned is let go of for no
+    other and unloaded by nobody, as long as the supervisor lives.
     """
 
     operation: Literal["load", "unload", "pin", "unpin"]
