@@ -188,6 +188,22 @@ def test_a_supervisor_that_stands_still_is_not_healthy_and_one_that_goes_on_is(s
     until(lambda: get(port, "/health").status == 200, within_s=6, what="/health being well again")
 
 
+@pytest.mark.promise(7)
+def test_a_child_that_hangs_is_named_and_fails_no_health_probe(tmp_path: Path) -> None:
+    with serving(tmp_path, "--http", "0") as server, server.connect() as connection:
+        port = port_of(server)
+        until(lambda: get(port, "/ready").status == 200, what="/ready")
+        connection.send("hold-the-interpreter", "held")
+        server.until_running("held")
+        until(lambda: get(port, "/ready").status == 503, within_s=5, what="/ready saying so")
+        assert get(port, "/ready").json()["reason"] == "no child takes jobs: cpu:0: hung"
+        assert b'genworker_child_up{gpu="cpu:0"} 0.0' in get(port, "/metrics").body
+        assert get(port, "/health").status == 200
+        server.client.kill("held", now=True)
+        until(lambda: get(port, "/ready").status == 200, within_s=10, what="/ready")
+        assert b'genworker_child_restarts_total{gpu="cpu:0",reason="kill"} 1.0' in get(port, "/metrics").body
+
+
 def test_drained_devices_take_no_jobs_until_that_is_undone(server: Server) -> None:
     port = port_of(server)
     server.client.drain()
