@@ -16,6 +16,8 @@ from tests.served import ENDPOINTS, GEN_WORKER, PATIENCE_S, Serve, Server, envir
 
 pytestmark = pytest.mark.process
 
+EVERY_LINE = {"ts", "level", "source", "message", "seq"}
+
 
 def module(folder: Path, source: str) -> Path:
     """Put a module `shop` into a folder of its own."""
@@ -207,10 +209,7 @@ def test_the_log_for_programs_is_one_object_a_line_with_its_job_and_its_child(se
     server.signal(signal.SIGTERM)
     assert server.process.wait(PATIENCE_S) == 0
     lines = log_lines(server)
-    assert all(
-        {"ts", "level", "source", "message"} <= set(line) <= {"ts", "level", "source", "message", "job", "child"}
-        for line in lines
-    )
+    assert all(EVERY_LINE <= set(line) <= {*EVERY_LINE, "job", "child", "event"} for line in lines)
     own = [line["message"] for line in lines if line["source"] == "serve"]
     assert own[0].startswith("listening on ")
     assert own[1] == "ready"
