@@ -21,7 +21,7 @@ from gen_worker.top.theme import BAND, FOCUSED, STYLES
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 
 _NAMED = 3
-_FACT_WIDTH = 11
+_FACT_WIDTH = 13
 _CHOICE_WIDTH = 7
 _MEANS_WIDTH = 14
 
@@ -98,7 +98,7 @@ def ask_drain(status: Status, device: DeviceStatus) -> Ask | None:
         ("runs", names([job.id for job in running])),
         ("the longest", f"{brief(max(map(spent_s, running)))} so far"),
     ]
-    choice = Choice("d", "d", "drain", "drain: what runs there finishes; it takes no new job until `d` again")
+    choice = Choice("d", "d", "drain", "drain: it finishes, then takes no job until `d` again")
     return Ask("Drain a device", f"Drain {called(device)}?", facts, (choice, LEAVE))
 
 

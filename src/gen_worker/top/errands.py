@@ -79,11 +79,11 @@ class Errands:
                     found = self._asked(client, boot_id, errand)
                 finally:
                     self._drop(client)
-        except (SupervisorUnreachable, SeveralSupervisors) as error:
-            outcome = Outcome(_with_hint(str(error), getattr(error, "hint", "")), "error")
-            self._deliver(lambda: failed(outcome))
         except TimeoutError:
             self._deliver(lambda: failed(Outcome("no answer yet; it goes on", "warning")))
+        except (SupervisorUnreachable, SeveralSupervisors, OSError) as error:
+            outcome = Outcome(_with_hint(str(error), getattr(error, "hint", "")), "error")
+            self._deliver(lambda: failed(outcome))
         else:
             self._deliver(lambda: then(found))
 

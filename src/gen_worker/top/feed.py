@@ -95,7 +95,7 @@ class Feed:
             try:
                 with self._reached() as client:
                     self._follow(client)
-            except (SupervisorUnreachable, SeveralSupervisors, msgspec.DecodeError):
+            except (SupervisorUnreachable, SeveralSupervisors, OSError, msgspec.DecodeError):
                 self._lost()
 
     def _reached(self) -> Client:

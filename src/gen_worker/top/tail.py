@@ -50,7 +50,7 @@ class Tail:
                     self._client = client
                     while not self._ends.is_set():
                         after = self._read(client, after)
-            except (SupervisorUnreachable, SeveralSupervisors) as error:
+            except (SupervisorUnreachable, SeveralSupervisors, OSError) as error:
                 if not self._ends.is_set():
                     self._take([f"-- {error}"])
                     after = 0  # the next supervisor has other lines
