@@ -103,13 +103,12 @@ class Spans:
         self.dropped = 0
         self._log = log
         self._environment = environment
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
         self._sock: socket.socket | None = None
         self._process = Companion(loop, poller, reaper, log, SOURCE, self._run, on_death=self._hang_up)
 
     def keep(self, fleet: Fleet, job: Job, outcome: Outcome, now: float) -> None:
         """Tell of a job that ended, if its caller wants that recorded."""
-        told = job_span(fleet, job, outcome, now, self._epoch_ns)
+        told = job_span(fleet, job, outcome, now, time.time_ns() - int(now * 1e9))
         if told is None:
             return
         try:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("supervisor/gen_worker_supervisor", "child/gen_worker_child")
 OF_DAY = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.datetime.utcnow"}
-SHOWN = {"worker.py", "postmortems.py", "records.py"}  # since when a connection is there; when a child, a job ended
+SHOWN = {"worker.py", "postmortems.py", "records.py", "spans.py"}  # since when a link is up; when a child, a job ended
 
 
 def reckoned(module: ast.Module) -> Iterator[ast.AST]:
