@@ -20,6 +20,7 @@ def restored(screen: Emulator) -> bool:
     return all(screen.says(name) == value for name, value in wanted.items())
 
 
+@pytest.mark.quiet
 @pytest.mark.promise(7)
 def test_a_hung_child_is_shown_with_its_class_its_stack_and_ended_by_a_key(tmp_path: Path) -> None:
     with serving(tmp_path, module="hanging", devices="cpu:2") as server:
