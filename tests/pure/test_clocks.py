@@ -14,6 +14,7 @@ TOLD = {
     "supervisor/gen_worker_supervisor/records.py": "when a job ended",
     "supervisor/gen_worker_supervisor/report.py": "when a status was made",
     "supervisor/gen_worker_supervisor/serve.py": "since when a server is ready",
+    "supervisor/gen_worker_supervisor/spans.py": "when a job came, started and ended",
     "supervisor/gen_worker_supervisor/worker.py": "how long a link is as it is",
     "supervisor/gen_worker_supervisor/link/stream.py": "since when a link is as it is",
     "src/gen_worker/api/context.py": "a deadline as unix time, for authors who ask for it",
