@@ -66,3 +66,12 @@ def test_a_trace_begins_with_a_job_that_has_no_caller() -> None:
     below = continued(span.traceparent)
     assert below is not None
     assert (below.trace_id, below.parent_id) == (span.trace_id, span.span_id)
+
+
+@pytest.mark.needs("starlette")
+@pytest.mark.parametrize(("header", "passed"), [(VALID, VALID), ("nonsense", ""), (VALID + "-more", "")])
+def test_the_control_plane_takes_a_callers_trace_from_the_header_of_its_request(header: str, passed: str) -> None:
+    from gen_worker.orchestrator.asking import Submission, request_of
+
+    assert request_of(Submission(function="f"), b"\x80", {"traceparent": header}).traceparent == passed
+    assert request_of(Submission(function="f"), b"\x80").traceparent == ""
