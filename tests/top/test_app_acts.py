@@ -1,6 +1,8 @@
 """What keys of `gen-worker top` do to a supervisor, and that they ask before they do it."""
 
 import asyncio
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,14 @@ def test_a_frozen_picture_stays_and_one_without_its_supervisor_says_so_until_the
             await seen.sees("frozen")
             seen.top.post_message(events.AppFocus())
             await seen.sees("1 done", gone="frozen")
+
+            server.signal(signal.SIGSTOP)
+            await seen.press("s")
+            await seen.sees("asking its child")
+            await seen.press("escape")  # the answer finds nobody who waits for it
+            server.signal(signal.SIGCONT)
+            await seen.until(lambda: not any(each.name == "gen-worker-errand" for each in threading.enumerate()))
+            await seen.sees("1 done")
 
             server.process.kill()
             server.process.wait()

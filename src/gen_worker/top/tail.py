@@ -16,6 +16,7 @@ from gen_worker.rundir import SeveralSupervisors, SupervisorUnreachable
 FIRST = 500  # lines from before it began
 _WAIT_S = 30.0
 _RETRY_S = 1.0
+_LEAVE_S = 0.2  # for a thread that may be connecting: nobody who draws waits for it longer
 
 Take: TypeAlias = Callable[[Sequence[Line | str]], object]
 """Is handed lines, and in words what there is to know of those that are not there."""
@@ -40,7 +41,7 @@ class Tail:
         client = self._client
         if client is not None:
             client.close()
-        self._thread.join(_RETRY_S)
+        self._thread.join(_LEAVE_S)
 
     def _run(self) -> None:
         after = -FIRST

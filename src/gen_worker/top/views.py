@@ -46,6 +46,7 @@ class Page(Screen[None]):
         self._title = clean(title)
         self.lines: deque[Sequence[Span]] = deque(maxlen=KEPT_LINES)
         self._follows = follows
+        self._shown = False  # answers may come before and after
 
     def compose(self) -> ComposeResult:
         """Show the lines between title and keys."""
@@ -55,9 +56,14 @@ class Page(Screen[None]):
 
     def on_mount(self) -> None:
         """Give what scrolls the keyboard, and begin."""
+        self._shown = True
         self.query_one(Sheet).focus()
         self.begin()
         self.show()
+
+    def on_unmount(self) -> None:
+        """Draw nothing any more."""
+        self._shown = False
 
     def begin(self) -> None:
         """Ask for what is shown, where that is not there yet."""
@@ -78,7 +84,7 @@ class Page(Screen[None]):
 
     def show(self) -> None:
         """Draw the lines as they are now; long ones take several rows."""
-        if not self.is_mounted:
+        if not self._shown:
             return
         box = self.query_one(Lines)
         room = max(8, box.size.width - 1)
@@ -221,7 +227,7 @@ class DetailPage(Page):
 
     def show(self) -> None:
         """Draw the device as it is now."""
-        if not self.is_mounted or self._known is None:
+        if not self._shown or self._known is None:
             return
         status, history = self._known
         device = next((each for each in status.gpus if each.name == self._device), None)
