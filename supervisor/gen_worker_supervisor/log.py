@@ -261,8 +261,10 @@ class Log:
             self._open = False
             self._change.notify()
         self._thread.join(timeout_s)
-        for outlet in filter(None, (self._stderr, self._to_files)):
-            outlet.close(max(0.0, deadline - time.monotonic()))
+        self._stderr.close(max(0.0, deadline - time.monotonic()))
+        written = self._to_files is not None and self._to_files.close(max(0.0, deadline - time.monotonic()))
+        if written and self._files is not None:
+            self._files.close()
 
 
 def _size(told: _Told) -> int:
@@ -310,12 +312,13 @@ class Outlet:
                 self._batches.clear()
             self._write((self._told_dropped(dropped) if dropped else b"") + data)
 
-    def close(self, timeout_s: float) -> None:
-        """Write what is left, within so many seconds."""
+    def close(self, timeout_s: float) -> bool:
+        """Write what is left, within so many seconds; return whether that was possible."""
         with self._change:
             self._open = False
             self._change.notify()
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
 
 class _Writer:
