@@ -17,7 +17,7 @@ PB := src/gen_worker/pb
 PROTO_DIR ?= $(PB)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-repeat chaos soak check bench docs proto clean
+.PHONY: help setup demo test test-repeat chaos soak check bench docs pictures proto clean
 
 help: ## print this
 	@echo "usage: make COMMAND"
