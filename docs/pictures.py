@@ -10,13 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-tests = sys.modules["tests"] = ModuleType("tests")  # whatever else is installed under this name
-tests.__path__ = [str(ROOT / "tests")]
 
 import msgspec  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
