@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.served import PATIENCE_S
+from tests.served import PATIENCE_S, alive, until
 
 _SHELL = '"$@"; echo "ended $?"; exec sleep 600'
 LOOK_S = 0.05  # each look starts a process
@@ -74,8 +74,10 @@ class Emulator:
         return int(found[1])
 
     def close(self) -> None:
-        """End the emulator, and the command with it."""
+        """End the emulator, and the command with it; what is started next on its socket is another one."""
+        server = int(self.says("pid"))
         self._run("kill-server")
+        until(lambda: not alive(server), what="the end of tmux")
 
 
 @contextmanager
