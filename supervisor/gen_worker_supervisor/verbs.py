@@ -4,6 +4,7 @@ Nothing here waits: what takes its time is answered when it is over, and who doe
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeAlias, assert_never
 
@@ -89,7 +90,8 @@ class Verbs:
 
     def watch(self, asker: Asker, every_ms: int, jobs: int) -> "Subscription":
         """Send the status document again and again until the subscription is closed."""
-        return Subscription(self, self._loop, asker, max(LEAST_EVERY_S, every_ms / 1000), max(0, jobs))
+        waiting = min(max(0, jobs), sys.maxsize)
+        return Subscription(self, self._loop, asker, max(LEAST_EVERY_S, every_ms / 1000), waiting)
 
     def document(self, jobs: int) -> bytes:
         """Return the document with so many waiting jobs of each queue at most; many who watch cost what one does."""

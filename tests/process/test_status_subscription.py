@@ -109,6 +109,8 @@ def test_documents_come_at_their_interval_and_a_second_subscription_replaces_the
         assert {len(each["jobs"]) for each in following} == {5}
         assert {each["jobs_left_out"] for each in following} == {6}
         assert following[-1]["ts"] - following[0]["ts"] > 0.15
+        watcher.watch(EVERY_MS, jobs=1 << 63)
+        until(lambda: len(watcher.document()["jobs"]) == 11, what="all that wait")
         watcher.watch(0)
         watcher.say(control.Read(0))
         until(lambda: isinstance(watcher.hear(), control.Lines), what="the end of the subscription")
