@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import select
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from gen_worker_supervisor.fetching import pause_before
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.output import OutputPipe
 from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.reaper import Reaper, ends_within, reap
 
 STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
 
@@ -76,9 +75,9 @@ class Companion:
         if self._restart is not None:
             self._restart.cancel()
         if self._pidfd >= 0:
-            if not select.select([self._pidfd], [], [], within_s)[0]:
+            if not ends_within(self._pidfd, within_s):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-                select.select([self._pidfd], [], [])  # nothing can stop a SIGKILL for long
+                ends_within(self._pidfd, None)  # nothing can stop a SIGKILL for long
             self._look_for_death()
 
     def _on_output(self, _events: int) -> None:

@@ -5,7 +5,6 @@ Carries orders and reports; what they mean is decided elsewhere. A fetcher that 
 
 import asyncio
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -32,7 +31,7 @@ from gen_worker_supervisor.deaths import death
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.output import OutputPipe
 from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
-from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.reaper import Reaper, ends_within, reap
 
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
@@ -196,7 +195,7 @@ class _Life:
         """End the process and wait for that."""
         self._signal(signal.SIGTERM)
         self._channel.sock.shutdown(socket.SHUT_WR)
-        if not select.select([self._pidfd], [], [], FAREWELL_S)[0]:
+        if not ends_within(self._pidfd, FAREWELL_S):
             self._signal(signal.SIGKILL)
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)  # nothing can stop a SIGKILL for long
         self._look_for_death()

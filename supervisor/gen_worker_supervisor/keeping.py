@@ -5,7 +5,6 @@ One that dies takes all that it held with it; the next one is started when there
 
 import errno
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gen_worker_supervisor import keeper
 from gen_worker_supervisor.deaths import death
-from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.reaper import Reaper, ends_within, reap
 
 ANSWER_S = 1.0  # takes less than a millisecond
 START_S = 5.0  # to the first answer: an interpreter starts in 40 ms, and waits for a busy host's cores
@@ -75,7 +74,7 @@ class Keeper:
         """End the process, and with it all that it holds; tells nobody."""
         if self._life is not None:
             self._life.kill()
-            select.select([self._life.pidfd], [], [])  # nothing stops a SIGKILL; freeing takes 40 ms for each GB
+            ends_within(self._life.pidfd, None)  # nothing stops a SIGKILL; freeing takes 40 ms for each GB
             life, self._life = self._life, None
             self._bury(life)
 

@@ -5,7 +5,6 @@ Carries frames and notices; what they mean is decided elsewhere. Never waits for
 
 import asyncio
 import os
-import select
 import signal
 import socket
 from collections import deque
@@ -22,7 +21,7 @@ from gen_worker_supervisor.bodies import InputRegions, OutputRegions
 from gen_worker_supervisor.deaths import death, read_dump
 from gen_worker_supervisor.output import TAIL_LINES, OutputPipe
 from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
-from gen_worker_supervisor.reaper import Reaper, reap
+from gen_worker_supervisor.reaper import Reaper, ends_within, reap
 from gen_worker_supervisor.state import Child, Death
 
 DEAF_LIMIT_S = 2.0  # a child may close its socket so long before it ends
@@ -259,7 +258,7 @@ class ChildProcess:
 
     def wait_for_death(self, seconds: float) -> None:
         """Wait a little for a process that was killed, and take note of its death."""
-        if self._pidfd >= 0 and select.select([self._pidfd], [], [], seconds)[0]:
+        if self._pidfd >= 0 and ends_within(self._pidfd, seconds):
             self.look_for_death()
 
     def _sweep(self) -> None:

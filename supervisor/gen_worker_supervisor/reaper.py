@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import math
 import os
 import select
 import signal
@@ -23,6 +24,16 @@ def reap(pidfd: int) -> os.waitid_result | None:
         return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
         return None
+
+
+def ends_within(pidfd: int, seconds: float | None) -> bool:
+    """Wait for the end of a pidfd's process, None: however long that takes; return whether it came.
+
+    The number may be any: `select` takes none beyond 1023, which a supervisor with many clients has.
+    """
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
 
 
 def children_of_this_process() -> list[int]:
@@ -76,7 +87,7 @@ class Reaper:
             for pid in orphans:
                 pidfd = os.pidfd_open(pid)
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                if not select.select([pidfd], [], [], ORPHAN_LIMIT_S)[0] or reap(pidfd) is None:
+                if not ends_within(pidfd, ORPHAN_LIMIT_S) or reap(pidfd) is None:
                     left.add(pid)
                 os.close(pidfd)
 
