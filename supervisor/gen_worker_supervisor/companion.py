@@ -7,13 +7,18 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from gen_worker_supervisor.deaths import death
-from gen_worker_supervisor.fetching import pause_before
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.output import OutputPipe
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper, ends_within, reap
 
+LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
+
+
+def pause_before(start: int) -> float:
+    """Return the seconds before the n-th start in a row that follows a death: 0, 1, 2, 4 up to `LONGEST_PAUSE_S`."""
+    return 0.0 if start <= 1 else min(LONGEST_PAUSE_S, 2.0 ** min(start - 2, 10))
 
 
 class Companion:
@@ -52,22 +57,30 @@ class Companion:
     def start(self) -> None:
         """Start the process; where that fails it is tried again, later and later."""
         self._restart = None
-        out, printed = os.pipe2(os.O_CLOEXEC)
         try:
-            self.pid, self._pidfd = _held(self._run(printed))
+            out = self._spawn()
         except OSError as error:  # no memory, no descriptor, no process left
-            os.close(out)
             self._on_death()
             self._log.event("error", self._source, f"not started: {error}")
             self._start_later()
             return
-        finally:
-            os.close(printed)
         self._born = self._loop.time()
         self._pipe = OutputPipe(out, lambda _, line: self._log.printed(self._source, None, line))
         self._poller.watch(out, self._on_output)
         self._loop.add_reader(self._pidfd, self._look_for_death)
         self._reaper.own(self.pid, self._look_for_death)
+
+    def _spawn(self) -> int:
+        """Start it; return where its output comes out."""
+        out, printed = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.pid, self._pidfd = held(self._run(printed))
+        except OSError:
+            os.close(out)
+            raise
+        finally:
+            os.close(printed)
+        return out
 
     def close(self, within_s: float = 0.0) -> None:
         """End the process, which has so long to do that by itself, and wait for its end."""
@@ -129,7 +142,8 @@ def spawned(
     )
 
 
-def _held(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+def held(process: "subprocess.Popen[bytes]") -> tuple[int, int]:
+    """Return the pid and a pidfd of a process that was started; without a descriptor for it there is no process."""
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError:

@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +26,13 @@ from gen_worker.wire.fetching import (
     Upload,
     UploadFailed,
 )
+from gen_worker_supervisor.companion import STEADY_S, held, pause_before, spawned
 from gen_worker_supervisor.deaths import death
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.output import OutputPipe
 from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 from gen_worker_supervisor.reaper import Reaper, ends_within, reap
 
-LONGEST_PAUSE_S = 60.0
-STEADY_S = 60.0  # one that lived so long is replaced at once when it dies
 REPORTS_A_TURN = 64  # before children and clients get theirs
 FAREWELL_S = 2.0  # from SIGTERM to SIGKILL
 _NAMES = frozenset(
@@ -49,11 +47,6 @@ _BEGINNINGS = ("LC_", "PYTHON", "SSL_CERT_")
 def fetcher_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return what the fetcher sees of the worker's environment: nothing secret, everything else comes as a frame."""
     return {name: value for name, value in environment.items() if name in _NAMES or name.startswith(_BEGINNINGS)}
-
-
-def pause_before(start: int) -> float:
-    """Return the seconds before the n-th start in a row that follows a death: 0, 1, 2, 4 up to `LONGEST_PAUSE_S`."""
-    return 0.0 if start <= 1 else min(LONGEST_PAUSE_S, 2.0 ** min(start - 2, 10))
 
 
 class FetcherProcess:
@@ -312,20 +305,5 @@ def _spawned(environment: Mapping[str, str]) -> tuple[int, int, socket.socket, i
 
 def _run(sock: int, out: int, environment: Mapping[str, str]) -> tuple[int, int]:
     command = [sys.executable, "-P", "-m", "gen_worker.fetch"]  # -P: the current folder may hold a `socket.py`
-    process = subprocess.Popen(
-        [*command, "--socket", str(sock), "--supervisor", str(os.getpid())],
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=out,
-        pass_fds=[sock],
-        env=fetcher_environment(environment),
-        start_new_session=True,
-    )
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        raise
-    process.returncode = 0  # it is reaped through its pidfd; `Popen` shall not try
-    return process.pid, pidfd
+    whole = [*command, "--socket", str(sock), "--supervisor", str(os.getpid())]
+    return held(spawned(whole, out, [sock], fetcher_environment(environment)))
