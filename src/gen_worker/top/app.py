@@ -68,6 +68,7 @@ class Top(App[None]):
     def on_mount(self) -> None:
         """Have the feed tell its news."""
         self.set_interval(TICK_S, self._tick)
+        self.app_resume_signal.subscribe(self, lambda _app: self.refresh(layout=True))  # its terminal was another's
         self.feed.tell(self._told)
 
     def on_unmount(self) -> None:
@@ -128,7 +129,8 @@ class Top(App[None]):
 
     def say(self, outcome: Outcome) -> None:
         """Tell what came of something, for a moment."""
-        self.notify(outcome.text, severity=outcome.severity, timeout=TOAST_S, markup=False)
+        text = "\n".join(map(clean, outcome.text.split("\n")))
+        self.notify(text, severity=outcome.severity, timeout=TOAST_S, markup=False)
 
 
 class Home(Screen[None]):
