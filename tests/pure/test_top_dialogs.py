@@ -1,13 +1,14 @@
 """What `gen-worker top` asks before it acts, and what it says came of it."""
 
+import msgspec
 import pytest
 
-from gen_worker.top.dialogs import Ask, ask_drain, ask_restart, ask_stop
+from gen_worker.top.dialogs import Ask, ask_drain, ask_restart, ask_stop, reload_s
 from gen_worker.top.errands import told_drained, told_killed, told_restarted
 from gen_worker.top.history import History
 from gen_worker.top.keys import KEYS, offered
 from gen_worker.wire.control import Drained, Killed, Restarted
-from gen_worker.wire.status import DeviceStatus, JobStatus, ModelStatus, Status
+from gen_worker.wire.status import DeviceStatus, HostModelStatus, JobStatus, ModelStatus, Status
 
 GIB = 1 << 30
 HUNG = DeviceStatus(
@@ -108,3 +109,14 @@ def test_who_only_looks_has_no_key_that_acts() -> None:
 def test_every_outcome_is_told_in_words(outcome: tuple[str, str], text: str, severity: str) -> None:
     assert text in outcome[0]
     assert outcome[1] == severity
+
+
+def test_what_a_kill_costs_is_told_in_seconds_where_all_models_were_loaded_before() -> None:
+    models = [ModelStatus("base", 6 * GIB, instance="a"), ModelStatus("vae", GIB, instance="a"), ModelStatus("x", GIB)]
+    device = msgspec.structs.replace(IDLE, models=models)
+    known = status()
+    known.models = [HostModelStatus("base", "VRAM", load_s=18.0), HostModelStatus("vae", "VRAM", load_s=17.0)]
+    assert reload_s(known, device) is None
+    known.models.append(HostModelStatus("x", "VRAM", load_s=3.0))
+    assert reload_s(known, device) == 21.0
+    assert "(8192 MiB, about 21.0s)" in said(ask_restart(known, device))

@@ -66,7 +66,7 @@ def ask_stop(status: Status, job: JobStatus, history: History) -> Ask:
         *_present("in memory", models_held(device)),
         *_present("beside it", f"{names(beside)}: they begin again after a kill" if beside else ""),
     ]
-    again = f" {_loads(device)}" if device.models else ""
+    again = f" {_loads(status, device)}" if device.models else ""
     kill = Choice("K", "K", "kill", f"kill: end child {device.pid}, start another.{again} {_others(status)}", True)
     question = f"Stop job {job.id} ({job.function}) on {called(device)}?"
     return Ask("Stop a job", question, [(name, clean(text)) for name, text in facts], (cancel, kill, LEAVE))
@@ -81,7 +81,7 @@ def ask_restart(status: Status, device: DeviceStatus) -> Ask:
         *_present("in memory", models_held(device)),
     ]
     waits = f"restart: {names([job.id for job in running])} may finish first" if running else "restart its child"
-    loads = f". {_loads(device)}" if device.models else ""
+    loads = f". {_loads(status, device)}" if device.models else ""
     choices = [Choice("r", "r", "restart", f"{waits}{loads}")]
     if running:
         ends = "its job ends" if len(running) == 1 else f"its {len(running)} jobs end"
@@ -140,10 +140,27 @@ def _child(device: DeviceStatus) -> str:
     return f"pid {device.pid}{hang}{silence}"
 
 
-def _loads(device: DeviceStatus) -> str:
+def _loads(status: Status, device: DeviceStatus) -> str:
     known = [model.bytes for model in device.models if model.bytes]
-    amount = f" ({size(sum(known))})" if len(known) == len(device.models) else ""
-    return f"Its models load again{amount}."
+    amount = size(sum(known)) if len(known) == len(device.models) else ""
+    took_s = reload_s(status, device)
+    told = ", ".join(filter(None, (amount, "" if took_s is None else f"about {duration(took_s)}")))
+    return f"Its models load again ({told})." if told else "Its models load again."
+
+
+def reload_s(status: Status, device: DeviceStatus) -> float | None:
+    """Return what a child's models take to be loaded again, as they took last; None where that is not known of all.
+
+    An instance has several models, which were loaded together: the longest of them counts.
+    """
+    last = {model.ref: model.load_s for model in status.models}
+    took: dict[str | None, float] = {}
+    for model in device.models:
+        seconds = last.get(model.ref)
+        if seconds is None:
+            return None
+        took[model.instance] = max(seconds, took.get(model.instance, 0.0))
+    return sum(took.values()) if took else None
 
 
 def _others(status: Status) -> str:
