@@ -34,6 +34,7 @@ def at_a_terminal(server: Server, *arguments: str, answer: str = "") -> tuple[in
 
 def test_what_ends_more_than_it_names_is_asked_about(server: Server) -> None:
     assert at_a_terminal(server, "drain", answer="n")[0] == 130
+    assert at_a_terminal(server, "drain", "", "--yes")[0] == 5  # a script's variable that is empty names no device
     assert not drained(server)
     code, shown = at_a_terminal(server, "drain", answer="y")
     assert (code, drained(server)) == (0, ["cpu:0", "cpu:1"])

@@ -12,6 +12,7 @@ from gen_worker.cli.completing import complete_device
 from gen_worker.cli.consent import agree, yes_option
 from gen_worker.cli.devices import counted, described, named, no_device, running_on
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
+from gen_worker.cli.seconds import Length
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Drained
@@ -49,13 +50,15 @@ CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND, CANCELED)
 
 
 @click.command("drain", cls=DrainCommand, help=_HELP, codes=CODES)
-@click.argument("device", required=False, default="", shell_complete=complete_device)
+@click.argument("device", required=False, shell_complete=complete_device)
 @click.option("--undo", is_flag=True, help="Give it requests again, as `gen-worker undrain` does.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0.0), metavar="SECONDS", help="Wait no longer.")
+@click.option("--timeout", "timeout_s", type=Length(0.0), metavar="SECONDS", help="Wait no longer.")
 @yes_option
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @socket_option
-def command(device: str, undo: bool, timeout_s: float | None, yes: bool, as_json: bool, socket_: str | None) -> int:
+def command(
+    device: str | None, undo: bool, timeout_s: float | None, yes: bool, as_json: bool, socket_: str | None
+) -> int:
     """Give devices no more requests."""
     with connected(socket_, "gen-worker drain") as client:
         status = client.list()
@@ -63,13 +66,13 @@ def command(device: str, undo: bool, timeout_s: float | None, yes: bool, as_json
         if undo:
             return tell(undone(client, device, meant), as_json)
         running = running_on(meant, status.jobs)
-        if not device:
+        if device is None:
             agree(f"give no more requests to {_listed(meant)}?", yes=yes)
         if running:
             sys.stderr.write(f"waiting for {counted(running)} of {_listed(meant)}\n")
             say("hint", f"{described(running)} first; `gen-worker kill` ends one that does not")
         try:
-            drained = client.drain(meant[0].name if device else "", timeout_s=timeout_s)
+            drained = client.drain(_name(device, meant), timeout_s=timeout_s)
         except KeyboardInterrupt:
             sys.stderr.write(f"no longer waiting; the drain goes on: `{_undo(device, meant)}` ends it\n")
             raise
@@ -80,9 +83,9 @@ def command(device: str, undo: bool, timeout_s: float | None, yes: bool, as_json
     return tell(drained, as_json)
 
 
-def chosen(device: str, known: Sequence[DeviceStatus]) -> list[DeviceStatus]:
+def chosen(device: str | None, known: Sequence[DeviceStatus]) -> list[DeviceStatus]:
     """Return the devices that a person means, all where none is named; raise `Failure` for one that is not there."""
-    if not device:
+    if device is None:
         return list(known)
     meant = named(device, known)
     if meant is None:
@@ -90,9 +93,9 @@ def chosen(device: str, known: Sequence[DeviceStatus]) -> list[DeviceStatus]:
     return [meant]
 
 
-def undone(client: "Client", device: str, meant: Sequence[DeviceStatus]) -> Drained:
+def undone(client: "Client", device: str | None, meant: Sequence[DeviceStatus]) -> Drained:
     """Give devices requests again."""
-    return client.drain(meant[0].name if device else "", undo=True)
+    return client.drain(_name(device, meant), undo=True)
 
 
 def tell(drained: Drained, as_json: bool) -> int:
@@ -114,7 +117,7 @@ def tell(drained: Drained, as_json: bool) -> int:
     return OK
 
 
-def _too_late(client: "Client", device: str, meant: Sequence[DeviceStatus], timeout_s: float | None) -> Failure:
+def _too_late(client: "Client", device: str | None, meant: Sequence[DeviceStatus], timeout_s: float | None) -> Failure:
     running = running_on(meant, client.list().jobs)
     have = "has" if len(running) == 1 else "have"
     text = f"{counted(running)} of {_listed(meant)} {have} not ended after {duration(timeout_s)}"
@@ -122,8 +125,13 @@ def _too_late(client: "Client", device: str, meant: Sequence[DeviceStatus], time
     return Failure(text, hint, code=USER_CODE)
 
 
-def _undo(device: str, meant: Sequence[DeviceStatus]) -> str:
-    return f"gen-worker undrain {meant[0].name}" if device else "gen-worker undrain"
+def _name(device: str | None, meant: Sequence[DeviceStatus]) -> str:
+    """Return the device's name as the supervisor is told it: "" are all."""
+    return "" if device is None else meant[0].name
+
+
+def _undo(device: str | None, meant: Sequence[DeviceStatus]) -> str:
+    return f"gen-worker undrain {_name(device, meant)}".strip()
 
 
 def _listed(devices: Sequence[DeviceStatus]) -> str:

@@ -8,6 +8,7 @@ import click
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, UNREACHABLE, USAGE, Failure
 from gen_worker.cli.ps import show
+from gen_worker.cli.seconds import Length
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.settings import Settings
 
@@ -30,7 +31,7 @@ class _Command(Command):
 
 @click.command("top", cls=_Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, 129, CANCELED, 143))
 @click.option(
-    "-d", "--interval", type=click.FloatRange(_LEAST_INTERVAL_S, 3600.0), default=1.0, show_default=True,
+    "-d", "--interval", type=Length(_LEAST_INTERVAL_S, 3600.0), default=1.0, show_default=True,
     metavar="SECONDS", help="Time between two looks.",
 )  # fmt: skip
 @click.option("--readonly", is_flag=True, help="Look only: no key stops, restarts or drains anything.")

@@ -16,10 +16,10 @@ gen-worker undrain"""
 
 
 @click.command("undrain", cls=DrainCommand, help=_HELP, codes=CODES)
-@click.argument("device", required=False, default="", shell_complete=complete_device)
+@click.argument("device", required=False, shell_complete=complete_device)
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @socket_option
-def command(device: str, as_json: bool, socket_: str | None) -> int:
+def command(device: str | None, as_json: bool, socket_: str | None) -> int:
     """Give drained devices requests again."""
     with connected(socket_, "gen-worker undrain") as client:
         return tell(undone(client, device, chosen(device, client.list().gpus)), as_json)
