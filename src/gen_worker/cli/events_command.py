@@ -3,7 +3,7 @@
 import click
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import OK, UNREACHABLE, USAGE
+from gen_worker.cli.failure import CANCELED, OK, UNREACHABLE, USAGE
 from gen_worker.cli.log_reading import Meant
 from gen_worker.cli.logs import SHOWN, Wanted, show
 from gen_worker.cli.since import since_option
@@ -18,7 +18,7 @@ gen-worker events
 gen-worker events --follow --json"""
 
 
-@click.command("events", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE))
+@click.command("events", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, CANCELED))
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @since_option
 @click.option("-n", "--lines", "last", type=click.IntRange(0), metavar="N", help="So many of the last ones.")

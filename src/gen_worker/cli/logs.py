@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_target
 from gen_worker.cli.devices import named, names_of
-from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest, say
+from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest, say
 from gen_worker.cli.log_reading import Asked, Meant, Told, kept, limited
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.since import clock, since_option
@@ -44,7 +44,7 @@ gen-worker logs --since 10m --grep "out of memory" --json"""
 
 
 class _Command(Command):
-    meanings = {**MEANINGS, NOT_FOUND: "no such device or request"}  # noqa: RUF012 - nobody changes it
+    meanings = {**MEANINGS, NOT_FOUND: "no such device or request", CANCELED: "Ctrl-C"}  # noqa: RUF012 - nobody changes it
 
 
 class Wanted(NamedTuple):
@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
     socket: str | None
 
 
-@click.command("logs", cls=_Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND))
+@click.command("logs", cls=_Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
 @click.argument("of", metavar="[DEVICE|REQUEST]", required=False, shell_complete=complete_target)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @since_option

@@ -11,7 +11,7 @@ import msgspec
 from gen_worker.cli.command import Command, Group
 from gen_worker.cli.completing import complete_bound_model, complete_device
 from gen_worker.cli.devices import named, no_device
-from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest
+from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, nearest
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, room, size, table
 from gen_worker.rundir import SupervisorUnreachable
@@ -42,6 +42,7 @@ class _Command(Command):
         **MEANINGS,
         USER_CODE: "it was not done",
         NOT_FOUND: "no such model or device",
+        CANCELED: "Ctrl-C, or a no",
     }
 
 
@@ -50,7 +51,7 @@ def command() -> None:
     """Look after the models of a supervisor's functions."""
 
 
-_CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND)
+_CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND, CANCELED)
 _ref_argument = click.argument("ref", shell_complete=complete_bound_model)
 _device_argument = click.argument("device", required=False, shell_complete=complete_device)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a document.")

@@ -10,7 +10,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_device
 from gen_worker.cli.consent import agree, yes_option
 from gen_worker.cli.devices import counted, described, named, no_device, running_on
-from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
+from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Restarted
@@ -32,10 +32,14 @@ class _Command(Command):
         **MEANINGS,
         USER_CODE: "there is no new child",
         NOT_FOUND: "no such device",
+        CANCELED: "Ctrl-C, or a no",
     }
 
 
-@click.command("restart", cls=_Command, help=_HELP, codes=(OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND))
+_CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND, CANCELED)
+
+
+@click.command("restart", cls=_Command, help=_HELP, codes=_CODES)
 @click.argument("device", shell_complete=complete_device)
 @click.option("--now", is_flag=True, help="End its requests, whatever they do.")
 @yes_option
