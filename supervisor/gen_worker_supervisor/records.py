@@ -20,12 +20,13 @@ from gen_worker_supervisor.log_files import LineFiles
 from gen_worker_supervisor.outcomes import body_length
 from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.rounds import Rounds
-from gen_worker_supervisor.state import Child, Fleet, Job, Outcome, lane_of
+from gen_worker_supervisor.state import Child, Job, Outcome, lane_of
 
 EVERY_S = 0.25  # records are written so often at most
 WAITING = 20_000  # records that are not written yet; what comes beyond them is dropped and counted
 AT_ONCE = 64  # that are made ready before the loop gets its turn: a quarter of a millisecond
 TURN_S = 1e-4
+_NOTHING = (0.0, 0.0)  # was set up
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -38,7 +39,8 @@ class Ended(msgspec.Struct, frozen=True):
     outcome: str
     child: Child | None
     alone: bool  # nothing else ran on its device meanwhile
-    load_s: float  # what its instance took to be set up, whenever that was
+    loaded_at: float  # when its instance was set up there
+    load_s: float  # and how long that took
     tenant: str
     priority: int
     link: str
@@ -56,18 +58,20 @@ class Ended(msgspec.Struct, frozen=True):
     trace: str = ""
 
 
-def ended(fleet: Fleet, job: Job, outcome: Outcome, now: float) -> Ended:
+def ended(job: Job, outcome: Outcome, now: float) -> Ended:
     """Return what is known of a job that has its answer."""
-    instance = fleet.instances.get(job.instance)
+    child = job.child
+    loaded_at, load_s = _NOTHING if child is None else child.set_up.get(job.instance, _NOTHING)
     return Ended(
         now,
         job.request_id,
         job.attempt,
         job.function.name,
         outcome.kind or "ok",
-        job.child,
+        child,
         lane_of(job.function) == "device",
-        0.0 if instance is None or not instance.learned else instance.load_s,
+        loaded_at,
+        load_s,
         job.tenant,
         job.priority,
         job.client.link,
@@ -92,8 +96,8 @@ def record_of(told: Ended, epoch: float, hide: Callable[[str], str]) -> JobRecor
     started = told.started if told.started is not None else told.at - run_s
     child, detail = told.child, told.detail
     load_s = 0.0
-    if child is not None and told.load_s:
-        load_s = max(0.0, min(child.loaded_at, started) - max(told.submitted, child.loaded_at - told.load_s))
+    if told.load_s:
+        load_s = max(0.0, min(told.loaded_at, started) - max(told.submitted, told.loaded_at - told.load_s))
     record = JobRecord(
         ts=round(epoch + told.at, 3),
         request_id=hide(told.request_id),

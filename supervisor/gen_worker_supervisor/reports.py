@@ -247,6 +247,7 @@ def _on_loaded(fleet: Fleet, child: Child, message: Loaded, now: float) -> list[
         fleet.resting.discard(message.instance)
         child.device.resting.discard(message.instance)
     child.loaded_at = now
+    child.set_up[message.instance] = now, message.seconds
     child.loaded.add(message.instance)
     child.settle_phase()
     known = fleet.instance(message.instance)

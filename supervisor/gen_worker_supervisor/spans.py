@@ -20,7 +20,7 @@ from gen_worker_supervisor.companion import Companion, spawned
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.reaper import Reaper
-from gen_worker_supervisor.state import Fleet, Job, Outcome
+from gen_worker_supervisor.state import Job, Outcome
 
 SOURCE = "otlp"
 NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -61,19 +61,18 @@ def exporter_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def job_span(fleet: Fleet, job: Job, outcome: Outcome, now: float, epoch_ns: int) -> JobSpan | None:
+def job_span(job: Job, outcome: Outcome, now: float, epoch_ns: int) -> JobSpan | None:
     """Return what is told of a job that ended; None where its caller records nothing. Pure."""
     span = job.span
     if span is None or not span.sampled:
         return None
-    child, instance = job.child, fleet.instances.get(job.instance)
-    started = job.started
+    child, started = job.child, job.started
     if started is None and outcome.run_s:  # it was over before it was seen to start
         started = max(job.submitted, now - outcome.run_s)
     load_s = 0.0
-    if started is not None and child is not None and instance is not None and instance.learned:
-        ended = min(child.loaded_at, started)
-        load_s = max(0.0, ended - max(job.submitted, child.loaded_at - instance.load_s))
+    if started is not None and child is not None and job.instance in child.set_up:
+        loaded_at, took_s = child.set_up[job.instance]
+        load_s = max(0.0, min(loaded_at, started) - max(job.submitted, loaded_at - took_s))
     return JobSpan(
         span.trace_id,
         span.span_id,
@@ -106,9 +105,9 @@ class Spans:
         self._sock: socket.socket | None = None
         self._process = Companion(loop, poller, reaper, log, SOURCE, self._run, on_death=self._hang_up)
 
-    def keep(self, fleet: Fleet, job: Job, outcome: Outcome, now: float) -> None:
+    def keep(self, job: Job, outcome: Outcome, now: float) -> None:
         """Tell of a job that ended, if its caller wants that recorded."""
-        told = job_span(fleet, job, outcome, now, time.time_ns() - int(now * 1e9))
+        told = job_span(job, outcome, now, time.time_ns() - int(now * 1e9))
         if told is None:
             return
         try:

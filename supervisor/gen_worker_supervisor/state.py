@@ -225,6 +225,7 @@ class Child:
     models: dict[str, list[Resident]] = field(default_factory=dict)  # by instance
     used_at: dict[str, float] = field(default_factory=dict)  # when a job last ran on an instance with models
     loaded_at: float = 0.0
+    set_up: dict[str, tuple[float, float]] = field(default_factory=dict)  # when an instance was, and how long it took
     crowded: bool = False  # models had to go from it, so the next one costs another
     rungs: dict[str, str] = field(default_factory=dict)  # how instances are placed, those that are not plainly
     reserved: Job | None = None
@@ -263,6 +264,7 @@ class Child:
         self.going.discard(instance)
         self.models.pop(instance, None)
         self.used_at.pop(instance, None)
+        self.set_up.pop(instance, None)
         self.rungs.pop(instance, None)
         self.complete = False
 

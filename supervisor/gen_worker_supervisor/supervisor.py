@@ -559,9 +559,9 @@ class Supervisor:
         now = time.monotonic()
         self.tally.ended(job, outcome, now)
         if self.records is not None:
-            self.records.keep(ended(self.fleet, job, outcome, now))
+            self.records.keep(ended(job, outcome, now))
         if self.spans is not None:
-            self.spans.keep(self.fleet, job, outcome, now)
+            self.spans.keep(job, outcome, now)
         if outcome.kind is not None:
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)

@@ -18,7 +18,6 @@ NOW = 1_795_370_187.0
 
 def told(**known: Any) -> Ended:
     child = Child(Device("cuda:0", "cuda"), 1, 0.0)
-    child.loaded_at = 104.0
     plain = Ended(
         at=110.0,
         request_id="r1",
@@ -27,6 +26,7 @@ def told(**known: Any) -> Ended:
         outcome="ok",
         child=child,
         alone=True,
+        loaded_at=104.0,
         load_s=3.0,
         tenant="",
         priority=0,

@@ -3,6 +3,7 @@
 import pytest
 
 from gen_worker.tracing import Span
+from gen_worker_supervisor.records import ended, record_of
 from gen_worker_supervisor.spans import exporter_environment, is_wanted, job_span
 from gen_worker_supervisor.state import Job
 from tests.pure.host import Host, function
@@ -30,7 +31,7 @@ def test_the_exporter_sees_its_own_settings_and_no_key_of_anybody() -> None:
 def told(host: Host, job: Job, span: Span = SPAN) -> list[float]:
     """Return when a job was submitted, started and ended, and how long it was waited for its instance."""
     job.span = span
-    made = job_span(host.fleet, job, host.answer(job), host.now, 0)
+    made = job_span(job, host.answer(job), host.now, 0)
     assert made is not None
     return [ns / 1e9 for ns in (made.submitted_ns, made.started_ns, made.ended_ns, made.load_ns)]
 
@@ -48,6 +49,23 @@ def test_what_a_job_waited_for_its_instance_is_told_apart_and_not_for_the_next_j
     host.passes(1.0)
     host.done(second, run_s=1.0)
     assert told(host, second) == [1005.0, 1005.0, 1006.0, 0.0]
+
+
+def test_what_a_job_waited_for_the_set_up_of_another_instance_is_no_load_of_its_own() -> None:
+    host = Host(function(instance="m"), function("other", instance="n"))
+    first = host.submit()
+    host.loaded(host.child(), 2.0)
+    host.starts(first)
+    host.done(first)
+    other = host.submit("other")
+    second = host.submit()
+    host.passes(3.0)
+    host.loaded(host.child(), 3.0)
+    for job in (other, second):
+        host.starts(job)
+        host.done(job)
+    assert told(host, other)[3] == 3.0
+    assert told(host, second)[3] == record_of(ended(second, host.answer(second), host.now), 0.0, str).load_s == 0.0
 
 
 def test_a_job_that_never_ran_has_no_start() -> None:
@@ -70,6 +88,6 @@ def test_nothing_is_told_of_a_job_whose_caller_records_nothing_or_has_no_trace()
     host = Host()
     job = host.started()
     host.done(job)
-    assert job_span(host.fleet, job, host.answer(job), host.now, 0) is None
+    assert job_span(job, host.answer(job), host.now, 0) is None
     job.span = SPAN._replace(sampled=False)
-    assert job_span(host.fleet, job, host.answer(job), host.now, 0) is None
+    assert job_span(job, host.answer(job), host.now, 0) is None
