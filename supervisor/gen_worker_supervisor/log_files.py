@@ -29,6 +29,7 @@ class LineFiles:
         self._complain = complain
         self._number = 0
         self._file = -1
+        self._path = folder  # of that file, once there is one
         self._size = 0
         self._broken = False
         self._again_at = 0.0
@@ -54,8 +55,9 @@ class LineFiles:
         keep_within(self._folder, self._limit - self._each)
         self._number += 1
         name = name_of(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), self._boot_id, self._number)
+        self._path = self._folder / name
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file, self._size = os.open(self._folder / name, flags, 0o600), 0
+        self._file, self._size = os.open(self._path, flags, 0o600), 0
         with suppress(OSError):  # a disk without locks: others may remove it while it is written
             fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
@@ -71,6 +73,9 @@ class LineFiles:
         self._size += len(data)
 
     def _give_up(self, error: OSError | LineFileError) -> None:
+        if self._file >= 0 and not self._size:  # each try would leave another one
+            with suppress(OSError):
+                self._path.unlink()
         self.close()
         self._again_at = time.monotonic() + AGAIN_S
         if not self._broken:

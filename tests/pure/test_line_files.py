@@ -1,6 +1,7 @@
 """Files of lines: how they are called and read, when the next one begins, which go when there are too many."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,14 @@ def test_what_cannot_be_written_is_said_once_and_holds_nobody(tmp_path: Path) ->
     (complaint,) = kept.complaints
     assert complaint.startswith("nothing more is kept: ")
     assert str(tmp_path / "logs") in complaint
+
+
+def test_a_full_disk_is_not_littered_with_empty_files(tmp_path: Path) -> None:
+    kept = Files(tmp_path / "logs", 8000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        kept.files.write(b"one\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (kept.files.lost, len(kept.complaints), files_in(tmp_path / "logs")) == (4, 1, [])
