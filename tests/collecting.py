@@ -17,6 +17,8 @@ class Collector:
     spans: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     resources: list[dict[str, str]] = field(default_factory=list)
+    status: int = 200
+    tries: int = 0
 
     def named(self, name: str) -> list[Any]:
         """Return the spans of a name."""
@@ -42,14 +44,19 @@ def collecting() -> Iterator[Collector]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
+            collector.tries += 1
+            if collector.status == 200:
+                self.take(body)
+            self.send_response(collector.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def take(self, body: bytes) -> None:
             collector.headers.append({name.lower(): value for name, value in self.headers.items()})
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 collector.resources.append(attributes(resource.resource))
                 for scope in resource.scope_spans:
                     collector.spans.extend(scope.spans)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass

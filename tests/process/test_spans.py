@@ -98,6 +98,21 @@ def test_a_collector_that_does_not_answer_and_an_exporter_that_is_killed_hold_up
         assert len([event for event in server.events() if event.startswith("otlp: spans are not sent")]) <= 1
 
 
+def test_a_collector_that_takes_nothing_is_told_of_once_and_so_is_the_end_of_that(serve: Serve) -> None:
+    with collecting() as collector:
+        collector.status = 401
+        server = serve(variables=variables(collector))
+        for tries in (1, 2, 3):
+            server.client.call("echo")
+            until(lambda least=tries: collector.tries >= least, what="a try")  # type: ignore[misc]
+        until(lambda: "spans do not reach the collector" in server.log())
+        collector.status = 200
+        until(lambda: server.client.call("echo") and "spans reach the collector again" in server.log())
+        told = [line for line in server.log().splitlines() if line.startswith("[otlp]")]
+        assert len(told) == 2, told
+        assert "401" in told[0]
+
+
 def next_exporter(server: Server, before: int) -> int:
     """Return the pid of the exporter that took another's place, 0 while there is none."""
     for pid in server.processes():

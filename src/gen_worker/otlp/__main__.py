@@ -35,12 +35,13 @@ def _export(sock: socket.socket) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from gen_worker.otlp.spans import spans_of
+    from gen_worker.otlp.taking import Taking
     from gen_worker.wire.spans import KEYS_LIMIT, SPAN_LIMIT, JobSpan
 
     os.environ.update(msgspec.msgpack.decode(sock.recv(KEYS_LIMIT), type=dict[str, str]))
     os.environ.setdefault("OTEL_SERVICE_NAME", "gen-worker")
     resource = Resource.create()
-    processor = BatchSpanProcessor(OTLPSpanExporter())
+    processor = BatchSpanProcessor(Taking(OTLPSpanExporter()))
     decode = msgspec.msgpack.Decoder(JobSpan).decode
     while frame := sock.recv(SPAN_LIMIT):
         for span in spans_of(decode(frame), resource):
