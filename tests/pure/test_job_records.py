@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from gen_worker.cli.jobs import listed
 from gen_worker.job_records import JobRecord, encode, folder_in, read
@@ -105,13 +106,35 @@ def test_a_list_has_no_column_that_says_nothing_and_ends_with_what_it_comes_to()
         "1 job: 1 ok, 0 not; 4.0s of devices; median queue 0.5s, run 4.0s",
     ]
     odd = JobRecord(
-        NOW, "r2", "paint", "child_died", tenant="acme", cause="SIGSEGV", deaths=1, peak_vram=3 << 30, hang="spin"
+        NOW, "r2", "paint", "child_died", tenant="acme", cause="SIGSEGV", deaths=2, peak_vram=3 << 30, hang="spin"
     )
     heads, _, row, total = listed([plain, odd], NOW, 200).splitlines()
     assert heads.split()[3:] == ["TENANT", "DEVICE", "OUTCOME", "QUEUE", "RUN", "HELD", "PEAK", "TRY", "CAUSE"]
     assert row.split()[1:6] == ["r2", "paint", "acme", "-", "child_died"]
     assert row.endswith("3072 MiB  2    SIGSEGV, spin")
     assert total.startswith("2 jobs: 1 ok, 1 not; ")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "deaths", "postmortem", "tries"),
+    [
+        ("ok", 1, None, "2"),
+        ("child_died", 1, "p", "1"),
+        ("child_died", 2, "p", "2"),
+        ("child_died", 0, "p", "1"),  # of another's doing
+        ("killed", 1, "p", "2"),  # by an operator, in its second child
+        ("retryable", 1, "p", "1"),  # a stream that its child's death cut off
+        ("retryable", 1, None, "2"),  # its code asked for that
+    ],
+)
+def test_a_death_that_ended_a_job_was_not_followed_by_another_try(
+    outcome: str, deaths: int, postmortem: str | None, tries: str
+) -> None:
+    died = JobRecord(NOW - 5, "r1", "paint", outcome, deaths=deaths, postmortem=postmortem)
+    again = JobRecord(NOW - 5, "r2", "paint", "ok", attempt=3)
+    heads, one, other, _ = listed([died, again], NOW, 200).splitlines()
+    at = heads.index("TRY")
+    assert (one[at], other[at]) == (tries, "3")
 
 
 def test_a_record_names_the_trace_that_its_job_was_in() -> None:

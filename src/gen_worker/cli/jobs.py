@@ -83,7 +83,7 @@ def listed(records: Sequence[JobRecord], now: float, width: int = WIDTH) -> str:
         "RUN": [duration(each.run_s) for each in records],
         "HELD": [duration(each.device_s) for each in records],
         "PEAK": [size(each.peak_vram or each.peak_rss or None) for each in records],
-        "TRY": [str(each.attempt + each.deaths) for each in records],
+        "TRY": [str(_tries(each)) for each in records],
         "CAUSE": [_cause(each) for each in records],
     }
     for head, empty in (("TENANT", "-"), ("PEAK", "-"), ("TRY", "1"), ("CAUSE", "-")):
@@ -92,6 +92,13 @@ def listed(records: Sequence[JobRecord], now: float, width: int = WIDTH) -> str:
     rows = list(zip(*columns.values(), strict=True))
     told = table(list(columns), rows, elastic=("JOB", "FUNCTION", "TENANT", "CAUSE"), width=width)
     return f"{told}\n{_total(records)}"
+
+
+def _tries(record: JobRecord) -> int:
+    """Return how often it was begun: what each death of a child under it was followed by, but for one that ended it."""
+    cut_off = record.outcome == "retryable" and record.postmortem is not None
+    ended_it = record.deaths > 0 and (record.outcome == "child_died" or cut_off)
+    return record.attempt + record.deaths - ended_it
 
 
 def _cause(record: JobRecord) -> str:
