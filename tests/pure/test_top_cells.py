@@ -20,6 +20,7 @@ from gen_worker.top.cells import (
     wrapped,
 )
 from gen_worker.top.columns import Column, widths
+from gen_worker.top.views import Kept
 
 GIB = 1 << 30
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -134,3 +135,17 @@ def test_spare_room_goes_to_the_columns_that_take_shares() -> None:
     assert widths([column(3), column(5, 1), column(5, 2)], 24) == [3, 8, 11]
     assert widths([column(3), column(5)], 24) == [3, 5]
     assert widths([column(3), column(5, 1)], 4) == [3, 5]
+
+
+def test_a_very_long_text_is_cut_into_rows_of_which_nothing_is_lost() -> None:
+    text = "漢字 and words " * 4000 + "e" + "\u0301" * 500 + "w" * 3000
+    rows = wrapped((("ab ", "dim"), (text, "text")), 60)
+    assert all(width_of(row) <= 60 for row in rows)
+    assert "".join(row[-1][0].removeprefix("   " if at else "") for at, row in enumerate(rows)) == text
+
+
+def test_a_line_that_is_shown_again_is_not_cut_into_rows_again() -> None:
+    kept = Kept((("a child that hangs is ended", "red"),))
+    rows = kept.rows(20)
+    assert kept.rows(20) is rows
+    assert len(kept.rows(10)) > len(rows)

@@ -280,8 +280,8 @@ class Home(Screen[None]):
             self._refuse(f"no post-mortem is kept of a child of {device.name}")
             return
         page = Page(f"The last death of {device.name}")
-        page.lines.extend(((line, "text"),) for line in describe(told, time.time(), self.size.width - 2).splitlines())
         self.app.push_screen(page)
+        page.say(describe(told, time.time(), self.size.width - 2).splitlines())
 
     def on_board_picked(self, event: Board.Picked) -> None:
         """Show the details of a device; of a job those of its device."""

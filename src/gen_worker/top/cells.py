@@ -95,14 +95,17 @@ def wrapped(line: Line, room: int) -> tuple[Line, ...]:
 
 
 def _pieces(text: str, room: int) -> list[str]:
-    pieces = []
-    while cell_len(text) > room:
-        piece = _head(text, room)
-        at = piece.rfind(" ") + 1
-        piece = piece[:at] if at > len(piece) // 2 else piece
+    pieces: list[str] = []
+    start = 0
+    while start < len(text) or not pieces:
+        piece = text[start : start + 4 * room]  # not all of it for each piece: a text may be very long
+        if cell_len(piece) > room:
+            piece = _head(piece, room)
+            at = piece.rfind(" ") + 1
+            piece = piece[:at] if at > len(piece) // 2 else piece
         pieces.append(piece)
-        text = text[len(piece) :]
-    return [*pieces, text]
+        start += len(piece)
+    return pieces
 
 
 def joined(parts: Iterable[Line], gap: str = " ") -> Line:

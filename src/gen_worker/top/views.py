@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import ClassVar
 
-from rich.cells import chop_cells
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,16 +14,36 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from gen_worker import log_files
-from gen_worker.top.cells import Line as Drawn
-from gen_worker.top.cells import Span, clean
+from gen_worker.top.cells import Line, clean, wrapped
 from gen_worker.top.detail import Detail, title
 from gen_worker.top.history import History
-from gen_worker.top.tables import Lines, Sheet
+from gen_worker.top.tables import Drawn, Lines, Sheet
 from gen_worker.top.tail import Tail
 from gen_worker.top.theme import BACKGROUND, BAND, LEVELS, Tone, look_of
 from gen_worker.wire.status import Status
 
 KEPT_LINES = 5000  # of a log that is followed
+
+
+class Kept:
+    """A line, with the rows that it took in the room it had last: many are shown again for each that comes."""
+
+    __slots__ = ("_room", "_rows", "line")
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self._room = 0
+        self._rows: Sequence[Drawn] = ()
+
+    def rows(self, room: int) -> Sequence[Drawn]:
+        """Return it as rows that fit."""
+        if room != self._room:
+            self._room, self._rows = room, [partial(_whole, row) for row in wrapped(self.line, room)]
+        return self._rows
+
+
+def _whole(row: Line, _room: int) -> Line:
+    return row
 
 
 class Page(Screen[None]):
@@ -44,7 +63,7 @@ class Page(Screen[None]):
     def __init__(self, title: str, *, follows: bool = False) -> None:
         super().__init__()
         self._title = clean(title)
-        self.lines: deque[Sequence[Span]] = deque(maxlen=KEPT_LINES)
+        self._lines: deque[Kept] = deque(maxlen=KEPT_LINES)
         self._follows = follows
         self._shown = False  # answers may come before and after
 
@@ -74,13 +93,17 @@ class Page(Screen[None]):
 
     def say(self, texts: Iterable[str], tone: Tone = "text") -> None:
         """Show these lines, and no others."""
-        self.lines.clear()
-        self.lines.extend(((clean(text), tone),) for text in texts)
+        self._lines.clear()
+        self.add(((clean(text), tone),) for text in texts)
+
+    def add(self, lines: Iterable[Line]) -> None:
+        """Show more lines; the oldest go where there are too many."""
+        self._lines.extend(map(Kept, lines))
         self.show()
 
-    def wanted(self) -> Iterable[Sequence[Span]]:
-        """Return the lines that are shown."""
-        return self.lines
+    def wants(self, line: Line) -> bool:
+        """Whether a line is to be shown."""
+        return True
 
     def show(self) -> None:
         """Draw the lines as they are now; long ones take several rows."""
@@ -88,19 +111,7 @@ class Page(Screen[None]):
             return
         box = self.query_one(Lines)
         room = max(8, box.size.width - 1)
-        box.show([partial(_whole, row) for line in self.wanted() for row in wrapped(line, room)])
-
-
-def wrapped(line: Sequence[Span], room: int) -> list[Drawn]:
-    """Return a line as rows that fit: its last piece goes on in the next row."""
-    *before, (text, tone) = line
-    taken = sum(len(piece) for piece, _ in before)
-    first, *rest = chop_cells(text, max(8, room - taken)) or [""]
-    return [(*before, (first, tone)), *(((" " * taken + piece, tone),) for piece in rest)]
-
-
-def _whole(row: Drawn, _room: int) -> Drawn:
-    return row
+        box.show([row for kept in self._lines if self.wants(kept.line) for row in kept.rows(room)])
 
 
 class StackPage(Page):
@@ -155,13 +166,11 @@ class LogPage(Page):
 
     def take(self, lines: Sequence[log_files.Line | str]) -> None:
         """Show more lines."""
-        self.lines.extend(piece for line in lines for piece in _described(line))
-        self.show()
+        self.add(piece for line in lines for piece in _described(line))
 
-    def wanted(self) -> Iterable[Sequence[Span]]:
-        """Return the lines that have what is searched."""
-        searched = self._searched
-        return (line for line in self.lines if any(searched in text.casefold() for text, _ in line))
+    def wants(self, line: Line) -> bool:
+        """Whether a line has what is searched."""
+        return not self._searched or any(self._searched in text.casefold() for text, _ in line)
 
     def action_search(self) -> None:
         """Ask what to search."""
@@ -190,16 +199,16 @@ class LogPage(Page):
         self.query_one(Lines).focus()
 
 
-def _described(line: log_files.Line | str) -> list[Sequence[Span]]:
+def _described(line: log_files.Line | str) -> list[Line]:
     """Return a line of the log as rows; what goes on over several lines is indented."""
     if isinstance(line, str):
         return [((clean(line), "dim"),)]
     look = look_of(LEVELS, line.level)
     clock = time.strftime("%H:%M:%S", time.localtime(line.ts))
-    job: list[Span] = [(f"[{clean(line.job)}] ", "dim")] if line.job else []
+    job: Line = ((f"[{clean(line.job)}] ", "dim"),) if line.job else ()
     first, *more = line.message.splitlines() or [""]
-    head: list[Span] = [(f"{clock} ", "dim"), (f"{look.glyph} ", look.tone), (f"{clean(line.source)} ", "purple"), *job]
-    return [[*head, (clean(first), look.tone)], *([("  ", "dim"), (clean(each), look.tone)] for each in more)]
+    head: Line = ((f"{clock} ", "dim"), (f"{look.glyph} ", look.tone), (f"{clean(line.source)} ", "purple"), *job)
+    return [(*head, (clean(first), look.tone)), *((("  ", "dim"), (clean(each), look.tone)) for each in more)]
 
 
 class DetailPage(Page):
