@@ -16,7 +16,7 @@ from gen_worker.cli.seconds import Length
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Drained
-from gen_worker.wire.status import DeviceStatus
+from gen_worker.wire.status import DeviceStatus, Status
 
 if TYPE_CHECKING:
     from gen_worker.client import Client
@@ -67,7 +67,7 @@ def command(
             return tell(undone(client, device, meant), as_json)
         running = running_on(meant, status.jobs)
         if device is None:
-            agree(f"give no more requests to {_listed(meant)}?", yes=yes)
+            agree(question(status), yes=yes)
         if running:
             sys.stderr.write(f"waiting for {counted(running)} of {_listed(meant)}\n")
             say("hint", f"{described(running)} first; `gen-worker kill` ends one that does not")
@@ -81,6 +81,15 @@ def command(
     if drained.outcome == "undrained":
         raise Failure(f"{_listed(meant)}: somebody has undone the drain meanwhile", code=USER_CODE)
     return tell(drained, as_json)
+
+
+def question(status: Status) -> str:
+    """Return what a person is asked before all devices are drained: with no device left, nothing waits on. Pure."""
+    asked = f"give no more requests to {_listed(status.gpus)}"
+    wait = sum(job.status == "queued" for job in status.jobs) + status.jobs_left_out
+    if wait:
+        asked += f", and answer {'1 that waits' if wait == 1 else f'{wait} that wait'} with `unavailable`"
+    return f"{asked}?"
 
 
 def chosen(device: str | None, known: Sequence[DeviceStatus]) -> list[DeviceStatus]:
