@@ -16,7 +16,7 @@ MEANINGS = {
     USAGE: "wrong usage, or a payload that the function does not take",
     NO_MODEL: "a model could not be resolved",
     UNREACHABLE: "no supervisor answers",
-    NOT_FOUND: "no such request",
+    NOT_FOUND: "no such request, device or model",
     CANCELED: "canceled",
 }
 

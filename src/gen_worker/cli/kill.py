@@ -8,7 +8,7 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_request
-from gen_worker.cli.failure import CANCELED, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure
+from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Killed
@@ -33,7 +33,11 @@ gen-worker kill invoke-6f0c2a91
 gen-worker kill invoke-6f0c2a91 --now"""
 
 
-@click.command("kill", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
+class _Command(Command):
+    meanings = {**MEANINGS, NOT_FOUND: "no such request"}  # noqa: RUF012 - nobody changes it
+
+
+@click.command("kill", cls=_Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, NOT_FOUND, CANCELED))
 @click.argument("request", shell_complete=complete_request)
 @click.option("--now", is_flag=True, help="Do not let it end by itself: take its stack, then end its child.")
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
