@@ -13,9 +13,9 @@ from typing import Protocol
 from gen_worker.wire import control as wire
 from gen_worker_supervisor.bodies import OutputBody
 from gen_worker_supervisor.ring import Filter, Ring
+from gen_worker_supervisor.turns import TURN_S
 
 TICK_S = 0.1  # between two answers to those who wait
-TURN_S = 0.003  # of looking at lines, before others get their turn
 WAIT_MOST_S = 600.0
 
 

@@ -15,7 +15,8 @@ from gen_worker_supervisor.model_verbs import ModelVerbs
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.stacks import Shown, Stacks
 from gen_worker_supervisor.supervisor import Supervisor
-from gen_worker_supervisor.tailing import TURN_S, Tail
+from gen_worker_supervisor.tailing import Tail
+from gen_worker_supervisor.turns import Turns
 
 SHARED_S = 0.2  # a document so young is given to the next who asks, too
 LEAST_EVERY_S = 0.1  # between two documents of a subscription
@@ -56,8 +57,7 @@ class Verbs:
         self._reporter = reporter
         self._models = ModelVerbs(supervisor)
         self._documents: dict[int, tuple[float, bytes]] = {}
-        self._due: dict[Subscription, None] = {}  # to be shown the document
-        self._turn: asyncio.Handle | None = None
+        self.turns = Turns(loop)  # who watches may want a document each
         self._stacks = Stacks(supervisor, loop)
         self._tail = Tail(supervisor.log.ring, loop)
         supervisor.log.on_lines = self._tail.on_lines
@@ -104,27 +104,6 @@ class Verbs:
             self._documents = {each: kept for each, kept in self._documents.items() if now - kept[0] < SHARED_S}
             self._documents[jobs] = (now, document)
         return document
-
-    def show_soon(self, subscription: "Subscription") -> None:
-        """Show a subscription the document once those before it have seen it, and others have had their turn."""
-        self._due[subscription] = None
-        if self._turn is None:
-            self._turn = self._loop.call_soon(self._show)
-
-    def forgo(self, subscription: "Subscription") -> None:
-        """Show a subscription nothing more."""
-        self._due.pop(subscription, None)
-
-    def _show(self) -> None:
-        """Show the document to those who are due, who may each want another one, until others must get their turn."""
-        self._turn = None
-        over = self._loop.time() + TURN_S
-        while self._due and self._loop.time() < over:
-            subscription = next(iter(self._due))
-            del self._due[subscription]
-            subscription.show()
-        if self._due:
-            self._turn = self._loop.call_soon(self._show)
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
@@ -203,19 +182,19 @@ class Subscription:
         self._jobs = jobs
         self._due = loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        verbs.show_soon(self)
+        verbs.turns.soon(self._show)
 
-    def show(self) -> None:
+    def _show(self) -> None:
         """Send the document to a client that has taken the last one, and come back when the next is due."""
         if self._asker.closed:
             return
         if self._asker.caught_up:
             self._asker.send_body(self._verbs.document(self._jobs), wire.Seen)
         self._due = max(self._due + self._every_s, self._loop.time())
-        self._timer = self._loop.call_at(self._due, self._verbs.show_soon, self)
+        self._timer = self._loop.call_at(self._due, self._verbs.turns.soon, self._show)
 
     def close(self) -> None:
         """Send nothing more."""
-        self._verbs.forgo(self)
+        self._verbs.turns.forgo(self._show)
         if self._timer is not None:
             self._timer.cancel()
