@@ -79,6 +79,10 @@ def test_what_is_looked_at_is_looked_at_only(tmp_path: Path) -> None:
             await seen.press("k", "K", "r", "r", "d")
             await seen.press("question_mark")
             assert "restart its child" not in await seen.sees("these keys")
+            await seen.pilot.resize_terminal(50, 9)
+            await seen.press("end")
+            await seen.sees("age of the last heartbeat", gone="these keys")  # what does not fit scrolls
+            await seen.pilot.resize_terminal(120, 40)
             await seen.press("escape", "l")
             await seen.sees("Log of cpu:0", "ready after")
             await seen.press("slash", "z", "z", "enter")

@@ -47,6 +47,7 @@ class Top(App[None]):
 
     def __init__(self, feed: Feed, run_dir: Path, *, readonly: bool = False) -> None:
         super().__init__()
+        self.animation_level = "none"  # what scrolls is there at once: each step between would be a screen for an SSH
         self.feed = feed
         self.run_dir = run_dir
         self.readonly = readonly

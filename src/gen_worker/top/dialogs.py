@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
@@ -211,8 +211,8 @@ class Question(ModalScreen[str]):
     DEFAULT_CSS = f"""
     Question {{
         align: center middle;
-        & > Vertical {{
-            width: 76; max-width: 100%; height: auto; max-height: 100%; padding: 1 2; overflow-y: auto;
+        & > VerticalScroll {{
+            width: 76; max-width: 100%; height: auto; max-height: 100%; padding: 1 2;
             border: round $warning; border-title-color: $warning; border-title-style: bold; background: {BAND};
         }}
         #facts {{ height: auto; margin: 1 0; padding: 0 2; }}
@@ -227,7 +227,7 @@ class Question(ModalScreen[str]):
 
     def compose(self) -> ComposeResult:
         """Show the question, the facts and the ways on."""
-        box = Vertical()
+        box = VerticalScroll()
         box.border_title = Content(self._ask.title)
         with box:
             yield Static(Content(clean(self._ask.question)))
@@ -246,8 +246,8 @@ class Help(ModalScreen[None]):
     DEFAULT_CSS = f"""
     Help {{
         align: center middle;
-        & > Vertical {{
-            width: 72; max-width: 100%; height: auto; max-height: 100%; padding: 0 2; overflow-y: auto;
+        & > VerticalScroll {{
+            width: 72; max-width: 100%; height: auto; max-height: 100%; padding: 0 2;
             border: round {FOCUSED}; border-title-color: {FOCUSED}; border-title-style: bold; background: {BAND};
         }}
     }}
@@ -260,7 +260,7 @@ class Help(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Show them."""
-        box = Vertical()
+        box = VerticalScroll()
         box.border_title = Content("Keys")
         keys = list(offered(readonly=self._readonly))
         with box:
