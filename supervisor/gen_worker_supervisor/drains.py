@@ -8,7 +8,7 @@ from gen_worker_supervisor.actions import Action, Note, Send
 from gen_worker_supervisor.happenings import DeviceDrainAsked
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Child, Device, Fleet, Job, drained_away
+from gen_worker_supervisor.state import Child, Device, Fleet, Job, drained_away, holds
 from gen_worker_supervisor.steps import end_job
 
 
@@ -21,6 +21,7 @@ def device_drain_asked(fleet: Fleet, happening: DeviceDrainAsked, now: float) ->
     fleet.drained = any(each.drained for each in fleet.devices)
     fleet.doubt()
     if not drained:
+        _try_again(fleet, device, now)
         return [Note("info", device.name, "an operator lets it have jobs again")]
     running = at_work(device)
     left = f": {len(running)} job{'' if len(running) == 1 else 's'} there may end" if running else ""
@@ -28,6 +29,16 @@ def device_drain_asked(fleet: Fleet, happening: DeviceDrainAsked, now: float) ->
     for child in _children(device):
         actions += _take_back(child)
     return actions
+
+
+def _try_again(fleet: Fleet, device: Device, now: float) -> None:
+    """What could be loaded on no other device is on this one, or may be."""
+    for function in fleet.variants():
+        instance = function.surveyed.instance
+        refused = fleet.instance(instance).refused.get(device.name, 0.0) > now
+        there = device.child is not None and instance in device.child.loaded
+        if holds(device, function) and (there or (function.verdict.of_device and not refused)):
+            function.unavailable = None
 
 
 def _take_back(child: Child) -> list[Action]:

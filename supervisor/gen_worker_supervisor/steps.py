@@ -214,10 +214,10 @@ def spare(fleet: Fleet, child: Child, instance: str, until: float) -> None:
 def _goes_on(fleet: Fleet, function: Function, verdict: Verdict, now: float) -> bool:
     """Whether jobs of a function whose load failed on one device can still be run."""
     instance = function.surveyed.instance
-    if any(instance in child.loaded for child in fleet.serving()):
+    if any(instance in child.loaded and not child.device.drained for child in fleet.serving()):
         return True
     spared = fleet.instance(instance).refused
-    able = [device for device in fleet.devices if holds(device, function) and not device.lost]
+    able = [each for each in fleet.devices if holds(each, function) and not (each.lost or each.drained)]
     return verdict.of_device and any(spared.get(device.name, 0.0) <= now for device in able)
 
 

@@ -160,3 +160,31 @@ def test_what_an_orchestrator_wants_loaded_goes_to_a_drained_device_only_where_a
     made.fleet.loads["m"] = ""
     made.happens()
     assert made.child().loading == "m"
+
+
+def test_what_only_a_drained_device_could_load_is_refused_until_it_is_there_again() -> None:
+    made = Host(function(instance="m"), devices=2)
+    drain(made, 0)
+    job = made.submit()
+    made.load_fails(made.child(1), "out_of_memory")
+    assert made.answer(job).kind == "out_of_memory"
+    assert made.answer(made.submit()).retryable
+    drain(made, 0, undo=True)
+    again = made.submit()
+    made.loaded(made.child(0))
+    assert held_by(again) is made.child(0)
+
+
+def test_what_a_drained_device_has_loaded_keeps_nobody_waiting_whose_device_cannot_load_it() -> None:
+    made = Host(function(instance="m"), devices=2)
+    first = made.submit()
+    made.loaded(made.child(0))
+    made.starts(first)
+    made.done(first)
+    drain(made, 0)
+    job = made.submit()
+    for _ in range(3):
+        made.load_fails(made.child(1))
+    assert not made.unanswered(job)
+    drain(made, 0, undo=True)
+    assert held_by(made.submit()) is made.child(0)
