@@ -7,8 +7,10 @@ from typing import Literal, TextIO, TypeAlias
 Style: TypeAlias = Literal["bold", "dim", "red", "green", "yellow", "blue"]
 
 _CODES: dict[Style, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34"}
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # what could steer a terminal; a tab only moves on
-_CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_DIRECTIONS = r"\u202a-\u202e\u2066-\u2069"  # what turns round the text after it, whosever that is
+# What could steer a terminal; a tab only moves on.
+_CONTROL = re.compile(rf"[\x00-\x08\x0a-\x1f\x7f-\x9f{_DIRECTIONS}]")
+_CONTROL_IN_LINES = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_DIRECTIONS}]")
 
 
 def colours(stream: TextIO, env: Mapping[str, str]) -> bool:
@@ -26,7 +28,11 @@ def colours(stream: TextIO, env: Mapping[str, str]) -> bool:
 def printable(text: str, *, lines: bool = False) -> str:
     """Return the text with its control characters spelt out in hexadecimal; with `lines` it may have several."""
     control = _CONTROL_IN_LINES if lines else _CONTROL
-    return control.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return control.sub(lambda found: _spelt(ord(found[0])), text)
+
+
+def _spelt(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def paint(text: str, style: Style) -> str:

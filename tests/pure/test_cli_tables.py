@@ -263,3 +263,8 @@ def test_who_restarts_a_child_is_told_what_it_waits_for() -> None:
     jobs = [JobStatus(f"r{each}", "f", "running", hang="gil_held" if each == 0 else None) for each in range(5)]
     assert devices.described(jobs[:1]) == "`r0` (hangs: gil_held) ends"
     assert devices.described(jobs) == "`r0` (hangs: gil_held), `r1`, `r2` and 2 more end"
+
+
+def test_a_name_turns_round_nothing_that_stands_beside_it() -> None:
+    shown = table(["JOB", "STATUS"], [("\u202egnp\x1b[2J\u2066", "running")], elastic=())
+    assert shown.endswith("\\u202egnp\\x1b[2J\\u2066  running")
