@@ -118,9 +118,9 @@ def test_a_frozen_picture_stays_and_one_without_its_supervisor_says_so_until_the
             await seen.press("space")
             await seen.sees("1 done", gone="frozen")
             seen.top.post_message(events.AppBlur())
-            await seen.sees("frozen")
+            await seen.sees("paused: no focus")
             seen.top.post_message(events.AppFocus())
-            await seen.sees("1 done", gone="frozen")
+            await seen.sees("1 done", gone="paused")
 
             server.signal(signal.SIGSTOP)
             await seen.press("s")

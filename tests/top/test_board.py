@@ -113,7 +113,7 @@ def test_a_terminal_that_changes_its_size_is_drawn_for_the_new_one() -> None:
 def test_what_is_frozen_or_out_of_reach_says_so() -> None:
     async def play(stage: Stage, pilot: Pilot[None]) -> list[str]:
         heads = []
-        for told in ({"frozen": True}, {"stale_s": 12.0}, {}):
+        for told in ({"rests": "frozen"}, {"stale_s": 12.0}, {}):
             stage.board.show(samples.eight_gpus(), **told)
             await pilot.pause()
             heads.append(seen(stage).splitlines()[0])

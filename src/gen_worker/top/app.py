@@ -97,12 +97,12 @@ class Top(App[None]):
         self._rest()
 
     @property
-    def _rests(self) -> bool:
-        return self.home.frozen or not self._looked_at
+    def _rests(self) -> str:
+        return "frozen" if self.home.frozen else "" if self._looked_at else "paused: no focus"
 
     def _rest(self) -> None:
         """Have nothing newer sent, or have it sent again; and draw which of the two it is."""
-        self.feed.pause(self._rests)
+        self.feed.pause(bool(self._rests))
         self.news()
 
     def _told(self) -> None:
@@ -166,11 +166,11 @@ class Home(Screen[None]):
         yield Static(_footer(readonly=self._readonly), id="keys")
         yield Input(placeholder="filter", compact=True)
 
-    def show(self, seen: Seen, stale_s: float | None, *, rests: bool) -> None:
-        """Draw what was seen; `rests`: nothing newer is asked for."""
+    def show(self, seen: Seen, stale_s: float | None, *, rests: str) -> None:
+        """Draw what was seen; `rests`: why nothing newer is asked for."""
         if not self.frozen or self._seen is None:
             self._seen = seen
-        self.board.show(self._seen.status, frozen=rests, stale_s=stale_s)
+        self.board.show(self._seen.status, rests=rests, stale_s=stale_s)
 
     # --- what acts ----------------------------------------------------------------------------------------------------
 

@@ -100,10 +100,10 @@ class Board(Container):
 
     # --- for the app ---
 
-    def show(self, status: Status, *, frozen: bool = False, stale_s: float | None = None) -> None:
-        """Draw a document. `stale_s`: for so long the supervisor has not been reachable."""
+    def show(self, status: Status, *, rests: str = "", stale_s: float | None = None) -> None:
+        """Draw a document. `rests`: why no newer one comes; `stale_s`: for so long nobody has been reachable."""
         self.history.note(status)
-        self._seen = Seen(status, self.history.done_per_minute(), frozen, stale_s, self._readonly)
+        self._seen = Seen(status, self.history.done_per_minute(), rests, stale_s, self._readonly)
         self._draw()
 
     def filter(self, text: str) -> None:

@@ -22,7 +22,7 @@ class Seen(NamedTuple):
 
     status: Status
     done_per_minute: float | None = None
-    frozen: bool = False
+    rests: str = ""  # why nothing newer is drawn, in a word or two
     stale_s: float | None = None
     readonly: bool = False
     filter: str = ""
@@ -73,8 +73,8 @@ def _identity(seen: Seen, room: int) -> Line:
     parts.append(((f"up {uptime(status.uptime_s)}", "dim"),))
     if seen.alarm and (told := attention(status)):
         parts.append(((told, "alarm"),))
-    if seen.frozen:
-        parts.append((("‖ frozen", "yellow"),))
+    if seen.rests:
+        parts.append(((f"‖ {seen.rests}", "yellow"),))
     if seen.filter:
         parts.append(((f"/{cut(clean(seen.filter), 20)}", "yellow"),))
     if seen.readonly:
