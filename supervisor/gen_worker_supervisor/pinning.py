@@ -113,13 +113,22 @@ def places_for(fleet: Fleet, names: frozenset[str], devices: Iterable[Device]) -
     """Return those of the devices on which a function that needs one of these models may run, and else why none is."""
     able, why = [], "no function that needs it may run there"
     for device in devices:
-        if not instances_of(fleet, names, on=device, bound=True):
+        instances = instances_of(fleet, names, on=device, bound=True)
+        if not instances:
             continue
         if device.lost:
             why = device.loss
+        elif unfit := [each for each in instances if fleet.instance(each).refused.get(device.name) == inf]:
+            why = _why_unfit(fleet, unfit[0], device)
         else:
             able.append(device)
     return able, why
+
+
+def _why_unfit(fleet: Fleet, instance: str, device: Device) -> str:
+    """Return why a device will never set up an instance, which it has tried."""
+    told = (each.unavailable for each in fleet.variants() if each.surveyed.instance == instance and each.unavailable)
+    return next(told, f"its setup there has found that {device.name} lacks what `{instance}` needs")
 
 
 def holders(fleet: Fleet, names: frozenset[str], device: Device) -> bool:

@@ -240,6 +240,20 @@ def test_a_setup_that_kills_its_child_is_not_tried_again_by_hand_for_ever() -> N
     assert operator.host.child().loading is None
 
 
+def test_a_load_on_a_device_that_lacks_what_it_needs_is_refused_once_that_is_known() -> None:
+    operator = Operator(function("paint", instance="p", models=["acme/a"]), devices=2)
+    operator.asks("load", device="cpu:0")
+    operator.host.fetched(*operator.host.ordered())
+    operator.host.load_fails(operator.host.child(), "hardware")
+    assert operator.told() == [("failed", ["cpu:0"])]
+    operator.asks("load", device="cpu:0")
+    assert "cpu:0 lacks what `p` needs" in operator.message()
+    operator.answers.clear()
+    operator.asks("load")
+    operator.host.loaded(operator.host.child(1))
+    assert operator.told() == [("done", ["cpu:1"])]
+
+
 def test_a_load_on_a_device_that_may_not_hold_it_is_refused() -> None:
     small, large = (Device(f"cpu:{at}", "cpu", budget_bytes=size * GIB) for at, size in enumerate((4, 24)))
     operator = Operator(painter(vram_gb=16), devices=[small, large])
