@@ -46,6 +46,10 @@ class Emulator:
         """Press keys, by tmux's names."""
         self._run("send-keys", *keys)
 
+    def type(self, text: bytes) -> None:
+        """Send bytes as if they were typed."""
+        self._run("send-keys", "-H", *(f"{byte:02x}" for byte in text))
+
     def resize(self, columns: int, rows: int) -> None:
         """Give it another size."""
         self._run("resize-window", "-x", str(columns), "-y", str(rows))

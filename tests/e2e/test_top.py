@@ -72,7 +72,7 @@ def test_ctrl_c_and_a_lost_terminal_end_it_and_leave_nothing(tmp_path: Path) -> 
         until(lambda: not alive(pid), what="the end of what lost its terminal")
 
 
-def test_a_terminal_that_was_the_shells_meanwhile_is_drawn_on_as_before(tmp_path: Path) -> None:
+def test_a_terminal_may_be_the_shells_meanwhile_and_need_not_speak_utf_8(tmp_path: Path) -> None:
     with serving(tmp_path, module="hanging", devices="cpu:1") as server:
         top = [*GEN_WORKER, "top", "--socket", str(server.control)]
         with emulator(tmp_path, *top, env=environment(tmp_path), columns=80, rows=24) as screen:
@@ -81,6 +81,10 @@ def test_a_terminal_that_was_the_shells_meanwhile_is_drawn_on_as_before(tmp_path
             until(lambda: restored(screen), what="a terminal for the shell")
             os.kill(screen.pid, signal.SIGCONT)
             screen.until("idle", "DEVICE STATE", "1 Jobs 0+0", "q Quit")
+
+            screen.type(b"\xe4\xff")  # as a terminal that is not set to UTF-8 sends letters
+            screen.press("?")
+            screen.until("these keys")
 
 
 def test_a_terminal_that_cannot_be_drawn_on_is_refused_in_words(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.drivers.linux_driver import LinuxDriver
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -38,6 +39,18 @@ TOAST_S = 5.0
 _POSTMORTEMS = 64  # the latest ones, in which a device's last is looked for
 
 
+class Terminal(LinuxDriver):
+    """The terminal; what comes from its keyboard and is no UTF-8 is no key."""
+
+    def run_input_thread(self) -> None:
+        """Read keys until the end, which such bytes are not."""
+        while True:
+            try:
+                return super().run_input_thread()
+            except UnicodeDecodeError:
+                continue  # what came with them is lost, too
+
+
 class Top(App[None]):
     """`gen-worker top`; `return_code` says how it ended."""
 
@@ -46,7 +59,7 @@ class Top(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
 
     def __init__(self, feed: Feed, run_dir: Path, *, readonly: bool = False) -> None:
-        super().__init__()
+        super().__init__(Terminal)
         self.animation_level = "none"  # what scrolls is there at once: each step between would be a screen for an SSH
         self.feed = feed
         self.run_dir = run_dir
