@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol, assert_never
 
+from msgspec.structs import replace
+
 from gen_worker.wire.control import Model as ModelFrame
 from gen_worker.wire.control import Modeled
 from gen_worker_supervisor.happenings import Happening, LoadAsked, PinAsked, UnloadAsked
@@ -43,10 +45,14 @@ class Host(Protocol):
 class ModelVerbs:
     """Does what operators ask for models."""
 
-    def __init__(self, supervisor: Host, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, supervisor: Host, clock: Callable[[], float] = time.monotonic, *, hide: Callable[[str], str] = str
+    ) -> None:
+        """`hide` takes the secrets out of what an author's code says."""
         self._supervisor = supervisor
         self._fleet = supervisor.fleet
         self._clock = clock
+        self._hide = hide
 
     def perform(self, frame: ModelFrame, tell: _Tell) -> None:
         """Do what a frame asks; `tell` gets the one answer, now or when it is over."""
@@ -61,7 +67,7 @@ class ModelVerbs:
             text = f"no device `{frame.device}`"
             tell(Modeled(frame.operation, frame.ref, "not_found", message=text, candidates=names))
             return
-        asked = _Asked(frame, found.names, devices, self._clock(), self._clock, tell)
+        asked = _Asked(frame, found.names, devices, self._clock(), self._clock, partial(self._tell, tell))
         match frame.operation:
             case "load":
                 self._load(asked)
@@ -71,6 +77,9 @@ class ModelVerbs:
                 self._pin(asked, undo=frame.operation == "unpin")
             case _:
                 assert_never(frame.operation)
+
+    def _tell(self, tell: _Tell, told: Modeled) -> None:
+        tell(replace(told, message=self._hide(told.message)) if told.message else told)
 
     # --- load ---
 

@@ -12,6 +12,7 @@ from gen_worker.wire import control as wire
 from gen_worker_supervisor.blame import charges_told
 from gen_worker_supervisor.bodies import OutputBody
 from gen_worker_supervisor.model_verbs import ModelVerbs
+from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.report import Reporter
 from gen_worker_supervisor.stacks import Shown, Stacks
 from gen_worker_supervisor.supervisor import Supervisor
@@ -55,7 +56,7 @@ class Verbs:
         self._supervisor = supervisor
         self._loop = loop
         self._reporter = reporter
-        self._models = ModelVerbs(supervisor)
+        self._models = ModelVerbs(supervisor, hide=lambda text: redacted(supervisor.log.hide(text)))
         self._documents: dict[int, tuple[float, bytes]] = {}
         self.turns = Turns(loop)  # who watches may want a document each
         self._stacks = Stacks(supervisor, loop)

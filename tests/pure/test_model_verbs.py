@@ -14,6 +14,7 @@ from gen_worker_supervisor.happenings import Happening, MemoryRead
 from gen_worker_supervisor.model_report import host_models, resident_models
 from gen_worker_supervisor.model_verbs import ModelVerbs
 from gen_worker_supervisor.pinning import meant, pinned_keys
+from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Child, Device, Function, Recycling
 from tests.pure.host import Host, function, sent
 from tests.pure.linked import Worker, gpu, hub
@@ -31,7 +32,7 @@ class Operator:
         self.host.fleet.booting = False
         self.fleet = self.host.fleet
         self._waiting: list[Callable[[], bool]] = []
-        self.verbs = ModelVerbs(self, lambda: self.host.now)
+        self.verbs = ModelVerbs(self, lambda: self.host.now, hide=redacted)
         self.answers: list[Modeled] = []
 
     def handle(self, *happenings: Happening) -> None:
@@ -176,6 +177,15 @@ def test_a_load_that_fails_is_answered_with_its_error_and_can_be_asked_for_again
     operator.host.load_fails(operator.host.child())
     assert operator.message() == "setup of `A` failed: ValueError: no"
     operator.has("a")
+
+
+@pytest.mark.promise(39)
+def test_what_a_setup_raised_is_told_without_its_secrets() -> None:
+    operator = Operator(function("paint", instance="p", models=["acme/a"]))
+    operator.asks("load")
+    operator.host.fetched(*operator.host.ordered())
+    operator.host.reports(operator.host.child(), LoadFailed("p", "ValueError: no such token=abc123", [], "setup"))
+    assert operator.message() == "setup of `p` failed: ValueError: no such token=[secret]"
 
 
 def test_a_load_of_a_model_that_cannot_be_had_fails_and_is_not_tried_for_ever() -> None:
