@@ -12,7 +12,7 @@ from tests.scripted.entrypoint import Driven, driven
 from tests.scripted.orchestrator import RETRYABLE
 from tests.served import Serve, Server, alive, until
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("grpc_awake")]
 
 
 class Drain:
