@@ -92,9 +92,12 @@ def test_a_coroutine_that_waits_is_named_by_its_request(serve: Serve) -> None:
     server = serve(module="hanging")
     with Client(server.control) as client:
         client.submit("wait-on-the-loop", {}, request_id="patient")
-        lines = seen(server, "cpu:0", "Task patient").lines
-        place = next(at for at, line in enumerate(lines) if line.startswith("Task patient"))
-        assert any("in wait_on_the_loop" in line for line in lines[place:])
+
+        def awaited() -> str:
+            """Return where its task waits, which it does not before it has begun."""
+            return "\n".join(asked(server, "cpu:0").lines).partition("Task patient")[2]
+
+        until(lambda: "in wait_on_the_loop" in awaited(), what="where it waits")
         assert client.cancel("patient")
 
 
