@@ -2,7 +2,8 @@
 
 import pytest
 
-from gen_worker.cli.models import describe, document, names, progress
+from gen_worker.cli.models import describe, document, names, pin_hint, progress
+from gen_worker.wire.control import Modeled
 from gen_worker.wire.status import DeviceStatus, DownloadStatus, HostModelStatus, ModelStatus, Status
 
 MIB = 1 << 20
@@ -59,3 +60,22 @@ def test_progress_is_that_of_the_models_download_and_then_of_its_set_up() -> Non
     loading.gpus[0].loading, loading.gpus[0].loading_bytes, loading.gpus[0].loading_total = "Painter", 9, 10
     assert progress(loading, "xl", "cuda:0") == "setting up `Painter` on cuda:0 90%"
     assert progress(loading, "xl", "cuda:1") == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "device", "hint"),
+    [
+        (Modeled("unload", "b", "failed"), "", "`gen-worker models unpin lab/b` first"),
+        (Modeled("unload", "b", "failed"), "cpu:1", "`gen-worker models unpin lab/b cpu:1` first"),
+        (Modeled("unload", "a", "failed"), "", "`gen-worker models unpin lab/a cpu:0` first"),
+        (Modeled("unload", "c", "failed"), "", ""),
+        (Modeled("load", "a", "failed", message="insufficient_vram"), "cpu:1", "`gen-worker models unpin lab/b cpu:1`"),
+        (Modeled("load", "c", "failed", message="no such revision"), "", ""),
+    ],
+)
+def test_the_pin_that_is_in_the_way_is_named_and_no_other(answer: Modeled, device: str, hint: str) -> None:
+    pins = {"lab/a": ["cpu:0"], "lab/b": ["cpu:0", "cpu:1"], "lab/c": []}
+    models = [HostModelStatus(ref, "DISK", pinned=pinned) for ref, pinned in pins.items()]
+    found = pin_hint(answer, device, Status(0.0, "h", "1", 1, 0.0, models=models))
+    assert found.startswith(hint)
+    assert bool(found) == bool(hint)

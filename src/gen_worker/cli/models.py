@@ -184,7 +184,7 @@ def _operate(
                 sys.stderr.write(f"no longer waiting for it; the {operation} goes on\n")
                 raise
         if answer.outcome != "done":
-            _refuse(answer, client.list())
+            _refuse(answer, name, client.list())
     if as_json:
         told = {"operation": operation, "ref": ref, "devices": answer.devices, "seconds": round(answer.seconds, 3)}
         click.echo(msgspec.json.encode(told))
@@ -237,17 +237,26 @@ def _done(answer: "Modeled") -> str:
             return f"`{ref}` is pinned no longer on {where}" if where else f"`{ref}` was not pinned"
 
 
-def _refuse(answer: "Modeled", status: Status) -> NoReturn:
+def _refuse(answer: "Modeled", device: str, status: Status) -> NoReturn:
     if answer.outcome == "not_found":
         raise _not_found(answer.message, answer.ref, answer.candidates)
-    pinned = next((f"{model.ref} {model.pinned[0]}" for model in status.models if model.pinned), "")
-    if pinned and answer.operation == "unload":
-        hint = f"`gen-worker models unpin {pinned}` first"
-    elif pinned and "insufficient_vram" in answer.message:
-        hint = f"`gen-worker models unpin {pinned}` lets it go for others"
-    else:
-        hint = "`gen-worker models ls` shows what is where; the log says more"
+    hint = pin_hint(answer, device, status) or "`gen-worker models ls` shows what is where; the log says more"
     raise Failure(answer.message, hint, code=USER_CODE)
+
+
+def pin_hint(answer: "Modeled", device: str, status: Status) -> str:
+    """Return which pin is in the way of what was asked for on a device, or on any; empty where none is."""
+    unloads = answer.operation == "unload"
+    if not unloads and "insufficient_vram" not in answer.message:
+        return ""
+    for model in status.models:
+        held = [each for each in model.pinned if device in ("", each)]
+        if held and names(model, answer.ref) == unloads:
+            pin = f"{model.ref} {held[0]}" if len(held) == 1 else model.ref
+            return (
+                f"`gen-worker models unpin {pin}` first" if unloads else f"`gen-worker models unpin {pin}` lets it go"
+            )
+    return ""
 
 
 # --- how far it is ----------------------------------------------------------------------------------------------------
