@@ -20,6 +20,7 @@ from gen_worker.wire.channel import Channel, close_all
 from gen_worker.wire.messages import Fork, Forked, Unfit, Warm, ZygoteOrder
 from gen_worker_child.main import PR_SET_PDEATHSIG, die_with, run_child
 
+GONE = (BrokenPipeError, ConnectionResetError)  # the supervisor has ended, or is about to
 DESCRIPTORS = 5  # the child's socket, stdout, stderr, crash memfd, status page
 
 
@@ -78,7 +79,10 @@ def _fork_again(channel: Channel[ZygoteOrder], order: Fork, descriptors: list[in
     if pid == 0:
         _become_child(channel, order, descriptors, middle)
     pidfd = os.pidfd_open(pid)
-    channel.send(Forked(order.generation, pid), [pidfd])
+    try:
+        channel.send(Forked(order.generation, pid), [pidfd])
+    except GONE:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # nobody will ever know of it
     os._exit(0)
 
 
@@ -118,9 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if reason is not None:
         channel.send(Unfit(reason))
         return
-    channel.send(warm)
     try:
+        channel.send(warm)
         serve(channel)
+    except GONE:
+        return
     except BlockingIOError as error:
         sys.exit(f"[zygote] cannot fork: {error.strerror}")  # the supervisor starts another one when it can
 
