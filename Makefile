@@ -66,6 +66,9 @@ bench: $(STAMP) ## measure dispatch, the link, payloads, crowds, recovery, comma
 docs: $(STAMP) ## write the generated parts of the reference
 	$(BIN)/python docs/generate.py
 
+pictures: $(STAMP) ## make the pictures of `gen-worker top` in docs/pictures anew; needs a C compiler
+	$(BIN)/python docs/pictures.py
+
 proto: ## write the code of the orchestrator's wire from its proto (PROTO_DIR=src/gen_worker/pb)
 	@test -x build/proto/bin/python || $(PYTHON) -m venv build/proto
 	build/proto/bin/pip install --quiet '$(PROTO_TOOLS)'
