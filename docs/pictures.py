@@ -98,12 +98,12 @@ async def taken(picture: Picture, made: Session) -> str:
 
 def elsewhere(page: StackPage) -> None:
     """Have a stack name no folder of the machine that the picture is made on."""
-    for number, line in enumerate(page.lines):
-        (text, tone), *rest = line
+    said = page.lines
+    page.say(())
+    for (text, tone), *rest in said:
         for place in (ROOT / "child", ROOT / "src", ROOT / ".venv/lib/python3.11/site-packages"):
             text = text.replace(str(place), "/usr/lib/python3.11/site-packages")
-        page.lines[number] = ((text.replace(sys.base_prefix, "/usr"), tone), *rest)
-    page.show()
+        page.add([((text.replace(sys.base_prefix, "/usr"), tone), *rest)])
 
 
 def plain(svg: str) -> str:

@@ -101,6 +101,11 @@ class Page(Screen[None]):
         self._lines.extend(map(Kept, lines))
         self.show()
 
+    @property
+    def lines(self) -> list[Line]:
+        """What there is to show."""
+        return [kept.line for kept in self._lines]
+
     def wants(self, line: Line) -> bool:
         """Whether a line is to be shown."""
         return True
