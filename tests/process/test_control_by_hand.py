@@ -252,8 +252,9 @@ def test_results_for_a_client_that_has_gone_hold_no_memory_once_they_are_acknowl
     with Link(server) as stays, memory(payload) as fd:
         for name in ("a", "b", "c"):
             with Link(server) as first:
-                first.say("submit", "first", "count-down", encode({"start": 10_000}), "msgpack", 1, True)
-                assert first.hear() == ["accepted", "first", 1]
+                first.say("submit", f"before-{name}", "count-down", encode({"start": 10_000}), "msgpack", 1, True)
+                assert first.hear() == ["accepted", f"before-{name}", 1]
+                assert first.hear()[0] == "item"  # from now on it has the child for itself
                 with Link(server) as goes:
                     for attempt in (1, 2):
                         goes.say("submit", name, "reverse", [len(payload), 0], "msgpack", attempt, fds=(fd,))

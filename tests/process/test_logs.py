@@ -143,8 +143,8 @@ def test_with_0_bytes_for_them_nothing_of_the_log_and_the_jobs_is_kept(serve: Se
     server.ask("talk", "talker", text="T")
     assert server.client.read(0).lines
     server.signal(signal.SIGTERM)
-    server.process.wait(20)
-    assert not any((server.folder / "run").iterdir())
+    assert server.process.wait(20) == 0, server.log()
+    assert not any((server.folder / "run").iterdir()), server.log()
 
 
 def test_files_that_cannot_be_written_cost_nothing_but_a_warning_each(serve: Serve, tmp_path: Path) -> None:
