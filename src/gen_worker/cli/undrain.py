@@ -2,8 +2,10 @@
 
 import click
 
+from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_device
-from gen_worker.cli.drain import CODES, DrainCommand, chosen, tell, undone
+from gen_worker.cli.drain import chosen, tell, undone
+from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE
 from gen_worker.cli.supervisors import connected, socket_option
 
 _HELP = """Give DEVICE requests again, after `gen-worker drain`; without DEVICE every device.
@@ -15,7 +17,11 @@ gen-worker undrain cuda:0
 gen-worker undrain"""
 
 
-@click.command("undrain", cls=DrainCommand, help=_HELP, codes=CODES)
+class _Command(Command):
+    meanings = {**MEANINGS, USER_CODE: "the device is lost", NOT_FOUND: "no such device"}  # noqa: RUF012 - nobody changes it
+
+
+@click.command("undrain", cls=_Command, help=_HELP, codes=(OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND))
 @click.argument("device", required=False, shell_complete=complete_device)
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @socket_option
