@@ -81,6 +81,7 @@ def test_the_hello_comes_first_and_nothing_before_its_acknowledgment() -> None:
             await eventually(lambda: worker.link.status().connected)
             assert served.streams[0].metadata["authorization"] == "Bearer TOKEN"
             assert worker.session.heard == [HelloAck()]
+            assert 0.0 < (worker.link.status().rtt_s or 0.0) < 10.0  # from Hello to HelloAck
 
     asyncio.run(check())
 
