@@ -1,6 +1,9 @@
 """`gen-worker repl`: an endpoint that stays warm, called line by line."""
 
+import os
+import select
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +30,7 @@ from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
 
 PROMPT = "> "
+_PIPED_BYTES = 65536
 _LEAVING = ("exit", "quit")
 _WORDS = ("help", "functions", "log", *_LEAVING)  # what a line can be besides a call, unless a function has that name
 
@@ -259,9 +263,43 @@ def _split(line: str) -> list[str]:
 
 
 def _lines(session: Session) -> Iterator[str]:
-    if session.is_script:
-        return iter(sys.stdin)
-    return _typed_lines(session)
+    return _piped_lines() if session.is_script else _typed_lines(session)
+
+
+def _piped_lines() -> Iterator[str]:
+    """Yield the lines of a script; what is no text costs its line only.
+
+    A signal that comes just before a `read` begins is heard by Python only when that returns, which may be never: what
+    waits here is a `select` that the signal's own byte ends.
+    """
+    stdin, rest = sys.stdin.fileno(), b""
+    with _woken_by_signals() as woken:
+        while True:
+            ready, _, _ = select.select([stdin, woken], [], [])
+            if woken in ready:
+                os.read(woken, _PIPED_BYTES)
+            if stdin not in ready:
+                continue
+            data = os.read(stdin, _PIPED_BYTES)
+            *lines, rest = (rest + data).split(b"\n")
+            if not data and rest:
+                lines.append(rest)
+            yield from (line.decode(sys.stdin.encoding, sys.stdin.errors or "strict") for line in lines)
+            if not data:
+                return
+
+
+@contextmanager
+def _woken_by_signals() -> Iterator[int]:
+    """Give a descriptor that has bytes to read once a signal has come."""
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    try:
+        yield woken
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(wakes)
 
 
 def _typed_lines(session: Session) -> Iterator[str]:
