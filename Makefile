@@ -84,6 +84,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[torch,images,audio,http,otel,dev]' $(EXAMPLES)
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[torch,images,audio,video,trainer,lora,reload,http,otel,dev]' $(EXAMPLES)
 	$(BIN)/python -m compileall -q child src supervisor
 	touch $@
