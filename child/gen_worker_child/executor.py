@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gen_worker.api.bindings import Binding
     from gen_worker_child.loop import Aside, LoopCall, LoopThread
     from gen_worker_child.models.plane import Models
+    from gen_worker_child.realtime import Session
 
 OnItem = Callable[[Any], Awaitable[None] | None]
 """Takes a stream item; what it returns is awaited before an async generator goes on."""
@@ -183,6 +184,29 @@ class Executor:
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None
+
+    def converse(self, spec: FunctionSpec, ctx: RequestContext, session: "Session", instance: str = "") -> bytes:
+        """Have a realtime handler speak with its peer, and wait for its end; as `converse_on_loop` otherwise."""
+        with self.instances.lease(instance or spec.instance):
+            return bytes(self._wait(lambda aside: self.converse_on_loop(spec, ctx, session, instance, aside), ctx))
+
+    async def converse_on_loop(
+        self,
+        spec: FunctionSpec,
+        ctx: RequestContext,
+        session: "Session",
+        instance: str = "",
+        aside: "Aside | None" = None,
+    ) -> bytes:
+        """Have a realtime handler speak with its peer; return `closed` where it closed the session itself.
+
+        Raises what the author raises.
+        """
+        try:
+            await self.instances.call(spec, instance or spec.instance, ctx, session, aside or self._aside)
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
+            raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
+        return b"closed" if session.closed else b""
 
     async def _aside(self, call: Callable[[], None]) -> None:
         from gen_worker_child.loop import done_by

@@ -45,7 +45,9 @@ from gen_worker.wire.messages import (
     ErrorDetail,
     Event,
     Failed,
+    Hangup,
     Item,
+    Message,
     NeedsInputs,
     Order,
     Release,
@@ -54,6 +56,7 @@ from gen_worker.wire.messages import (
     Saved,
     Started,
     Submit,
+    Took,
     Wants,
 )
 from gen_worker.wire.page import PageWriter
@@ -66,10 +69,12 @@ from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.peaks import Peaks
+from gen_worker_child.realtime import Mailbox, Session
 from gen_worker_child.windows import Window
 
 STACK_LINES = 20
 STACK_LINE_CHARS = 400
+RAISED_NAMES, RAISED_CHARS = 8, 100
 EVENT_CHARS = 8192
 LESS_AT_ONCE = "ask for less at once, as a smaller output, or try again: others may have gone by then"
 MEASURED_S = 0.02  # of a run; what a job takes is measured in 20 microseconds, a thousandth of that
@@ -99,6 +104,7 @@ class Job:
         "reported",
         "returned",
         "saves",
+        "session",
         "spec",
         "taken",
         "task",
@@ -120,7 +126,8 @@ class Job:
         self.progress_due = 0.0
         self.saves: set[queue.SimpleQueue[Saved | None]] = set()  # None: the job was asked to end
         self.task: asyncio.Task[None] | None = None
-        self._window: Window | None = Window() if spec.shape in ("generator", "async_generator") else None
+        self._window: Window | None = None if spec.shape in ("sync", "async") else Window()
+        self.session: Session | None = None  # of a realtime job
 
     @property
     def window(self) -> Window:
@@ -133,6 +140,8 @@ class Job:
         self.cancel.set()
         if self._window is not None:
             self._window.close()
+        if self.session is not None:
+            self.session.mailbox.hang_up()
         for save in tuple(self.saves):
             save.put(None)
 
@@ -172,6 +181,9 @@ class Jobs:
     def submit(self, order: Submit, descriptors: Sequence[int]) -> Job | None:
         """Take a job over: start it on the loop, or return it for the job thread to `run`."""
         job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors, self._inputs))
+        if job.spec.shape == "websocket":
+            mailbox = Mailbox(lambda count: self._channel.send(Took(job.number, count)))
+            job.session = Session(mailbox, partial(self._send_message, job))
         self._jobs[job.number] = job
         if job.spec.lane == "device":
             return job
@@ -206,6 +218,23 @@ class Jobs:
         job = self._jobs.get(number)
         if job is not None:
             job.taken_by_reader(items)
+
+    def message(self, order: Message, descriptors: Sequence[int]) -> None:
+        """The peer of a realtime job said something; a job that is over hears nothing."""
+        body = InputBody(order.body, descriptors, self._inputs)
+        data = bytes(body.view)
+        body.close()
+        if body.region is not None:
+            self._channel.send(Release(body.region))
+        job = self._jobs.get(order.job)
+        if job is not None and job.session is not None:
+            job.session.mailbox.put(data.decode("utf-8", "replace") if order.is_text else data)
+
+    def hang_up(self, order: Hangup) -> None:
+        """The peer of a realtime job is gone."""
+        job = self._jobs.get(order.job)
+        if job is not None and job.session is not None:
+            job.session.mailbox.hang_up()
 
     def saved(self, answer: Saved) -> None:
         """The answer to a `Save`."""
@@ -267,6 +296,8 @@ class Jobs:
 
     def _attempt(self, job: Job) -> Body | Failed | Wants | NeedsInputs:
         try:
+            if job.session is not None:
+                return self._executor.converse(job.spec, self._opened(job), job.session, job.instance)
             payload = self._decode(job)
             models = self._models(job)
             if (wish := self._needs_inputs(job, payload) or self._wants(job, models)) is not None:
@@ -320,6 +351,8 @@ class Jobs:
 
     async def _attempt_on_loop(self, job: Job) -> Body | Failed | Wants | NeedsInputs:
         try:
+            if job.session is not None:
+                return await self._executor.converse_on_loop(job.spec, self._opened(job), job.session, job.instance)
             payload = self._decode(job)
             models = self._models(job)
             if (wish := self._needs_inputs(job, payload) or self._wants(job, models)) is not None:
@@ -348,7 +381,23 @@ class Jobs:
         parts, content_type = self._encoded_item(job, item)
         self._send_item(job, await self._place_on_loop(parts), total_length(parts), content_type)
 
+    async def _send_message(self, job: Job, data: bytes, is_text: bool) -> None:
+        waiting = job.window.wait_async()
+        if waiting is not None:
+            await waiting
+        if job.cancel.is_set():
+            raise CanceledError("canceled")
+        content_type = "text/plain" if is_text else "application/octet-stream"
+        self._send_item(job, await self._place_on_loop([data]), len(data), content_type)
+
     # --- both ---
+
+    def _opened(self, job: Job) -> RequestContext:
+        """Return the context of a realtime job, and have its peer's messages come."""
+        ctx = self._context(job, {})
+        ctx.raise_if_cancelled("canceled")
+        self._channel.send(Took(job.number, 0))
+        return ctx
 
     def _decode(self, job: Job) -> msgspec.Struct:
         body = job.body.bytes_for(job.spec.payload_type)
@@ -562,11 +611,12 @@ def _failure(job: Job, error: BaseException) -> Failed:
         return Failed(job.number, "internal", str(error), False, 0.0)
     kind, message, retryable = classify(error)
     detail = ErrorDetail(stack=_stack(error) or None)
+    raised = tuple(each.__name__[:RAISED_CHARS] for each in type(error).__mro__[:RAISED_NAMES])
     if kind == "out_of_memory":
         detail.cause, detail.hint = "host_oom" if is_host_out_of_memory(error) else "device_oom", LESS_AT_ONCE
     elif breaks_context(error):
         detail.cause = "cuda_error"
-    return Failed(job.number, kind, message, retryable, 0.0, detail=detail)
+    return Failed(job.number, kind, message, retryable, 0.0, detail=detail, raised=raised)
 
 
 def _stack(error: BaseException) -> list[str]:

@@ -37,6 +37,7 @@ from gen_worker.wire.messages import (
     Cancel,
     Drain,
     Grant,
+    Hangup,
     Hello,
     ImportFailed,
     Interrupt,
@@ -44,6 +45,7 @@ from gen_worker.wire.messages import (
     Load,
     Loaded,
     LoadFailed,
+    Message,
     More,
     Order,
     Pin,
@@ -363,6 +365,10 @@ class Child:
                 self._jobs.outputs.obey(order, descriptors)
             case Cancel() | More() | Recall() | Saved() | Interrupt():
                 self._tell_jobs(order)
+            case Message():
+                self._jobs.message(order, descriptors)
+            case Hangup():
+                self._jobs.hang_up(order)
             case Boot():
                 raise RuntimeError("`boot` is out of place")
             case _:

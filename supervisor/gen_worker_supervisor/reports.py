@@ -132,6 +132,7 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
             job.ending.stack = list(message.detail.stack or ()) if message.detail is not None else []
             outcome = ended_outcome(job, None)
         outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
+        outcome.raised = message.raised
         actions.append(end_job(fleet, job, outcome))
     if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:
         return [*actions, *_spoil(fleet, child, now)]

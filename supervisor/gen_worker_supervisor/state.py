@@ -185,7 +185,7 @@ class Job(msgspec.Struct, eq=False):
     @property
     def held_up(self) -> bool:
         """Whether it may wait for somebody else: for who reads it, or for us."""
-        return self.unread > 0 or self.saving > 0
+        return self.unread > 0 or self.saving > 0 or self.function.surveyed.realtime
 
     @property
     def ended(self) -> bool:
@@ -369,6 +369,7 @@ class Outcome(msgspec.Struct):
     detail: ErrorDetail | None = None
     peak_rss: int = 0  # bytes; 0: not measured
     peak_vram: int = 0
+    raised: tuple[str, ...] = ()  # the names of the exception's class and of those above it
 
 
 Timer: TypeAlias = tuple[

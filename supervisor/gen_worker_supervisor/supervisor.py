@@ -25,10 +25,12 @@ from gen_worker.wire.messages import (
     Encoding,
     Event,
     Grant,
+    Hangup,
     Item,
     Load,
     Loaded,
     LoadFailed,
+    Message,
     More,
     Need,
     Ready,
@@ -38,6 +40,7 @@ from gen_worker.wire.messages import (
     Save,
     Saved,
     Stacked,
+    Took,
     Unloaded,
 )
 from gen_worker.wire.messages import Submit as SubmitFrame
@@ -239,6 +242,9 @@ class Supervisor:
 
         self.on_stacked: Callable[[ChildProcess, Stacked], None] = lambda process, message: None
         """Is told where a child's threads are; set by whoever asks children for that."""
+
+        self.on_took: Callable[[Job, int], None] = lambda job, messages: None
+        """Is told how many of its peer's messages a realtime job took; set by whoever has realtime jobs."""
 
         self._left: list[tuple[str, str]] = []
         self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
@@ -498,6 +504,21 @@ class Supervisor:
             job.unread, job.moved_at = max(0, job.unread - items), time.monotonic()
             self._processes[job.child.generation].send(More(job.number, items))
 
+    def tell_peer_said(self, job: Job, data: bytes, *, is_text: bool) -> None:
+        """Pass a message on to a realtime job that has said it is there; raise `RegionError` without memory for it."""
+        assert job.child is not None
+        process = self._processes[job.child.generation]
+        if len(data) <= INLINE_LIMIT:
+            process.send(Message(job.number, data, is_text))
+        else:
+            region, fd = process.inputs.place(InlinePayload(data))
+            process.send(Message(job.number, region, is_text), (fd,))
+
+    def tell_peer_left(self, job: Job, reason: str) -> None:
+        """Tell a realtime job that no message comes any more."""
+        if job.child is not None and not job.ended:
+            self._processes[job.child.generation].send(Hangup(job.number, reason))
+
     def _run(self, action: Run) -> None:
         child, job = action.child, action.job
         if job.again:
@@ -682,6 +703,8 @@ class Supervisor:
                 self._grant(process, message.size)
             elif type(message) is Release:
                 process.inputs.released(message.index)
+            elif type(message) is Took:
+                self._took(process, message)
             else:
                 happenings += self._happenings_of(process, message)
         if happenings:
@@ -701,6 +724,13 @@ class Supervisor:
         elif type(message) is LoadFailed and self.models.vanished(child.generation, message.instance):
             return [Vanished(child, message)]
         return [Reported(child, message)]
+
+    def _took(self, process: ChildProcess, message: Took) -> None:
+        job = process.child.leased.get(message.job)
+        if job is None or not job.function.surveyed.realtime or message.messages < 0:
+            self.handle(Misbehaved(process.child, f"messages that job {message.job} took, which has no peer"))
+        elif not job.ended:
+            self.on_took(job, message.messages)
 
     def _grant(self, process: ChildProcess, size: int, again: bool = False) -> None:
         if process.child.generation not in self._processes:

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from gen_worker.wire.messages import Need, Release, Report, Save
+from gen_worker.wire.messages import Need, Release, Report, Save, Took
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import Child
 from tests.pure.host import Host, function
 
 NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 5, -1, 2**31, 2**63 - 1, -(2**63)])
-REPORTS = [kind for kind in get_args(Report) if kind not in (Need, Release, Save)]  # those three do not reach the core
+REPORTS = [kind for kind in get_args(Report) if kind not in (Need, Release, Save, Took)]  # those do not reach the core
 _decode = msgspec.msgpack.Decoder(Report).decode
 
 

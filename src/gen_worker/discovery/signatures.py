@@ -1,7 +1,16 @@
 """What a handler takes and gives, read from its annotations."""
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -39,17 +48,28 @@ class Signature:
     output_type: Any  # a Struct, or of a stream the type, or the union of types, of the items that are sent
 
 
-def read_signature(label: str, function: Callable[..., Any], *, method: bool) -> Signature:
-    """Read a handler's types; raise DiscoveryError, with the place and the remedy, for one that cannot be served."""
+def read_signature(label: str, function: Callable[..., Any], *, method: bool, batch: bool = False) -> Signature:
+    """Read a handler's types; raise DiscoveryError, with the place and the remedy, for one that cannot be served.
+
+    Of the handler of a batch the types are those of one request.
+    """
     payload_name = parameters(function, method=method)[1].name
     payload = _resolved(label, function, payload_name)
-    if not _is_struct(payload):
+    if batch:
+        payload = _of_one(payload)
+        if not _is_struct(payload):
+            raise DiscoveryError(
+                f"{place(function)}: `{payload_name}` of `{label}` must be a list of payloads, as its endpoint has "
+                f"`batch=`, it is {_told(_resolved(label, function, payload_name))}",
+                f"declare `class Input(msgspec.Struct)` and write `{payload_name}: list[Input]`",
+            )
+    elif not _is_struct(payload):
         raise DiscoveryError(
             f"{place(function)}: the payload `{payload_name}` of `{label}` must be annotated with a `msgspec.Struct` "
             f"subclass, it is {_told(payload)}",
             f"declare `class Input(msgspec.Struct)` and write `{payload_name}: Input`",
         )
-    shape, output = _read_output(label, function)
+    shape, output = _read_batch_output(label, function) if batch else _read_output(label, function)
     for type_ in (payload, output):
         _check_schema(label, function, type_)
     _check_marks(label, function, payload, output)
@@ -79,6 +99,30 @@ def _read_output(label: str, function: Callable[..., Any]) -> tuple[Shape, Any]:
     if not all(_is_struct(member) for member in members(item)) or actual not in ("sync", stream):
         raise _wrong_return(label, function, annotation, actual)
     return stream, _sent(label, function, item)  # a plain function may return an iterator that it got from elsewhere
+
+
+def _of_one(annotation: Any) -> Any:
+    """Return what a list is of; None where the annotation is no list."""
+    arguments = get_args(annotation)
+    return arguments[0] if get_origin(annotation) in (list, Sequence) and arguments else None
+
+
+def _read_batch_output(label: str, function: Callable[..., Any]) -> tuple[Shape, Any]:
+    """Return the output of one request: an exception may stand in its place."""
+    annotation = _resolved(label, function, "return")
+    outputs = [each for each in members(_of_one(annotation)) if not _is_exception(each)]
+    actual = _actual_shape(function)
+    if len(outputs) == 1 and _is_struct(outputs[0]) and actual in ("sync", "async"):
+        return actual, outputs[0]
+    raise DiscoveryError(
+        f"{place(function)}: `{label}` cannot be served with its return annotation: {_told(annotation)}",
+        "the handler of a batch returns a list: write `-> list[Output]`, `Output` a `msgspec.Struct` subclass, or "
+        "`-> list[Output | Exception]`",
+    )
+
+
+def _is_exception(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Exception)
 
 
 def _sent(label: str, function: Callable[..., Any], item: Any) -> Any:
@@ -112,6 +156,7 @@ _REMEDIES: dict[Shape, str] = {
     "sync": "write `-> Output`, a `msgspec.Struct` subclass, or `-> Iterator[Item]` for a stream",
     "async": "write `-> Output`, a `msgspec.Struct` subclass; a stream is an `async def` with `yield`",
     "generator": "a function with `yield` is a stream: write `-> Iterator[Item]`, `Item` a `msgspec.Struct` subclass",
+    "websocket": "write `-> None`: what it sends goes over its socket",
     "async_generator": "an `async def` with `yield` is a stream: write `-> AsyncIterator[Item]`, "
     "`Item` a `msgspec.Struct` subclass",
 }

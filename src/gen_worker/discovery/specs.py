@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gen_worker.api.batch import Batch
 from gen_worker.api.bindings import Binding
 from gen_worker.api.decorator import HANDLERS, RECORD, EndpointRecord, Kind, Runtime, slot_of
 from gen_worker.api.handlers import (
@@ -42,37 +43,51 @@ class FunctionSpec:
     resources: Resources
     bindings: Mapping[str, Binding]  # by slot
     shape: Shape
-    payload_type: type[msgspec.Struct]
+    payload_type: type[msgspec.Struct]  # of one request, where the handler takes a batch of them
     output_type: Any  # the Struct that is returned; of a stream the type, or the union of types, of its items
     owner: type | None  # the class to make an instance of
     function: Callable[..., Any]  # the plain function, or the class attribute, unbound
     instance: str  # "" where nothing is set up: a function without models; specs with the same value share one
     injected: tuple[str, ...]  # handler parameters after (ctx, payload) that take models
     setup_slots: tuple[str, ...]  # `setup()` parameters that take models
+    batch: Batch | None = None  # how requests are put together: the handler takes and returns lists
 
     @property
     def lane(self) -> Lane:
         """Whether jobs run one at a time on the device or many at once on the loop."""
-        return "loop" if self.shape in ("async", "async_generator") and not self.resources.gpu else "device"
+        return (
+            "loop" if self.shape in ("async", "async_generator", "websocket") and not self.resources.gpu else "device"
+        )
 
 
 def collect(*modules: ModuleType) -> list[FunctionSpec]:
     """Return the functions of the modules' top packages, sorted by name; raise DiscoveryError with every problem."""
-    specs: list[FunctionSpec] = []
+    targets: list[tuple[Any, str]] = []
     problems: list[DiscoveryError] = []
     tops = {module.__name__.partition(".")[0]: module for module in reversed(modules)}
     for top, module in tops.items():
-        targets, refused = marked_objects(module)
+        found, refused = marked_objects(module)
+        targets += [(target, top) for target in found]
         problems += refused
-        for target in targets:
-            for attempt in _specs_of(target, top):
-                try:
-                    specs.append(attempt())
-                except DiscoveryError as problem:
-                    problems.append(problem)
+    return _specs(targets, problems, ", ".join(module.__name__ for module in modules))
+
+
+def specs_of(target: Any) -> list[FunctionSpec]:
+    """Return the functions of one marked class or function, as `collect` does."""
+    return _specs([(target, target.__module__.partition(".")[0])], [], target.__module__)
+
+
+def _specs(targets: list[tuple[Any, str]], problems: list[DiscoveryError], where: str) -> list[FunctionSpec]:
+    specs: list[FunctionSpec] = []
+    for target, top in targets:
+        for attempt in _specs_of(target, top):
+            try:
+                specs.append(attempt())
+            except DiscoveryError as problem:
+                problems.append(problem)
     problems += _duplicates(specs)
     if problems:
-        raise DiscoveryError.of(", ".join(module.__name__ for module in modules), problems)
+        raise DiscoveryError.of(where, problems)
     return sorted(specs, key=lambda spec: spec.name)
 
 
@@ -134,7 +149,7 @@ def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> Funct
         raise DiscoveryError(f"{place(route.function)}: `{route.name}` of `{label}` leaves no name to route by")
     if owner is not None:
         _check_class(owner)
-    signature = read_signature(label, route.function, method=owner is not None)
+    signature = read_signature(label, route.function, method=owner is not None, batch=record.batch is not None)
     bindings = record.models if route.bindings is None else route.bindings
     if record.variants:
         _check_variants(label, route, record)
@@ -156,6 +171,7 @@ def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> Funct
         instance=_instance(owner, record, bindings) if owner else _own_instance(target, bindings),
         injected=_injected(label, route.function, owner, bindings),
         setup_slots=_setup_slots(owner, bindings, record) if owner else (),
+        batch=record.batch,
     )
 
 

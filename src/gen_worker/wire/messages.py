@@ -4,7 +4,7 @@ Frames are msgpack arrays, `[generation, seq, [tag, field, ...]]`, at most `FRAM
 `gen_worker.wire.channel`. This module only says what they are; it never sends, receives or judges one.
 """
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -22,9 +22,10 @@ PRIORITY_LIMIT = 100  # and as far below 0
 MOST_INPUTS = 32  # files that one payload may name by URLs
 WINDOW_ITEMS = 32  # stream items of one job that may be on their way before the child waits for `More`
 WINDOW_BYTES = 1 << 20
+MESSAGES_AHEAD = 16  # messages of a realtime peer that may be on their way before its handler takes one
 
 Encoding: TypeAlias = Literal["json", "msgpack"]
-Shape: TypeAlias = Literal["sync", "async", "generator", "async_generator"]
+Shape: TypeAlias = Literal["sync", "async", "generator", "async_generator", "websocket"]
 Lane: TypeAlias = Literal["device", "loop"]  # one job at a time on the device, many at once on the child's asyncio loop
 Tier: TypeAlias = Literal["COLD", "DISK", "RAM", "VRAM"]
 LoadFailure: TypeAlias = Literal["setup", "model", "out_of_memory", "hardware"]
@@ -164,6 +165,21 @@ class Pin(_Message):
     instances: list[str]
 
 
+class Producing(msgspec.Struct, array_like=True, frozen=True):
+    """What the context of a producer is given beside what every context has."""
+
+    compute: dict[str, Any] = {}  # the machine that the job was given, as far as whoever sent it says
+    hf_token: str = ""
+    job_id: str = ""  # names the work over all of its attempts
+    destination_repo: str = ""
+    source_path: str = ""  # stands for the payload's `source`
+    publishes: bool = True  # else its calls of the platform are said and not made
+
+    def __repr__(self) -> str:
+        """Leave out the token."""
+        return without(self, "hf_token")
+
+
 class Submit(_Message):
     """Run this job on its function's instance; the child spends one credit of the function's lane on it.
 
@@ -185,6 +201,7 @@ class Submit(_Message):
     inline_file_bytes: int = 0  # a saved file up to this size goes into its asset and nowhere else
     models: dict[str, str] = {}  # refs by slot, of a job that models were chosen for: what its payload names was heard
     traceparent: str = ""  # of the job's own span
+    producing: Producing | None = None  # of a producer's job
 
 
 class Cancel(_Message):
@@ -210,6 +227,21 @@ class More(_Message):
 
     job: int
     items: int
+
+
+class Message(_Message):
+    """A message of the peer of a realtime job; `MESSAGES_AHEAD` at most are on their way before `Took` says of one."""
+
+    job: int
+    body: Body
+    is_text: bool = False
+
+
+class Hangup(_Message):
+    """The peer of a realtime job is gone: no message comes any more."""
+
+    job: int
+    reason: str = ""
 
 
 class Grant(_Message):
@@ -263,6 +295,23 @@ class Saved(_Message):
     status: int = 0  # what the store answered; 0: nothing
 
 
+class Called(_Message):
+    """The answer to `Call`: an encoded answer of `gen_worker.wire.platform`, or why there is none.
+
+    Attached are, in this order, a memfd with the answer where it is longer than `INLINE_LIMIT`, and what the answer
+    says that comes with it.
+    """
+
+    job: int
+    token: int
+    value: bytes = b""
+    attached: bool = False  # the first descriptor holds the answer
+    error: str = ""
+    failure: Literal["", "unconfigured", "auth", "transfer", "invalid", "too_large", "canceled"] = ""
+    retryable: bool = False
+    status: int = 0  # what the platform answered; 0: nothing
+
+
 class Stack(_Message):
     """Say where each thread is; answered by `Stacked`."""
 
@@ -281,10 +330,13 @@ Order: TypeAlias = (
     | Interrupt
     | Recall
     | More
+    | Message
+    | Hangup
     | Grant
     | Release
     | Unmap
     | Saved
+    | Called
     | Stack
     | Drain
 )
@@ -395,15 +447,25 @@ class Started(_Message):
 
 
 class Item(_Message):
-    """One item of a stream, encoded as the job asked; with a content type where the job is for the orchestrator."""
+    """One item of a stream, encoded as the job asked; with a content type where the job is for the orchestrator.
+
+    Of a realtime job it is a message to its peer: text where its content type begins with `text/`.
+    """
 
     job: int
     body: Body
     content_type: str = ""
 
 
+class Took(_Message):
+    """The handler of a realtime job took messages of its peer; 0: it is there, and messages may come."""
+
+    job: int
+    messages: int
+
+
 class Done(_Message):
-    """The job ended well."""
+    """The job ended well; the body of a realtime job is `closed` where its handler closed the socket."""
 
     job: int
     body: Body
@@ -424,6 +486,7 @@ class Failed(_Message):
     detail: ErrorDetail | None = None
     peak_rss: int = 0
     peak_vram: int = 0
+    raised: tuple[str, ...] = ()  # the names of the exception's class and of those above it; none: nothing was raised
 
 
 class Returned(_Message):
@@ -456,6 +519,19 @@ class Save(_Message):
     inline: bytes | None = None
 
 
+class Call(_Message):
+    """Ask the job's platform for something: an encoded verb of `gen_worker.wire.platform`; answered by `Called`.
+
+    Attached are, in this order, a memfd with the verb where it is longer than `INLINE_LIMIT`, and the verb's file.
+    """
+
+    job: int
+    token: int
+    verb: str  # its name, for people
+    arguments: bytes = b""
+    has_file: bool = False
+
+
 class Stacked(_Message):
     """Where each thread is, and each task of the asyncio loop: as a stack dump writes it."""
 
@@ -481,6 +557,7 @@ Report: TypeAlias = (
     | NeedsInputs
     | Started
     | Item
+    | Took
     | Done
     | Failed
     | Returned
@@ -488,6 +565,7 @@ Report: TypeAlias = (
     | Need
     | Release
     | Save
+    | Call
     | Stacked
     | Warned
 )

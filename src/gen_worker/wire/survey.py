@@ -23,6 +23,7 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     slots: list[Slot] = []  # what must be there before the function can run
     compute_capability: float | None = None
     missing: list[str] = []  # libraries that it names and that cannot be imported here
+    batch: int = 0  # so many of its jobs at most run together in one call; 0: each by itself
 
     @property
     def models(self) -> list[str]:
@@ -32,7 +33,12 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     @property
     def streams(self) -> bool:
         """Whether the handler yields items."""
-        return self.shape in ("generator", "async_generator")
+        return self.shape in ("generator", "async_generator", "websocket")
+
+    @property
+    def realtime(self) -> bool:
+        """Whether the handler speaks with a peer for as long as that stays."""
+        return self.shape == "websocket"
 
 
 class NoFunctionError(LookupError):
