@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         endpoint,
         iter_transformers_text_deltas,
     )
+    from gen_worker.api.batch import Batch as Batch
+    from gen_worker.api.batch_context import BatchContext as BatchContext
     from gen_worker.api.context import RequestContext
     from gen_worker.api.producers import ConversionContext, DatasetContext, TrainingContext
     from gen_worker.model_cache import ModelCache as ModelCache
@@ -75,6 +77,12 @@ _HOMES = {
     "DatasetContext": "gen_worker.api.producers",
     "TrainingContext": "gen_worker.api.producers",
 }
+_BESIDE = {
+    "Batch": "gen_worker.api.batch",
+    "BatchContext": "gen_worker.api.batch_context",
+}
+"""Names that `from gen_worker import *` leaves out."""
+
 _EARLIER = {
     "ModelCache": "gen_worker.model_cache",
     "ModelCacheStats": "gen_worker.model_cache",
@@ -90,8 +98,8 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module("importlib.metadata").version("gen-worker")
     elif name == "io":
         value = importlib.import_module("gen_worker.io")
-    elif name in _EARLIER:
-        value = getattr(importlib.import_module(_EARLIER[name]), name)
+    elif (home := _BESIDE.get(name) or _EARLIER.get(name)) is not None:
+        value = getattr(importlib.import_module(home), name)
     elif name in __all__:
         value = getattr(importlib.import_module(_HOMES.get(name, "gen_worker.api")), name)
     else:

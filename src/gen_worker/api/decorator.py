@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import FunctionType, MappingProxyType
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
+from gen_worker.api.batch import Batch
 from gen_worker.api.bindings import Binding
 from gen_worker.api.handlers import (
     Handler,
@@ -44,6 +45,7 @@ class EndpointRecord:
     runtime: Runtime | None
     name: str
     is_function: bool
+    batch: Batch | None = None
 
 
 @overload
@@ -61,6 +63,7 @@ def endpoint(
     variants: Mapping[str, Binding | tuple[Binding, Resources]] | None = None,
     runtime: Runtime | None = None,
     name: str | None = None,
+    batch: Batch | None = None,
 ) -> Callable[[Target], Target]: ...
 
 
@@ -74,6 +77,7 @@ def endpoint(
     variants: Any = None,
     runtime: Any = None,
     name: Any = None,
+    batch: Any = None,
     **unknown: Any,
 ) -> Any:
     """Make a function, or every public method of a class, a routable function; the target itself stays what it is.
@@ -82,7 +86,7 @@ def endpoint(
     """
     if unknown:
         raise TypeError(f"`@endpoint` {not_taken(next(iter(unknown)), _Options.__slots__)}")
-    options = _Options(kind, model, models, resources, variants, runtime, name)
+    options = _Options(kind, model, models, resources, variants, runtime, name, batch)
     options.check()
     return options.mark if target is None else options.mark(target)
 
@@ -98,6 +102,7 @@ class _Options:
     variants: Any
     runtime: Any
     name: Any
+    batch: Any
 
     def check(self) -> None:
         """Refuse what is wrong whatever the target is."""
@@ -106,6 +111,10 @@ class _Options:
             _check_choice("runtime", self.runtime, get_args(Runtime))
         if self.resources is not None and not isinstance(self.resources, Resources):
             raise TypeError(f"`resources=` takes a `Resources(…)`, got {self.resources!r}")
+        if self.batch is not None and not isinstance(self.batch, Batch):
+            raise TypeError(f"`batch=` takes a `Batch(…)`, got {self.batch!r}")
+        if self.batch is not None and self.kind != "inference":
+            raise ValueError(f"`batch=` is for inference: a {self.kind} endpoint runs one request at a time")
         if self.model is not None and self.models is not None:
             raise ValueError("`model=` and `models=` exclude each other: put every slot into `models=`")
         if self.model is not None:
@@ -130,6 +139,7 @@ class _Options:
             runtime=self.runtime,
             name=self.name or "",
             is_function=not isinstance(target, type),
+            batch=self.batch,
         )
         setattr(target, RECORD, record)
         return target
@@ -146,7 +156,7 @@ class _Options:
                 f"`{cls.__name__}` has nothing to serve: add a public method that takes (self, ctx, payload)"
             )
         for name, handler in handlers:
-            _check_handler(f"{cls.__name__}.{name}", handler, method=True, kind=self.kind)
+            self._check_handler(f"{cls.__name__}.{name}", handler, method=True)
         if self.name is not None:
             raise ValueError(f"`name=` is for functions; `{cls.__name__}` is routed by the names of its methods")
         if self.models:
@@ -167,10 +177,20 @@ class _Options:
         check_variant_field(f"{cls.__name__}.{handlers[0][0]}", handlers[0][1], variants)
 
     def _check_function(self, function: FunctionType) -> None:
-        _check_handler(function.__name__, function, method=False, kind=self.kind)
+        self._check_handler(function.__name__, function, method=False)
         for option in ("variants", "runtime"):
             if getattr(self, option) is not None:
                 raise ValueError(f"`{option}=` is for classes; `{function.__name__}` is a function")
+
+    def _check_handler(self, label: str, handler: Handler, *, method: bool) -> None:
+        if not takes_context_and_payload(handler, method=method):
+            hint = "; prefix it with an underscore if it is not a handler" if method else ""
+            expected = "(self, ctx, payload)" if method else "(ctx, payload)"
+            raise TypeError(f"`{label}` must take at least {expected}{_missing(handler, method)}{hint}")
+        if self.kind != "inference" and is_generator(handler):
+            raise TypeError(f"`{label}` must not be a generator: a {self.kind} endpoint returns one result")
+        if self.batch is not None and is_generator(handler):
+            raise TypeError(f"`{label}` must not be a generator: the handler of a batch returns one output for each")
 
 
 def slot_of(target: Any) -> str:
@@ -211,15 +231,6 @@ def _check_models(models: Any) -> None:
         if not isinstance(slot, str) or not slot.isidentifier():
             raise ValueError(f"a slot of `models=` is the name of a parameter, got {slot!r}")
         _check_binding(f"models={{{slot!r}: …}}", binding)
-
-
-def _check_handler(label: str, handler: Handler, *, method: bool, kind: Kind) -> None:
-    if not takes_context_and_payload(handler, method=method):
-        hint = "; prefix it with an underscore if it is not a handler" if method else ""
-        expected = "(self, ctx, payload)" if method else "(ctx, payload)"
-        raise TypeError(f"`{label}` must take at least {expected}{_missing(handler, method)}{hint}")
-    if kind != "inference" and is_generator(handler):
-        raise TypeError(f"`{label}` must not be a generator: a {kind} endpoint returns one result")
 
 
 def _missing(handler: Handler, method: bool) -> str:

@@ -59,7 +59,12 @@ def _described(spec: FunctionSpec) -> Document:
         "output": _type_name(spec.output_type),
         "output_schema": inlined(schema_of(spec.output_type)),
         "models": {slot: _described_binding(binding) for slot, binding in spec.bindings.items()},
+        **_batch(spec),
     }
+
+
+def _batch(spec: FunctionSpec) -> Document:
+    return {} if spec.batch is None else {"batch": msgspec.structs.asdict(spec.batch)}
 
 
 def _described_binding(binding: Binding) -> Document:
@@ -108,6 +113,7 @@ def _manifest_entry(spec: FunctionSpec) -> Document:
         "output_mode": "incremental" if _streams(spec) else "single",
         "incremental_output": _streams(spec),
         "is_async": spec.shape in ("async", "async_generator"),
+        **_batch(spec),
     }
     if _streams(spec):
         entry |= {
@@ -181,6 +187,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         slots=slots_of(spec.bindings),
         compute_capability=spec.resources.compute_capability,
         missing=[name for name in spec.resources.libraries if not is_importable(name)],
+        batch=0 if spec.batch is None else spec.batch.max_size,
     )
 
 

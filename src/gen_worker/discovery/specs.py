@@ -55,9 +55,8 @@ class FunctionSpec:
     @property
     def lane(self) -> Lane:
         """Whether jobs run one at a time on the device or many at once on the loop."""
-        return (
-            "loop" if self.shape in ("async", "async_generator", "websocket") and not self.resources.gpu else "device"
-        )
+        on_loop = self.shape in ("async", "async_generator", "websocket") and not self.resources.gpu
+        return "loop" if on_loop and self.batch is None else "device"
 
 
 def collect(*modules: ModuleType) -> list[FunctionSpec]:
