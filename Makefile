@@ -30,7 +30,7 @@ help: ## print this
 	@echo "variables of test:"
 	@echo "  TESTS_AT_ONCE=N     how many tests run side by side; those that measure run alone"
 	@echo "variables of proto:"
-	@echo "  PROTO_DIR=FOLDER    another copy of worker_scheduler.proto"
+	@echo "  PROTO_DIR=FOLDER    other copies of worker_scheduler.proto and scheduler.proto"
 
 setup: $(STAMP) ## make .venv with everything the other commands need
 
@@ -69,10 +69,10 @@ docs: $(STAMP) ## write the generated parts of the reference
 pictures: $(STAMP) ## make the pictures of `gen-worker top` in docs/pictures anew; needs a C compiler
 	$(BIN)/python docs/pictures.py
 
-proto: ## write the code of the orchestrator's wire from its proto (PROTO_DIR=src/gen_worker/pb)
+proto: ## write the code of the orchestrators' wires from their protos (PROTO_DIR=src/gen_worker/pb)
 	@test -x build/proto/bin/python || $(PYTHON) -m venv build/proto
 	build/proto/bin/pip install --quiet '$(PROTO_TOOLS)'
-	build/proto/bin/python -m grpc_tools.protoc -I $(PROTO_DIR) --python_out=$(PB) --pyi_out=$(PB) worker_scheduler.proto
+	build/proto/bin/python -m grpc_tools.protoc -I $(PROTO_DIR) --python_out=$(PB) --pyi_out=$(PB) worker_scheduler.proto scheduler.proto
 
 clean: ## remove .venv and everything that is made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

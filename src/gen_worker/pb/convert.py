@@ -1,179 +1,31 @@
-"""Turn what a worker and its orchestrator say to each other into bytes and back.
-
-The tables are made from the values' fields and the proto's, which have the same names. Nothing is lost either way; of
-what a peer sends, unknown fields are ignored and unknown numbers of an enum become `UNSPECIFIED`.
-"""
-
-import typing
-from collections.abc import Callable, Mapping
-from enum import IntEnum
-from typing import Any
-
-import msgspec
+"""Turn what a worker and its orchestrator say to each other into bytes and back."""
 
 from gen_worker.pb import worker_scheduler_pb2 as pb
+from gen_worker.pb.packing import Envelope
 from gen_worker.wire import scheduler
 from gen_worker.wire.scheduler import SchedulerFrame, WorkerFrame
 
-OTHER_NAMES = {"body": "data"}  # fields of values that the proto calls something else
-
-Pack = Callable[[Any], Any]
-"""From a value to what the constructor of a message takes for it."""
-
-Unpack = Callable[[Any], Any]
-"""From what a message has in a field to the value."""
+_WORKER = Envelope(pb.WorkerMessage, pb, scheduler)
+_SCHEDULER = Envelope(pb.SchedulerMessage, pb, scheduler)
 
 
 def encode_worker(frame: WorkerFrame) -> bytes:
     """Return the bytes of an envelope with a worker's message."""
-    return _encode(pb.WorkerMessage, _WORKER, frame)
+    return _WORKER.encode(frame)
 
 
 def decode_worker(packet: bytes) -> WorkerFrame | None:
     """Return what a worker says, None for an envelope with nothing known in it; raise `DecodeError` for no envelope."""
-    frame: WorkerFrame | None = _decode(pb.WorkerMessage.FromString(packet), _FROM_WORKER)
+    frame: WorkerFrame | None = _WORKER.decode(packet)
     return frame
 
 
 def encode_scheduler(frame: SchedulerFrame) -> bytes:
     """Return the bytes of an envelope with an orchestrator's message."""
-    return _encode(pb.SchedulerMessage, _SCHEDULER, frame)
+    return _SCHEDULER.encode(frame)
 
 
 def decode_scheduler(packet: bytes) -> SchedulerFrame | None:
     """Return what an orchestrator says, None for an envelope with nothing known in it; raise `DecodeError` for none."""
-    frame: SchedulerFrame | None = _decode(pb.SchedulerMessage.FromString(packet), _FROM_SCHEDULER)
+    frame: SchedulerFrame | None = _SCHEDULER.decode(packet)
     return frame
-
-
-def _encode(envelope: Any, table: dict[type, tuple[str, Pack]], frame: object) -> bytes:
-    name, pack = table[type(frame)]
-    content = pack(frame)
-    try:
-        message = envelope(**{name: content})
-    except UnicodeEncodeError:  # a lone surrogate, as from the text of an author's exception
-        message = envelope(**{name: _as_utf8(content)})
-    packet: bytes = message.SerializeToString()
-    return packet
-
-
-def _decode(envelope: Any, table: dict[str, Unpack]) -> Any:
-    name = envelope.WhichOneof("msg")
-    return None if name is None else table[name](getattr(envelope, name))
-
-
-def _as_utf8(content: Any) -> Any:
-    """Return the content with what UTF-8 cannot carry escaped."""
-    match content:
-        case str():
-            return content.encode("utf-8", "backslashreplace").decode()
-        case dict():
-            return {_as_utf8(name): _as_utf8(value) for name, value in content.items()}
-        case list() | tuple():
-            return [_as_utf8(value) for value in content]
-        case _:
-            return content
-
-
-# --- the tables -------------------------------------------------------------------------------------------------------
-
-
-def _packer(kind: Any) -> Pack | None:
-    """Return how values of a type are packed, None where they are taken as they are."""
-    kind, _ = _without_none(kind)
-    if _is_struct(kind):
-        return _struct_packer(kind)
-    if typing.get_origin(kind) is tuple:
-        return _list_packer(_packer(typing.get_args(kind)[0]))
-    if typing.get_origin(kind) is Mapping:
-        return _map_converter(_packer(typing.get_args(kind)[1]))
-    return None
-
-
-def _hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the types of a value's fields; a copy of the proto that somebody else keeps may lack `traceparent`."""
-    known = getattr(pb, kind.__name__).DESCRIPTOR.fields_by_name
-    hints = typing.get_type_hints(kind)
-    return {name: hint for name, hint in hints.items() if name != "traceparent" or name in known}
-
-
-def _struct_packer(kind: type[msgspec.Struct]) -> Pack:
-    packers = {name: _packer(hint) for name, hint in _hints(kind).items()}
-    plain = [(name, OTHER_NAMES.get(name, name)) for name, pack in packers.items() if pack is None]
-    deep = [(name, pack) for name, pack in packers.items() if pack is not None]
-
-    def pack_struct(value: msgspec.Struct) -> dict[str, Any]:
-        content = {field: getattr(value, name) for name, field in plain}
-        for name, pack in deep:
-            inner = getattr(value, name)
-            content[name] = None if inner is None else pack(inner)
-        return content
-
-    return pack_struct
-
-
-def _unpacker(kind: Any) -> Unpack | None:
-    """Return how values of a type are unpacked, None where they are taken as they are."""
-    kind, _ = _without_none(kind)
-    if isinstance(kind, type) and issubclass(kind, IntEnum):
-        known: dict[int, IntEnum] = {member.value: member for member in kind}
-        unspecified = kind(0)
-        return lambda number: known.get(number, unspecified)
-    if _is_struct(kind):
-        return _struct_unpacker(kind)
-    if typing.get_origin(kind) is tuple:
-        return _tuple_unpacker(_unpacker(typing.get_args(kind)[0]))
-    if typing.get_origin(kind) is Mapping:
-        return _map_converter(_unpacker(typing.get_args(kind)[1]))
-    return None
-
-
-def _struct_unpacker(kind: type[msgspec.Struct]) -> Unpack:
-    fields = []
-    for name, hint in _hints(kind).items():
-        inner, may_be_absent = _without_none(hint)
-        fields.append((name, OTHER_NAMES.get(name, name), _unpacker(inner), may_be_absent))
-
-    def unpack_struct(message: Any) -> msgspec.Struct:
-        values: dict[str, Any] = {}
-        for name, field, unpack, may_be_absent in fields:
-            if may_be_absent and not message.HasField(field):
-                continue
-            value = getattr(message, field)
-            values[name] = value if unpack is None else unpack(value)
-        return kind(**values)
-
-    return unpack_struct
-
-
-def _list_packer(each: Pack | None) -> Pack | None:
-    return None if each is None else lambda values: [each(value) for value in values]
-
-
-def _tuple_unpacker(each: Unpack | None) -> Unpack:
-    return tuple if each is None else lambda values: tuple(each(value) for value in values)
-
-
-def _map_converter(each: Pack | Unpack | None) -> Pack | Unpack:
-    return dict if each is None else lambda values: {key: each(value) for key, value in values.items()}
-
-
-def _without_none(kind: Any) -> tuple[Any, bool]:
-    """Return a type without its `| None`, and whether it had one."""
-    rest = [each for each in typing.get_args(kind) if each is not type(None)]
-    return (rest[0], True) if type(None) in typing.get_args(kind) else (kind, False)
-
-
-def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-
-
-def _values(envelope: Any) -> dict[str, type[msgspec.Struct]]:
-    """Return the values by the names under which their messages travel in an envelope."""
-    return {field.name: getattr(scheduler, field.message_type.name) for field in envelope.DESCRIPTOR.fields}
-
-
-_WORKER = {kind: (name, _struct_packer(kind)) for name, kind in _values(pb.WorkerMessage).items()}
-_FROM_WORKER = {name: _struct_unpacker(kind) for name, kind in _values(pb.WorkerMessage).items()}
-_SCHEDULER = {kind: (name, _struct_packer(kind)) for name, kind in _values(pb.SchedulerMessage).items()}
-_FROM_SCHEDULER = {name: _struct_unpacker(kind) for name, kind in _values(pb.SchedulerMessage).items()}
