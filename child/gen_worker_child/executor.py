@@ -7,7 +7,7 @@ import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -143,6 +143,8 @@ class Executor:
         `instance` is what it is called on, where that is not the function's own. A sync handler runs in the calling
         thread. An awaitable that `on_item` returns is for async generators only.
         """
+        if spec.batch is not None:
+            return _raised(self.run_batch(spec, [ctx], [payload], instance)[0])
         instance = instance or spec.instance
         if spec.shape not in ("sync", "generator"):
             with self.instances.lease(instance):
@@ -160,6 +162,38 @@ class Executor:
                 return _pump(made, on_item, ctx) if spec.shape == "generator" else _checked(spec, made)
         finally:
             self.current = None
+
+    def run_batch(
+        self, spec: FunctionSpec, contexts: Sequence[RequestContext], payloads: list[msgspec.Struct], instance: str = ""
+    ) -> list[Any]:
+        """Call the handler of a batch and wait for it; return an output, or an exception, for each payload.
+
+        Raises what the author raises.
+        """
+        from gen_worker.api.batch_context import BatchContext
+
+        instance = instance or spec.instance
+        ctx = BatchContext(contexts)
+        with ExitStack() as held:
+            for payload in payloads:
+                held.enter_context(self.inputs.of(payload))
+            held.enter_context(self.instances.lease(instance))
+            if spec.shape == "async":
+                made = self._wait(lambda aside: self._batch_on_loop(spec, ctx, payloads, instance, aside), ctx)
+                return _all_checked(spec, made, len(payloads))
+            self.current = ctx
+            try:
+                return _all_checked(spec, self.instances.call(spec, instance, ctx, payloads), len(payloads))
+            finally:
+                self.current = None
+
+    async def _batch_on_loop(
+        self, spec: FunctionSpec, ctx: RequestContext, payloads: list[msgspec.Struct], instance: str, aside: "Aside"
+    ) -> Any:
+        try:
+            return await self.instances.call(spec, instance, ctx, payloads, aside)
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
+            raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
 
     async def run_on_loop(
         self,
@@ -248,6 +282,30 @@ def _checked(spec: FunctionSpec, output: Any) -> Any:
     if isinstance(spec.output_type, type) and not isinstance(output, spec.output_type):
         returned, annotated = type(output).__name__, spec.output_type.__name__
         raise FatalError(f"`{spec.python_name}` returned a `{returned}`, its annotation says `{annotated}`")
+    return output
+
+
+def _all_checked(spec: FunctionSpec, outputs: Any, due: int) -> list[Any]:
+    if not isinstance(outputs, list | tuple):
+        raise FatalError(f"`{spec.python_name}` returned a `{type(outputs).__name__}`, a batch returns a list")
+    if len(outputs) != due:
+        raise FatalError(f"`{spec.python_name}` returned {len(outputs)} outputs for {due} payloads")
+    return [_one_checked(spec, output) for output in outputs]
+
+
+def _one_checked(spec: FunctionSpec, output: Any) -> Any:
+    """Return one output of a batch, or the exception in its place: what is wrong with one concerns no other."""
+    if isinstance(output, Exception):
+        return output
+    try:
+        return _checked(spec, output)
+    except FatalError as error:
+        return error
+
+
+def _raised(output: Any) -> Any:
+    if isinstance(output, Exception):
+        raise output
     return output
 
 

@@ -105,7 +105,10 @@ def _lease(child: Child, job: Job) -> None:
     job.move(JobState.LEASED)
     job.child = child
     child.leased[job.number] = job
-    child.used[lane_of(job.function)] += 1
+    lane = lane_of(job.function)
+    if lane == "device":
+        child.in_turn = child.in_turn + 1 if child.used[lane] else 1
+    child.used[lane] += 1
     child.settle_phase()
 
 
@@ -116,10 +119,36 @@ def _room(fleet: Fleet, child: Child, function: Function) -> int:
     lane = lane_of(function)
     if lane == "device" and (child.loading is not None or (child.device.leaving and child.device.held)):
         return 0
+    if function.surveyed.batch:
+        return _room_in_batch(fleet, child, function)
     ahead = LEASED_AHEAD if lane == "device" and function.fast and _fast_ahead(child) else 0
     if ahead and fleet.ordered and _is_to_load(fleet, child):
         ahead = 0
     return child.credits[lane] + ahead - child.used[lane]
+
+
+def _room_in_batch(fleet: Fleet, child: Child, function: Function) -> int:
+    """Return how many more jobs a child takes whose function runs several in one call: one batch and the next.
+
+    Nothing else runs on the device meanwhile. While others wait for it, it is given one batch, and then it is their
+    turn.
+    """
+    size, used = function.surveyed.batch, child.used["device"]
+    if used and any(
+        job.function is not function and lane_of(job.function) == "device" for job in child.leased.values()
+    ):
+        return 0
+    if (fleet.ordered and _is_to_load(fleet, child)) or _is_awaited(fleet, child, function):
+        return size - child.in_turn if used else size
+    return 2 * size - used
+
+
+def _is_awaited(fleet: Fleet, child: Child, function: Function) -> bool:
+    """Whether another function waits for a child's device."""
+    return any(
+        other is not function and lane_of(other) == "device" and holds(child.device, other)
+        for other in fleet.waiting.values()
+    )
 
 
 def _is_to_load(fleet: Fleet, child: Child) -> bool:
@@ -160,7 +189,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
         rank = (child.used["device"], child.used["loop"] > 0) if lane == "device" else (child.used["device"] > 0, used)
         if (best is None or rank < best_rank) and instance in child.loaded and _room(fleet, child, function) > 0:
             best, best_used, best_rank = child, used, rank
-    if best is not None and (instance == "" or best_used < best.credits[lane]):
+    if best is not None and (instance == "" or best_used < (function.surveyed.batch or best.credits[lane])):
         return best
     if instance:
         _consider_load(fleet, children, job, now, actions, warm=warm, coming=coming)
@@ -310,6 +339,8 @@ def _share(fleet: Fleet, children: list[Child], now: float, actions: list[Action
         ahead = [job for job in child.leased.values() if job.state is JobState.LEASED and not job.recalled]
         if child.used["device"] < 2 or not ahead:
             continue
+        if len(ahead) <= ahead[0].function.surveyed.batch:
+            continue  # they run in one call, soon
         begun = (job.started for job in child.leased.values() if job.started is not None)
         stuck_at = min(begun, default=now) + STUCK_BEHIND_S  # as far as known
         if len(ahead) < CROWDED and now < stuck_at:

@@ -38,7 +38,7 @@ class Ended(msgspec.Struct, frozen=True):
     function: str
     outcome: str
     child: Child | None
-    alone: bool  # nothing else ran on its device meanwhile
+    sharing: int  # jobs that had its device meanwhile, this among them; 0: it had none
     loaded_at: float  # when its instance was set up there
     load_s: float  # and how long that took
     tenant: str
@@ -69,7 +69,7 @@ def ended(job: Job, outcome: Outcome, now: float) -> Ended:
         job.function.name,
         outcome.kind or "ok",
         child,
-        lane_of(job.function) == "device",
+        outcome.together if lane_of(job.function) == "device" else 0,
         loaded_at,
         load_s,
         job.tenant,
@@ -112,7 +112,7 @@ def record_of(told: Ended, epoch: float, hide: Callable[[str], str]) -> JobRecor
         queue_s=round(max(0.0, started - told.submitted), 6),
         load_s=round(load_s, 6),
         run_s=round(run_s, 6),
-        device_s=round(told.at - started, 6) if told.alone and child is not None and run_s else 0.0,
+        device_s=round((told.at - started) / told.sharing, 6) if told.sharing and child and run_s else 0.0,
         peak_vram=told.peak_vram,
         peak_rss=told.peak_rss,
         in_bytes=told.in_bytes,

@@ -85,11 +85,12 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
         actions += discard(child, message.body)
         actions.append(end_job(fleet, job, too_large("output", body_length(message.body), fleet.max_output_bytes)))
     else:
-        _succeeded(fleet, child, job, message.run_s, now)
+        _succeeded(fleet, child, job, message, now)
         if job.instance in child.used_at:
             child.used_at[job.instance] = now
         outcome = Outcome(JobState.OK, message.body, message.yielded, message.run_s)
         outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
+        outcome.together = message.together
         actions.append(end_job(fleet, job, outcome, child))
     if child.retiring or job.ending is not None:
         actions += after_leave(fleet, child, job, now)
@@ -101,13 +102,13 @@ def _on_done(fleet: Fleet, child: Child, message: Done, now: float) -> list[Acti
 def _is_measured(message: Done | Failed) -> bool:
     """Whether what a child says that a job took can have been measured."""
     peaks = 0 <= message.peak_rss < MOST_BYTES and 0 <= message.peak_vram < MOST_BYTES
-    return peaks and 0 <= message.run_s < MOST_SECONDS
+    return peaks and 0 <= message.run_s < MOST_SECONDS and 1 <= message.together <= MOST_CREDITS
 
 
-def _succeeded(fleet: Fleet, child: Child, job: Job, run_s: float, now: float) -> None:
-    job.function.ran(run_s)
+def _succeeded(fleet: Fleet, child: Child, job: Job, message: Done, now: float) -> None:
+    job.function.ran(message.run_s / message.together)
     if job.started is None:  # it was over before anybody looked
-        job.moved_at = now - run_s
+        job.moved_at = now - message.run_s
     got_on(job, now)
     child.done += 1
     child.device.deaths_in_row = 0
@@ -132,6 +133,7 @@ def _on_failed(fleet: Fleet, child: Child, message: Failed, now: float) -> list[
             job.ending.stack = list(message.detail.stack or ()) if message.detail is not None else []
             outcome = ended_outcome(job, None)
         outcome.peak_rss, outcome.peak_vram = message.peak_rss, message.peak_vram
+        outcome.together = message.together
         outcome.raised = message.raised
         actions.append(end_job(fleet, job, outcome))
     if message.detail is not None and message.detail.cause == "cuda_error" and not child.retiring:

@@ -7,7 +7,7 @@ here sends, spawns, waits or looks at a clock.
 import heapq
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, Literal, Protocol, TypeAlias
@@ -19,12 +19,14 @@ from gen_worker.tracing import Span
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
     Body,
+    EarlierRun,
     Encoding,
     ErrorDetail,
     ErrorKind,
     Event,
     InputFile,
     Lane,
+    Producing,
     Resident,
 )
 from gen_worker.wire.survey import SurveyedFunction
@@ -94,6 +96,7 @@ class Function:
     refused_at: int = -1  # the fleet's `changes` when no child had room for its next job
     key: str = ""  # names its queue: its own name, that of the instance where a request named the models, its device
     device: str = ""  # the only device for its jobs, where whoever asks chooses that
+    gpus: int = 0  # that each device for its jobs has, where there are groups; 0: any that are enough
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
     chosen: bool = False  # its models are those that a request named
     own: SurveyedFunction = field(init=False)  # as its author bound it; `surveyed` may have other models
@@ -176,6 +179,8 @@ class Job(msgspec.Struct, eq=False):
     unread: int = 0  # items of its stream that its reader has not taken
     saving: int = 0  # files that it waits for to be kept
     span: Span | None = None  # its place in a trace
+    earlier: EarlierRun | None = None  # what the earlier wire said of it
+    producing: Producing | None = None  # of a producer's job
 
     @property
     def instance(self) -> str:
@@ -217,6 +222,7 @@ class Child:
     credits: dict[Lane, int] = field(default_factory=dict)
     leased: dict[int, Job] = field(default_factory=dict)
     used: dict[Lane, int] = field(default_factory=lambda: {"device": 0, "loop": 0})
+    in_turn: int = 0  # jobs leased for the device since it last had none
     loaded: set[str] = field(default_factory=lambda: {""})
     complete: bool = False  # it has set up all that an eager fleet asks of it
     loading: str | None = None
@@ -279,7 +285,7 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """One GPU, or one CPU slot, and the child that owns it."""
+    """One GPU, one CPU slot, or a group of them, and the child that owns it."""
 
     name: str
     kind: Literal["cpu", "cuda"]
@@ -317,6 +323,32 @@ class Device:
     fault: str = ""  # what its driver reported last
     fault_at: float = -inf
     drained: bool = False  # by an operator: it is given no jobs
+    members: list["Device"] = field(default_factory=list)  # of a group, as its child counts them; they have no child
+
+    @property
+    def gpus(self) -> list["Device"]:
+        """The GPUs, or CPU slots that stand for them, that it consists of: itself where it is no group."""
+        return self.members or [self]
+
+    @property
+    def gpu_count(self) -> int:
+        """How many these are."""
+        return len(self.members) or 1
+
+    def sum_up(self) -> None:
+        """Learn of a group what was measured of its members."""
+        if not self.members:
+            return
+        self.vram_used = _sum(each.vram_used for each in self.members)
+        self.vram_baseline = _sum(each.vram_baseline for each in self.members)
+        self.unattributed = sum(each.unattributed for each in self.members)
+        shares = [each.busy for each in self.members if each.busy is not None]
+        self.busy = sum(shares) / len(shares) if shares else None
+        self.temperature = max(
+            (each.temperature for each in self.members if each.temperature is not None), default=None
+        )
+        watts = [each.watts for each in self.members if each.watts is not None]
+        self.watts = sum(watts) if watts else None
 
     @property
     def held(self) -> bool:
@@ -341,6 +373,12 @@ class Device:
     def loss(self) -> str:
         """Why it will have none."""
         return self.given_up or f"{self.name} is retired: {self.reason}"
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """Return the sum, None where one of them is not known."""
+    known = list(values)
+    return None if None in known else sum(each for each in known if each is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +407,7 @@ class Outcome(msgspec.Struct):
     detail: ErrorDetail | None = None
     peak_rss: int = 0  # bytes; 0: not measured
     peak_vram: int = 0
+    together: int = 1  # jobs that one call ran, this among them
     raised: tuple[str, ...] = ()  # the names of the exception's class and of those above it
 
 
@@ -449,6 +488,21 @@ class Fleet:
     failed: int = 0
     eager: bool = False  # children set up every instance they can hold, whether a job waits for it or not
     booting: bool = True  # nobody was told yet that this fleet is ready
+
+    def __post_init__(self) -> None:
+        self.share_out()
+
+    def share_out(self) -> None:
+        """Have each function run on the devices with the fewest GPUs that can hold it, of those that are not lost.
+
+        So a group is kept for what needs one, but for functions that no smaller device can hold.
+        """
+        if not any(device.members for device in self.devices):
+            return
+        for function in self.variants():
+            function.gpus = 0
+            able = [device.gpu_count for device in self.devices if not device.lost and holds(device, function)]
+            function.gpus = min(able, default=0)
 
     def instance(self, name: str) -> Instance:
         """Return what was learnt of an instance."""
@@ -626,7 +680,7 @@ class Fleet:
 def _variant(function: Function, instance: str, slots: list[Slot], key: str) -> Function:
     """Return a function with other models, or another device, of which nothing was learnt yet."""
     made = Function(msgspec.structs.replace(function.own, instance=instance, slots=slots), key=key)
-    made.own = function.own
+    made.own, made.gpus = function.own, function.gpus
     return made
 
 
@@ -669,6 +723,8 @@ def holds(device: Device, function: Function) -> bool:
     surveyed = function.surveyed
     if not takes(device, function) or (function.device and function.device != device.name) or surveyed.missing:
         return False
+    if too_few(device, function) or (function.gpus and function.gpus != device.gpu_count):
+        return False
     if surveyed.compute_capability is None and surveyed.vram_gb is None:  # asked for each job: the shortest way
         return True
     return not (too_old(device, function) or too_small(device, function))
@@ -692,6 +748,11 @@ def takes(device: Device, function: Function) -> bool:
     return device.takes_gpu_functions if function.surveyed.gpu else device.takes_cpu_functions
 
 
+def too_few(device: Device, function: Function) -> bool:
+    """Whether a function needs more GPUs than the device has; a CPU slot counts as the GPU that it stands for."""
+    return device.gpu_count < function.surveyed.gpu_count
+
+
 def too_old(device: Device, function: Function) -> bool:
     """Whether a function declares a compute capability that the GPU has not; a CPU stands for a GPU of any age."""
     declared = function.surveyed.compute_capability
@@ -699,7 +760,7 @@ def too_old(device: Device, function: Function) -> bool:
 
 
 def too_small(device: Device, function: Function) -> bool:
-    """Whether a function declares more of the device's memory than there is.
+    """Whether a function declares more memory than there is of so many GPUs of the device as it asks for.
 
     A CPU stands for a GPU of any size, unless somebody said what it may take.
     """
@@ -707,10 +768,19 @@ def too_small(device: Device, function: Function) -> bool:
     if declared is None:
         return False
     if device.budget_bytes:
-        return device.budget_bytes < declared * (1 << 30)
+        return capacity_bytes(device, function) < declared * (1 << 30)
     if device.kind == "cpu" or device.vram_total is None:
         return False
-    return round(device.vram_total / (1 << 30)) < declared  # a 24 GB card reports 23.99 GiB
+    asked = device.gpus[: function.surveyed.gpu_count]
+    return sum(round((gpu.vram_total or 0) / (1 << 30)) for gpu in asked) < declared  # a 24 GB card reports 23.99 GiB
+
+
+def capacity_bytes(device: Device, function: Function) -> int:
+    """Return what there is of so many GPUs of a device as a function asks for, or what may be taken of them."""
+    count = function.surveyed.gpu_count
+    if device.budget_bytes:
+        return device.budget_bytes * count // device.gpu_count
+    return sum(gpu.vram_total or 0 for gpu in device.gpus[:count])
 
 
 def unheld(fleet: Fleet, function: Function) -> str:
@@ -722,6 +792,11 @@ def unheld(fleet: Fleet, function: Function) -> str:
     there = [device for device in fleet.devices if takes(device, function)]
     if not there:
         return "no device of this host can hold it" if not function.surveyed.gpu else "cuda_unavailable: it needs a GPU"
+    if all(too_few(device, function) for device in there):
+        most = max(device.gpu_count for device in there)
+        here = f"the largest group here has {most}" if most > 1 else "no devices here are a group"
+        return f"insufficient_gpus: it needs {function.surveyed.gpu_count} GPUs in one group, {here}"
+    there = [device for device in there if not too_few(device, function)]
     old = [int(device.sm) for device in there if too_old(device, function)]
     if len(old) == len(there):
         declared = function.surveyed.compute_capability
@@ -729,6 +804,6 @@ def unheld(fleet: Fleet, function: Function) -> str:
     small = [device for device in there if too_small(device, function)]
     if not small:
         return "no device of this host can hold it"
-    most = max(device.budget_bytes or device.vram_total or 0 for device in small) / (1 << 30)
+    most_gb = max(capacity_bytes(device, function) for device in small) / (1 << 30)
     declared = function.surveyed.vram_gb
-    return f"insufficient_vram: it declares {declared:g} GB, the largest device here may take {most:.3g} GB"
+    return f"insufficient_vram: it declares {declared:g} GB, the largest device here may take {most_gb:.3g} GB"

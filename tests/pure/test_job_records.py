@@ -26,7 +26,7 @@ def told(**known: Any) -> Ended:
         function="paint",
         outcome="ok",
         child=child,
-        alone=True,
+        sharing=1,
         loaded_at=104.0,
         load_s=3.0,
         tenant="",
@@ -64,7 +64,7 @@ def test_only_the_part_of_a_load_that_a_job_waited_for_counts() -> None:
 
 
 def test_a_job_that_shares_its_device_holds_none() -> None:
-    assert record(alone=False).device_s == 0.0
+    assert record(sharing=0).device_s == 0.0
 
 
 def test_a_job_that_was_over_before_anybody_looked_has_run_all_the_same() -> None:

@@ -45,21 +45,21 @@ def close_all(descriptors: Sequence[int]) -> None:
         socket.close(fd)
 
 
-def receive_packet(sock: socket.socket, buffer: memoryview) -> tuple[int, list[int]]:
+def receive_packet(sock: socket.socket, buffer: memoryview, flags: int = 0) -> tuple[int, list[int]]:
     """Receive one packet into `buffer`; return its length, 0 at the end of the stream, and its descriptors.
 
     Raise `BlockingIOError` when nothing is there and `ProtocolError` when the packet or its descriptors were cut.
     """
     while True:
         try:
-            length, ancillary, flags, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, _CLOEXEC)
+            length, ancillary, told, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, _CLOEXEC | flags)
         except ConnectionResetError:
             continue  # a dead peer is reported once before the frames it left behind: read on until the end
         break
     descriptors = take_descriptors(ancillary) if ancillary else []
-    if flags & (_BYTES_CUT | _DESCRIPTORS_CUT):
+    if told & (_BYTES_CUT | _DESCRIPTORS_CUT):
         close_all(descriptors)
-        if flags & _BYTES_CUT:
+        if told & _BYTES_CUT:
             raise ProtocolError(f"a packet was cut: over {len(buffer)} bytes")
         if len(descriptors) < MAX_DESCRIPTORS:
             raise ProtocolError("a packet was cut: this process may open no more files")
@@ -118,13 +118,13 @@ class Channel(Generic[Incoming]):
         with self._sending:
             self._sent += 1
 
-    def receive(self) -> tuple[Incoming, list[int]] | None:
+    def receive(self, *, wait: bool = True) -> tuple[Incoming, list[int]] | None:
         """Return the next frame and its descriptors, None at the end of the stream.
 
-        Raise `BlockingIOError` when a non-blocking socket has none, `ProtocolError` when the peer broke the protocol.
+        Raise `BlockingIOError` when none is there and nobody shall `wait`, or the socket does not, `ProtocolError` when the peer broke the protocol.
         """
         for _ in range(STALE_LIMIT):
-            length, descriptors = receive_packet(self.sock, self._view)
+            length, descriptors = receive_packet(self.sock, self._view, 0 if wait else socket.MSG_DONTWAIT)
             if length == 0:
                 close_all(descriptors)
                 return None

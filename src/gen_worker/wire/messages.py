@@ -180,6 +180,16 @@ class Producing(msgspec.Struct, array_like=True, frozen=True):
         return without(self, "hf_token")
 
 
+class EarlierRun(msgspec.Struct, array_like=True, frozen=True):
+    """What the earlier wire says of a job beside its payload, and of the models that its deployment may use."""
+
+    tenant_id: str = ""
+    user_id: str = ""
+    timeout_ms: int = 0
+    model_ids: tuple[str, ...] = ()  # the only ones that may be used; none: any
+    model_keys: dict[str, str] = {}  # ids by what functions call them
+
+
 class Submit(_Message):
     """Run this job on its function's instance; the child spends one credit of the function's lane on it.
 
@@ -202,6 +212,7 @@ class Submit(_Message):
     models: dict[str, str] = {}  # refs by slot, of a job that models were chosen for: what its payload names was heard
     traceparent: str = ""  # of the job's own span
     producing: Producing | None = None  # of a producer's job
+    earlier: EarlierRun | None = None  # of a job that came over the earlier wire
 
 
 class Cancel(_Message):
@@ -289,7 +300,7 @@ class Saved(_Message):
     sha256: str = ""
     error: str = ""
     stored: Stored | None = None  # where it is when it was uploaded
-    failure: Literal["", "auth", "transfer", "too_large"] = ""  # of an upload; "" with an error: of the local disk
+    failure: Literal["", "auth", "transfer", "too_large", "exists"] = ""  # of an upload; "" with an error: of the local disk
     retryable: bool = False
     limit_bytes: int = 0  # what it is over, for `too_large`
     status: int = 0  # what the store answered; 0: nothing
@@ -473,6 +484,7 @@ class Done(_Message):
     yielded: int = 0
     peak_rss: int = 0  # bytes of the child while the job ran; 0: not measured
     peak_vram: int = 0
+    together: int = 1  # jobs that one call ran, this among them
 
 
 class Failed(_Message):
@@ -487,6 +499,7 @@ class Failed(_Message):
     peak_rss: int = 0
     peak_vram: int = 0
     raised: tuple[str, ...] = ()  # the names of the exception's class and of those above it; none: nothing was raised
+    together: int = 1
 
 
 class Returned(_Message):
@@ -517,6 +530,7 @@ class Save(_Message):
     ref: str
     length: int
     inline: bytes | None = None
+    create: bool = False  # only where nothing is kept under `ref`; else the answer is the failure `exists`
 
 
 class Call(_Message):
