@@ -6,7 +6,7 @@ The runtime makes one per job, so making one does no work that can wait until a 
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -225,13 +225,13 @@ class RequestContext:
         lossless: bool = False,
     ) -> ImageAsset:
         """Keep a PIL image as jpg, png or webp."""
-        from gen_worker.api.media import encode_image, picture_format
+        from gen_worker.api.pictures import encode_picture, picture_format
 
         kind = picture_format(format)
         options: dict[str, object] = {} if kind == "PNG" else {"quality": quality}
         if kind == "WEBP":
             options["lossless"] = lossless
-        data = encode_image(image, format, **options)
+        data = encode_picture(image, format, **options)
         asset = self.save_bytes(self._named(ref, "image", format), data)
         return retyped(asset, ImageAsset, mime_type=f"image/{kind.lower()}")
 
@@ -241,18 +241,35 @@ class RequestContext:
         """Keep samples, an array or a tensor, as a sound file; bytes are kept as they are."""
         data = audio
         if not isinstance(audio, bytes | bytearray):
-            from gen_worker.api.media import encode_audio
+            from gen_worker.api.sounds import encode_sound
 
-            data = encode_audio(audio, sample_rate, format)
+            data = encode_sound(audio, sample_rate, format)
         asset = self.save_bytes(self._named(ref, "audio", format), data)
         return retyped(asset, AudioAsset, mime_type=_kind_of(asset, "audio", format))
 
     def save_video(
-        self, video: bytes | bytearray | str | os.PathLike[str], ref: str | None = None, *, format: str = "mp4"
+        self,
+        video: "bytes | bytearray | str | os.PathLike[str] | Iterable[Any]",
+        ref: str | None = None,
+        *,
+        format: str = "mp4",
+        fps: float | None = None,
     ) -> VideoAsset:
-        """Keep a film, given as the bytes or the path of a file."""
+        """Keep a film, given as the bytes or the path of a file, or as frames and how many of them are a second.
+
+        Frames are what `gen_worker.io.write_video` takes.
+        """
         name = self._named(ref, "video", format)
-        asset = self.save_bytes(name, video) if isinstance(video, bytes | bytearray) else self.save_file(name, video)
+        if isinstance(video, bytes | bytearray):
+            asset = self.save_bytes(name, video)
+        elif isinstance(video, str | os.PathLike):
+            asset = self.save_file(name, video)
+        elif fps is None:
+            raise TypeError("`save_video` needs `fps=` for a film that is given as frames")
+        else:
+            from gen_worker.io import write_video
+
+            asset = write_video(self, name, video, fps=fps, format=format)
         return retyped(asset, VideoAsset, mime_type=_kind_of(asset, "video", format))
 
     def _named(self, ref: str | None, stem: str, extension: str) -> str:

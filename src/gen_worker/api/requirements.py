@@ -1,0 +1,14 @@
+"""What a part of the SDK needs beyond its own dependencies, and which extra brings it."""
+
+from importlib.util import find_spec
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise ImportError, naming the extra that brings it, where one of these modules is not installed."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        packages = ", ".join(_PACKAGES.get(module, module) for module in missing)
+        raise ImportError(f"{packages} is not installed: `pip install 'gen-worker[{extra}]'`")
+
+
+_PACKAGES = {"PIL": "Pillow", "av": "PyAV"}
