@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from gen_worker.api.errors import (
     OutputTooLargeError,
     classify,
 )
-from gen_worker.api.producers import context_class
+from gen_worker.api.producers import ProducerContext, begin, context_class
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.discovery.stacks import author_stack
 from gen_worker.models.broken_context import breaks_context
@@ -69,6 +69,7 @@ from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.peaks import Peaks
+from gen_worker_child.platform import Calls, JobPlatform, producer_fields
 from gen_worker_child.realtime import Mailbox, Session
 from gen_worker_child.windows import Window
 
@@ -124,7 +125,7 @@ class Job:
         self.reported = False
         self.yielded = 0
         self.progress_due = 0.0
-        self.saves: set[queue.SimpleQueue[Saved | None]] = set()  # None: the job was asked to end
+        self.saves: set[queue.SimpleQueue[Any]] = set()  # answers it waits for; None: it was asked to end
         self.task: asyncio.Task[None] | None = None
         self._window: Window | None = None if spec.shape in ("sync", "async") else Window()
         self.session: Session | None = None  # of a realtime job
@@ -163,6 +164,7 @@ class Jobs:
         self._page = page
         self._streams = streams
         self.outputs = OutputRegions(channel.send)
+        self.calls = Calls(channel.send)
         self._inputs = InputMappings()
         self._peaks = Peaks()
         self._quick: set[str] = set()  # functions whose last run took less than `MEASURED_S`
@@ -305,7 +307,7 @@ class Jobs:
             ctx = self._context(job, models)
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
-            with filled(payload, job.order.inputs):
+            with filled(payload, job.order.inputs), begin(ctx, payload):
                 output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
@@ -359,7 +361,7 @@ class Jobs:
                 return wish
             ctx = self._context(job, models)
             emit = partial(self._emit_on_loop, job)
-            with filled(payload, job.order.inputs):
+            with filled(payload, job.order.inputs), await _begun(ctx, payload):
                 output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
@@ -468,7 +470,13 @@ class Jobs:
             models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
             inline_file_bytes=job.order.inline_file_bytes,
             traceparent=job.order.traceparent,
+            **self._producer_fields(job),
         )
+
+    def _producer_fields(self, job: Job) -> Mapping[str, Any]:
+        if job.spec.kind == "inference":
+            return {}
+        return producer_fields(job.order.producing, JobPlatform(self.calls, job))
 
     def _models(self, job: Job) -> Mapping[str, Binding]:
         if not job.spec.bindings:
@@ -529,6 +537,11 @@ class Jobs:
             assert path is not None
             with path.open("rb") as file:
                 self._channel.send(Save(job.number, token, ref, path.stat().st_size), [file.fileno()])
+
+
+async def _begun(ctx: RequestContext, payload: msgspec.Struct) -> AbstractContextManager[None]:
+    """Have a producer's source here without holding the loop."""
+    return await asyncio.to_thread(begin, ctx, payload) if isinstance(ctx, ProducerContext) else begin(ctx, payload)
 
 
 def _kept(ref: str, saved: Saved) -> SavedFile:

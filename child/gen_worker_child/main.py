@@ -34,6 +34,7 @@ from gen_worker.oom_score import CHILD, go_before
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
     Boot,
+    Called,
     Cancel,
     Drain,
     Grant,
@@ -365,6 +366,8 @@ class Child:
                 self._jobs.outputs.obey(order, descriptors)
             case Cancel() | More() | Recall() | Saved() | Interrupt():
                 self._tell_jobs(order)
+            case Called():
+                self._jobs.calls.called(order, descriptors)
             case Message():
                 self._jobs.message(order, descriptors)
             case Hangup():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gen_worker.wire.channel import Channel, ProtocolError, close_all
 from gen_worker.wire.fetching import (
+    CallPlatform,
     Configure,
     Fetch,
     FetchFailed,
@@ -23,6 +24,7 @@ from gen_worker.wire.fetching import (
     HoldFailed,
     InputFailed,
     Keep,
+    PlatformAnswered,
     Upload,
     UploadFailed,
 )
@@ -229,6 +231,9 @@ class _Life:
                 report = InputFailed(number, "invalid", f"its URL cannot be passed on: {reason}", retryable=False)
             case Upload(number):
                 report = UploadFailed(number, "transfer", f"its name cannot be passed on: {reason}", retryable=False)
+            case CallPlatform(number):
+                text = f"what is asked cannot be passed on: {reason}"
+                report = PlatformAnswered(number, error=text, failure="invalid")
             case _:
                 self._owner.printed(f"an order was dropped: {reason}")
                 return

@@ -24,7 +24,8 @@ from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
-from gen_worker.wire.fetching import FetchReport, Keep
+from gen_worker.wire.channel import close_all
+from gen_worker.wire.fetching import FetchReport, Keep, PlatformAnswered
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import predecessors
 from gen_worker_supervisor.blame import Blame
@@ -56,6 +57,7 @@ from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_un
 from gen_worker_supervisor.spans import Spans, is_wanted, missing
 from gen_worker_supervisor.start import StartError
 from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
+from gen_worker_supervisor.platform import PlatformCalls
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
@@ -194,6 +196,7 @@ class Host:
         )
         self.uploads = Uploads(self.fetcher)
         self.supervisor.storing = Storing(self.uploads)
+        self.platform = self.supervisor.platform = PlatformCalls(self.fetcher)
         self._http: HttpFront | None = None
         self._ready_file: ReadyFile | None = None
         self._ready_look: asyncio.TimerHandle | None = None
@@ -372,6 +375,10 @@ class Host:
         return self._fetcher
 
     def _on_report(self, report: FetchReport, descriptors: list[int]) -> None:
+        if isinstance(report, PlatformAnswered):
+            self.platform.on_report(report, descriptors)
+            close_all(descriptors)
+            return
         self.supervisor.models.on_report(report, descriptors)
         self.inputs.on_report(report)
         self.uploads.on_report(report)
@@ -388,6 +395,7 @@ class Host:
         self.supervisor.models.on_lost()
         self.inputs.on_lost()
         self.uploads.on_lost()
+        self.platform.on_lost()
 
     # --- its end ---
 
@@ -413,6 +421,7 @@ class Host:
             self._fetcher.close()
         self.inputs.close()
         self.uploads.close()
+        self.platform.close()
         if self._folder is not None:  # before its socket closes: from then on it would be anyone's with our pid
             shutil.rmtree(self._folder, ignore_errors=True)
         self._control.close()

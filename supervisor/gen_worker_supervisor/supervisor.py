@@ -21,6 +21,8 @@ from gen_worker.wire.messages import (
     INLINE_LIMIT,
     Body,
     Boot,
+    Call,
+    Called,
     Done,
     Encoding,
     Event,
@@ -33,6 +35,7 @@ from gen_worker.wire.messages import (
     Message,
     More,
     Need,
+    Producing,
     Ready,
     Region,
     Release,
@@ -97,6 +100,7 @@ from gen_worker_supervisor.memory_watch import OomKills
 from gen_worker_supervisor.models import ModelSupply
 from gen_worker_supervisor.nursery import Nursery
 from gen_worker_supervisor.pinning import pinned_keys
+from gen_worker_supervisor.platform import PlatformCalls
 from gen_worker_supervisor.poller import Poller
 from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.process import ChildProcess
@@ -200,6 +204,12 @@ class Supervisor:
         self.inputs: Inputs | None = None
         self.storing: Storing | None = None
         """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
+
+        self.platform: PlatformCalls | None = None
+        """Has what producers ask of their platform asked; set by whoever has a fetcher for it."""
+
+        self.producing: Producing | None = None
+        """What the contexts of producers are given that nobody sent from a platform."""
 
         self.graveyard: Graveyard | None = None
         """Keeps what is known of children's deaths; set by whoever wants that kept."""
@@ -398,6 +408,7 @@ class Supervisor:
         tenant: str = "",
         priority: int = 0,
         traceparent: str = "",
+        producing: Producing | None = None,
     ) -> Job:
         """Put a job into the table; its answer may come before this returns."""
         fleet = self.fleet
@@ -427,6 +438,7 @@ class Supervisor:
             tenant=tenant,
             priority=priority,
             span=span,
+            producing=(producing or self.producing) if function.surveyed.produces else None,
         )
         self.handle(Submitted(job))
         return job
@@ -560,6 +572,7 @@ class Supervisor:
             inputs=job.inputs or [],
             models=self.fleet.chosen_models(job.function) if job.function.chosen else {},
             traceparent=job.span.traceparent if job.span is not None else "",
+            producing=job.producing,
         )
         try:
             process.send(order, descriptors)
@@ -602,6 +615,8 @@ class Supervisor:
             self._saver.forget(job.number)
         elif self.storing is not None:
             self.storing.forget(job.number)
+        if job.producing is not None and self.platform is not None:
+            self.platform.forget(job.number)
 
     def _remember(self, job: Job) -> None:
         """Keep a request's name for the lines of its job that are read after its end."""
@@ -695,6 +710,9 @@ class Supervisor:
             elif type(message) is Save:
                 self._save(process, message, descriptors)
                 continue
+            elif type(message) is Call:
+                self._call(process, message, descriptors)
+                continue
             if descriptors:
                 close_all(descriptors)
             if type(message) is Stacked:
@@ -770,6 +788,24 @@ class Supervisor:
             tell(Saved(order.job, order.token, error="no file can be stored from here", failure="transfer"))
         else:
             self.storing.save(order, job.destination, descriptors, tell)
+
+    def _call(self, process: ChildProcess, order: Call, descriptors: list[int]) -> None:
+        job = process.child.leased.get(order.job)
+        if job is None or self.platform is None:
+            close_all(descriptors)
+            if job is None and order.job not in self._recent:
+                self.handle(Misbehaved(process.child, f"a call for job {order.job}, which it does not hold"))
+                return
+            text = "the job has ended" if job is None else "nothing is asked of a platform from here"
+            process.send(Called(order.job, order.token, error=text, failure="unconfigured"))
+            return
+        job.saving += 1
+
+        def tell(answer: Called, attached: list[int]) -> None:
+            job.saving, job.moved_at = max(0, job.saving - 1), time.monotonic()
+            process.send(answer, attached)
+
+        self.platform.call(order, job.destination, descriptors, tell)
 
     def on_misbehaviour(self, process: ChildProcess, what: str) -> None:
         """A child broke the protocol."""

@@ -4,22 +4,26 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gen_worker.api.context import RequestContext
 from gen_worker.api.decorator import Kind
+from gen_worker.api.platform import Platform
 from gen_worker.api.types import Compute
 from gen_worker.outputs import safe_ref
 
 CHECKPOINT_FOLDER = ".gen-worker-run/checkpoints"
 
 
-class _ProducerContext(RequestContext):
+class ProducerContext(RequestContext):
     """The part that all producers share."""
 
-    __slots__ = ("compute", "destination", "hf_token", "source", "source_path")
+    __slots__ = ("_platform", "_publishes", "compute", "destination", "hf_token", "source", "source_path")
 
     def __init__(
         self,
@@ -29,9 +33,13 @@ class _ProducerContext(RequestContext):
         source_info: Mapping[str, Any] | None = None,
         source_path: str | None = None,
         destination_info: Mapping[str, Any] | None = None,
+        platform: Platform | None = None,
+        publishes: bool = True,
         **request: Any,
     ) -> None:
         super().__init__(**request)
+        self._platform = platform
+        self._publishes = publishes
         self.hf_token = hf_token
         self.compute = compute or Compute()
         self.source = dict(source_info or {})
@@ -39,7 +47,7 @@ class _ProducerContext(RequestContext):
         self.destination = dict(destination_info or {})
 
 
-class ConversionContext(_ProducerContext):
+class ConversionContext(ProducerContext):
     """The request of a conversion, with folders to work in."""
 
     __slots__ = ("__weakref__", "_checkpoint_root", "_scratch")
@@ -63,13 +71,13 @@ class ConversionContext(_ProducerContext):
         return folder
 
 
-class DatasetContext(_ProducerContext):
+class DatasetContext(ProducerContext):
     """The request of an endpoint that makes a data set."""
 
     __slots__ = ()
 
 
-class TrainingContext(_ProducerContext):
+class TrainingContext(ProducerContext):
     """The request of a training."""
 
     __slots__ = ()
@@ -81,6 +89,12 @@ _CONTEXTS: dict[Kind, type[RequestContext]] = {
     "dataset": DatasetContext,
     "training": TrainingContext,
 }
+
+
+@contextmanager
+def begin(ctx: RequestContext, payload: msgspec.Struct) -> Iterator[None]:
+    """Have a producer's source here and its context filled from the payload; let go of what it held in the end."""
+    yield
 
 
 def context_class(kind: Kind) -> type[RequestContext]:

@@ -188,6 +188,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         compute_capability=spec.resources.compute_capability,
         missing=[name for name in spec.resources.libraries if not is_importable(name)],
         batch=0 if spec.batch is None else spec.batch.max_size,
+        produces=spec.kind != "inference",
     )
 
 

@@ -13,6 +13,7 @@ from gen_worker.models.snapshot import Snapshot
 from gen_worker.models.wanted import Wanted
 from gen_worker.secret import without
 from gen_worker.wire.messages import InputAsset, InputFile, Stored
+from gen_worker.wire.platform import CallFailure
 
 
 class _Message(msgspec.Struct, array_like=True, tag=lambda name: name.lower()):
@@ -51,7 +52,7 @@ class Abort(_Message):
     """Stop this; it ends as failed with the kind `canceled`, unless it had ended. Parts of a model stay for later."""
 
     number: int
-    work: Literal["fetch", "upload", "input"] = "fetch"
+    work: Literal["fetch", "upload", "input", "call"] = "fetch"
 
 
 class Keep(_Message):
@@ -81,10 +82,11 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
     owner: str = ""
     job_id: str = ""
     traceparent: str = ""  # of the job's span
+    targets: dict[str, str] = {}  # URLs that came with the job, by the names under which it may post to them
 
     def __repr__(self) -> str:
-        """Leave out the token."""
-        return without(self, "token")
+        """Leave out the token, and URLs that may be signed."""
+        return without(self, "token", "targets")
 
 
 class Upload(_Message):
@@ -100,6 +102,25 @@ class Upload(_Message):
     mime_type: str = ""
 
 
+class CallPlatform(_Message):
+    """Do what a job asks of its platform; ends in one `PlatformAnswered`.
+
+    Attached are, in this order, a memfd with the encoded verb where it is longer than a frame takes, and its file.
+    """
+
+    number: int
+    destination: Destination
+    arguments: bytes
+    attached: bool = False  # the first descriptor holds the arguments
+    has_file: bool = False
+
+
+class EndPlatform(_Message):
+    """A job has ended: what it began at its platform and did not finish is given up."""
+
+    destination: Destination
+
+
 class FetchInput(_Message):
     """Have a file of a payload at `path`, which is not there yet; ends in `InputFetched` or `InputFailed`."""
 
@@ -112,7 +133,9 @@ class FetchInput(_Message):
     limit_s: float = 600.0  # with all tries
 
 
-FetchOrder: TypeAlias = Configure | Fetch | Abort | Keep | TakeStock | Hold | Upload | FetchInput
+FetchOrder: TypeAlias = (
+    Configure | Fetch | Abort | Keep | TakeStock | Hold | Upload | FetchInput | CallPlatform | EndPlatform
+)
 
 
 # --- from the fetcher -------------------------------------------------------------------------------------------------
@@ -236,6 +259,18 @@ class InputFailed(_Message):
     retryable: bool
 
 
+class PlatformAnswered(_Message):
+    """What came of a call: an encoded answer, or why there is none; descriptors as those of `Called`."""
+
+    number: int
+    value: bytes = b""
+    attached: bool = False
+    error: str = ""
+    failure: Literal["", CallFailure] = ""
+    retryable: bool = False
+    status: int = 0
+
+
 FetchReport: TypeAlias = (
     Fetching
     | Fetched
@@ -250,4 +285,5 @@ FetchReport: TypeAlias = (
     | UploadFailed
     | InputFetched
     | InputFailed
+    | PlatformAnswered
 )

@@ -24,6 +24,7 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     compute_capability: float | None = None
     missing: list[str] = []  # libraries that it names and that cannot be imported here
     batch: int = 0  # so many of its jobs at most run together in one call; 0: each by itself
+    produces: bool = False  # it makes models or data sets rather than answers
 
     @property
     def models(self) -> list[str]:
