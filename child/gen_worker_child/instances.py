@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gen_worker.api.handlers import hook_of
+from gen_worker.api.handlers import handle_parameters, hook_of
 from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.models.wanted import base_instance
 from gen_worker.wire.messages import Resident, SlotModel
+from gen_worker_child.engines import Engines
 
 if TYPE_CHECKING:
     from gen_worker_child.loop import Aside
@@ -40,6 +41,7 @@ class Instances:
         self._call_hook = call_hook
         self._open_models = open_models
         self._models: Models | None = None
+        self.engines = Engines()
         self._held: dict[str, _Instance] = {}
         self._handlers: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -54,22 +56,38 @@ class Instances:
     def load(self, instance: str, slots: Sequence[SlotModel]) -> list[Resident]:
         """Make the instance, give it its models, run `setup()` and `warmup()`; return what it holds then.
 
-        Raises what the author's code raises, and `ModelError` for a model that cannot be loaded.
+        Raises what the author's code raises, `ModelError` for a model that cannot be loaded, and `ServerBootError` for
+        an engine that does not come up.
         """
         base = base_instance(instance)
         spec = next(spec for spec in self._specs if spec.instance == base)
         values = self.models.load(instance, slots, self._annotations(spec, slots)) if slots else {}
         try:
+            handles = self._start_engine(instance, spec, slots)
             made = spec.owner() if spec.owner is not None else None
             if made is not None:
-                self._call_hook(made, "setup", {name: values[name] for name in spec.setup_slots if name in values})
+                own = {name: values[name] for name in spec.setup_slots if name in values}
+                self._call_hook(made, "setup", own | handles)
                 self._call_hook(made, "warmup", {})
-        except BaseException:
-            if slots:
-                self.models.unload(instance)
+            self.engines.check(instance)
+        except BaseException as error:
+            try:
+                self.engines.check(instance, error)
+            finally:
+                self.engines.stop(instance)
+                if slots:
+                    self.models.unload(instance)
             raise
         self._held[instance] = _Instance(made, values, bool(slots))
         return self.models.residents(instance) if slots else []
+
+    def _start_engine(self, instance: str, spec: FunctionSpec, slots: Sequence[SlotModel]) -> dict[str, object]:
+        """Start the engine of a class that has one; return what goes to the parameters of `setup()` for its handle."""
+        if spec.runtime is None or spec.owner is None:
+            return {}
+        handle = self.engines.start(instance, spec, slots)
+        setup = hook_of(spec.owner, "setup")
+        return {each.name: handle for each in handle_parameters(setup)} if setup is not None else {}
 
     def _annotations(self, spec: FunctionSpec, slots: Sequence[SlotModel]) -> dict[str, object]:
         from gen_worker_child.models.annotations import annotations_of
@@ -89,7 +107,7 @@ class Instances:
 
     def holds(self, instance: str) -> bool:
         """Whether an instance is set up here."""
-        return not instance or instance in self._held
+        return not instance or (instance in self._held and instance not in self.engines.dead)
 
     def lease(self, instance: str) -> AbstractContextManager[object]:
         """Keep an instance's models on the device inside the block; raise `KeyError` when it is not set up here."""
@@ -157,6 +175,7 @@ class Instances:
                 self._call_hook(held.made, "shutdown", {})
             except Exception as error:  # noqa: BLE001 - around the author's code
                 on_error(error)
+        self.engines.stop(instance)
         held.made, held.injected = None, {}
         if held.has_models:
             self.models.unload(instance)

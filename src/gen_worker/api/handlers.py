@@ -49,6 +49,11 @@ def setup_parameters(setup: Handler) -> list[inspect.Parameter]:
     return [each for each in parameters(setup, method=True) if not _is_server_handle(each.annotation)]
 
 
+def handle_parameters(setup: Handler) -> list[inspect.Parameter]:
+    """Return the parameters of `setup()` that take the handle of an engine server."""
+    return [each for each in parameters(setup, method=True) if _is_server_handle(each.annotation)]
+
+
 def takes_any_keyword(function: Handler) -> bool:
     """Tell whether the function has `**kwargs`."""
     return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in inspect.signature(function).parameters.values())

@@ -73,10 +73,10 @@ class Launched:
         self._reader.start()
         threading.Thread(target=self._follow, args=(told,), name=f"{name}-end", daemon=True).start()
 
-    def last_lines(self) -> tuple[str, ...]:
-        """Return what it printed last; of one that ended all of that, as far as it comes soon."""
+    def last_lines(self, within_s: float = KILL_S) -> tuple[str, ...]:
+        """Return what it printed last; of one that ended all of that, as far as it comes so soon."""
         if self.ended.is_set():
-            self._reader.join(KILL_S)
+            self._reader.join(within_s)
         return tuple(self._lines)
 
     def stop(self, grace_s: float) -> None:

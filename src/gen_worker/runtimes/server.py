@@ -112,7 +112,7 @@ class ServerProcess:
             raise ValueError("`command` is empty")
         self.name = Path(self.command[0]).name
         self.health_url = health_url
-        self._host, self._port = found["host"].strip("[]"), int(found["port"] or 80)
+        self._host, self.port = found["host"].strip("[]"), int(found["port"] or 80)
         self._target = found["target"] or "/"
         self.base_url = base_url or health_url[: found.start("target") if found["target"] else len(health_url)]
         self.boot_timeout_s = boot_timeout_s
@@ -174,9 +174,9 @@ class ServerProcess:
         return ServerBootError(text, lines=launched.last_lines())
 
     def _is_up(self) -> bool:
-        request = f"GET {self._target} HTTP/1.0\r\nHost: {self._host}:{self._port}\r\nConnection: close\r\n\r\n"
+        request = f"GET {self._target} HTTP/1.0\r\nHost: {self._host}:{self.port}\r\nConnection: close\r\n\r\n"
         try:
-            with socket.create_connection((self._host, self._port), ANSWER_S) as sock:
+            with socket.create_connection((self._host, self.port), ANSWER_S) as sock:
                 sock.sendall(request.encode("latin-1"))
                 with sock.makefile("rb") as answer:
                     words = answer.readline(1024).split(None, 2)

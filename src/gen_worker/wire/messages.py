@@ -28,6 +28,7 @@ Encoding: TypeAlias = Literal["json", "msgpack"]
 Shape: TypeAlias = Literal["sync", "async", "generator", "async_generator", "websocket"]
 Lane: TypeAlias = Literal["device", "loop"]  # one job at a time on the device, many at once on the child's asyncio loop
 Tier: TypeAlias = Literal["COLD", "DISK", "RAM", "VRAM"]
+EngineState: TypeAlias = Literal["booting", "up", "gone"]
 LoadFailure: TypeAlias = Literal["setup", "model", "out_of_memory", "hardware"]
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -419,10 +420,21 @@ class LoadFailed(_Message):
 
 
 class Unloaded(_Message):
-    """The instance is gone from this child: it was asked to, or its device had no room."""
+    """The instance is gone from this child: it was asked to, or its device had no room, or its engine died."""
 
     instance: str
     reason: str = ""  # why, when nobody asked
+    printed: list[str] | None = None  # by an engine that died, at its end
+
+
+class Engine(_Message):
+    """What the engine server of an instance is at; told again and again while it boots, which is all that moves then."""
+
+    instance: str
+    name: str  # `vllm`
+    state: EngineState
+    pid: int = 0
+    port: int = 0  # of the loopback
 
 
 class Degraded(_Message):
@@ -566,6 +578,7 @@ Report: TypeAlias = (
     | Loading
     | LoadFailed
     | Unloaded
+    | Engine
     | Degraded
     | Wants
     | NeedsInputs
