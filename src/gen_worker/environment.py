@@ -39,6 +39,7 @@ _ALLOWED = frozenset(
         "HF_ENABLE_PARALLEL_LOADING",
         "HF_DEACTIVATE_ASYNC_LOAD",
         "GEN_WORKER_LOCAL_DEVICE",
+        "GEN_WORKER_GPU_COUNT",
         SUPERVISOR,
     )
 )

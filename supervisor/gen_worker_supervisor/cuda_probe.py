@@ -23,8 +23,8 @@ _LIBRARY = "libcuda.so.1"
 
 
 def unusable(devices: Sequence[Device], environment: Mapping[str, str], *, limit_s: float = LIMIT_S) -> dict[str, str]:
-    """Return, of the GPUs among these devices, why each that cannot be used cannot, by its name; blocks meanwhile."""
-    gpus = [device for device in devices if device.kind == "cuda"]
+    """Return, of the GPUs of these devices, why each that cannot be used cannot, by its name; blocks meanwhile."""
+    gpus = [gpu for device in devices if device.kind == "cuda" for gpu in device.gpus]
     looks = {gpu.name: _Look(child_environment(environment, gpu)) for gpu in gpus}
     deadline = time.monotonic() + limit_s
     try:

@@ -1,10 +1,11 @@
-"""Which devices this supervisor owns: the GPUs of the host as NVML names them, or CPU slots that stand for them.
+"""Which devices this supervisor owns: GPUs of the host as NVML names them, CPU slots that stand for them, or groups.
 
-Names are mapped to UUIDs here, once: an index is NVML's, which goes by the PCI bus, wherever it stands.
+Names are mapped to UUIDs here, once: an index is NVML's, which goes by the PCI bus, wherever it stands. What makes a
+group is settled here, too, and does not change while the supervisor runs.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,23 +181,26 @@ def _only(gpus: Gpus, kept: list[Device], reason: str) -> Gpus:
 
 
 def choose(
-    wanted: str, gpus: Gpus, *, gpu_functions: bool, cpu_functions: bool, strict_gpus: bool = False
+    wanted: str,
+    gpus: Gpus,
+    *,
+    gpu_functions: bool,
+    cpu_functions: bool,
+    gpu_counts: Collection[int] = (),
+    strict_gpus: bool = False,
 ) -> list[Device]:
     """Return the devices for `--devices`: `auto`, `cpu:N`, or GPU indices or UUIDs with commas between.
 
-    Where GPU functions and others are served side by side, the others get a CPU child. With `strict_gpus` nothing but
-    `cpu:N` has a CPU stand for a GPU. Raises `DeviceError`.
+    `0+1` is a group, of CPU slots `cpu:0+1`. `auto` and `cpu:N` make the groups that functions with these `gpu_counts`
+    need. Where GPU functions and others are served side by side, the others get a CPU child. With `strict_gpus` nothing
+    but what is called `cpu` has a CPU stand for a GPU. Raises `DeviceError`.
     """
-    if found := _CPU.fullmatch(wanted.strip()):
-        count = int(found[1] or 1)
-        if not 1 <= count <= MOST_CPU_SLOTS:
-            raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, not {count}")
-        return [cpu(index) for index in range(count)]
-    if wanted.strip().startswith("cpu:"):
-        raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, not `{wanted.strip()[4:]}`")
-    chosen = list(gpus.usable) if wanted == "auto" else _named(wanted, gpus)
-    if not chosen or (wanted == "auto" and not gpu_functions):
-        return [cpu(0, takes_gpu_functions=not strict_gpus)]
+    wanted = wanted.strip()
+    if wanted == "cpu" or wanted.startswith("cpu:"):
+        return _slots(wanted, gpu_counts)
+    chosen = partition(gpus.usable, gpu_counts) if wanted == "auto" else _listed(wanted, gpus)
+    if wanted == "auto" and (not chosen or not gpu_functions):
+        return [cpu(0, takes_gpu_functions=False)] if strict_gpus else _stand_ins(gpu_counts if gpu_functions else ())
     for device in chosen:
         device.takes_cpu_functions = False
     if not cpu_functions:
@@ -209,9 +213,105 @@ def cpu(index: int, *, takes_gpu_functions: bool = True) -> Device:
     return Device(f"cpu:{index}", "cpu", takes_gpu_functions=takes_gpu_functions)
 
 
+def _slots(wanted: str, gpu_counts: Collection[int]) -> list[Device]:
+    """Return the CPU slots for `cpu`, `cpu:N`, or `cpu:` and their numbers with a `+` among them."""
+    if "+" in wanted:
+        return _numbered(wanted)
+    found = _CPU.fullmatch(wanted)
+    if found is None or not 1 <= int(found[1] or 1) <= MOST_CPU_SLOTS:
+        raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, not `{wanted[4:]}`")
+    return partition([cpu(index) for index in range(int(found[1] or 1))], gpu_counts)
+
+
+def _numbered(wanted: str) -> list[Device]:
+    parts = [[name.strip().removeprefix("cpu:") for name in entry.split("+")] for entry in names_in(wanted)]
+    for name in (names := [name for part in parts for name in part]):
+        if not (name.isascii() and name.isdecimal() and int(name) < MOST_CPU_SLOTS):
+            raise DeviceError(f"`{wanted}`: `{name}` is not the number of a CPU slot, 0 to {MOST_CPU_SLOTS - 1}")
+        if names.count(name) > 1:
+            raise DeviceError(f"`{wanted}` has CPU slot {name} twice")
+    return [_together([cpu(int(name)) for name in part]) for part in parts]
+
+
+def _stand_ins(gpu_counts: Collection[int]) -> list[Device]:
+    """Return one device that can stand for any that functions need."""
+    return [_together([cpu(index) for index in range(min(max(gpu_counts, default=1), MOST_CPU_SLOTS))])]
+
+
+# --- what makes a group -----------------------------------------------------------------------------------------------
+
+
+def partition(gpus: Sequence[Device], gpu_counts: Collection[int]) -> list[Device]:
+    """Divide GPUs, or CPU slots, into groups and single ones: a group for each count above 1, the largest first.
+
+    Where some function needs a single one, a smaller group is only made when one is left over: a function may run on a
+    larger group than it needs. Parts of a GPU are never grouped, GPUs of one kind before others.
+    """
+    parts = [gpu for gpu in gpus if gpu.profile is not None]
+    left = [gpu for gpu in gpus if gpu.profile is None]
+    groups: list[Device] = []
+    for count in sorted((count for count in set(gpu_counts) if count > 1), reverse=True):
+        kept = 1 if groups and 1 in gpu_counts and not parts else 0
+        if count + kept <= len(left):
+            taken = _alike(left, count)
+            left = [gpu for gpu in left if gpu not in taken]
+            groups.append(group(taken))
+    return [*groups, *(gpu for gpu in gpus if gpu in left or gpu in parts)]
+
+
+def _alike(gpus: Sequence[Device], count: int) -> list[Device]:
+    """Return so many GPUs, of one kind where there are enough of one."""
+    kinds: dict[tuple[str, int | None], list[Device]] = {}
+    for gpu in gpus:
+        kinds.setdefault((gpu.product, gpu.vram_total), []).append(gpu)
+    return next((each for each in kinds.values() if len(each) >= count), list(gpus))[:count]
+
+
+def group(members: Sequence[Device]) -> Device:
+    """Return the device that several GPUs, or CPU slots, are together."""
+    first = members[0]
+    numbers = "+".join(member.name.partition(":")[2] for member in members)
+    made = Device(
+        f"{first.kind}:{numbers}",
+        first.kind,
+        index=first.index,
+        vram_total=sum(member.vram_total or 0 for member in members) or None,
+        product=", ".join(dict.fromkeys(member.product for member in members)),
+        sm=min((member.sm for member in members if member.sm), key=int, default=""),
+        takes_gpu_functions=first.takes_gpu_functions,
+        takes_cpu_functions=first.takes_cpu_functions,
+        members=list(members),
+    )
+    made.sum_up()
+    return made
+
+
+def _together(members: Sequence[Device]) -> Device:
+    """Return a group, of a single member that itself; raise `DeviceError` where they can be none."""
+    if len(members) == 1:
+        return members[0]
+    for member in members:
+        if member.profile is not None:
+            raise DeviceError(f"`{member.name}` is a part of a GPU: a program sees one such part, so it joins no group")
+    return group(members)
+
+
+# --- what is named ----------------------------------------------------------------------------------------------------
+
+
 def names_in(wanted: str) -> list[str]:
     """Return the names that stand with commas between."""
     return [name for part in wanted.split(",") if (name := part.strip())]
+
+
+def _listed(wanted: str, gpus: Gpus) -> list[Device]:
+    """Return the devices that are named with commas between, with `+` between the members of a group."""
+    parts = [[name.strip() for name in entry.split("+")] for entry in names_in(wanted)]
+    for part in parts:
+        if not all(part):
+            raise DeviceError(f"`{'+'.join(part)}` has a `+` with no GPU beside it")
+    found = iter(_named(",".join(name for part in parts for name in part), gpus))
+    return [_together([next(found) for _ in part]) for part in parts]
 
 
 def _named(wanted: str, gpus: Gpus) -> list[Device]:

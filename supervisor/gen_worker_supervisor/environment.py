@@ -1,4 +1,4 @@
-"""The environment of children: what the author's code may see of the worker's, and the one device it may use."""
+"""The environment of children: what the author's code may see of the worker's, and which GPUs it may use."""
 
 from collections.abc import Mapping
 
@@ -10,6 +10,8 @@ def child_environment(environment: Mapping[str, str], device: Device) -> dict[st
     """Return the environment of the child of one device."""
     chosen = author_environment(environment)
     chosen["GEN_WORKER_LOCAL_DEVICE"] = device.kind
-    chosen["CUDA_VISIBLE_DEVICES"] = device.uuid or "" if device.kind == "cuda" else ""
+    visible = [gpu.uuid or "" for gpu in device.gpus] if device.kind == "cuda" else []
+    chosen["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+    chosen["GEN_WORKER_GPU_COUNT"] = str(device.gpu_count)  # CPU slots count as the GPUs that they stand for
     chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as NVML counts, in what a child says of its device
     return chosen

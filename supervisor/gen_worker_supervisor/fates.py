@@ -121,15 +121,18 @@ def _must_settle(fleet: Fleet, child: Child, death: Death) -> bool:
 
 
 def _settle(fleet: Fleet, device: Device, now: float) -> list[Action]:
-    device.vram_used = None  # what was read before the death says nothing
+    for gpu in (device, *device.members):
+        gpu.vram_used = None  # what was read before the death says nothing
     device.settle_by = now + SETTLE_S
     fleet.arm(device.settle_by, ("settle", device))
     return [LookAtGpus()]
 
 
 def missing(device: Device) -> str:
-    """Return how much of a device's memory is missing, in words."""
-    return f"{device.unattributed / (1 << 20):.0f} MiB of its memory are in use and no child has them"
+    """Return how much of a device's memory is missing, in words; of a group's, of which of its GPUs."""
+    lacking = [gpu for gpu in device.members if gpu.unattributed]
+    whose = f"the memory of {' and '.join(gpu.name for gpu in lacking)}" if lacking else "its memory"
+    return f"{device.unattributed / (1 << 20):.0f} MiB of {whose} are in use and no child has them"
 
 
 def _death_note(child: Child, death: Death) -> Note:
@@ -281,6 +284,7 @@ def backoff_s(deaths: int, salt: int) -> float:
 
 def after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
     """A device is out: end what only it could run; end the supervisor when nothing is left."""
+    fleet.share_out()
     fleet.doubt()
     actions: list[Action] = []
     for function in fleet.variants():

@@ -38,7 +38,8 @@ class GpuWatch:
         rounds: Rounds,
     ) -> None:
         """`tell`, `note` and `settles` are called on the loop; the last says whether some memory has to come back."""
-        self._gpus = [device for device in devices if device.kind == "cuda"]
+        self._devices = [device for device in devices if device.kind == "cuda"]
+        self._gpus = [gpu for device in self._devices for gpu in device.gpus]
         self._free = {gpu.name: (gpu.vram_total or 0) - (gpu.vram_used or 0) for gpu in self._gpus}
         self._tell, self._note, self._settles = tell, note, settles
         self._rounds = rounds
@@ -55,7 +56,8 @@ class GpuWatch:
 
     def free_total(self) -> int:
         """Return the bytes that were free of all GPUs together a moment ago; of a lost or drained one nothing is."""
-        return sum(self._free[gpu.name] for gpu in self._gpus if not gpu.drained)
+        takes_jobs = [device for device in self._devices if not (device.drained or device.lost)]
+        return sum(self._free[gpu.name] for device in takes_jobs for gpu in device.gpus)
 
     def look_now(self) -> None:
         """Look at once, and often as long as something settles."""

@@ -90,7 +90,9 @@ class HostPlan(NamedTuple):
         settings = self.settings
         budget = int((self.vram_budget_gb or settings.max_vram_gb) * (1 << 30))
         for device in self.owned:
-            device.budget_bytes = budget
+            device.budget_bytes = budget * device.gpu_count
+            for gpu in device.members:
+                gpu.budget_bytes = budget
         return Fleet(
             {function.name: Function(function) for function in self.survey.functions},
             self.owned,

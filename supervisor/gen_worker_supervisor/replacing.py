@@ -82,7 +82,12 @@ def _replace(fleet: Fleet, device: Device, child: Child, reason: str, now: float
 
 
 def _has_room_for_two(fleet: Fleet, device: Device, child: Child) -> bool:
-    """Whether another child like this one fits beside it, as far as is measured."""
+    """Whether another child like this one fits beside it, as far as is measured.
+
+    Over the GPUs of a group the author's code has placed its models itself, and nobody has counted them.
+    """
+    if device.members and device.kind != "cpu":
+        return False
     memory = fleet.memory
     if memory is None or memory.limit - memory.used < child.rss + fleet.memory_reserve:
         return False

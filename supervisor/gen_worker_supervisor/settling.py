@@ -16,38 +16,51 @@ SPARE_BYTES = 64 << 20  # over the baseline, that are no leak: drivers keep a li
 
 def gpus_read(fleet: Fleet, happening: GpusRead, now: float) -> list[Action]:
     """Learn what is in use of the GPUs."""
-    devices = {device.name: device for device in fleet.devices}
+    readings = {reading.device: reading for reading in happening.readings}
     actions: list[Action] = []
-    for reading in happening.readings:
-        device = devices[reading.device]
-        _learn(device, reading)
-        if device.settle_by is not None and _in_excess(device) <= device.unattributed + SPARE_BYTES:
+    for device in fleet.devices:
+        read = [gpu for gpu in device.gpus if gpu.name in readings]
+        for gpu in read:
+            _learn(gpu, readings[gpu.name])
+        if not read:
+            continue
+        device.sum_up()
+        if device.settle_by is not None and all(map(_has_come_back, device.gpus)):
             actions += _settled(fleet, device, now)
         if device.health is Health.DIRTY:
             actions += _clean(device)
     return actions
 
 
-def _learn(device: Device, reading: GpuReading) -> None:
+def _learn(gpu: Device, reading: GpuReading) -> None:
     """The baseline only falls: what our children leave behind is never taken for what was there before them."""
-    device.vram_used, device.busy = reading.used, reading.busy
-    device.temperature, device.watts = reading.temperature, reading.watts
-    if device.vram_baseline is not None:
-        device.vram_baseline = min(device.vram_baseline, reading.used)
+    gpu.vram_used, gpu.busy = reading.used, reading.busy
+    gpu.temperature, gpu.watts = reading.temperature, reading.watts
+    if gpu.vram_baseline is not None:
+        gpu.vram_baseline = min(gpu.vram_baseline, reading.used)
 
 
-def _in_excess(device: Device) -> int:
-    return (device.vram_used or 0) - (device.vram_baseline or 0)
+def _has_come_back(gpu: Device) -> bool:
+    return gpu.vram_used is not None and _in_excess(gpu) <= gpu.unattributed + SPARE_BYTES
+
+
+def _in_excess(gpu: Device) -> int:
+    return (gpu.vram_used or 0) - (gpu.vram_baseline or 0)
 
 
 def _clean(device: Device) -> list[Action]:
     """Learn how much may be missing still: with a new child on the device, no more than what is in use now."""
     if device.settle_by is None:
-        device.unattributed = min(device.unattributed, max(0, _in_excess(device)))
-    if device.unattributed > SPARE_BYTES:
+        for gpu in device.gpus:
+            gpu.unattributed = min(gpu.unattributed, max(0, _in_excess(gpu)))
+    missed = any(gpu.unattributed > SPARE_BYTES for gpu in device.gpus)
+    for gpu in () if missed else device.gpus:
+        gpu.unattributed = 0
+    device.sum_up()
+    if missed:
         device.reason = missing(device)
         return []
-    device.health, device.unattributed, device.reason = step(NEXT_HEALTH, device.health, Health.OK), 0, ""
+    device.health, device.reason = step(NEXT_HEALTH, device.health, Health.OK), ""
     return [Note("info", device.name, "the missing memory has come back")]
 
 
@@ -56,10 +69,13 @@ def settle_over(fleet: Fleet, device: Device, now: float) -> list[Action]:
     if device.settle_by is None or now < device.settle_by:
         return []  # of an earlier death
     if device.vram_used is None:
-        device.vram_baseline = None
+        for gpu in (device, *device.members):
+            gpu.vram_baseline = None
         text = f"its driver has not said for {SETTLE_S:.0f} s how much memory is in use: that is not waited for again"
         return [Note("warning", device.name, text), *_settled(fleet, device, now)]
-    device.unattributed = _in_excess(device)
+    for gpu in device.gpus:
+        gpu.unattributed = _in_excess(gpu)
+    device.sum_up()
     if device.health is not Health.DIRTY:
         device.health = step(NEXT_HEALTH, device.health, Health.DIRTY)
     device.reason = missing(device)
@@ -80,19 +96,20 @@ def _settled(fleet: Fleet, device: Device, now: float) -> list[Action]:
 
 def device_fault(fleet: Fleet, happening: DeviceFault, now: float) -> list[Action]:
     """A driver reported something of a GPU: after what is fatal it gets no more work, and what runs on it ends."""
-    device = next(each for each in fleet.devices if each.name == happening.device)
+    device, gpu = next((each, gpu) for each in fleet.devices for gpu in each.gpus if gpu.name == happening.device)
     if device.health is Health.RETIRED:
         return []
-    device.fault, device.fault_at = happening.reason, now
+    reason = f"{gpu.name}: {happening.reason}" if device.members else happening.reason
+    device.fault, device.fault_at = reason, now
     if not happening.fatal:
-        return [Note("warning", device.name, happening.reason)]
+        return [Note("warning", device.name, reason)]
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
-    device.reason, device.settle_by, device.restart_at = happening.reason, None, None
-    actions: list[Action] = [Note("error", device.name, f"{happening.reason}: the device is retired")]
+    device.reason, device.settle_by, device.restart_at = reason, None, None
+    actions: list[Action] = [Note("error", device.name, f"{reason}: the device is retired")]
     death = Death(cause="device_lost")
     for child in fleet.children():
         if child.device is device and child.phase not in (Phase.SETTLING, Phase.BACKOFF):
-            actions += strand(fleet, child, f"its GPU is lost: {happening.reason}", death, now)
+            actions += strand(fleet, child, f"its GPU is lost: {reason}", death, now)
             actions += kill_child(fleet, child, now)
     actions += after_loss(fleet, device, now)
     return actions + (finish_if_drained(fleet) if fleet.draining else [])

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +58,9 @@ class Owned(NamedTuple):
     notices: list[Note]
     """What is to be said: of GPUs that are there and not used."""
 
+    gpu_counts: frozenset[int]
+    """By which `auto` has made groups; empty where the devices were named."""
+
 
 def own_devices(
     wanted: str,
@@ -73,58 +76,86 @@ def own_devices(
     With `strict_gpus` nothing but `cpu:N` stands for a GPU. `auto` takes the GPUs that no other supervisor has. Raises
     `StartError`.
     """
+    auto = wanted == "auto"
+    gpu_functions = any(function.gpu for function in survey.functions)
+    gpu_counts = frozenset(function.gpu_count for function in survey.functions if function.gpu)
+    locks = GpuLocks(serves)
     try:
-        none = devices.Gpus([], [])
-        gpus = none if wanted.startswith("cpu") else devices.visible(devices.list_gpus(), environment)
+        gpus = devices.Gpus([], [])
+        if not wanted.startswith("cpu"):
+            gpus = devices.visible(devices.list_gpus(), environment)
+        if auto and gpu_functions:
+            gpus = _free(gpus, locks, option)
         chosen = devices.choose(
             wanted,
             gpus,
-            gpu_functions=any(function.gpu for function in survey.functions),
+            gpu_functions=gpu_functions,
             cpu_functions=any(not function.gpu for function in survey.functions),
+            gpu_counts=gpu_counts,
             strict_gpus=strict_gpus,
         )
+        if not auto:
+            _take(chosen, locks, option)
     except devices.DeviceError as error:
-        raise StartError(str(error), f"`{option}` takes `auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs") from None
-    locks = GpuLocks(serves)
-    try:
-        left, taken = _locked(chosen, locks, auto=wanted == "auto", option=option)
+        locks.close()
+        takes = "`auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs, as `0,1`; `0+1` is a group"
+        raise StartError(str(error), f"`{option}` takes {takes}") from None
     except BaseException:
         locks.close()
         raise
-    notices = [Note("warning", "devices", notice) for notice in (*gpus.notices, *taken)]
-    return Owned(left, locks, notices)
+    notices = [Note("warning", "devices", notice) for notice in gpus.notices]
+    return Owned(chosen, locks, notices, gpu_counts if auto else frozenset())
 
 
-def _locked(chosen: list[Device], locks: GpuLocks, *, auto: bool, option: str) -> tuple[list[Device], list[str]]:
-    """Return the devices that can be had, and why each of the others cannot."""
+def _free(gpus: devices.Gpus, locks: GpuLocks, option: str) -> devices.Gpus:
+    """Return the GPUs that no other supervisor has, locked, and with them why each of the others cannot be had."""
     refused: dict[str, str] = {}
-    for gpu in (device for device in chosen if device.kind == "cuda"):
+    for gpu in gpus.usable:
         try:
             locks.take(gpu)
         except (GpuTakenError, GpuLockError) as error:
-            if not auto:
-                what = "end that one" if isinstance(error, GpuTakenError) else "remove what is there"
-                raise StartError(str(error), f"choose other devices with `{option}`, or {what}") from None
             refused[gpu.name] = str(error)
-    if refused and len(refused) == sum(device.kind == "cuda" for device in chosen):
+    if refused and len(refused) == len(gpus.usable):
         raise StartError(
             f"no GPU is free: {'; '.join(refused.values())}", f"end one of them, or serve without: `{option} cpu:1`"
         )
-    return [device for device in chosen if device.name not in refused], [f"left out: {why}" for why in refused.values()]
+    left = [gpu for gpu in gpus.usable if gpu.name not in refused]
+    return devices.Gpus(left, [*gpus.notices, *(f"left out: {why}" for why in refused.values())], gpus.hidden)
 
 
-def without_unusable(owned: list[Device], environment: Mapping[str, str]) -> tuple[list[Device], dict[str, str]]:
+def _take(chosen: list[Device], locks: GpuLocks, option: str) -> None:
+    """Lock the GPUs that were named; raise `StartError` where one cannot be had."""
+    for gpu in (gpu for device in chosen if device.kind == "cuda" for gpu in device.gpus):
+        try:
+            locks.take(gpu)
+        except (GpuTakenError, GpuLockError) as error:
+            what = "end that one" if isinstance(error, GpuTakenError) else "remove what is there"
+            raise StartError(str(error), f"choose other devices with `{option}`, or {what}") from None
+
+
+def without_unusable(
+    owned: list[Device], environment: Mapping[str, str], gpu_counts: Collection[int] = ()
+) -> tuple[list[Device], dict[str, str]]:
     """Return the devices without the GPUs that CUDA cannot use, and why it cannot use each of those.
 
-    Raises `StartError` where no GPU is left of some.
+    With `gpu_counts` the GPUs that are left make the groups that functions need; else a group with such a GPU is left
+    out. Raises `StartError` where no GPU is left of some.
     """
     broken = cuda_probe.unusable(owned, environment)
-    if broken and len(broken) == sum(device.kind == "cuda" for device in owned):
+    if not broken:
+        return owned, broken
+    gpus = [device for device in owned if device.kind == "cuda"]
+    if gpu_counts:
+        sound = [gpu for device in gpus for gpu in device.gpus if gpu.name not in broken]
+        left = devices.partition(sound, gpu_counts)
+    else:
+        left = [device for device in gpus if not any(gpu.name in broken for gpu in device.gpus)]
+    if not left:
         told = "; ".join(f"{name}: {reason}" for name, reason in broken.items())
         raise StartError(
             f"no GPU can be used: {told}", "`nvidia-smi` may say more; some faults need a reset of the GPU"
         )
-    return [device for device in owned if device.name not in broken], broken
+    return [*left, *(device for device in owned if device.kind != "cuda")], broken
 
 
 def open_http(http: str) -> HttpPort | None:

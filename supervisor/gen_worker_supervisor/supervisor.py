@@ -383,7 +383,7 @@ class Supervisor:
         self._nursery.make(process)
         paths, module = self.survey.paths, self.survey.module
         device = child.device
-        budget = device.allowed_bytes
+        budget = device.gpus[0].allowed_bytes  # what is placed there is placed on the first one
         process.send(Boot(module, paths, device.kind, {}, 1.0, budget, self.margin_bytes, self._derived))
 
     # --- jobs ---

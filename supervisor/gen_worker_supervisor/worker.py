@@ -68,7 +68,7 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
         http = start.open_http(settings.http)
         if http is not None:
             ends.enter_context(http.sock)
-        usable, broken = start.without_unusable(owned.devices, environment)
+        usable, broken = start.without_unusable(owned.devices, environment, owned.gpu_counts)
         plan = HostPlan(
             survey,
             usable,

@@ -20,19 +20,30 @@ class _Told(msgspec.StructMeta):
         return super().__call__(*given, **options)
 
 
-class Resources(msgspec.Struct, frozen=True, metaclass=_Told):
-    """What a function needs to run; needing video memory or a compute capability means needing a GPU."""
+class _Positional(msgspec.Struct, frozen=True, metaclass=_Told):
+    """The needs that may be given by their place."""
 
     gpu: bool = False
     vram_gb: float | None = None
     compute_capability: float | None = None
     libraries: tuple[str, ...] = ()
 
+
+class Resources(_Positional, frozen=True, kw_only=True):
+    """What a function needs to run; memory, a compute capability or several GPUs imply that it needs a GPU.
+
+    With `gpu_count=N` it runs in a child that has N GPUs, and `vram_gb` is what it needs of all of them together.
+    """
+
+    gpu_count: int = 1
+
     def __post_init__(self) -> None:
         for field in ("vram_gb", "compute_capability"):
             if (value := getattr(self, field)) is None:
                 continue
             force_setattr(self, field, _positive(field, value))
+            force_setattr(self, "gpu", True)
+        if _count(self.gpu_count) > 1:
             force_setattr(self, "gpu", True)
         force_setattr(self, "gpu", bool(self.gpu))
         force_setattr(self, "libraries", _names(self.libraries))
@@ -43,6 +54,14 @@ def _positive(field: str, value: float) -> float:
     if not number > 0:
         raise ValueError(f"`Resources({field}=)` must be more than 0, got {value}")
     return number
+
+
+def _count(gpus: int) -> int:
+    if not isinstance(gpus, int) or isinstance(gpus, bool):
+        raise TypeError(f"`Resources(gpu_count=)` takes a whole number, got {gpus!r}")
+    if gpus < 1:
+        raise ValueError(f"`Resources(gpu_count=)` must be 1 or more, got {gpus}")
+    return gpus
 
 
 def _names(libraries: Iterable[str]) -> tuple[str, ...]:

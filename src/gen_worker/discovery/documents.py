@@ -139,6 +139,8 @@ def _is_null(value: Any) -> bool:
 
 def _resources(resources: Resources) -> Document:
     fields = msgspec.structs.asdict(resources)
+    if resources.gpu_count == 1:
+        del fields["gpu_count"]
     return {name: list(value) if name == "libraries" else value for name, value in fields.items() if value}
 
 
@@ -187,6 +189,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         slots=slots_of(spec.bindings),
         compute_capability=spec.resources.compute_capability,
         missing=[name for name in spec.resources.libraries if not is_importable(name)],
+        gpu_count=spec.resources.gpu_count,
         batch=0 if spec.batch is None else spec.batch.max_size,
         produces=spec.kind != "inference",
     )
