@@ -60,7 +60,7 @@ def open_models(settings: Settings, events: Events, current: "Callable[[], Reque
             events.show("", "", "progress", progress, 0.0)
 
     models = Models(
-        device=settings.local_device or ("cuda" if _has_cuda() else "cpu"),
+        device=settings.local_device or ("cuda" if has_cuda() else "cpu"),
         budget_bytes=int(settings.max_vram_gb * (1 << 30)),
         margin_bytes=int(settings.vram_margin_gb * (1 << 30)),
         derived=str(settings.cache_dir / "cas/derived"),
@@ -75,7 +75,8 @@ def has_gpu_device() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether torch can use a GPU; loads it only where a driver shows one."""
     if not has_gpu_device():
         return False
     import torch
