@@ -176,7 +176,7 @@ def _server(spec: "FunctionSpec", slots: "Sequence[SlotModel]") -> "ServerProces
 
     assert spec.runtime is not None
     if not slots:
-        raise ValidationError(f"`runtime=\"{spec.runtime}\"` needs a model, `{spec.class_name}` is bound to none")
+        raise ValidationError(f'`runtime="{spec.runtime}"` needs a model, `{spec.class_name}` is bound to none')
     first = next(iter(spec.bindings), "")
     slot = next((each for each in slots if each.slot == first), slots[0])
     return RUNTIME_FACTORIES[spec.runtime](place_of(slot), extra_args=_arguments(spec))

@@ -161,6 +161,7 @@ class Jobs:
     def __init__(self, channel: Channel[Order], executor: Executor, page: PageWriter, streams: MarkedStreams) -> None:
         self._channel = channel
         self._executor = executor
+        self._engines = executor.instances.engines
         self._page = page
         self._streams = streams
         self.outputs = OutputRegions(channel.send)
@@ -202,6 +203,12 @@ class Jobs:
             self._executor.async_side.loop.call_soon_threadsafe(job.task.cancel)
         elif job is self._on_thread:
             self._executor.cancel()
+
+    def lose(self, instance: str) -> None:
+        """An instance is of no use any more: what has not started on it is given back, what runs is told to end."""
+        for job in tuple(self._jobs.values()):
+            if job.instance == instance:
+                self.cancel(job.number)
 
     def interrupt(self, number: int, job_thread: int) -> None:
         """Rung 2: raise `Interrupted` in the job thread while it runs this job."""
@@ -311,7 +318,7 @@ class Jobs:
                 output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
-            return _failure(job, error)
+            return self._engines.loss(job.number, job.instance, error) or _failure(job, error)
 
     def _place(self, parts: Sequence[Piece]) -> Body:
         if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:
@@ -365,7 +372,7 @@ class Jobs:
                 output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
-            return _failure(job, error)
+            return await self._engines.loss_on_loop(job.number, job.instance, error) or _failure(job, error)
 
     async def _place_on_loop(self, parts: Sequence[Piece]) -> Body:
         if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:

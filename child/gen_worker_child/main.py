@@ -135,9 +135,13 @@ def load_failure(instance: str, error: BaseException) -> LoadFailed:
 
 
 def _load_failure(instance: str, error: BaseException) -> LoadFailed:
+    from gen_worker.runtimes.server import ServerBootError
+
     stack = author_stack(error)[-STACK_LINES:]
     if isinstance(error, ModelError):
         return LoadFailed(instance, str(error)[:1024], [], "model", hint=error.hint[:1024])
+    if isinstance(error, ServerBootError):
+        return LoadFailed(instance, error.message[:1024], list(error.lines)[-STACK_LINES:], hint=error.hint[:1024])
     message = f"{type(error).__name__}: {error}"[:1024]
     if isinstance(error, HardwareUnmetError):
         reason, hint = error.reason, error.hint[:1024]
@@ -189,6 +193,9 @@ class Child:
             return 3
         self._executor = Executor(specs, partial(self._open_models, boot))
         self._executor.hand_over = self._hand_over
+        self._engines = self._executor.instances.engines
+        self._engines.report = self._channel.send
+        self._engines.on_death = self._engine_died
         self._beat_s = boot.beat_s
         self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._jobs.on_progress = self._measure
@@ -398,6 +405,7 @@ class Child:
     def _load(self, order: Load) -> None:
         began = time.monotonic()
         instance = order.instance
+        self._clear(instance)
         try:
             residents = self._executor.load(instance, order.models)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
@@ -405,6 +413,19 @@ class Child:
         else:
             rung = self._executor.instances.rung(instance)
             self._channel.send(Loaded(instance, time.monotonic() - began, residents, rung))
+            self._engines.settled(instance)
+
+    def _engine_died(self, instance: str, death: str, printed: Sequence[str]) -> None:
+        """An instance has lost its engine: no job comes any more, those that run end, and it is let go of."""
+        self._channel.send(Unloaded(instance, death, list(printed)))  # first: jobs that are given back go elsewhere
+        self._engines.dead.add(instance)
+        self._jobs.lose(instance)
+        self._hand_over(partial(self._clear, instance))
+
+    def _clear(self, instance: str) -> None:
+        """Let go of an instance whose engine has died, unless that is done."""
+        if instance in self._engines.dead:
+            self._executor.instances.unload(instance, self._report_shutdown)
 
     def _unload(self, instance: str, reason: str = "") -> None:
         self._channel.send(Unloaded(instance, reason))  # first: its `shutdown()` may be slow, and no job shall come

@@ -46,6 +46,7 @@ class Watch:
     stir: Evidence | None = None  # the last look at which anything of it had moved
     io_at: float = 0.0  # when it was last seen to read or write
     load: tuple[str | None, int] = (None, 0)  # what it sets up, and how many bytes of it are there
+    signs: int = 0  # of life that engines gave while they booted
     load_at: float = 0.0  # when that last changed
     hung_at: float = 0.0  # since when it hangs, if it does
 

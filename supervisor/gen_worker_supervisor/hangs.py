@@ -45,7 +45,7 @@ def _learn(fleet: Fleet, child: Child, look: Evidence) -> None:
     if last is not None and look.page_mark != last.page_mark and (work := work_of(fleet, child)):
         for job in work.jobs:
             got_on(job, look.at)
-    load = (child.loading, child.loading_done)
+    load = (child.loading, child.loading_done + watch.signs)
     if load != watch.load:
         watch.load, watch.load_at, watch.stir = load, look.at, None
     if last is not None and look.io_bytes > last.io_bytes + RESTING_IO * (look.at - last.at):

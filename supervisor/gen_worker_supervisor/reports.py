@@ -13,6 +13,7 @@ from gen_worker.wire.messages import (
     Body,
     Degraded,
     Done,
+    Engine,
     ErrorKind,
     Event,
     Failed,
@@ -34,6 +35,7 @@ from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.actions import Action, Deliver, LetGo, LoadOver, Note, OrderInputs, Tell
 from gen_worker_supervisor.admission import stands_against
 from gen_worker_supervisor.catalog import Model, again_at
+from gen_worker_supervisor.engines import engine_died, engine_told
 from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, InputsCame, InputsRefused
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large
@@ -112,6 +114,8 @@ def _succeeded(fleet: Fleet, child: Child, job: Job, message: Done, now: float) 
     got_on(job, now)
     child.done += 1
     child.device.deaths_in_row = 0
+    if job.instance in child.engines:
+        fleet.instance(job.instance).engine_deaths = 0
     if not job.function.clear and fleet.blame.suspects(job.function.name, now):
         fleet.blame.clear(job.function.name, job.payload.digest())
 
@@ -348,6 +352,8 @@ def _load_over(fleet: Fleet, child: Child, instance: str) -> LoadOver:
 
 
 def _on_unloaded(fleet: Fleet, child: Child, message: Unloaded, now: float) -> list[Action]:
+    if message.printed is not None:
+        return engine_died(fleet, child, message, now)
     child.drop(message.instance)
     fleet.placed += 1
     child.crowded = child.crowded or bool(message.reason)
@@ -521,6 +527,7 @@ REPORTS: dict[type, Callable[[Fleet, Child, Any, float], list[Action]]] = {
     LoadFailed: _on_load_failed,
     Loading: _on_loading,
     Unloaded: _on_unloaded,
+    Engine: engine_told,
     Degraded: _on_degraded,
     Wants: _on_wants,
     NeedsInputs: _on_needs_inputs,

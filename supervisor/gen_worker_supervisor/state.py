@@ -21,6 +21,7 @@ from gen_worker.wire.messages import (
     Body,
     EarlierRun,
     Encoding,
+    Engine,
     ErrorDetail,
     ErrorKind,
     Event,
@@ -135,6 +136,7 @@ class Instance:
     load_s: float = UNKNOWN_LOAD_S
     learned: bool = False
     failures: int = 0
+    engine_deaths: int = 0  # in a row, since a job on it last ended well
     refused: dict[str, float] = field(default_factory=dict)  # until when by device, after a load failed there
 
 
@@ -234,6 +236,7 @@ class Child:
     set_up: dict[str, tuple[float, float]] = field(default_factory=dict)  # when an instance was, and how long it took
     crowded: bool = False  # models had to go from it, so the next one costs another
     rungs: dict[str, str] = field(default_factory=dict)  # how instances are placed, those that are not plainly
+    engines: dict[str, Engine] = field(default_factory=dict)  # what the servers of instances are at, of those with one
     reserved: Job | None = None
     retiring: bool = False
     spoilt: bool = False  # an interrupt or a CUDA error may have broken anything in it
@@ -272,6 +275,7 @@ class Child:
         self.used_at.pop(instance, None)
         self.set_up.pop(instance, None)
         self.rungs.pop(instance, None)
+        self.engines.pop(instance, None)
         self.complete = False
 
     def settle_phase(self) -> None:

@@ -54,8 +54,12 @@ class FunctionSpec:
 
     @property
     def lane(self) -> Lane:
-        """Whether jobs run one at a time on the device or many at once on the loop."""
-        on_loop = self.shape in ("async", "async_generator", "websocket") and not self.resources.gpu
+        """Whether jobs run one at a time on the device or many at once on the loop.
+
+        Of a class with an engine server it is the server that uses the GPU, and takes many at once.
+        """
+        own_gpu = self.resources.gpu and self.runtime is None
+        on_loop = self.shape in ("async", "async_generator", "websocket") and not own_gpu
         return "loop" if on_loop and self.batch is None else "device"
 
 
