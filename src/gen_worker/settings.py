@@ -251,6 +251,54 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runpod_pod_id: str = ""
     """The name of the machine, as the orchestrator is told."""
 
+    deployment_id: str = ""
+    """The deployment that the worker is of, as an earlier orchestrator is told."""
+
+    reconnect_delay_s: float = 5.0
+    """Seconds until an earlier orchestrator is dialed again; twice as many after each attempt in a row."""
+
+    reconnect_max_delay_s: float = 60.0
+    """The most of such seconds."""
+
+    reconnect_jitter_s: float = 1.0
+    """Up to so many seconds come on top, by chance."""
+
+    max_reconnect_attempts: int = 0
+    """Attempts in a row after which the worker ends; 0: never."""
+
+    max_output_delta_bytes: int = 65536
+    """The longest item of a stream that an earlier orchestrator is sent; 0: any."""
+
+    max_output_delta_events: int = 0
+    """Items of one stream that an earlier orchestrator is sent; 0: all."""
+
+    max_ws_frame_bytes: int = 0
+    """The longest message of a realtime session; 0: any that travels at all."""
+
+    cuda_version: str = ""
+    """The version of CUDA, as an earlier orchestrator is told; unset: that of torch, of which the package tells it."""
+
+    torch_version: str = ""
+    """The version of torch, as an earlier orchestrator is told; unset: that of the package."""
+
+    tensorrt_version: str = ""
+    """The version of TensorRT, as an earlier orchestrator is told; unset: that of the package."""
+
+    gpu_sm: str = ""
+    """The compute capability of the GPUs, as an earlier orchestrator is told; unset: what their driver says."""
+
+    fake_gpu_count: int = 0
+    """GPUs that an earlier orchestrator is told of in place of those that there are, for tests; 0: those."""
+
+    fake_gpu_memory_bytes: int = 24 << 30
+    """The memory of each of these."""
+
+    fake_gpu_name: str = "Fake GPU"
+    """What these are called."""
+
+    fake_gpu_driver: str = "0.0"
+    """The version of their driver."""
+
     worker_disconnected_timeout_s: float = 600.0
     """Seconds without the orchestrator after which the worker ends; 0: never."""
 
@@ -576,6 +624,22 @@ CONTAINER: Mapping[str, Variable] = {
     "git_commit": Variable(("WORKER_GIT_COMMIT",), _line),
     "trainer_job_spec_path": Variable(("TRAINER_JOB_SPEC_PATH",), _line),
     "runpod_pod_id": Variable(("RUNPOD_POD_ID",), _line),
+    "deployment_id": Variable(("DEPLOYMENT_ID",), _line),
+    "reconnect_delay_s": Variable(("RECONNECT_DELAY",), _seconds),
+    "reconnect_max_delay_s": Variable(("RECONNECT_MAX_DELAY",), _seconds),
+    "reconnect_jitter_s": Variable(("RECONNECT_JITTER_SECONDS",), _seconds),
+    "max_reconnect_attempts": Variable(("MAX_RECONNECT_ATTEMPTS",), _count_or_0),
+    "max_output_delta_bytes": Variable(("WORKER_MAX_OUTPUT_DELTA_BYTES",), _size_or_0),
+    "max_output_delta_events": Variable(("WORKER_MAX_OUTPUT_DELTA_EVENTS",), _count_or_0),
+    "max_ws_frame_bytes": Variable(("WORKER_MAX_WS_FRAME_BYTES",), _size_or_0),
+    "cuda_version": Variable(("WORKER_CUDA_VERSION", "CUDA_VERSION", "NVIDIA_CUDA_VERSION"), _line),
+    "torch_version": Variable(("WORKER_TORCH_VERSION",), _line),
+    "tensorrt_version": Variable(("WORKER_TENSORRT_VERSION",), _line),
+    "gpu_sm": Variable(("WORKER_SM",), _line),
+    "fake_gpu_count": Variable(("WORKER_FAKE_GPU_COUNT",), _count_or_0),
+    "fake_gpu_memory_bytes": Variable(("WORKER_FAKE_GPU_MEMORY_BYTES",), _size_or_0),
+    "fake_gpu_name": Variable(("WORKER_FAKE_GPU_NAME",), _line),
+    "fake_gpu_driver": Variable(("WORKER_FAKE_GPU_DRIVER",), _line),
     "worker_disconnected_timeout_s": Variable(("WORKER_DISCONNECTED_TIMEOUT_S",), _seconds),
 }
 """What a worker in a container goes by."""
@@ -585,14 +649,9 @@ VARIABLES: Mapping[str, Variable] = {**LOCAL, **MODELS, **CONTAINER}
 
 ELSEWHERE = frozenset(
     """
-    CUDA_VERSION DEPLOYMENT_ID FILE_API_BASE_URL FILE_API_TOKEN MAX_RECONNECT_ATTEMPTS MODEL_CACHE_DIR
-    MODEL_MANAGER_CLASS NVIDIA_CUDA_VERSION ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF RECONNECT_DELAY
-    RECONNECT_JITTER_SECONDS RECONNECT_MAX_DELAY SCHEDULER_JWKS_TTL_SECONDS TENANT_ID TENSORHUB_CAS_DIR USER
-    WORKER_CACHE_DIR WORKER_CUDA_VERSION
-    WORKER_DEVICE WORKER_FAKE_GPU_COUNT WORKER_FAKE_GPU_DRIVER WORKER_FAKE_GPU_MEMORY_BYTES
-    WORKER_FAKE_GPU_NAME WORKER_LOCAL_CACHE_GB WORKER_MAX_OUTPUT_DELTA_BYTES WORKER_MAX_OUTPUT_DELTA_EVENTS
-    WORKER_MAX_WS_FRAME_BYTES WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_SM
-    WORKER_TENSORRT_VERSION WORKER_TORCH_DEVICE WORKER_TORCH_VERSION GEN_WORKER_SUPERVISOR
+    FILE_API_BASE_URL FILE_API_TOKEN MODEL_CACHE_DIR MODEL_MANAGER_CLASS ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF
+    SCHEDULER_JWKS_TTL_SECONDS TENANT_ID TENSORHUB_CAS_DIR USER WORKER_CACHE_DIR WORKER_DEVICE WORKER_LOCAL_CACHE_GB
+    WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_TORCH_DEVICE GEN_WORKER_SUPERVISOR
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """Names that containers of workers, and jobs, carry and no command goes by: nothing is said about them."""

@@ -126,6 +126,22 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "allow_private_inputs": ("yes", True),
     "image_digest": ("sha256:abc", "sha256:abc"),
     "git_commit": ("0123abc", "0123abc"),
+    "deployment_id": ("shop", "shop"),
+    "reconnect_delay_s": ("0.1", 0.1),
+    "reconnect_max_delay_s": ("3", 3.0),
+    "reconnect_jitter_s": ("0", 0.0),
+    "max_reconnect_attempts": ("7", 7),
+    "max_output_delta_bytes": ("64k", 64 << 10),
+    "max_output_delta_events": ("100", 100),
+    "max_ws_frame_bytes": ("1M", 1 << 20),
+    "cuda_version": ("12.8", "12.8"),
+    "torch_version": ("2.9.1", "2.9.1"),
+    "tensorrt_version": ("10.9", "10.9"),
+    "gpu_sm": ("89", "89"),
+    "fake_gpu_count": ("2", 2),
+    "fake_gpu_memory_bytes": ("80G", 80 << 30),
+    "fake_gpu_name": ("H100", "H100"),
+    "fake_gpu_driver": ("570.1", "570.1"),
 }
 
 
