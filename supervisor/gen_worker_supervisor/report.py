@@ -9,10 +9,12 @@ from itertools import islice
 
 import msgspec
 
+from gen_worker.wire.messages import Engine
 from gen_worker.wire.page import Reading
 from gen_worker.wire.status import (
     DeviceStatus,
     DownloadStatus,
+    EngineStatus,
     FunctionStatus,
     JobStatus,
     LinkStatus,
@@ -141,6 +143,7 @@ class Reporter:
             temp=device.temperature,
             power_w=device.watts,
             models=[] if child is None or process is None else resident_models(self._supervisor.fleet, child),
+            engines=[] if child is None or process is None else list(map(_engine, child.engines.values())),
             job=self._supervisor.log.hide(running[0].request_id) if running else None,
             jobs=len(child.leased) if child is not None else 0,
             heartbeat_age_s=None if beat is None else round(now - beat, 3),
@@ -179,6 +182,10 @@ def vram_ours(device: Device, readings: Iterable[Reading | None]) -> int | None:
         return None
     held = [0 if reading is None else reading.vram_held for reading in readings]
     return sum(held) if all(held) else None
+
+
+def _engine(engine: Engine) -> EngineStatus:
+    return EngineStatus(engine.instance, engine.name, engine.state, engine.pid or None, engine.port or None)
 
 
 def _memory(fleet: Fleet) -> MemoryStatus | None:

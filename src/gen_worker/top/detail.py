@@ -75,6 +75,9 @@ def _condition(device: DeviceStatus, room: int) -> Iterator[Drawn]:
         yield _fixed(((clean(device.health), "yellow"), (f" {clean(device.reason or '')}", "text")))
     if device.loading is not None:
         yield _fixed((("loads ", "dim"), (clean(device.loading), "cyan"), *_loaded(device)))
+    for engine in device.engines:
+        where = f" {engine.state}, port {engine.port}, pid {engine.pid}"
+        yield _fixed((("engine ", "dim"), (clean(engine.name), "cyan"), (clean(where), "text")))
     if device.restarts or device.deaths:
         deaths = ", ".join(f"{clean(cause)} {count}" for cause, count in device.deaths.items())
         again = f"restarted {device.restarts}x" + (f": {deaths}" if deaths else "")
@@ -104,7 +107,8 @@ def _memory(device: DeviceStatus) -> Iterator[Drawn]:
     if ours is not None:
         yield _share("working memory", max(0, ours - model_bytes(device)), total, "purple")
     if device.vram_other:
-        yield _share("other programs, driver", device.vram_other, total, "yellow")
+        others = "engine, driver, other programs" if device.engines else "other programs, driver"
+        yield _share(others, device.vram_other, total, "yellow")
     if used is not None:
         yield _share("free", max(0, total - used), total, "green")
 

@@ -29,6 +29,16 @@ class ModelStatus(msgspec.Struct):
     pinned: bool = False  # an operator wants it kept: it makes room for no other
 
 
+class EngineStatus(msgspec.Struct):
+    """An engine server that a child has started for one of its instances."""
+
+    instance: str
+    name: str  # of the program: `vllm`
+    state: str  # `booting` or `up`
+    pid: int | None = None  # null until it has one
+    port: int | None = None  # of the loopback
+
+
 class HostModelStatus(msgspec.Struct):
     """A model that some function needs: on `DISK`, in host `RAM`, or resident in `VRAM` of some device.
 
@@ -61,6 +71,7 @@ class DeviceStatus(msgspec.Struct):
     temp: float | None = None  # degrees Celsius
     power_w: float | None = None  # watts
     models: list[ModelStatus] = []  # that its child holds
+    engines: list[EngineStatus] = []  # servers that its child has started
     job: str | None = None  # the first of those that run on it
     heartbeat_age_s: float | None = None  # of the child's last beat: grows while a job holds the GIL
     restarts: int = 0  # children after the first
