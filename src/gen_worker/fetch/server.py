@@ -3,6 +3,7 @@
 How far fetches are is told by one more thread, so that no download ever waits for the supervisor to read it.
 """
 
+import itertools
 import os
 import sys
 import threading
@@ -21,6 +22,8 @@ from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.holding import hold
 from gen_worker.fetch.inputs.fetch import InputError, Limits, fetch_input
+from gen_worker.fetch.platform.calls import Calls
+from gen_worker.fetch.platform.failure import PlatformError
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.uploader import Uploader
@@ -30,7 +33,9 @@ from gen_worker.models.wanted import SnapshotFile, Wanted
 from gen_worker.wire.channel import MAX_DESCRIPTORS, Channel, ProtocolError, close_all
 from gen_worker.wire.fetching import (
     Abort,
+    CallPlatform,
     Configure,
+    EndPlatform,
     Evicted,
     Fetch,
     Fetched,
@@ -46,6 +51,7 @@ from gen_worker.wire.fetching import (
     InputFetched,
     Keep,
     Noted,
+    PlatformAnswered,
     Stock,
     Stocked,
     TakeStock,
@@ -54,6 +60,8 @@ from gen_worker.wire.fetching import (
     UploadFailed,
     Uploading,
 )
+from gen_worker.wire.messages import INLINE_LIMIT
+from gen_worker.wire.platform import encoded, verb_of
 
 REPORT_S = 0.1  # between two reports on how far a fetch is
 SNAPSHOT_BYTES = 64 << 20  # the longest description of a snapshot that is read
@@ -62,7 +70,7 @@ STOCK_MODELS = 1000  # that are worth knowing
 STOCK_A_FRAME = 50
 FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
 
-WorkKind: TypeAlias = Literal["stock", "fetch", "hold", "upload", "input"]
+WorkKind: TypeAlias = Literal["stock", "fetch", "hold", "upload", "input", "call", "end"]
 Work: TypeAlias = tuple[WorkKind, int]
 """What is under way, by its number; each kind is numbered apart."""
 
@@ -115,6 +123,8 @@ class Server:
         self._reports = Reports(channel)
         self._keep: tuple[str, ...] = ()
         self._under_way: dict[Work, tuple[threading.Thread, Cancel]] = {}
+        self._calls: Calls | None = None
+        self._ends = itertools.count(1)
 
     def run(self) -> None:
         """Obey until the supervisor closes its socket; raise `ProtocolError` when it speaks another language."""
@@ -132,6 +142,8 @@ class Server:
                 case Upload():
                     uploader = uploader or Uploader(fetcher.config)
                     self._begin(("upload", order.number), partial(self._upload, uploader, order, descriptors))
+                case CallPlatform() | EndPlatform():
+                    self._ask_platform(fetcher, order, descriptors)
                 case Abort(number, work):
                     self._abort(work, number)
                 case TakeStock():
@@ -305,6 +317,60 @@ class Server:
             close_all(descriptors)
         self._reports.end(Uploading, number)
         self._reports.send(report)
+
+    # --- a call -------------------------------------------------------------------------------------------------------
+
+    def _ask_platform(self, fetcher: Fetcher, order: CallPlatform | EndPlatform, descriptors: list[int]) -> None:
+        calls = self._calls
+        if calls is None:
+            if isinstance(order, EndPlatform):
+                return  # another fetcher may have begun something, which nobody here knows
+            calls = self._calls = Calls(fetcher)
+        if isinstance(order, CallPlatform):
+            self._begin(("call", order.number), partial(self._call, calls, order, descriptors))
+        else:
+            self._begin(("end", next(self._ends)), partial(self._end_job, calls, order))
+
+    def _end_job(self, calls: Calls, order: EndPlatform, _: Cancel) -> None:
+        calls.end(order.destination)
+
+    def _call(self, calls: Calls, order: CallPlatform, descriptors: list[int], cancel: Cancel) -> None:
+        """Make a call; the first descriptor is its verb where that is long, the last its file where it has one."""
+        number = order.number
+        try:
+            content = _whole(descriptors[0]) if order.attached else order.arguments
+            answer = calls.call(
+                order.destination, verb_of(content), descriptors[-1] if order.has_file else None, cancel
+            )
+        except PlatformError as error:
+            text = str(error)[:TEXT_CHARS]
+            self._reports.send(PlatformAnswered(number, b"", False, text, error.kind, error.retryable, error.status))
+        except msgspec.MsgspecError as error:
+            self._reports.send(PlatformAnswered(number, error=f"not a call: {error}", failure="invalid"))
+        except Exception as error:  # noqa: BLE001 - around a call's whole life, which ends in a report
+            traceback.print_exc()
+            text = f"the platform was not asked: the fetcher failed with a `{type(error).__name__}`"
+            self._reports.send(PlatformAnswered(number, error=text, failure="transfer"))
+        else:
+            self._answer(number, encoded(answer.value), [] if answer.lease < 0 else [answer.lease])
+        finally:
+            close_all(descriptors)
+
+    def _answer(self, number: int, content: bytes, attached: list[int]) -> None:
+        try:
+            if len(content) <= INLINE_LIMIT:
+                self._reports.send(PlatformAnswered(number, content), attached)
+                return
+            with os.fdopen(os.memfd_create("gen-worker-answer", os.MFD_CLOEXEC), "wb") as memory:
+                memory.write(content)
+                memory.flush()
+                self._reports.send(PlatformAnswered(number, attached=True), [memory.fileno(), *attached])
+        finally:
+            close_all(attached)
+
+
+def _whole(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 def _short(error: ModelError | UploadError) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.origins import Url
+from gen_worker.fetch.network.patience import FOR_FILES
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.uploading.asking import Answer, ask, read
 from gen_worker.fetch.uploading.failure import UploadError
@@ -58,18 +59,20 @@ class Transports:
         self.questions = Transport(config, pace.patience(pace.quiet_s))
         self.parts = Transport(config, pace.patience(pace.quiet_s))
         self.completing = Transport(config, pace.patience(pace.complete_s))
+        self.downloads = Transport(config, FOR_FILES)
         self.farewell = Transport(config, pace.patience(pace.farewell_s))
 
 
 class Store:
     """One store as one job may use it."""
 
-    def __init__(self, destination: Destination, transports: Transports, pace: Pace) -> None:
+    def __init__(self, destination: Destination, transports: Transports, pace: Pace, route: str = "") -> None:
+        """Use the media of the job's owner, or the uploads at another `route` below the platform's address."""
         self._destination = destination
         self._transports = transports
         self._pace = pace
         owner = quote(destination.owner or NO_OWNER, safe="")
-        self._uploads = f"{destination.base_url.rstrip('/')}/api/v1/media/{owner}/uploads"
+        self._uploads = destination.base_url.rstrip("/") + (route or f"/api/v1/media/{owner}/uploads")
         self.shown = str(Url(self._uploads).origin)
         """What people get to see of it."""
 
@@ -103,7 +106,7 @@ class Store:
                 answer = self._post(self._transports.completing, f"/{_quoted(upload_id)}/complete", told, cancel)
                 if answer.status < 300:
                     return read(answer.content.decode("utf-8", "replace"), Meta, self.shown)
-                if answer.status != 409 or _code(answer) != _IN_PROGRESS:
+                if answer.status != 409 or refusal_code(answer) != _IN_PROGRESS:
                     raise self._refused(answer, f"`{ref}` was not completed")
                 pause_s = self._pace.poll_s
                 if time.monotonic() + pause_s > until:
@@ -135,7 +138,7 @@ class Store:
         return headers
 
     def _refused(self, answer: Answer, what: str) -> UploadError:
-        status, code = answer.status, _code(answer)
+        status, code = answer.status, refusal_code(answer)
         if status in (401, 403):
             return UploadError("auth", f"{what}: `{self.shown}` refuses the job's token ({status})", status=status)
         if 300 <= status < 400:
@@ -151,7 +154,8 @@ def _quoted(upload_id: str) -> str:
     return quote(upload_id, safe="")
 
 
-def _code(answer: Answer) -> str:
+def refusal_code(answer: Answer) -> str:
+    """Return the word by which a store says why it refuses; empty where it says none."""
     try:
         code = msgspec.json.decode(answer.content, type=_Refusal).error.code
     except msgspec.MsgspecError:
