@@ -36,6 +36,7 @@ from gen_worker.discovery.stacks import author_stack
 from gen_worker.models.broken_context import breaks_context
 from gen_worker.models.out_of_memory import is_host_out_of_memory
 from gen_worker.models.wanted import overridden_instance
+from gen_worker.outputs import ExistsError
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
@@ -62,6 +63,7 @@ from gen_worker.wire.messages import (
 from gen_worker.wire.page import PageWriter
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
+from gen_worker_child.batches import Gathering, Running
 from gen_worker_child.chunks import chunk_of
 from gen_worker_child.executor import Executor
 from gen_worker_child.inputs import filled, needed, refuse_paths
@@ -77,6 +79,7 @@ STACK_LINES = 20
 STACK_LINE_CHARS = 400
 RAISED_NAMES, RAISED_CHARS = 8, 100
 EVENT_CHARS = 8192
+EVENT_PAYLOAD_CHARS = 16384
 LESS_AT_ONCE = "ask for less at once, as a smaller output, or try again: others may have gone by then"
 MEASURED_S = 0.02  # of a run; what a job takes is measured in 20 microseconds, a thousandth of that
 PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
@@ -95,6 +98,7 @@ class Job:
 
     __slots__ = (
         "_window",
+        "arrived",
         "body",
         "cancel",
         "instance",
@@ -119,6 +123,7 @@ class Job:
         self.instance = order.instance or spec.instance
         self.body = body
         self.cancel = CancelFlag()
+        self.arrived = 0.0  # when, of one that waits for a batch
         self.measured = False
         self.taken = False
         self.returned = False
@@ -172,6 +177,11 @@ class Jobs:
         self._jobs: dict[int, Job] = {}
         self._taking = threading.Lock()
         self._on_thread: Job | None = None
+        self._batch: Running | None = None  # that runs together on the job thread
+        self._gathering = Gathering()
+        self.read_ahead: Callable[[Callable[[], bool]], None] = lambda enough: None
+        """Obeys the frames that have come, until there are enough; called in the job thread."""
+
         self._saves: dict[int, queue.SimpleQueue[Saved | None]] = {}
         self._tokens = itertools.count(1)
         self.on_progress: Callable[[], None] = lambda: None
@@ -188,6 +198,9 @@ class Jobs:
             mailbox = Mailbox(lambda count: self._channel.send(Took(job.number, count)))
             job.session = Session(mailbox, partial(self._send_message, job))
         self._jobs[job.number] = job
+        if job.spec.batch is not None:
+            job.arrived = time.monotonic()
+            self._gathering.add(job)
         if job.spec.lane == "device":
             return job
         self._executor.async_side.loop.call_soon_threadsafe(self._begin_on_loop, job)
@@ -201,7 +214,7 @@ class Jobs:
         job.ask_to_end()
         if job.task is not None:
             self._executor.async_side.loop.call_soon_threadsafe(job.task.cancel)
-        elif job is self._on_thread:
+        elif job is self._on_thread or _all_asked_to_end(self._batch):
             self._executor.cancel()
 
     def lose(self, instance: str) -> None:
@@ -213,7 +226,7 @@ class Jobs:
     def interrupt(self, number: int, job_thread: int) -> None:
         """Rung 2: raise `Interrupted` in the job thread while it runs this job."""
         job = self._jobs.get(number)
-        if job is not None and job is self._on_thread:
+        if job is not None and (job is self._on_thread or (self._batch is not None and job in self._batch)):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job_thread), ctypes.py_object(Interrupted))
 
     def recall(self, number: int) -> None:
@@ -256,6 +269,8 @@ class Jobs:
             if job.taken:
                 return False
             job.returned = True
+        if job.spec.batch is not None:
+            self._gathering.drop(job)
         self._forget(job)
         self._channel.send(Returned(job.number))
         return True
@@ -274,7 +289,10 @@ class Jobs:
     # --- on the job thread ---
 
     def run(self, job: Job) -> None:
-        """Run a job to its end, unless it was given back."""
+        """Run a job to its end, unless it was given back; one that takes a batch, with others that wait."""
+        if job.spec.batch is not None:
+            self._run_batch(job)
+            return
         if (job.instance and self._is_homeless(job)) or not self._take(job):
             return
         try:
@@ -292,6 +310,95 @@ class Jobs:
             CURRENT_JOB.set(0)
             if not job.reported:
                 self._report(job, _failure(job, error), 0.0)
+
+    def _run_batch(self, first: Job) -> None:
+        if not first.taken and not first.returned:
+            self.read_ahead(lambda: self._gathering.is_full(first))
+        jobs = self._gathering.take(first)
+        jobs = [job for job in jobs if not (job.instance and self._is_homeless(job)) and self._take(job)]
+        if not jobs:
+            return
+        running, began = Running(jobs), time.monotonic()
+        while True:
+            try:
+                self._go_on(running, began)
+                return
+            except Interrupted as error:  # it fired outside the handler
+                self._batch = self._on_thread = None
+                for job in jobs:
+                    if job.cancel.is_set() and not job.reported:
+                        running.endings.setdefault(job, _failure(job, error))
+
+    def _go_on(self, running: Running, began: float) -> None:
+        """Run a batch, then each of its jobs by itself that has no ending; report them all.
+
+        What was done is not done again, wherever an interrupt has ended the last call.
+        """
+        if not running.tried:
+            running.tried = True
+            CURRENT_JOB.set(running.jobs[0].number if len(running.jobs) == 1 else 0)
+            for job in running.jobs:
+                self._channel.send(Started(job.number))
+            self._peaks.begin()
+            self._batch = running
+            self._attempt_together(running)
+        self._batch = None
+        for job in running.jobs:
+            if job not in running.endings:
+                CURRENT_JOB.set(job.number)
+                self._on_thread = job
+                running.endings[job] = self._attempt(job)
+                self._on_thread = None
+        CURRENT_JOB.set(0)
+        running.peaks = running.peaks or self._peaks.end()
+        run_s = time.monotonic() - began
+        for job in running.jobs:
+            if not job.reported:
+                self._report(job, running.endings[job], run_s, running)
+
+    def _attempt_together(self, running: Running) -> None:
+        """Call the handler with every payload that can be had; find how each job has ended, if that shows it."""
+        ready: list[tuple[Job, RequestContext, msgspec.Struct]] = []
+        for job in running.jobs:
+            begun = self._begin_in_batch(job)
+            if isinstance(begun, tuple):
+                ready.append((job, *begun))
+            else:
+                running.endings[job] = begun
+        if not ready:
+            return
+        try:
+            with ExitStack() as files:
+                for job, _, payload in ready:
+                    files.enter_context(filled(payload, job.order.inputs))
+                contexts, payloads = [ctx for _, ctx, _ in ready], [payload for _, _, payload in ready]
+                outputs = self._executor.run_batch(ready[0][0].spec, contexts, payloads, ready[0][0].instance)
+        except BaseException as error:  # noqa: BLE001 - around the author's handler
+            _judge_batch(running, [job for job, _, _ in ready], error)
+            return
+        for (job, _, _), output in zip(ready, outputs, strict=True):
+            running.endings[job] = self._ending_of(job, output)
+
+    def _begin_in_batch(self, job: Job) -> tuple[RequestContext, msgspec.Struct] | Failed | Wants | NeedsInputs:
+        try:
+            payload = self._decode(job)
+            models = self._models(job)
+            if (wish := self._needs_inputs(job, payload) or self._wants(job, models)) is not None:
+                return wish
+            ctx = self._context(job, models)
+            ctx.raise_if_cancelled("canceled")
+            return ctx, payload
+        except BaseException as error:  # noqa: BLE001 - around the author's types
+            return _failure(job, error)
+
+    def _ending_of(self, job: Job, output: Any) -> Body | Failed:
+        """Return how a job ended for which its batch has an output, or an exception in its place."""
+        if isinstance(output, Exception):
+            return _failure(job, output)
+        try:
+            return self._place(self._encoded(job, output))
+        except BaseException as error:  # noqa: BLE001 - around the author's types
+            return _failure(job, error)
 
     def _measure(self, job: Job) -> None:
         """Measure what a job takes, unless that would cost more than it tells."""
@@ -450,21 +557,29 @@ class Jobs:
         job.yielded += 1
         self._channel.send(Item(job.number, body, content_type))
 
-    def _report(self, job: Job, ending: Body | Failed | Wants | NeedsInputs, run_s: float) -> None:
+    def _report(
+        self, job: Job, ending: Body | Failed | Wants | NeedsInputs, run_s: float, running: Running | None = None
+    ) -> None:
         job.reported = True
         if isinstance(ending, Failed) and ending.kind == "out_of_memory":
             _give_back()
         self._streams.end_job(job.number)
         self._forget(job)
-        peak_rss, peak_vram = self._peaks.end() if job.measured else (0, 0)
-        (self._quick.add if run_s < MEASURED_S else self._quick.discard)(job.spec.name)
+        together = 1
+        if running is not None and running.peaks is not None:
+            (peak_rss, peak_vram), together = running.peaks, len(running.jobs)
+        else:
+            peak_rss, peak_vram = self._peaks.end() if job.measured else (0, 0)
+            (self._quick.add if run_s < MEASURED_S else self._quick.discard)(job.spec.name)
         if isinstance(ending, Failed):
-            ended = msgspec.structs.replace(ending, run_s=run_s, peak_rss=peak_rss, peak_vram=peak_vram)
+            ended = msgspec.structs.replace(
+                ending, run_s=run_s, peak_rss=peak_rss, peak_vram=peak_vram, together=together
+            )
             self._channel.send(ended)
         elif isinstance(ending, Wants | NeedsInputs):
             self._channel.send(ending)
         else:
-            self._channel.send(Done(job.number, ending, run_s, job.yielded, peak_rss, peak_vram))
+            self._channel.send(Done(job.number, ending, run_s, job.yielded, peak_rss, peak_vram, together))
 
     def _context(self, job: Job, models: Mapping[str, Binding]) -> RequestContext:
         return context_class(job.spec.kind)(
@@ -477,7 +592,9 @@ class Jobs:
             models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
             inline_file_bytes=job.order.inline_file_bytes,
             traceparent=job.order.traceparent,
-            **self._producer_fields(job),
+            **producer_fields(job.order.producing, JobPlatform(self.calls, job))
+            if job.spec.kind != "inference"
+            else {},
         )
 
     def _producer_fields(self, job: Job) -> Mapping[str, Any]:
@@ -486,9 +603,9 @@ class Jobs:
         return producer_fields(job.order.producing, JobPlatform(self.calls, job))
 
     def _models(self, job: Job) -> Mapping[str, Binding]:
-        if not job.spec.bindings:
+        if not job.spec.bindings and job.spec.earlier is None:
             return {}
-        return self._executor.models_of(job.spec, job.body.view, job.order.encoding)
+        return self._executor.models_of(job.spec, job.body.view, job.order.encoding, job.order.earlier)
 
     def _wants(self, job: Job, models: Mapping[str, Binding]) -> Wants | None:
         """Return what says that a job named other models than its instance has."""
@@ -513,10 +630,10 @@ class Jobs:
             job.progress_due = now + PROGRESS_INTERVAL_S
             self._channel.send(Event(job.number, "progress", _json(value)))
         else:
-            value = _shortened(value, "message") | _shortened(value, "level")
+            value = _shortened(value, "message") | _shortened(value, "level") | _of_type(value)
             self._channel.send(Event(job.number, "log", _json(value)))
 
-    def save(self, job: Job, ref: str, data: bytes | None, path: Path | None) -> SavedFile:
+    def save(self, job: Job, ref: str, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
         """Hand a file to the supervisor and wait until it is kept; raise `CanceledError` once the job shall end."""
         token = next(self._tokens)
         answer: queue.SimpleQueue[Saved | None] = queue.SimpleQueue()
@@ -525,7 +642,7 @@ class Jobs:
         try:
             if job.cancel.is_set():  # looked at after it can be told: no cancel comes in between
                 raise CanceledError("canceled")
-            self._send_save(job, token, ref, data, path)
+            self._send_save(job, token, ref, data, path, create)
             saved = answer.get()
         finally:
             job.saves.discard(answer)
@@ -534,16 +651,17 @@ class Jobs:
             raise CanceledError("canceled")
         return _kept(ref, saved)
 
-    def _send_save(self, job: Job, token: int, ref: str, data: bytes | None, path: Path | None) -> None:
+    def _send_save(self, job: Job, token: int, ref: str, data: bytes | None, path: Path | None, create: bool) -> None:
         if data is not None and len(data) <= INLINE_LIMIT:
-            self._channel.send(Save(job.number, token, ref, len(data), bytes(data)))
+            self._channel.send(Save(job.number, token, ref, len(data), bytes(data), create))
         elif data is not None:
             with _memory_file(data) as file:
-                self._channel.send(Save(job.number, token, ref, len(data)), [file.fileno()])
+                self._channel.send(Save(job.number, token, ref, len(data), create=create), [file.fileno()])
         else:
             assert path is not None
             with path.open("rb") as file:
-                self._channel.send(Save(job.number, token, ref, path.stat().st_size), [file.fileno()])
+                order = Save(job.number, token, ref, path.stat().st_size, create=create)
+                self._channel.send(order, [file.fileno()])
 
 
 async def _begun(ctx: RequestContext, payload: msgspec.Struct) -> AbstractContextManager[None]:
@@ -558,6 +676,8 @@ def _kept(ref: str, saved: Saved) -> SavedFile:
             raise AuthError(saved.error)
         case "transfer":
             raise ArtifactTransferError(saved.error, "store", "upload", saved.retryable, saved.status or None)
+        case "exists":
+            raise ExistsError(f"`{ref}` exists")
         case "too_large":
             raise OutputTooLargeError(size_bytes=saved.size_bytes, max_bytes=saved.limit_bytes, message=saved.error)
     if saved.error:
@@ -582,6 +702,15 @@ def _shortened(event: dict[str, object], name: str) -> dict[str, str]:
     return {name: str(event[name])[:EVENT_CHARS]} if name in event else {}
 
 
+def _of_type(event: dict[str, object]) -> dict[str, object]:
+    """Return the type and the payload of an event that an earlier function told; nothing of any other."""
+    if "type" not in event:
+        return {}
+    payload = json.loads(json.dumps(event["payload"], default=str))
+    fits = len(json.dumps(payload)) <= EVENT_PAYLOAD_CHARS
+    return {"type": str(event["type"])[:RAISED_CHARS], "payload": payload if fits else {"truncated": True}}
+
+
 def _json(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
@@ -593,8 +722,8 @@ class _Sink:
         self._jobs = jobs
         self._job = job
 
-    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
-        return self._jobs.save(self._job, ref, data, path)
+    def save(self, ref: str, *, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
+        return self._jobs.save(self._job, ref, data, path, create)
 
 
 def _exit_if_broken(task: "asyncio.Task[None]") -> None:
@@ -616,6 +745,29 @@ def _give_back() -> None:
     from gen_worker.models.placement import free_cache
 
     free_cache()
+
+
+def _all_asked_to_end(running: Running | None) -> bool:
+    return running is not None and all(job.cancel.is_set() for job in running.jobs)
+
+
+def _judge_batch(running: Running, jobs: Sequence[Job], error: BaseException) -> None:
+    """Say how jobs have ended whose batch raised: one alone by that, of several only those that were to end.
+
+    The others run by themselves, to tell who it was. In a context that is broken they cannot: the process ends with
+    all of them, and each runs again in another.
+    """
+    if len(jobs) == 1:
+        running.endings[jobs[0]] = _failure(jobs[0], error)
+        return
+    if breaks_context(error):
+        traceback.print_exception(error)
+        os._exit(EXIT_BROKEN)
+    for job in jobs:
+        if job.cancel.is_set() and isinstance(error, CanceledError | Interrupted | asyncio.CancelledError):
+            running.endings[job] = _failure(job, error)
+    if classify(error).kind == "out_of_memory":
+        _give_back()
 
 
 def _failure(job: Job, error: BaseException) -> Failed:

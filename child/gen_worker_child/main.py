@@ -199,6 +199,7 @@ class Child:
         self._beat_s = boot.beat_s
         self._jobs = Jobs(self._channel, self._executor, self._page, self._streams)
         self._jobs.on_progress = self._measure
+        self._jobs.read_ahead = self._read_ahead
         self._turn_loop = partial(self._executor.turn, self._page.loop)
         self._receive_for(boot.beat_s)
         self._job_thread.start()
@@ -330,6 +331,21 @@ class Child:
                 if waits:
                     return
 
+    def _read_ahead(self, enough: Callable[[], bool]) -> None:
+        """Obey what has come while the job thread, whose task calls this, reads; what that leads to comes after it."""
+        with self._turn:
+            while not (self._main_reads or enough()):
+                try:
+                    received = self._channel.receive(wait=False)
+                except BlockingIOError:
+                    return
+                if received is None:
+                    self._leave(0)  # the supervisor is gone
+                task = self._obey(*received)
+                if task is not None:
+                    self._handed += 1
+                    self._work.put((task, False))
+
     # --- the loop's thread ---
 
     def _hand_over(self, call: Callable[[], None]) -> None:
@@ -371,21 +387,19 @@ class Child:
                 self._channel.send(Stacked(stacks(self._executor.loop)))
             case Release() | Unmap() | Grant():
                 self._jobs.outputs.obey(order, descriptors)
-            case Cancel() | More() | Recall() | Saved() | Interrupt():
-                self._tell_jobs(order)
-            case Called():
-                self._jobs.calls.called(order, descriptors)
-            case Message():
-                self._jobs.message(order, descriptors)
-            case Hangup():
-                self._jobs.hang_up(order)
+            case Cancel() | More() | Recall() | Saved() | Interrupt() | Called() | Message() | Hangup():
+                self._tell_jobs(order, descriptors)
             case Boot():
                 raise RuntimeError("`boot` is out of place")
             case _:
                 assert_never(order)
         return None
 
-    def _tell_jobs(self, order: Cancel | More | Recall | Saved | Interrupt) -> None:
+    def _tell_jobs(
+        self,
+        order: Cancel | More | Recall | Saved | Interrupt | Called | Message | Hangup,
+        descriptors: list[int],
+    ) -> None:
         match order:
             case Cancel(job_number):
                 self._jobs.cancel(job_number)
@@ -397,6 +411,12 @@ class Child:
                 self._jobs.saved(order)
             case Interrupt(job_number):
                 self._jobs.interrupt(job_number, self._job_thread.ident or 0)
+            case Called():
+                self._jobs.calls.called(order, descriptors)
+            case Message():
+                self._jobs.message(order, descriptors)
+            case Hangup():
+                self._jobs.hang_up(order)
             case _:
                 assert_never(order)
 

@@ -22,6 +22,10 @@ class FileTooLargeError(Exception):
         self.max_bytes = max_bytes
 
 
+class ExistsError(Exception):
+    """A file was to be kept under a name that another has."""
+
+
 class NotWantedError(Exception):
     """Nobody wants a file any more that is being kept."""
 
@@ -42,8 +46,11 @@ class SavedFile(NamedTuple):
 class Sink(Protocol):
     """Keeps what a job saves."""
 
-    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
-        """Keep `data`, or the content of the file `path`, under the safe name `ref`; exactly one of them is given."""
+    def save(self, ref: str, *, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
+        """Keep `data`, or the content of the file `path`, under the safe name `ref`; exactly one of them is given.
+
+        With `create`, raises `ExistsError` where there is a file of this name.
+        """
 
 
 def safe_ref(ref: str) -> str:
@@ -87,12 +94,19 @@ class FolderSink:
         self._max_bytes = max_bytes
 
     def save(
-        self, ref: str, *, data: bytes | None, path: Path | None, wanted: Callable[[], bool] = lambda: True
+        self,
+        ref: str,
+        *,
+        data: bytes | None,
+        path: Path | None,
+        create: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> SavedFile:
         """Write the file under the folder.
 
         Raises ValueError when a link would lead out of it, `FileTooLargeError` for more than `max_bytes` (0: no limit),
-        `NotWantedError` once `wanted`, which is asked at every piece of a file, says so.
+        `ExistsError` for a file that shall be `create`d and is there, `NotWantedError` once `wanted`, which is asked
+        at every piece of a file, says so.
         """
         size = len(data) if data is not None else path.stat().st_size if path is not None else 0
         if 0 < self._max_bytes < size:
@@ -111,12 +125,23 @@ class FolderSink:
         try:
             with open(temporary, "xb") as file:
                 size, digest = _fill(file, data, path, wanted)
-            os.replace(temporary, target)
+            _into_place(temporary, target, create)
         except BaseException:
             with suppress(FileNotFoundError):
                 temporary.unlink()
             raise
         return SavedFile(str(target), size, digest)
+
+
+def _into_place(temporary: Path, target: Path, create: bool) -> None:
+    if not create:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)  # which no other file is lost by, whoever comes between
+    except FileExistsError:
+        raise ExistsError(f"`{target}` exists") from None
+    temporary.unlink()
 
 
 def _fill(file: BinaryIO, data: bytes | None, path: Path | None, wanted: Callable[[], bool]) -> tuple[int, str]:

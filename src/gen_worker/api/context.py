@@ -14,7 +14,7 @@ from gen_worker.api.errors import CanceledError, OutputTooLargeError
 from gen_worker.api.types import Asset, AudioAsset, ImageAsset, VideoAsset, retyped
 from gen_worker.filetypes import HEAD_BYTES, mime_type
 from gen_worker.outputs import FileTooLargeError, FolderSink, SavedFile, Sink, safe_ref
-from gen_worker.wire.messages import Level
+from gen_worker.wire.messages import EarlierRun, Level
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,7 @@ class RequestContext:
 
     __slots__ = (
         "_cancel",
+        "_earlier",
         "_emitter",
         "_ends_at",
         "_inline_file_bytes",
@@ -98,6 +99,7 @@ class RequestContext:
         self._job_id = job_id
         self._invoker_id = invoker_id
         self._traceparent = traceparent
+        self._earlier: EarlierRun | None = None
         self._told = False
         self._warned = False
 
@@ -202,18 +204,24 @@ class RequestContext:
 
     def save_bytes(self, ref: str, data: bytes | bytearray) -> Asset:
         """Keep bytes under a name and return the asset that stands for them."""
+        return self._save_bytes(ref, data)
+
+    def _save_bytes(self, ref: str, data: bytes | bytearray, create: bool = False) -> Asset:
         if not isinstance(data, bytes | bytearray):
             raise TypeError(f"`save_bytes` takes bytes or a bytearray, got {type(data).__name__}")
-        return self._keep(ref, data=bytes(data), path=None, size=len(data))
+        return self._keep(ref, data=bytes(data), path=None, size=len(data), create=create)
 
     def save_file(self, ref: str, local_path: str | os.PathLike[str]) -> Asset:
         """Keep a copy of a file under a name and return the asset that stands for it."""
+        return self._save_file(ref, local_path)
+
+    def _save_file(self, ref: str, local_path: str | os.PathLike[str], create: bool = False) -> Asset:
         if not os.fspath(local_path):
             raise ValueError("`save_file` needs the path of a file, got an empty one")
         path = Path(local_path)
         if not path.is_file():
             raise FileNotFoundError(f"no file `{path}`")
-        return self._keep(ref, data=None, path=path, size=path.stat().st_size)
+        return self._keep(ref, data=None, path=path, size=path.stat().st_size, create=create)
 
     def save_image(
         self,
@@ -280,7 +288,7 @@ class RequestContext:
         name = ref.strip().rstrip("/")
         return name if os.path.splitext(name)[1] or not name else f"{name}.{extension.lower()}"
 
-    def _keep(self, ref: str, *, data: bytes | None, path: Path | None, size: int) -> Asset:
+    def _keep(self, ref: str, *, data: bytes | None, path: Path | None, size: int, create: bool) -> Asset:
         name = safe_ref(ref)
         if size > SAVE_LIMIT_BYTES:
             raise OutputTooLargeError(size_bytes=size, max_bytes=SAVE_LIMIT_BYTES)
@@ -290,7 +298,7 @@ class RequestContext:
         if self._sink is None:
             raise RuntimeError(f"`{name}` cannot be saved: give the context a `local_output_dir=` or a `sink=`")
         try:
-            saved = self._sink.save(name, data=data, path=path)
+            saved = self._sink.save(name, data=data, path=path, create=create)
         except FileTooLargeError as error:
             raise OutputTooLargeError(
                 size_bytes=error.size_bytes, max_bytes=error.max_bytes, message=str(error)
