@@ -13,7 +13,15 @@ from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import WIDTH, duration, room, size, table
 from gen_worker.terminal import Style, colours, paint
 from gen_worker.wire.hangs import HANGS
-from gen_worker.wire.status import DeviceStatus, DownloadStatus, JobStatus, LinkStatus, MemoryStatus, Status
+from gen_worker.wire.status import (
+    DeviceStatus,
+    DownloadStatus,
+    EngineStatus,
+    JobStatus,
+    LinkStatus,
+    MemoryStatus,
+    Status,
+)
 
 _HELP = """Show what a supervisor's devices and jobs are doing.
 
@@ -97,6 +105,8 @@ def describe(status: Status, look: Look = PLAIN) -> str:
     if status.models:
         parts.append(_models(status, look))
     parts += [_download(download) for download in status.downloads]
+    if engines := [(device, each) for device in status.gpus for each in device.engines]:
+        parts.append("\n".join(_engine(device, each) for device, each in engines))
     if loads := [_load(device) for device in status.gpus if device.loading is not None]:
         parts.append("\n".join(loads))
     if hanging := [device for device in status.gpus if device.hang is not None]:
@@ -149,6 +159,12 @@ def _devices(devices: list[DeviceStatus], look: Look) -> str:
     ]
     heads = ("DEVICE", "STATE", "PID", "MEMORY", "JOBS", "RESTARTS", "JOB")
     return table(heads, rows, elastic=("DEVICE", "JOB"), width=look.width, painted=look.painted)
+
+
+def _engine(device: DeviceStatus, engine: EngineStatus) -> str:
+    at = "" if engine.port is None else f" at 127.0.0.1:{engine.port}"
+    pid = "" if engine.pid is None else f", pid {engine.pid}"
+    return f"engine `{engine.name}` of `{engine.instance}` on `{device.name}`: {engine.state}{at}{pid}"
 
 
 def _load(device: DeviceStatus) -> str:
