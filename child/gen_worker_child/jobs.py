@@ -374,10 +374,20 @@ class Jobs:
                 contexts, payloads = [ctx for _, ctx, _ in ready], [payload for _, _, payload in ready]
                 outputs = self._executor.run_batch(ready[0][0].spec, contexts, payloads, ready[0][0].instance)
         except BaseException as error:  # noqa: BLE001 - around the author's handler
-            _judge_batch(running, [job for job, _, _ in ready], error)
+            jobs = [job for job, _, _ in ready]
+            if not self._is_lost(running, jobs, error):
+                _judge_batch(running, jobs, error)
             return
         for (job, _, _), output in zip(ready, outputs, strict=True):
             running.endings[job] = self._ending_of(job, output)
+
+    def _is_lost(self, running: Running, jobs: Sequence[Job], error: BaseException) -> bool:
+        """Say how jobs have ended whose batch raised since their engine died; return whether that is so."""
+        lost = self._engines.loss(jobs[0].number, jobs[0].instance, error)
+        if lost is None:
+            return False
+        running.endings |= {job: msgspec.structs.replace(lost, job=job.number) for job in jobs}
+        return True
 
     def _begin_in_batch(self, job: Job) -> tuple[RequestContext, msgspec.Struct] | Failed | Wants | NeedsInputs:
         try:

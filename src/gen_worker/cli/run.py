@@ -312,11 +312,14 @@ def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", eve
 
 def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotModel]", events: Events) -> int:
     from gen_worker.capability import HardwareUnmetError
+    from gen_worker.runtimes.server import ServerBootError
 
     try:
         executor.load(spec.instance, models)
     except ModelError as error:
         raise Failure(str(error), error.hint, code=NO_MODEL) from None
+    except ServerBootError as error:  # what the server has printed was shown as it came
+        raise Failure(error.message, error.hint, code=USER_CODE) from None
     except HardwareUnmetError as error:
         raise Failure(str(error), code=USER_CODE) from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
