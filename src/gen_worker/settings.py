@@ -248,6 +248,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trainer_job_spec_path: str = ""
     """What a trainer is to do; unset: `/app/.cozy/trainer_job.json`."""
 
+    training_dir: Path = Path("/tmp/training")
+    """Where a training keeps its checkpoints, samples and events."""
+
     runpod_pod_id: str = ""
     """The name of the machine, as the orchestrator is told."""
 
@@ -623,6 +626,7 @@ CONTAINER: Mapping[str, Variable] = {
     "image_digest": Variable(("WORKER_IMAGE_DIGEST",), _line),
     "git_commit": Variable(("WORKER_GIT_COMMIT",), _line),
     "trainer_job_spec_path": Variable(("TRAINER_JOB_SPEC_PATH",), _line),
+    "training_dir": Variable(("GEN_WORKER_TRAINING_DIR",), _absolute_path),
     "runpod_pod_id": Variable(("RUNPOD_POD_ID",), _line),
     "deployment_id": Variable(("DEPLOYMENT_ID",), _line),
     "reconnect_delay_s": Variable(("RECONNECT_DELAY",), _seconds),

@@ -12,6 +12,8 @@ from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.notices import leave_out_fallbacks
 from gen_worker.discovery.stacks import author_stack, refused_line
 
+_OWN = __name__.partition(".")[0]  # of whose modules each is served by itself
+
 
 def import_main(module: str, paths: Sequence[str]) -> ModuleType:
     """Import the module that declares the endpoints, its folders at the front of `sys.path`.
@@ -60,7 +62,7 @@ def marked_objects(main: ModuleType) -> tuple[list[Any], list[DiscoveryError]]:
     Submodules that do not import are the errors beside them.
     """
     problems: list[DiscoveryError] = []
-    if made_in_memory(main):
+    if made_in_memory(main) or _within(main.__name__, _OWN):
         found = list(_marked(main))
     else:
         top = main.__name__.partition(".")[0]
