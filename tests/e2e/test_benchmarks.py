@@ -21,6 +21,10 @@ FIGURES = {
         "`echo-async`, round trip p99, 1 client",
         "`echo-async`, 64 clients",
     },
+    "batching": {
+        "`Batch(max_size=32, max_wait_ms=10)`, 64 clients",
+        "a lone request: what it waits for others",
+    },
     "link": {
         "`echo`, round trip p50, 1 at a time",
         "`echo`, 64 at once, 1 child",

@@ -83,10 +83,11 @@ def function(
     vram_gb: float | None = None,
     models: Sequence[str] = (),
     overrides: tuple[str, ...] = (),
+    batch: int = 0,
 ) -> Function:
     """Return a function as discovery describes it."""
     slots = [Slot(f"slot{number}", Wanted("hf", ref), overrides) for number, ref in enumerate(models)]
-    return Function(SurveyedFunction(name, name, instance, instance, shape, lane, gpu, vram_gb, slots))
+    return Function(SurveyedFunction(name, name, instance, instance, shape, lane, gpu, vram_gb, slots, batch=batch))
 
 
 def snapshot(wanted: Wanted) -> Snapshot:

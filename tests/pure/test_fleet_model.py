@@ -85,7 +85,8 @@ from gen_worker_supervisor.state import LEASED_AHEAD, Child, Death, Job, Recycli
 from gen_worker_supervisor.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 
-FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other")
+FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other", "together")
+BATCH = 3
 CUDA = ErrorDetail(cause="cuda_error")
 LEAVING = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 ASSETS, FILES = [InputAsset("https://a/b")], [InputFile("/in/input-0.bin", 1, "application/octet-stream")]
@@ -205,10 +206,20 @@ class ModelChild:
                 return [Returned(job.number)]
             lane = lane_of(job.function)
             if lane == "loop" or not any(lane_of(other.function) == lane for other in self.running):
+                if job.function.name == "together":
+                    return self.start_batch()
                 self.unstarted.remove(job)
                 self.running.append(job)
                 return [Started(job.number)] if lane == "loop" else []
         return []
+
+    def start_batch(self) -> list[Report]:
+        """Start as many jobs as one call takes, which frames say of each."""
+        batch = [job for job in self.unstarted if job.function.name == "together"][:BATCH]
+        for job in batch:
+            self.unstarted.remove(job)
+            self.running.append(job)
+        return [Started(job.number) for job in batch]
 
     def go_on(self, job: Job, how: str) -> list[Report]:
         """Go on with a job: it ends, or yields if it can."""
@@ -309,6 +320,7 @@ class Fleets(RuleBasedStateMachine):
             function("loop", shape="async", lane="loop"),
             function("classy", instance="C"),
             function("stream", shape="generator"),
+            function("together", batch=BATCH),
             function("one", instance="M1", models=["one/m"], overrides=("*",)),
             function("other", instance="M2", models=["other/m", "one/m"]),
         )
@@ -655,7 +667,11 @@ class Fleets(RuleBasedStateMachine):
     def look_at_page(self, model: ModelChild) -> None:
         """Learn which job is at work, as from a child's status page: only now and then, and before it dies."""
         self.happens(
-            *(Began(model.child, job.number, 0.0) for job in model.running if lane_of(job.function) == "device")
+            *(
+                Began(model.child, job.number, 0.0)
+                for job in model.running
+                if lane_of(job.function) == "device" and job.function.name != "together"
+            )
         )
 
     # --- children that do not ---
