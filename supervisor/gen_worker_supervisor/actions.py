@@ -133,6 +133,13 @@ class LookAtGpus(msgspec.Struct):
     """Ask the driver at once what is in use of the GPUs, and often until nothing settles any more."""
 
 
+class TakeCode(msgspec.Struct):
+    """The changed code is served from now on; or it never will be, and what was before goes on."""
+
+    number: int  # of the change
+    taken: bool
+
+
 class Finish(msgspec.Struct):
     """End the supervisor with this status."""
 
@@ -157,5 +164,6 @@ Action: TypeAlias = (
     | Bury
     | FreeMemory
     | LookAtGpus
+    | TakeCode
     | Finish
 )

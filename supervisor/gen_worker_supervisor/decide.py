@@ -8,6 +8,7 @@ from gen_worker_supervisor.actions import Action, OrderFetch, Run, Send
 from gen_worker_supervisor.drains import give_back
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.pinning import tell_pins
+from gen_worker_supervisor.reloading import bring_code
 from gen_worker_supervisor.replacing import bring_on
 from gen_worker_supervisor.state import (
     LEASED_AHEAD,
@@ -38,7 +39,9 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
         actions += tidy(fleet)
     if fleet.going:
         actions += let_go(fleet)
-    if fleet.replacing:
+    if fleet.next_code is not None:
+        actions += bring_code(fleet, now)
+    elif fleet.replacing:
         actions += bring_on(fleet, now)
     if fleet.held:
         actions += release(fleet, now)

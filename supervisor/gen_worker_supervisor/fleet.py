@@ -17,6 +17,7 @@ from gen_worker_supervisor.guard import cause_known, memory_read, weighed
 from gen_worker_supervisor.hangs import watched
 from gen_worker_supervisor.happenings import (
     Began,
+    CodeChanged,
     DeviceDrainAsked,
     DeviceFault,
     Died,
@@ -46,6 +47,7 @@ from gen_worker_supervisor.happenings import (
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.pinning import load_asked, pin_asked
+from gen_worker_supervisor.reloading import code_changed
 from gen_worker_supervisor.replacing import age_told, restart_asked
 from gen_worker_supervisor.reports import REPORTS, misbehaved, of_fetcher, on_began, vanished
 from gen_worker_supervisor.settling import device_fault, gpus_read, settle_over
@@ -154,6 +156,7 @@ HAPPENINGS: dict[type, Callable[[Fleet, Any, float], list[Action]]] = {
     Unsent: lambda fleet, it, now: unsent(fleet, it.child, it.job, it.reason, now),
     DrainAsked: lambda fleet, it, now: drain_fleet(fleet, it.within_s, now),
     RestartAsked: restart_asked,
+    CodeChanged: code_changed,
     DeviceDrainAsked: device_drain_asked,
     UnloadAsked: lambda fleet, it, now: unload(fleet, it.instances, it.device),
     LoadAsked: load_asked,

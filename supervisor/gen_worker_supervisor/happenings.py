@@ -9,6 +9,7 @@ import msgspec
 
 from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching
 from gen_worker.wire.messages import InputFile, LoadFailed, Report
+from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.evidence import Evidence, GpuReading, MemoryReading
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.state import Child, Death, Device, Job
@@ -172,6 +173,13 @@ class RestartAsked(msgspec.Struct):
     at_once: bool = False
 
 
+class CodeChanged(msgspec.Struct):
+    """The author's code has changed, and was looked at: these are its functions now."""
+
+    number: int  # of the change
+    functions: list[SurveyedFunction]
+
+
 class DeviceDrainAsked(msgspec.Struct):
     """An operator wants a device to be given no jobs; with `undo`, to be given jobs again."""
 
@@ -213,6 +221,7 @@ Happening: TypeAlias = (
     | GpusRead
     | DeviceFault
     | RestartAsked
+    | CodeChanged
     | DeviceDrainAsked
     | Weighed
     | Ticked

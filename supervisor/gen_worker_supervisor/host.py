@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +26,12 @@ from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.fetching import FetchReport, Keep, PlatformAnswered
+from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import predecessors
 from gen_worker_supervisor.blame import Blame
 from gen_worker_supervisor.catalog import Catalog
+from gen_worker_supervisor.code_watch import CodeWatch
 from gen_worker_supervisor.control import STALLED_S, ControlServer
 from gen_worker_supervisor.evidence import MemoryReading
 from gen_worker_supervisor.fetching import FetcherProcess
@@ -83,6 +85,7 @@ class HostPlan(NamedTuple):
     patient: bool = False  # what cannot be set up at the start does not end it
     stalled_s: float = STALLED_S  # a client of the control socket that takes nothing for so long is cut off
     http: HttpPort | None = None  # that probes and metrics are served on
+    reloads: bool = False  # other code may come, with models that nothing of the present one has
     linger_s: float = LINGER_S  # of its poller: 0 where the loop has more to do than its children and their clients
 
     def fleet(self) -> Fleet:
@@ -312,7 +315,7 @@ class Host:
     def _open_models(self) -> None:
         functions = self.plan.survey.functions
         bound = {ref: None for function in functions for ref in function.models}
-        if not bound and not self.plan.patient:
+        if not (bound or self.plan.patient or self.plan.reloads):
             return
         budget = self.plan.settings.host_cache_bytes
         try:
@@ -375,6 +378,20 @@ class Host:
             )
             self._fetcher.start()
         return self._fetcher
+
+    def watch_code(self, functions: Sequence[str], on_look: Callable[[CodeLook], None]) -> CodeWatch:
+        """Return what watches the author's code, for whoever asks to start and close; `functions` are wanted of it."""
+        return CodeWatch(
+            self.loop,
+            self.poller,
+            self._reaper,
+            self.log,
+            module=self.plan.survey.module,
+            paths=self.plan.survey.paths,
+            functions=functions,
+            environment=self.plan.environment,
+            on_look=on_look,
+        )
 
     def _on_report(self, report: FetchReport, descriptors: list[int]) -> None:
         if isinstance(report, PlatformAnswered):

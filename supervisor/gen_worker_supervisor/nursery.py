@@ -100,6 +100,16 @@ class Nursery:
         self._loop.add_reader(self._pidfd, self._on_zygote_death)
         self._loop.add_reader(ours.fileno(), self._on_report)
 
+    def preload(self, modules: list[str]) -> None:
+        """Import these modules into the zygote; where it lacks one, another takes its place."""
+        if set(modules) <= set(self._preload):
+            return
+        self._preload = modules
+        if self._channel is not None and not self._expected:
+            self._tries += 1
+            self._log.event("info", "zygote", f"another one starts: the code imports {', '.join(modules)}")
+            self._end_zygote()
+
     def _not_started(self, error: OSError) -> None:
         """Try again in a while: what the system lacks now, memory, descriptors or processes, it may have then."""
         self._log.event("warning", "zygote", f"not started: {error}; children are spawned for {RETRY_S:g} s")

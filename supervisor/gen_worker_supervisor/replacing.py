@@ -74,14 +74,14 @@ def _replace(fleet: Fleet, device: Device, child: Child, reason: str, now: float
     if device.coming is not None or child.retiring:
         return []
     note = Note("info", device.name, f"child {child.pid} is replaced: {reason}")
-    if child.serving and _has_room_for_two(fleet, device, child):
+    if child.serving and has_room_for_two(fleet, device, child):
         device.coming, actions = prepare_child(fleet, device, now)
         fleet.replacing = True
         return [note, *actions]
     return [note, *retire_child(fleet, child, now)]
 
 
-def _has_room_for_two(fleet: Fleet, device: Device, child: Child) -> bool:
+def has_room_for_two(fleet: Fleet, device: Device, child: Child) -> bool:
     """Whether another child like this one fits beside it, as far as is measured.
 
     Over the GPUs of a group the author's code has placed its models itself, and nobody has counted them.
@@ -122,6 +122,12 @@ def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: fl
     gone = sorted(coming.loaded - staying)  # what the present one has let go of meanwhile, or is to
     for instance in gone:
         coming.drop(instance)
+    note, *retired = succeed(fleet, device, child, coming, now)
+    return [note, *(Send(coming, Unload(instance)) for instance in gone), *retired]
+
+
+def succeed(fleet: Fleet, device: Device, child: Child, coming: Child, now: float) -> list[Action]:
+    """Put a child that has come into its device's place; the one before goes when its jobs have ended."""
     device.child, device.coming = coming, None
     device.leaving.append(child)
     child.replaced = True
@@ -129,8 +135,7 @@ def _bring_on(fleet: Fleet, device: Device, child: Child, coming: Child, now: fl
     fleet.placed += 1
     fleet.changes += 1
     note = Note("info", device.name, f"child {coming.pid} is in the place of child {child.pid}")
-    retired = [] if child.retiring else retire_child(fleet, child, now)
-    return [note, *(Send(coming, Unload(instance)) for instance in gone), *retired]
+    return [note, *([] if child.retiring else retire_child(fleet, child, now))]
 
 
 def coming_failed(fleet: Fleet, child: Child, text: str, now: float, *, crowded: bool) -> list[Action]:

@@ -16,10 +16,13 @@ import msgspec
 from gen_worker.environment import secret_values
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, TcpAddress
+from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
+from gen_worker_supervisor.code_watch import CodeWatch
 from gen_worker_supervisor.gate import Gate
 from gen_worker_supervisor.host import Host, HostPlan, reason_of
+from gen_worker_supervisor.happenings import CodeChanged
 from gen_worker_supervisor.http_front import HttpPort
 from gen_worker_supervisor.idle import IdleClock
 from gen_worker_supervisor.line_socket import Limits
@@ -49,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: float = 0.0
     stdin: bool = True
     vram_budget_gb: float = 0.0  # 0: what the settings say
+    reload: bool = False  # go over to changed code
     fetching: bytes = b""  # an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens; without it no models
 
 
@@ -141,6 +145,7 @@ class Plan(NamedTuple):
             stalled_s=self.limits.stalled_s,
             http=self.http,
         )
+            reloads=options.reload,
 
     @property
     def is_tcp(self) -> bool:
@@ -168,6 +173,8 @@ class Service:
         self._streams: StandardStreams | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._stopping_since: float | None = None
+        self._code: CodeWatch | None = None
+        self._looks: dict[int, Survey] = {}  # of code that is not served yet
         self._has_begun = False
         self._status = OK
 
@@ -189,6 +196,7 @@ class Service:
             self._read_stdin()
             self._watch_idleness()
         return await self.supervisor.status or self._status
+            self._watch_code()
 
     # --- its beginning ---
 
@@ -220,7 +228,7 @@ class Service:
             "ready_at": time.time(),
             "idle_timeout": self._plan.options.idle_timeout_s,
             "max_line_bytes": self._plan.limits.line_bytes,
-            "functions": msgspec.json.decode(self._plan.survey.description)["functions"],
+            "functions": msgspec.json.decode(self.supervisor.survey.description)["functions"],
         }
         path = self._plan.listener.sidecar
         part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -244,6 +252,39 @@ class Service:
     # --- its end ---
 
     def _look_for_idleness(self, clock: IdleClock) -> None:
+    # --- other code ---
+
+    def _watch_code(self) -> None:
+        if self._plan.options.reload:
+            self.supervisor.on_code = self._on_code
+            self._code = self._host.watch_code(self._plan.options.functions, self._on_look)
+            self._code.start()
+            self.log.say("watching the code: changes are served when they work")
+
+    def _on_look(self, look: CodeLook) -> None:
+        """The code has changed: have children of it take over, or say what is wrong with it."""
+        if look.survey is None:
+            text = f"the code before goes on: {look.error}"
+            self.log.event("error", "reload", "; ".join(filter(None, (text, look.hint))), tuple(look.stack))
+            return
+        self._looks = {look.number: look.survey}
+        self.log.event("info", "reload", "the code has changed: its children boot beside those that work")
+        self.supervisor.preload(look.survey.preload)
+        self.supervisor.handle(CodeChanged(look.number, look.survey.functions))
+
+    def _on_code(self, number: int, taken: bool) -> None:
+        survey = self._looks.pop(number, None)
+        if survey is None or not taken:
+            return
+        before = {function.name for function in self.supervisor.survey.functions}
+        after = {function.name for function in survey.functions}
+        self.supervisor.adopt(survey)
+        told = [f"added: {name}" for name in sorted(after - before)]
+        told += [f"removed: {name}" for name in sorted(before - after)]
+        self.log.event("info", "reload", f"the changed code is served{'; ' if told else ''}{', '.join(told)}")
+        if self._sidecar is not None:
+            self._write_sidecar()
+
         fleet = self.supervisor.fleet
         if clock.has_passed(requests=fleet.number, live=len(fleet.jobs), now=self._loop.time()):
             self._stop(f"no request for {clock.limit_s:g} s: stopping")
@@ -285,6 +326,8 @@ class Service:
         self._remove_sidecar()
         self._requests.close()
         if self._streams is not None:
+        if self._code is not None:
+            self._code.close()
             self._streams.close()
         self._host.close()
         if self._has_begun:

@@ -437,6 +437,16 @@ class Recycling(msgspec.Struct, frozen=True):
 class Fleet:
     """Everything, at one moment."""
 
+@dataclass(slots=True, eq=False)
+class NextCode:
+    """Other code of the author's that is to take the place of what is served."""
+
+    number: int
+    functions: dict[str, SurveyedFunction]
+    after: int  # later generations of children have it
+    awaited: set[str] = field(default_factory=set)  # devices where a child of it boots beside the present one
+
+
     functions: dict[str, Function]
     devices: list[Device]
     max_queued: int = 10_000
@@ -470,6 +480,7 @@ class Fleet:
     placed: int = 0  # changes of where models are
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
+    next_code: NextCode | None = None
     waiting: dict[str, Function] = field(
         default_factory=dict
     )  # functions with a queue, the one served longest ago first
@@ -568,6 +579,14 @@ class Fleet:
         """Have a function lead its jobs to their end under another key than the one that gets the next jobs."""
         key, waiting = function.key, self.waiting.pop(function.key, None)
         self.number_of_superseded += 1
+    def supersede(self, function: Function) -> None:
+        """Have a function, or a variant of one, lead its jobs to their end, and get no more of them."""
+        for table in (self.functions, self.named, self.pinned):
+            if table.get(function.key) is function:
+                del table[function.key]
+        if function not in self.superseded:
+            self._supersede(function, self.pinned if function.device else self.named)
+
         function.key = f"{key} #{self.number_of_superseded}"
         if waiting is not None:
             self.waiting[function.key] = function

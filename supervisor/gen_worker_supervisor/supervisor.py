@@ -69,6 +69,7 @@ from gen_worker_supervisor.actions import (
     Signal,
     Spawn,
     Tell,
+    TakeCode,
 )
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
 from gen_worker_supervisor.decide import decide
@@ -185,13 +186,11 @@ class Supervisor:
         use_zygote: bool = True,
     ) -> None:
         self.fleet = fleet
-        self.survey = survey
         self.log = log
         self.status: asyncio.Future[int] = loop.create_future()
         self.booted: asyncio.Future[None] = loop.create_future()
         self.pulse = Pulse(loop)
-        self._spellings = {function.name.replace("-", "_"): function.name for function in survey.functions}
-        self._spellings |= {function.python_name: function.name for function in survey.functions}
+        self.adopt(survey)
         self._loop = loop
         self._poller = poller
         self._saver = saver
@@ -247,7 +246,11 @@ class Supervisor:
             Bury: self._bury,
             LookAtGpus: lambda action: self.look_at_gpus(),
         }
+            TakeCode: lambda action: self.on_code(action.number, action.taken),
         self.look_at_gpus: Callable[[], None] = lambda: None
+        self.on_code: Callable[[int, bool], None] = lambda number, taken: None
+        """Told what became of a change of the author's code; set by whoever watches it."""
+
         """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
 
         self.on_stacked: Callable[[ChildProcess, Stacked], None] = lambda process, message: None
@@ -450,6 +453,16 @@ class Supervisor:
     def end(self, job: Job, reason: Reason, *, at_once: bool = False) -> None:
         """Have a job ended; its answer says how that went."""
         if job.child is not None and job.child.generation in self._processes:
+    def adopt(self, survey: Survey) -> None:
+        """Take what was found in the author's module for what is served."""
+        self.survey = survey
+        self._spellings = {function.name.replace("-", "_"): function.name for function in survey.functions}
+        self._spellings |= {function.python_name: function.name for function in survey.functions}
+
+    def preload(self, modules: list[str]) -> None:
+        """Have children forked from a process that has imported these modules, from the next one on."""
+        self._nursery.preload(modules)
+
             self._look_at_page(self._processes[job.child.generation])
         self.handle(EndAsked(job, reason, at_once))
 

@@ -101,6 +101,7 @@ def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -
     metavar="ADDRESS",
     help="Listen on tcp://host:port instead, port 0 for any; beyond loopback with GEN_WORKER_TOKEN only.",
 )
+@click.option("--reload", is_flag=True, help="Serve changed code as soon as it works; meanwhile what was before.")
 @click.option("--no-stdin", is_flag=True, help="Read no requests from stdin.")
 @click.option(
     "--devices",
@@ -162,6 +163,7 @@ def command(
     module: str | None,
     socket_: str,
     listen: str | None,
+    reload: bool,
     no_stdin: bool,
     devices: str | None,
     device: str | None,
@@ -197,6 +199,9 @@ def command(
     from gen_worker_supervisor.serve import Options, serve
 
     environment = dict(os.environ)
+    if reload:
+        _refuse_without_watchfiles()
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # a change within a second, of the same length, has the same mark
     forget_secrets()
     options = Options(
         module=project.module,
@@ -208,6 +213,7 @@ def command(
         eager=eager,
         idle_timeout_s=idle_timeout_s,
         stdin=not no_stdin,
+        reload=reload,
         vram_budget_gb=vram_budget_gb or 0.0,
         fetching=_fetching(settings, offline),
     )
@@ -219,6 +225,13 @@ def _fetching(settings: Settings, offline: bool) -> bytes:
     from gen_worker.fetch.config import FetchConfig
 
     return msgspec.msgpack.encode(FetchConfig.of(settings, offline=offline))
+
+
+def _refuse_without_watchfiles() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("watchfiles") is None:
+        raise Failure("`--reload` needs `watchfiles`", "`pip install 'gen-worker[reload]'`")
 
 
 def _end_on_signals() -> None:

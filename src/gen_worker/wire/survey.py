@@ -89,3 +89,13 @@ class Survey(msgspec.Struct, frozen=True):
 def _owner(function: SurveyedFunction) -> tuple[str, str]:
     """Return what a function's siblings have in common with it, and a function endpoint with nothing."""
     return ("class", function.class_name) if function.class_name else ("function", function.name)
+class Look(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of looking at the author's module again: its survey, or what is wrong with it."""
+
+    number: int
+    survey: Survey | None = None
+    error: str = ""
+    hint: str = ""
+    stack: list[str] = []
+
+
