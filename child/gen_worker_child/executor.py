@@ -18,7 +18,7 @@ from gen_worker.api.errors import FatalError, ValidationError
 from gen_worker.api.overrides import named_models, overridden, takes_overrides, without_models
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.specs import FunctionSpec
-from gen_worker.wire.messages import Encoding, Resident, SlotModel
+from gen_worker.wire.messages import EarlierRun, Encoding, Resident, SlotModel
 from gen_worker_child.inputs import InputFiles
 from gen_worker_child.instances import Instances
 
@@ -126,8 +126,16 @@ class Executor:
             decode = self._decoders[spec.name, encoding] = _decoder(spec, encoding)
         return decode(body)
 
-    def models_of(self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding) -> "dict[str, Binding]":
-        """Return the model in each slot for this payload; raise `msgspec.ValidationError` as `decode`."""
+    def models_of(
+        self, spec: FunctionSpec, body: bytes | memoryview, encoding: Encoding, run: EarlierRun | None = None
+    ) -> "dict[str, Binding]":
+        """Return the model in each slot for this payload; raise `msgspec.ValidationError` as `decode`.
+
+        `run` is what the earlier wire says of the job.
+        """
+        if spec.earlier is not None:
+            payload = self.decode(spec, body, encoding) if spec.earlier.asks else None
+            return spec.earlier.bindings(spec.earlier.ids(payload, run))
         named = named_models(body, encoding) if takes_overrides(spec.payload_type, spec.bindings) else msgspec.UNSET
         return overridden(spec.bindings, named)
 
@@ -150,7 +158,7 @@ class Executor:
             with self.instances.lease(instance):
                 return self._wait(lambda aside: self.run_on_loop(spec, ctx, payload, on_item, instance, aside), ctx)
         self.current = ctx
-        if spec.shape == "sync" and not instance:  # nothing is set up for it: the shortest way
+        if spec.shape == "sync" and not instance and spec.earlier is None:  # nothing is set up for it: the shortest way
             try:
                 with self.inputs.of(payload):
                     return _checked(spec, spec.function(ctx, payload))
@@ -266,7 +274,7 @@ def _decoder(spec: FunctionSpec, encoding: Encoding) -> Callable[[bytes | memory
     decode: Callable[[bytes | memoryview], msgspec.Struct] = kind(spec.payload_type).decode
     clamping = clamping_of(spec.payload_type)
     clamped = decode if clamping is None else lambda body: clamping(decode(body))
-    if not takes_overrides(spec.payload_type, spec.bindings):
+    if spec.earlier is not None or not takes_overrides(spec.payload_type, spec.bindings):
         return clamped
     strict = spec.payload_type.__struct_config__.forbid_unknown_fields
 

@@ -97,7 +97,9 @@ class Instances:
         if spec.owner is not None and (setup := hook_of(spec.owner, "setup")) is not None:
             found |= annotations_of(setup, [name for name in names if name in spec.setup_slots])
         for each in self._specs:
-            if each.instance == spec.instance and each.injected:
+            if each.earlier is not None and each.instance == spec.instance:
+                found |= each.earlier.slot_types()
+            elif each.instance == spec.instance and each.injected:
                 found |= annotations_of(each.function, [name for name in names if name in each.injected])
         return found
 
@@ -125,7 +127,7 @@ class Instances:
 
     def _bound(self, spec: FunctionSpec, instance: str) -> Callable[..., Any]:
         held = self._held.get(instance)
-        function: Callable[..., Any] = spec.function
+        function: Callable[..., Any] = spec.function if spec.earlier is None else spec.earlier.caller()
         if spec.owner is not None:
             assert held is not None
             function = function.__get__(held.made)

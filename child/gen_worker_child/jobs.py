@@ -592,7 +592,7 @@ class Jobs:
             self._channel.send(Done(job.number, ending, run_s, job.yielded, peak_rss, peak_vram, together))
 
     def _context(self, job: Job, models: Mapping[str, Binding]) -> RequestContext:
-        return context_class(job.spec.kind)(
+        ctx = context_class(job.spec.kind)(
             request_id=job.order.request_id,
             emitter=lambda event: self._event(job, event),
             sink=_Sink(self, job),
@@ -606,6 +606,8 @@ class Jobs:
             if job.spec.kind != "inference"
             else {},
         )
+        ctx._earlier = job.order.earlier
+        return ctx
 
     def _producer_fields(self, job: Job) -> Mapping[str, Any]:
         if job.spec.kind == "inference":

@@ -84,9 +84,29 @@ _BESIDE = {
 """Names that `from gen_worker import *` leaves out."""
 
 _EARLIER = {
+    "ActionContext": "gen_worker.earlier.context",
+    "AuthError": "gen_worker.errors",
+    "CozyHubDownloader": "gen_worker.earlier.managers",
+    "CudaOutOfMemoryError": "gen_worker.earlier.pipelines",
+    "LoadedPipeline": "gen_worker.earlier.pipelines",
+    "ModelArtifacts": "gen_worker.injection",
     "ModelCache": "gen_worker.model_cache",
     "ModelCacheStats": "gen_worker.model_cache",
+    "ModelDownloader": "gen_worker.earlier.managers",
     "ModelLocation": "gen_worker.model_cache",
+    "ModelManager": "gen_worker.earlier.managers",
+    "ModelNotFoundError": "gen_worker.earlier.pipelines",
+    "ModelRef": "gen_worker.injection",
+    "ModelRefSource": "gen_worker.injection",
+    "PipelineConfig": "gen_worker.earlier.pipelines",
+    "PipelineLoader": "gen_worker.earlier.pipelines",
+    "PipelineLoaderError": "gen_worker.earlier.pipelines",
+    "ProjectValidationResult": "gen_worker.earlier.project",
+    "RealtimeSocket": "gen_worker.earlier.realtime",
+    "ResourceRequirements": "gen_worker.earlier.functions",
+    "validate_project": "gen_worker.earlier.project",
+    "worker_function": "gen_worker.earlier.functions",
+    "worker_websocket": "gen_worker.earlier.functions",
 }
 """Names of the earlier API: they are had, and not listed."""
 

@@ -393,9 +393,11 @@ def _may_want(job: Job, own: SurveyedFunction, message: Wants) -> bool:
     slots = {slot.name: slot for slot in own.slots}
     if job.state is JobState.EMITTED or job.function.chosen or message.instance == own.instance:
         return False
-    if [slot.name for slot in message.slots] != list(slots):
+    free = {each.param for each in own.injections}
+    named = [slot for slot in message.slots if slot.name not in free]
+    if [slot.name for slot in named] != [name for name in slots if name not in free]:
         return False
-    if any(slot.wanted != slots[slot.name].wanted and not slots[slot.name].overrides for slot in message.slots):
+    if any(slot.wanted != slots[slot.name].wanted and not slots[slot.name].overrides for slot in named):
         return False
     return message.instance == overridden_instance(own.instance, own.slots, message.slots)
 
@@ -406,7 +408,7 @@ def _with_bound(fleet: Fleet, function: Function, named: list[Slot]) -> list[Slo
     own = {slot.name: slot.wanted for slot in function.own.slots}
     return [
         bound[slot.name]
-        if slot.wanted == own[slot.name]
+        if slot.wanted == own.get(slot.name)
         else msgspec.structs.replace(slot, wanted=fleet.catalog.described(slot.wanted))
         for slot in named
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gen_worker.outputs import FileTooLargeError, FolderSink, NotWantedError
+from gen_worker.outputs import ExistsError, FileTooLargeError, FolderSink, NotWantedError
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.messages import Save, Saved
 from gen_worker_supervisor.storing import JOB_ENDED, OF_ONE_JOB, TEXT_CHARS, TOO_MANY
@@ -107,11 +107,15 @@ class Saver:
         order = kept.order
         try:
             source = None if order.inline is not None else _readable(kept.descriptors)
-            saved = self._sink.save(order.ref, data=order.inline, path=source, wanted=lambda: kept.wanted)
+            saved = self._sink.save(
+                order.ref, data=order.inline, path=source, create=order.create, wanted=lambda: kept.wanted
+            )
         except FileTooLargeError as error:
             job, token, size = order.job, order.token, error.size_bytes
             text = str(error)[:TEXT_CHARS]
             return Saved(job, token, size_bytes=size, error=text, failure="too_large", limit_bytes=error.max_bytes)
+        except ExistsError:
+            return Saved(order.job, order.token, error=f"`{order.ref[:40]}` exists", failure="exists")
         except NotWantedError:
             return Saved(order.job, order.token, error=JOB_ENDED)
         finally:

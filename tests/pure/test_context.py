@@ -190,7 +190,7 @@ class Shelf:
     def __init__(self) -> None:
         self.kept: dict[str, bytes | Path | None] = {}
 
-    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+    def save(self, ref: str, *, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
         self.kept[ref] = path if data is None else data
         return SavedFile(f"/shelf/{ref}", 3, "ab")
 

@@ -177,7 +177,7 @@ def test_a_handler_is_told_that_its_file_is_over_the_limit(tmp_path: Path) -> No
 class Store:
     """A sink that keeps files elsewhere, and says what they are there."""
 
-    def save(self, ref: str, *, data: bytes | None, path: Path | None) -> SavedFile:
+    def save(self, ref: str, *, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
         assert data is not None
         return SavedFile(
             "", len(data), "sha", ref=f"kept/{ref}", owner="acme", mime_type="image/png", blake3="b3", media_id="m"

@@ -96,7 +96,14 @@ class HF(_WithCode, frozen=True):
         )
 
 
-class Hub(_Binding, frozen=True):
+class _Pinnable(_Binding, frozen=True, kw_only=True):
+    """A repository of which one snapshot can be meant."""
+
+    digest: str = ""
+    """`blake3:<hex>` or `sha256:<hex>`: the snapshot that is meant, whatever the tag stands for."""
+
+
+class Hub(_Pinnable, frozen=True):
     """A repository on the platform's own hub."""
 
     provider: ClassVar[str] = "tensorhub"
@@ -108,13 +115,14 @@ class Hub(_Binding, frozen=True):
     def __post_init__(self) -> None:
         _strip(self)
         _need_text(self.ref, "Hub")
-        if not self.tag:
+        if not self.tag and not self.digest:
             force_setattr(self, "tag", "prod")
 
     @property
     def wanted(self) -> Wanted:
         """What decides which bytes this means."""
-        return Wanted("tensorhub", self.ref, tag=self.tag, flavor=self.flavor)
+        tag = "" if self.digest else self.tag
+        return Wanted("tensorhub", self.ref, tag=tag, digest=self.digest, flavor=self.flavor)
 
 
 class Civitai(_Binding, frozen=True):

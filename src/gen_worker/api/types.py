@@ -36,6 +36,29 @@ class Asset(msgspec.Struct, omit_defaults=True):
     def __fspath__(self) -> str:
         return _local(self.ref, self.local_path)
 
+    @property
+    def tenant_id(self) -> str | None:
+        """The owner, as the earlier API calls it."""
+        return self.owner
+
+    @tenant_id.setter
+    def tenant_id(self, tenant_id: str | None) -> None:
+        self.owner = tenant_id
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open the file; binary modes only."""
+        if "b" not in mode:
+            raise ValueError(f"an asset is bytes: open it with a binary mode, not `{mode}`")
+        return cast(BinaryIO, Path(self).open(mode))
+
+    def exists(self) -> bool:
+        """Tell whether the file lies on this machine."""
+        return bool(self.local_path) and Path(self).exists()
+
+    def read_bytes(self, max_bytes: int | None = None) -> bytes:
+        """Return the whole file; raise ValueError when it is longer than `max_bytes`."""
+        return _whole(self, self.ref, max_bytes)
+
 
 class MediaAsset(Asset):
     """A file that a person looks at or listens to."""
@@ -93,10 +116,14 @@ class Tensors(msgspec.Struct, omit_defaults=True):
 
     def read_bytes(self, max_bytes: int | None = None) -> bytes:
         """Return the whole file; raise ValueError when it is longer than `max_bytes`."""
-        size = os.stat(self).st_size
-        if max_bytes is not None and size > max_bytes:
-            raise ValueError(f"`{self.ref}` has {size} bytes, the limit is {max_bytes}")
-        return Path(self).read_bytes()
+        return _whole(self, self.ref, max_bytes)
+
+
+def _whole(file: os.PathLike[str], ref: str, max_bytes: int | None) -> bytes:
+    size = os.stat(file).st_size
+    if max_bytes is not None and size > max_bytes:
+        raise ValueError(f"`{ref}` has {size} bytes, the limit is {max_bytes}")
+    return Path(file).read_bytes()
 
 
 def _local(ref: str, local_path: str | None) -> str:

@@ -16,6 +16,7 @@ from gen_worker.api.resources import Resources
 from gen_worker.discovery.marks import expected_outputs, moderation
 from gen_worker.discovery.schemas import digest, inlined, members, schema_of
 from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.earlier.manifest import surveyed_injections
 from gen_worker.wire.survey import Survey, SurveyedFunction
 
 Document: TypeAlias = dict[str, Any]
@@ -86,7 +87,7 @@ def _binding_fields(binding: Binding) -> Document:
 def manifest(specs: Sequence[FunctionSpec]) -> Document:
     """Return the document of `python -m gen_worker.discovery`; it holds no nulls at any depth, as TOML has none."""
     ordered = sorted(specs, key=lambda spec: (spec.declared_module, spec.function.__qualname__, spec.name))
-    return {"functions": [_manifest_entry(spec) for spec in ordered]}
+    return {"functions": [_manifest_entry(spec) for spec in ordered if spec.shape != "websocket"]}
 
 
 def _manifest_entry(spec: FunctionSpec) -> Document:
@@ -192,6 +193,8 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         gpu_count=spec.resources.gpu_count,
         batch=0 if spec.batch is None else spec.batch.max_size,
         produces=spec.kind != "inference",
+        injections=[] if spec.earlier is None else surveyed_injections(spec.earlier.injections),
+        max_concurrency=0 if spec.earlier is None else spec.earlier.max_concurrency or 0,
     )
 
 

@@ -70,10 +70,15 @@ def read_signature(label: str, function: Callable[..., Any], *, method: bool, ba
             f"declare `class Input(msgspec.Struct)` and write `{payload_name}: Input`",
         )
     shape, output = _read_batch_output(label, function) if batch else _read_output(label, function)
+    check_types(label, function, payload, output)
+    return Signature(shape, payload, output)
+
+
+def check_types(label: str, function: Callable[..., Any], payload: Any, output: Any) -> None:
+    """Raise DiscoveryError for a payload or an output that cannot be sent, or that is marked wrongly."""
     for type_ in (payload, output):
         _check_schema(label, function, type_)
     _check_marks(label, function, payload, output)
-    return Signature(shape, payload, output)
 
 
 def check_slots(label: str, function: Callable[..., Any], slots: Iterable[str]) -> None:
@@ -90,7 +95,7 @@ def check_slots(label: str, function: Callable[..., Any], slots: Iterable[str]) 
 def _read_output(label: str, function: Callable[..., Any]) -> tuple[Shape, Any]:
     annotation = _resolved(label, function, "return")
     stream = _STREAMS.get(get_origin(annotation))
-    actual = _actual_shape(function)
+    actual = actual_shape(function)
     if stream is None:
         if _is_struct(annotation) and actual in ("sync", "async"):
             return actual, annotation
@@ -111,7 +116,7 @@ def _read_batch_output(label: str, function: Callable[..., Any]) -> tuple[Shape,
     """Return the output of one request: an exception may stand in its place."""
     annotation = _resolved(label, function, "return")
     outputs = [each for each in members(_of_one(annotation)) if not _is_exception(each)]
-    actual = _actual_shape(function)
+    actual = actual_shape(function)
     if len(outputs) == 1 and _is_struct(outputs[0]) and actual in ("sync", "async"):
         return actual, outputs[0]
     raise DiscoveryError(
@@ -142,7 +147,7 @@ def _sent(label: str, function: Callable[..., Any], item: Any) -> Any:
     return Union[sent]  # noqa: UP007 - of as many as there are
 
 
-def _actual_shape(function: Callable[..., Any]) -> Shape:
+def actual_shape(function: Callable[..., Any]) -> Shape:
     """Tell what calling the function makes, seen through `functools.wraps`."""
     plain = inspect.unwrap(function)
     if inspect.isasyncgenfunction(plain):

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,7 +26,11 @@ from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.names import slugify_name
 from gen_worker.discovery.signatures import check_slots, place, read_signature
 from gen_worker.discovery.walk import marked_objects
+from gen_worker.earlier.functions import is_earlier
 from gen_worker.wire.messages import Lane, Shape
+
+if TYPE_CHECKING:
+    from gen_worker.earlier.calling import EarlierFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class FunctionSpec:
     instance: str  # "" where nothing is set up: a function without models; specs with the same value share one
     injected: tuple[str, ...]  # handler parameters after (ctx, payload) that take models
     setup_slots: tuple[str, ...]  # `setup()` parameters that take models
+    earlier: "EarlierFunction | None" = None  # how it is called, where it is one of the earlier API
     batch: Batch | None = None  # how requests are put together: the handler takes and returns lists
 
     @property
@@ -63,16 +68,20 @@ class FunctionSpec:
         return "loop" if on_loop and self.batch is None else "device"
 
 
-def collect(*modules: ModuleType) -> list[FunctionSpec]:
-    """Return the functions of the modules' top packages, sorted by name; raise DiscoveryError with every problem."""
+def collect(*modules: ModuleType, skipped: list[DiscoveryError] | None = None) -> list[FunctionSpec]:
+    """Return the functions of the modules' top packages, sorted by name; raise DiscoveryError with every problem.
+
+    What `skipped` is given takes problems of earlier functions, which are left out then, as their API says.
+    """
     targets: list[tuple[Any, str]] = []
     problems: list[DiscoveryError] = []
     tops = {module.__name__.partition(".")[0]: module for module in reversed(modules)}
     for top, module in tops.items():
         found, refused = marked_objects(module)
         targets += [(target, top) for target in found]
-        problems += refused
-    return _specs(targets, problems, ", ".join(module.__name__ for module in modules))
+        is_lenient = skipped is not None and found and all(is_earlier(target) for target in found)
+        (skipped if is_lenient and skipped is not None else problems).extend(refused)
+    return _specs(targets, problems, ", ".join(module.__name__ for module in modules), skipped)
 
 
 def specs_of(target: Any) -> list[FunctionSpec]:
@@ -80,18 +89,38 @@ def specs_of(target: Any) -> list[FunctionSpec]:
     return _specs([(target, target.__module__.partition(".")[0])], [], target.__module__)
 
 
-def _specs(targets: list[tuple[Any, str]], problems: list[DiscoveryError], where: str) -> list[FunctionSpec]:
+def _specs(
+    targets: list[tuple[Any, str]],
+    problems: list[DiscoveryError],
+    where: str,
+    skipped: list[DiscoveryError] | None = None,
+) -> list[FunctionSpec]:
     specs: list[FunctionSpec] = []
     for target, top in targets:
         for attempt in _specs_of(target, top):
             try:
                 specs.append(attempt())
             except DiscoveryError as problem:
-                problems.append(problem)
+                (skipped if skipped is not None and is_earlier(target) else problems).append(problem)
+    specs = _without_later(specs, skipped)
     problems += _duplicates(specs)
     if problems:
         raise DiscoveryError.of(where, problems)
     return sorted(specs, key=lambda spec: spec.name)
+
+
+def _without_later(specs: list[FunctionSpec], skipped: list[DiscoveryError] | None) -> list[FunctionSpec]:
+    """Leave out earlier functions whose name is taken, where such things are passed over."""
+    if skipped is None:
+        return specs
+    kept: list[FunctionSpec] = []
+    for spec in sorted(specs, key=lambda spec: spec.earlier is not None):  # stays in order but for that
+        first = next((each for each in kept if each.name == spec.name), None)
+        if first is None or spec.earlier is None:
+            kept.append(spec)
+        else:
+            skipped.append(DiscoveryError(f"{_where(spec)} is routed as {_where(first)} is", "rename one of them"))
+    return kept
 
 
 def _duplicates(specs: list[FunctionSpec]) -> Iterator[DiscoveryError]:
@@ -111,6 +140,11 @@ def _where(spec: FunctionSpec) -> str:
 
 def _specs_of(target: Any, top: str) -> Iterator[Callable[[], FunctionSpec]]:
     """Yield one attempt per routable function of a marked object, so that each failure is told."""
+    if is_earlier(target):
+        from gen_worker.earlier.specs import spec_of
+
+        yield lambda: spec_of(target, top)
+        return
     record: EndpointRecord = vars(target)[RECORD]
     if record.is_function:
         yield lambda: _spec(target, record, top, _Route(record.name or target.__name__, target.__name__, target))

@@ -11,6 +11,7 @@ from gen_worker.api.decorator import RECORD
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.notices import leave_out_fallbacks
 from gen_worker.discovery.stacks import author_stack, refused_line
+from gen_worker.earlier.functions import is_earlier
 
 _OWN = __name__.partition(".")[0]  # of whose modules each is served by itself
 
@@ -56,7 +57,7 @@ def _failed_import(module: str, error: BaseException, hint: str = "") -> Discove
 
 
 def marked_objects(main: ModuleType) -> tuple[list[Any], list[DiscoveryError]]:
-    """Return every class and function marked with `@endpoint` in the top package of `main`, imported whole.
+    """Return every class and function marked as served in the top package of `main`, which is imported whole.
 
     What a package imports from elsewhere is not its own; what a program puts into a module that it made in memory is.
     Submodules that do not import are the errors beside them.
@@ -80,7 +81,7 @@ def made_in_memory(module: ModuleType) -> bool:
 
 def _marked(module: ModuleType) -> Iterator[Any]:
     for value in list(vars(module).values()):
-        if isinstance(value, type | FunctionType) and RECORD in vars(value):
+        if isinstance(value, type | FunctionType) and (RECORD in vars(value) or is_earlier(value)):
             yield value
 
 

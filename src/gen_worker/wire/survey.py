@@ -2,11 +2,21 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Literal
 
 import msgspec
 
 from gen_worker.models.wanted import Slot
 from gen_worker.wire.messages import Lane, Shape
+
+
+class SurveyedInjection(msgspec.Struct, frozen=True):
+    """A parameter of an earlier function that is given a model."""
+
+    param: str
+    type: str
+    source: Literal["deployment", "payload"]
+    key: str
 
 
 class SurveyedFunction(msgspec.Struct, frozen=True):
@@ -26,6 +36,8 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     gpu_count: int = 1  # that its child must have
     batch: int = 0  # so many of its jobs at most run together in one call; 0: each by itself
     produces: bool = False  # it makes models or data sets rather than answers
+    injections: list[SurveyedInjection] = []  # of an earlier function: its models, whose files may be no slot
+    max_concurrency: int = 0  # of an earlier function: jobs that may run at once; 0: any number
 
     @property
     def models(self) -> list[str]:
@@ -86,9 +98,6 @@ class Survey(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, functions=functions, description=description)
 
 
-def _owner(function: SurveyedFunction) -> tuple[str, str]:
-    """Return what a function's siblings have in common with it, and a function endpoint with nothing."""
-    return ("class", function.class_name) if function.class_name else ("function", function.name)
 class Look(msgspec.Struct, frozen=True, omit_defaults=True):
     """What came of looking at the author's module again: its survey, or what is wrong with it."""
 
@@ -99,3 +108,6 @@ class Look(msgspec.Struct, frozen=True, omit_defaults=True):
     stack: list[str] = []
 
 
+def _owner(function: SurveyedFunction) -> tuple[str, str]:
+    """Return what a function's siblings have in common with it, and a function endpoint with nothing."""
+    return ("class", function.class_name) if function.class_name else ("function", function.name)
