@@ -21,8 +21,8 @@ from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
 from gen_worker_supervisor.code_watch import CodeWatch
 from gen_worker_supervisor.gate import Gate
-from gen_worker_supervisor.host import Host, HostPlan, reason_of
 from gen_worker_supervisor.happenings import CodeChanged
+from gen_worker_supervisor.host import Host, HostPlan, reason_of
 from gen_worker_supervisor.http_front import HttpPort
 from gen_worker_supervisor.idle import IdleClock
 from gen_worker_supervisor.line_socket import Limits
@@ -51,8 +51,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     eager: bool = False
     idle_timeout_s: float = 0.0
     stdin: bool = True
-    vram_budget_gb: float = 0.0  # 0: what the settings say
     reload: bool = False  # go over to changed code
+    vram_budget_gb: float = 0.0  # 0: what the settings say
     fetching: bytes = b""  # an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens; without it no models
 
 
@@ -144,8 +144,8 @@ class Plan(NamedTuple):
             options.eager,
             stalled_s=self.limits.stalled_s,
             http=self.http,
-        )
             reloads=options.reload,
+        )
 
     @property
     def is_tcp(self) -> bool:
@@ -172,9 +172,9 @@ class Service:
         self._acceptor: Acceptor | None = None
         self._streams: StandardStreams | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._stopping_since: float | None = None
         self._code: CodeWatch | None = None
         self._looks: dict[int, Survey] = {}  # of code that is not served yet
+        self._stopping_since: float | None = None
         self._has_begun = False
         self._status = OK
 
@@ -195,8 +195,8 @@ class Service:
             self._announce()
             self._read_stdin()
             self._watch_idleness()
-        return await self.supervisor.status or self._status
             self._watch_code()
+        return await self.supervisor.status or self._status
 
     # --- its beginning ---
 
@@ -249,9 +249,6 @@ class Service:
             clock = IdleClock(self._plan.options.idle_timeout_s, self._loop.time())
             self._idle = self._loop.call_later(clock.look_every_s, self._look_for_idleness, clock)
 
-    # --- its end ---
-
-    def _look_for_idleness(self, clock: IdleClock) -> None:
     # --- other code ---
 
     def _watch_code(self) -> None:
@@ -285,6 +282,9 @@ class Service:
         if self._sidecar is not None:
             self._write_sidecar()
 
+    # --- its end ---
+
+    def _look_for_idleness(self, clock: IdleClock) -> None:
         fleet = self.supervisor.fleet
         if clock.has_passed(requests=fleet.number, live=len(fleet.jobs), now=self._loop.time()):
             self._stop(f"no request for {clock.limit_s:g} s: stopping")
@@ -323,11 +323,11 @@ class Service:
             self._acceptor.close()
         if self._idle is not None:
             self._idle.cancel()
+        if self._code is not None:
+            self._code.close()
         self._remove_sidecar()
         self._requests.close()
         if self._streams is not None:
-        if self._code is not None:
-            self._code.close()
             self._streams.close()
         self._host.close()
         if self._has_begun:

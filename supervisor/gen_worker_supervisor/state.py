@@ -434,10 +434,6 @@ class Recycling(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True, eq=False)
-class Fleet:
-    """Everything, at one moment."""
-
-@dataclass(slots=True, eq=False)
 class NextCode:
     """Other code of the author's that is to take the place of what is served."""
 
@@ -446,6 +442,10 @@ class NextCode:
     after: int  # later generations of children have it
     awaited: set[str] = field(default_factory=set)  # devices where a child of it boots beside the present one
 
+
+@dataclass(slots=True, eq=False)
+class Fleet:
+    """Everything, at one moment."""
 
     functions: dict[str, Function]
     devices: list[Device]
@@ -476,11 +476,11 @@ class NextCode:
     kept: frozenset[str] = frozenset()  # refs whose functions are not forgotten
     number_of_superseded: int = 0
     replacing: bool = False  # some device may have a child that comes
+    next_code: NextCode | None = None
     untidy: bool = False  # there may be functions and instances that nobody needs any more
     placed: int = 0  # changes of where models are
     jobs: dict[int, Job] = field(default_factory=dict)
     by_identity: dict[tuple[str, str, int], Job] = field(default_factory=dict)
-    next_code: NextCode | None = None
     waiting: dict[str, Function] = field(
         default_factory=dict
     )  # functions with a queue, the one served longest ago first
@@ -575,10 +575,6 @@ class NextCode:
         self.placed += 1
         return True
 
-    def _supersede(self, function: Function, among: dict[str, Function]) -> None:
-        """Have a function lead its jobs to their end under another key than the one that gets the next jobs."""
-        key, waiting = function.key, self.waiting.pop(function.key, None)
-        self.number_of_superseded += 1
     def supersede(self, function: Function) -> None:
         """Have a function, or a variant of one, lead its jobs to their end, and get no more of them."""
         for table in (self.functions, self.named, self.pinned):
@@ -587,6 +583,10 @@ class NextCode:
         if function not in self.superseded:
             self._supersede(function, self.pinned if function.device else self.named)
 
+    def _supersede(self, function: Function, among: dict[str, Function]) -> None:
+        """Have a function lead its jobs to their end under another key than the one that gets the next jobs."""
+        key, waiting = function.key, self.waiting.pop(function.key, None)
+        self.number_of_superseded += 1
         function.key = f"{key} #{self.number_of_superseded}"
         if waiting is not None:
             self.waiting[function.key] = function

@@ -68,8 +68,8 @@ from gen_worker_supervisor.actions import (
     Send,
     Signal,
     Spawn,
-    Tell,
     TakeCode,
+    Tell,
 )
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
 from gen_worker_supervisor.decide import decide
@@ -245,12 +245,12 @@ class Supervisor:
             FreeMemory: lambda action: self.models.give_back(action.size),
             Bury: self._bury,
             LookAtGpus: lambda action: self.look_at_gpus(),
-        }
             TakeCode: lambda action: self.on_code(action.number, action.taken),
-        self.look_at_gpus: Callable[[], None] = lambda: None
+        }
         self.on_code: Callable[[int, bool], None] = lambda number, taken: None
         """Told what became of a change of the author's code; set by whoever watches it."""
 
+        self.look_at_gpus: Callable[[], None] = lambda: None
         """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
 
         self.on_stacked: Callable[[ChildProcess, Stacked], None] = lambda process, message: None
@@ -450,9 +450,6 @@ class Supervisor:
         """Return the routable name of a function by either of its spellings."""
         return name if name in self.fleet.functions else self._spellings.get(name)
 
-    def end(self, job: Job, reason: Reason, *, at_once: bool = False) -> None:
-        """Have a job ended; its answer says how that went."""
-        if job.child is not None and job.child.generation in self._processes:
     def adopt(self, survey: Survey) -> None:
         """Take what was found in the author's module for what is served."""
         self.survey = survey
@@ -463,6 +460,9 @@ class Supervisor:
         """Have children forked from a process that has imported these modules, from the next one on."""
         self._nursery.preload(modules)
 
+    def end(self, job: Job, reason: Reason, *, at_once: bool = False) -> None:
+        """Have a job ended; its answer says how that went."""
+        if job.child is not None and job.child.generation in self._processes:
             self._look_at_page(self._processes[job.child.generation])
         self.handle(EndAsked(job, reason, at_once))
 
