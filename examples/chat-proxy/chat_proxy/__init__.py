@@ -1,0 +1,1 @@
+"""A language model behind an engine server, offered as an endpoint."""
