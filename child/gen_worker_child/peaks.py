@@ -27,14 +27,13 @@ class Peaks:
             with suppress(OSError):  # a kernel that cannot: the peak is that of the process's whole life
                 os.write(self._reset, _RESET_HIGH_WATER)
         cuda = _cuda()
-        if cuda is not None:
-            cuda.reset_peak_memory_stats()
+        for gpu in range(0 if cuda is None else cuda.device_count()):
+            cuda.reset_peak_memory_stats(gpu)
 
     def end(self) -> tuple[int, int]:
         """A measured job is over; return the peaks of host and device memory in bytes, 0 where nothing measures it."""
         self._running = max(0, self._running - 1)  # an interrupt may have kept one from being counted
-        cuda = _cuda()
-        return self._high_water(), 0 if cuda is None else int(cuda.max_memory_allocated())
+        return self._high_water(), _of_all("max_memory_allocated")
 
     def _high_water(self) -> int:
         try:
@@ -47,10 +46,17 @@ class Peaks:
 def device_use() -> tuple[int, int]:
     """Return the bytes that tensors take of the device and those that their allocator holds of it, 0 where it has none.
 
+    Of a group these are the sums over its GPUs.
+
     Asked of the allocator, which may make whoever asks wait for the device.
     """
+    return _of_all("memory_allocated"), _of_all("memory_reserved")
+
+
+def _of_all(figure: str) -> int:
+    """Return what torch counts of all GPUs of this process together."""
     cuda = _cuda()
-    return (0, 0) if cuda is None else (int(cuda.memory_allocated()), int(cuda.memory_reserved()))
+    return 0 if cuda is None else sum(int(getattr(cuda, figure)(gpu)) for gpu in range(cuda.device_count()))
 
 
 def _cuda() -> Any:

@@ -286,6 +286,19 @@ def group(members: Sequence[Device]) -> Device:
     return made
 
 
+def group_hint(devices: Sequence[Device], gpu_count: int) -> str:
+    """Return what makes a group of so many GPUs or CPU slots of these devices; nothing where it is there, or cannot."""
+    able = [device for device in devices if device.takes_gpu_functions]
+    if gpu_count <= max((device.gpu_count for device in able), default=0):
+        return ""
+    if all(device.kind == "cpu" for device in able):
+        return f"`--devices cpu:{gpu_count}` has {gpu_count} CPU slots stand for such a group" if able else ""
+    gpus = [gpu.name.removeprefix("cuda:") for device in able for gpu in device.gpus if gpu.profile is None]
+    if gpu_count > len(gpus):
+        return ""
+    return f"`--devices {'+'.join(gpus[:gpu_count])}` makes these GPUs a group"
+
+
 def _together(members: Sequence[Device]) -> Device:
     """Return a group, of a single member that itself; raise `DeviceError` where they can be none."""
     if len(members) == 1:

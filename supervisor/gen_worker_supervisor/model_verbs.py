@@ -61,7 +61,7 @@ class ModelVerbs:
             text = f"no function here needs `{frame.ref}`"
             tell(Modeled(frame.operation, frame.ref, "not_found", message=text, candidates=found.candidates))
             return
-        devices = [each for each in self._fleet.devices if frame.device in ("", each.name)]
+        devices = [each for each in self._fleet.devices if not frame.device or each.is_called(frame.device)]
         if not devices:
             names = [each.name for each in self._fleet.devices]
             text = f"no device `{frame.device}`"

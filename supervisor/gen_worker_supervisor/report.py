@@ -18,6 +18,7 @@ from gen_worker.wire.status import (
     FunctionStatus,
     JobStatus,
     LinkStatus,
+    MemberStatus,
     MemoryStatus,
     Status,
 )
@@ -163,6 +164,7 @@ class Reporter:
             silent_s=None if child is None or work is None else round(max(0.0, silent_s(child, work, now)), 3),
             loading_bytes=child.loading_done if child is not None and child.loading is not None else None,
             loading_total=child.loading_total or None if child is not None and child.loading is not None else None,
+            members=[_member(gpu) for gpu in device.members],
         )
 
     def _readings(self, device: Device) -> list[Reading | None]:
@@ -170,6 +172,21 @@ class Reporter:
         children = [each for each in (device.child, device.coming, *device.leaving) if each is not None]
         processes = [self._supervisor.process_of(child) for child in children]
         return [process.reading() for process in processes if process is not None]
+
+
+def _member(gpu: Device) -> MemberStatus:
+    return MemberStatus(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        name=gpu.name,
+        product=gpu.product or None,
+        vram_used=gpu.vram_used,
+        vram_total=gpu.vram_total,
+        vram_unattributed=None if gpu.vram_baseline is None else gpu.unattributed,
+        util=gpu.busy,
+        temp=gpu.temperature,
+        power_w=gpu.watts,
+    )
 
 
 def vram_ours(device: Device, readings: Iterable[Reading | None]) -> int | None:

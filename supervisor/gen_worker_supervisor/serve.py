@@ -20,6 +20,7 @@ from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
 from gen_worker_supervisor.code_watch import CodeWatch
+from gen_worker_supervisor.devices import group_hint
 from gen_worker_supervisor.gate import Gate
 from gen_worker_supervisor.happenings import CodeChanged
 from gen_worker_supervisor.host import Host, HostPlan, reason_of
@@ -215,6 +216,8 @@ class Service:
         for function in self.supervisor.fleet.functions.values():
             if not any(holds(device, function) for device in self.supervisor.fleet.devices):
                 self.log.event("warning", function.name, f"unavailable: {unheld(self.supervisor.fleet, function)}")
+                if hint := group_hint(self.supervisor.fleet.devices, function.surveyed.gpu_count):
+                    self.log.say(f"hint: {hint}")
         self._write_sidecar()
         self.log.say("ready")
 

@@ -339,6 +339,10 @@ class Device:
         """How many these are."""
         return len(self.members) or 1
 
+    def is_called(self, name: str) -> bool:
+        """Whether it has this name, or one of its members has."""
+        return self.name == name or any(each.name == name for each in self.members)
+
     def sum_up(self) -> None:
         """Learn of a group what was measured of its members."""
         if not self.members:

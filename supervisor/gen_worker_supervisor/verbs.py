@@ -110,7 +110,7 @@ class Verbs:
 
     def _restart(self, frame: wire.Restart, asker: Asker) -> None:
         name, devices = frame.device, self._supervisor.fleet.devices
-        device = next((device for device in devices if device.name == name), None)
+        device = next((device for device in devices if device.is_called(name)), None)
         if device is None or device.lost:
             outcome: Literal["not_found", "lost"] = "not_found" if device is None else "lost"
             asker.send(wire.Restarted(name, outcome, candidates=[device.name for device in devices]))
@@ -125,7 +125,7 @@ class Verbs:
 
     def _drain(self, frame: wire.Drain, asker: Asker) -> None:
         known = self._supervisor.fleet.devices
-        named = [device for device in known if frame.device in ("", device.name)]
+        named = [device for device in known if not frame.device or device.is_called(frame.device)]
         devices = [device for device in named if not device.lost]
         if not devices:
             outcome: Literal["not_found", "lost"] = "lost" if named else "not_found"
@@ -142,7 +142,7 @@ class Verbs:
 
     def _stack(self, frame: wire.Stack, asker: Asker) -> None:
         name, devices = frame.device, self._supervisor.fleet.devices
-        device = next((device for device in devices if device.name == name), None)
+        device = next((device for device in devices if device.is_called(name)), None)
         if device is None:
             asker.send(wire.Stacked(name, "not_found", candidates=[device.name for device in devices]))
             return

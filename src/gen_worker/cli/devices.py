@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gen_worker.cli.failure import NOT_FOUND, Failure, nearest
-from gen_worker.wire.status import DeviceStatus, JobStatus
+from gen_worker.wire.status import DeviceStatus, JobStatus, MemberStatus
 
 _NAMED = 3
 
@@ -11,12 +11,24 @@ _NAMED = 3
 def named(device: str, known: Sequence[DeviceStatus]) -> DeviceStatus | None:
     """Return the device that a person means by one of its names, or by the number of a CPU slot."""
     meant = [each for each in known if device in names_of(each)]
-    return next(iter(meant or [each for each in known if each.name == f"cpu:{device}"]), None)
+    return next(iter(meant or [each for each in known if f"cpu:{device}" in names_of(each)]), None)
 
 
 def names_of(device: DeviceStatus) -> list[str]:
-    """Return what a person may call a device: its name, its index, its UUID."""
-    return [device.name, *([] if device.index is None else [str(device.index)]), *filter(None, [device.uuid])]
+    """Return what a person may call a device: its name, its index, its UUID; a group by any of its members, too."""
+    names = [] if device.index is None else [number(device)]
+    known: list[DeviceStatus | MemberStatus] = [device, *device.members]
+    for each in known:
+        names += [each.name, *([] if each.index is None else [each.name.removeprefix("cuda:"), str(each.index)])]
+        names += filter(None, [each.uuid])
+    return list(dict.fromkeys(names))
+
+
+def number(device: DeviceStatus) -> str:
+    """Return by which numbers NVML knows a device: `0`, of a group `0+1`; nothing for CPU slots."""
+    if device.members:
+        return "+".join(str(member.index) for member in device.members if member.index is not None)
+    return "" if device.index is None else str(device.index)
 
 
 def no_device(device: str, candidates: Sequence[str]) -> Failure:

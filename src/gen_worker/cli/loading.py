@@ -1,5 +1,6 @@
 """The models of a job that runs in the command's own process: on this machine, and in the slots of its instance."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,13 @@ def open_models(settings: Settings, events: Events, current: "Callable[[], Reque
 def has_gpu_device() -> bool:
     """Whether a driver shows a GPU; loads nothing to find out."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
+def gpu_devices() -> int:
+    """Return how many GPUs this process may use, as far as a driver's files tell; loads nothing to find out."""
+    there = sum(path.name.removeprefix("nvidia").isdecimal() for path in Path("/dev").glob("nvidia*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if visible is None else min(there, len([each for each in visible.split(",") if each.strip()]))
 
 
 def has_cuda() -> bool:

@@ -287,7 +287,7 @@ def _check_devices(devices: str | None, workers: tuple[str, ...]) -> None:
     if not workers:
         raise Failure("`--devices` without `--worker`", "workers that are started elsewhere choose their own")
     try:
-        count = int(devices.removeprefix("cpu:")) if devices.startswith("cpu:") else 1
+        count = int(devices.removeprefix("cpu:")) if devices.startswith("cpu:") and "+" not in devices else 1
     except ValueError:
         count = 0
     if not 1 <= count <= 256:

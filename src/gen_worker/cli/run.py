@@ -17,7 +17,7 @@ from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
 from gen_worker.cli.inputs import with_inputs
 from gen_worker.cli.interrupts import announce, interrupts
-from gen_worker.cli.loading import has_gpu_device, open_models, slot_models
+from gen_worker.cli.loading import gpu_devices, has_gpu_device, open_models, slot_models
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of, where_raised
 from gen_worker.cli.results import Results
@@ -251,7 +251,7 @@ def _run(job: _Job, shown: _Shown) -> int:
     except msgspec.ValidationError as error:
         hint = "`gen-worker run --list` shows what it takes"
         raise Failure(f"`{spec.name}` does not take this payload: {error}", hint) from None
-    _warn_without_gpu(spec, job.settings)
+    _look_for_gpus(spec, job.settings)
     slots = {slot: binding.wanted for slot, binding in bindings.items()}
     inputs = with_inputs(payload, executor.inputs, job.settings, job.fetching)
     with inputs, slot_models(slots, job.fetching, shown.watch) as models:
@@ -281,10 +281,17 @@ def _run_with(
         executor.shutdown(lambda error: _tell(error, "`shutdown()` failed"))
 
 
-def _warn_without_gpu(spec: "FunctionSpec", settings: Settings) -> None:
-    linux = sys.platform == "linux"
-    if spec.resources.gpu and settings.local_device is None and linux and not has_gpu_device():
+def _look_for_gpus(spec: "FunctionSpec", settings: Settings) -> None:
+    """Say so where there is no GPU for a function that is made for one; raise `Failure` where there are too few."""
+    count = spec.resources.gpu_count
+    os.environ["GEN_WORKER_GPU_COUNT"] = str(count)
+    if not spec.resources.gpu or settings.local_device is not None or sys.platform != "linux":
+        return
+    if not has_gpu_device():
         say("warning", f"`{spec.name}` is made for a GPU and there is none: it runs on the CPU")
+    elif 0 < gpu_devices() < count:
+        hint = "`--device cpu` runs it without, `--attach` on a server that has them, as of `serve --devices 0+1`"
+        raise Failure(f"`{spec.name}` needs {count} GPUs, this machine has {gpu_devices()}", hint)
 
 
 def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", events: Events) -> "RequestContext":

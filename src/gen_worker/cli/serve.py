@@ -106,7 +106,7 @@ def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -
 @click.option(
     "--devices",
     metavar="DEVICES",
-    help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas.  [default: auto]",
+    help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas; `0+1` is a group.  [default: auto]",
 )
 @click.option("--device", metavar="DEVICE", help="The same for a single device.")
 @click.option(

@@ -57,7 +57,7 @@ class _Up(Command):
 @click.option(
     "--devices",
     metavar="DEVICES",
-    help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas.  [default: auto]",
+    help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas; `0+1` is a group.  [default: auto]",
 )
 @click.option(
     "--vram-budget",

@@ -32,7 +32,10 @@ def _lack(function: SurveyedFunction, gpus: Sequence[Gpu]) -> Finding | None:
         told = f"`{function.name}` needs a GPU, and there is none"
         return warning("functions", told, "`gen-worker serve` has a CPU stand for it; a worker refuses its jobs")
     fit = [gpu for gpu in gpus if _fits(function, gpu)]
-    if not fit:
+    if len(gpus) < function.gpu_count:
+        told = f"`{function.name}` needs {function.gpu_count} GPUs in one group, and there are {len(gpus)}"
+        return problem("functions", told, "serve it on another host")
+    if len(fit) < function.gpu_count:
         wants = [f"{function.vram_gb:g} GB"] if function.vram_gb is not None else []
         if function.compute_capability is not None:
             wants.append(f"compute capability {function.compute_capability:g}")
@@ -42,7 +45,8 @@ def _lack(function: SurveyedFunction, gpus: Sequence[Gpu]) -> Finding | None:
 
 
 def _fits(function: SurveyedFunction, gpu: Gpu) -> bool:
-    if function.vram_gb is not None and gpu.total is not None and round(gpu.total / (1 << 30)) < function.vram_gb:
+    each_gb = None if function.vram_gb is None else function.vram_gb / function.gpu_count
+    if each_gb is not None and gpu.total is not None and round(gpu.total / (1 << 30)) < each_gb:
         return False
     if function.compute_capability is None or gpu.capability is None:
         return True

@@ -4,14 +4,25 @@ from collections.abc import Iterator
 from textwrap import wrap
 
 from gen_worker.cli.table import duration, size
-from gen_worker.top.cells import Line, bar, brief, clean, cut_middle, fitted, joined, sparkline, uptime
+from gen_worker.top.cells import (
+    Line,
+    bar,
+    brief,
+    clean,
+    cut_middle,
+    fitted,
+    joined,
+    of_total,
+    sparkline,
+    uptime,
+)
 from gen_worker.top.device_rows import beat, label, model_bytes, progress_of, short_product, state, telling, time_of
 from gen_worker.top.history import KEPT, History
 from gen_worker.top.panels import event_lines
 from gen_worker.top.tables import Drawn, Fluid
 from gen_worker.top.theme import DEVICES, Tone, look_of
 from gen_worker.wire.hangs import HANGS
-from gen_worker.wire.status import DeviceStatus, JobStatus, ModelStatus, Status
+from gen_worker.wire.status import DeviceStatus, JobStatus, MemberStatus, ModelStatus, Status
 
 EVENTS = 12
 
@@ -39,6 +50,9 @@ def detail_lines(device: DeviceStatus, status: Status, history: History, room: i
     yield from _condition(device, room)
     yield _head("MEMORY")
     yield from _memory(device)
+    if device.members:
+        yield _head("MEMBERS")
+        yield from map(_member, device.members)
     if device.job is not None:
         yield _head("JOB")
         yield from _job(device, status, history)
@@ -111,6 +125,21 @@ def _memory(device: DeviceStatus) -> Iterator[Drawn]:
         yield _share(others, device.vram_other, total, "yellow")
     if used is not None:
         yield _share("free", max(0, total - used), total, "green")
+
+
+def _member(member: MemberStatus) -> Drawn:
+    """Return what the driver says of one GPU of a group."""
+    known: list[Line] = []
+    if member.vram_total is not None:
+        known.append(of_total(member.vram_used, member.vram_total))
+    if member.util is not None:
+        known.append(((f"{member.util:.0%}", "text"),))
+    if member.temp is not None:
+        known.append(((f"{member.temp:.0f} °C", "text"),))
+    if member.power_w is not None:
+        known.append(((f"{member.power_w:.0f} W", "dim"),))
+    uuid: Line = ((clean(member.uuid or "")[:12], "dim"),) if member.uuid else ()
+    return _fixed(joined([((label(member.name), "bold"),), *known, uuid]))
 
 
 def _model_name(model: ModelStatus) -> str:

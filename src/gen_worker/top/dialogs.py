@@ -13,6 +13,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from gen_worker.cli.devices import number
 from gen_worker.cli.table import duration, size
 from gen_worker.top.cells import brief, clean
 from gen_worker.top.history import History, spent_s
@@ -104,7 +105,7 @@ def ask_drain(status: Status, device: DeviceStatus) -> Ask | None:
 
 def called(device: DeviceStatus) -> str:
     """Return what a device is called in a sentence."""
-    return device.name if device.index is None else f"GPU {device.index}"
+    return device.name if device.index is None else f"GPU {number(device)}"
 
 
 def names(ids: Sequence[str]) -> str:

@@ -56,12 +56,31 @@ class HostModelStatus(msgspec.Struct):
     load_s: float | None = None  # that setting up what needs it took last
 
 
-class DeviceStatus(msgspec.Struct):
-    """One device and the child that owns it. A CPU slot counts as a device: `index` null, `name` "cpu:0"."""
+class MemberStatus(msgspec.Struct):
+    """One GPU of a group, or a CPU slot that stands for one."""
 
-    index: int | None  # of the GPU, as NVML counts; null for a CPU slot
-    uuid: str | None  # `GPU-…`, of a part of a GPU `MIG-…`
-    name: str  # by which commands know it: `cuda:0`, `cuda:0:1`, `cpu:0`
+    index: int | None  # as NVML counts; null for a CPU slot
+    uuid: str | None
+    name: str  # `cuda:0`, by which commands find its group
+    product: str | None = None
+    vram_used: int | None = None  # by whomever, as its driver says
+    vram_total: int | None = None
+    vram_unattributed: int | None = None  # that a dead child had and that did not come back
+    util: float | None = None  # 0 to 1
+    temp: float | None = None  # degrees Celsius
+    power_w: float | None = None  # watts
+
+
+class DeviceStatus(msgspec.Struct):
+    """One device and the child that owns it. A CPU slot counts as a device: `index` null, `name` "cpu:0".
+
+    So does a group of GPUs, `cuda:0+1`: memory and power are those of its members together, `util` is their mean, and
+    `temp` that of the hottest.
+    """
+
+    index: int | None  # of the GPU, as NVML counts, of a group's first one; null for a CPU slot
+    uuid: str | None  # `GPU-…`, of a part of a GPU `MIG-…`; null for a group
+    name: str  # by which commands know it: `cuda:0`, `cuda:0:1`, `cuda:0+1`, `cpu:0`
     pid: int | None  # of its child, in the namespace of the supervisor
     state: str  # as listed above
     vram_used: int | None = None  # of the GPU, by whomever, as its driver says
@@ -96,6 +115,7 @@ class DeviceStatus(msgspec.Struct):
     drained: bool = False  # by an operator: it is given no jobs
     mig: str | None = None  # the profile, `1g.10gb`, where it is a part of a GPU
     deaths: dict[str, int] = {}  # of its children, by cause: a signal, `exit`, `host_oom`, `hang`, or why it was ended
+    members: list[MemberStatus] = []  # of a group, as its child counts them
 
 
 class JobStatus(msgspec.Struct):

@@ -9,7 +9,19 @@ from typing import NamedTuple
 from gen_worker.models.wanted import Slot
 from gen_worker.wire.scheduler import FnUnavailable, StateDelta, WorkerPhase
 from gen_worker_supervisor.phases import Health, ModelState
-from gen_worker_supervisor.state import Device, Fleet, Function, drained_away, holds, takes, too_old, too_small, unheld
+from gen_worker_supervisor.state import (
+    Device,
+    Fleet,
+    Function,
+    capacity_bytes,
+    drained_away,
+    holds,
+    takes,
+    too_few,
+    too_old,
+    too_small,
+    unheld,
+)
 from gen_worker_supervisor.verdicts import INSUFFICIENT_DISK
 
 FREE_STEP = 20  # free memory is told in so many steps of all there is, so that a byte less is no news
@@ -64,10 +76,13 @@ def _host_gate(fleet: Fleet, function: Function) -> FnUnavailable | None:
     detail = unheld(fleet, function)
     there = [device for device in fleet.devices if takes(device, function)]
     if surveyed.gpu and not there:
-        gpus = sum(device.kind == "cuda" for device in fleet.devices)
+        gpus = sum(device.gpu_count for device in fleet.devices if device.kind == "cuda")
         return _told(function, "cuda_unavailable", detail, {"gpu_count": str(gpus)})
     if surveyed.missing:
         return _told(function, "missing_cuda_library", detail, {"missing": ",".join(surveyed.missing)})
+    if there and all(too_few(device, function) for device in there):
+        return _told(function, "insufficient_gpus", detail, _counts(function, there))
+    there = [device for device in there if not too_few(device, function)]
     if there and all(too_old(device, function) for device in there):
         return _told(function, "compute_capability_unmet", detail, _ages(function, there))
     small = [device for device in there if too_small(device, function)]
@@ -76,13 +91,18 @@ def _host_gate(fleet: Fleet, function: Function) -> FnUnavailable | None:
     return _told(function, "no_device", detail, {})
 
 
+def _counts(function: Function, devices: list[Device]) -> dict[str, str]:
+    most = max(device.gpu_count for device in devices)
+    return {"required_gpu_count": str(function.surveyed.gpu_count), "detected_gpu_count": str(most)}
+
+
 def _ages(function: Function, devices: list[Device]) -> dict[str, str]:
     newest = max(int(device.sm) for device in devices)
     return {"detected_sm": str(newest), "required_sm": str(round((function.surveyed.compute_capability or 0) * 10))}
 
 
 def _sizes(function: Function, devices: list[Device]) -> dict[str, str]:
-    most = max(device.budget_bytes or device.vram_total or 0 for device in devices)
+    most = max(capacity_bytes(device, function) for device in devices)
     return {
         "required_vram_gb": f"{function.surveyed.vram_gb:g}",
         "detected_vram_gb": str(round(most / (1 << 30))),  # a 24 GB card reports 23.99 GiB

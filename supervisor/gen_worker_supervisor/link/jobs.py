@@ -244,13 +244,19 @@ class LinkJobs:
         if run.compute is None or run.compute.accelerator != "cuda":
             return function
         devices = [device for device in self.supervisor.fleet.devices if device.takes_gpu_functions]
-        chosen = next((device for device in devices if _index(device) == run.compute.gpu_index), None)
+        chosen = next((device for device in devices if run.compute.gpu_index in map(_index, device.gpus)), None)
         if chosen is None:
-            text = f"no GPU {run.compute.gpu_index} on this worker, which has {len(devices)}"
+            count = sum(device.gpu_count for device in devices)
+            text = f"no GPU {run.compute.gpu_index} on this worker, which has {count}"
             return _result(run, JobStatus.RETRYABLE, text)
         if chosen.lost:
             return _result(run, JobStatus.RETRYABLE, f"function unavailable: {chosen.loss}")
-        return self.supervisor.fleet.on_device(function, chosen) if takes(chosen, function) else function
+        needed = max(run.compute.gpu_count, function.surveyed.gpu_count)
+        if chosen.gpu_count < needed and function.surveyed.gpu:
+            text = f"GPU {run.compute.gpu_index} of this worker is `{chosen.name}`, no group of {needed} GPUs"
+            return _result(run, JobStatus.RETRYABLE, text)
+        apart = function.gpus not in (0, chosen.gpu_count)  # a group is not for what smaller devices can run
+        return function if apart or not takes(chosen, function) else self.supervisor.fleet.on_device(function, chosen)
 
     def _submit(self, held: Held, function: Function) -> None:
         run = held.run

@@ -15,7 +15,7 @@ def resources(devices: Sequence[Device], libraries: Iterable[str], settings: Set
 
     `libraries` are those of `Survey.libraries`.
     """
-    gpus = [device for device in devices if device.kind == "cuda" and not device.lost]
+    gpus = [gpu for device in devices if device.kind == "cuda" and not device.lost for gpu in device.gpus]
     return WorkerResources(
         gpu_count=len(gpus),
         vram_total_bytes=sum(device.vram_total or 0 for device in gpus),
