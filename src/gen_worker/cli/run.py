@@ -359,6 +359,8 @@ def _call(
         if shown.results.lost is not None:
             raise shown.results.failure() from None
         shown.events.hide()
+        if (lost := executor.instances.engines.loss(0, spec.instance, error)) is not None:
+            raise Failure(lost.message, "what it printed last stands above", code=USER_CODE) from None
         return _failed(error, asked=context.cancelled)
     return OK
 
