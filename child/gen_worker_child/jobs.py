@@ -602,9 +602,7 @@ class Jobs:
             models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
             inline_file_bytes=job.order.inline_file_bytes,
             traceparent=job.order.traceparent,
-            **producer_fields(job.order.producing, JobPlatform(self.calls, job))
-            if job.spec.kind != "inference"
-            else {},
+            **self._producer_fields(job),
         )
         ctx._earlier = job.order.earlier
         return ctx
@@ -612,7 +610,7 @@ class Jobs:
     def _producer_fields(self, job: Job) -> Mapping[str, Any]:
         if job.spec.kind == "inference":
             return {}
-        return producer_fields(job.order.producing, JobPlatform(self.calls, job))
+        return producer_fields(job.order.producing, JobPlatform(self.calls, job), remote=job.order.wire)
 
     def _models(self, job: Job) -> Mapping[str, Binding]:
         if not job.spec.bindings and job.spec.earlier is None:

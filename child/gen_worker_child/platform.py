@@ -142,7 +142,7 @@ def _close_what_came(answer: "queue.SimpleQueue[Told | None]") -> None:
             close_all(told[1])
 
 
-def producer_fields(producing: Producing | None, platform: JobPlatform) -> Mapping[str, Any]:
+def producer_fields(producing: Producing | None, platform: JobPlatform, *, remote: bool) -> Mapping[str, Any]:
     """Return what the context of a producer takes beside what every context takes."""
     given = producing or Producing()
     return {
@@ -153,4 +153,5 @@ def producer_fields(producing: Producing | None, platform: JobPlatform) -> Mappi
         "destination_info": {"ref": given.destination_repo} if given.destination_repo else None,
         "platform": platform,
         "publishes": given.publishes,
+        "remote": remote,
     }

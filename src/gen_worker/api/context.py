@@ -83,7 +83,14 @@ class RequestContext:
         execution_hints: Mapping[str, object] | None = None,
         inline_file_bytes: int = 0,
         traceparent: str = "",
+        file_api_base_url: str = "",
+        worker_capability_token: str = "",
+        source_info: Mapping[str, Any] | None = None,
+        destination_info: Mapping[str, Any] | None = None,
+        compute: object | None = None,
+        hf_token: str = "",
     ) -> None:
+        """Of `file_api_base_url`, `worker_capability_token` and what producers have, this one makes no use."""
         if timeout_ms is not None:
             timeout_s = timeout_ms / 1000
         self._request_id = request_id
