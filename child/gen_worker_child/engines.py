@@ -54,6 +54,8 @@ class Engines:
         """Instances that are of no use any more; the owner of `on_death` puts them here."""
 
         self._running: dict[str, _Running] = {}
+        self._booting: Launched | None = None
+        self._leaving = False
         self._lock = threading.Lock()
 
     def start(self, instance: str, spec: "FunctionSpec", slots: "Sequence[SlotModel]") -> "ServerHandle":
@@ -62,10 +64,18 @@ class Engines:
         Raises `ValidationError` where there is no model, `ServerBootError` where it does not come up.
         """
         server = _server(spec, slots)
-        server.on_look = lambda launched: self.report(
-            Engine(instance, server.name, "booting", launched.pid, server.port)
-        )
-        handle = server.start()
+
+        def look(launched: "Launched") -> None:
+            self._booting = launched
+            if self._leaving:
+                launched.end()
+            self.report(Engine(instance, server.name, "booting", launched.pid, server.port))
+
+        server.on_look = look
+        try:
+            handle = server.start()
+        finally:
+            self._booting = None
         launched = handle.launched
         assert launched is not None
         running = self._running[instance] = _Running(handle, launched)
@@ -107,6 +117,12 @@ class Engines:
         if running is not None:
             running.handle.stop(grace_s=GRACE_S)
             self.report(Engine(instance, running.launched.name, "gone"))
+
+    def leave(self) -> None:
+        """Wait for no engine that boots: this process is about to end."""
+        self._leaving = True
+        if (booting := self._booting) is not None:
+            booting.end()
 
     # --- deaths ---
 

@@ -380,6 +380,7 @@ class Child:
             case Unload(instance):
                 return partial(self._unload, instance)
             case Drain():
+                self._engines.leave()
                 return self._shut_down
             case Pin(instances):
                 self._pinned = frozenset(instances)

@@ -79,24 +79,24 @@ class Launched:
             self._reader.join(within_s)
         return tuple(self._lines)
 
+    def end(self) -> None:
+        """Have it ended at once with everything that it started; wait for nothing."""
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()  # at which the lifeline does so
+
     def stop(self, grace_s: float) -> None:
         """Ask it to end, and after `grace_s` end it with everything that it started; it may have ended before."""
         self.asked = True
         if grace_s > 0 and not self._gone.is_set():
             self.process.terminate()
             self._gone.wait(grace_s)
-        self._let_go()
+        self.end()
         if self._gone.wait(KILL_S):
             return
         self.process.kill()  # the lifeline itself is stopped, or waits for what cannot be killed
         self._sweep()
         self._gone.wait(KILL_S)
-
-    def _let_go(self) -> None:
-        """Close the lifeline's input, at which it ends everything."""
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()
 
     def _sweep(self) -> None:
         """End what a killed lifeline has left: the engine's session, and what shows its mark."""
@@ -134,7 +134,7 @@ class Launched:
         if self.status is None:
             self.status = left
             self._sweep()  # the lifeline may have been killed, and the engine has died with it
-        self._let_go()
+        self.end()
         self._gone.set()
         self._ends()
 
