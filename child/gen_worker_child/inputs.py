@@ -18,7 +18,7 @@ import msgspec
 
 from gen_worker.api.errors import RetryableError
 from gen_worker.api.shapes import records_of
-from gen_worker.api.types import Asset
+from gen_worker.api.types import Asset, Tensors
 from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
 from gen_worker.scratch import PREFIX, claimed_folder, remove_abandoned
 from gen_worker.wire.messages import FRAME_LIMIT, MOST_INPUTS, InputAsset, InputFile
@@ -34,15 +34,18 @@ _ANY = 1 << 53  # stands for every larger number of a caller's
 @lru_cache(maxsize=256)
 def holds_assets(type_: type[msgspec.Struct]) -> bool:
     """Tell whether values of a type may hold assets."""
-    return any(issubclass(record.cls, Asset) for record in records_of(type_))
+    return any(issubclass(record.cls, Asset | Tensors) for record in records_of(type_))
 
 
-def assets_in(payload: msgspec.Struct, most_depth: int | None = None) -> Iterator[Asset]:
-    """Yield every asset in a decoded payload in its order, however deep it lies, or down to a depth."""
+def assets_in(payload: msgspec.Struct, most_depth: int | None = None) -> Iterator[Asset | Tensors]:
+    """Yield every asset in a decoded payload in its order, however deep it lies, or down to a depth.
+
+    Weights, `Tensors`, are assets as well: theirs lie behind URLs, and never come as bytes.
+    """
     waiting: list[tuple[Any, int]] = [(payload, 0)]
     while waiting:
         value, depth = waiting.pop()
-        if isinstance(value, Asset):
+        if isinstance(value, Asset | Tensors):
             yield value
         elif depth != most_depth:
             parts = [(part, depth + 1) for part in _parts(value) if type(part) not in _WITHOUT_PARTS]
@@ -85,9 +88,11 @@ def filled(payload: msgspec.Struct, files: Sequence[InputFile]) -> AbstractConte
 
 
 @contextmanager
-def _filled(assets: Sequence[Asset], files: Sequence[InputFile]) -> Iterator[None]:
+def _filled(assets: Sequence[Asset | Tensors], files: Sequence[InputFile]) -> Iterator[None]:
     for asset, file in zip(assets, files, strict=True):
-        asset.local_path, asset.size_bytes, asset.mime_type = file.local_path, file.size_bytes, file.mime_type
+        asset.local_path, asset.size_bytes = file.local_path, file.size_bytes
+        if isinstance(asset, Asset):
+            asset.mime_type = file.mime_type
     try:
         yield
     finally:
@@ -95,17 +100,23 @@ def _filled(assets: Sequence[Asset], files: Sequence[InputFile]) -> Iterator[Non
             asset.local_path = None  # an output that holds the asset shall not name a file that is gone
 
 
-def _behind_urls(payload: msgspec.Struct) -> list[Asset]:
+def _behind_urls(payload: msgspec.Struct) -> list[Asset | Tensors]:
     if not holds_assets(type(payload)):
         return []
     return [asset for asset in assets_in(payload, _MOST_DEPTH) if _is_behind_url(asset)]
 
 
-def _is_behind_url(asset: Asset) -> bool:
-    return not asset.local_path and asset.inline_bytes is None and asset.ref[:8].lower().startswith(_SCHEMES)
+def _is_behind_url(asset: Asset | Tensors) -> bool:
+    return not asset.local_path and _bytes_of(asset) is None and asset.ref[:8].lower().startswith(_SCHEMES)
 
 
-def _described(asset: Asset) -> InputAsset:
+def _bytes_of(asset: Asset | Tensors) -> bytes | None:
+    return asset.inline_bytes if isinstance(asset, Asset) else None
+
+
+def _described(asset: Asset | Tensors) -> InputAsset:
+    if isinstance(asset, Tensors):
+        return InputAsset(asset.ref)
     limits = (asset.url_max_bytes, asset.url_max_width, asset.url_max_height, asset.url_max_pixels)
     size, width, height, pixels = (min(max(0, limit or 0), _ANY) for limit in limits)
     return InputAsset(asset.ref, size, asset.url_allowed_mime_types, width, height, pixels)
@@ -128,7 +139,8 @@ class InputFiles:
 
     @contextmanager
     def _written(self, payload: msgspec.Struct) -> Iterator[None]:
-        assets = [each for each in assets_in(payload) if each.inline_bytes is not None and not each.local_path]
+        assets = [each for each in assets_in(payload) if isinstance(each, Asset) and not each.local_path]
+        assets = [each for each in assets if each.inline_bytes is not None]
         if not assets:
             yield
             return

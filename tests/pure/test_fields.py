@@ -2,6 +2,7 @@
 
 import base64
 import enum
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker.api.types import Asset, ImageAsset
+from gen_worker.api.types import Asset, ImageAsset, Tensors
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.fields import payload_from
+from gen_worker.cli.payload import LocalFiles
 
 
 class Style(msgspec.Struct):
@@ -324,3 +326,18 @@ def test_a_bare_word_for_a_file_says_how_to_pass_it() -> None:
 
 def test_a_list_of_files_can_come_from_a_file_of_json() -> None:
     assert fields("images@sizes.json", schema=COLLAGE) == {"images": [1, 2]}
+
+
+class Styled(msgspec.Struct):
+    lora: Tensors
+
+
+def test_a_field_for_weights_takes_a_file_and_sends_none_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "ink.safetensors"
+    file.write_bytes(b"12345")
+    schema = msgspec.json.schema(Styled)
+    expected = {"ref": "local/ink.safetensors", "local_path": str(file), "size_bytes": 5}
+    assert payload_from([f"lora@{file}"], over={}, schema=schema, files=LocalFiles()) == {"lora": expected}
+    with pytest.raises(Failure, match="takes weights, which go to a server of this machine only") as caught:
+        payload_from([f"lora@{file}"], over={}, schema=schema, files=LocalFiles(inline=True))
+    assert caught.value.hint == "name them by a URL: `lora.ref=https://…`"

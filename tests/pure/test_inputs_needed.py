@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gen_worker.api.types import Asset, ImageAsset
+from gen_worker.api.types import Asset, ImageAsset, Tensors
+from gen_worker.utils.lora import Lora
 from gen_worker.wire.messages import FRAME_LIMIT, MOST_INPUTS, InputAsset, InputFile, NeedsInputs
-from gen_worker_child.inputs import filled, needed
+from gen_worker_child.inputs import filled, needed, refuse_paths
 
 URL = "https://example.org/cat.png"
 
@@ -130,3 +131,21 @@ def test_a_payload_that_is_decoded_again_has_its_assets_in_the_same_places(encod
     names = [f"https://a/{number}" for number in range(20)]
     body = coder.encode({"by_name": {name: [{"ref": name}, 1] for name in names}})
     assert urls(coder.decode(body, type=Payload)) == urls(coder.decode(body, type=Payload)) == names
+
+
+class Styled(msgspec.Struct):
+    loras: list[Lora] = []
+
+
+def test_weights_behind_urls_are_fetched_like_assets() -> None:
+    payload = Styled([Lora(Tensors("https://host/a.safetensors")), Lora(Tensors("acme/b"))])
+    assert needed(payload) == [InputAsset("https://host/a.safetensors")]
+    with filled(payload, [InputFile("/x/a.safetensors", 7, "application/octet-stream")]):
+        assert payload.loras[0].tensors.local_path == "/x/a.safetensors"
+        assert payload.loras[0].tensors.size_bytes == 7
+    assert payload.loras[0].tensors.local_path is None
+
+
+def test_who_asks_from_elsewhere_names_no_weights_of_this_machine() -> None:
+    with pytest.raises(ValueError, match="has no `local_path` here"):
+        refuse_paths(Styled([Lora(Tensors("a", local_path="/etc/passwd"))]))

@@ -131,7 +131,7 @@ def _value(token: Token, place: Place, files: Files) -> Any:
     if token.marker == ":=":
         return _json(token.key, token.value, place)
     if place.is_asset():
-        return files.asset(token.value)
+        return _file(token, place, files)
     content = files.read(token.value)
     if place.is_bytes():
         return base64.b64encode(content).decode()
@@ -146,6 +146,14 @@ def _value(token: Token, place: Place, files: Files) -> Any:
             raise _not_text(token, place)
         return _json(token.key, text, place)
     return _coerce(token.key, text.strip(), place)
+
+
+def _file(token: Token, place: Place, files: Files) -> dict[str, Any]:
+    given, fields = files.asset(token.value), place.fields()
+    if "inline_bytes" in given and "inline_bytes" not in fields:
+        hint = f"name them by a URL: `{token.key}.ref=https://…`"
+        raise Failure(f"`{token.key}` takes weights, which go to a server of this machine only", hint)
+    return {name: value for name, value in given.items() if name in fields}
 
 
 def _not_text(token: Token, place: Place) -> Failure:

@@ -9,6 +9,7 @@ Schema: TypeAlias = dict[str, Any]
 
 _ALTERNATIVES = 1000  # a reference in a schema from elsewhere may go round in a circle
 _ASSET = {"ref", "local_path", "inline_bytes"}  # the fields that make a struct one that stands for a file
+_TENSORS = {"ref", "local_path", "blob_digest"}
 _TYPES = frozenset(("string", "integer", "number", "boolean", "null", "array", "object"))
 
 
@@ -93,8 +94,9 @@ class Place(NamedTuple):
         return any(member.here.get("contentEncoding") == "base64" for member in self.members())
 
     def is_asset(self) -> bool:
-        """Whether an `Asset` belongs here: an object that stands for a file."""
-        return self.fields().keys() >= _ASSET
+        """Whether an `Asset` or `Tensors` belong here: an object that stands for a file."""
+        fields = self.fields().keys()
+        return fields >= _ASSET or fields >= _TENSORS
 
 
 def _looks_like(value: dict[str, Any], place: Place) -> bool:

@@ -1,0 +1,1 @@
+"""What authors use beside the SDK's own parts, each for one library."""
