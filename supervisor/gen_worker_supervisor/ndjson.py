@@ -28,7 +28,7 @@ from gen_worker_supervisor.supervisor import Supervisor
 
 LINK = "serve"
 COPIED_BYTES = 1 << 20  # an output that waits for a slow reader and is not longer gives its shared memory back
-AT_ONCE = 64  # requests of standard input that are in the queue at once, so that a batch never fills it
+AT_ONCE = 64  # requests of standard input that are in the queue at once, so that they never fill it
 WAITING_COST = 1024  # bytes that a request takes beside its payload
 LONGEST_TIMEOUT_MS = 10**12
 
@@ -562,7 +562,7 @@ class StreamsConnection(Connection):
 
 
 class Waiting(NamedTuple):
-    """A request of a batch that has not begun, or what is wrong with it."""
+    """A request of standard input that has not begun, or what is wrong with it."""
 
     request: Request
     problem: str = ""

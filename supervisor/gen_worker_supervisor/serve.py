@@ -58,7 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def serve(options: Options, settings: Settings, environment: Mapping[str, str], *, limits: Limits | None = None) -> int:
-    """Serve until SIGINT or SIGTERM, the end of a batch, or the idle timeout; return the exit code."""
+    """Serve until SIGINT or SIGTERM, the end of the requests on stdin, or the idle timeout; return the exit code."""
     look = stderr_look(settings.log_format, settings.log_level, environment, secret_values(environment, settings))
     if limits is None:
         unsent = max(Limits().unsent_bytes, 2 * settings.max_output_bytes)
