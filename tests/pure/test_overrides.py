@@ -105,7 +105,6 @@ def test_another_model_has_its_own_revision_and_is_loaded_as_the_binding_says() 
         ({"free": "a/b@../x"}, "is no ref"),
         ({"free": "https://a/b"}, "is no ref"),
         ({"free": "a/b\n"}, None),
-        ({"hub": "a/b@sha256:00"}, "`a/b@sha256:00` has a digest, `Hub` takes none"),
         ({"civitai": "../x"}, "is no ref of civitai; write the id of a model"),
         ({"scope": "m/é"}, "is no ref of modelscope"),
     ],

@@ -173,11 +173,16 @@ def _print_list(project: Project, pretty: bool) -> int:
 
 
 def _import(project: Project) -> "tuple[list[FunctionSpec], ModuleType]":
-    from gen_worker.discovery import DiscoveryError, collect, import_main
+    from gen_worker.discovery import DiscoveryError, collect
+    from gen_worker.discovery.walk import import_modules
 
+    skipped: list[DiscoveryError] = []
     try:
-        main = import_main(project.module, project.paths)
-        return collect(main), main
+        modules = import_modules(project.module, project.paths)
+        specs = collect(*modules, skipped=skipped, passed_over=skipped)
+        for problem in skipped:
+            say_error(f"skipped: {problem.message}", problem.hint)
+        return specs, modules[0]
     except DiscoveryError as error:
         show_stack(error.stack)
         raise Failure(error.message, error.hint) from None

@@ -47,7 +47,7 @@ def command(path: str, module: str | None, require_uv_lock: bool, as_json: bool)
         raise Failure("`--module` and `--require-uv-lock` together", "a module has no files of a project")
     if module is not None:
         refuse_odd(module)
-    found = Validation([], []) if module else validate_endpoint(root, require_uv_lock=require_uv_lock)
+    found = Validation([], []) if module else _files_of(root, require_uv_lock)
     functions, of_lock = _lock_of(root, module)
     errors = [*found.errors, *(each for each in of_lock.errors if each not in found.errors)]
     warnings = [*found.warnings, *of_lock.warnings]
@@ -60,6 +60,16 @@ def command(path: str, module: str | None, require_uv_lock: bool, as_json: bool)
             _tell("error", error)
         click.echo(_verdict(module or _name(root), errors, warnings, functions))
     return USAGE if errors else OK
+
+
+def _files_of(root: Path, require_uv_lock: bool) -> Validation:
+    """Return what is wrong with the files of a project, by the rules of the generation that it was written for."""
+    from gen_worker.earlier.project import is_of_earlier, validate_project
+
+    if not is_of_earlier(root):
+        return validate_endpoint(root, require_uv_lock=require_uv_lock)
+    result = validate_project(root, require_uv_lock=require_uv_lock)
+    return Validation([Finding(each) for each in result.errors], [Finding(each) for each in result.warnings])
 
 
 def _root_of(path: Path) -> Path:

@@ -13,8 +13,13 @@ from gen_worker.discovery.validation import validate_endpoint_lock
 
 def print_manifest(config: str | None, module: str | None, render: Callable[[dict[str, Any]], str]) -> int:
     """Print a project's manifest as `render` writes it and return 0, or say everything that is wrong and return 1."""
+    return print_document(lambda: manifest_of(*located(config, module)), render)
+
+
+def print_document(find: Callable[[], dict[str, Any]], render: Callable[[dict[str, Any]], str]) -> int:
+    """Print what is found as `render` writes it and return 0, or say everything that is wrong and return 1."""
     try:
-        document = manifest_of(*located(config, module))
+        document = find()
     except DiscoveryError as error:
         for line in error.stack:
             print(line, file=sys.stderr)

@@ -195,6 +195,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         produces=spec.kind != "inference",
         injections=[] if spec.earlier is None else surveyed_injections(spec.earlier.injections),
         max_concurrency=0 if spec.earlier is None else spec.earlier.max_concurrency or 0,
+        earlier=spec.earlier is not None,
     )
 
 

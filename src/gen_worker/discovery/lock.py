@@ -6,7 +6,7 @@ from typing import Any
 from gen_worker.discovery.command import located
 from gen_worker.discovery.documents import manifest
 from gen_worker.discovery.specs import collect
-from gen_worker.discovery.walk import import_main
+from gen_worker.discovery.walk import import_modules
 
 
 def discover(path: str | Path | None = None, *, module: str | None = None) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def discover(path: str | Path | None = None, *, module: str | None = None) -> di
     Raises DiscoveryError with everything that is wrong with its functions, FileNotFoundError or ValueError for a
     project file that does not name them.
     """
-    return manifest(collect(import_main(*located(path, module))))
+    return manifest(collect(*import_modules(*located(path, module))))
 
 
 def to_toml(document: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The short-lived process that looks at the author's module in a supervisor's stead: one JSON document on stdout.
 
 `python -m gen_worker.discovery.probe --module MODULE --path FOLDER…` prints a survey, with `--manifest` the manifest,
-and exits 0, or `{"error", "hint", "stack", "problems"}` and exits 2.
+with `--entries` what `python -m gen_worker.discover` prints, and exits 0, or `{"error", "hint", "stack", "problems"}`
+and exits 2.
 """
 
 import argparse
@@ -31,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--module", required=True, help="what declares the endpoints; several with `,` between")
     parser.add_argument("--path", action="append", default=[], help="a folder for the front of `sys.path`; repeatable")
     parser.add_argument("--manifest", action="store_true", help="print the manifest instead of a survey")
+    parser.add_argument("--entries", action="store_true", help="print the manifest with the earlier API's entries")
     options = parser.parse_args(arguments)
     with reserved_stdout() as stdout:
         try:
-            document = msgspec.json.encode(_look(options.module, options.path, options.manifest))
+            look = _entries if options.entries else _manifest if options.manifest else _survey
+            document = msgspec.json.encode(look(options.module, options.path))
         except DiscoveryError as error:
             problems = [_told(problem) for problem in error.problems if problem is not error]
             write_all(stdout, msgspec.json.encode(sendable({**_told(error), "problems": problems})))
@@ -43,11 +46,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _look(module: str, paths: Sequence[str], wants_manifest: bool) -> Survey | dict[str, Any]:
-    specs = collect(*import_modules(module, paths))
-    if wants_manifest:
-        return manifest(specs)
+def _manifest(module: str, paths: Sequence[str]) -> dict[str, Any]:
+    return manifest(collect(*import_modules(module, paths)))
+
+
+def _survey(module: str, paths: Sequence[str]) -> Survey:
+    skipped: list[DiscoveryError] = []
+    specs = collect(*import_modules(module, paths), skipped=skipped, passed_over=skipped)
+    for problem in skipped:
+        print(f"error: skipped: {problem.message}", file=sys.stderr)
+        if problem.hint:
+            print(f"hint: {problem.hint}", file=sys.stderr)
     return survey(specs, module=module, paths=paths, loaded=sys.modules)
+
+
+def _entries(module: str, paths: Sequence[str]) -> dict[str, Any]:
+    from gen_worker.earlier.manifest import document_of
+
+    return document_of(module.split(","), paths)
 
 
 def _told(error: DiscoveryError) -> dict[str, Any]:

@@ -44,6 +44,22 @@ def manifest_of(module: str, paths: Sequence[str]) -> dict[str, Any]:
     return document
 
 
+def entries_of(module: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Return the manifest of modules, functions of the earlier API as that writes them; raise DiscoveryError.
+
+    As `manifest_of` otherwise.
+    """
+    from gen_worker.discovery.walk import made_in_memory
+
+    loaded = sys.modules.get(module)
+    if loaded is not None and made_in_memory(loaded):
+        from gen_worker.earlier.manifest import document_of
+
+        return document_of([module], paths)
+    document: dict[str, Any] = msgspec.json.decode(ask(module, paths, "--entries"))
+    return document
+
+
 def survey_of_module(module: str, paths: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Survey:
     """Return what dispatch must know of a module; raise DiscoveryError when it has faults."""
     return msgspec.json.decode(ask(module, paths, environment=environment), type=Survey)

@@ -13,6 +13,7 @@ class ProjectConfig(NamedTuple):
     root: Path
     name: str
     main: str
+    """Several with `,` between them where functions of the earlier API are declared elsewhere."""
 
 
 def load_project_config(path: str | Path | None = None) -> ProjectConfig:
@@ -31,9 +32,28 @@ def load_project_config(path: str | Path | None = None) -> ProjectConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{file}` is not valid TOML: {error}") from error
     main = _entry(document, "tool", "gen_worker", "main")
-    if problem := _problem_of(document, main):
+    earlier = _earlier_modules(document, file.parent)
+    problem = "" if earlier and not _has_own_table(document) else _problem_of(document, main)
+    if problem:
         raise ValueError(f"`{file}` {problem}")
-    return ProjectConfig(file.parent, _entry(document, "project", "name"), main)
+    top = main.partition(".")[0]
+    others = [each for each in earlier if each.partition(".")[0] != top]
+    return ProjectConfig(file.parent, _entry(document, "project", "name"), ",".join(filter(None, (main, *others))))
+
+
+def _has_own_table(document: dict[str, Any]) -> bool:
+    tools = document.get("tool")
+    return isinstance(tools, dict) and "gen_worker" in tools
+
+
+def _earlier_modules(document: dict[str, Any], root: Path) -> list[str]:
+    """Return the modules with functions of the earlier API, of a project that has a table `[tool.cozy]`."""
+    tools = document.get("tool")
+    if not isinstance(tools, dict) or not isinstance(tools.get("cozy"), dict):
+        return []
+    from gen_worker.earlier.project import scan
+
+    return scan(root)[0]
 
 
 def _problem_of(document: dict[str, Any], main: str) -> str:
@@ -41,6 +61,8 @@ def _problem_of(document: dict[str, Any], main: str) -> str:
     tools = document.get("tool")
     tools = tools if isinstance(tools, dict) else {}
     table = tools.get("gen_worker")
+    if table is None and "cozy" in tools:
+        return "has `[tool.cozy]`, and no file of the project marks a function with `@worker_function()`"
     if table is None:
         misnamed = next((name for name in ("gen-worker", "genworker", "GenWorker") if name in tools), None)
         if misnamed:

@@ -68,10 +68,13 @@ class FunctionSpec:
         return "loop" if on_loop and self.batch is None else "device"
 
 
-def collect(*modules: ModuleType, skipped: list[DiscoveryError] | None = None) -> list[FunctionSpec]:
+def collect(
+    *modules: ModuleType, skipped: list[DiscoveryError] | None = None, passed_over: list[DiscoveryError] | None = None
+) -> list[FunctionSpec]:
     """Return the functions of the modules' top packages, sorted by name; raise DiscoveryError with every problem.
 
-    What `skipped` is given takes problems of earlier functions, which are left out then, as their API says.
+    Two lists may be given for problems with which earlier functions are left out instead: `skipped` for those that
+    break a rule, `passed_over` for those whose name another has, and for modules beside them that do not import.
     """
     targets: list[tuple[Any, str]] = []
     problems: list[DiscoveryError] = []
@@ -79,9 +82,9 @@ def collect(*modules: ModuleType, skipped: list[DiscoveryError] | None = None) -
     for top, module in tops.items():
         found, refused = marked_objects(module)
         targets += [(target, top) for target in found]
-        is_lenient = skipped is not None and found and all(is_earlier(target) for target in found)
-        (skipped if is_lenient and skipped is not None else problems).extend(refused)
-    return _specs(targets, problems, ", ".join(module.__name__ for module in modules), skipped)
+        only_earlier = bool(found) and all(is_earlier(target) for target in found)
+        (passed_over if only_earlier and passed_over is not None else problems).extend(refused)
+    return _specs(targets, problems, ", ".join(module.__name__ for module in modules), skipped, passed_over)
 
 
 def specs_of(target: Any) -> list[FunctionSpec]:
@@ -94,6 +97,7 @@ def _specs(
     problems: list[DiscoveryError],
     where: str,
     skipped: list[DiscoveryError] | None = None,
+    passed_over: list[DiscoveryError] | None = None,
 ) -> list[FunctionSpec]:
     specs: list[FunctionSpec] = []
     for target, top in targets:
@@ -102,16 +106,16 @@ def _specs(
                 specs.append(attempt())
             except DiscoveryError as problem:
                 (skipped if skipped is not None and is_earlier(target) else problems).append(problem)
-    specs = _without_later(specs, skipped)
+    specs = _without_later(specs, passed_over)
     problems += _duplicates(specs)
     if problems:
         raise DiscoveryError.of(where, problems)
     return sorted(specs, key=lambda spec: spec.name)
 
 
-def _without_later(specs: list[FunctionSpec], skipped: list[DiscoveryError] | None) -> list[FunctionSpec]:
+def _without_later(specs: list[FunctionSpec], passed_over: list[DiscoveryError] | None) -> list[FunctionSpec]:
     """Leave out earlier functions whose name is taken, where such things are passed over."""
-    if skipped is None:
+    if passed_over is None:
         return specs
     kept: list[FunctionSpec] = []
     for spec in sorted(specs, key=lambda spec: spec.earlier is not None):  # stays in order but for that
@@ -119,7 +123,7 @@ def _without_later(specs: list[FunctionSpec], skipped: list[DiscoveryError] | No
         if first is None or spec.earlier is None:
             kept.append(spec)
         else:
-            skipped.append(DiscoveryError(f"{_where(spec)} is routed as {_where(first)} is", "rename one of them"))
+            passed_over.append(DiscoveryError(f"{_where(spec)} is routed as {_where(first)} is", "rename one of them"))
     return kept
 
 

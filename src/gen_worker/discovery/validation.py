@@ -130,6 +130,6 @@ def _entry_faults(number: int, entry: Mapping[str, Any]) -> list[Finding]:
     told = f"entry {number} of `functions`" + (f", `{name}`" if name else "")
     if not isinstance(name, str) or not slugify_name(name):
         faults.append(Finding(f"{told}: the name {name!r} leaves nothing to route by"))
-    if entry.get("kind") not in kinds:
+    if entry.get("kind") not in kinds and "injection_json" not in entry:  # which the earlier API's have instead
         faults.append(Finding(f"{told}: the kind is one of {', '.join(kinds)}, not {entry.get('kind')!r}"))
     return faults

@@ -6,7 +6,6 @@ Never imports the author's code.
 import ast
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -98,15 +97,28 @@ def table_of(file: Path) -> dict[str, Any] | None:
 
     Raises ValueError for a file that is no TOML.
     """
+    table = _tools_of(file).get("cozy")
+    return table if isinstance(table, dict) else None
+
+
+def is_of_earlier(root: Path) -> bool:
+    """Tell whether the project in a folder is one of the earlier generation, and none of this one."""
+    try:
+        tools = _tools_of(root / "pyproject.toml")
+    except ValueError:
+        return False
+    return isinstance(tools.get("cozy"), dict) and "gen_worker" not in tools
+
+
+def _tools_of(file: Path) -> dict[str, Any]:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{file}` is not valid TOML: {error}") from error
     tools = document.get("tool")
-    table = tools.get("cozy") if isinstance(tools, dict) else None
-    return table if isinstance(table, dict) else None
+    return tools if isinstance(tools, dict) else {}
 
 
 def project_of(module: ModuleType) -> CozyProject:
@@ -203,16 +215,6 @@ def _decorator(mark: ast.expr) -> str:
     return mark.id if isinstance(mark, ast.Name) else ""
 
 
-def modules_of(root: Path) -> tuple[str, ...]:
-    """Return the modules of the project in a folder that declare functions of the earlier API.
-
-    None where the project file has no `[tool.cozy]`.
-    """
-    if table_of(root / "pyproject.toml") is None:
-        return ()
-    return tuple(scan(root)[0])
-
-
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -243,9 +245,3 @@ def _faults_of_file(file: Path) -> tuple[list[str], list[str]]:
 def unlisted(keys: Iterable[str], models: Mapping[str, str]) -> list[str]:
     """Return the keys of models that functions use and `[tool.cozy.models]` does not have."""
     return sorted(set(keys) - set(models))
-
-
-def say_warnings(warnings: Iterable[str]) -> None:
-    """Say each warning on stderr."""
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)

@@ -66,9 +66,9 @@ def _is_path(target: str) -> bool:
 
 def _imported(module: str, paths: Sequence[str]) -> Endpoint:
     from gen_worker.discovery.specs import collect
-    from gen_worker.discovery.walk import import_main
+    from gen_worker.discovery.walk import import_modules
 
-    return Endpoint(collect(import_main(module, paths)), module, list(paths))
+    return Endpoint(collect(*import_modules(module, paths)), module, list(paths))
 
 
 def _of_module(module: ModuleType) -> Endpoint:
