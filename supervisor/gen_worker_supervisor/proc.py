@@ -132,7 +132,7 @@ class Subject:
             io[self.pid, thread_id] -= _io_bytes(f"{folder}/task/{self.pid}")
         if everybody is not None:
             cpu |= self._threads(folder, job_thread)
-            for pid, each in _descendants(self.pid, everybody).items():
+            for pid, each in descendants(self.pid, everybody).items():
                 cpu[pid, each.started] = each.cpu_s
                 io[pid, each.started] = _io_bytes(f"/proc/{pid}")
             self._cpu.forget(set(cpu))
@@ -174,7 +174,7 @@ def processes(root: Path = ROOT) -> dict[int, Stat]:
     return found
 
 
-def _descendants(root: int, stats: dict[int, Stat]) -> dict[int, Stat]:
+def descendants(root: int, stats: dict[int, Stat]) -> dict[int, Stat]:
     """Return the processes that a child started, and those that stayed in its session when their parents ended."""
     found = {pid for pid, each in stats.items() if each.session == root}
     found.add(root)

@@ -19,6 +19,7 @@ from gen_worker.wire.messages import Order, Report
 from gen_worker.wire.page import PageReader, Reading, create_page
 from gen_worker_supervisor.bodies import InputRegions, OutputRegions
 from gen_worker_supervisor.deaths import death, read_dump
+from gen_worker_supervisor.leftovers import end_engines_soon
 from gen_worker_supervisor.output import TAIL_LINES, OutputPipe
 from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 from gen_worker_supervisor.reaper import Reaper, ends_within, reap
@@ -248,6 +249,8 @@ class ChildProcess:
         if frames:
             self._listener.on_frames(self, frames)
         self._sweep()
+        if self.child.engines:
+            end_engines_soon(self._loop, self.pid)
         self._close_io()
         what = death(status, read_dump(self.crash_fd), self.child.job_thread, tuple(self.tail))
         self.close()
