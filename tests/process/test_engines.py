@@ -137,6 +137,17 @@ def test_no_process_of_an_engine_outlives_a_kill_by_a_second(engined: Engined, t
     until(lambda: not any(map(alive, before)), 1.0, what="the end of every process of the engine")
 
 
+@pytest.mark.quiet
+def test_an_engine_whose_lifeline_is_stopped_ends_soon_after_its_child(engined: Engined, tmp_path: Path) -> None:
+    server = engined("--workers", "1", "--strays", "1")
+    value(server.ask("chat", text="up"))
+    before = engines(tmp_path)
+    lifeline = int(Path(f"/proc/{main_of(server)}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(lifeline, signal.SIGSTOP)
+    os.kill(server.pids()["cpu:0"], signal.SIGKILL)
+    until(lambda: not any(map(alive, before)), 2.0, what="the end of every process of the engine")
+
+
 def test_a_job_whose_engine_dies_is_retryable_and_the_next_one_has_another_engine(
     engined: Engined, tmp_path: Path
 ) -> None:
@@ -197,7 +208,20 @@ def test_a_machine_without_the_engine_is_told_so(serve: Serve, variables: dict[s
     assert failed["detail"]["hint"].startswith("install it where the endpoint runs")
 
 
-def test_a_server_ends_in_time_although_its_engines_are_deaf_or_still_boot(engined: Engined, tmp_path: Path) -> None:
+def test_a_server_that_ends_waits_for_no_engine_that_boots(engined: Engined, tmp_path: Path) -> None:
+    server = engined("--boot-s", "60", "--deaf", "--workers", "1")
+    with server.connect() as connection:
+        connection.send("chat", "waits", text="up")
+        until(lambda: [each.state for device in server.status().gpus for each in device.engines] == ["booting"])
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert connection.frame()["error"]["kind"] in ("draining", "unavailable")
+    server.process.wait(10)
+    assert time.monotonic() - began < 4
+    assert engines(tmp_path) == []
+
+
+def test_a_server_ends_in_time_although_its_engine_is_deaf(engined: Engined, tmp_path: Path) -> None:
     server = engined("--deaf", "--workers", "1")
     value(server.ask("chat", text="up"))
     began = time.monotonic()
