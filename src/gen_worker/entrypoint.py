@@ -98,8 +98,7 @@ def _start(wish: Wish, told: "Told") -> int:
     for warning in () if wish.settings else settings.warnings:
         told.say("warning", warning)
     if settings.worker_mode == "trainer":
-        told.phase("trainer_mode_selected", "failed")
-        raise CannotWorkError("this version trains nothing: `WORKER_MODE` is `trainer`", "unset `WORKER_MODE`")
+        return _train(settings, environment, told)
     served = _manifest(wish, settings, told)
     _check_cache(settings, told)
     _check_orchestrator(settings, told)
@@ -108,6 +107,20 @@ def _start(wish: Wish, told: "Told") -> int:
         raise served
     told.context = "run"
     return _work(wish, served, settings, environment)
+
+
+def _train(settings: Settings, environment: Mapping[str, str], told: "Told") -> int:
+    """Be a worker in trainer mode: train what the job spec says; return the exit code."""
+    from gen_worker.trainer.runtime import supervised
+    from gen_worker.trainer.spec import SpecError
+    from gen_worker_supervisor.start import StartError
+
+    told.context = "training"
+    told.phase("trainer_mode_selected", "ok", job_spec_path=settings.trainer_job_spec_path)
+    try:
+        return supervised(None, settings, environment).code
+    except (SpecError, StartError) as error:
+        raise CannotWorkError(str(error), error.hint) from error
 
 
 def _manifest(wish: Wish, settings: Settings, told: "Told") -> Served | ImageError:

@@ -1,0 +1,253 @@
+"""The files of a training: a checkpoint a step file, one for the end, and which of them to go on from.
+
+`step-00000010.json` is written last and says what every other file of its checkpoint must be:
+`step-00000010.safetensors` has the tensors of its state, `step-00000010/` what the plugin wrote. A checkpoint of which
+a byte is missing or is another counts as not there.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gen_worker.trainer.contracts import StatePayload, checkpoint_folder
+from gen_worker.trainer.durable import Digest, damage, digest_of, digests_in, publish, sync_all, write_file
+from gen_worker.trainer.packing import pack, unpack
+
+FINAL = "final.json"
+_STEP = re.compile(r"step-(\d{8,})\.json")
+Complain = Callable[[str], None]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be gone on from; the text says which and why."""
+
+
+class Resume(NamedTuple):
+    """Where a training goes on."""
+
+    step: int
+    payload: StatePayload
+    checkpoint_dir: str | None
+    """What the plugin wrote, where it wrote something."""
+
+    path: Path
+
+
+class Final(NamedTuple):
+    """The end of a training, as its file says it."""
+
+    step: int
+    checkpoint: str | None
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """Return where the step file of a step is."""
+    return folder / f"step-{step:08d}.json"
+
+
+def steps_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return the step files of a folder, the highest step first."""
+    found = [(int(match[1]), path) for path in _listed(folder) if (match := _STEP.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    return folder.iterdir() if folder.is_dir() else iter(())
+
+
+# --- written ----------------------------------------------------------------------------------------------------------
+
+
+class CheckpointFolder:
+    """Where the checkpoints of one training go: the `ArtifactWriter` of a folder."""
+
+    def __init__(self, checkpoints: Path, request_id: str, samples: "SampleFolder | None" = None) -> None:
+        self.folder = checkpoints
+        self._request_id = request_id
+        self._samples = samples
+
+    def write_checkpoint(self, *, step: int, state_payload: dict[str, Any], trainer: Any, state: Any, ctx: Any) -> str:
+        """Keep a state, and what the plugin writes itself; return the step file's path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = step_file(self.folder, step)
+        document: dict[str, Any] = {"step": step, "request_id": self._request_id}
+        files: dict[str, Digest] = {}
+        told = self._plugin_files(path, trainer, state=state, step=step, final=False, ctx=ctx)
+        if told is not None:
+            document["trainer_checkpoint"], files = told
+        tensors: dict[str, Any] = {}
+        document["state"] = pack(dict(state_payload), tensors, "state")
+        if isinstance(state_payload, StatePayload):
+            document["runtime"] = pack(state_payload.runtime, tensors, "runtime")
+        if tensors:
+            kept = _save_tensors(tensors, path.with_suffix(".safetensors"))
+            files[kept.name] = digest_of(kept)
+        return str(_write_document(path, {**document, "files": files}))
+
+    def write_samples(self, *, step: int, state: Any, ctx: Any) -> list[str]:
+        """Have the plugin make samples, where it can and somebody wants some."""
+        return [] if self._samples is None else self._samples.write(step=step, state=state, ctx=ctx)
+
+    def finalize(self, *, state_payload: dict[str, Any], trainer: Any, state: Any, ctx: Any) -> str | None:
+        """Keep what the plugin writes at the end, and say where it is; without such a hook, the last state is it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step = int(state_payload.runtime["step"]) if isinstance(state_payload, StatePayload) else 0  # type: ignore[index]
+        path = self.folder / FINAL
+        told = self._plugin_files(path, trainer, state=state, step=step, final=True, ctx=ctx)
+        document: dict[str, Any] = {"step": step, "request_id": self._request_id}
+        if told is not None:
+            document["trainer_checkpoint"], files = told
+            checkpoint = str(document["trainer_checkpoint"].get("primary_path") or checkpoint_folder(path))
+        else:
+            checkpoint = self.write_checkpoint(
+                step=step, state_payload=state_payload, trainer=None, state=state, ctx=ctx
+            )
+            files = {Path(checkpoint).name: digest_of(Path(checkpoint))}
+        _write_document(path, {**document, "final_checkpoint": checkpoint, "files": files})
+        return checkpoint
+
+    def _plugin_files(self, path: Path, trainer: Any, **asked: Any) -> tuple[dict[str, Any], dict[str, Digest]] | None:
+        """Have the plugin write into a folder of its own; return what it says, with where the files are then."""
+        hook = getattr(trainer, "save_checkpoint", None)
+        if hook is None:
+            return None
+        path.unlink(missing_ok=True)  # what it says is of other files from now on
+        folder = checkpoint_folder(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        told = hook(output_dir=str(folder), **asked)
+        if told is not None and not isinstance(told, Mapping):
+            raise TypeError(f"`save_checkpoint` returns a mapping with `primary_path`, not {type(told).__name__}")
+        sync_all(folder)
+        files = {f"{folder.name}/{name}": digest for name, digest in digests_in(folder).items()}
+        return json.loads(json.dumps(dict(told or {}), default=str)), files
+
+
+def _save_tensors(tensors: Mapping[str, Any], path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    apart: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if (place := value.untyped_storage().data_ptr()) in seen:  # a file of tensors has no two that share memory
+            value = value.clone()
+        seen.add(place)
+        apart[name] = value
+    part = path.with_name(f".{path.name}.part")
+    save_file(apart, part)
+    return publish(part, path)
+
+
+def _write_document(path: Path, document: dict[str, Any]) -> Path:
+    content = json.dumps({**document, "digest": _digest(document)}, indent=1).encode()
+    return write_file(path, content + b"\n")
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in document.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class SampleFolder:
+    """Where the samples of one training go: a JSON file for each prompt, with what the plugin's `sample` returned.
+
+    The hook is optional: `sample(*, prompts, seed, step, state, output_dir, ctx)` returns one mapping for each prompt,
+    and may write files into `output_dir`.
+    """
+
+    def __init__(self, folder: Path, trainer: Any, prompts: list[dict[str, Any]], seed: int, request_id: str) -> None:
+        self.folder = folder
+        self._hook = getattr(trainer, "sample", None)
+        self._prompts = prompts
+        self._seed = seed
+        self._request_id = request_id
+
+    def write(self, *, step: int, state: Any, ctx: Any) -> list[str]:
+        """Write the samples of a step; return the paths of their files."""
+        if self._hook is None:
+            return []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = self._hook(
+            prompts=self._prompts, seed=self._seed, step=step, state=state, output_dir=str(self.folder), ctx=ctx
+        )
+        paths = []
+        for number, sample in enumerate(made or ()):
+            prompt = self._prompts[number] if number < len(self._prompts) else None
+            document = {"request_id": self._request_id, "step": step, "prompt": prompt, "sample": sample}
+            content = json.dumps(document, indent=1, default=str).encode()
+            paths.append(str(write_file(self.folder / f"step-{step:08d}-{number:02d}.json", content + b"\n")))
+        return paths
+
+
+# --- read back --------------------------------------------------------------------------------------------------------
+
+
+def latest(folder: Path, request_id: str, complain: Complain) -> Resume | None:
+    """Return the highest checkpoint of a training that is whole; each one that is not is complained of."""
+    for _, path in steps_in(folder):
+        try:
+            return read_checkpoint(path, request_id)
+        except CheckpointError as error:
+            complain(str(error))
+    return None
+
+
+def read_checkpoint(path: Path, request_id: str = "") -> Resume:
+    """Return what a step file has; raise `CheckpointError` where it, or a file that it names, is not as it was.
+
+    With a request's id, so is one of another training.
+    """
+    document = _document(path)
+    if request_id and document.get("request_id") != request_id:
+        raise CheckpointError(f"`{path}` is passed over: it is of another training, `{document.get('request_id')}`")
+    if wrong := damage(path.parent, document["files"]):
+        raise CheckpointError(f"`{path}` is passed over: {wrong}")
+    beside = path.with_suffix(".safetensors")
+    tensors = _load_tensors(beside) if beside.name in document["files"] else {}
+    try:
+        state, runtime = unpack(document["state"], tensors), unpack(document.get("runtime"), tensors)
+    except ValueError as error:
+        raise CheckpointError(f"`{path}` is passed over: {error}") from None
+    own = checkpoint_folder(path)
+    return Resume(document["step"], StatePayload(state, runtime), str(own) if own.is_dir() else None, path)
+
+
+def read_final(folder: Path, request_id: str, complain: Complain) -> Final | None:
+    """Return the end of a training where its file is there and whole; else complain, unless there is none."""
+    path = folder / FINAL
+    if not path.exists():
+        return None
+    try:
+        document = _document(path)
+        if document.get("request_id") != request_id:
+            raise CheckpointError(f"`{path}` is passed over: it is of another training, `{document.get('request_id')}`")
+        if wrong := damage(folder, document["files"]):
+            raise CheckpointError(f"`{path}` is passed over: {wrong}")
+    except CheckpointError as error:
+        complain(str(error))
+        return None
+    return Final(document["step"], document.get("final_checkpoint"))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:
+        raise CheckpointError(f"`{path}` is passed over: it is torn") from None
+    if isinstance(document, dict) and "step" in document and document.get("digest") == _digest(document):
+        return document
+    raise CheckpointError(f"`{path}` is passed over: it is damaged")
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = load_file(path)
+    return tensors

@@ -1,0 +1,210 @@
+"""The description of a training as a file: what is trained, on what, for how long, and who is told.
+
+It is read twice: by the process that supervises the training, which keeps the token, and by the one that trains.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gen_worker.secret import without
+from gen_worker.trainer.contracts import EarlyStop, TrainingJobSpec
+
+DEFAULT_PATH = "/app/.cozy/trainer_job.json"
+API_VERSION = "v1"
+TARGETS = ("metrics_url", "checkpoint_url", "sample_url", "terminal_url")
+_YES = ("", "1", "true", "yes", "y", "on", "cancel", "canceled", "cancelled")
+
+
+class SpecError(ValueError):
+    """A training cannot begin; `code` is for programs."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.hint = hint
+
+
+class Uploads(msgspec.Struct, frozen=True):
+    """Where a training's news are posted to; empty: nowhere."""
+
+    metrics_url: str = ""
+    checkpoint_url: str = ""
+    sample_url: str = ""
+    terminal_url: str = ""
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What must be here before a training begins."""
+
+    base_model_ref: str = ""
+    dataset_parquet_refs: tuple[str, ...] = ()
+    resume_checkpoint_ref: str = ""
+
+
+class Dataset(msgspec.Struct, frozen=True):
+    """Rows of Parquet files, `batch_size` of them a batch, in their order; each batch maps columns to lists."""
+
+    parquet_paths: tuple[str, ...] = ()
+    batch_size: int = 32
+    readahead: int = 2
+    columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.readahead < 0:
+            raise ValueError("`batch_size` takes 1 or more, `readahead` 0 or more")
+
+
+class _EarlyStop(msgspec.Struct, frozen=True):
+    metric: str = "train/loss"
+    patience: int = 5
+    min_delta: float = 0.0
+    mode: str = "min"
+
+
+class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a job spec may say."""
+
+    trainer: str
+    request_id: str
+    max_steps: int
+    metric_every: int = 10
+    checkpoint_every: int = 0
+    sample_every: int = 0
+    owner: str = ""
+    release_ref: str = ""
+    hyperparams: dict[str, Any] = {}
+    trainer_api_version: str = API_VERSION
+    capability_token: str = ""
+    orchestrated: bool = False
+    max_runtime_seconds: float | None = None
+    cancel_file_path: str = ""
+    base_url: str = ""
+    uploads: Uploads = Uploads()
+    inputs: Inputs = Inputs()
+    dataset: Dataset | None = None
+    mock_batches: list[Any] = []
+    resume_from_latest: bool = False
+    resume_checkpoint_path: str = ""
+    sample_prompts: list[str | dict[str, Any]] = []
+    sample_seed: int = 0
+    device: str = ""
+    gpu_count: int = 1
+    dtype: str = "bf16"
+    early_stop: _EarlyStop | None = None
+    execution_hints: dict[str, Any] = {}
+    kind: str = "training"
+    destination_repo: str = ""
+    job_id: str = ""
+
+    def __repr__(self) -> str:
+        """Leave out the token, and URLs that may be signed."""
+        return without(self, "capability_token", "uploads")
+
+    @property
+    def job(self) -> TrainingJobSpec:
+        """What the loop and the plugin know of it; raise `ValueError`."""
+        rule = self.early_stop
+        return TrainingJobSpec(
+            self.request_id,
+            self.max_steps,
+            self.trainer_api_version,
+            self.metric_every,
+            self.checkpoint_every,
+            self.sample_every,
+            self.owner,
+            self.release_ref,
+            {"max_steps": self.max_steps, **self.hyperparams},
+            early_stop=None if rule is None else EarlyStop(**msgspec.structs.asdict(rule)),
+        )
+
+    @property
+    def prompts(self) -> list[dict[str, Any]]:
+        """What samples are made of; a text stands for a prompt of that name."""
+        told = [{"prompt": each} if isinstance(each, str) else dict(each) for each in self.sample_prompts]
+        return [{"name": f"sample-{number:02d}", **each} for number, each in enumerate(told)]
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The URLs that the training may post to, by their names."""
+        return {name: url for name in TARGETS if (url := getattr(self.uploads, name))}
+
+    def written(self) -> bytes:
+        """Return it as a file has it, without the token and the URLs, for the process that trains."""
+        told = msgspec.to_builtins(self)
+        told["uploads"] = dict.fromkeys(self.targets, "supervised:")
+        told["capability_token"] = ""
+        return json.dumps(told, indent=1).encode() + b"\n"
+
+
+def read_spec(path: str | os.PathLike[str]) -> TrainingSpec:
+    """Return what a job spec says; raise `SpecError` for what is no training.
+
+    Names that it does not know are passed over, as other versions may have them.
+    """
+    place = Path(path)
+    try:
+        document = json.loads(place.read_bytes())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "set `TRAINER_JOB_SPEC_PATH` to the file that describes the training"
+        raise SpecError("startup.missing_job_spec_path", f"no job spec at `{place}`: {reason}", hint) from None
+    except ValueError as error:
+        raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON object")
+    return checked(document)
+
+
+def checked(document: Mapping[str, Any]) -> TrainingSpec:
+    """Return the training that a document describes; raise `SpecError`."""
+    if not str(document.get("trainer") or "").strip():
+        hint = 'write `"trainer": "module:Symbol"` into the job spec'
+        raise SpecError("startup.missing_trainer_import", "the job spec names no `trainer`", hint)
+    _check_timeout(document.get("max_runtime_seconds"))
+    plain = {key: value for key, value in document.items() if value is not None}
+    try:
+        spec = msgspec.convert(plain, TrainingSpec, strict=False)
+        _check(spec)
+    except (msgspec.ValidationError, ValueError, TypeError) as error:
+        raise SpecError("startup.invalid_job_spec", str(error)) from None
+    if spec.orchestrated and not spec.capability_token:
+        text = "`capability_token` is missing, which a training that is `orchestrated` needs"
+        raise SpecError("startup.missing_capability_token", text)
+    return spec
+
+
+def _check_timeout(value: object) -> None:
+    if value is None:
+        return
+    try:
+        seconds = float(str(value)) if not isinstance(value, bool) else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not (isfinite(seconds) and seconds > 0):
+        text = f"`max_runtime_seconds` takes a number of seconds above 0, not {value!r}"
+        raise SpecError("startup.invalid_timeout", text)
+
+
+def _check(spec: TrainingSpec) -> None:
+    if spec.trainer_api_version != API_VERSION:
+        raise ValueError(f"`trainer_api_version` must be `{API_VERSION}`, not `{spec.trainer_api_version}`")
+    _ = spec.job
+    if spec.gpu_count < 1:
+        raise ValueError(f"`gpu_count` takes 1 or more, not {spec.gpu_count}")
+    has_rows = bool(spec.dataset and spec.dataset.parquet_paths) or bool(spec.inputs.dataset_parquet_refs)
+    if has_rows and spec.mock_batches:
+        raise ValueError("`mock_batches` and a data set exclude each other")
+
+
+def asks_to_cancel(path: str | os.PathLike[str]) -> bool:
+    """Whether a cancel file is there and means it: it is empty, or says `1`, `true`, `yes`, `cancel` or the like."""
+    try:
+        return Path(path).read_text(errors="replace").strip().lower() in _YES
+    except OSError:  # it is not there, or not for us to read
+        return False

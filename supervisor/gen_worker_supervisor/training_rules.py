@@ -1,0 +1,66 @@
+"""What the end of one attempt means for its training: it is done, it failed, or it goes on from its last checkpoint.
+
+Pure: takes what is known of the attempt and of those before it, returns what follows.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+from gen_worker_supervisor.state import Outcome
+
+DEATHS = 3  # in a row without a checkpoint between them
+OPERATORS = "restart"  # the cause of an end that an operator wanted and that says nothing of the training
+
+Status: TypeAlias = Literal["completed", "failed", "canceled"]
+
+
+class Record(NamedTuple):
+    """What is known of a training so far."""
+
+    latest: int = -1
+    """The step of the newest checkpoint when it was last looked for; -1: there was none."""
+
+    deaths: int = 0
+    """Attempts that ended without a checkpoint of theirs, one after the other."""
+
+
+class Again(NamedTuple):
+    """The training goes on."""
+
+    record: Record
+    got_on: bool
+    reason: str
+
+
+class Ended(NamedTuple):
+    """The training has ended; `error` begins with the category of what failed."""
+
+    status: Status
+    error: str = ""
+
+
+def judge(record: Record, outcome: Outcome, latest: int) -> Again | Ended:
+    """Return what follows from an attempt's end; `latest` is the step of the newest checkpoint there is now."""
+    match outcome.kind:
+        case None:
+            return Ended("completed")
+        case "canceled" | "killed" | "draining":
+            return Ended("canceled", outcome.message)
+        case "deadline":
+            return Ended("failed", "train-step: deadline exceeded: `max_runtime_seconds` are over")
+        case "child_died" | "out_of_memory" | "retryable":
+            return _after_death(record, outcome, latest)
+        case "model_resolution" | "unavailable":
+            return Ended("failed", f"model-load: {outcome.message}")
+        case "user_exception":
+            return Ended("failed", outcome.message)
+    return Ended("failed", f"startup: {outcome.message}")
+
+
+def _after_death(record: Record, outcome: Outcome, latest: int) -> Again | Ended:
+    got_on = latest > record.latest
+    counts = outcome.detail is None or outcome.detail.cause != OPERATORS
+    deaths = (0 if got_on else record.deaths) + counts
+    if deaths >= DEATHS:
+        text = f"it ended {deaths} times without a checkpoint in between, the last time: {outcome.message}"
+        return Ended("failed", f"train-step: {text}")
+    return Again(Record(max(latest, record.latest), deaths), got_on, outcome.message)
