@@ -20,6 +20,7 @@ BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 _COMMANDS = {
+    "new": "Make a new endpoint: a project with functions, tests and a Dockerfile.",
     "run": "Run one function once, in this process.",
     "serve": "Serve an endpoint's functions from supervised child processes.",
     "up": "Work for an orchestrator with this machine's devices.",
