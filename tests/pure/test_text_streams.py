@@ -70,6 +70,21 @@ def test_a_stream_ends_with_its_model_even_without_a_last_word() -> None:
     assert list(deltas(Model("Hel", last=False))) == ["Hel"]
 
 
+def test_a_reader_who_leaves_ends_the_generation() -> None:
+    class Endless(Model):
+        def generate(self, streamer: Streamer, **options: Any) -> None:
+            self.thread = threading.current_thread()
+            while True:
+                streamer.put("a")
+
+    model = Endless()
+    stream = deltas(model)
+    assert next(stream) == "a"
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert model.thread is not None
+    assert not model.thread.is_alive()
+
+
 @pytest.mark.parametrize("missing", ["model", "tokenizer", "generation_kwargs"])
 def test_what_is_needed_must_be_given(missing: str) -> None:
     arguments: dict[str, Any] = {"model": Model(), "tokenizer": object(), "generation_kwargs": {}} | {missing: None}

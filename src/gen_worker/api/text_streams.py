@@ -21,42 +21,70 @@ def iter_transformers_text_deltas(
     """Run `model.generate` in a thread and return an iterator of its text, without empty pieces.
 
     `cancel_checker` is asked at every token and stops the generation. What `generate` raises is raised here, after the
-    text that came before it. Leaving the iterator waits `join_timeout` seconds for the thread.
+    text that came before it. Leaving the iterator ends the generation at its next token, and waits `join_timeout`
+    seconds for it.
     """
     for name, value in (("model", model), ("tokenizer", tokenizer), ("generation_kwargs", generation_kwargs)):
         if value is None:
             raise ValueError(f"`{name}=` must be given")
     make_streamer = streamer_cls or _transformers_streamer()
     streamer = make_streamer(tokenizer, skip_prompt=skip_prompt, timeout=timeout, **(decode_kwargs or {}))
-    arguments = {**generation_kwargs, "streamer": streamer}
+    spoken = _Spoken(streamer)
+    arguments = {**generation_kwargs, "streamer": spoken}
     if cancel_checker is not None:
         arguments["stopping_criteria"] = _stopping(arguments.get("stopping_criteria"), cancel_checker)
-    return _pieces(_Generation(model, arguments), streamer, join_timeout)
+    return _pieces(_Generation(model, spoken, arguments), spoken, join_timeout)
+
+
+class _LeftError(Exception):
+    """Nobody reads the text any more."""
+
+
+class _Spoken:
+    """What `generate` says goes to a streamer until the reader has left; then saying ends the generation."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer = streamer
+        self.left = False
+
+    def put(self, value: Any) -> None:
+        if self.left:
+            raise _LeftError
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        end = getattr(self.streamer, "end", None)
+        if end is not None:
+            end()
 
 
 class _Generation(threading.Thread):
     """One call of `generate`; keeps what it raised."""
 
-    def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
+    def __init__(self, model: Any, spoken: "_Spoken", arguments: dict[str, Any]) -> None:
         super().__init__(name="generate", daemon=True)
-        self.model, self.arguments = model, arguments
+        self.model, self.spoken, self.arguments = model, spoken, arguments
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self.model.generate(**self.arguments)
+        except _LeftError:
+            pass
         except BaseException as error:  # noqa: BLE001  raised again in the thread that reads
             self.error = error
+            self.spoken.end()  # the text that it held back comes before the error
 
 
-def _pieces(generation: _Generation, streamer: Any, join_timeout: float) -> Iterator[str]:
+def _pieces(generation: _Generation, spoken: _Spoken, join_timeout: float) -> Iterator[str]:
     generation.start()
-    texts = iter(streamer)
+    texts = iter(spoken.streamer)
     try:
         while (text := _next(texts, generation)) is not None:
             if text:
                 yield text
     finally:
+        spoken.left = True
         generation.join(join_timeout)
     if generation.error is not None:
         raise generation.error

@@ -1,9 +1,9 @@
-"""Valid diffusers repositories of a few megabytes with random weights, made in place: no network."""
+"""Valid repositories of diffusers and transformers, small and with random weights, made in place: no network."""
 
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-Architecture: TypeAlias = Literal["sd15", "sdxl", "flux"]
+Architecture: TypeAlias = Literal["sd15", "sdxl", "flux", "text"]
 DType: TypeAlias = Literal["fp16", "bf16", "fp32"]
 
 _LETTERS = 77  # what CLIP's tokenizers take at most
@@ -21,10 +21,11 @@ def make_tiny(
 ) -> Path:
     """Write a repository that `from_pretrained` loads, and return its folder.
 
-    Its images are 64 pixels wide and mean nothing; the same arguments make the same weights. `width`, a multiple of 32,
-    scales the part that denoises: at 32 a repository has a few megabytes, at 640 in bf16 more than one gigabyte.
-    fp16 is slow on a CPU. `variant` goes into the names of the weights, as `fp16`; `shards` is the least number of
-    files that hold the weights of that part. Needs torch, diffusers and transformers.
+    Its images are 64 pixels wide, and mean nothing, as does the text of a `text`, a causal language model to whose
+    tokenizer every byte is a token; the same arguments make the same weights. `width`, a multiple of 32, scales the
+    part that denoises, or speaks: at 32 a repository has a few megabytes, at 640 in bf16 more than one gigabyte, a
+    `text` much less. fp16 is slow on a CPU. `variant` goes into the names of the weights, as `fp16`; `shards` is the
+    least number of files that hold the weights of that part. Needs torch and transformers, and diffusers for images.
     """
     if width <= 0 or width % 32:
         raise ValueError(f"`width` is a multiple of 32, got {width}")
@@ -33,6 +34,12 @@ def make_tiny(
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if architecture == "text":
+            _speaker(width).to(dtypes[dtype]).save_pretrained(
+                folder, variant=variant or None, **_sharding(width, shards)
+            )
+            _byte_tokenizer().save_pretrained(folder)
+            return folder
         pipeline = _MAKERS[architecture](width)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -52,6 +59,10 @@ def _shard(pipeline: Any, folder: Path, shards: int, variant: str) -> None:
     size = sum(each.numel() * each.element_size() for each in part.state_dict().values())
     largest = max(each.numel() * each.element_size() for each in part.state_dict().values())
     part.save_pretrained(folder / name, max_shard_size=max(largest, size // shards), variant=variant or None)
+
+
+def _sharding(width: int, shards: int) -> dict[str, Any]:
+    return {} if shards == 1 else {"max_shard_size": 64 * width * width // shards}
 
 
 # --- the architectures ------------------------------------------------------------------------------------------------
@@ -124,6 +135,29 @@ def _flux(width: int) -> Any:
 
 
 _MAKERS = {"sd15": _sd15, "sdxl": _sdxl, "flux": _flux}
+
+
+def _speaker(width: int) -> Any:
+    """Return a causal language model of two layers, which says letters and spaces and never ends by itself."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).eval()
+    said = {tokenizer.convert_tokens_to_ids(letter) for letter in "abcdefghijklmnopqrstuvwxyzĠ"}  # Ġ writes a space
+    model.generation_config.suppress_tokens = [each for each in range(len(tokenizer)) if each not in said]
+    return model
 
 
 # --- their parts ------------------------------------------------------------------------------------------------------
@@ -205,6 +239,14 @@ def _clip_tokenizer() -> Any:
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=_LETTERS)
+
+
+def _byte_tokenizer() -> Any:
+    """Return a tokenizer to which every byte is a token."""
+    from transformers import GPT2Tokenizer
+
+    vocabulary = {word: number for number, word in enumerate([*_byte_letters(), "<|endoftext|>"])}
+    return GPT2Tokenizer(vocab=vocabulary, merges=[], model_max_length=2048)
 
 
 def _t5_tokenizer() -> Any:
