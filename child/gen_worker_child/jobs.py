@@ -557,6 +557,8 @@ class Jobs:
         return parts
 
     def _encoded_item(self, job: Job, item: Any) -> tuple[Sequence[Piece], str]:
+        if job.order.earlier is not None:
+            return [self._executor.encode(item, "json")], "application/json"
         if not job.order.wire:
             return self._encoded(job, item), ""
         body, content_type = chunk_of(item)

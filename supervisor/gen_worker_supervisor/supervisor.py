@@ -24,6 +24,7 @@ from gen_worker.wire.messages import (
     Call,
     Called,
     Done,
+    EarlierRun,
     Encoding,
     Event,
     Grant,
@@ -412,6 +413,7 @@ class Supervisor:
         priority: int = 0,
         traceparent: str = "",
         producing: Producing | None = None,
+        earlier: EarlierRun | None = None,
     ) -> Job:
         """Put a job into the table; its answer may come before this returns."""
         fleet = self.fleet
@@ -441,6 +443,7 @@ class Supervisor:
             tenant=tenant,
             priority=priority,
             span=span,
+            earlier=earlier,
             producing=(producing or self.producing) if function.surveyed.produces else None,
         )
         self.handle(Submitted(job))
@@ -586,6 +589,7 @@ class Supervisor:
             models=self.fleet.chosen_models(job.function) if job.function.chosen else {},
             traceparent=job.span.traceparent if job.span is not None else "",
             producing=job.producing,
+            earlier=job.earlier,
         )
         try:
             process.send(order, descriptors)

@@ -38,6 +38,7 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     produces: bool = False  # it makes models or data sets rather than answers
     injections: list[SurveyedInjection] = []  # of an earlier function: its models, whose files may be no slot
     max_concurrency: int = 0  # of an earlier function: jobs that may run at once; 0: any number
+    earlier: bool = False  # it is one of the earlier API, whose orchestrators know it by its Python name
 
     @property
     def models(self) -> list[str]:

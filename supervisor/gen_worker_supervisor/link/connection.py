@@ -96,7 +96,7 @@ class Connection:
 
     async def run(self, ack_within_s: float) -> Ended | Fatal:
         """Dial and talk until it ends, whoever ends it; without a HelloAck in time, that ends it."""
-        channel = _channel(self._target, self._credentials, self._pace)
+        channel = open_channel(self._target, self._credentials, self._pace)
         token = self._credentials.token
         call: Call = channel.stream_stream(CONNECT)(metadata=(("authorization", f"Bearer {token}"),) if token else ())
         reader = asyncio.create_task(self._read(call))
@@ -152,7 +152,7 @@ class Connection:
         first `write` waiting for ever.
         """
         call.cancel()
-        _cancel_below(call)
+        cancel_below(call)
         if self._live_since is None:
             reader.cancel()
         self._more.set()
@@ -268,7 +268,7 @@ class Connection:
         self._half_closed.set_result(None)
 
 
-def _cancel_below(call: "Call") -> None:
+def cancel_below(call: "Call") -> None:
     """Cancel what grpc.aio counts as done while its core waits on.
 
     Where the stream ends while a message is being written and others were not read yet, `cancel()` does nothing, and
@@ -279,7 +279,7 @@ def _cancel_below(call: "Call") -> None:
         core.cancel("the connection has ended")
 
 
-def _channel(target: Target, credentials: Credentials, pace: Pace) -> "grpc.aio.Channel":
+def open_channel(target: Target, credentials: Credentials, pace: Pace) -> "grpc.aio.Channel":
     import grpc.aio
 
     pong_ms = round(pace.pong_s * 1000)
