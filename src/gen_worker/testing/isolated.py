@@ -78,6 +78,8 @@ class Isolated:
             stream=call.spec.shape in ("generator", "async_generator"),
         )
         self._jobs[call] = job
+        if call.cancel.requested:  # asked while there was no job yet
+            job.cancel()
         try:
             return self._result(call, job)
         except JobError as error:
