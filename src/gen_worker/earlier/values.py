@@ -145,7 +145,7 @@ def _loaded(ctx: ActionContext, cls: Any, model_id: str, found: str | Path | Non
 
 
 def finished(value: Any) -> Any:
-    """Return a value, waiting for it where it is a coroutine."""
+    """Return a value, waiting for it where it is a coroutine; where an event loop runs here, in another thread."""
     if not inspect.isawaitable(value):
         return value
     import asyncio
@@ -153,4 +153,11 @@ def finished(value: Any) -> Any:
     async def wait() -> Any:
         return await value
 
-    return asyncio.run(wait())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, wait()).result()
