@@ -29,6 +29,7 @@ from gen_worker.wire.messages import (
     Event,
 )
 from gen_worker.wire.regions import OwnRegion, RegionError, size_class
+from gen_worker.wire.survey import only_spoken_with
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody, Payload, RegionPayload
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.phases import JobState
@@ -410,6 +411,10 @@ class ControlClient:
             payload.close()
             names = ", ".join(f"`{name}`" for name in sorted(self._supervisor.fleet.functions))
             self._refuse(frame.request_id, f"no function `{frame.function[:100]}`; there are: {names}", "not_found")
+            return
+        if self._supervisor.fleet.functions[name].own.realtime:
+            payload.close()
+            self._refuse(frame.request_id, only_spoken_with(name), "usage")
             return
         ticket = Ticket(frame.request_id, frame.attempt, self._server, self, frame.stream, frame.events)
         self._server.open_ticket(ticket)

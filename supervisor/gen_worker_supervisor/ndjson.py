@@ -16,6 +16,7 @@ import msgspec
 
 from gen_worker.wire.channel import DECODE_ERRORS
 from gen_worker.wire.messages import PRIORITY_LIMIT, REQUEST_ID_CHARS, TENANT_CHARS, ErrorDetail, ErrorKind, Event
+from gen_worker.wire.survey import only_spoken_with
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.gate import SHUT_OUT_S, Gate
 from gen_worker_supervisor.ladder import Reason
@@ -337,6 +338,9 @@ class Connection(LineSocket):
         name = self.supervisor.routable(request.function)
         if name is None:
             self._unknown(request)
+            return
+        if self.supervisor.fleet.functions[name].own.realtime:
+            self._fail(request, "usage", only_spoken_with(name))
             return
         if request.request_id is not None and len(request.request_id) > REQUEST_ID_CHARS:
             length = len(request.request_id)

@@ -27,6 +27,7 @@ from gen_worker.cli.watching import Watch, watch_on_stderr
 from gen_worker.discovery.names import slugify_name
 from gen_worker.models.errors import ModelError
 from gen_worker.settings import Settings
+from gen_worker.wire.survey import only_spoken_with
 
 if TYPE_CHECKING:
     from gen_worker.api.context import CancelFlag, RequestContext
@@ -116,6 +117,8 @@ def command(
         specs, main = _import(project)
         with _function_as_word(fields, () if class_name or method else [spec.name for spec in specs]):
             spec = select(specs, Wanted(main.__name__, class_name, method))
+            if spec.shape == "websocket":
+                raise Failure(only_spoken_with(spec.name), "an orchestrator of the earlier wire opens them")
             source = _source(spec, source_path)
             body = _encoded(spec, fields, start, source)
         job = _Job(spec, specs, body, source, settings, fetching)

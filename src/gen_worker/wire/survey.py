@@ -56,6 +56,11 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
         return self.shape == "websocket"
 
 
+def only_spoken_with(name: str) -> str:
+    """Return why a request is refused that names a realtime function."""
+    return f"`{name}` is a realtime function: it takes sessions, no requests"
+
+
 class NoFunctionError(LookupError):
     """A module has no function of that name; `hint` says which it has."""
 
