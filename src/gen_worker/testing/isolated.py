@@ -1,6 +1,7 @@
 """A test's calls to a server of its own: real children, which may crash, hang and be killed."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,27 +29,23 @@ _RAISED: dict[str, type[Exception]] = {
 
 
 class Isolated:
-    """Makes calls, many at once, to a `gen-worker serve` that begins with the first one and ends with this."""
+    """Makes calls, many at once, to a `gen-worker serve` that begins and ends with this; made in the main thread."""
 
     def __init__(self, endpoint: Endpoint, folder: Path, *, offline: bool, devices: str) -> None:
         self._endpoint = endpoint
         self._folder = folder
         self._options = ["--module", endpoint.module, "--devices", devices, *(["--offline"] if offline else [])]
-        self._open = ExitStack()
-        self._connection: Connection | None = None
         self._jobs: dict[Call, Job] = {}
-
-    @property
-    def connection(self) -> Connection:
-        """A client of the server, with an operator's verbs; starts the server where there is none yet."""
-        if self._connection is None:
-            self._connection = self._started()
-        return self._connection
+        self._open = ExitStack()
+        self.connection = self._started()
+        """A client of the server, with an operator's verbs."""
 
     def _started(self) -> Connection:
         from gen_worker.cli.failure import Failure
         from gen_worker.cli.private import private_server
 
+        if threading.current_thread() is not threading.main_thread():  # the server ends with the thread it was made in
+            raise RuntimeError("an isolated client is made in the main thread")
         variables = {
             "PYTHONPATH": os.pathsep.join([*self._endpoint.paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "GEN_WORKER_LOCAL_OUTPUT_DIR": str(self._folder),
@@ -78,7 +75,7 @@ class Isolated:
             stream=call.spec.shape in ("generator", "async_generator"),
         )
         self._jobs[call] = job
-        if call.cancel.requested:  # asked while there was no job yet
+        if call.cancel.is_set():  # asked while there was no job yet
             job.cancel()
         try:
             return self._result(call, job)
@@ -120,7 +117,6 @@ class Isolated:
 
     def close(self) -> None:
         """End the server and everything it has started."""
-        self._connection = None
         self._open.close()
 
 
