@@ -107,6 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host_cache_bytes: int | None = None
     """What models may take of the host's memory, so that a new child has them at once; 0: none; unset: a share."""
 
+    compile_cache_bytes: int = 10 << 30
+    """What compilers keep on disk between children and starts, of torch, Triton and CUDA; 0: nothing."""
+
     offline: bool = False
     """Whether models come from this machine only."""
 
@@ -313,6 +316,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The addresses of the orchestrator as they are set, the one to dial first at the front; empty for none."""
         listed = self.orchestrator_public_addr or ",".join((self.scheduler_addr, *self.scheduler_addrs))
         return tuple(dict.fromkeys(each.strip() for each in listed.split(",") if each.strip()))
+
+    @property
+    def speaks_earlier(self) -> bool:
+        """Whether the orchestrator is one of the earlier generation: it is named by that one's variables only."""
+        return not self.orchestrator_public_addr and bool(self.orchestrators)
 
     @classmethod
     def load(
@@ -577,6 +585,7 @@ MODELS: Mapping[str, Variable] = {
     "lower_caches": Variable(("GEN_WORKER_LOWER_CACHES",), _folders),
     "cache_bytes": Variable(("GEN_WORKER_CACHE_BYTES",), _size_or_0),
     "host_cache_bytes": Variable(("GEN_WORKER_HOST_CACHE_BYTES",), _size_or_0),
+    "compile_cache_bytes": Variable(("GEN_WORKER_COMPILE_CACHE_BYTES",), _size_or_0),
     "offline": Variable(("GEN_WORKER_OFFLINE", "HF_HUB_OFFLINE"), _flag),
     "max_vram_gb": Variable(("WORKER_MAX_VRAM_GB",), _number),
     "vram_margin_gb": Variable(("WORKER_VRAM_SAFETY_MARGIN_GB",), _number),

@@ -6,9 +6,9 @@ It exits with 0 after a drain, with 1 when the orchestrator will never have it, 
 import asyncio
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import msgspec
 
@@ -19,6 +19,10 @@ from gen_worker.wire.status import LinkStatus
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
 from gen_worker_supervisor.actions import Note
+from gen_worker_supervisor.earlier_link.dialing import Patience
+from gen_worker_supervisor.earlier_link.registration import host_of
+from gen_worker_supervisor.earlier_link.stream import EarlierLink
+from gen_worker_supervisor.earlier_link.worker import EarlierWorker
 from gen_worker_supervisor.host import Host, HostPlan
 from gen_worker_supervisor.link.resources import resources
 from gen_worker_supervisor.link.stream import Link, LinkConfig, LinkFatalError
@@ -103,6 +107,10 @@ async def _work(plan: HostPlan, options: WorkOptions, config: LinkConfig, notice
         await service.close()
 
 
+_Uplink: TypeAlias = tuple[Worker | EarlierWorker, Link | EarlierLink, Callable[[], None]]
+"""A worker towards its orchestrator, the stream to it, and what has the first speak over the second."""
+
+
 class _Service:
     """A host, its link, and the signals that end both."""
 
@@ -113,7 +121,19 @@ class _Service:
         self._loop = self._host.loop
         self._log = self._host.log
         self._supervisor = self._host.supervisor
-        self._worker = Worker(
+        self._worker, self._link, self._begin = (
+            self._to_earlier(plan, options, config)
+            if plan.settings.speaks_earlier
+            else self._to_orchestrator(plan, options, config)
+        )
+        self._linked: asyncio.Task[None] | None = None
+        self._settled: asyncio.Future[None] = self._loop.create_future()
+        self._forced: asyncio.Future[None] = self._loop.create_future()
+        self._signaled_at: float | None = None
+        self._has_begun = False
+
+    def _to_orchestrator(self, plan: HostPlan, options: WorkOptions, config: LinkConfig) -> _Uplink:
+        worker = Worker(
             self._supervisor,
             self._host.uploads,
             self._host.inputs,
@@ -124,12 +144,16 @@ class _Service:
             free_vram_bytes=self._host.gpu_watch.free_total,
             on_drain=self._drain,
         )
-        self._link = Link(config, self._worker, self._log, self._loop)
-        self._linked: asyncio.Task[None] | None = None
-        self._settled: asyncio.Future[None] = self._loop.create_future()
-        self._forced: asyncio.Future[None] = self._loop.create_future()
-        self._signaled_at: float | None = None
-        self._has_begun = False
+        link = Link(config, worker, self._log, self._loop)
+        return worker, link, lambda: worker.start(link.send)
+
+    def _to_earlier(self, plan: HostPlan, options: WorkOptions, config: LinkConfig) -> _Uplink:
+        has_gpus = any(device.kind == "cuda" for device in plan.owned)
+        host = host_of(plan.settings, options.worker_id, has_gpus=has_gpus)
+        free = self._host.gpu_watch.free_total
+        worker = EarlierWorker(self._supervisor, self._host.inputs, plan.settings, host, free_vram_bytes=free)
+        link = EarlierLink(config, Patience.of(plan.settings), worker, self._log, self._loop)
+        return worker, link, lambda: worker.start(link.send)
 
     async def run(self) -> int:
         """Work until the end; return the exit code."""
@@ -143,7 +167,7 @@ class _Service:
         for notice in self._notices:
             self._log.event(notice.level, notice.source, notice.message)
         self._linked = self._loop.create_task(self._link_up())
-        self._worker.start(self._link.send)
+        self._begin()
         self._host.start()
         ended = (self._supervisor.status, self._linked, self._forced)
         await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)

@@ -52,7 +52,7 @@ class Run:
         root = folder / "root"
         root.mkdir()
         settings = {
-            "SCHEDULER_ADDR": f"127.0.0.1:{self.mock.port}",
+            "ORCHESTRATOR_PUBLIC_ADDR": f"127.0.0.1:{self.mock.port}",
             "GEN_WORKER_DEVICES": "cpu:2",
             "GEN_WORKER_RUN_DIR": "/run/gen-worker",
             "TENSORHUB_CACHE_DIR": "/cache",

@@ -2,6 +2,9 @@
 
 python -m gen_worker.testing.mock_orchestrator --run generate --payload-json '{"prompt": "a fox"}'
 
+Workers speak to it over either wire, on one port: those that are told `ORCHESTRATOR_PUBLIC_ADDR`, and those that are
+told only `SCHEDULER_ADDR`.
+
 Exit codes: 0 the request succeeded; 1 it failed; 2 no worker came; 3 no result came. It keeps nothing and requeues
 nothing: for that there is `gen-worker orchestrator`.
 """
@@ -22,6 +25,7 @@ import msgspec
 
 from gen_worker.models.errors import ModelError
 from gen_worker.models.paths import check_path
+from gen_worker.wire import earlier
 from gen_worker.wire.scheduler import (
     EVENT_TYPE,
     MESSAGE_BYTES,
@@ -37,7 +41,6 @@ from gen_worker.wire.scheduler import (
     ModelOp,
     ModelOpKind,
     RunJob,
-    SchedulerFrame,
     StateDelta,
     WorkerFrame,
 )
@@ -179,9 +182,15 @@ class Screen:
         if self._events or always:
             self.line("event", f"{kind}: {_json(value)}")
 
-    def frame(self, frame: WorkerFrame) -> None:
+    def frame(self, frame: WorkerFrame | earlier.Message) -> None:
         """Print a message, if that is wanted."""
         match frame:
+            case earlier.WorkerEvent(event_type=kind, payload_json=payload):
+                self.event(kind, _decoded(payload, "application/json"), always=kind.startswith("output."))
+            case earlier.LoadModelResult() | earlier.UnloadModelResult() | earlier.RealtimeCloseCommand():
+                self.event(_NAMES[type(frame)], _plain(frame))
+            case earlier.TaskExecutionResult() if self._everything:
+                self.event(_NAMES[type(frame)], _plain(frame))
             case JobProgress(content_type=content_type) if content_type == EVENT_TYPE:
                 told = _decoded(frame.body, "application/json")
                 told = told if isinstance(told, dict) else {"event": "event", "value": told}
@@ -202,6 +211,10 @@ _NAMES: dict[type, str] = {
     ModelEvent: "model_event",
     FnUnavailable: "fn_unavailable",
     JobResult: "job_result",
+    earlier.LoadModelResult: "load_model_result",
+    earlier.UnloadModelResult: "unload_model_result",
+    earlier.RealtimeCloseCommand: "realtime_close_cmd",
+    earlier.TaskExecutionResult: "run_result",
 }
 
 
@@ -246,10 +259,10 @@ class Stream:
     """One worker's connection: what is put here goes to it; None ends it."""
 
     def __init__(self) -> None:
-        self._outgoing: queue.SimpleQueue[SchedulerFrame | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.worker_id = ""
 
-    def send(self, frame: SchedulerFrame) -> None:
+    def send(self, frame: msgspec.Struct) -> None:
         """Send a message."""
         self._outgoing.put(frame)
 
@@ -257,13 +270,14 @@ class Stream:
         """End the stream."""
         self._outgoing.put(None)
 
-    def frames(self) -> Iterator[SchedulerFrame]:
+    def frames(self) -> Iterator[Any]:
         """What is to be sent, until its end."""
         while (frame := self._outgoing.get()) is not None:
             yield frame
 
 
-Inbox: TypeAlias = "queue.SimpleQueue[tuple[Stream, WorkerFrame | None]]"
+Said: TypeAlias = WorkerFrame | earlier.Message
+Inbox: TypeAlias = "queue.SimpleQueue[tuple[Stream, Said | None]]"
 """What all workers say, in order; None: that one's stream has ended."""
 
 
@@ -273,20 +287,25 @@ def _listen(address: str, stack: ExitStack) -> Inbox:
 
     import grpc
 
-    from gen_worker.pb import SERVICE
-    from gen_worker.pb.convert import encode_scheduler
+    from gen_worker.pb import CONNECT, EARLIER_CONNECT, convert, convert_earlier
 
     inbox: Inbox = queue.SimpleQueue()
 
-    def connect(packets: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        stream = Stream()
-        threading.Thread(target=_hear, args=(packets, stream, inbox), daemon=True).start()
-        for frame in stream.frames():
-            yield encode_scheduler(frame)
+    def connecting(encode: Callable[[Any], bytes], decode: Callable[[bytes], Said | None]) -> Any:
+        def connect(packets: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            stream = Stream()
+            threading.Thread(target=_hear, args=(packets, decode, stream, inbox), daemon=True).start()
+            yield from map(encode, stream.frames())
+
+        return grpc.stream_stream_rpc_method_handler(connect)
 
     server = grpc.server(ThreadPoolExecutor(WORKERS), options=OPTIONS)
-    handler = grpc.stream_stream_rpc_method_handler(connect)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Connect": handler}),))
+    for method, handler in (
+        (CONNECT, connecting(convert.encode_scheduler, convert.decode_worker)),
+        (EARLIER_CONNECT, connecting(convert_earlier.encode, convert_earlier.decode)),
+    ):
+        _, service, name = method.split("/")
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
@@ -297,16 +316,14 @@ def _listen(address: str, stack: ExitStack) -> Inbox:
     return inbox
 
 
-def _hear(packets: Iterator[bytes], stream: Stream, inbox: Inbox) -> None:
+def _hear(packets: Iterator[bytes], decode: Callable[[bytes], Said | None], stream: Stream, inbox: Inbox) -> None:
     """Put what a worker says into the inbox until its stream ends."""
     import grpc
     from google.protobuf.message import DecodeError
 
-    from gen_worker.pb.convert import decode_worker
-
     try:
         for packet in packets:
-            frame = decode_worker(packet)
+            frame = decode(packet)
             if frame is not None:
                 inbox.put((stream, frame))
     except (grpc.RpcError, DecodeError):  # the connection is gone, or says what is no message
@@ -339,10 +356,12 @@ class Mock:
 
         A worker that comes back without it gets it again, as another attempt.
         """
-        hello = self._until(lambda stream, frame: isinstance(frame, Hello), wait_s)
+        hello = self._until(lambda stream, frame: isinstance(frame, Hello | earlier.WorkerRegistration), wait_s)
         if hello is None:
             self._screen.error(f"no worker within {wait_s:g} s")
             return NO_WORKER
+        if isinstance(hello[1], earlier.WorkerRegistration):
+            return self._run_earlier(hello[0], run, [op.ref for op in first], within_s=max(RESULT_S, wait_s))
         for op in first:
             hello[0].send(op)
             self._screen.line("sent", f"model_op {op.op.name} ref={op.ref}")
@@ -358,6 +377,46 @@ class Mock:
                         return self._outcome(result)
         self._screen.error(f"no result within {max(RESULT_S, wait_s):g} s")
         return NO_RESULT
+
+    def _run_earlier(self, stream: Stream, run: RunJob, models: list[str], *, within_s: float) -> int:
+        """Have the request run by a worker of the other wire; return the exit code.
+
+        A worker that comes back gets it again: one that has it already passes that over.
+        """
+        request = earlier.TaskExecutionRequest(
+            run_id=run.request_id,
+            function_name=run.function_name,
+            input_payload=run.input_payload,
+            required_models=(*models, *(binding.ref for binding in run.models)),
+            timeout_ms=run.timeout_ms,
+            tenant_id=run.tenant,
+            user_id=run.invoker_id,
+            file_base_url=self._ack.file_base_url,
+            file_token=run.capability_token,
+        )
+        self._sent_earlier(stream, request)
+        deadline = time.monotonic() + within_s
+        while (found := self._until(lambda *_: True, deadline - time.monotonic())) is not None:
+            match found:
+                case again, earlier.WorkerRegistration(is_heartbeat=False):
+                    self._sent_earlier(again, request)
+                case _, earlier.TaskExecutionResult(run_id=run_id) as result if run_id == request.run_id:
+                    return self._earlier_outcome(result)
+        self._screen.error(f"no result within {within_s:g} s")
+        return NO_RESULT
+
+    def _sent_earlier(self, stream: Stream, request: earlier.TaskExecutionRequest) -> None:
+        stream.send(request)
+        said = f"run_request run_id={request.run_id} function={request.function_name}"
+        self._screen.line("sent", f"{said} worker_id={stream.worker_id}")
+
+    def _earlier_outcome(self, result: earlier.TaskExecutionResult) -> int:
+        if not result.success:
+            self._screen.error(f"{result.error_type}: {result.error_message} (retryable={_json(result.retryable)})")
+            return FAILED
+        output = _decoded(result.output_payload, "application/msgpack") if result.output_payload else None
+        self._screen.line("output", _json(output))
+        return OK
 
     def _sent(self, stream: Stream, run: RunJob) -> RunJob:
         stream.send(run)
@@ -391,9 +450,7 @@ class Mock:
             return None
         return place if place.is_file() and place.is_relative_to(self._files.resolve()) else None
 
-    def _until(
-        self, wanted: Callable[[Stream, WorkerFrame], bool], within_s: float
-    ) -> tuple[Stream, WorkerFrame] | None:
+    def _until(self, wanted: Callable[[Stream, Said], bool], within_s: float) -> tuple[Stream, Said] | None:
         """Return the next message that is wanted, None where none comes in time."""
         deadline = time.monotonic() + within_s
         while (left := deadline - time.monotonic()) > 0:
@@ -405,7 +462,7 @@ class Mock:
                 return stream, frame
         return None
 
-    def _next(self, within_s: float | None) -> tuple[Stream, WorkerFrame | None]:
+    def _next(self, within_s: float | None) -> tuple[Stream, Said | None]:
         """Return the next message, after its worker was greeted and it was printed."""
         stream, frame = self._inbox.get(timeout=within_s)
         if isinstance(frame, Hello):
@@ -415,11 +472,33 @@ class Mock:
             gpus = frame.resources.gpu_count
             said = f"worker_id={frame.worker_id} release_id={frame.release_id} functions={functions} gpus={gpus}"
             self._screen.line("connected", _json(_plain(frame)) if self._registrations else said)
+        elif isinstance(frame, earlier.WorkerRegistration):
+            self._registered(stream, frame)
         elif frame is not None:
             self._screen.frame(frame)
         elif stream.worker_id:
             self._screen.event("disconnected", {"worker_id": stream.worker_id})
         return stream, frame
+
+    def _registered(self, stream: Stream, told: earlier.WorkerRegistration) -> None:
+        """Print a registration; one of those that a worker sends again and again only where that is wanted."""
+        stream.worker_id = told.resources.worker_id
+        if told.is_heartbeat:
+            if self._registrations:
+                self._screen.event("heartbeat", _registration(told), always=True)
+            return
+        functions = ",".join(told.resources.available_functions)
+        said = f"worker_id={stream.worker_id} functions={functions} gpus={told.resources.gpu_count}"
+        self._screen.line("connected", _json(_registration(told)) if self._registrations else said)
+
+
+def _registration(told: earlier.WorkerRegistration) -> object:
+    """Return all that a registration says, with its schemas as what they are."""
+    plain: Any = _plain(told)
+    for schema in plain["resources"]["function_schemas"]:
+        for name in [name for name in schema if name.endswith("_json")]:
+            schema[name] = _decoded(schema[name], "application/json")
+    return plain
 
 
 if __name__ == "__main__":

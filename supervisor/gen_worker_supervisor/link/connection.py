@@ -280,6 +280,7 @@ def cancel_below(call: "Call") -> None:
 
 
 def open_channel(target: Target, credentials: Credentials, pace: Pace) -> "grpc.aio.Channel":
+    """Return a channel to one place, which is not connected yet."""
     import grpc.aio
 
     pong_ms = round(pace.pong_s * 1000)

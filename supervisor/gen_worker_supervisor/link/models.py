@@ -200,6 +200,10 @@ class LinkModels:
     def _renamed(self, model: ModelResidency) -> ModelResidency:
         return msgspec.structs.replace(model, ref=self._spelled.get(model.ref, model.ref))
 
+    def name_of(self, ref: str) -> str:
+        """Return what a model is called here that a ref on the wire means."""
+        return wanted_of(ref, self._providers).wire_ref
+
     @property
     def busy(self) -> bool:
         """Whether something that an orchestrator wants done is under way."""

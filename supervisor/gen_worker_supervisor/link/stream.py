@@ -136,7 +136,7 @@ class Link:
 
     async def run(self) -> None:
         """Keep the worker connected until `close`; raise `LinkFatalError` where there is no use in going on."""
-        _load_grpc()
+        load_grpc()
         dial: Dial | Fatal = self._dialing.first()
         try:
             while not self._closing.is_set():
@@ -346,7 +346,7 @@ def _ca_bundle(path: str) -> bytes | None:
     return bundle
 
 
-def _load_grpc() -> None:
+def load_grpc() -> None:
     """Import gRPC so that its own lines stay off standard error: what they tell comes as a status, too.
 
     It reads the variable where it is imported first. The variable does not stay, as children inherit what is there.

@@ -1,0 +1,78 @@
+"""The results that may not have arrived yet: kept until they were written to a live stream, and for a while after.
+
+Pure. Runs have no attempts on this wire: a run that was answered may come again, and is another run then.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from gen_worker.wire.earlier import TaskExecutionResult
+from gen_worker_supervisor.earlier_link.answers import refused
+
+DOUBTED_S = 60.0  # a result that was written so shortly before a connection was lost may not have arrived
+KEPT_BYTES = 256 << 20  # of outputs that were not written; above it the oldest are asked for again
+
+
+class Results:
+    """The results of runs that ended, by run."""
+
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        self._unwritten: OrderedDict[str, TaskExecutionResult] = OrderedDict()
+        self._written: OrderedDict[str, tuple[float, TaskExecutionResult]] = OrderedDict()
+        self._bytes = 0  # of the unwritten
+
+    @property
+    def all_written(self) -> bool:
+        """Whether nothing waits to be written."""
+        return not self._unwritten
+
+    def waits(self, run_id: str) -> bool:
+        """Whether a run's result was not written yet."""
+        return run_id in self._unwritten
+
+    def add(self, result: TaskExecutionResult) -> None:
+        """Keep a result until it is written."""
+        self._written.pop(result.run_id, None)
+        self._drop(result.run_id)
+        self._unwritten[result.run_id] = result
+        self._bytes += len(result.output_payload)
+        for run_id, each in list(self._unwritten.items()):
+            if self._bytes <= self._kept_bytes:
+                break
+            if each.output_payload and run_id != result.run_id:
+                self._bytes -= len(each.output_payload)
+                self._unwritten[run_id] = refused(run_id, "retryable", "the output could not be kept for so long")
+
+    def latest(self, result: TaskExecutionResult) -> TaskExecutionResult:
+        """Return what to write in a result's place, which may have had to go meanwhile."""
+        return self._unwritten.get(result.run_id, result)
+
+    def written(self, result: TaskExecutionResult, now: float) -> None:
+        """A result was written to a live stream."""
+        self._drop(result.run_id)
+        self._written[result.run_id] = now, result
+        self._forget(now)
+
+    def doubted(self, now: float) -> Iterator[TaskExecutionResult]:
+        """Return the results that were written only a moment ago, to be written again on another connection."""
+        self._forget(now)
+        yield from [result for _, result in self._written.values()]
+
+    def forget(self, run_id: str) -> None:
+        """A run has come again: what it ended with before is of no interest any more."""
+        self._written.pop(run_id, None)
+
+    def _drop(self, run_id: str) -> None:
+        result = self._unwritten.pop(run_id, None)
+        if result is not None:
+            self._bytes -= len(result.output_payload)
+
+    def _forget(self, now: float) -> None:
+        held = sum(len(result.output_payload) for _, result in self._written.values())
+        while self._written:
+            run_id, (at, result) = next(iter(self._written.items()))
+            if now - at < DOUBTED_S and held <= self._kept_bytes:
+                return
+            del self._written[run_id]
+            held -= len(result.output_payload)
