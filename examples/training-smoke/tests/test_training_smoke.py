@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("training-smoke")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training-smoke")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,6 @@ def test_a_training_whose_child_is_killed_ends_with_the_same_weights(undisturbed
         assert worker.wait(PATIENCE_S) == 0, training.log
     assert "its child died while it ran: SIGKILL" in training.log
     assert training.weights == undisturbed.weights
-    assert [event["seq"] for event in training.events("started")][0] == 1
     assert len(training.events("started")) == 2
 
 
