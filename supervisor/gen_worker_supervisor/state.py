@@ -821,7 +821,7 @@ def unheld(fleet: Fleet, function: Function) -> str:
         return "no device of this host can hold it" if not function.surveyed.gpu else "cuda_unavailable: it needs a GPU"
     if all(too_few(device, function) for device in there):
         most = max(device.gpu_count for device in there)
-        here = f"the largest group here has {most}" if most > 1 else "no devices here are a group"
+        here = f"the largest group here has {most}" if most > 1 else "and no device here is a group"
         return f"insufficient_gpus: it needs {function.surveyed.gpu_count} GPUs in one group, {here}"
     there = [device for device in there if not too_few(device, function)]
     old = [int(device.sm) for device in there if too_old(device, function)]

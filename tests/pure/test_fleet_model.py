@@ -81,7 +81,17 @@ from gen_worker_supervisor.happenings import (
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.model_verbs import ModelVerbs
 from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import LEASED_AHEAD, Child, Death, Job, Recycling, drained_away, lane_of
+from gen_worker_supervisor.state import (
+    LEASED_AHEAD,
+    Child,
+    Death,
+    Device,
+    Function,
+    Job,
+    Recycling,
+    drained_away,
+    lane_of,
+)
 from gen_worker_supervisor.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 
@@ -338,7 +348,8 @@ class Fleets(RuleBasedStateMachine):
         self.emitted: set[int] = set()
         self.runs: Counter[int] = Counter()
         limits = {"max_queued": max_queued, "max_queued_bytes": max_queued_bytes}
-        self.host = Host(*functions, devices=devices, **limits, eager=eager, up=False)
+        made = [self.needing(each) for each in functions]
+        self.host = Host(*made, devices=self.devices(devices), **limits, eager=eager, up=False)
         self.host.fleet.booting = False
         self.fleet = self.host.fleet
         self.verbs = ModelVerbs(self, lambda: self.host.now)
@@ -350,6 +361,14 @@ class Fleets(RuleBasedStateMachine):
         self.perform(self.host.actions)
         for model in list(self.models.values()) * 3 * up:
             self.boot(model)
+
+    def needing(self, made: Function) -> Function:
+        """Return the function with what it needs of its device."""
+        return made
+
+    def devices(self, count: int) -> int | list[Device]:
+        """Return the devices, or how many CPU slots there are."""
+        return count
 
     # --- the world the core acts on ---
 
