@@ -131,19 +131,19 @@ class ActionContext:
 
     # --- news ---------------------------------------------------------------------------------------------------------
 
-    def emit(self, event_type: str, payload: dict[str, Any] | None = None) -> None:
+    def emit(self, type: str, payload: dict[str, Any] | None = None) -> None:
         """Tell the caller something, as an event of this type."""
         value = dict(payload or {})
         if self._emitter is not None:
-            told = {"run_id": self.run_id, "type": event_type, "payload": value, "timestamp": time.time()}
+            told = {"run_id": self.run_id, "type": type, "payload": value, "timestamp": time.time()}
             self._emitter(told)
-        elif event_type == "job.progress" and isinstance(value.get("progress"), int | float):
+        elif type == "job.progress" and isinstance(value.get("progress"), int | float):
             self._request.progress(value["progress"], value.get("stage"))
-        elif event_type == "job.log" and "message" in value:
+        elif type == "job.log" and "message" in value:
             self._request.log(value["message"], _level(value.get("level")))
         else:
-            told = {"message": f"{event_type} {value}" if value else event_type, "level": "info"}
-            self._request._emit("request.log", {**told, "type": event_type, "payload": value})
+            told = {"message": f"{type} {value}" if value else type, "level": "info"}
+            self._request._emit("request.log", {**told, "type": type, "payload": value})
 
     def progress(self, progress: float, stage: str | None = None) -> None:
         """Tell the caller how far the run is, from 0 to 1, and what it is doing: the event `job.progress`."""
