@@ -333,7 +333,7 @@ def _folders(models: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _needs(workers: tuple[str, ...], models: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
-    """Return which offered models the functions of these projects run with; raise `Failure` for what is none."""
+    """Return which models of this platform the projects' functions run with; raise `Failure` for what is none."""
     needs: dict[str, tuple[str, ...]] = {}
     for worker in workers:
         if not Path(worker, "pyproject.toml").is_file():
@@ -344,7 +344,9 @@ def _needs(workers: tuple[str, ...], models: Mapping[str, Path]) -> dict[str, tu
         if not models:
             continue
         for function in survey_of(project).functions:
-            needs[function.name] = tuple(ref for ref in function.models if ref in models)
+            wanted = [slot.wanted for slot in function.slots]
+            ours = [each.ref for each in wanted if each.ref in models or each.provider == "tensorhub"]
+            needs[function.name] = tuple(ours)  # what is not offered may be published by a job
     return needs
 
 

@@ -22,6 +22,7 @@ from gen_worker.orchestrator.http import Threads
 from gen_worker.orchestrator.local_workers import Inherited, LocalWorker, LocalWorkers, names_of
 from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
 from gen_worker.orchestrator.plane import ControlPlane, PlaneOptions
+from gen_worker.orchestrator.repositories import Repositories
 from gen_worker.orchestrator.schemas import Schemas
 from gen_worker.orchestrator.signing import SECRET_BYTES, Signer
 from gen_worker.orchestrator.store import StoreError
@@ -131,6 +132,8 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
         for ref, folder in options.models.items():
             await _offer(models, ref, folder, threads, said)
         files, auth = PlaneFiles(models, signer), _tokens(options)
+        repositories = Repositories(options.state / "repositories.sqlite", store)
+        stack.callback(repositories.close)
         ids = [f"{name}-{os.urandom(2).hex()}" for name in names_of(list(options.workers))]
         schemas = Schemas(dict(zip(ids, options.workers, strict=True)), inherited.environment)
         stack.push_async_callback(schemas.close)
@@ -140,13 +143,15 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
             if event == "connected":
                 schemas.look(str(facts["worker"]))
 
-        plane = ControlPlane(_plane_options(options, files, auth, said, told, base_url=base_url))
+        plane_options = _plane_options(options, files, auth, said, told, base_url=base_url)
+        plane = ControlPlane(msgspec.structs.replace(plane_options, published=repositories.published))
         web = Web(
             plane,
             store,
             files,
             threads,
             base_url=base_url,
+            repositories=repositories,
             schemas=schemas.of,
             token=options.token,
             keys=auth.jwks() if auth else None,
@@ -157,7 +162,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
             raise StartError(str(error), "another one may be running: `--listen` takes another address") from None
         stack.push_async_callback(plane.close)
         await stack.enter_async_context(_serving(web, listening, options.tls))
-        await stack.enter_async_context(_sweeping(plane, store, threads, said))
+        await stack.enter_async_context(_sweeping(plane, store, repositories, threads, said))
         said("listening", {"workers": plane.address, "http": base_url, "state": str(options.state)})
         workers = LocalWorkers(
             _local(options, ids, plane.address, auth),
@@ -325,7 +330,9 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
 
 
 @asynccontextmanager
-async def _sweeping(plane: ControlPlane, store: FileStore, threads: Threads, said: Said) -> AsyncIterator[None]:
+async def _sweeping(
+    plane: ControlPlane, store: FileStore, repositories: Repositories, threads: Threads, said: Said
+) -> AsyncIterator[None]:
     """Remove the files of jobs that are not known any more, and uploads of attempts that are over; again and again."""
 
     async def sweep() -> None:
@@ -338,6 +345,7 @@ async def _sweeping(plane: ControlPlane, store: FileStore, threads: Threads, sai
                 await threads.run(
                     store.give_up, [each.id for each in left if plane.live_attempt(each.request_id) != each.attempt]
                 )
+                await threads.run(repositories.give_up, lambda request, at: plane.live_attempt(request) == at)
             except (OSError, sqlite3.Error, StoreError) as error:
                 said("warning", {"message": f"old files cannot be removed now: {error}"})
             await asyncio.sleep(SWEEP_S)

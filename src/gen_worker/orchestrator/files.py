@@ -361,13 +361,57 @@ class FileStore:
     def jobs(self) -> list[str]:
         """Return the requests that have files or uploads."""
         with self._lock:
-            rows = self._database.execute("SELECT request_id FROM files UNION SELECT request_id FROM uploads")
+            rows = self._database.execute(
+                "SELECT request_id FROM files WHERE attempt >= 0"
+                " UNION SELECT request_id FROM uploads WHERE attempt >= 0"
+            )
             return [request_id for (request_id,) in rows if request_id]
+
+    def content(self, digest: str, owner: str) -> StoredFile | None:
+        """Return a content `blake3:hex` or `sha256:hex` that an owner, or nobody in particular, has stored."""
+        algorithm, _, digits = digest.rpartition(":")
+        column = {"": "f.blake3", "blake3": "f.blake3", "sha256": "b.sha256"}.get(algorithm)
+        if column is None:
+            return None
+        with self._lock:
+            row = self._database.execute(
+                _FILE + f"WHERE {column} = ? AND f.owner IN ('', ?) AND f.request_id != ''", (digits.lower(), owner)
+            ).fetchone()
+        return StoredFile(*row) if row else None
 
     def unfinished(self) -> list[Upload]:
         """Return the uploads that are not complete."""
         with self._lock:
-            return [Upload(*row) for row in self._database.execute("SELECT * FROM uploads WHERE NOT done")]
+            rows = self._database.execute("SELECT * FROM uploads WHERE NOT done AND attempt >= 0")
+            return [Upload(*row) for row in rows]
+
+    # --- what is kept for something other than a job ------------------------------------------------------------------
+
+    def adopt(self, holder: str, attempt: int, name: str, digest: str, owner: str) -> StoredFile:
+        """Have a content that its owner has stored kept under a name of the holder, too; raise `Refusal` for another.
+
+        `attempt` is below 0: nothing of such a holder goes with a job.
+        """
+        name = checked_name(name)
+        with self._lock:
+            row = self._database.execute(
+                _FILE + "WHERE f.blake3 = ? AND f.owner = ? AND f.request_id != ''", (digest, owner)
+            ).fetchone()
+            if row is None:
+                raise Refusal(409, "no_such_content", f"the bytes of `{name}` were not stored here before")
+            there = StoredFile(*row)._replace(name=name)
+            self._name(holder, attempt, name, owner, digest, there.mime_type)
+        return there
+
+    def let_go(self, holder: str, attempt: int) -> None:
+        """Keep nothing of a holder any more, and give up what is still coming for it."""
+        with self._lock:
+            found = self._database.execute(
+                "SELECT id FROM uploads WHERE request_id = ? AND attempt = ?", (holder, attempt)
+            )
+            self._drop([key for (key,) in found if key not in self._completing])
+            self._database.execute("DELETE FROM files WHERE request_id = ? AND attempt = ?", (holder, attempt))
+        self._drop_contents()
 
     # --- what goes ----------------------------------------------------------------------------------------------------
 
@@ -382,14 +426,14 @@ class FileStore:
         gone = [(request_id,) for request_id in requests]
         with self._lock, self._database:
             self._database.execute("BEGIN")
-            self._database.executemany("DELETE FROM files WHERE request_id = ?", gone)
+            self._database.executemany("DELETE FROM files WHERE request_id = ? AND attempt >= 0", gone)
             self._database.execute(
                 "DELETE FROM files WHERE request_id = '' AND created < ?", (now - self.limits.inputs_s,)
             )
             old = self._database.execute("SELECT id FROM uploads WHERE created < ?", (now - self.limits.uploads_s,))
             keys = [key for (key,) in old if key not in self._completing]
             for request in gone:
-                found = self._database.execute("SELECT id FROM uploads WHERE request_id = ?", request)
+                found = self._database.execute("SELECT id FROM uploads WHERE request_id = ? AND attempt >= 0", request)
                 keys += [key for (key,) in found if key not in self._completing]
         self._drop(keys)
         self._drop_contents()

@@ -95,8 +95,14 @@ class OfferedModels:
     def snapshot(self, ref: str) -> Snapshot | None:
         """Describe a model with URLs that are good for `URL_S`; None for one that is not offered."""
         model = self._by_ref.get(ref)
-        if model is None:
-            return None
+        return None if model is None else self._described(model)
+
+    def by_digest(self, digest: str) -> Snapshot | None:
+        """Describe a model by what names the whole of it, as `snapshot`."""
+        model = self._by_digest.get(digest)
+        return None if model is None else self._described(model)
+
+    def _described(self, model: Model) -> Snapshot:
         expires = int(self._clock() + URL_S)
 
         def url(path: str) -> str:

@@ -114,6 +114,9 @@ class PlaneOptions(msgspec.Struct, frozen=True, kw_only=True):
     offered: tuple[str, ...] = ()
     """Refs of all models that `files` has. A function that is not in `needs` may run with any of them."""
 
+    published: Callable[[], Iterable[str]] = tuple
+    """Returns the refs of what jobs have published so far; functions may run with those as well."""
+
     max_attempts: int = 4
     """Failures after which a job is not tried again."""
 
@@ -613,7 +616,7 @@ class ControlPlane:
     def _described(self, job: Job) -> dict[str, Snapshot]:
         """Return the models that a job runs with; of a function that nobody has looked into, those that are offered."""
         options = self._options
-        guessed = () if job.request.function in options.needs else options.offered
+        guessed = () if job.request.function in options.needs else (*options.offered, *options.published())
         found: dict[str, Snapshot] = {}
         room = FILES_DESCRIBED
         for ref in dict.fromkeys((*job.refs, *guessed)):

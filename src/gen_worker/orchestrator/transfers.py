@@ -6,7 +6,6 @@ by signed URLs.
 
 from collections.abc import Callable
 from time import time
-from typing import NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -43,15 +42,21 @@ class _Complete(msgspec.Struct):
     parts: list[_Part]
 
 
-class PlaneFiles(NamedTuple):
+class PlaneFiles:
     """What workers are told of files: where models lie, and with which token a job stores its own."""
 
-    models: OfferedModels
-    signer: Signer
+    def __init__(self, models: OfferedModels, signer: Signer) -> None:
+        self.models = models
+        self.signer = signer
+        self.published: Callable[[str], Snapshot | None] = lambda ref: None
+        """Describes what a ref of a repository stands for now; set by whoever keeps repositories."""
 
     def snapshot(self, ref: str) -> Snapshot | None:
-        """Return a model's files with URLs that are good from now on; None for a ref that is not kept here."""
-        return self.models.snapshot(ref)
+        """Return a model's files with URLs that are good from now on; None for a ref that is not kept here.
+
+        What somebody published under a ref that a folder is offered under, too, is not seen.
+        """
+        return self.models.snapshot(ref) or self.published(ref)
 
     def capability(self, request_id: str, attempt: int, tenant: str) -> str:
         """Return the token with which a worker stores the files of one attempt."""
@@ -118,7 +123,7 @@ class Transfers:
     # --- a job's uploads ----------------------------------------------------------------------------------------------
 
     async def _create(self, request: Request) -> Response:
-        claims = self._claims(request)
+        claims = self.claims(request)
         asked: _Create = await document_of(request, _Create)
         begun = await self._threads.run(
             self._store.begin, claims, asked.ref, asked.blake3.lower(), asked.size_bytes, asked.content_type
@@ -137,14 +142,14 @@ class Transfers:
         return Response(headers={"ETag": f'"{etag}"'})
 
     async def _complete(self, request: Request) -> Response:
-        claims = self._claims(request)
+        claims = self.claims(request)
         asked: _Complete = await document_of(request, _Complete, _PARTS_BYTES)
         etags = [(part.part_number, part.etag) for part in asked.parts]
         file = await self._threads.run(self._store.complete, claims, request.path_params["upload"], etags)
         return Json({"ref": file.name, **_meta(file)})
 
     async def _abort(self, request: Request) -> Response:
-        claims = self._claims(request)
+        claims = self.claims(request)
         await self._threads.run(self._store.abort, claims, request.path_params["upload"])
         return Response(status_code=204)
 
@@ -157,7 +162,7 @@ class Transfers:
         finally:
             filling.close()
 
-    def _claims(self, request: Request) -> JobClaims:
+    def claims(self, request: Request) -> JobClaims:
         """Return what the job's token allows; raise `Refusal` where it is none, or its attempt does not count."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:

@@ -21,6 +21,9 @@ from gen_worker.orchestrator.http import Handler, Json, Routes, Threads, answeri
 from gen_worker.orchestrator.job_routes import JobRoutes
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.refusal import Refusal
+from gen_worker.orchestrator.repositories import Repositories
+from gen_worker.orchestrator.repository_routes import RepositoryRoutes
+from gen_worker.orchestrator.signing import JobClaims
 from gen_worker.orchestrator.transfers import PlaneFiles, Transfers
 from gen_worker.settings import Secret
 
@@ -39,6 +42,7 @@ class Web:
         threads: Threads,
         *,
         base_url: str,
+        repositories: Repositories,
         schemas: Callable[[str], dict[str, Any]],
         token: Secret | None = None,
         keys: Mapping[str, object] | None = None,
@@ -50,6 +54,10 @@ class Web:
         self._transfers = Transfers(
             store, files.models, files.signer, threads, base_url=base_url, live_attempt=plane.live_attempt
         )
+        self._repositories = RepositoryRoutes(
+            repositories, store, files.models, files.signer, threads, base_url=base_url, claims=self._claims
+        )
+        files.published = self._repositories.snapshot
         self._jobs = JobRoutes(plane, store, self._transfers.urls, threads, self._closed)
         self._fleet = FleetRoutes(plane, files, schemas)
 
@@ -82,6 +90,7 @@ class Web:
         open_to_all = [("/health", self._health), ("/ready", self._is_ready), ("/.well-known/jwks.json", self._jwks)]
         routes += [Route(path, answering(handler)) for path, handler in open_to_all]
         routes += self._transfers.routes()
+        routes += self._repositories.routes()
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route, Exception: _broken})
         app.router.redirect_slashes = False  # a redirect would lose what was sent
         return app
@@ -97,6 +106,17 @@ class Web:
             return await handler(request)
 
         return handle
+
+    def _claims(self, request: Request) -> JobClaims:
+        """Return what a job's token allows, or what a caller of the API may do; raise `Refusal` for anybody else."""
+        token = request.headers.get("authorization", "").partition(" ")[2].strip()
+        if token.count(".") == 2:  # a job's, which counts for as long as its attempt does
+            return self._transfers.claims(request)
+        if self._token is None:
+            self._refuse_browsers(request)
+        else:
+            self._refuse_strangers(request, self._token)
+        return JobClaims(request_id="", attempt=0, exp=0)
 
     def _refuse_strangers(self, request: Request, token: Secret) -> None:
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")

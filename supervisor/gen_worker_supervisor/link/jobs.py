@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gen_worker.outputs import safe_ref
 from gen_worker.wire.fetching import Destination, Uploaded, UploadFailed
-from gen_worker.wire.messages import REQUEST_ID_CHARS, TENANT_CHARS, Event
+from gen_worker.wire.messages import REQUEST_ID_CHARS, TENANT_CHARS, Event, Producing
 from gen_worker.wire.scheduler import (
     EVENT_TYPE,
     INLINE_ASSET_BYTES,
@@ -26,6 +26,7 @@ from gen_worker.wire.scheduler import (
     RunJob,
     WorkerFrame,
 )
+from gen_worker.wire.survey import only_spoken_with
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.link.answers import STATUS, metrics, safe_message
@@ -55,6 +56,9 @@ class Timer(Protocol):
     def cancel(self) -> None:
         """Have it not called."""
         ...
+
+
+_COMPUTE = ("accelerator", "gpu_count", "vram_gb")  # of what the orchestrator says, what an author knows by name
 
 
 class LinkJob:
@@ -230,6 +234,8 @@ class LinkJobs:
         if name is None:
             there = ", ".join(f"`{each}`" for each in sorted(self.supervisor.fleet.functions))
             return _result(run, JobStatus.INVALID, f"no function `{run.function_name[:100]}`; there are: {there}")
+        if self.supervisor.fleet.functions[name].own.realtime:
+            return _result(run, JobStatus.INVALID, only_spoken_with(name))
         if name in self.gates:
             return _result(run, JobStatus.RETRYABLE, f"function unavailable: {self.gates[name]}")
         function = self._functions.function_for(run, name)
@@ -280,6 +286,7 @@ class LinkJobs:
             wire=True,
             tenant=run.tenant[:TENANT_CHARS],
             traceparent=run.traceparent,
+            producing=_producing(run) if function.surveyed.produces else None,
         )
 
     def _destination(self, run: RunJob) -> Destination:
@@ -412,6 +419,13 @@ class LinkJobs:
             text = "it was answered before, with an output that is not remembered any more"
             result = _result(run, JobStatus.RETRYABLE, text)
         self.send(result)
+
+
+def _producing(run: RunJob) -> Producing:
+    """Return what the context of a producer is given of its job."""
+    compute = run.compute
+    known = {} if compute is None else {name: getattr(compute, name) for name in _COMPUTE}
+    return Producing(compute=known, job_id=run.request_id)
 
 
 def _index(device: Device) -> int:

@@ -1,0 +1,119 @@
+"""Producers on the whole platform: what one job publishes, another one runs on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_orchestrator_platform import platform
+
+pytestmark = pytest.mark.process
+
+CONVERTER = """
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gen_worker import ConversionContext, DatasetContext, TrainingContext, endpoint
+from gen_worker.api.types import DestinationRepo, SourceRepo
+
+
+class Job(msgspec.Struct):
+    source: SourceRepo | None = None
+    destination: DestinationRepo | None = None
+    text: str = ""
+
+
+class Told(msgspec.Struct):
+    told: dict[str, Any]
+
+
+@endpoint(kind="conversion")
+def convert(ctx: ConversionContext, payload: Job) -> Told:
+    words = "" if ctx.source_path is None else (Path(ctx.source_path) / "words.txt").read_text()
+    made = ctx.mktemp() / "words.txt"
+    made.write_text(words + payload.text)
+    saved = ctx.save_checkpoint("made/words.txt", made, step_number=3)
+    made.unlink()
+    with ctx.open_checkpoint_stream("made/model.safetensors", format="safetensors") as stream:
+        for _ in range(3):
+            stream.write(bytes(1 << 20))
+    ctx.set_repo_spec(kind="model", library_name="words")
+    told = ctx.publish_repo_revision(
+        artifact_refs={"words.txt": saved, "model.safetensors": stream.finalize()},
+        metadata={"why": "a test"},
+        source_repo=ctx.source.get("ref", ""),
+    )
+    noted = ctx.write_repo_metadata(metadata={"license": "mit"})
+    return Told({**told, "noted": noted, "read": ctx.read_repo_metadata()})
+
+
+@endpoint(kind="dataset")
+def gather(ctx: DatasetContext, payload: Job) -> Told:
+    saved = ctx.save_checkpoint_bytes("rows.txt", payload.text.encode())
+    entry = {"path": "rows.txt", "digest": saved.blob_digest, "size_bytes": saved.size_bytes}
+    publish = ctx.publish_dataset_revision
+    told = publish(destination_dataset="acme/rows", features_json={"text": "string"}, snapshot_manifest=[entry])
+    return Told(told)
+
+
+@endpoint(kind="training")
+def train(ctx: TrainingContext, payload: Job) -> Told:
+    rows = (Path(ctx.resolve_dataset("acme/rows")) / "rows.txt").read_text()
+    return Told({"rows": rows, "compute": ctx.compute.accelerator})
+"""
+
+POET = """
+from pathlib import Path
+
+import msgspec
+
+from gen_worker import Hub, RequestContext, endpoint
+
+
+class Text(msgspec.Struct):
+    text: str = ""
+
+
+@endpoint(model=Hub("acme/tiny"))
+class Poet:
+    def setup(self, words: Path) -> None:
+        self.words = (words / "words.txt").read_text()
+
+    def speak(self, ctx: RequestContext, payload: Text) -> Text:
+        return Text(self.words)
+"""
+
+
+def project(folder: Path, name: str, source: str) -> Path:
+    place = folder / name
+    place.mkdir()
+    (place / "pyproject.toml").write_text(f'[tool.gen_worker]\nmain = "{name}"\n')
+    (place / f"{name}.py").write_text(source)
+    return place
+
+
+@pytest.mark.timeout(120)
+def test_what_a_job_publishes_another_runs_on(tmp_path: Path) -> None:
+    seed = tmp_path / "seed"
+    seed.mkdir()
+    (seed / "words.txt").write_text("so much ")
+    converter, poet = project(tmp_path, "converter", CONVERTER), project(tmp_path, "poet", POET)
+    given = ("--worker", str(converter), "--worker", str(poet), "--devices", "cpu:1", "--model", f"acme/seed={seed}")
+    with platform(tmp_path, *given, variables={"TMPDIR": str(tmp_path)}) as running:
+        told = running.run(
+            "convert", source={"ref": "acme/seed"}, destination={"ref": "acme/tiny", "tags": ["prod"]}, text="depends"
+        )["told"]
+        assert told["ok"] is True, told
+        assert told["noted"] == told["read"] == {"ok": True, "exists": True, "metadata": {"license": "mit"}}
+        assert running.run("speak") == {"text": "so much depends"}
+
+        made = running.run("gather", text="one row")["told"]
+        assert (made["ok"], made["existed"]) == (True, False)
+        assert running.run("gather", text="two rows")["told"] == {**made, "existed": True}
+        assert running.run("train")["told"]["rows"] == "two rows"
+
+        status, body = running.ask("/v1/run/convert", {"source": {"ref": ""}})
+        assert status == 400, body
+        assert json.loads(body)["error"]["message"] == "`source.ref` is empty: name what to start from"
