@@ -34,7 +34,27 @@ if TYPE_CHECKING:
     from gen_worker.api.batch import Batch as Batch
     from gen_worker.api.batch_context import BatchContext as BatchContext
     from gen_worker.api.context import RequestContext
+    from gen_worker.api.errors import AuthError as AuthError
     from gen_worker.api.producers import ConversionContext, DatasetContext, TrainingContext
+    from gen_worker.earlier.context import ActionContext as ActionContext
+    from gen_worker.earlier.functions import ResourceRequirements as ResourceRequirements
+    from gen_worker.earlier.functions import worker_function as worker_function
+    from gen_worker.earlier.functions import worker_websocket as worker_websocket
+    from gen_worker.earlier.injection import ModelArtifacts as ModelArtifacts
+    from gen_worker.earlier.injection import ModelRef as ModelRef
+    from gen_worker.earlier.injection import ModelRefSource as ModelRefSource
+    from gen_worker.earlier.managers import CozyHubDownloader as CozyHubDownloader
+    from gen_worker.earlier.managers import ModelDownloader as ModelDownloader
+    from gen_worker.earlier.managers import ModelManager as ModelManager
+    from gen_worker.earlier.pipelines import CudaOutOfMemoryError as CudaOutOfMemoryError
+    from gen_worker.earlier.pipelines import LoadedPipeline as LoadedPipeline
+    from gen_worker.earlier.pipelines import ModelNotFoundError as ModelNotFoundError
+    from gen_worker.earlier.pipelines import PipelineConfig as PipelineConfig
+    from gen_worker.earlier.pipelines import PipelineLoader as PipelineLoader
+    from gen_worker.earlier.pipelines import PipelineLoaderError as PipelineLoaderError
+    from gen_worker.earlier.project import ProjectValidationResult as ProjectValidationResult
+    from gen_worker.earlier.project import validate_project as validate_project
+    from gen_worker.earlier.realtime import RealtimeSocket as RealtimeSocket
     from gen_worker.model_cache import ModelCache as ModelCache
     from gen_worker.model_cache import ModelCacheStats as ModelCacheStats
     from gen_worker.model_cache import ModelLocation as ModelLocation

@@ -52,7 +52,7 @@ def test_a_server_gives_each_function_what_its_marks_ask_for(serve: Callable[...
 
 def test_run_gives_the_same_as_a_server(hub: LoopbackHub, tmp_path: Path) -> None:
     places = {"TENSORHUB_CACHE_DIR": str(tmp_path), "GEN_WORKER_LOCAL_OUTPUT_DIR": str(tmp_path / "outputs")}
-    command = [Path(sys.executable).with_name("gen-worker"), "run", "--method", "read", "model=notes"]
+    command: list[str | Path] = [Path(sys.executable).with_name("gen-worker"), "run", "--method", "read", "model=notes"]
     environment = {**os.environ, **with_notes(hub).variables(), **places}
     ran = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert values(ran) == [{"model": "cozy:acme/notes:latest", "text": "buy milk"}]

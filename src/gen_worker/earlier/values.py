@@ -66,12 +66,10 @@ class Values:
         type_, around = injection.type, surroundings()
         if found is not None and is_built(type_):
             return found
-        artifacts = artifacts_of(model_id, found, around)
-        _check_tensorrt(artifacts, around)
         if type_ is ModelArtifacts:
-            return artifacts
+            return self._once(model_id, type_, lambda: artifacts_of(model_id, found, around))
         if (loader := loader_of(type_, around)) is not None:
-            return self._once(model_id, type_, lambda: loader(ctx, artifacts))
+            return self._once(model_id, type_, lambda: loader(ctx, artifacts_of(model_id, found, around)))
         if around.manager and (managed := _managed(around.manager, model_id)) is not None:
             if isinstance(type_, type) and not isinstance(managed, type_):
                 wanted, there = type_qualname(type_), type_qualname(type(managed))
@@ -91,7 +89,16 @@ class Values:
 
 
 def artifacts_of(model_id: str, found: str | Path | None, around: Surroundings) -> ModelArtifacts:
-    """Return the files of a model: those that the environment names, else those that were fetched, by their paths."""
+    """Return the files of a model: those that the environment names, else those that were fetched, by their paths.
+
+    Raises `ResourceError` for an engine that was built for other hardware.
+    """
+    found_files = _artifacts(model_id, found, around)
+    _check_tensorrt(found_files, around)
+    return found_files
+
+
+def _artifacts(model_id: str, found: str | Path | None, around: Surroundings) -> ModelArtifacts:
     if (described := around.artifacts.get(model_id)) is not None:
         folder = Path(described.folder or around.folder_of(model_id))
         files = {key: path if Path(path).is_absolute() else folder / path for key, path in described.files.items()}
