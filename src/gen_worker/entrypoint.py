@@ -98,7 +98,7 @@ def _start(wish: Wish, told: "Told") -> int:
     for warning in () if wish.settings else settings.warnings:
         told.say("warning", warning)
     if settings.worker_mode == "trainer":
-        return _train(settings, environment, told)
+        return _train(wish, settings, environment, told)
     served = _manifest(wish, settings, told)
     _check_cache(settings, told)
     _check_orchestrator(settings, told)
@@ -109,16 +109,20 @@ def _start(wish: Wish, told: "Told") -> int:
     return _work(wish, served, settings, environment)
 
 
-def _train(settings: Settings, environment: Mapping[str, str], told: "Told") -> int:
+def _train(wish: Wish, settings: Settings, environment: Mapping[str, str], told: "Told") -> int:
     """Be a worker in trainer mode: train what the job spec says; return the exit code."""
-    from gen_worker.trainer.runtime import supervised
+    from gen_worker.trainer.runtime import spec_of, supervised
     from gen_worker.trainer.spec import SpecError
     from gen_worker_supervisor.start import StartError
 
+    if not wish.lines_for_programs:
+        hint = "unset `WORKER_MODE`; `gen-worker train JOB.json` trains"
+        raise CannotWorkError("a worker of an orchestrator trains nothing: `WORKER_MODE` is `trainer`", hint)
     told.context = "training"
-    told.phase("trainer_mode_selected", "ok", job_spec_path=settings.trainer_job_spec_path)
     try:
-        return supervised(None, settings, environment).code
+        spec = spec_of(settings)
+        told.phase("trainer_mode_selected", "ok", trainer=spec.trainer, request_id=spec.request_id)
+        return supervised(spec, settings, environment).code
     except (SpecError, StartError) as error:
         raise CannotWorkError(str(error), error.hint) from error
 

@@ -184,7 +184,7 @@ def test_each_line_says_whose_process_it_is(app: Path) -> None:
     ("variables", "context", "told"),
     [
         ({"WORKER_MODE": "training"}, "settings", "`WORKER_MODE` in the environment must be `inference` or `trainer`"),
-        ({"WORKER_MODE": "trainer"}, "settings", "this version trains nothing"),
+        ({"WORKER_MODE": "trainer"}, "training", "startup.missing_job_spec_path: no job spec at `/app/.cozy/trainer_"),
         ({"ORCHESTRATOR_PUBLIC_ADDR": "gopher://x"}, "run", "cannot dial the orchestrator at `gopher://x`"),
         ({**NOWHERE, "GRPC_CA_BUNDLE": "/no/such.pem"}, "run", "/no/such.pem"),
         ({**NOWHERE, "GEN_WORKER_DEVICES": "cpu:0"}, "run", "`cpu:N` takes 1 to 256 slots"),

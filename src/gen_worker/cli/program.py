@@ -41,6 +41,7 @@ _COMMANDS = {
     "postmortem": "Say what children died of.",
     "quarantine": "Look after the payloads that killed children.",
     "orchestrator": "Drive workers on this host, with an HTTP API for jobs.",
+    "train": "Train what a job spec describes, and go on whatever dies.",
     "prefetch": "Have models on this machine before anybody waits for them.",
     "cache": "Look after the models on this machine's disk.",
     "validate": "Check that an endpoint can be built and routed.",

@@ -134,7 +134,7 @@ class _Training:
                 spec.job,
                 model_handles={"base_model": base_model} if base_model else {},
                 dataset=batches,
-                device=spec.device or _device(),
+                device=spec.device or device_of_process(),
                 dtype=spec.dtype,
                 is_canceled=self._reporter.is_canceled,
             ),
@@ -226,7 +226,8 @@ def checkpoint_at(path: Path, complain: Callable[[str], None]) -> Resume:
     return Resume(0, StatePayload({}), str(path), path)
 
 
-def _device() -> str:
+def device_of_process() -> str:
+    """Return the device of this process as trainers name it."""
     return "cpu" if os.environ.get("GEN_WORKER_LOCAL_DEVICE", "").startswith("cpu") else "cuda:0"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gen_worker.settings import Settings
 
 if TYPE_CHECKING:
+    from gen_worker.trainer.spec import TrainingSpec
     from gen_worker_supervisor.training import TrainingReport
 
 
@@ -17,25 +18,30 @@ def run_training_runtime(job_spec_path: str | os.PathLike[str] | None = None) ->
     canceled. Without a path it is the file of `TRAINER_JOB_SPEC_PATH`. Raises `SpecError`, a `ValueError`, for a job
     spec that is none, and `StartError` where the training cannot begin.
     """
-    return supervised(job_spec_path, Settings.load(), dict(os.environ)).code
+    settings = Settings.load()
+    return supervised(spec_of(settings, job_spec_path), settings, dict(os.environ)).code
+
+
+def spec_of(settings: Settings, job_spec_path: str | os.PathLike[str] | None = None) -> "TrainingSpec":
+    """Return the training of a job spec, by default of the one that the settings name; raise `SpecError`."""
+    from gen_worker.trainer.spec import DEFAULT_PATH, read_spec
+
+    return read_spec(job_spec_path or settings.trainer_job_spec_path or DEFAULT_PATH)
 
 
 def supervised(
-    job_spec_path: str | os.PathLike[str] | None,
+    spec: "TrainingSpec",
     settings: Settings,
     environment: Mapping[str, str],
     *,
     devices_option: str = "GEN_WORKER_DEVICES",
-    paths: tuple[str, ...] = (),
 ) -> "TrainingReport":
-    """Run a training under supervision; as `run_training_runtime`, with settings that were read."""
+    """Run a training under supervision; raise `StartError` where it cannot begin."""
     import msgspec
 
     from gen_worker.fetch.config import FetchConfig
-    from gen_worker.trainer.spec import DEFAULT_PATH, read_spec
     from gen_worker_supervisor.training import TrainingOptions, train
 
-    spec = read_spec(job_spec_path or settings.trainer_job_spec_path or DEFAULT_PATH)
     fetching = msgspec.msgpack.encode(FetchConfig.of(settings, env=environment))
-    options = TrainingOptions(spec, [*paths, os.getcwd()], fetching, devices_option)
+    options = TrainingOptions(spec, [os.getcwd()], fetching, devices_option)
     return train(options, settings, environment)
