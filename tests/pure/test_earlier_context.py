@@ -108,10 +108,10 @@ def test_more_bytes_than_are_allowed_are_a_value_error(tmp_path: Path) -> None:
         running(tmp_path, []).save_bytes("a", b"x" * 101)
 
 
+@pytest.mark.needs("torch")
 def test_the_device_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch: Any = pytest.importorskip("torch")
     monkeypatch.setenv("WORKER_DEVICE", "meta")
-    assert ActionContext("r1").device == torch.device("meta")
+    assert str(ActionContext("r1").device) == "meta"
 
 
 # --- assets -----------------------------------------------------------------------------------------------------------
