@@ -18,6 +18,16 @@ from types import MappingProxyType
 
 from gen_worker.runtimes.launching import Launched, how
 
+__all__ = [
+    "RUNTIME_FACTORIES",
+    "ServerBootError",
+    "ServerHandle",
+    "ServerProcess",
+    "free_port",
+    "llama_server",
+    "vllm_server",
+]
+
 HOST = "127.0.0.1"
 BOOT_TIMEOUT_S = 600.0
 GRACE_S = 10.0

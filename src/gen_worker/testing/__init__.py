@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen_worker.testing.client import Client, Job
+    from gen_worker.testing.engine import install_engine
     from gen_worker.testing.faults import (
         BadRange,
         ChangingETag,
@@ -69,6 +70,7 @@ __all__ = [
     "StoredFile",
     "Truncate",
     "fake_model",
+    "install_engine",
     "make_tiny",
 ]
 
@@ -84,6 +86,7 @@ _HOMES = {
     "Result": "results",
     "StoredFile": "store",
     "fake_model": "stand_ins",
+    "install_engine": "engine",
     "make_tiny": "tiny",
 }
 
