@@ -642,6 +642,8 @@ class Jobs:
             job.progress_due = now + PROGRESS_INTERVAL_S
             self._channel.send(Event(job.number, "progress", _json(value)))
         else:
+            if event["type"] != "request.log":
+                value = _described(str(event["type"]), value)
             value = _shortened(value, "message") | _shortened(value, "level") | _of_type(value)
             self._channel.send(Event(job.number, "log", _json(value)))
 
@@ -721,6 +723,13 @@ def _of_type(event: dict[str, object]) -> dict[str, object]:
     payload = json.loads(json.dumps(event["payload"], default=str))
     fits = len(json.dumps(payload)) <= EVENT_PAYLOAD_CHARS
     return {"type": str(event["type"])[:RAISED_CHARS], "payload": payload if fits else {"truncated": True}}
+
+
+def _described(kind: str, payload: Mapping[str, object]) -> dict[str, object]:
+    """Return an event that is neither progress nor a log line as one of the log: what it is, and its facts."""
+    name = kind.removeprefix("request.")
+    level = "debug" if name == "upload_progress" else "info"
+    return {"message": f"{name} {json.dumps(payload, default=str)}", "level": level, "type": kind, "payload": payload}
 
 
 def _json(value: Mapping[str, object]) -> bytes:

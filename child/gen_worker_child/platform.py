@@ -13,14 +13,8 @@ from typing import Any, Protocol
 import msgspec
 
 from gen_worker.api.context import CancelFlag
-from gen_worker.api.errors import (
-    ArtifactTransferError,
-    AuthError,
-    CanceledError,
-    OutputTooLargeError,
-    ValidationError,
-)
-from gen_worker.api.platform import NoPlatformError
+from gen_worker.api.errors import CanceledError
+from gen_worker.api.platform import failure_of
 from gen_worker.api.types import Compute
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.messages import INLINE_LIMIT, Call, Called, Producing
@@ -99,7 +93,7 @@ class JobPlatform:
         with ExitStack() as stack:
             stack.callback(close_all, descriptors)
             if answer.failure or answer.error:
-                raise failure_of(answer)
+                raise failure_of(answer.failure, answer.error, retryable=answer.retryable, status=answer.status)
             content = _content(descriptors.pop(0)) if answer.attached else answer.value
             if isinstance(verb, FetchRepo):
                 self._held += descriptors  # the lease
@@ -110,22 +104,6 @@ class JobPlatform:
         """Let go of what came with answers."""
         held, self._held = self._held, []
         close_all(held)
-
-
-def failure_of(answer: Called) -> Exception:
-    """Return what a context raises for a call that failed."""
-    match answer.failure:
-        case "unconfigured":
-            return NoPlatformError(answer.error)
-        case "auth":
-            return AuthError(answer.error)
-        case "invalid":
-            return ValidationError(answer.error)
-        case "too_large":
-            return OutputTooLargeError(size_bytes=0, max_bytes=0, message=answer.error)
-        case "canceled":
-            return CanceledError("canceled")
-    return ArtifactTransferError(answer.error, "platform", "call", answer.retryable, answer.status or None)
 
 
 def _content(fd: int) -> bytes:

@@ -513,6 +513,48 @@ def test_a_folder_stands_for_the_source_of_a_producer(tmp_path: Path) -> None:
     assert json.loads(named.stdout)["value"]["ref"] == "org/repo"
 
 
+PRODUCING = """
+import msgspec
+from typing import Any
+
+from gen_worker import ConversionContext, endpoint
+from gen_worker.api.types import DestinationRepo, SourceRepo
+
+class In(msgspec.Struct):
+    source: SourceRepo | None = None
+    destination: DestinationRepo = msgspec.field(default_factory=lambda: DestinationRepo("acme/tiny", ["PROD"]))
+
+class Out(msgspec.Struct):
+    told: dict[str, Any]
+
+@endpoint(kind="conversion")
+def make(ctx: ConversionContext, payload: In) -> Out:
+    saved = ctx.save_checkpoint_bytes("model.safetensors", b"weights")
+    return Out(ctx.publish_repo_revision(artifact_refs=[saved]))
+"""
+
+
+def test_what_a_producer_would_publish_is_said_and_not_done(tmp_path: Path) -> None:
+    done = run(cwd=project(tmp_path, PRODUCING))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["value"]["told"]
+    assert (told["stubbed"], told["destination_repo"]) == (True, "acme/tiny")
+    said = next(json.loads(line)["payload"] for line in done.stderr.splitlines() if "stubbed" in line)
+    assert said["kind"] == "publish_repo_revision.stubbed"
+    assert said["would_publish"] == {"destination_repo": "acme/tiny", "paths": ["model.safetensors"], "tags": ["prod"]}
+
+
+def test_a_source_without_a_ref_is_the_callers_mistake(tmp_path: Path) -> None:
+    done = run('{"source":{"ref":" "}}', cwd=project(tmp_path, PRODUCING))
+    assert (done.returncode, done.stderr) == (2, "error: `source.ref` is empty: name what to start from\n")
+
+
+def test_publishing_for_real_needs_a_platform(tmp_path: Path) -> None:
+    done = run("--allow-publish", cwd=project(tmp_path, PRODUCING))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: `--allow-publish` without a platform to publish to\nhint: set `COZY_HUB_URL`")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -2,7 +2,14 @@
 
 from typing import Protocol
 
-from gen_worker.api.errors import WorkerError
+from gen_worker.api.errors import (
+    ArtifactTransferError,
+    AuthError,
+    CanceledError,
+    OutputTooLargeError,
+    ValidationError,
+    WorkerError,
+)
 from gen_worker.wire.platform import Answer, Verb
 
 
@@ -19,3 +26,19 @@ class Platform(Protocol):
         Raises `NoPlatformError`, `AuthError`, `ArtifactTransferError`, `ValidationError`, and `CanceledError` once the
         job was asked to end.
         """
+
+
+def failure_of(kind: str, text: str, *, retryable: bool, status: int) -> Exception:
+    """Return what a context raises for a call that failed in a way of `gen_worker.wire.platform.CallFailure`."""
+    match kind:
+        case "unconfigured":
+            return NoPlatformError(text)
+        case "auth":
+            return AuthError(text)
+        case "invalid":
+            return ValidationError(text)
+        case "too_large":
+            return OutputTooLargeError(size_bytes=0, max_bytes=0, message=text)
+        case "canceled":
+            return CanceledError("canceled")
+    return ArtifactTransferError(text, "platform", "call", retryable, status or None)

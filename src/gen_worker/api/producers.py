@@ -287,7 +287,7 @@ class ProducerContext(RequestContext):
 
     def _say(self, kind: str, would: dict[str, Any]) -> None:
         """Tell that something was not done because nothing may be published from here."""
-        self._emit("request.log", {"message": kind, "level": "info", "kind": kind, "would_publish": would})
+        self._emit(f"request.{kind}", {"kind": kind, "would_publish": would})
 
     def read_repo_metadata(self, *, destination_repo: str = "") -> dict[str, Any]:
         """Return what is noted beside a repository: {ok, exists, metadata}."""

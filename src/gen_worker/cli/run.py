@@ -71,6 +71,7 @@ gen-worker run --list"""
     shell_complete=complete_path,
     help="Of a producer: the folder that stands for its `source`.",
 )
+@click.option("--allow-publish", is_flag=True, help="Of a producer: publish for real, to the hub that is set.")
 @click.option("--attach", is_flag=True, help="Run it in the `gen-worker serve` of this folder, which is warm.")
 @click.option("--pretty", is_flag=True, help="Indent the JSON.")
 @log_format_option
@@ -86,6 +87,7 @@ def command(
     offline: bool,
     device: str | None,
     source_path: str | None,
+    allow_publish: bool,
     attach: bool,
     pretty: bool,
     log_format: str | None,
@@ -97,9 +99,9 @@ def command(
     start = _start(payload, payload_file)
     settings = read_settings(local_device=device, log_format=log_format)
     if attach and not wants_list:
-        if device or offline or source_path:
+        if device or offline or source_path or allow_publish:
             hint = "those are for a run in this process"
-            raise Failure("`--attach` with `--device`, `--offline` or `--source-path`", hint)
+            raise Failure("`--attach` with `--device`, `--offline`, `--source-path` or `--allow-publish`", hint)
         from gen_worker.cli.attached import run_attached
 
         wanted = Wanted(_module_here(config, module), class_name, method)
@@ -121,7 +123,7 @@ def command(
                 raise Failure(only_spoken_with(spec.name), "an orchestrator of the earlier wire opens them")
             source = _source(spec, source_path)
             body = _encoded(spec, fields, start, source)
-        job = _Job(spec, specs, body, source, settings, fetching)
+        job = _Job(spec, specs, body, source, settings, fetching, allow_publish)
         return _run(job, _Shown(Results(stdout, pretty=pretty), events, watch))
 
 
@@ -238,6 +240,7 @@ class _Job(NamedTuple):
     source: Path | None
     settings: Settings
     fetching: "FetchConfig"
+    publishes: bool
 
 
 class _Shown(NamedTuple):
@@ -313,9 +316,10 @@ def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", eve
         what = str(event["type"]).removeprefix("request.")
         events.show(job.spec.name, event["request_id"], what, value, event["timestamp"])
 
-    own: dict[str, Any] = {} if job.source is None else {"source_path": str(job.source)}  # only producers take it
+    request_id = f"local-{os.urandom(4).hex()}"
+    own = {} if job.spec.kind == "inference" else _of_producer(job, request_id)
     return context_class(job.spec.kind)(
-        request_id=f"local-{os.urandom(4).hex()}",
+        request_id=request_id,
         owner=os.environ.get("USER") or "local-dev",
         emitter=emit,
         sink=FolderSink(job.settings.local_output_dir, job.settings.max_upload_bytes),
@@ -323,6 +327,19 @@ def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", eve
         models={model.slot: model.ref for model in models},
         **own,
     )
+
+
+def _of_producer(job: _Job, request_id: str) -> dict[str, Any]:
+    """Return what the context of a producer takes beside what every context takes."""
+    from gen_worker.cli.platform import LocalPlatform, local_destination
+
+    to = local_destination(job.settings, request_id, publishes=job.publishes)
+    return {
+        "platform": LocalPlatform(job.fetching, to),
+        "publishes": job.publishes,
+        "source_path": None if job.source is None else str(job.source),
+        "hf_token": str(job.settings.hf_token),
+    }
 
 
 def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotModel]", events: Events) -> int:
@@ -348,6 +365,8 @@ def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotMo
 def _call(
     executor: "Executor", spec: "FunctionSpec", context: "RequestContext", payload: msgspec.Struct, shown: _Shown
 ) -> int:
+    from gen_worker.api.producers import begin
+
     yielded = 0
 
     def on_item(item: Any) -> None:
@@ -358,7 +377,8 @@ def _call(
         yielded += 1
 
     try:
-        value = executor.run(spec, context, payload, on_item)
+        with begin(context, payload):
+            value = executor.run(spec, context, payload, on_item)
         streams = spec.shape in ("generator", "async_generator")
         document = executor.encode({"yielded": yielded} if streams else value, "json")
         shown.events.hide()
