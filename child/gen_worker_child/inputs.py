@@ -67,12 +67,14 @@ def refuse_paths(payload: msgspec.Struct) -> None:
         raise ValueError("an asset from another machine has no `local_path` here; send its `inline_bytes`")
 
 
-def needed(payload: msgspec.Struct) -> list[InputAsset]:
+def needed(payload: msgspec.Struct, *, refs: bool = False) -> list[InputAsset]:
     """Return the assets whose files must be fetched before the job can run, in the payload's order.
+
+    With `refs`, those too whose refs are no URLs: names of files that whoever asked keeps.
 
     Raises `ValueError` for more of them than may be.
     """
-    assets = _behind_urls(payload)
+    assets = _elsewhere(payload, refs)
     if len(assets) > MOST_INPUTS:
         raise ValueError(f"it names {len(assets)} files by URLs, the limit is {MOST_INPUTS}")
     wanted = [_described(asset) for asset in assets]
@@ -82,9 +84,9 @@ def needed(payload: msgspec.Struct) -> list[InputAsset]:
     return wanted
 
 
-def filled(payload: msgspec.Struct, files: Sequence[InputFile]) -> AbstractContextManager[None]:
+def filled(payload: msgspec.Struct, files: Sequence[InputFile], *, refs: bool = False) -> AbstractContextManager[None]:
     """Give the assets that `needed` found their files, for as long as the returned context is open."""
-    return _filled(_behind_urls(payload), files) if files else _NOTHING
+    return _filled(_elsewhere(payload, refs), files) if files else _NOTHING
 
 
 @contextmanager
@@ -100,14 +102,16 @@ def _filled(assets: Sequence[Asset | Tensors], files: Sequence[InputFile]) -> It
             asset.local_path = None  # an output that holds the asset shall not name a file that is gone
 
 
-def _behind_urls(payload: msgspec.Struct) -> list[Asset | Tensors]:
+def _elsewhere(payload: msgspec.Struct, refs: bool) -> list[Asset | Tensors]:
     if not holds_assets(type(payload)):
         return []
-    return [asset for asset in assets_in(payload, _MOST_DEPTH) if _is_behind_url(asset)]
+    return [asset for asset in assets_in(payload, _MOST_DEPTH) if _is_elsewhere(asset, refs)]
 
 
-def _is_behind_url(asset: Asset | Tensors) -> bool:
-    return not asset.local_path and _bytes_of(asset) is None and asset.ref[:8].lower().startswith(_SCHEMES)
+def _is_elsewhere(asset: Asset | Tensors, refs: bool) -> bool:
+    if asset.local_path or _bytes_of(asset) is not None:
+        return False
+    return bool(asset.ref) if refs else asset.ref[:8].lower().startswith(_SCHEMES)
 
 
 def _bytes_of(asset: Asset | Tensors) -> bytes | None:

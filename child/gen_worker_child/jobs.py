@@ -370,7 +370,7 @@ class Jobs:
         try:
             with ExitStack() as files:
                 for job, _, payload in ready:
-                    files.enter_context(filled(payload, job.order.inputs))
+                    files.enter_context(filled(payload, job.order.inputs, refs=job.order.earlier is not None))
                 contexts, payloads = [ctx for _, ctx, _ in ready], [payload for _, _, payload in ready]
                 outputs = self._executor.run_batch(ready[0][0].spec, contexts, payloads, ready[0][0].instance)
         except BaseException as error:  # noqa: BLE001 - around the author's handler
@@ -431,7 +431,7 @@ class Jobs:
             ctx = self._context(job, models)
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
-            with filled(payload, job.order.inputs), begin(ctx, payload):
+            with filled(payload, job.order.inputs, refs=job.order.earlier is not None), begin(ctx, payload):
                 output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
@@ -485,7 +485,7 @@ class Jobs:
                 return wish
             ctx = self._context(job, models)
             emit = partial(self._emit_on_loop, job)
-            with filled(payload, job.order.inputs), await _begun(ctx, payload):
+            with filled(payload, job.order.inputs, refs=job.order.earlier is not None), await _begun(ctx, payload):
                 output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
@@ -541,7 +541,7 @@ class Jobs:
         if job.order.inputs:
             return None
         try:
-            assets = needed(payload)
+            assets = needed(payload, refs=job.order.earlier is not None)
         except ValueError as error:
             raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {error}") from error
         return NeedsInputs(job.number, assets) if assets else None

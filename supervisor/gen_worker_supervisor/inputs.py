@@ -221,6 +221,8 @@ class Inputs:
         path = str(order.folder / f"input-{asset}")
         wanted = FetchInput(self._number, order.assets[asset], path, self._max_bytes)
         wanted.trusted_origin, wanted.allow_private = self.trusted_origin, self._allow_private
+        if not _is_url(order.assets[asset].url):
+            wanted.destination = order.job.destination
         wanted.limit_s = max(order.deadline - now, LEAST_S)
         self._fetcher().send(wanted)
 
@@ -230,6 +232,10 @@ def _is_there(file: InputFile) -> bool:
         return os.stat(file.local_path).st_size == file.size_bytes
     except OSError:  # the author's code has moved it
         return False
+
+
+def _is_url(ref: str) -> bool:
+    return ref[:8].lower().startswith(("http://", "https://"))
 
 
 def _origin(url: str) -> str:

@@ -56,7 +56,7 @@ class Storing:
                 del self._waiting[order.job]
             answer(saved(order, report))
 
-        number = self._uploads.upload(destination, ref, fd, order.length, "", ended)
+        number = self._uploads.upload(destination, ref, fd, order.length, "", ended, create=order.create)
         self._waiting.setdefault(order.job, {})[number] = _Waiting(order, answer)
 
     def forget(self, job: int) -> None:

@@ -43,6 +43,8 @@ class Uploads:
         length: int,
         mime_type: str,
         then: Callable[[Uploaded | UploadFailed], None],
+        *,
+        create: bool = False,
     ) -> int:
         """Store the first `length` bytes of a descriptor, which is taken over; `then` gets the end, later, once.
 
@@ -50,7 +52,7 @@ class Uploads:
         """
         self._number += 1
         number = self._number
-        under_way = _UnderWay(Upload(number, destination, ref, length, mime_type), [fd], then)
+        under_way = _UnderWay(Upload(number, destination, ref, length, mime_type, create), [fd], then)
         self._under_way[number] = under_way
         with suppress(OSError):  # no descriptor is left: without a journal it begins anew
             under_way.descriptors.append(os.memfd_create("gen-worker-upload", os.MFD_CLOEXEC))

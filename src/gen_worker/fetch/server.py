@@ -21,7 +21,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.holding import hold
-from gen_worker.fetch.inputs.fetch import InputError, Limits, fetch_input
+from gen_worker.fetch.inputs.fetch import FileApi, InputError, Limits, fetch_input
 from gen_worker.fetch.platform.calls import Calls
 from gen_worker.fetch.platform.failure import PlatformError
 from gen_worker.fetch.uploading.failure import UploadError
@@ -278,7 +278,12 @@ class Server:
         )
         report: FetchReport
         try:
-            file = fetch_input(order.asset, order.path, limits, config, cancel, limit_s=order.limit_s)
+            if order.destination is None:
+                file = fetch_input(order.asset, order.path, limits, config, cancel, limit_s=order.limit_s)
+            else:
+                api = FileApi(order.destination)
+                limits = api.trusted(limits)
+                file = fetch_input(order.asset, order.path, limits, config, cancel, limit_s=order.limit_s, api=api)
             report = InputFetched(order.number, file)
         except InputError as error:
             report = InputFailed(order.number, error.kind, str(error)[:TEXT_CHARS], error.retryable)

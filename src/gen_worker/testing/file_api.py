@@ -282,6 +282,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", described["mime_type"])
         self.send_header("Content-Length", str(described["size_bytes"]))
         self.send_header("X-Checksum-Sha256", described["sha256"])
+        self.send_header("X-Cozy-SHA256", described["sha256"])
+        self.send_header("X-Cozy-Size-Bytes", str(described["size_bytes"]))
+        self.send_header("X-Cozy-Mime-Type", described["mime_type"])
         self.end_headers()
         if self.command == "GET":
             with self._api.place(ref).open("rb") as file:

@@ -82,6 +82,7 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
     owner: str = ""
     job_id: str = ""
     traceparent: str = ""  # of the job's span
+    file_api: bool = False  # it is one of the earlier generation, with a route for each file
     targets: dict[str, str] = {}  # URLs that came with the job, by the names under which it may post to them
 
     def __repr__(self) -> str:
@@ -100,6 +101,7 @@ class Upload(_Message):
     ref: str
     length: int
     mime_type: str = ""
+    create: bool = False  # fails as `exists` where there is a file of this name; only a `file_api` knows that
 
 
 class CallPlatform(_Message):
@@ -131,6 +133,7 @@ class FetchInput(_Message):
     trusted_origin: str = ""  # `https://host:port` whose address may be private
     allow_private: bool = False
     limit_s: float = 600.0  # with all tries
+    destination: Destination | None = None  # the `file_api` that has the file, where the asset's URL is its ref there
 
 
 FetchOrder: TypeAlias = (
@@ -214,7 +217,7 @@ class Noted(_Message):
     message: str
 
 
-UploadFailure: TypeAlias = Literal["auth", "transfer", "too_large", "canceled"]
+UploadFailure: TypeAlias = Literal["auth", "transfer", "too_large", "canceled", "exists"]
 
 
 class Uploading(_Message):

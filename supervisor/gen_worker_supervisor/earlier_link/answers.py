@@ -92,4 +92,5 @@ def close_reason(outcome: Outcome, *, closed: bool) -> str:
 def _told(outcome: Outcome, kind: str, hide: Callable[[str], str]) -> str:
     if kind == "internal":
         return INTERNAL
-    return safe_text(hide("worker draining" if outcome.kind == "draining" else outcome.message.strip())) or kind
+    text = "worker draining" if outcome.kind == "draining" else outcome.message.strip()
+    return safe_text(hide(text.removeprefix(f"{outcome.raised[0]}: ") if outcome.raised else text)) or kind

@@ -263,7 +263,7 @@ class EarlierJobs:
 
 def destination(base_url: str, token: str, run_id: str, tenant_id: str) -> Destination:
     """Return where a run's files go and come from: the file API of the earlier generation."""
-    return Destination(base_url.rstrip("/"), token, run_id, 1, tenant_id)
+    return Destination(base_url.rstrip("/"), token, run_id, 1, tenant_id, file_api=True)
 
 
 def release(body: OutputBody) -> None:

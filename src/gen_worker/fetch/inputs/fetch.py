@@ -4,6 +4,7 @@ Reaches public addresses only, follows redirects on the same terms, and stops at
 """
 
 import errno
+import hashlib
 import os
 import re
 import threading
@@ -26,8 +27,10 @@ from gen_worker.fetch.network.connections import DIALING, Dialing
 from gen_worker.fetch.network.origins import Origin, Url
 from gen_worker.fetch.network.patience import Patience, Tries, passes
 from gen_worker.fetch.network.transport import FAILURES, HttpError, Response, Transport, translated
+from gen_worker.fetch.uploading.file_api import file_headers, file_url
 from gen_worker.filetypes import HEAD_BYTES, extension, mime_type
 from gen_worker.models.errors import ModelError
+from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import InputAsset, InputFile
 
 MAX_BYTES = 50 << 20  # of a file whose asset says nothing of that
@@ -82,6 +85,27 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return self.allow_private or bool(self.trusted_origin and origin == Url(self.trusted_origin).origin)
 
 
+class FileApi:
+    """The file API of an earlier orchestrator, as one run may use it."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self.headers = file_headers(destination)
+
+    def url(self, ref: str) -> str:
+        """Return where a file is; raise `InputError` for a name that leads elsewhere."""
+        if any(part in ("", ".", "..") for part in ref.split("/")):
+            raise InputError("invalid", "a ref of the payload names no file")
+        return file_url(self._destination.base_url, ref)
+
+    def trusted(self, limits: Limits) -> Limits:
+        """Return the limits with this API's address allowed, whatever it is: the orchestrator named it."""
+        scheme, separator, rest = self._destination.base_url.partition("://")
+        if not separator:
+            raise InputError("invalid", "a ref of the payload names a file, and the run came without a file API")
+        return msgspec.structs.replace(limits, trusted_origin=f"{scheme}://{rest.partition('/')[0]}")
+
+
 def spare_bytes(disk_bytes: int) -> int:
     """Return what stays free of a disk of that size, whatever is asked for: files of all jobs lie on it."""
     return min(_SPARE_BYTES, disk_bytes // 20)
@@ -98,20 +122,23 @@ def fetch_input(
     dialing: Dialing = DIALING,
     limit_s: float = LIMIT_S,
     spare: Callable[[int], int] = spare_bytes,
+    api: "FileApi | None" = None,
 ) -> InputFile:
     """Have the asset's file at `path`, with a suffix by its type, and say what it is; raise `InputError`.
+
+    With an `api`, what the asset names is a ref there. It says first how long the file is, and what its digest.
 
     What the environment says of proxies does not count: a proxy would look names up for itself.
     """
     config = msgspec.structs.replace(config, proxies={})
     patience = msgspec.structs.replace(patience, tries=config.input_tries)
     try:
-        url = Url(asset.url)
+        url = Url(asset.url if api is None else api.url(asset.url))
     except ModelError:
         raise InputError("invalid", "a URL of the payload is none that can be fetched") from None
     dialing = dialing._replace(check=lambda origin, address: _check(origin, address, url.origin, limits))
-    headers = _FOR_STRANGERS if limits.trust(url.origin) else {}
-    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, headers)
+    headers = api.headers if api is not None else _FOR_STRANGERS if limits.trust(url.origin) else {}
+    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, headers, described=api is not None)
     with _in_time(cancel, limit_s) as hurry, Transport(config, patience, dialing) as transport:
         try:
             return _patiently(wish, transport, patience, hurry)
@@ -128,6 +155,7 @@ class _Wish(msgspec.Struct, frozen=True):
     max_bytes: int
     spare: Callable[[int], int]
     headers: dict[str, str]
+    described: bool = False  # it can be asked what the file is
 
     @property
     def host(self) -> str:
@@ -205,6 +233,7 @@ def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> 
 
 
 def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
+    sha256 = _described(wish, transport, cancel) if wish.described else ""
     with transport.once(str(wish.url), headers=wish.headers, cancel=cancel) as response:
         _check_head(response, wish)
         chunk = memoryview(bytearray(_CHUNK_BYTES))
@@ -214,7 +243,26 @@ def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
         with _new_file(path) as file:
             size = _copy(response, file, chunk, began, wish)
             _check_dimensions(file, kind, wish)
+            if sha256 and sha256 != _sha256(file):
+                raise InputError(
+                    "unreachable", f"the file from `{wish.host}` is not the one it describes", retryable=True
+                )
     return InputFile(str(path), size, kind)
+
+
+def _described(wish: _Wish, transport: Transport, cancel: Cancel) -> str:
+    """Ask what a file is, refuse one that is too long, and return its SHA-256 in hex; "" where that is not said."""
+    with transport.once(str(wish.url), headers=wish.headers, cancel=cancel, method="HEAD") as response:
+        told = response.headers
+        size = told.get("x-cozy-size-bytes", "")
+        if size.isdigit() and int(size) > wish.max_bytes:
+            raise InputError("invalid", f"the file from `{wish.host}` has {size} bytes, {_limit(wish)}")
+        return told.get("x-cozy-sha256", "").strip().lower()
+
+
+def _sha256(file: FileIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_head(response: Response, wish: _Wish) -> None:

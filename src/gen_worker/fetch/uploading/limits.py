@@ -39,9 +39,9 @@ def _limit(claim: int | float | None) -> int:
     return max(0, int(claim or 0))
 
 
-def check_size(ref: str, size: int, claims: Claims, max_upload_bytes: int) -> None:
-    """Raise `UploadError` for a file without bytes, or with more than one of the limits allows."""
-    if size <= 0:
+def check_size(ref: str, size: int, claims: Claims, max_upload_bytes: int, *, empty: bool = False) -> None:
+    """Raise `UploadError` for a file without bytes, unless it may be `empty`, or with more than a limit allows."""
+    if size <= 0 and not empty:
         raise UploadError("transfer", f"`{ref}` has no bytes: the store keeps no empty files")
     limits = (
         (max_upload_bytes, "`WORKER_MAX_UPLOAD_BYTES`"),

@@ -8,6 +8,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.uploading.asking import read
 from gen_worker.fetch.uploading.failure import UploadError
+from gen_worker.fetch.uploading.file_api import write_file
 from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.limits import Claims, check_size, claims_of
 from gen_worker.fetch.uploading.pace import Pace
@@ -57,6 +58,8 @@ class Uploader:
         self, order: Upload, fd: int, journal: Journal, cancel: Cancel, on_progress: Callable[[int, int], None]
     ) -> Stored:
         target, ref = order.destination, order.ref
+        if target.file_api and target.base_url:
+            return self._write_file(order, fd, cancel, on_progress)
         if not target.base_url:
             raise UploadError("transfer", f"`{ref}` cannot be stored: the orchestrator named no store of files")
         if not target.token:
@@ -67,6 +70,12 @@ class Uploader:
         with self._allowances.taken(target.token, order.length, claims, cancel), self._files.turn(cancel):
             work = _Work(order, source, journal, self._sender, self._transports, self._pace, self._into_buckets)
             return work.go_on(cancel, on_progress)
+
+    def _write_file(self, order: Upload, fd: int, cancel: Cancel, on_progress: Callable[[int, int], None]) -> Stored:
+        check_size(order.ref, order.length, Claims(), self._max_upload_bytes, empty=True)
+        with self._files.turn(cancel):
+            source = Source(fd, order.length, order.ref)
+            return write_file(order, source, self._transports.parts, self._pace, cancel, on_progress)
 
 
 class _Work:
