@@ -267,7 +267,7 @@ class _Service:
         self._log = self._host.log
         self._supervisor = self._host.supervisor
         self._destination = _destination(spec, settings)
-        self._stores_files = bool(self._destination and self._destination.base_url and self._destination.token)
+        self._stores_files = bool((spec.base_url or settings.tensorhub_public_url) and spec.capability_token)
         self._job: Job | None = None
         self._canceled_by: int | None = None
         self._forced: asyncio.Future[None] = self._loop.create_future()
@@ -282,6 +282,8 @@ class _Service:
             self._loop.add_signal_handler(number, self._on_signal, code)
         self._host.open()
         self._log.say(f"training {self._spec.request_id}: its files are in {self._contract.parent}")
+        if self._spec.targets and not self._spec.posted_to:
+            self._log.event("warning", "training", "nothing is posted to `uploads`: there is no `capability_token`")
         self._host.start()
         self._look_for_cancel()
         ended = await self._attempts()
@@ -422,7 +424,7 @@ class _Service:
     async def _post(self, report: TrainingReport) -> None:
         """Tell the platform how it ended."""
         calls = self._supervisor.platform
-        if "terminal_url" not in self._spec.targets or self._destination is None or calls is None:
+        if "terminal_url" not in self._spec.posted_to or self._destination is None or calls is None:
             return
         posted: asyncio.Future[str] = self._loop.create_future()
 
@@ -462,8 +464,12 @@ def _asset(ref: str) -> dict[str, Any]:
 
 def _destination(spec: TrainingSpec, settings: Settings) -> Destination | None:
     """Return where the files and posts of the training go, None where they stay here."""
+    if not spec.capability_token:
+        return None
     base_url = spec.base_url or settings.tensorhub_public_url
-    if not spec.targets and not (base_url and spec.capability_token):
+    if not base_url and spec.targets:  # posts go to whole URLs: this is only where the platform is, for messages
+        base_url = "/".join(next(iter(spec.targets.values())).split("/", 3)[:3])
+    if not base_url:
         return None
     return Destination(
         base_url,
@@ -472,7 +478,7 @@ def _destination(spec: TrainingSpec, settings: Settings) -> Destination | None:
         1,
         owner=spec.owner,
         job_id=spec.job_id,
-        targets=spec.targets,
+        targets=spec.posted_to,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from gen_worker_supervisor.state import Outcome
 
 DEATHS = 3  # in a row without a checkpoint between them
+RAISED = "FatalError: "  # what the child's error has before its category
 OPERATORS = "restart"  # the cause of an end that an operator wanted and that says nothing of the training
 
 Status: TypeAlias = Literal["completed", "failed", "canceled"]
@@ -52,7 +53,7 @@ def judge(record: Record, outcome: Outcome, latest: int) -> Again | Ended:
         case "model_resolution" | "unavailable":
             return Ended("failed", f"model-load: {outcome.message}")
         case "user_exception":
-            return Ended("failed", outcome.message)
+            return Ended("failed", outcome.message.removeprefix(RAISED))
     return Ended("failed", f"startup: {outcome.message}")
 
 

@@ -266,7 +266,7 @@ def test_a_training_that_goes_on_ends_as_if_it_had_never_stopped(batches: Any, a
     assert whole.final is not None
     assert rest.final.runtime is not None
     assert whole.final.runtime is not None
-    assert rest.final.runtime["random"] == whole.final.runtime["random"]
+    assert rest.final.runtime["random"]["python"] == whole.final.runtime["random"]["python"]
 
 
 def test_a_payload_is_plain_for_a_writer_of_ones_own() -> None:

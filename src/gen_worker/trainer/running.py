@@ -5,6 +5,7 @@ What leaves the machine leaves through the job's context: this process has no ne
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -37,6 +38,7 @@ from gen_worker.trainer.spec import Dataset, SpecError, TrainingSpec, asks_to_ca
 from gen_worker.wire.platform import Materialize, PostJson
 
 DEFAULT_SEED = 0
+QUIET_S = 60.0
 _CONTENT = re.compile(r"(?:blake3|sha256):[0-9a-f]{64}")
 
 
@@ -119,7 +121,7 @@ class _Training:
             raise CanceledError(str(error)) from error
         except Exception as error:
             if classify(error).kind == "out_of_memory":
-                raise
+                raise  # another process may have more room
             raise self._failure(error) from error
         return self._end(step, self._reporter.final_checkpoint)
 
@@ -194,7 +196,8 @@ class _Training:
         return str(path)
 
     def _failure(self, error: Exception) -> FatalError:
-        return FatalError(self._reporter.error or told(error))
+        text = self._reporter.error or told(error)
+        return FatalError(text.replace("upload: AuthError", "auth: AuthError", 1))
 
     def _warn(self, text: str) -> None:
         self._ctx.log(text, "warning")
@@ -300,6 +303,7 @@ class PlatformUploader:
         self._spec = spec
         self._checkpoints = checkpoints
         self._stores_files = stores_files
+        self._quiet_until = 0.0
         self.final: dict[str, Any] = {}
         """What is known of the final checkpoint where it went."""
 
@@ -351,7 +355,11 @@ class PlatformUploader:
         platform.call(PostJson(target=target, document={**whose, **document}))
 
     def _try(self, upload: Callable[[], object]) -> None:
+        """Upload what may be missing: after one that failed, `QUIET_S` pass before the training waits for another."""
+        if time.monotonic() < self._quiet_until:
+            return
         try:
             upload()
         except ArtifactTransferError as error:
-            self._ctx.log(f"not told: {error}", "warning")
+            self._quiet_until = time.monotonic() + QUIET_S
+            self._ctx.log(f"not told: {error}; it is tried again after {QUIET_S:.0f} s", "warning")

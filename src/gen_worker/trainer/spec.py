@@ -134,11 +134,16 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
         """The URLs that the training may post to, by their names."""
         return {name: url for name in TARGETS if (url := getattr(self.uploads, name))}
 
+    @property
+    def posted_to(self) -> dict[str, str]:
+        """The URLs that are posted to: none without a token to show there."""
+        return self.targets if self.capability_token else {}
+
     def written(self) -> bytes:
         """Return it as a file has it, without the token and the URLs, for the process that trains."""
         told = msgspec.to_builtins(self)
-        told["uploads"] = dict.fromkeys(self.targets, "supervised:")
-        told["capability_token"] = ""
+        told["uploads"] = dict.fromkeys(self.posted_to, "supervised:")
+        told["capability_token"], told["orchestrated"] = "", False
         return json.dumps(told, indent=1).encode() + b"\n"
 
 

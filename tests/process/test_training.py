@@ -1,0 +1,270 @@
+"""A training under supervision: whatever its process does, it goes on, or ends and says why."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from gen_worker.testing.store import LoopbackStore
+from tests.served import alive, until
+
+pytestmark = pytest.mark.process
+
+CANARY = "t0ken-that-nobody-may-see"
+TRAINER = """
+import os, signal, sys, time
+
+class Trainer:
+    def setup(self, ctx):
+        self.told = ctx.job.hyperparams
+
+    def configure(self, ctx):
+        return {"sum": 0, "steps": 0}
+
+    def prepare_batch(self, raw, state, ctx):
+        return raw
+
+    def train_step(self, batch, state, ctx):
+        for word, steps in self.told.get("at", {}).items():
+            if state["steps"] in steps:
+                self.act(word, ctx)
+        state["steps"] += 1
+        state["sum"] += batch["a"][0] if isinstance(batch, dict) else batch
+        return {"loss": 1 / (1 + state["sum"])}
+
+    def act(self, word, ctx):
+        mark = os.path.join(self.told["folder"], f"{word}-{os.getpid()}")
+        if word == "die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif word == "fail":
+            open(mark, "w").close()
+            raise RuntimeError("no step can be taken here")
+        elif word == "hang":
+            time.sleep(3600)
+        elif word == "wait":
+            open(mark, "w").close()
+            while not ctx.is_canceled():
+                time.sleep(0.005)
+
+    def state_dict(self, state):
+        return state
+
+    def load_state_dict(self, state, payload, ctx):
+        state.update(payload)
+
+class Lucky(Trainer):
+    '''Dies in every process once, a few steps after it has begun.'''
+
+    def train_step(self, batch, state, ctx):
+        self.taken = getattr(self, "taken", 0) + 1
+        if self.taken == 4 and state["steps"] < 15:
+            os._exit(7)
+        return super().train_step(batch, state, ctx)
+"""
+
+
+class Training:
+    """A training in a folder of its own."""
+
+    def __init__(self, folder: Path, **spec: Any) -> None:
+        self.folder = folder
+        (folder / "shaky.py").write_text(TRAINER)
+        given = {"trainer": "shaky:Trainer", "request_id": "r", "max_steps": 20, "mock_batches": [1, 2, 3]}
+        told = spec.pop("hyperparams", {}) | {"folder": str(folder)}
+        (folder / "job.json").write_text(json.dumps({**given, "metric_every": 1, "hyperparams": told, **spec}))
+        self.said = ""
+
+    @contextmanager
+    def started(self, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+        """Start a worker in trainer mode; it is gone at the end of the block."""
+        own = {
+            "WORKER_MODE": "trainer",
+            "TRAINER_JOB_SPEC_PATH": str(self.folder / "job.json"),
+            "GEN_WORKER_TRAINING_DIR": str(self.folder / "out"),
+            "GEN_WORKER_RUN_DIR": str(self.folder / "run"),
+            "GEN_WORKER_DEVICES": "cpu",
+            "TENSORHUB_CACHE_DIR": str(self.folder / "cache"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        command = [sys.executable, "-m", "gen_worker.entrypoint"]
+        with subprocess.Popen(
+            command, cwd=self.folder, env={**os.environ, **own, **variables}, stderr=subprocess.PIPE, text=True
+        ) as worker:
+            try:
+                yield worker
+            finally:
+                worker.kill()
+
+    def end(self, worker: "subprocess.Popen[str]") -> int:
+        """Wait for the end; return the exit code."""
+        _, self.said = worker.communicate(timeout=40)
+        return worker.returncode
+
+    def run(self, **variables: str) -> int:
+        """Train; return the exit code."""
+        with self.started(**variables) as worker:
+            return self.end(worker)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What happened, of one kind."""
+        lines = (self.folder / "out/metrics/events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def marks(self, word: str) -> list[int]:
+        """The processes that have left a mark."""
+        return [int(path.name.partition("-")[2]) for path in self.folder.glob(f"{word}-*")]
+
+
+class Platform:
+    """Whom a training posts to: it notes everything and says nothing."""
+
+    def __init__(self) -> None:
+        self.posts: list[tuple[str, dict[str, Any]]] = []
+        self.bearers: set[str | None] = set()
+        platform = self
+
+        class Answers(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                platform.posts.append((self.path.removeprefix("/"), json.loads(body)))
+                platform.bearers.add(self.headers["Authorization"])
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        self._server = HTTPServer(("127.0.0.1", 0), Answers)
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def __enter__(self) -> "Platform":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def uploads(self) -> dict[str, str]:
+        """The URLs as a job spec has them."""
+        names = ("metrics_url", "checkpoint_url", "sample_url", "terminal_url")
+        return {name: f"http://127.0.0.1:{self._server.server_port}/{name}" for name in names}
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        """What was posted to one of them."""
+        return [document for each, document in self.posts if each == name]
+
+
+def test_a_training_goes_on_as_long_as_it_gets_on_and_each_death_costs_what_came_after_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    training = Training(tmp_path, trainer="shaky:Lucky", checkpoint_every=1)
+    assert training.run() == 0, training.said
+    assert len(training.events("started")) == 5  # four deaths, each after another checkpoint
+    (completed,) = training.events("completed")
+    assert completed["step"] == 20
+    final = json.loads((tmp_path / "out/checkpoints/step-00000020.json").read_text())
+    assert final["state"] == {"sum": sum([1, 2, 3][at % 3] for at in range(20)), "steps": 20}
+
+
+def test_one_that_dies_in_one_place_ends_with_the_cause_and_the_platform_is_told(tmp_path: Path) -> None:
+    with Platform() as platform:
+        told = {"uploads": platform.uploads, "capability_token": CANARY, "orchestrated": True}
+        training = Training(tmp_path, checkpoint_every=2, hyperparams={"at": {"die": [5]}}, **told)
+        assert training.run() == 1, training.said
+    assert len(training.events("started")) == 3
+    (failed,) = training.events("failed")
+    assert failed["error"].startswith("train-step: it ended 3 times without a checkpoint in between")
+    assert "SIGSEGV" in failed["error"]
+    (terminal,) = platform.of("terminal_url")
+    assert (terminal["status"], terminal["request_id"], terminal["step"]) == ("failed", "r", 4)
+    assert "SIGSEGV" in terminal["error"]
+    assert {each["step"] for each in platform.of("metrics_url")} == {1, 2, 3, 4, 5}
+    assert {each["step"] for each in platform.of("checkpoint_url")} == {2, 4}
+    assert platform.bearers == {f"Bearer {CANARY}"}
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert CANARY not in training.said
+    assert CANARY.encode() not in everything
+
+
+def test_what_was_trained_is_stored_where_the_platform_wants_it(tmp_path: Path) -> None:
+    rows = {"a": [1, 2, 3], "b": ["x", "y", "z"]}
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table(rows), tmp_path / "rows.parquet")
+    dataset = {"parquet_paths": [str(tmp_path / "rows.parquet")], "batch_size": 1, "columns": ["a"]}
+    with Platform() as platform, LoopbackStore() as store:
+        told = {"uploads": platform.uploads, "capability_token": store.token, "base_url": store.url, "owner": "acme"}
+        training = Training(tmp_path, mock_batches=[], dataset=dataset, **told)
+        assert training.run() == 0, training.said
+        (file,) = store.files.values()
+    final = tmp_path / "out/checkpoints/step-00000020.json"
+    assert json.loads(final.read_text())["state"]["sum"] == 39
+    assert (file.ref, file.owner, file.content) == (
+        "v1/acme/jobs/r/checkpoints/final-step-00000020.json",
+        "acme",
+        final.read_bytes(),
+    )
+    (posted,) = platform.of("checkpoint_url")
+    assert (posted["final"], posted["step"], posted["sha256"], posted["file_ref"]) == (True, 20, file.sha256, file.ref)
+    (terminal,) = platform.of("terminal_url")
+    assert terminal["status"] == "completed"
+    assert (terminal["final_checkpoint_ref"], terminal["final_checkpoint_sha256"]) == (file.ref, file.sha256)
+
+
+def test_an_error_of_the_trainers_own_ends_it_at_once(tmp_path: Path) -> None:
+    training = Training(tmp_path, hyperparams={"at": {"fail": [3]}})
+    assert training.run() == 1
+    (failed,) = training.events("failed")
+    assert failed["error"] == "train-step: RuntimeError: no step can be taken here"
+    assert len(training.marks("fail")) == 1
+    assert "error: failed: train-step: RuntimeError: no step can be taken here" in training.said
+    assert 'shaky.py", line' in training.said
+
+
+def test_a_cancel_file_ends_it_in_order_and_another_training_waits_for_its_folder(tmp_path: Path) -> None:
+    cancel = tmp_path / "cancel"
+    training = Training(tmp_path, cancel_file_path=str(cancel), hyperparams={"at": {"wait": [3]}})
+    with training.started() as worker:
+        until(lambda: training.marks("wait"), what="the training")
+        other = subprocess.run(
+            [sys.executable, "-m", "gen_worker.entrypoint"],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "WORKER_MODE": "trainer",
+                "TRAINER_JOB_SPEC_PATH": str(tmp_path / "job.json"),
+                "GEN_WORKER_TRAINING_DIR": str(tmp_path / "out"),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert (other.returncode, "another training uses" in other.stderr) == (1, True)
+        cancel.touch()
+        assert training.end(worker) == 130, training.said
+    (failed,) = training.events("failed")
+    assert (failed["step"], failed["error"]) == (4, "train-step: training canceled after step 4")
+    assert (tmp_path / "out/checkpoints/step-00000004.json").exists()
+    assert not any(alive(pid) for pid in training.marks("wait"))
+
+
+def test_one_that_hangs_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    training = Training(tmp_path, max_runtime_seconds=3, checkpoint_every=1, hyperparams={"at": {"hang": [3]}})
+    with training.started() as worker:
+        until(lambda: (tmp_path / "out/checkpoints/step-00000003.json").exists(), what="the hang")
+        assert training.end(worker) == 1, training.said
+    (failed,) = training.events("failed")
+    assert failed["error"].startswith("train-step: deadline exceeded")
+    assert failed["step"] == 3
