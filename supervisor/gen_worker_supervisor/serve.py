@@ -16,6 +16,8 @@ import msgspec
 from gen_worker.environment import secret_values
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, TcpAddress
+from gen_worker.wire.fetching import Destination
+from gen_worker.wire.messages import Producing
 from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
@@ -55,6 +57,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     reload: bool = False  # go over to changed code
     vram_budget_gb: float = 0.0  # 0: what the settings say
     fetching: bytes = b""  # an encoded `gen_worker.fetch.config.FetchConfig`, with the tokens; without it no models
+    platform: Destination | None = None  # where producers publish; None, or without an address: nowhere
 
 
 def serve(options: Options, settings: Settings, environment: Mapping[str, str], *, limits: Limits | None = None) -> int:
@@ -168,6 +171,7 @@ class Service:
         self._loop = self._host.loop
         self.log = self._host.log
         self.supervisor = self._host.supervisor
+        self._let_publish(plan)
         self._sidecar: OwnFile | None = None
         self._requests = NdjsonServer(self.supervisor, self._host.poller, plan.limits, plan.gate())
         self._acceptor: Acceptor | None = None
@@ -200,6 +204,14 @@ class Service:
         return await self.supervisor.status or self._status
 
     # --- its beginning ---
+
+    def _let_publish(self, plan: "Plan") -> None:
+        """Have producers publish where they may, and else say what they would."""
+        platform = plan.options.platform
+        publishes = platform is not None and bool(platform.base_url)
+        if platform is not None and publishes:
+            self._host.platform.local = platform
+        self.supervisor.producing = Producing(hf_token=str(plan.settings.hf_token), publishes=publishes)
 
     def _accept(self) -> None:
         self._acceptor = Acceptor(

@@ -331,7 +331,8 @@ def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", eve
 
 def _of_producer(job: _Job, request_id: str) -> dict[str, Any]:
     """Return what the context of a producer takes beside what every context takes."""
-    from gen_worker.cli.platform import LocalPlatform, local_destination
+    from gen_worker.cli.destination import local_destination
+    from gen_worker.cli.platform import LocalPlatform
 
     to = local_destination(job.settings, request_id, publishes=job.publishes)
     return {

@@ -131,6 +131,7 @@ def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
+@click.option("--allow-publish", is_flag=True, help="Have producers publish for real, to the hub that is set.")
 @http_option
 @click.option(
     "--idle-timeout",
@@ -173,6 +174,7 @@ def command(
     eager: bool,
     vram_budget_gb: float | None,
     offline: bool,
+    allow_publish: bool,
     http: str | None,
     idle_timeout_s: float,
     max_line_bytes: str | None,
@@ -196,8 +198,10 @@ def command(
     wanted = _devices(devices, device)
     address = _address(socket_, listen)
     project = find_project(config, module)
+    from gen_worker.cli.destination import local_destination
     from gen_worker_supervisor.serve import Options, serve
 
+    platform = local_destination(settings, "", publishes=allow_publish)
     environment = dict(os.environ)
     if reload:
         _refuse_without_watchfiles()
@@ -216,6 +220,7 @@ def command(
         reload=reload,
         vram_budget_gb=vram_budget_gb or 0.0,
         fetching=_fetching(settings, offline),
+        platform=platform,
     )
     return serve(options, settings, environment)
 
