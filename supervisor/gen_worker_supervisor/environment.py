@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from gen_worker.compile_caches import COMPILED, variables
 from gen_worker.environment import author_environment
 from gen_worker_supervisor.state import Device
 
@@ -14,4 +15,6 @@ def child_environment(environment: Mapping[str, str], device: Device) -> dict[st
     chosen["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     chosen["GEN_WORKER_GPU_COUNT"] = str(device.gpu_count)  # CPU slots count as the GPUs that they stand for
     chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as NVML counts, in what a child says of its device
+    if COMPILED in environment:
+        chosen |= variables(environment[COMPILED], device.sm if device.kind == "cuda" else "", environment)
     return chosen

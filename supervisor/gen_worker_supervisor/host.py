@@ -19,6 +19,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from gen_worker import log_files
+from gen_worker.compile_caches import COMPILED, CompileCaches, tidy
 from gen_worker.environment import SUPERVISOR, close_memory
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
@@ -47,6 +48,7 @@ from gen_worker_supervisor.log import Log, Look
 from gen_worker_supervisor.log_files import LineFiles
 from gen_worker_supervisor.memory import ended_together, tightest
 from gen_worker_supervisor.memory_watch import MemoryWatch
+from gen_worker_supervisor.platform import PlatformCalls
 from gen_worker_supervisor.poller import LINGER_S, Poller
 from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.readiness import ReadyFile, is_ready
@@ -59,7 +61,6 @@ from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_un
 from gen_worker_supervisor.spans import Spans, is_wanted, missing
 from gen_worker_supervisor.start import StartError
 from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
-from gen_worker_supervisor.platform import PlatformCalls
 from gen_worker_supervisor.storing import Storing
 from gen_worker_supervisor.supervisor import Supervisor
 from gen_worker_supervisor.uploads import Uploads
@@ -150,6 +151,7 @@ class Host:
         self.version = importlib.metadata.version("gen-worker")
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, plan.settings.local_output_dir, plan.settings.max_upload_bytes)
+        self._compiled = CompileCaches(plan.settings.cache_dir / "compiled")
         self.supervisor = Supervisor(
             plan.fleet(),
             plan.survey,
@@ -158,7 +160,7 @@ class Host:
             reaper=self._reaper,
             log=self.log,
             saver=self._saver,
-            environment={**plan.environment, SUPERVISOR: self._boot_id},
+            environment={**plan.environment, SUPERVISOR: self._boot_id, **self._compile_caches()},
             margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
             derived=str(plan.settings.cache_dir / "cas/derived"),
         )
@@ -418,6 +420,20 @@ class Host:
 
     # --- its end ---
 
+    def _compile_caches(self) -> dict[str, str]:
+        """Have folders for what children compile, where that is wanted and can be; return what tells children."""
+        most_bytes, root = self.plan.settings.compile_cache_bytes, self._compiled.root
+        if not most_bytes:
+            return {}
+        try:
+            self._compiled.open({device.sm if device.kind == "cuda" else "" for device in self.plan.owned})
+        except OSError as error:
+            self.log.event("info", "host", f"what children compile is not kept: `{root}`: {reason_of(error)}")
+            return {}
+        for key in tidy(root, most_bytes):
+            self.log.event("info", "host", f"removed what was compiled: `{root / key}`")
+        return {COMPILED: str(root)}
+
     def close(self) -> None:
         """Remove every trace but the post-mortems, the log and the records of jobs: processes, sockets, files."""
         if self._ready_look is not None:
@@ -432,6 +448,7 @@ class Host:
         self.gpu_watch.close()
         self._host_watch.close()
         self.supervisor.close()
+        self._compiled.close()
         if self.supervisor.records is not None:
             self.supervisor.records.close()
         if self._spans is not None:

@@ -77,6 +77,7 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "lower_caches": ("/mnt/a, /mnt/b", ("/mnt/a", "/mnt/b")),
     "cache_bytes": ("100G", 100 << 30),
     "host_cache_bytes": ("0", 0),
+    "compile_cache_bytes": ("5G", 5 << 30),
     "offline": ("yes", True),
     "max_vram_gb": ("12.5", 12.5),
     "vram_margin_gb": ("0", 0.0),

@@ -41,6 +41,7 @@ gen-worker cache ls
 gen-worker cache rm hf:acme/tiny-sdxl
 gen-worker cache prune --older-than 7d
 gen-worker cache verify
+gen-worker cache compiled
 gen-worker cache export hf:acme/tiny-sdxl -o tiny.tar
 gen-worker cache import tiny.tar"""
 
@@ -285,6 +286,43 @@ def _tell_gone(gone: Sequence[tuple[str, int]], swept: int, as_json: bool, *, dr
         click.echo(f"{'would free' if dry_run else 'freed'} {size(freed)}")
     else:
         click.echo("nothing to remove")
+
+
+# --- compiled ---------------------------------------------------------------------------------------------------------
+
+
+@command.command(
+    "compiled",
+    cls=_Command,
+    codes=(OK, USAGE),
+    help="List what torch, Triton and CUDA compiled for children, by kind of device and versions. `--clear` removes "
+    "what no server uses; it is compiled again when it is needed.",
+)
+@click.option("--clear", is_flag=True, help="Remove what no server uses.")
+@_json_option
+def compiled(clear: bool, as_json: bool) -> int:
+    """List what was compiled for children, or remove it."""
+    from gen_worker import compile_caches
+
+    root = read_settings().cache_dir / "compiled"
+    found = compile_caches.compiled(root)
+    gone = compile_caches.remove(root, [each.key for each in found if not each.in_use]) if clear else []
+    if as_json:
+        folders = [each._asdict() for each in found if each.key not in gone]
+        _print_json({"root": str(root), "compiled": folders, "removed": gone})
+        return OK
+    now = time.time()
+    shown = [each for each in found if not clear or each.key in gone]
+    for each in shown if clear else ():
+        click.echo(f"removed `{each.key}`: {size(each.bytes)}")
+    if shown and not clear:
+        rows = [
+            [each.key, size(each.bytes), _ago(now, each.last_used), "yes" if each.in_use else "-"] for each in shown
+        ]
+        click.echo(table(["COMPILED FOR", "SIZE", "LAST USED", "IN USE"], rows[::-1], elastic=["COMPILED FOR"]))
+    if not shown:
+        click.echo("nothing to remove" if clear else "nothing is compiled")
+    return OK
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
