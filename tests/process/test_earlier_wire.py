@@ -12,13 +12,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gen_worker.testing import LoopbackHub
 from gen_worker.testing.file_api import FileApi
 from gen_worker.wire.earlier import (
     InterruptTaskCommand,
+    LoadModelCommand,
+    LoadModelResult,
     RealtimeCloseCommand,
     RealtimeFrame,
     RealtimeOpenCommand,
     TaskExecutionResult,
+    UnloadModelCommand,
+    UnloadModelResult,
     WorkerEvent,
     WorkerRegistration,
 )
@@ -27,21 +32,21 @@ from tests.served import until
 
 pytestmark = pytest.mark.process
 
-SHOP = Path(__file__).parents[1] / "endpoints" / "earlier_shop.py"
+ENDPOINTS = Path(__file__).parents[1] / "endpoints"
 CLOSE_S = 20.0
 
 
 class Shop:
     """A worker that serves the shop, and the orchestrator that it speaks to."""
 
-    def __init__(self, folder: Path, orchestrator: EarlierOrchestrator) -> None:
+    def __init__(self, folder: Path, orchestrator: EarlierOrchestrator, module: str, **variables: str) -> None:
         self.folder = folder
         self.orchestrator = orchestrator
-        shutil.copy(SHOP, folder / "shop.py")
+        shutil.copy(ENDPOINTS / f"{module}.py", folder)
         env = {
             **os.environ,
             "SCHEDULER_ADDR": orchestrator.address,
-            "USER_MODULES": "shop",
+            "USER_MODULES": module,
             "WORKER_ID": "shop-1",
             "AUTH_TOKEN": "canary-token",
             "DEPLOYMENT_ID": "shop",
@@ -58,8 +63,10 @@ class Shop:
             "ENDPOINT_LOCK_PATH": str(folder / "none"),
             "SHOP_FOLDER": str(folder),
             "PYTHONDONTWRITEBYTECODE": "1",
+            **variables,
         }
         env.pop("ORCHESTRATOR_PUBLIC_ADDR", None)
+        self.devices = env["GEN_WORKER_DEVICES"]
         with (folder / "log").open("wb") as log:
             command = [sys.executable, "-m", "gen_worker.entrypoint"]
             self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
@@ -85,13 +92,13 @@ def ended(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def working(folder: Path) -> Iterator[tuple[Shop, Stream]]:
+def working(folder: Path, module: str = "earlier_shop", **variables: str) -> Iterator[tuple[Shop, Stream]]:
     """Run a worker, both of whose children are there, until the body ends."""
     with EarlierOrchestrator() as orchestrator:
-        shop = Shop(folder, orchestrator)
+        shop = Shop(folder, orchestrator, module, **variables)
         try:
             stream = orchestrator.stream()
-            until(lambda: shop.log().count(" ready after ") == 2)
+            until(lambda: shop.log().count(" ready after ") == int(shop.devices[-1]))
             yield shop, stream
         except AssertionError as error:
             raise AssertionError(f"{error}\nits log ends:\n{shop.log()[-4000:]}") from None
@@ -317,3 +324,31 @@ def test_no_death_and_no_cut_costs_a_result_and_a_worker_leaves_in_order(grpc_aw
         assert worker.process.wait(CLOSE_S) == 0
         assert [len(again.results(run_id)) for run_id in ("cut-1", "cut-2", "last")] == [1, 1, 1]
         assert len(stream.results("died")) == 1
+
+
+WORDS, LINES = "hf:acme/words", "cozy:acme/lines:beta"
+
+
+def until_places(stream: Stream, hot: tuple[str, ...], warm: tuple[str, ...]) -> None:
+    def there(told: WorkerRegistration) -> bool:
+        return (tuple(told.resources.vram_models), tuple(told.resources.disk_models)) == (hot, warm)
+
+    stream.hear(WorkerRegistration, there)
+
+
+def test_heartbeats_say_where_models_are_and_commands_move_them(grpc_awake: None, tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        hub.add_repo("acme/words", {"words.txt": b"some words"})
+        hub.add_snapshot("acme/lines", {"lines.txt": b"some lines"}, tag="beta")
+        with working(tmp_path, "earlier_reader", GEN_WORKER_DEVICES="cpu:1", **hub.variables()) as (_, stream):
+            until_places(stream, (LINES, WORDS), ())
+            stream.run("words", {}, run_id="words")
+            assert unpacked(stream.result("words"))["text"] == "some words"
+            stream.say(UnloadModelCommand(model_id=WORDS))
+            assert stream.hear(UnloadModelResult) == UnloadModelResult(model_id=WORDS, success=True)
+            until_places(stream, (LINES,), (WORDS,))
+            stream.say(LoadModelCommand(model_id=WORDS))
+            assert stream.hear(LoadModelResult) == LoadModelResult(model_id=WORDS, success=True)
+            until_places(stream, (LINES, WORDS), ())
+            stream.say(LoadModelCommand(model_id="cozy:acme/none:beta"))
+            assert not stream.hear(LoadModelResult).success

@@ -231,8 +231,8 @@ class EarlierJobs:
         self.send(WorkerEvent(run_id=result.run_id, event_type=kind, payload_json=msgspec.json.encode(told)))
 
     def _ship(self, result: TaskExecutionResult) -> None:
-        self.results.add(result)
-        self.send(result)
+        for each in (*self.results.add(result), result):
+            self.send(each)
 
     # --- the link ---
 

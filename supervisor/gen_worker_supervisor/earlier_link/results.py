@@ -31,22 +31,21 @@ class Results:
         """Whether a run's result was not written yet."""
         return run_id in self._unwritten
 
-    def add(self, result: TaskExecutionResult) -> None:
-        """Keep a result until it is written."""
+    def add(self, result: TaskExecutionResult) -> list[TaskExecutionResult]:
+        """Keep a result until it is written; return what is to be written in place of those that had to go for it."""
         self._written.pop(result.run_id, None)
         self._drop(result.run_id)
         self._unwritten[result.run_id] = result
         self._bytes += len(result.output_payload)
+        replaced = []
         for run_id, each in list(self._unwritten.items()):
             if self._bytes <= self._kept_bytes:
                 break
             if each.output_payload and run_id != result.run_id:
                 self._bytes -= len(each.output_payload)
                 self._unwritten[run_id] = refused(run_id, "retryable", "the output could not be kept for so long")
-
-    def latest(self, result: TaskExecutionResult) -> TaskExecutionResult:
-        """Return what to write in a result's place, which may have had to go meanwhile."""
-        return self._unwritten.get(result.run_id, result)
+                replaced.append(self._unwritten[run_id])
+        return replaced
 
     def written(self, result: TaskExecutionResult, now: float) -> None:
         """A result was written to a live stream."""

@@ -1,0 +1,214 @@
+"""What a worker decides towards an orchestrator of the earlier generation."""
+
+import pytest
+
+from gen_worker.models.wanted import Wanted
+from gen_worker.settings import Settings
+from gen_worker.wire.earlier import (
+    RealtimeFrame,
+    Report,
+    TaskExecutionResult,
+    WorkerEvent,
+    WorkerRegistration,
+    WorkerResources,
+)
+from gen_worker_supervisor.earlier_link.answers import close_reason, error_type, failed, refused, safe_text
+from gen_worker_supervisor.earlier_link.dialing import EarlierDialing, Patience
+from gen_worker_supervisor.earlier_link.outbox import EarlierOutbox
+from gen_worker_supervisor.earlier_link.registration import model_id, versions
+from gen_worker_supervisor.earlier_link.results import DOUBTED_S, Results
+from gen_worker_supervisor.link.dialing import Dial, Ended, Fatal
+from gen_worker_supervisor.link.target import Target, parse_target
+from gen_worker_supervisor.outcomes import failure
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.state import Outcome
+
+LOST = Ended("UNAVAILABLE", "gone", 5.0, acknowledged=True)
+REFUSED = Ended("UNAVAILABLE", "refused")
+
+
+def raised(*names: str, kind: str = "user_exception", retryable: bool = False) -> Outcome:
+    outcome = failure(kind, f"{names[0]}: told", retryable=retryable)  # type: ignore[arg-type]
+    outcome.raised = names
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        (raised("CanceledError", "WorkerError", kind="canceled"), "canceled"),
+        (raised("InterruptedError", "OSError"), "canceled"),
+        (raised("ValidationError", "WorkerError", kind="invalid"), "validation"),
+        (raised("UnicodeDecodeError", "ValueError", kind="invalid"), "validation"),
+        (raised("RetryableError", kind="retryable"), "retryable"),
+        (raised("Busy", "RetryableError", kind="retryable"), "retryable"),
+        (raised("ResourceError"), "resource"),
+        (raised("OutOfMemoryError", "RuntimeError", kind="out_of_memory"), "resource"),
+        (raised("FatalError"), "fatal"),
+        (raised("AuthError"), "auth"),
+        (raised("KeyError", "LookupError"), "internal"),
+        (failure("usage", "no such field"), "validation"),
+        (failure("killed", "killed by an operator"), "canceled"),
+        (failure("deadline", "deadline exceeded"), "fatal"),
+        (failure("child_died", "SIGKILL", retryable=True), "retryable"),
+        (failure("draining", "shutting down", retryable=True), "retryable"),
+        (failure("unavailable", "no model", retryable=True), "retryable"),
+        (failure("quarantined", "it kills"), "fatal"),
+        (failure("internal", "no memory"), "internal"),
+        (Outcome(JobState.OK), ""),
+    ],
+)
+def test_each_end_has_its_type(outcome: Outcome, kind: str) -> None:
+    assert error_type(outcome) == kind
+    assert failed("r", outcome, str).retryable == (kind == "retryable")
+
+
+def test_what_is_shown_names_no_class_address_path_or_token() -> None:
+    outcome = raised("FatalError")
+    outcome.message = "FatalError: cannot read /home/me/model.bin from https://u:p@host/x?sig=1 with Bearer abc.def"
+    result = failed("r", outcome, str)
+    assert result.safe_message == "cannot read [path] from [url] with Bearer [secret]"
+    assert result.error_message.startswith("FatalError: cannot read /home/me/model.bin from ")
+    assert "sig=1" not in result.error_message
+    assert "abc.def" not in result.error_message
+    assert len(safe_text("x" * 9000)) == 500
+
+
+def test_an_unexpected_exception_shows_nothing_of_itself() -> None:
+    assert failed("r", raised("KeyError"), str).safe_message == "internal error"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "closed", "reason"),
+    [
+        (Outcome(JobState.OK), False, "completed"),
+        (Outcome(JobState.OK), True, "closed"),
+        (raised("KeyError", "LookupError"), False, "error:KeyError"),
+        (failure("canceled", "canceled"), False, "canceled"),
+        (failure("child_died", "SIGKILL", retryable=True), False, "error:child_died"),
+    ],
+)
+def test_why_a_session_is_over(outcome: Outcome, closed: bool, reason: str) -> None:
+    assert close_reason(outcome, closed=closed) == reason
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def result(run_id: str, size: int = 0) -> TaskExecutionResult:
+    return TaskExecutionResult(run_id=run_id, success=True, output_payload=b"x" * size)
+
+
+def test_a_result_waits_until_it_is_written_and_is_doubted_for_a_while() -> None:
+    results = Results()
+    results.add(result("a"))
+    assert results.waits("a")
+    results.written(result("a"), 0.0)
+    assert results.all_written
+    assert list(results.doubted(DOUBTED_S - 1)) == [result("a")]
+    assert list(results.doubted(DOUBTED_S)) == []
+
+
+def test_a_run_that_comes_again_is_another_one() -> None:
+    results = Results()
+    results.add(result("a"))
+    results.written(result("a"), 0.0)
+    results.forget("a")
+    assert list(results.doubted(1.0)) == []
+
+
+def test_of_outputs_that_cannot_all_be_kept_the_oldest_are_asked_for_again() -> None:
+    results = Results(kept_bytes=10)
+    outbox = EarlierOutbox()
+    for run_id in ("a", "b", "c"):
+        for each in (*results.add(result(run_id, 5)), result(run_id, 5)):
+            outbox.put(each)
+    gone = refused("a", "retryable", "the output could not be kept for so long")
+    assert [outbox.pop() for _ in range(4)] == [gone, result("b", 5), result("c", 5), None]
+
+
+# --- dialing ----------------------------------------------------------------------------------------------------------
+
+
+def dialing(*addresses: str, **patience: float) -> EarlierDialing:
+    targets = tuple(parse_target(address) for address in addresses)
+    return EarlierDialing(targets, Patience(**patience), lambda low, high: high)  # type: ignore[arg-type]
+
+
+def test_pauses_double_up_to_a_bound_and_begin_anew_after_a_connection() -> None:
+    it = dialing("a:1", delay_s=5.0, max_delay_s=30.0, jitter_s=1.0)
+    target = Target("a", 1, False)
+    assert [it.ended(REFUSED) for _ in range(4)] == [Dial(target, pause) for pause in (6.0, 11.0, 21.0, 31.0)]
+    assert it.ended(LOST) == Dial(target, 6.0)
+
+
+def test_each_address_is_tried_before_a_pause() -> None:
+    it = dialing("a:1", "b:2", jitter_s=0.0)
+    assert it.first().target.host == "a"
+    assert it.ended(REFUSED) == Dial(Target("b", 2, False), 0.0)
+    assert it.ended(REFUSED) == Dial(Target("a", 1, False), 5.0)
+
+
+def test_who_is_not_the_leader_says_who_is() -> None:
+    it = dialing("a:1")
+    found = it.ended(Ended("FAILED_PRECONDITION", "not_leader:c:3"))
+    assert found == Dial(Target("c", 3, False), redirect=True)
+
+
+def test_after_so_many_attempts_in_a_row_it_is_over() -> None:
+    it = dialing("a:1", attempts=2)
+    assert isinstance(it.ended(REFUSED), Dial)
+    assert isinstance(it.ended(REFUSED), Dial)
+    assert isinstance(it.ended(REFUSED), Fatal)
+
+
+# --- the outbox -------------------------------------------------------------------------------------------------------
+
+
+def event(kind: str) -> WorkerEvent:
+    return WorkerEvent(run_id="r", event_type=kind)
+
+
+def test_what_jobs_say_of_themselves_gives_way_and_nothing_that_they_make() -> None:
+    outbox = EarlierOutbox(bound=1)
+    assert outbox.put(event("output.delta"))
+    assert not outbox.put(event("job.log"))
+    assert outbox.put(event("output.delta"))
+    assert outbox.put(result("r"))
+    outbox.put_back(event("output.completed"))
+    assert outbox.pop() == event("output.completed")
+    assert len(outbox) == 3
+
+
+def test_another_connection_gets_results_and_items_and_neither_old_heartbeats_nor_sessions() -> None:
+    outbox = EarlierOutbox()
+    heartbeat = WorkerRegistration(resources=WorkerResources(worker_id="w"), is_heartbeat=True)
+    kept: list[Report] = [event("output.delta"), result("r")]
+    said: list[Report] = [heartbeat, heartbeat, RealtimeFrame(session_id="s"), *kept]
+    for message in said:
+        outbox.put(message)
+    outbox.disconnected()
+    assert [outbox.pop(), outbox.pop(), outbox.pop()] == [*kept, None]
+
+
+# --- the registration -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        (Wanted("hf", "a/b"), "hf:a/b"),
+        (Wanted("hf", "a/b", revision="v1"), "hf:a/b@v1"),
+        (Wanted("tensorhub", "a/b", tag="latest"), "cozy:a/b:latest"),
+        (Wanted("tensorhub", "a/b"), "cozy:a/b:prod"),
+        (Wanted("tensorhub", "a/b", digest="sha256:ab"), "cozy:a/b@sha256:ab"),
+    ],
+)
+def test_models_are_called_as_the_earlier_generation_writes_them(wanted: Wanted, written: str) -> None:
+    assert model_id(wanted) == written
+
+
+def test_versions_are_those_that_are_set_before_those_that_are_found() -> None:
+    settings = Settings.load(env={"WORKER_TORCH_VERSION": "2.9.1+cu128", "WORKER_TENSORRT_VERSION": "10.9"})
+    found = versions(settings)
+    assert (found.torch, found.cuda, found.tensorrt) == ("2.9.1+cu128", "12.8", "10.9")
