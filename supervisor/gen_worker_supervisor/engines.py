@@ -32,7 +32,7 @@ def engine_died(fleet: Fleet, child: Child, message: Unloaded, now: float) -> li
     printed = tuple(message.printed or ())
     text = f"`{instance}` is set up anew: {message.reason}"
     actions: list[Action] = [Note("error", device.name, text, printed)]
-    if child.retiring or fleet.draining:
+    if child.retiring or fleet.draining or child is not device.child:
         return actions
     known = fleet.instance(instance)
     known.engine_deaths += 1

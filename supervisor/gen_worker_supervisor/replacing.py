@@ -84,9 +84,10 @@ def _replace(fleet: Fleet, device: Device, child: Child, reason: str, now: float
 def has_room_for_two(fleet: Fleet, device: Device, child: Child) -> bool:
     """Whether another child like this one fits beside it, as far as is measured.
 
-    Over the GPUs of a group the author's code has placed its models itself, and nobody has counted them.
+    Over the GPUs of a group the author's code has placed its models itself, and nobody has counted them; nor what an
+    engine server has of a GPU.
     """
-    if device.members and device.kind != "cpu":
+    if (device.members or child.engines) and device.kind != "cpu":
         return False
     memory = fleet.memory
     if memory is None or memory.limit - memory.used < child.rss + fleet.memory_reserve:
