@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -98,6 +98,13 @@ def _started(options: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
             start_new_session=True,  # the terminal's Ctrl-C is for the call, not for the server
             preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # it never outlives this process
         )
+
+
+def leave_if_told(signals: Iterable[int]) -> None:
+    """End this process if one of the signals that have come is to end it, and has not."""
+    for number in signals:
+        if number in _ENDINGS and signal.getsignal(number) is _leave:
+            _leave(number, None)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:

@@ -18,7 +18,7 @@ from gen_worker.cli.events import events_on_stderr
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, nearest, say_error
 from gen_worker.cli.invoke import timeout_option
 from gen_worker.cli.payload import LocalFiles, payload_of
-from gen_worker.cli.private import PrivateServer, private_server
+from gen_worker.cli.private import PrivateServer, leave_if_told, private_server
 from gen_worker.cli.project import project_options
 from gen_worker.cli.results import Results
 from gen_worker.cli.servers import Server, field_names, find_server, schema_in, sidecar
@@ -270,14 +270,15 @@ def _piped_lines() -> Iterator[str]:
     """Yield the lines of a script; what is no text costs its line only.
 
     A signal that comes just before a `read` begins is heard by Python only when that returns, which may be never: what
-    waits here is a `select` that the signal's own byte ends.
+    waits here is a `select` that the signal's own byte ends. A signal that ends the session is heard even where what it
+    raised was lost, as in a destructor.
     """
     stdin, rest = sys.stdin.fileno(), b""
     with _woken_by_signals() as woken:
         while True:
             ready, _, _ = select.select([stdin, woken], [], [])
             if woken in ready:
-                os.read(woken, _PIPED_BYTES)
+                leave_if_told(os.read(woken, _PIPED_BYTES))
             if stdin not in ready:
                 continue
             data = os.read(stdin, _PIPED_BYTES)
