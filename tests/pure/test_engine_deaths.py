@@ -3,10 +3,11 @@
 import pytest
 
 from gen_worker.wire.messages import Engine, Load, Loaded, Resident, Returned, Unloaded
-from gen_worker_supervisor.evidence import Evidence
-from gen_worker_supervisor.happenings import Watched
+from gen_worker_supervisor.evidence import Evidence, MemoryReading
+from gen_worker_supervisor.happenings import MemoryRead, Watched
 from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Job
+from gen_worker_supervisor.replacing import has_room_for_two
+from gen_worker_supervisor.state import Device, Job
 from gen_worker_supervisor.verdicts import LOAD_TRIES, UNAVAILABLE_S
 from tests.pure.host import Host, function, sent
 
@@ -112,3 +113,14 @@ def test_engines_of_instances_that_a_child_does_not_have_are_not_believed(host: 
     for number in range(100):
         host.reports(host.child(), Engine(f"x{number}", "vllm", "up", 1, 2))
     assert list(host.child().engines) == ["e"]
+
+
+def test_of_a_gpu_an_engine_takes_what_nobody_has_counted_so_its_child_goes_first() -> None:
+    gpu = Device("cuda:0", kind="cuda", index=0, vram_total=80 << 30, vram_used=0)
+    host = Host(function("chat", instance="e", models=["a/m"]), devices=[gpu])
+    host.submit("chat")
+    host.fetched(*host.ordered())
+    host.happens(MemoryRead(MemoryReading(0.0, 1 << 30, 64 << 30, "host", {})))
+    assert has_room_for_two(host.fleet, gpu, host.child())
+    loaded(host)
+    assert not has_room_for_two(host.fleet, gpu, host.child())
