@@ -20,7 +20,7 @@ RUN kept="$(uv pip freeze | sed -nE 's/^(torch[a-z]*|triton|nvidia-[a-z0-9-]+|ge
 COPY . .
 # What the image serves, written down once: a module that cannot be imported fails the build.
 RUN mkdir -p .cozy \
-    && python -m gen_worker.discovery > .cozy/manifest.json \
+    && python -m gen_worker.discover > .cozy/manifest.json \
     && python -m compileall -q .
 
 USER worker
