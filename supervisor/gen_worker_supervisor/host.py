@@ -317,7 +317,8 @@ class Host:
     def _open_models(self) -> None:
         functions = self.plan.survey.functions
         bound = {ref: None for function in functions for ref in function.models}
-        if not (bound or self.plan.patient or self.plan.reloads):
+        named = any(function.injections for function in functions)  # by requests
+        if not (bound or named or self.plan.patient or self.plan.reloads):
             return
         budget = self.plan.settings.host_cache_bytes
         try:

@@ -94,7 +94,9 @@ def work(options: WorkOptions, settings: Settings, environment: Mapping[str, str
 def _notices(options: WorkOptions, survey: Survey, broken: Mapping[str, str]) -> list[Note]:
     """Return what is said when the worker begins: where it is less than was promised."""
     found = [Note("error", name, f"not used, CUDA cannot: {reason}") for name, reason in broken.items()]
-    if options.declared and (differs := difference(options.declared, [each.name for each in survey.functions])):
+    if options.declared and (
+        differs := difference(options.declared, [each.name for each in survey.functions if not each.realtime])
+    ):
         found.append(Note("warning", "manifest", f"{differs}: bake the manifest again"))
     return found
 

@@ -1,5 +1,6 @@
 """What an earlier function is handed besides its payload: the request's context in the words of the earlier API."""
 
+import json
 import os
 import threading
 import time
@@ -142,7 +143,8 @@ class ActionContext:
         elif type == "job.log" and "message" in value:
             self._request.log(value["message"], _level(value.get("level")))
         else:
-            told = {"message": f"{type} {value}" if value else type, "level": "info"}
+            shown = json.dumps(value, ensure_ascii=False, default=str)
+            told = {"message": f"{type} {shown}" if value else type, "level": "info"}
             self._request._emit("request.log", {**told, "type": type, "payload": value})
 
     def progress(self, progress: float, stage: str | None = None) -> None:

@@ -118,9 +118,11 @@ def _check_tensorrt(artifacts: ModelArtifacts, around: Surroundings) -> None:
         return
     for name in ("cuda_version", "tensorrt_version", "sm"):
         built, here = str(artifacts.metadata.get(name) or ""), around.host.get(name, "")
-        if not built or built != here:
-            told = f"`{artifacts.model_id}` was built for {name} `{built or 'nothing that is said'}`"
-            raise ResourceError(f"{told}, this host has `{here or 'nothing that is known'}`")
+        if not built:
+            raise ResourceError(f"`{artifacts.model_id}` does not say in its metadata for which {name} it was built")
+        if built != here:
+            told = f"this host has `{here}`" if here else f"this host's is not known: set `WORKER_{name.upper()}`"
+            raise ResourceError(f"`{artifacts.model_id}` was built for {name} `{built}`, {told}")
 
 
 @cache
