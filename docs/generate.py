@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import click
 import msgspec
@@ -460,6 +460,7 @@ ELSEWHERE = (
     "gen_worker.capability",
     "gen_worker.discovery",
     "gen_worker.runtimes.server",
+    "gen_worker.trainer",
 )
 
 
@@ -491,7 +492,8 @@ def _listed(home: ModuleType, name: str) -> tuple[str, str]:
         return f"`{name}`", f"`{_aliased(value)}`"
     text = inspect.getdoc(value) or ""
     told = " ".join(text.partition("\n\n")[0].split())
-    if isinstance(value, type) and issubclass(value, Exception) and "__init__" not in vars(value):
+    is_error = isinstance(value, type) and issubclass(value, Exception) and "__init__" not in vars(value)
+    if is_error or getattr(value, "_is_protocol", False):
         return f"`{name}`", told
     taken = [each.replace(annotation=each.empty) for each in inspect.signature(value).parameters.values()]
     call = str(inspect.Signature(taken[:8])).replace("'", '"').replace("<factory>", "…")
@@ -500,6 +502,8 @@ def _listed(home: ModuleType, name: str) -> tuple[str, str]:
 
 def _aliased(value: object) -> str:
     """A type alias as an author would write it."""
+    if isinstance(value, TypeVar):
+        return "any type"
     parts = [getattr(each, "__name__", repr(each)) for each in get_args(value)]
     return f"Annotated[{', '.join(parts)}]" if hasattr(value, "__metadata__") else " | ".join(parts)
 

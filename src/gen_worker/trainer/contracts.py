@@ -97,7 +97,7 @@ class StepContext:
     scheduler: Any = None
     device: str = "cuda:0"
     dtype: str = "bf16"
-    is_canceled: Callable[[], bool] = _never
+    is_canceled: Callable[[], bool] = field(default_factory=lambda: _never)
 
 
 @dataclass(frozen=True)
