@@ -15,6 +15,7 @@ import stat
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,6 +52,11 @@ class Engine(ThreadingHTTPServer):
         self.up_at = time.monotonic() + options.boot_s
         self.asked = 0
         self.counting = threading.Lock()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say what went wrong, unless it is that the client has gone."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            traceback.print_exc()
 
     def count(self) -> None:
         """Count a request; die with the last one that it may answer begun."""
