@@ -339,8 +339,8 @@ class Child:
                     received = self._channel.receive(wait=False)
                 except BlockingIOError:
                     return
-                if received is None:
-                    self._leave(0)  # the supervisor is gone
+                if received is None:  # the supervisor is gone, which the next wait for a frame finds again
+                    return
                 task = self._obey(*received)
                 if task is not None:
                     self._handed += 1

@@ -77,7 +77,7 @@ class Choir:
     async def sing(self, ctx: BatchContext, payloads: list[Word]) -> list[Answer]:
         note(ctx)
         self.calls += 1
-        while any(payload.gate and not (FOLDER / payload.gate).exists() for payload in payloads):
+        while any(payload.gate and not (FOLDER / payload.gate).exists() for payload in payloads):  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
         return [Answer(payload.text.upper(), len(payloads)) for payload in payloads]
 
