@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
@@ -52,9 +53,9 @@ def _target(link: Path) -> str:
         return ""
 
 
-def destination(store: LoopbackStore, **changes: str) -> Destination:
+def destination(store: LoopbackStore, **changes: Any) -> Destination:
     """Return where a job's files go."""
-    known = {"base_url": store.url, "token": store.token, "request_id": "r-1", "owner": "acme", **changes}
+    known: dict[str, Any] = {"base_url": store.url, "token": store.token, "request_id": "r-1", "owner": "acme", **changes}
     return Destination(attempt=1, **known)
 
 

@@ -251,6 +251,12 @@ class Supervisor:
         self.on_code: Callable[[int, bool], None] = lambda number, taken: None
         """Told what became of a change of the author's code; set by whoever watches it."""
 
+        self._ears: dict[type, Callable[[ChildProcess, Any], None]] = {
+            Stacked: lambda process, message: self.on_stacked(process, message),
+            Need: lambda process, message: self._grant(process, message.size),
+            Release: lambda process, message: process.inputs.released(message.index),
+            Took: self._took,
+        }  # what changes nothing of the fleet
         self.look_at_gpus: Callable[[], None] = lambda: None
         """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
 
@@ -732,14 +738,8 @@ class Supervisor:
                 continue
             if descriptors:
                 close_all(descriptors)
-            if type(message) is Stacked:
-                self.on_stacked(process, message)
-            elif type(message) is Need:
-                self._grant(process, message.size)
-            elif type(message) is Release:
-                process.inputs.released(message.index)
-            elif type(message) is Took:
-                self._took(process, message)
+            if (hear := self._ears.get(type(message))) is not None:
+                hear(process, message)
             else:
                 happenings += self._happenings_of(process, message)
         if happenings:

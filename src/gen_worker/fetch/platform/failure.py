@@ -19,7 +19,8 @@ class PlatformError(Exception):
 
 def of_upload(error: UploadError) -> PlatformError:
     """Return the same failure as one of a call."""
-    return PlatformError(error.kind, str(error), retryable=error.retryable, status=error.status)
+    kind: CallFailure = "invalid" if error.kind == "exists" else error.kind
+    return PlatformError(kind, str(error), retryable=error.retryable, status=error.status)
 
 
 def of_model(error: ModelError) -> PlatformError:
