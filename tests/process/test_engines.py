@@ -124,6 +124,7 @@ def test_tokens_come_as_the_engine_says_them_and_several_requests_at_once(engine
 
 
 @pytest.mark.quiet
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("victim", ["engine", "child", "supervisor", "lifeline"])
 def test_no_process_of_an_engine_outlives_a_kill_by_a_second(engined: Engined, tmp_path: Path, victim: str) -> None:
     server = engined("--workers", "1", "--strays", "1")
