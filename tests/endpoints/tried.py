@@ -8,7 +8,20 @@ from typing import Any
 
 import msgspec
 
-from gen_worker import HF, Asset, CanceledError, RequestContext, RetryableError, ValidationError, endpoint, io
+from gen_worker import (
+    HF,
+    Asset,
+    Batch,
+    BatchContext,
+    CanceledError,
+    ConversionContext,
+    RequestContext,
+    RetryableError,
+    ValidationError,
+    endpoint,
+    io,
+)
+from gen_worker.api.types import SourceRepo
 
 
 class Person(msgspec.Struct):
@@ -104,3 +117,18 @@ class Modelled:
 @endpoint(model=HF("acme/weights"))
 def whisper(ctx: RequestContext, payload: Person, weights: Any) -> Line:
     return Line(weights(payload.name))
+
+
+@endpoint(batch=Batch(max_size=4, max_wait_ms=1.0))
+def lengths(ctx: BatchContext, payloads: list[Person]) -> list[Number]:
+    return [Number(len(payload.name)) for payload in payloads]
+
+
+class Conversion(msgspec.Struct):
+    source: SourceRepo
+
+
+@endpoint(kind="conversion")
+def convert(ctx: ConversionContext, payload: Conversion) -> Line:
+    ctx.publish_repo_revision(destination_repo="acme/out")
+    return Line(" ".join(sorted(file.name for file in Path(ctx.source_path or "").iterdir())))

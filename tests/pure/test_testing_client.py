@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker import HF, CanceledError, RequestContext, RetryableError, ValidationError, endpoint
+from gen_worker import (
+    HF,
+    ActionContext,
+    CanceledError,
+    RequestContext,
+    RetryableError,
+    ValidationError,
+    endpoint,
+    worker_function,
+)
 from gen_worker.discovery import DiscoveryError
 from gen_worker.models.errors import ModelError
 from gen_worker.testing import Client, Log, Progress, fake_model
@@ -195,7 +204,6 @@ def test_an_exception_of_setup_is_raised_and_the_next_call_tries_again() -> None
         def greet(self, ctx: RequestContext, payload: tried.Person) -> tried.Line:
             return tried.Line("hello")
 
-    globals()["Flaky"] = Flaky
     with Client(Flaky) as client:
         with pytest.raises(OSError, match="no weights yet"):
             client.run("greet", name="x")
@@ -224,3 +232,26 @@ def test_the_plugin_loads_nothing_until_a_test_asks() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == ["gen_worker", "gen_worker.testing", "gen_worker.testing.plugin"]
+
+
+def test_a_function_that_takes_batches_gets_one_payload_and_gives_one_output() -> None:
+    with Client(tried.lengths) as client:
+        assert client.run("lengths", name="four").output == tried.Number(4)
+
+
+def test_a_producer_has_its_source_and_publishes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").touch()
+    with Client(tried.convert, source_path=tmp_path) as client:
+        assert client.run("convert", source={"ref": "acme/in"}).output.text == "weights.bin"
+
+
+def test_functions_of_the_earlier_api_are_called_like_any_other() -> None:
+    @worker_function()
+    def shout(ctx: ActionContext, payload: tried.Person) -> tried.Line:
+        ctx.log("shouting")
+        return tried.Line(f"{payload.name.upper()} {ctx.run_id}")
+
+    with Client(shout) as client:
+        result = client.run(shout, name="ada")
+        assert result.output.text == "ADA test-1"
+        assert result.logs == [Log("info", "shouting")]

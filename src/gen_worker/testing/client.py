@@ -42,6 +42,8 @@ class Client:
     needs it. With `isolated` there are a supervisor and the `devices` of `gen-worker serve --devices`: children may
     crash and be killed, calls run beside each other, and slots take no objects.
 
+    Producers publish nothing; `source_path` is the folder that stands for their `source`.
+
     Files that handlers keep go into `output_dir`, else into a folder that goes with the client. Closing it runs
     `shutdown()`. What is wrong with the endpoint is raised at once, as `DiscoveryError`, `ValueError` or `TypeError`.
     """
@@ -54,34 +56,34 @@ class Client:
         isolated: bool = False,
         offline: bool = True,
         device: str | None = None,
+        source_path: str | os.PathLike[str] | None = None,
         devices: str = "cpu:1",
         output_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._endpoint = endpoint_of(target)
         _refuse_unknown_slots(self._endpoint.specs, models or {})
-        if isolated and (models or device):
+        if isolated and (models or device or source_path):
             raise ValueError(
-                "`isolated` children take no `models` and no `device`: a hub has models, see `LoopbackHub`"
+                "`isolated` children take no `models`, `device` and `source_path`: a hub has models, see `LoopbackHub`"
             )
         self._numbers = itertools.count(1)
         self._calls: set[Call] = set()
         self._own_folder = output_dir is None
         self._folder = Path(tempfile.mkdtemp(prefix="gen-worker-test-") if output_dir is None else output_dir).resolve()
         self._isolated: Isolated | None = None
-        self._caller = (
-            self._isolated_caller(offline, devices) if isolated else self._own_caller(models, offline, device)
-        )
+        self._caller: Caller
+        if isolated:
+            from gen_worker.testing import isolated as server
 
-    def _isolated_caller(self, offline: bool, devices: str) -> Caller:
-        from gen_worker.testing.isolated import Isolated
+            self._isolated = server.Isolated(self._endpoint, self._folder, offline=offline, devices=devices)
+            self._caller = self._isolated
+        else:
+            from gen_worker.testing.in_process import InProcess
 
-        self._isolated = Isolated(self._endpoint, self._folder, offline=offline, devices=devices)
-        return self._isolated
-
-    def _own_caller(self, models: Mapping[str, object] | None, offline: bool, device: str | None) -> Caller:
-        from gen_worker.testing.in_process import InProcess
-
-        return InProcess(self._endpoint, self._folder, models or {}, offline=offline, device=device)
+            source = None if source_path is None else str(Path(source_path).resolve())
+            self._caller = InProcess(
+                self._endpoint, self._folder, models or {}, offline=offline, device=device, source_path=source
+            )
 
     def __enter__(self) -> "Client":
         return self

@@ -14,7 +14,7 @@ import msgspec
 
 from gen_worker.api.context import DEVICE_VARIABLE, RequestContext
 from gen_worker.api.errors import CanceledError, ValidationError
-from gen_worker.api.producers import context_class
+from gen_worker.api.producers import begin, context_class
 from gen_worker.outputs import FolderSink, SavedFile
 from gen_worker.settings import Settings
 from gen_worker.testing.calls import Call
@@ -26,6 +26,7 @@ from gen_worker_child.models.plane import Models
 
 if TYPE_CHECKING:
     from gen_worker.api.bindings import Binding
+    from gen_worker.cli.platform import LocalPlatform
     from gen_worker.fetch.config import FetchConfig
 
 Given = Mapping[str, object]
@@ -35,16 +36,27 @@ Given = Mapping[str, object]
 class InProcess:
     """Makes calls one after the other, whichever thread asks; instances are set up by the first call that needs one."""
 
-    def __init__(self, endpoint: Endpoint, folder: Path, given: Given, *, offline: bool, device: str | None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        folder: Path,
+        given: Given,
+        *,
+        offline: bool,
+        device: str | None,
+        source_path: str | None,
+    ) -> None:
         self._endpoint = endpoint
         self._folder = folder
         self._given = given
         self._offline = offline
         self._device = device
+        self._source_path = source_path
         self._settings = Settings.load()
         self._executor = Executor(endpoint.specs, self._open_models)
         self._loaded: set[str] = set()
         self._leases: list[int] = []
+        self._platforms: list[LocalPlatform] = []
         self._turn = threading.Lock()
         self._current: Call | None = None
 
@@ -71,7 +83,8 @@ class InProcess:
         context = self._context(call, slots)
         with self._inputs(payload), _deadline(call, self):
             try:
-                return executor.run(spec, context, payload, call.on_item, instance)
+                with begin(context, payload):
+                    return executor.run(spec, context, payload, call.on_item, instance)
             except CanceledError:
                 if call.cancel.requested and call.timeout_s is not None and _is_over(context):
                     raise TimeoutError(f"`{spec.name}` did not end within {call.timeout_s:g} s") from None
@@ -88,6 +101,9 @@ class InProcess:
         raised: list[Exception] = []
         with self._on_device():
             self._executor.shutdown(raised.append)
+        for platform in self._platforms:
+            platform.close()
+        self._platforms.clear()
         for lease in self._leases:
             os.close(lease)
         self._leases.clear()
@@ -125,7 +141,20 @@ class InProcess:
             cancel=call.cancel,
             timeout_s=call.timeout_s,
             models={slot.slot: slot.ref for slot in slots},
+            **self._of_producer(call),
         )
+
+    def _of_producer(self, call: Call) -> dict[str, Any]:
+        """Return what the context of a producer takes beside what every context takes; it publishes nothing."""
+        if call.spec.kind == "inference":
+            return {}
+        from gen_worker.cli.destination import local_destination
+        from gen_worker.cli.platform import LocalPlatform
+
+        to = local_destination(self._settings, call.request_id, publishes=False)
+        platform = LocalPlatform(self._fetching(), to)
+        self._platforms.append(platform)
+        return {"platform": platform, "publishes": False, "source_path": self._source_path}
 
     def _inputs(self, payload: msgspec.Struct) -> AbstractContextManager[None]:
         """Have the files that a payload names by URLs."""
@@ -196,7 +225,7 @@ class InProcess:
 
 def _instance(call: Call, bindings: "Mapping[str, Binding]") -> str:
     """Name what the call runs on: the function's instance, or one with the models that the payload names."""
-    changed = {slot: each for slot, each in bindings.items() if each != call.spec.bindings[slot]}
+    changed = {slot: each for slot, each in bindings.items() if each != call.spec.bindings.get(slot)}
     if not call.spec.instance or not changed:
         return call.spec.instance
     return f"{call.spec.instance}?{'&'.join(f'{slot}={each.wanted.key}' for slot, each in sorted(changed.items()))}"

@@ -80,8 +80,9 @@ def _of_module(module: ModuleType) -> Endpoint:
 def _of_one(target: Any) -> Endpoint:
     from gen_worker.api.decorator import RECORD
     from gen_worker.discovery.specs import specs_of
+    from gen_worker.earlier.functions import is_earlier
 
-    if RECORD not in vars(target):
+    if RECORD not in vars(target) and not is_earlier(target):
         raise TypeError(f"`{target.__name__}` is not marked: decorate it with `@endpoint`")
     return Endpoint(specs_of(target), target.__module__, _folders(sys.modules.get(target.__module__)))
 
