@@ -90,7 +90,6 @@ class DeviceStatus(msgspec.Struct):
     temp: float | None = None  # degrees Celsius
     power_w: float | None = None  # watts
     models: list[ModelStatus] = []  # that its child holds
-    engines: list[EngineStatus] = []  # servers that its child has started
     job: str | None = None  # the first of those that run on it
     heartbeat_age_s: float | None = None  # of the child's last beat: grows while a job holds the GIL
     restarts: int = 0  # children after the first
@@ -116,6 +115,7 @@ class DeviceStatus(msgspec.Struct):
     mig: str | None = None  # the profile, `1g.10gb`, where it is a part of a GPU
     deaths: dict[str, int] = {}  # of its children, by cause: a signal, `exit`, `host_oom`, `hang`, or why it was ended
     members: list[MemberStatus] = []  # of a group, as its child counts them
+    engines: list[EngineStatus] = []  # servers that its child has started
 
 
 class JobStatus(msgspec.Struct):
