@@ -81,6 +81,11 @@ class Instances:
         self._held[instance] = _Instance(made, values, bool(slots))
         return self.models.residents(instance) if slots else []
 
+    def models_of(self, instance: str) -> Mapping[str, object]:
+        """Return what an instance's slots hold: objects, or paths."""
+        held = self._held.get(instance)
+        return held.injected if held is not None else {}
+
     def _start_engine(self, instance: str, spec: FunctionSpec, slots: Sequence[SlotModel]) -> dict[str, object]:
         """Start the engine of a class that has one; return what goes to the parameters of `setup()` for its handle."""
         if spec.runtime is None or spec.owner is None:

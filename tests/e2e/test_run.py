@@ -570,3 +570,11 @@ def test_a_source_path_that_cannot_be_meant_is_refused(tmp_path: Path, arguments
     done = run(*arguments, cwd=project(tmp_path, PRODUCER))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(told)
+
+
+def test_what_a_job_took_is_told_when_asked_for(root: Path) -> None:
+    done = run("--verbose", "hello", cwd=root)
+    (told,) = [json.loads(line) for line in done.stderr.splitlines() if "request.memory" in line]
+    assert told["payload"].keys() == {"host_bytes"}
+    assert 1 << 20 < told["payload"]["host_bytes"] < 1 << 30
+    assert "[mine] peak memory: " in run("--verbose", "--log-format", "text", "hello", cwd=root).stderr

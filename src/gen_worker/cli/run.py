@@ -74,6 +74,7 @@ gen-worker run --list"""
 @click.option("--allow-publish", is_flag=True, help="Of a producer: publish for real, to the hub that is set.")
 @click.option("--attach", is_flag=True, help="Run it in the `gen-worker serve` of this folder, which is warm.")
 @click.option("--pretty", is_flag=True, help="Indent the JSON.")
+@click.option("--verbose", is_flag=True, help="Tell the memory that it took at the end, as a terminal is told anyway.")
 @log_format_option
 @click.option("--list", "wants_list", is_flag=True, help="Print what the endpoint's functions are and take.")
 def command(
@@ -90,6 +91,7 @@ def command(
     allow_publish: bool,
     attach: bool,
     pretty: bool,
+    verbose: bool,
     log_format: str | None,
     wants_list: bool,
 ) -> int:
@@ -124,7 +126,7 @@ def command(
             source = _source(spec, source_path)
             body = _encoded(spec, fields, start, source)
         job = _Job(spec, specs, body, source, settings, fetching, allow_publish)
-        return _run(job, _Shown(Results(stdout, pretty=pretty), events, watch))
+        return _run(job, _Shown(Results(stdout, pretty=pretty), events, watch, verbose or sys.stderr.isatty()))
 
 
 def _module_here(config: str | None, module: str | None) -> str:
@@ -249,6 +251,7 @@ class _Shown(NamedTuple):
     results: Results
     events: Events
     watch: Watch
+    memory: bool  # whether it is told what the job took
 
 
 def _run(job: _Job, shown: _Shown) -> int:
@@ -273,8 +276,10 @@ def _run_with(
     models: "list[SlotModel]", job: _Job, executor: "Executor", payload: msgspec.Struct, shown: _Shown
 ) -> int:
     from gen_worker.api.context import CancelFlag
+    from gen_worker.cli import peak_memory
 
     spec, cancel = job.spec, CancelFlag()
+    meter = peak_memory.Meter() if shown.memory else None
     context = _context(job, models, cancel, shown.events)
     try:
         if spec.instance and (failed := _set_up(executor, spec, models, shown.events)):
@@ -286,7 +291,11 @@ def _run_with(
             announce("canceling; press Ctrl-C again to end at once", shown.events.erasing)
 
         with interrupts(ask, lambda: executor.leave(CANCELED)):
-            return _call(executor, spec, context, payload, shown)
+            status = _call(executor, spec, context, payload, shown)
+        if meter is not None:
+            peak = meter.read(executor.instances.models_of(spec.instance))
+            peak_memory.show(shown.events, spec.name, context.request_id, peak)
+        return status
     finally:
         shown.events.hide()
         executor.shutdown(lambda error: _tell(error, "`shutdown()` failed"))
