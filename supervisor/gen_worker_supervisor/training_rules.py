@@ -5,6 +5,7 @@ Pure: takes what is known of the attempt and of those before it, returns what fo
 
 from typing import Literal, NamedTuple, TypeAlias
 
+from gen_worker.trainer.contracts import FAILURE_CATEGORIES
 from gen_worker_supervisor.state import Outcome
 
 DEATHS = 3  # in a row without a checkpoint between them
@@ -53,7 +54,9 @@ def judge(record: Record, outcome: Outcome, latest: int) -> Again | Ended:
         case "model_resolution" | "unavailable":
             return Ended("failed", f"model-load: {outcome.message}")
         case "user_exception":
-            return Ended("failed", outcome.message.removeprefix(RAISED))
+            text = outcome.message.removeprefix(RAISED)
+            told = text.partition(":")[0] in FAILURE_CATEGORIES  # else the plugin has gone past the loop
+            return Ended("failed", text if told else f"train-step: {text}")
     return Ended("failed", f"startup: {outcome.message}")
 
 

@@ -176,6 +176,7 @@ def test_a_restart_by_an_operator_counts_against_no_training() -> None:
         (failure("killed", "killed by an operator"), Ended("canceled", "killed by an operator")),
         (failure("deadline", "late"), Ended("failed", "train-step: deadline exceeded: `max_runtime_seconds` are over")),
         (failure("user_exception", "FatalError: input: no rows"), Ended("failed", "input: no rows")),
+        (failure("user_exception", "SystemExit: 3"), Ended("failed", "train-step: SystemExit: 3")),
         (failure("model_resolution", "no such model"), Ended("failed", "model-load: no such model")),
         (failure("usage", "odd"), Ended("failed", "startup: odd")),
     ],

@@ -5,6 +5,7 @@ What leaves the machine leaves through the job's context: this process has no ne
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from gen_worker.api.errors import ArtifactTransferError, CanceledError, FatalError, classify
+from gen_worker.api.errors import ArtifactTransferError, AuthError, CanceledError, FatalError, classify
 from gen_worker.api.producers import TrainingContext
 from gen_worker.api.types import Asset
 from gen_worker.trainer.batches import InputError, Repeated, Rows
@@ -100,7 +101,11 @@ class _Training:
         if final is None:
             return None
         if final.checkpoint is not None:
-            self._uploader.upload_checkpoint(local_path=final.checkpoint, step=final.step)
+            try:
+                self._uploader.upload_checkpoint(local_path=final.checkpoint, step=final.step)
+            except (ArtifactTransferError, AuthError) as error:
+                self._reporter.failed(step=final.step, error=f"upload: {told(error)}")
+                raise self._failure(error) from error
         self._reporter.completed(step=final.step, final_checkpoint=final.checkpoint)
         return self._end(final.step, final.checkpoint)
 
@@ -278,8 +283,12 @@ class EventReporter:
         self._write("completed", step=step, final_checkpoint=final_checkpoint)
 
     def failed(self, *, step: int, error: str) -> None:
-        """The training ended early."""
+        """The training ended early; what its supervisor decides on is its supervisor's to tell."""
         self.error = error
+        raised = sys.exc_info()[1]
+        overdue = self._ctx.time_remaining() == 0
+        if overdue or not isinstance(raised, Exception) or classify(raised).kind == "out_of_memory":
+            return
         self._write("failed", step=step, error=error)
 
     def is_canceled(self) -> bool:
