@@ -17,6 +17,7 @@ TOLD = {
     "supervisor/gen_worker_supervisor/spans.py": "when a job came, started and ended",
     "supervisor/gen_worker_supervisor/worker.py": "how long a link is as it is",
     "supervisor/gen_worker_supervisor/link/stream.py": "since when a link is as it is",
+    "supervisor/gen_worker_supervisor/earlier_link/stream.py": "since when a link is as it is",
     "src/gen_worker/api/context.py": "a deadline as unix time, for authors who ask for it",
     "src/gen_worker/api/diagnostics.py": "when something was told",
     "src/gen_worker/fetch/cache/ledger.py": "when a model was used last",
