@@ -55,7 +55,13 @@ def _target(link: Path) -> str:
 
 def destination(store: LoopbackStore, **changes: Any) -> Destination:
     """Return where a job's files go."""
-    known: dict[str, Any] = {"base_url": store.url, "token": store.token, "request_id": "r-1", "owner": "acme", **changes}
+    known: dict[str, Any] = {
+        "base_url": store.url,
+        "token": store.token,
+        "request_id": "r-1",
+        "owner": "acme",
+        **changes,
+    }
     return Destination(attempt=1, **known)
 
 

@@ -189,7 +189,7 @@ class EarlierConnection:
         from gen_worker.pb.convert_earlier import encode
 
         packet = encode(message)
-        if len(packet) > MESSAGE_BYTES:
+        if len(packet) > MESSAGE_BYTES:  # a stream's item: results are shorter
             self._ears.left(message, False)
             return
         try:
