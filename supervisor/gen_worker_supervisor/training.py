@@ -413,7 +413,10 @@ class _Service:
         if report.status == "completed":
             self._log.say(f"training completed after step {report.step}: {report.final_checkpoint}")
             return
-        self._log.event("error", "training", f"{report.status}: {report.error}")
+        if report.status == "canceled":
+            self._log.say(f"training canceled, its latest checkpoint is after step {report.step}: {report.error}")
+        else:
+            self._log.event("error", "training", f"failed: {report.error}")
         try:
             if last_event(self._events) not in ("failed", "completed"):
                 EventFile(self._events, self._spec.request_id).write("failed", step=report.step, error=report.error)
