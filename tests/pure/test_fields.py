@@ -307,7 +307,8 @@ def test_a_field_for_a_file_takes_one_by_its_path() -> None:
     [
         (["mask@nothing.png"], "no file `nothing.png`", ""),
         (["mask=cat.png"], "`mask` takes a file, not `cat.png`", "write `mask@cat.png`"),
-        (["images@cat.png"], "`images` takes a list of files, `@` gives one: `cat.png`", "write `images:=[{"),
+        (["images@cat.png", "images=x"], "`images` is given twice", "a field takes one value"),
+        (["images@cat.png", "images@nothing.png"], "no file `nothing.png`", ""),
         (["images=cat.png"], "`images` takes a JSON array, not `cat.png`", "write `images:=[…]`"),
     ],
 )
@@ -316,6 +317,15 @@ def test_a_file_where_none_fits_says_what_to_write(words: list[str], message: st
         fields(*words, schema=COLLAGE)
     assert str(caught.value).startswith(message)
     assert caught.value.hint.startswith(hint)
+
+
+def test_a_field_for_files_takes_them_one_by_one() -> None:
+    cat = {"ref": "cat.png", "size_bytes": 5}
+    assert fields("images@cat.png", schema=COLLAGE) == {"images": [cat]}
+    assert fields("images@cat.png", "images@cat.png", "mask@cat.png", schema=COLLAGE) == {
+        "images": [cat, cat],
+        "mask": cat,
+    }
 
 
 def test_a_bare_word_for_a_file_says_how_to_pass_it() -> None:

@@ -57,10 +57,21 @@ def payload_from(words: Sequence[str], *, over: dict[str, Any], schema: Schema |
             _refuse_broken_json(word)
             bare = word
             token = Token(_primary(word, schema), "=", word)
-        _refuse_repeated(token.key, word, given)
+        before = _files_at(payload, token) if token.key in given else []
+        if not before:
+            _refuse_repeated(token.key, word, given)
         given[token.key] = word
-        payload = _put(payload, token, Place(schema, schema or {}), files)
+        payload = _put(payload, token, Place(schema, schema or {}), files, before=before)
     return payload
+
+
+def _files_at(payload: dict[str, Any], token: Token) -> list[Any]:
+    """Return the files that stand in a list already to which a word adds one more."""
+    found: Any = payload
+    for name in token.key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    is_list = token.marker == "@" and isinstance(found, list)
+    return found if is_list and all(isinstance(each, dict) and "ref" in each for each in found) else []
 
 
 def take_apart(word: str, schema: Schema | None) -> Token:
@@ -102,8 +113,13 @@ def _refuse_repeated(key: str, word: str, given: dict[str, str]) -> None:
             raise Failure(f"`{word}` would replace `{its_word}`", f"give `{key}` first, then its members")
 
 
-def _put(payload: dict[str, Any], token: Token, place: Place, files: Files, above: str = "") -> dict[str, Any]:
-    """Put a token's value in; `above` is the path of the object that the payload is, with a dot at its end."""
+def _put(
+    payload: dict[str, Any], token: Token, place: Place, files: Files, above: str = "", before: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Put a token's value in; `above` is the path of the object that the payload is, with a dot at its end.
+
+    To `before` it is added, the items that are there.
+    """
     known = place.fields()
     name, rest = (token.key, None) if token.key in known else _split(token.key)
     inner = place.below(name)
@@ -111,11 +127,13 @@ def _put(payload: dict[str, Any], token: Token, place: Place, files: Files, abov
         raise _unknown(name, known, above=above)
     if rest is None:
         token = token._replace(key=above + token.key)
-        return {**payload, name: _value(token, inner.resolved(), files)}
+        value = _value(token, inner.resolved(), files)
+        return {**payload, name: [*before, *value] if before else value}
     nested = payload.get(name, {})
     if not isinstance(nested, dict) or inner.kinds().isdisjoint(("object", "")):
         raise Failure(f"`{above}{name}` is not an object, so it has no `{rest}`")
-    return {**payload, name: _put(nested, token._replace(key=rest), inner.resolved(), files, f"{above}{name}.")}
+    below = _put(nested, token._replace(key=rest), inner.resolved(), files, f"{above}{name}.", before)
+    return {**payload, name: below}
 
 
 def _split(key: str) -> tuple[str, str | None]:
@@ -132,6 +150,8 @@ def _value(token: Token, place: Place, files: Files) -> Any:
         return _json(token.key, token.value, place)
     if place.is_asset():
         return _file(token, place, files)
+    if place.item(0).is_asset() and not token.value.endswith(".json"):
+        return [_file(token, place.item(0).resolved(), files)]
     content = files.read(token.value)
     if place.is_bytes():
         return base64.b64encode(content).decode()
@@ -142,8 +162,6 @@ def _value(token: Token, place: Place, files: Files) -> Any:
     if not place.kinds().isdisjoint(("string", "")):
         return text
     if place.kinds() <= {"array", "object", "null"}:
-        if place.item(0).is_asset() and not text.lstrip().startswith("["):
-            raise _not_text(token, place)
         return _json(token.key, text, place)
     return _coerce(token.key, text.strip(), place)
 
@@ -157,9 +175,6 @@ def _file(token: Token, place: Place, files: Files) -> dict[str, Any]:
 
 
 def _not_text(token: Token, place: Place) -> Failure:
-    if place.item(0).is_asset():
-        example = f'`{token.key}:=[{{"ref": "local/a.png", "local_path": "/path/of/a.png"}}, …]`'
-        return Failure(f"`{token.key}` takes a list of files, `@` gives one: `{token.value}`", f"write {example}")
     return Failure(f"`{token.value}` is not text, and `{token.key}` is not a bytes field")
 
 
