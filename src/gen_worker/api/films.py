@@ -12,11 +12,12 @@ from typing import Any
 
 from gen_worker.api.errors import ValidationError
 
-MAX_FRAME_PIXELS = 1 << 26  # twice what 8K has
+MAX_FRAME_PIXELS = 1 << 25  # 8K; a decoder may keep 16 of them
 MAX_FRAMES = 36_000  # 20 minutes at 30 frames a second
 MAX_SECONDS = 1200.0
 MAX_FILM_PIXELS = 1 << 29  # of all frames together: 1.6 GB; 8 seconds of 1080p, or 43 of 480p, at 30 frames a second
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,ivf,h264,hevc"
+_STREAMS = 64  # of a file that is looked at; of more, the rest is without limits while that is done
 _CODECS = {  # the encoder, its layout of pixels, and what its files are good for
     "mp4": ("libx264", "yuv420p", {"crf": "18", "movflags": "+faststart"}),
     "mov": ("libx264", "yuv420p", {"crf": "18", "movflags": "+faststart"}),
@@ -43,7 +44,10 @@ class Film:
         self._failure: type[Exception] = av.FFmpegError
         options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
         try:
-            self._container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+            probing = [{"max_pixels": str(max_frame_pixels)}] * _STREAMS  # to look at a file decodes its first frames
+            self._container = av.open(
+                f"file:{path}", options=options, stream_options=probing, metadata_errors="replace"
+            )
         except (self._failure, ValueError) as error:
             raise ValidationError(f"`{name}` is no film: {_reason(error)}") from None
         try:

@@ -44,7 +44,7 @@ def decode_picture(path: Path, name: str, mode: str, max_pixels: int) -> Any:
     """
     from PIL import Image
 
-    Image.new("1", (1, 1)).convert(mode)  # an author's mistake in `mode` is not the caller's
+    _check_mode(mode)
     _quiet_pillow()
     try:
         with Image.open(path, formats=_readable(Image)) as image:
@@ -58,6 +58,16 @@ def decode_picture(path: Path, name: str, mode: str, max_pixels: int) -> Any:
         raise ValidationError(f"`{name}` is no image") from None
     except _DAMAGED as error:
         raise ValidationError(f"`{name}` cannot be read as an image: {error}") from error
+
+
+def _check_mode(mode: str) -> None:
+    """Raise ValueError for a mode that there is not: that is the author's mistake, not the caller's."""
+    from PIL import ImageMode
+
+    try:
+        ImageMode.getmode(mode)
+    except KeyError:
+        raise ValueError(f"Pillow has no mode `{mode}`") from None
 
 
 def _readable(image_module: Any) -> list[str]:
