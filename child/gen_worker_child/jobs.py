@@ -38,6 +38,7 @@ from gen_worker.models.out_of_memory import is_host_out_of_memory
 from gen_worker.models.wanted import overridden_instance
 from gen_worker.outputs import ExistsError
 from gen_worker.wire.channel import Channel
+from gen_worker.wire.earlier_runs import unpacked
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
     REGION_LIMIT,
@@ -193,6 +194,9 @@ class Jobs:
 
     def submit(self, order: Submit, descriptors: Sequence[int]) -> Job | None:
         """Take a job over: start it on the loop, or return it for the job thread to `run`."""
+        if order.earlier is not None and order.earlier.tables_bytes:
+            *descriptors, tables = descriptors
+            order.earlier = unpacked(order.earlier, tables)
         job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors, self._inputs))
         if job.spec.shape == "websocket":
             mailbox = Mailbox(lambda count: self._channel.send(Took(job.number, count)))

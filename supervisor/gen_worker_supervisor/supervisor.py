@@ -16,6 +16,7 @@ import msgspec
 
 from gen_worker.tracing import begun, continued
 from gen_worker.wire.channel import DECODE_ERRORS, ProtocolError, close_all
+from gen_worker.wire.earlier_runs import packed
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import (
     INLINE_LIMIT,
@@ -577,6 +578,7 @@ class Supervisor:
                 return
             descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
+        earlier, tables = packed(job.earlier, names_models=bool(job.function.own.injections))
         instance = job.instance
         order = SubmitFrame(
             job.number,
@@ -595,14 +597,16 @@ class Supervisor:
             models=self.fleet.chosen_models(job.function) if job.function.chosen else {},
             traceparent=job.span.traceparent if job.span is not None else "",
             producing=job.producing,
-            earlier=job.earlier,
+            earlier=earlier,
         )
         try:
-            process.send(order, descriptors)
+            process.send(order, (*descriptors, *tables))
         except (OSError, ProtocolError):
             if isinstance(body, Region):
                 process.inputs.released(body.index)
             raise
+        finally:
+            close_all(tables)
 
     def _order_inputs(self, action: OrderInputs) -> None:
         if self.inputs is None:

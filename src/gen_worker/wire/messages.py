@@ -189,6 +189,7 @@ class EarlierRun(msgspec.Struct, array_like=True, frozen=True):
     timeout_ms: int = 0
     model_ids: tuple[str, ...] = ()  # the only ones that may be used; none: any
     model_keys: dict[str, str] = {}  # ids by what functions call them
+    tables_bytes: int = 0  # of both, where they lie in a memfd that is attached last
 
 
 class Submit(_Message):
