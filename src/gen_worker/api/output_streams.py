@@ -135,7 +135,10 @@ class OutputStream(Generic[Kept]):
             if self._file is not None:
                 self._give_up(kind.__name__)
         elif self._file is not None:
-            self.finalize()
+            try:
+                self.finalize()
+            finally:
+                self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
