@@ -22,7 +22,7 @@ from gen_worker.api.films import (
 )
 from gen_worker.api.pictures import MAX_PIXELS, decode_picture, encode_picture, picture_format
 from gen_worker.api.requirements import require
-from gen_worker.api.sounds import MAX_SAMPLES, decode_sound, encode_sound, resample
+from gen_worker.api.sounds import MAX_SAMPLES, decode_sound, encode_sound
 from gen_worker.api.types import Asset, AssetType, retyped
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "read_bytes",
     "read_image",
     "read_video",
-    "resample",
     "write_audio",
     "write_image",
     "write_video",

@@ -9,6 +9,7 @@ from gen_worker import RequestContext, io
 from gen_worker.api import Asset, AudioAsset, ImageAsset, VideoAsset
 from gen_worker.api.errors import ValidationError
 from gen_worker.api.requirements import require
+from gen_worker.api.sounds import resample
 
 ABSENT = Asset("a")
 
@@ -78,8 +79,8 @@ def test_resampling_keeps_the_length_in_seconds(shape: tuple[int, ...]) -> None:
     import numpy
 
     samples: Any = numpy.ones(shape, dtype="float32")
-    assert io.resample(samples, 100, 50).shape == (50, *shape[1:])
-    assert io.resample(samples, 100, 200).shape == (200, *shape[1:])
+    assert resample(samples, 100, 50).shape == (50, *shape[1:])
+    assert resample(samples, 100, 200).shape == (200, *shape[1:])
 
 
 @pytest.mark.needs("soundfile")
