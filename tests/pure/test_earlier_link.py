@@ -109,6 +109,15 @@ def test_a_result_waits_until_it_is_written_and_is_doubted_for_a_while() -> None
     assert list(results.doubted(DOUBTED_S)) == []
 
 
+def test_a_run_that_is_asked_for_again_while_its_result_leaves_is_not_passed_over() -> None:
+    results = Results()
+    results.add(result("a"))
+    results.leaving("a")
+    assert not results.waits("a")
+    results.disconnected()
+    assert results.waits("a")
+
+
 def test_a_run_that_comes_again_is_another_one() -> None:
     results = Results()
     results.add(result("a"))

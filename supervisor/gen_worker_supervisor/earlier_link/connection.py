@@ -37,6 +37,9 @@ class EarlierEars(NamedTuple):
     heard: Callable[[Message], None]
     """Hears what the orchestrator says."""
 
+    leaving: Callable[[Report], None]
+    """Hears of each message that is about to be written."""
+
     left: Callable[[Report, bool], None]
     """Hears of each message that it was written, or that it never will be."""
 
@@ -192,6 +195,7 @@ class EarlierConnection:
         if len(packet) > MESSAGE_BYTES:  # a stream's item: results are shorter
             self._ears.left(message, False)
             return
+        self._ears.leaving(message)
         try:
             await call.write(packet)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over

@@ -20,6 +20,7 @@ class Results:
         self._kept_bytes = kept_bytes
         self._unwritten: OrderedDict[str, TaskExecutionResult] = OrderedDict()
         self._written: OrderedDict[str, tuple[float, TaskExecutionResult]] = OrderedDict()
+        self._leaving: set[str] = set()  # those of them that are being written: they may have arrived
         self._bytes = 0  # of the unwritten
 
     @property
@@ -28,8 +29,16 @@ class Results:
         return not self._unwritten
 
     def waits(self, run_id: str) -> bool:
-        """Whether a run's result was not written yet."""
-        return run_id in self._unwritten
+        """Whether a run's result has yet to leave, so that nobody can have asked for the run again."""
+        return run_id in self._unwritten and run_id not in self._leaving
+
+    def leaving(self, run_id: str) -> None:
+        """A result is being written from now on."""
+        self._leaving.add(run_id)
+
+    def disconnected(self) -> None:
+        """What was being written goes over another connection."""
+        self._leaving.clear()
 
     def add(self, result: TaskExecutionResult) -> list[TaskExecutionResult]:
         """Keep a result until it is written; return what is to be written in place of those that had to go for it."""
@@ -49,6 +58,9 @@ class Results:
 
     def written(self, result: TaskExecutionResult, now: float) -> None:
         """A result was written to a live stream."""
+        self._leaving.discard(result.run_id)
+        if self._unwritten.get(result.run_id, result) != result:
+            return  # the run was run again meanwhile: its next result has yet to leave
         self._drop(result.run_id)
         self._written[result.run_id] = now, result
         self._forget(now)

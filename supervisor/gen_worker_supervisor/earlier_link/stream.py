@@ -35,6 +35,10 @@ class EarlierSession(Protocol):
         """The orchestrator wants something."""
         ...
 
+    def leaving(self, message: Report) -> None:
+        """A message is about to be written."""
+        ...
+
     def left(self, message: Report, *, written: bool) -> None:
         """A message was written to a live stream, or was dropped."""
         ...
@@ -124,7 +128,10 @@ class EarlierLink:
     async def _dial(self, target: Target) -> Dial | Fatal:
         self._attempts += 1
         self._target = target
-        ears = EarlierEars(self._registration, self._on_live, self._heard, self._left, lambda: self._session.full)
+        session = self._session
+        ears = EarlierEars(
+            self._registration, self._on_live, self._heard, session.leaving, self._left, lambda: session.full
+        )
         credentials = Credentials(self._config.token, self._config.ca_bundle)
         self._connection = EarlierConnection(target, credentials, self._outbox, ears, self._pace)
         try:

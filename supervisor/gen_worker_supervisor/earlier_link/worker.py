@@ -16,6 +16,7 @@ from gen_worker.wire.earlier import (
     RealtimeOpenCommand,
     Report,
     TaskExecutionRequest,
+    TaskExecutionResult,
     UnloadModelCommand,
     WorkerRegistration,
 )
@@ -122,6 +123,11 @@ class EarlierWorker:
             case _:
                 self._supervisor.log.event("warning", "link", f"the orchestrator sent a {type(message).__name__}")
 
+    def leaving(self, message: Report) -> None:
+        """A message is about to be written."""
+        if isinstance(message, TaskExecutionResult):
+            self.jobs.results.leaving(message.run_id)
+
     def left(self, message: Report, *, written: bool) -> None:
         """A message has left, or was dropped."""
         self.jobs.left(message, written=written)
@@ -130,6 +136,7 @@ class EarlierWorker:
     def disconnected(self) -> None:
         """The connection is gone: runs go on, realtime sessions end."""
         self._connected = False
+        self.jobs.results.disconnected()
         self.sessions.disconnected()
 
     @property
