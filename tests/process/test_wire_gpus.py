@@ -43,3 +43,15 @@ def test_a_worker_whose_gpu_another_one_has_does_not_start(tmp_path: Path) -> No
         with ScriptedOrchestrator() as other, working(tmp_path / "second", other.address, variables) as second:
             assert second.wait() == 1
             assert f"error: no GPU is free: cuda:0 ({there.uuid(0)}) is in use by pid" in second.log()
+
+
+def test_a_job_for_a_member_of_a_group_runs_on_the_group_where_that_many_gpus_are_asked_for(tmp_path: Path) -> None:
+    with driven(tmp_path / "w", {"GEN_WORKER_DEVICES": "cpu:0+1"}) as made:
+        for index in (0, 1):
+            chosen = {"accelerator": "cuda", "gpu_index": index, "gpu_count": 2}
+            assert made.connection.run("on-device", {}, compute=chosen).output()
+        late = made.connection.run("on-device", {}, compute=chosen | {"gpu_count": 3}).result()
+        told = "GPU 1 of this worker is `cpu:0+1`, no group of 3 GPUs"
+        assert (late.status, late.safe_message) == (RETRYABLE, told)
+        none = made.connection.run("on-device", {}, compute=chosen | {"gpu_index": 2}).result()
+        assert (none.status, none.safe_message) == (RETRYABLE, "no GPU 2 on this worker, which has 2")
