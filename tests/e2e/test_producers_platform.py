@@ -1,11 +1,14 @@
 """Producers on the whole platform: what one job publishes, another one runs on."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_orchestrator_platform import platform
+from tests.served import until
 
 pytestmark = pytest.mark.process
 
@@ -117,3 +120,47 @@ def test_what_a_job_publishes_another_runs_on(tmp_path: Path) -> None:
         status, body = running.ask("/v1/run/convert", {"source": {"ref": ""}})
         assert status == 400, body
         assert json.loads(body)["error"]["message"] == "`source.ref` is empty: name what to start from"
+
+
+DYING = """
+import os
+
+import msgspec
+
+from gen_worker import ConversionContext, endpoint
+from gen_worker.wire.platform import BeginCommit
+
+
+class Job(msgspec.Struct):
+    pass
+
+
+@endpoint(kind="conversion")
+def die(ctx: ConversionContext, payload: Job) -> Job:
+    added = {"type": "add", "path": "x", "blake3": "0" * 64, "size_bytes": 5}
+    ctx._platform.call(BeginCommit(repo="a/b", document={"operations": [added]}))
+    os.kill(os.getpid(), 9)
+
+
+@endpoint(kind="conversion")
+def note(ctx: ConversionContext, payload: Job) -> Job:
+    much = {str(number): "x" * 1000 for number in range(200)}  # more than a frame takes
+    ctx.write_repo_metadata(destination_repo="a/b", metadata=much)
+    assert ctx.read_repo_metadata(destination_repo="a/b")["metadata"] == much
+    return payload
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_child_that_dies_while_it_publishes_leaves_no_half_revision(tmp_path: Path) -> None:
+    dying = project(tmp_path, "dying", DYING)
+    with platform(tmp_path, "--worker", str(dying), "--devices", "cpu:1") as running:
+        assert running.run("note") == {}
+        assert running.ask("/v1/run/die", {})[0] == 500
+
+        def given_up() -> bool:
+            with closing(sqlite3.connect(tmp_path / "state" / "repositories.sqlite")) as database:
+                return not database.execute("SELECT id FROM revisions").fetchall()
+
+        until(given_up, 10, what="the commits to be given up")
+        assert running.run("note") == {}

@@ -51,7 +51,10 @@ class _Change(msgspec.Struct):
 
 
 class RepositoryRoutes:
-    """Checks its callers by itself: `claims` returns what a request's token allows, or raises `Refusal`."""
+    """Checks its callers by itself: `claims` returns what a request's token allows, or raises `Refusal`.
+
+    With `over=True` it takes the token of an attempt that has ended, too.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class RepositoryRoutes:
         threads: Threads,
         *,
         base_url: str,
-        claims: Callable[[Request], JobClaims],
+        claims: Callable[..., JobClaims],
     ) -> None:
         self._repositories = repositories
         self._store = store
@@ -123,7 +126,7 @@ class RepositoryRoutes:
         return Json({"state": "finalized", "checkpoints": checkpoints, "snapshot_digest": made.digest})
 
     async def _abort(self, request: Request) -> Response:
-        claims, repo = self._claims(request), _repo(request)
+        claims, repo = self._claims(request, over=True), _repo(request)
         await self._threads.run(self._repositories.abort, claims, repo, request.path_params["revision"])
         return Response(status_code=204)
 

@@ -162,8 +162,11 @@ class Transfers:
         finally:
             filling.close()
 
-    def claims(self, request: Request) -> JobClaims:
-        """Return what the job's token allows; raise `Refusal` where it is none, or its attempt does not count."""
+    def claims(self, request: Request, *, over: bool = False) -> JobClaims:
+        """Return what the job's token allows; raise `Refusal` where it is none, or its attempt does not count.
+
+        `over` is for what may be done after an attempt's end as well: to give up what it began.
+        """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Refusal(401, "unauthorized", "a job shows its token here")
@@ -172,7 +175,7 @@ class Transfers:
         except SignatureError as error:
             raise Refusal(401, "expired" if error.expired else "unauthorized", str(error)) from None
         live = self._live_attempt(claims.request_id)
-        if live != claims.attempt:
+        if live != claims.attempt and not over:
             now = "has ended" if live is None else f"is at attempt {live}"
             text = f"attempt {claims.attempt} of `{claims.request_id}` does not count: the job {now}"
             raise Refusal(409, "stale_attempt", text)

@@ -107,11 +107,11 @@ class Web:
 
         return handle
 
-    def _claims(self, request: Request) -> JobClaims:
+    def _claims(self, request: Request, *, over: bool = False) -> JobClaims:
         """Return what a job's token allows, or what a caller of the API may do; raise `Refusal` for anybody else."""
         token = request.headers.get("authorization", "").partition(" ")[2].strip()
         if token.count(".") == 2:  # a job's, which counts for as long as its attempt does
-            return self._transfers.claims(request)
+            return self._transfers.claims(request, over=over)
         if self._token is None:
             self._refuse_browsers(request)
         else:
