@@ -1,59 +1,45 @@
-"""The handlers, called directly."""
-
-import asyncio
-from pathlib import Path
+"""The functions, called in the test's own process as `gen-worker run` calls them."""
 
 import pytest
 from marco_polo.main import Call, MarcoPolo, Swim
 
-from gen_worker import CanceledError, RequestContext, ValidationError
-from gen_worker.api.context import CancelFlag
-from gen_worker.discovery import collect, import_main, load_project_config
+from gen_worker import CanceledError, ValidationError
+from gen_worker.testing import Client
 
 
-def test_marco_is_answered_with_polo() -> None:
-    assert MarcoPolo().marco_polo(RequestContext(request_id="test"), Call("Marco")).text == "polo"
+def test_marco_is_answered_with_polo(gen_worker_client: Client) -> None:
+    assert gen_worker_client.run(MarcoPolo.marco_polo, Call("Marco")).output.text == "polo"
 
 
-def test_anything_else_is_the_callers_mistake() -> None:
+def test_anything_else_is_the_callers_mistake(gen_worker_client: Client) -> None:
     with pytest.raises(ValidationError, match="say `marco`, not `hello`"):
-        MarcoPolo().marco_polo(RequestContext(request_id="test"), Call("hello"))
+        gen_worker_client.run("marco-polo", text="hello")
 
 
-def test_a_slow_answer_tells_how_far_it_is() -> None:
-    events: list[dict[str, object]] = []
-    ctx = RequestContext(request_id="test", emitter=events.append)
-    assert asyncio.run(MarcoPolo().marco_polo_slow(ctx, Swim("marco", seconds=0.15))).text == "polo"
-    assert {event["type"] for event in events} == {"request.progress"}
+def test_a_slow_answer_tells_how_far_it_is(gen_worker_client: Client) -> None:
+    result = gen_worker_client.run(MarcoPolo.marco_polo_slow, Swim("marco", seconds=0.15))
+    assert result.output.text == "polo"
+    assert result.progress
 
 
-def test_a_slow_answer_can_be_cancelled() -> None:
-    cancel = CancelFlag()
-    ctx = RequestContext(request_id="test", cancel=cancel, emitter=lambda event: cancel.set())
+def test_a_slow_answer_can_be_cancelled(gen_worker_client: Client) -> None:
+    job = gen_worker_client.submit(MarcoPolo.marco_polo_slow, Swim("marco"))
+    job.cancel()
     with pytest.raises(CanceledError):
-        asyncio.run(MarcoPolo().marco_polo_slow(ctx, Swim("marco")))
+        job.result(timeout_s=10)
 
 
-def test_the_stream_grows_letter_by_letter() -> None:
-    async def chunks() -> list[str]:
-        ctx = RequestContext(request_id="test")
-        return [chunk.text async for chunk in MarcoPolo().marco_polo_stream(ctx, Call("marco"))]
-
-    assert asyncio.run(chunks()) == ["p", "po", "pol", "polo"]
+def test_the_stream_grows_letter_by_letter(gen_worker_client: Client) -> None:
+    chunks = gen_worker_client.stream("marco-polo-stream", text="marco")
+    assert [chunk.text for chunk in chunks] == ["p", "po", "pol", "polo"]
 
 
-def test_the_postcard_is_a_file(tmp_path: Path) -> None:
-    ctx = RequestContext(request_id="test", local_output_dir=tmp_path)
-    card = MarcoPolo().marco_polo_postcard(ctx, Call("marco")).card
-    assert Path(card) == tmp_path / "postcards" / "test.svg"
-    assert ">polo<" in Path(card).read_text()
+def test_the_postcard_is_a_file(gen_worker_client: Client) -> None:
+    result = gen_worker_client.run(MarcoPolo.marco_polo_postcard, Call("marco"))
+    card = result.files[f"postcards/{result.request_id}.svg"]
+    assert result.output.card.local_path == str(card)
+    assert ">polo<" in card.read_text()
 
 
-def test_the_project_declares_four_functions() -> None:
-    project = load_project_config(Path(__file__).parents[1])
-    assert {spec.name: spec.shape for spec in collect(import_main(project.main, [str(project.root)]))} == {
-        "marco-polo": "sync",
-        "marco-polo-postcard": "sync",
-        "marco-polo-slow": "async",
-        "marco-polo-stream": "async_generator",
-    }
+def test_the_project_declares_four_functions(gen_worker_client: Client) -> None:
+    assert gen_worker_client.functions == ["marco-polo", "marco-polo-postcard", "marco-polo-slow", "marco-polo-stream"]

@@ -54,6 +54,8 @@ class InProcess:
         self._source_path = source_path
         self._settings = Settings.load()
         self._executor = Executor(endpoint.specs, self._open_models)
+        if any(spec.shape.startswith("async") for spec in endpoint.specs):
+            _ = self._executor.async_side  # its loop is this client's, not that of the test that calls first
         self._loaded: set[str] = set()
         self._leases: list[int] = []
         self._platforms: list[LocalPlatform] = []
