@@ -9,7 +9,9 @@ import pytest
 from gen_worker import Resources
 from gen_worker.cli.devices import named, names_of
 from gen_worker.settings import Settings
-from gen_worker.wire.status import DeviceStatus, MemberStatus
+from gen_worker.top.detail import detail_lines, title
+from gen_worker.top.history import History
+from gen_worker.wire.status import DeviceStatus, MemberStatus, Status
 from gen_worker_supervisor.devices import DeviceError, Gpus, choose, group, group_hint, partition
 from gen_worker_supervisor.environment import child_environment
 from gen_worker_supervisor.evidence import GpuReading
@@ -387,3 +389,20 @@ def test_a_person_may_call_a_group_by_any_of_its_members(name: str) -> None:
     slots = [MemberStatus(None, None, f"cpu:{index}") for index in range(2)]
     assert named("1", [DeviceStatus(None, None, "cpu:0+1", 1, "idle", members=slots)]) is not None
     assert len(names_of(first)) == len(set(names_of(first)))
+
+
+def test_the_screen_shows_a_group_as_one_device_and_what_each_member_is_at() -> None:
+    members = [
+        MemberStatus(
+            index, f"GPU-{index}{index}", f"cuda:{index}", vram_used=GIB, vram_total=24 * GIB, temp=50.0 + index
+        )
+        for index in range(2)
+    ]
+    device = DeviceStatus(0, None, "cuda:0+1", 1, "idle", vram_used=2 * GIB, vram_total=48 * GIB, members=members)
+    status = Status(ts=1.0, host="here", version="1", pid=1, uptime_s=1.0, gpus=[device])
+    shown = ["".join(text for text, _ in draw(80)) for draw in detail_lines(device, status, History(), 80)]
+    assert title(device) == "GPU 0+1"
+    assert [line.split() for line in shown if "°C" in line] == [
+        ["0", "1.0/24G", "50", "°C", "GPU-00"],
+        ["1", "1.0/24G", "51", "°C", "GPU-11"],
+    ]
