@@ -461,6 +461,11 @@ ELSEWHERE = (
     "gen_worker.discovery",
     "gen_worker.runtimes.server",
     "gen_worker.trainer",
+    "gen_worker.injection",
+    "gen_worker.earlier.functions",
+    "gen_worker.earlier.context",
+    "gen_worker.earlier.realtime",
+    "gen_worker.earlier.managers",
 )
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from gen_worker.api.types import Asset
 
+__all__ = ["ActionContext"]
+
 DEVICE_VARIABLES = ("WORKER_TORCH_DEVICE", "WORKER_DEVICE")
 _LOOK_S = 0.02  # how late a wait for the end notices it
 _LEVELS = {"warn": "warning", "critical": "error", "fatal": "error"}

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, TypeVar
 
+__all__ = ["ResourceRequirements", "worker_function", "worker_websocket"]
+
 FUNCTION_MARK, WEBSOCKET_MARK, RESOURCES = "_is_worker_function", "_is_worker_websocket", "_worker_resources"
 
 Marked = TypeVar("Marked", bound=Callable[..., Any])

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+__all__ = ["CozyHubDownloader", "ModelDownloader", "ModelManager"]
+
 
 class ModelManager(ABC):
     """Keeps the models that earlier functions are given; `MODEL_MANAGER_CLASS` names a subclass as `module:Class`.

@@ -4,6 +4,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+__all__ = ["RealtimeSocket"]
+
 
 class Peer(Protocol):
     """One realtime session, as the process that runs the handler has it."""
