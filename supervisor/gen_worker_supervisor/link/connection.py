@@ -76,14 +76,12 @@ class Ears(NamedTuple):
     """Hears of a message that cannot be encoded."""
 
 
-class Connection:
-    """One stream: `run` it once, `wake` it when there is more to write, `finish` it for an orderly end."""
+class Talk:
+    """What connections of either kind have in common: one stream, which ends once and which one task writes to."""
 
-    def __init__(self, target: Target, credentials: Credentials, outbox: Outbox, ears: Ears, pace: Pace) -> None:
+    def __init__(self, target: Target, credentials: Credentials, pace: Pace) -> None:
         self._target = target
         self._credentials = credentials
-        self._outbox = outbox
-        self._ears = ears
         self._pace = pace
         self._live_since: float | None = None
         loop = asyncio.get_running_loop()
@@ -93,24 +91,6 @@ class Connection:
         self._more = asyncio.Event()  # something to write, or nothing ever again
         self._room = asyncio.Event()  # for what the next message may cause
         self._writer: asyncio.Task[None] | None = None
-
-    async def run(self, ack_within_s: float) -> Ended | Fatal:
-        """Dial and talk until it ends, whoever ends it; without a HelloAck in time, that ends it."""
-        channel = open_channel(self._target, self._credentials, self._pace)
-        token = self._credentials.token
-        call: Call = channel.stream_stream(CONNECT)(metadata=(("authorization", f"Bearer {token}"),) if token else ())
-        reader = asyncio.create_task(self._read(call))
-        reader.add_done_callback(self._stopped)
-        timer = asyncio.get_running_loop().call_later(ack_within_s, self._silent, ack_within_s)
-        try:
-            end = await self._end
-        finally:
-            timer.cancel()
-            await self._hang_up(call, reader)
-            await channel.close()
-        if isinstance(end, Fatal) or self._live_since is None:
-            return end
-        return msgspec.structs.replace(end, acknowledged=True, lived_s=time.monotonic() - self._live_since)
 
     def wake(self) -> None:
         """There is more to write."""
@@ -127,14 +107,32 @@ class Connection:
                 await asyncio.wait([self._end], timeout=self._pace.farewell_s)
         self._finish(LEAVING)
 
+    async def _talk(self, method: str, live_within_s: float, silent: Ended) -> Ended | Fatal:
+        """Dial and talk until it ends, whoever ends it; a stream that is not live in time ends as `silent`."""
+        channel = open_channel(self._target, self._credentials, self._pace)
+        token = self._credentials.token
+        call: Call = channel.stream_stream(method)(metadata=(("authorization", f"Bearer {token}"),) if token else ())
+        reader = asyncio.create_task(self._read_to_its_end(call))
+        reader.add_done_callback(self._stopped)
+        timer = asyncio.get_running_loop().call_later(live_within_s, self._give_up, silent)
+        try:
+            end = await self._end
+        finally:
+            timer.cancel()
+            await self._hang_up(call, reader)
+            await channel.close()
+        if isinstance(end, Fatal) or self._live_since is None:
+            return end
+        return msgspec.structs.replace(end, acknowledged=True, lived_s=time.monotonic() - self._live_since)
+
     def _finish(self, end: Ended | Fatal) -> None:
         """End the connection for this reason, unless it has one already."""
         if not self._end.done():
             self._end.set_result(end)
 
-    def _silent(self, ack_within_s: float) -> None:
+    def _give_up(self, end: Ended) -> None:
         if self._live_since is None:
-            self._finish(Ended("DEADLINE_EXCEEDED", f"no HelloAck within {ack_within_s:.3g} s"))
+            self._finish(end)
 
     def _stopped(self, task: "asyncio.Task[None]") -> None:
         """End the connection with its reader or writer; with what it raised, if that is a bug of ours."""
@@ -148,7 +146,7 @@ class Connection:
         """End the call, and with it the two tasks.
 
         They are not cancelled themselves: inside of `write` that would end the call before what it holds is told of.
-        Only before the acknowledgment, when nothing can be lost: a call that ends before it is connected leaves its
+        Only before the stream is live, when nothing can be lost: a call that ends before it is connected leaves its
         first `write` waiting for ever.
         """
         call.cancel()
@@ -159,6 +157,65 @@ class Connection:
         self._room.set()
         await asyncio.wait([task for task in (reader, self._writer) if task is not None])
 
+    async def _read_to_its_end(self, call: "Call") -> None:
+        import grpc.aio
+
+        try:
+            await self._read(call)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter where the call is over already
+            details = await call.details() or ""
+            self._finish(Ended((await call.code()).name, details.removeprefix(ONE_ADDRESS)))
+
+    async def _read(self, call: "Call") -> None:
+        """Write the first message, and hear what the orchestrator says until it or the connection ends."""
+        raise NotImplementedError
+
+    def _unreadable(self, packet: bytes) -> None:
+        self._finish(Ended("INTERNAL", f"the orchestrator sent {len(packet)} bytes that are no message"))
+
+    def _go_live(self, call: "Call") -> None:
+        self._live_since = time.monotonic()
+        self._writer = asyncio.create_task(self._write(call))
+        self._writer.add_done_callback(self._stopped)
+
+    async def _write(self, call: "Call") -> None:
+        """Write what there is until the connection ends; how it ends, the reader sees."""
+        while not self._end.done():
+            if await self._write_next(call):
+                continue
+            if self._finishing:
+                await self._half_close(call)
+                return
+            self._more.clear()
+            await self._more.wait()
+
+    async def _write_next(self, call: "Call") -> bool:
+        """Write the next message, if there is one; say whether there was."""
+        raise NotImplementedError
+
+    async def _half_close(self, call: "Call") -> None:
+        import grpc.aio
+
+        try:
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over
+            return
+        self._half_closed.set_result(None)
+
+
+class Connection(Talk):
+    """One stream: `run` it once, `wake` it when there is more to write, `finish` it for an orderly end."""
+
+    def __init__(self, target: Target, credentials: Credentials, outbox: Outbox, ears: Ears, pace: Pace) -> None:
+        super().__init__(target, credentials, pace)
+        self._outbox = outbox
+        self._ears = ears
+
+    async def run(self, ack_within_s: float) -> Ended | Fatal:
+        """Dial and talk until it ends, whoever ends it; without a HelloAck in time, that ends it."""
+        silent = Ended("DEADLINE_EXCEEDED", f"no HelloAck within {ack_within_s:.3g} s")
+        return await self._talk(CONNECT, ack_within_s, silent)
+
     # --- reading ---
 
     async def _read(self, call: "Call") -> None:
@@ -166,16 +223,12 @@ class Connection:
 
         from gen_worker.pb.convert import encode_worker
 
-        try:
-            await call.write(self._first(encode_worker))
-            while (packet := await call.read()) is not grpc.aio.EOF:
-                if not self._take_in(call, packet):
-                    return
-                await self._until_room()
-            self._finish(Ended("OK", "the orchestrator ended the stream"))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the latter where the call is over already
-            details = await call.details() or ""
-            self._finish(Ended((await call.code()).name, details.removeprefix(ONE_ADDRESS)))
+        await call.write(self._first(encode_worker))
+        while (packet := await call.read()) is not grpc.aio.EOF:
+            if not self._take_in(call, packet):
+                return
+            await self._until_room()
+        self._finish(Ended("OK", "the orchestrator ended the stream"))
 
     def _first(self, encode: Callable[[WorkerFrame], bytes]) -> bytes:
         """Return the first message; one that cannot be encoded says at least who this is."""
@@ -195,7 +248,7 @@ class Connection:
         try:
             frame = decode_scheduler(packet)
         except DecodeError:
-            self._finish(Ended("INTERNAL", f"the orchestrator sent {len(packet)} bytes that are no message"))
+            self._unreadable(packet)
             return False
         if isinstance(frame, HelloAck):
             return self._acknowledge(call, frame)
@@ -212,9 +265,7 @@ class Connection:
             self._finish(fatal)
             return False
         if self._live_since is None:
-            self._live_since = time.monotonic()
-            self._writer = asyncio.create_task(self._write(call))
-            self._writer.add_done_callback(self._stopped)
+            self._go_live(call)
         return True
 
     async def _until_room(self) -> None:
@@ -225,20 +276,14 @@ class Connection:
 
     # --- writing ---
 
-    async def _write(self, call: "Call") -> None:
-        """Write what there is until the connection ends; how it ends, the reader sees."""
-        while not self._end.done():
-            frame = self._outbox.pop()
-            if frame is not None:
-                self._ears.left(frame, await self._written(call, frame))
-                if not self._outbox.full:
-                    self._room.set()
-            elif self._finishing:
-                await self._half_close(call)
-                return
-            else:
-                self._more.clear()
-                await self._more.wait()
+    async def _write_next(self, call: "Call") -> bool:
+        frame = self._outbox.pop()
+        if frame is None:
+            return False
+        self._ears.left(frame, await self._written(call, frame))
+        if not self._outbox.full:
+            self._room.set()
+        return True
 
     async def _written(self, call: "Call", frame: WorkerFrame) -> bool:
         import grpc.aio
@@ -257,15 +302,6 @@ class Connection:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over
             return False
         return True
-
-    async def _half_close(self, call: "Call") -> None:
-        import grpc.aio
-
-        try:
-            await call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):  # the call is over
-            return
-        self._half_closed.set_result(None)
 
 
 def cancel_below(call: "Call") -> None:
