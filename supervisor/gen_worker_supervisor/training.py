@@ -20,10 +20,10 @@ from gen_worker.environment import secret_values
 from gen_worker.models.refs import RefError, parse_ref
 from gen_worker.models.wanted import Slot
 from gen_worker.settings import Settings
-from gen_worker.trainer.checkpoints import FINAL, steps_in
+from gen_worker.trainer.checkpoints import FINAL, link_checkpoint, steps_in
 from gen_worker.trainer.events import EventFile, last_event
 from gen_worker.trainer.handover import TrainerSubprocessContractV1, write_subprocess_contract
-from gen_worker.trainer.spec import TrainingSpec, asks_to_cancel
+from gen_worker.trainer.spec import SpecError, TrainingSpec, asks_to_cancel, read_spec
 from gen_worker.wire.channel import DECODE_ERRORS
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import Call, Called, Event, Producing
@@ -44,6 +44,9 @@ INSTANCE = f"{MODULE}:{FUNCTION}"
 MODEL_SLOT = "base_model"
 FOLDERS = ("checkpoints", "samples", "metrics")
 BEFORE = ".before"  # what a folder of the training before this one is called
+JOB = "job.json"
+RESUMED = "resumed"  # where the checkpoint is that a training began with, if it was in the folder
+RESUME_HINT = "what a training leaves in this folder is in `checkpoints.before` once another one has begun"
 COMPLETED, FAILED, CANCELED, TERMINATED = 0, 1, 130, 143
 LOOK_S = 1.0  # how soon a cancel file is seen where the child does not see it
 POST_S = 30.0  # what the last post may take
@@ -88,8 +91,8 @@ def train(options: TrainingOptions, settings: Settings, environment: Mapping[str
         http = start.open_http(settings.http)
         if http is not None:
             ends.enter_context(http.sock)
-        if not spec.resume_from_latest:
-            folder.set_aside()
+        if not spec.resume_from_latest or folder.is_of_another(spec.request_id):
+            spec = folder.set_aside(spec)
         contract = folder.hand_over(spec)
         plan = _plan(options, survey, device, settings, environment, look, http)
         with asyncio.Runner() as runner:
@@ -189,18 +192,41 @@ class _Folder:
             os.close(self._lock)
             self._lock = -1
 
-    def set_aside(self) -> None:
-        """Keep what the training before this one left under other names, in the place of that of the one before."""
+    def is_of_another(self, request_id: str) -> bool:
+        """Whether the training that was here last is known, and is another one."""
+        with suppress(OSError, SpecError):
+            return read_spec(self._path / JOB).request_id != request_id
+        return False
+
+    def set_aside(self, spec: TrainingSpec) -> TrainingSpec:
+        """Keep what the training before this one left under other names, in the place of that of the one before.
+
+        Returns the spec with the place where a checkpoint is found then, if it is one of those that are set aside.
+        """
+        spec = self._with_checkpoint_at_hand(spec)
         for name in FOLDERS:
             there, before = self._path / name, self._path / f"{name}{BEFORE}"
             if there.exists():
                 shutil.rmtree(before, ignore_errors=True)
                 there.rename(before)
+        return spec
+
+    def _with_checkpoint_at_hand(self, spec: TrainingSpec) -> TrainingSpec:
+        """Link the files of the checkpoint that a training goes on from, if they are here, where nothing moves them."""
+        named = Path(spec.resume_checkpoint_path).absolute()
+        if not spec.resume_checkpoint_path or not named.is_relative_to(self._path.absolute()):
+            return spec
+        try:
+            kept = link_checkpoint(named, self._path / RESUMED)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StartError(f"input: no checkpoint at `{named}`: {reason}", RESUME_HINT) from None
+        return msgspec.structs.replace(spec, resume_checkpoint_path=str(kept))
 
     def hand_over(self, spec: TrainingSpec) -> Path:
         """Write down what the child is to know; return where."""
-        job = self._path / "job.json"
-        part = self._path / ".job.json.part"
+        job = self._path / JOB
+        part = self._path / f".{JOB}.part"
         part.write_bytes(spec.written())
         part.replace(job)
         contract = TrainerSubprocessContractV1(

@@ -222,6 +222,23 @@ def test_what_was_trained_is_stored_where_the_platform_wants_it(tmp_path: Path) 
     assert (terminal["final_checkpoint_ref"], terminal["final_checkpoint_sha256"]) == (file.ref, file.sha256)
 
 
+def test_a_training_goes_on_from_a_checkpoint_that_one_before_it_has_left_in_the_folder(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "out/checkpoints"
+    first = Training(tmp_path, checkpoint_every=5)
+    assert first.run() == 0, first.said
+    whole = json.loads((checkpoints / "step-00000020.json").read_text())["state"]
+    again = Training(tmp_path, request_id="again", resume_checkpoint_path=str(checkpoints / "step-00000010.json"))
+    assert again.run() == 0, again.said
+    assert again.events("started")[0]["resumed_from"] == 10
+    assert json.loads((checkpoints / "step-00000020.json").read_text())["state"] == whole
+    assert again.run() == 1
+    assert "hint: what a training leaves in this folder is in `checkpoints.before`" in again.said
+    assert (checkpoints / "step-00000020.json").exists()
+    other = Training(tmp_path, request_id="other", max_steps=3, resume_from_latest=True)
+    assert other.run() == 0, other.said
+    assert [path.name for path in checkpoints.glob("step-*.json")] == ["step-00000003.json"]
+
+
 def test_an_error_of_the_trainers_own_ends_it_at_once(tmp_path: Path) -> None:
     training = Training(tmp_path, hyperparams={"at": {"fail": [3]}})
     assert training.run() == 1

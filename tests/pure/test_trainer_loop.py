@@ -192,6 +192,16 @@ def test_a_training_that_gets_no_better_stops() -> None:
     assert told.calls[-1] == "completed 4 /final"
 
 
+def test_a_training_that_had_stopped_before_its_process_died_takes_no_further_step() -> None:
+    job = spec(max_steps=50, metric_every=1, checkpoint_every=1, early_stop=EarlyStop(patience=3))
+    died, rest, other = Told(), Told(), Told()
+    train(job, Trainer(result={"loss": 1.0}), died)
+    again: dict[str, Any] = {"start_step": 4, "resume_state_payload": died.kept[4]}
+    assert train(job, Trainer(result={"loss": 1.0}), rest, **again) == 4
+    assert rest.final == died.final
+    assert train(spec(request_id="other", max_steps=6), Trainer(), other, **again) == 6
+
+
 def test_a_canceled_training_says_so_and_keeps_where_it_is_where_that_is_wanted() -> None:
     told = Told(cancel_after=2)
     with pytest.raises(TrainingCanceled) as canceled:

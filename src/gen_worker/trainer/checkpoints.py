@@ -7,6 +7,7 @@ a byte is missing or is another counts as not there.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -182,6 +183,25 @@ class SampleFolder:
             content = json.dumps(document, indent=1, default=str).encode()
             paths.append(str(write_file(self.folder / f"step-{step:08d}-{number:02d}.json", content + b"\n")))
         return paths
+
+
+def link_checkpoint(path: Path, folder: Path) -> Path:
+    """Have a checkpoint's files in another folder of the same disk, in the place of what it has; return where it is.
+
+    `path` is a step file, which takes along what belongs to it, or a folder. Raises `OSError`.
+    """
+    path.stat()
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for each in (path,) if path.is_dir() else path.parent.glob(f"{path.stem}*"):
+        if each.is_dir():
+            shutil.copytree(each, part / each.name, copy_function=os.link)
+        else:
+            os.link(each, part / each.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return folder / path.name
 
 
 # --- read back --------------------------------------------------------------------------------------------------------

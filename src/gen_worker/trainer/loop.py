@@ -132,6 +132,7 @@ class _Loop:
         if runtime is not None:
             self._keeper.restore(runtime["kept"])
             self._best = _Best(**runtime["best"])
+            self._stops = runtime["stopped"] == self._job.request_id  # another training may go on from there
         self.category = "input"
         self._find_place(runtime)
         self._reporter.started(run_id=self._job.request_id)
@@ -239,6 +240,7 @@ class _Loop:
             "step": self.step,
             "kept": self._keeper.keep(),
             "best": {"value": self._best.value, "looks_since": self._best.looks_since},
+            "stopped": self._job.request_id if self._stops else "",
             "taken": self._taken,
             "batches": batches.state_dict() if hasattr(batches, "state_dict") else None,
             "random": random_state(),
