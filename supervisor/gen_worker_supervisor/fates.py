@@ -303,8 +303,11 @@ def after_loss(fleet: Fleet, device: Device, now: float) -> list[Action]:
 def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
     """A SIGKILL was not reaped: answer the jobs, give the device up in two steps, leave the process to the kernel."""
     device = child.device
-    if child.phase is not Phase.DYING or device.health is Health.RETIRED:
+    if child.phase is not Phase.DYING:
         return []
+    if device.health is Health.RETIRED:  # for another child of it: what is left here is answered
+        stranded = _undying(fleet, child, "", now) if child.leased else []
+        return stranded + (finish_if_drained(fleet) if fleet.draining else [])
     if child is not device.child and not child.replaced:  # it never had the place: nothing waits for it
         _forget(device, child, now)
         return _undying(fleet, child, "", now) + (finish_if_drained(fleet) if fleet.draining else [])
@@ -316,6 +319,8 @@ def unkillable(fleet: Fleet, child: Child, now: float) -> list[Action]:
         return [*actions, *_undying(fleet, child, ": the device is wedged", now), *forgo_coming(fleet, device, now)]
     device.health = step(NEXT_HEALTH, device.health, Health.RETIRED)
     device.reason = f"child {child.pid} is not dead {RETIRED_AFTER_S:.0f} s after SIGKILL"
+    if child.leased:  # it is another child's death that has wedged the device
+        actions += _undying(fleet, child, "", now)
     note = Note("error", device.name, f"{device.reason}: the device is retired")
     actions += [note, *after_loss(fleet, device, now)]
     return actions + (finish_if_drained(fleet) if fleet.draining else [])

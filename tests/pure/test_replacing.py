@@ -553,3 +553,20 @@ def test_jobs_of_the_loop_do_not_wait_for_a_job_that_holds_the_device() -> None:
     assert job.child is made.child()
     assert job.child is not old
     assert busy.child is old
+
+
+def test_of_two_children_of_a_device_that_cannot_be_ended_none_keeps_a_job() -> None:
+    made = host(Recycling(jobs=1))
+    first = made.child()
+    warm(made)
+    second = coming(made)
+    job = made.started()  # in the child that leaves, before the next one is there
+    boots(made, second)
+    made.loaded(second)
+    assert first.device.leaving == [first]
+    made.happens(Misbehaved(second, "nonsense"))
+    made.passes(1.0)
+    made.happens(Misbehaved(first, "nonsense"))
+    made.passes(60)
+    assert not first.leased
+    assert not made.unanswered(job)
