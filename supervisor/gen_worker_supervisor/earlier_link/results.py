@@ -4,7 +4,6 @@ Pure. Runs have no attempts on this wire: a run that was answered may come again
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from gen_worker.wire.earlier import TaskExecutionResult
 from gen_worker_supervisor.earlier_link.answers import refused
@@ -65,10 +64,17 @@ class Results:
         self._written[result.run_id] = now, result
         self._forget(now)
 
-    def doubted(self, now: float) -> Iterator[TaskExecutionResult]:
-        """Return the results that were written only a moment ago, to be written again on another connection."""
+    def doubted(self, now: float) -> list[TaskExecutionResult]:
+        """Take back the results that were written only a moment ago; return them, to be written again.
+
+        Until they are, they wait like any other: an orchestrator that missed one asks for its run once more.
+        """
         self._forget(now)
-        yield from [result for _, result in self._written.values()]
+        doubted = {run_id: result for run_id, (_, result) in self._written.items()}
+        self._written.clear()
+        self._bytes += sum(len(result.output_payload) for result in doubted.values())
+        self._unwritten = OrderedDict({**doubted, **self._unwritten})
+        return list(doubted.values())
 
     def forget(self, run_id: str) -> None:
         """A run has come again: what it ended with before is of no interest any more."""

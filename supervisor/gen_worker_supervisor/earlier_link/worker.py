@@ -99,7 +99,7 @@ class EarlierWorker:
         """A connection is up: what may not have arrived over the one before is sent again."""
         self._connected = True
         self.models.places.acknowledged(HelloAck(protocol_version=PROTOCOL_VERSION))
-        return list(self.jobs.results.doubted(time.monotonic()))
+        return list[Report](self.jobs.results.doubted(time.monotonic()))
 
     def heard(self, message: Message) -> None:
         """Do what the orchestrator wants."""
