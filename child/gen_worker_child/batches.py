@@ -74,7 +74,14 @@ class Running:
     jobs: "list[Job]"
     endings: "dict[Job, Any]" = field(default_factory=dict)
     tried: bool = False  # together; whoever has no ending after that runs by itself
+    together: bool = False  # just now
     peaks: tuple[int, int] | None = None
+    left: "list[Job]" = field(default_factory=list)  # answered while the call, which has their payloads, went on
 
-    def __contains__(self, job: object) -> bool:
-        return job in self.jobs
+    def others_want(self, job: "Job") -> bool:
+        """Whether the call goes on for others than this one."""
+        return any(each is not job and not each.reported and not each.cancel.is_set() for each in self.jobs)
+
+    def nobody_wants(self) -> bool:
+        """Whether all of its jobs were asked to end, or have ended."""
+        return all(job.reported or job.cancel.is_set() for job in self.jobs)

@@ -210,16 +210,40 @@ class Jobs:
         self._executor.async_side.loop.call_soon_threadsafe(self._begin_on_loop, job)
         return None
 
-    def cancel(self, number: int) -> None:
-        """Rung 1: a job that has not started is given back, one that runs is told to end."""
+    def cancel(self, number: int, *, unheard: bool = False) -> None:
+        """Rung 1: a job that has not started is given back, one that runs is told to end.
+
+        One whose batch goes on for others is answered now when it is `unheard`: nobody waits for what it may return.
+        """
         job = self._jobs.get(number)
         if job is None or self._give_back(job):
             return
         job.ask_to_end()
+        if unheard and self._leave_batch(job):
+            return
         if job.task is not None:
             self._executor.async_side.loop.call_soon_threadsafe(job.task.cancel)
-        elif job is self._on_thread or _all_asked_to_end(self._batch):
+        elif job is self._on_thread or ((running := self._together_with(job)) is not None and running.nobody_wants()):
             self._executor.cancel()
+
+    def _together_with(self, job: Job) -> Running | None:
+        """Return the batch whose call has a job just now."""
+        running = self._batch
+        return running if running is not None and running.together and job in running.jobs else None
+
+    def _leave_batch(self, job: Job) -> bool:
+        """Answer a job whose batch runs for others, or that waits to run by itself after its batch; say whether so."""
+        with self._taking:
+            running = self._batch
+            if running is None or job not in running.jobs or job.reported:
+                return False
+            if not running.others_want(job) if running.together else job is self._on_thread:
+                return False
+            job.reported = True
+            running.left.append(job)
+        self._streams.end_job(job.number)
+        self._channel.send(_failure(job, CanceledError("canceled")))
+        return True
 
     def lose(self, instance: str) -> None:
         """An instance is of no use any more: what has not started on it is given back, what runs is told to end."""
@@ -230,7 +254,9 @@ class Jobs:
     def interrupt(self, number: int, job_thread: int) -> None:
         """Rung 2: raise `Interrupted` in the job thread while it runs this job."""
         job = self._jobs.get(number)
-        if job is not None and (job is self._on_thread or (self._batch is not None and job in self._batch)):
+        if job is None or job.reported:
+            return
+        if job is self._on_thread or self._together_with(job) is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job_thread), ctypes.py_object(Interrupted))
 
     def recall(self, number: int) -> None:
@@ -326,39 +352,59 @@ class Jobs:
         while True:
             try:
                 self._go_on(running, began)
-                return
+                break
             except Interrupted as error:  # it fired outside the handler
-                self._batch = self._on_thread = None
+                self._on_thread = None
                 for job in jobs:
                     if job.cancel.is_set() and not job.reported:
                         running.endings.setdefault(job, _failure(job, error))
+        self._batch = None
+        for job in running.left:
+            self._forget(job)
 
     def _go_on(self, running: Running, began: float) -> None:
-        """Run a batch, then each of its jobs by itself that has no ending; report them all.
+        """Run a batch and report how its jobs have ended; each that shows no ending runs by itself then.
 
         What was done is not done again, wherever an interrupt has ended the last call.
         """
         if not running.tried:
-            running.tried = True
+            running.tried = running.together = True
             CURRENT_JOB.set(running.jobs[0].number if len(running.jobs) == 1 else 0)
             for job in running.jobs:
                 self._channel.send(Started(job.number))
             self._peaks.begin()
             self._batch = running
             self._attempt_together(running)
-        self._batch = None
-        for job in running.jobs:
-            if job not in running.endings:
-                CURRENT_JOB.set(job.number)
-                self._on_thread = job
-                running.endings[job] = self._attempt(job)
-                self._on_thread = None
+        running.together = False
         CURRENT_JOB.set(0)
         running.peaks = running.peaks or self._peaks.end()
         run_s = time.monotonic() - began
         for job in running.jobs:
-            if not job.reported:
+            if job in running.endings and self._claim(job):
                 self._report(job, running.endings[job], run_s, running)
+        for job in running.jobs:
+            self._run_by_itself(job, running)
+
+    def _run_by_itself(self, job: Job, running: Running) -> None:
+        with self._taking:
+            if job.reported:
+                return
+            self._on_thread = job
+        began = time.monotonic()
+        if job not in running.endings:
+            CURRENT_JOB.set(job.number)
+            self._measure(job)
+            running.endings[job] = self._attempt(job)
+        self._on_thread = None
+        CURRENT_JOB.set(0)
+        if self._claim(job):
+            self._report(job, running.endings[job], time.monotonic() - began)
+
+    def _claim(self, job: Job) -> bool:
+        """Return whether the caller is who reports a job of a batch."""
+        with self._taking:
+            claimed, job.reported = not job.reported, True
+        return claimed
 
     def _attempt_together(self, running: Running) -> None:
         """Call the handler with every payload that can be had; find how each job has ended, if that shows it."""
@@ -367,8 +413,8 @@ class Jobs:
             begun = self._begin_in_batch(job)
             if isinstance(begun, tuple):
                 ready.append((job, *begun))
-            else:
-                running.endings[job] = begun
+            elif self._claim(job):
+                self._report(job, begun, 0.0)
         if not ready:
             return
         try:
@@ -402,6 +448,8 @@ class Jobs:
             ctx = self._context(job, models)
             ctx.raise_if_cancelled("canceled")
             return ctx, payload
+        except Interrupted:  # perhaps another job was meant
+            raise
         except BaseException as error:  # noqa: BLE001 - around the author's types
             return _failure(job, error)
 
@@ -411,6 +459,8 @@ class Jobs:
             return _failure(job, output)
         try:
             return self._place(self._encoded(job, output))
+        except Interrupted:  # perhaps another job was meant
+            raise
         except BaseException as error:  # noqa: BLE001 - around the author's types
             return _failure(job, error)
 
@@ -770,10 +820,6 @@ def _give_back() -> None:
     from gen_worker.models.placement import free_cache
 
     free_cache()
-
-
-def _all_asked_to_end(running: Running | None) -> bool:
-    return running is not None and all(job.cancel.is_set() for job in running.jobs)
 
 
 def _judge_batch(running: Running, jobs: Sequence[Job], error: BaseException) -> None:

@@ -402,8 +402,8 @@ class Child:
         descriptors: list[int],
     ) -> None:
         match order:
-            case Cancel(job_number):
-                self._jobs.cancel(job_number)
+            case Cancel(job_number, unheard):
+                self._jobs.cancel(job_number, unheard=unheard)
             case More(job_number, items):
                 self._jobs.more(job_number, items)
             case Recall(job_number):

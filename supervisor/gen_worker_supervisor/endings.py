@@ -37,7 +37,7 @@ def climb(fleet: Fleet, job: Job, now: float) -> list[Action]:
     actions: list[Action] = []
     for rung in ending.climb(now):
         if job.state is JobState.LEASED and rung >= Rung.DUMP:
-            actions.append(Send(child, Cancel(job.number)))
+            actions.append(Send(child, Cancel(job.number, unheard=True)))
             actions.append(end_job(fleet, job, ended_outcome(job, None)))
             fleet.arm(now + LOOK_AGAIN_S, ("look", None))  # it may have begun just now: then the ladder goes on
             return actions
@@ -52,7 +52,7 @@ def _perform_rung(fleet: Fleet, job: Job, child: Child, rung: Rung, now: float) 
     child.spoilt = child.spoilt or rung >= Rung.INTERRUPT
     match rung:
         case Rung.COOPERATE:
-            return [Send(child, Cancel(job.number))]
+            return [Send(child, Cancel(job.number, job.ending is not None and job.ending.unheard))]
         case Rung.INTERRUPT:
             return [Send(child, Interrupt(job.number))]
         case Rung.DUMP:

@@ -43,6 +43,8 @@ def answers(ctx: BatchContext, payloads: Sequence[Word]) -> list[Answer | Except
     for payload in payloads:
         while payload.gate and not (FOLDER / payload.gate).exists() and not ctx.cancelled:
             time.sleep(POLL_S)
+        while payload.text == "linger" and len(payloads) == 1 and not (FOLDER / "lingered").exists():
+            time.sleep(POLL_S)
         if payload.text == "raise":
             raise RuntimeError("nobody expected this word")
         if payload.text == "die":

@@ -106,21 +106,59 @@ def test_a_crash_costs_only_the_request_that_causes_it(own_server: Server) -> No
     assert answers["die-2"]["error"]["kind"] == "child_died"
 
 
-def test_a_cancelled_request_does_not_hold_or_end_its_neighbours(server: Server) -> None:
+def test_a_cancelled_request_is_answered_at_once_and_its_neighbours_go_on(server: Server) -> None:
     with server.connect() as connection:
         connection.send("shout", "cancel-0", text="a", gate="go")
         connection.send("shout", "cancel-1", text="b")
         server.until_running("cancel-0", "cancel-1")
         with server.connect() as other:
             other.cancel("cancel-1")
-            until(
-                lambda: "cancel-1" in [job.id for job in server.status().jobs if job.status == "ending"],
-                what="the cancel",
-            )
-            server.open("go")
             assert other.frame()["ok"]
-        answers = connection.frames(2)
-    assert answers["cancel-0"]["ok"]
+        assert connection.frame()["error"]["kind"] == "canceled"
+        server.open("go")
+        answer = connection.frame()
+        assert (answer["request_id"], answer["ok"]) == ("cancel-0", True)
+    assert server.runs()["cancel-0"] == 1
+
+
+def test_a_request_that_passes_its_deadline_costs_neither_its_neighbours_nor_their_child(server: Server) -> None:
+    before = server.pids()
+    with server.connect() as connection:
+        connection.send("shout", "late-0", text="a", gate="late")
+        connection.line({"function": "shout", "request_id": "late-1", "payload": {"text": "b"}, "timeout_ms": 1000})
+        server.until_running("late-0", "late-1")
+        late = connection.frame()
+        assert (late["request_id"], late["error"]["kind"]) == ("late-1", "deadline")
+        server.open("late")
+        assert connection.frame()["ok"]
+    assert server.runs()["late-0"] == 1
+    assert server.pids() == before
+
+
+def test_whoever_waits_to_run_alone_after_a_batch_is_answered_at_once_when_it_is_cancelled(server: Server) -> None:
+    with server.connect() as connection:
+        connection.send("shout", "after-0", text="linger", gate="after")
+        connection.send("shout", "after-1", text="raise")
+        connection.send("shout", "after-2", text="c")
+        server.until_running("after-0", "after-1", "after-2")
+        server.open("after")
+        until(lambda: server.runs()["after-0"] == 2, what="the run of the first by itself")
+        with server.connect() as other:
+            other.cancel("after-2")
+            assert other.frame()["ok"]
+        assert connection.frame()["request_id"] == "after-2"
+        server.open("lingered")
+        assert {connection.frame()["request_id"] for _ in range(2)} == {"after-0", "after-1"}
+    assert server.runs()["after-2"] == 1
+
+
+def test_a_payload_that_does_not_fit_is_answered_before_the_call(server: Server) -> None:
+    with server.connect() as connection:
+        connection.send("shout", "early-0", text="a", gate="early")
+        connection.send("shout", "early-1", text=5)
+        assert connection.frame()["request_id"] == "early-1"
+        server.open("early")
+        assert connection.frame()["ok"]
 
 
 def test_a_killed_request_leaves_its_neighbours_to_run_again(own_server: Server) -> None:

@@ -218,9 +218,10 @@ class Submit(_Message):
 
 
 class Cancel(_Message):
-    """Rung 1: ask the job to end."""
+    """Rung 1: ask the job to end; when it is `unheard`, nobody waits for what it may yet return."""
 
     job: int
+    unheard: bool = False
 
 
 class Interrupt(_Message):
