@@ -65,6 +65,6 @@ def test_a_worker_that_is_told_only_scheduler_addr_answers_over_the_earlier_wire
 
 
 def test_a_request_that_fails_over_the_earlier_wire_is_told_with_its_type(tmp_path: Path) -> None:
-    code, lines, complaints = run(tmp_path, "--run", "absent", wire="SCHEDULER_ADDR")
+    code, _, complaints = run(tmp_path, "--run", "absent", wire="SCHEDULER_ADDR")
     assert code == 1
     assert "[error] internal: no function `absent`; there are: " in complaints

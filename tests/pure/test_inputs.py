@@ -66,7 +66,7 @@ def test_every_asset_in_a_payload_has_a_file_until_the_job_ends(files: InputFile
         by_name={"x": (inline("cat.png", b"4"), 1)},
         frame=Frame(inline("cat.png", b"5")),
     )
-    assets = sorted(assets_in(given), key=lambda asset: asset.inline_bytes or b"")
+    assets = sorted(assets_in(given), key=lambda asset: getattr(asset, "inline_bytes", None) or b"")
     assert len(assets) == 5
     with files.of(given):
         assert [Path(asset).read_bytes() for asset in assets] == [b"1", b"2", b"3", b"4", b"5"]
