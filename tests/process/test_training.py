@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gen_worker.testing.store import LoopbackStore
+from gen_worker.testing.store import LoopbackStore, StoredFile
+from gen_worker.trainer.archives import as_one_file
 from tests.served import alive, until
 
 pytestmark = pytest.mark.process
@@ -129,6 +130,7 @@ class Platform:
     def __init__(self) -> None:
         self.posts: list[tuple[str, dict[str, Any]]] = []
         self.bearers: set[str | None] = set()
+        self.contents: dict[str, bytes] = {}
         platform = self
 
         class Answers(BaseHTTPRequestHandler):
@@ -139,6 +141,13 @@ class Platform:
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+
+            def do_GET(self) -> None:
+                content = platform.contents[self.path]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
             def log_message(self, format: str, *args: object) -> None: ...
 
@@ -205,21 +214,39 @@ def test_what_was_trained_is_stored_where_the_platform_wants_it(tmp_path: Path) 
     dataset = {"parquet_paths": [str(tmp_path / "rows.parquet")], "batch_size": 1, "columns": ["a"]}
     with Platform() as platform, LoopbackStore() as store:
         told = {"uploads": platform.uploads, "capability_token": store.token, "base_url": store.url, "owner": "acme"}
-        training = Training(tmp_path, mock_batches=[], dataset=dataset, **told)
+        training = Training(tmp_path, mock_batches=[], dataset=dataset, checkpoint_every=10, **told)
         assert training.run() == 0, training.said
-        (file,) = store.files.values()
+        kept, file = sorted(store.files.values(), key=lambda each: each.ref)[0::2]
     final = tmp_path / "out/checkpoints/step-00000020.json"
     assert json.loads(final.read_text())["state"]["sum"] == 39
-    assert (file.ref, file.owner, file.content) == (
-        "v1/acme/jobs/r/checkpoints/final-step-00000020.json",
-        "acme",
-        final.read_bytes(),
-    )
-    (posted,) = platform.of("checkpoint_url")
+    with as_one_file(final) as whole:
+        assert (file.ref, file.owner, file.content) == (
+            f"v1/acme/jobs/r/checkpoints/final-{whole.name}",
+            "acme",
+            whole.read_bytes(),
+        )
+    posted = platform.of("checkpoint_url")[-1]
     assert (posted["final"], posted["step"], posted["sha256"], posted["file_ref"]) == (True, 20, file.sha256, file.ref)
     (terminal,) = platform.of("terminal_url")
     assert terminal["status"] == "completed"
     assert (terminal["final_checkpoint_ref"], terminal["final_checkpoint_sha256"]) == (file.ref, file.sha256)
+    goes_on_elsewhere(tmp_path / "elsewhere", kept, final, dataset)
+
+
+def goes_on_elsewhere(folder: Path, kept: StoredFile, final: Path, dataset: dict[str, Any]) -> None:
+    """Check that a checkpoint of which only the stored file is left leads to the same end."""
+    assert kept.ref.rpartition("/")[2].startswith("00000010-step-00000010.")
+    folder.mkdir()
+    with Platform() as platform:
+        platform.contents[f"/api/v1/blobs/blake3:{kept.blake3}/content"] = kept.content
+        base_url = platform.uploads["metrics_url"].removesuffix("/metrics_url")
+        told = {"base_url": base_url, "capability_token": CANARY}
+        inputs = {"resume_checkpoint_ref": f"blake3:{kept.blake3}"}
+        training = Training(folder, mock_batches=[], dataset=dataset, inputs=inputs, **told, uploads=platform.uploads)
+        assert training.run() == 1  # its last checkpoint can be stored nowhere here
+        assert "error: failed: upload: " in training.said
+    assert training.events("started")[0]["resumed_from"] == 10
+    assert json.loads((folder / "out/checkpoints" / final.name).read_text())["state"]["sum"] == 39
 
 
 def test_a_training_goes_on_from_a_checkpoint_that_one_before_it_has_left_in_the_folder(tmp_path: Path) -> None:

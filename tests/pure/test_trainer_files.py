@@ -2,6 +2,7 @@
 
 import enum
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from gen_worker.trainer import TrainerSubprocessContractV1, read_subprocess_contract, write_subprocess_contract
+from gen_worker.trainer.archives import as_one_file, is_archive, unpacked
 from gen_worker.trainer.checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -107,6 +109,27 @@ def test_the_end_says_where_what_was_made_is(tmp_path: Path, said: list[str]) ->
     plain = tmp_path / "plain"
     path = CheckpointFolder(plain, "r").finalize(state_payload=payload, trainer=None, state=None, ctx=None)
     assert path == str(plain / "step-00000007.json")
+
+
+@pytest.mark.parametrize("hook", [None, Plugin()])
+def test_a_checkpoint_travels_as_one_file_that_has_all_of_it(tmp_path: Path, hook: Any, said: list[str]) -> None:
+    step = write(tmp_path / "here", 5, hook, loss=0.5)
+    with as_one_file(step) as file:
+        assert is_archive(file) == (hook is not None)  # a step file that is all there is travels as it is
+        there = unpacked(file, tmp_path / "there") if is_archive(file) else step.parent
+    found = latest(there, "r", said.append)
+    assert found is not None
+    assert (found.step, found.payload, found.checkpoint_dir is None, said) == (5, {"loss": 0.5}, hook is None, [])
+    assert not list(step.parent.glob(".*"))
+
+
+def test_an_archive_writes_nowhere_but_into_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "evil").write_text("x")
+    with tarfile.open(tmp_path / "evil.tar", "w") as file:
+        file.add(tmp_path / "evil", "../out")
+    with pytest.raises(CheckpointError, match="cannot be unpacked"):
+        unpacked(tmp_path / "evil.tar", tmp_path / "there")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_state_is_refused_by_its_place() -> None:

@@ -17,6 +17,7 @@ import msgspec
 from gen_worker.api.errors import ArtifactTransferError, AuthError, CanceledError, FatalError, classify
 from gen_worker.api.producers import TrainingContext
 from gen_worker.api.types import Asset
+from gen_worker.trainer.archives import as_one_file, is_archive, unpacked
 from gen_worker.trainer.batches import InputError, Repeated, Rows
 from gen_worker.trainer.checkpoints import (
     FINAL,
@@ -180,7 +181,12 @@ class _Training:
         named = self._spec.resume_checkpoint_path
         if not named and self._order.resume_file is not None:
             named = self._here(self._order.resume_file)
-        return checkpoint_at(Path(named), self._warn) if named else None
+        if not named:
+            return None
+        path = Path(named)
+        if is_archive(path):
+            path = unpacked(path, self._checkpoints.parent / "inputs" / "checkpoint")
+        return checkpoint_at(path, self._warn)
 
     def _here(self, asset: Asset) -> str:
         """Return where a file of the inputs is; a content of the platform is had from there now."""
@@ -347,11 +353,12 @@ class PlatformUploader:
         self._try(upload)
 
     def _stored(self, path: Path, category: str, slot: str) -> dict[str, Any]:
-        if not self._stores_files or not path.is_file():
+        if not self._stores_files or not path.exists():
             return {}
         owner = self._spec.owner or "local"
-        ref = f"v1/{owner}/jobs/{self._spec.job_id or self._spec.request_id}/{category}/{slot}-{path.name}"
-        kept = self._ctx.save_file(ref, path)
+        folder = f"v1/{owner}/jobs/{self._spec.job_id or self._spec.request_id}/{category}"
+        with as_one_file(path) as file:
+            kept = self._ctx.save_file(f"{folder}/{slot}-{file.name}", file)
         return {"file_ref": kept.ref, "sha256": kept.sha256, "uploaded_size_bytes": kept.size_bytes}
 
     def _post(self, target: str, document: Mapping[str, Any]) -> None:
