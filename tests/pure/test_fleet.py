@@ -320,10 +320,16 @@ def test_the_first_end_of_a_job_counts_and_what_comes_later_is_dropped() -> None
     assert host.answer(job).state is JobState.OK
 
 
+def test_what_a_job_returns_is_welcome_yet_where_only_its_worker_wants_it_to_end() -> None:
+    host = Host()
+    job = host.started()
+    assert sent(host.ends(job, Reason.DRAIN), Cancel) == [Cancel(job.number, unheard=False)]
+
+
 def test_a_running_job_climbs_the_ladder() -> None:
     host = Host()
     job = host.started()
-    assert sent(host.ends(job, Reason.KILL), Cancel) == [Cancel(job.number)]
+    assert sent(host.ends(job, Reason.KILL), Cancel) == [Cancel(job.number, unheard=True)]
     assert sent(host.passes(4.0), Interrupt) == [Interrupt(job.number)]
     assert signals(host.passes(1.0)) == [signal.SIGUSR2]
     assert host.child().phase is Phase.SUSPECT
