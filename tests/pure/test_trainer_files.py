@@ -82,6 +82,20 @@ def test_a_changed_number_in_a_step_file_is_noticed(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_of_checkpoints_so_many_stay_as_are_wanted_and_each_goes_whole(tmp_path: Path, said: list[str]) -> None:
+    writer = CheckpointFolder(tmp_path, "r", keep=2)
+    (tmp_path / "step-00000002.safetensors").touch()  # a death has left it
+    for step in (5, 10, 15, 20):
+        payload = StatePayload({"at": step}, {"step": step})
+        writer.write_checkpoint(step=step, state_payload=payload, trainer=Plugin(), state=None, ctx=None)
+    names = {"step-00000015", "step-00000015.json", "step-00000020", "step-00000020.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    (tmp_path / "step-00000020.json").write_text("torn")
+    found = latest(tmp_path, "r", said.append)
+    assert found is not None
+    assert found.step == 15
+
+
 def test_checkpoints_of_another_training_are_none_of_this_one(tmp_path: Path, said: list[str]) -> None:
     write(tmp_path, 10, request_id="other")
     assert latest(tmp_path, "r", said.append) is None

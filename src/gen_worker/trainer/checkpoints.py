@@ -56,6 +56,12 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def _step_of(path: Path) -> float:
+    """Return the step that a file or folder of a checkpoint is of; more than any for another."""
+    match = _STEP.fullmatch(path.with_suffix(".json").name)
+    return int(match[1]) if match else float("inf")
+
+
 def _listed(folder: Path) -> Iterator[Path]:
     return folder.iterdir() if folder.is_dir() else iter(())
 
@@ -66,10 +72,14 @@ def _listed(folder: Path) -> Iterator[Path]:
 class CheckpointFolder:
     """Where the checkpoints of one training go: the `ArtifactWriter` of a folder."""
 
-    def __init__(self, checkpoints: Path, request_id: str, samples: "SampleFolder | None" = None) -> None:
+    def __init__(
+        self, checkpoints: Path, request_id: str, samples: "SampleFolder | None" = None, *, keep: int = 0
+    ) -> None:
+        """With `keep`, so many checkpoints stay at most: the latest ones. 0: all."""
         self.folder = checkpoints
         self._request_id = request_id
         self._samples = samples
+        self._keep = keep
 
     def write_checkpoint(self, *, step: int, state_payload: dict[str, Any], trainer: Any, state: Any, ctx: Any) -> str:
         """Keep a state, and what the plugin writes itself; return the step file's path."""
@@ -87,7 +97,21 @@ class CheckpointFolder:
         if tensors:
             kept = _save_tensors(tensors, path.with_suffix(".safetensors"))
             files[kept.name] = digest_of(kept)
-        return str(_write_document(path, {**document, "files": files}))
+        _write_document(path, {**document, "files": files})
+        self._drop_before(step)
+        return str(path)
+
+    def _drop_before(self, step: int) -> None:
+        """Remove the checkpoints that are too many, now that a later one is whole."""
+        if self._keep <= 0:
+            return
+        kept = [at for at, _ in steps_in(self.folder) if at <= step][: self._keep]
+        stale = [path for path in self.folder.glob("step-*") if _step_of(path) < kept[-1]]
+        for path in sorted(stale, key=lambda path: path.suffix != ".json"):  # without it the rest is no checkpoint
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def write_samples(self, *, step: int, state: Any, ctx: Any) -> list[str]:
         """Have the plugin make samples, where it can and somebody wants some."""

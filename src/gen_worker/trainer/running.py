@@ -149,7 +149,7 @@ class _Training:
             trainer=trainer,
             batches=batches,
             reporter=self._reporter,
-            artifact_writer=CheckpointFolder(self._checkpoints, spec.request_id, samples),
+            artifact_writer=CheckpointFolder(self._checkpoints, spec.request_id, samples, keep=spec.keep_checkpoints),
             uploader=self._uploader,
             start_step=0 if resume is None else resume.step,
             resume_state_payload=None if resume is None else resume.payload,

@@ -76,6 +76,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
     metric_every: int = 10
     checkpoint_every: int = 0
     sample_every: int = 0
+    keep_checkpoints: int = 0
     owner: str = ""
     release_ref: str = ""
     hyperparams: dict[str, Any] = {}
@@ -200,6 +201,8 @@ def _check(spec: TrainingSpec) -> None:
     if spec.trainer_api_version != API_VERSION:
         raise ValueError(f"`trainer_api_version` must be `{API_VERSION}`, not `{spec.trainer_api_version}`")
     _ = spec.job
+    if spec.keep_checkpoints < 0:
+        raise ValueError(f"`keep_checkpoints` takes 0 or more, not {spec.keep_checkpoints}")
     if spec.gpu_count < 1:
         raise ValueError(f"`gpu_count` takes 1 or more, not {spec.gpu_count}")
     has_rows = bool(spec.dataset and spec.dataset.parquet_paths) or bool(spec.inputs.dataset_parquet_refs)
