@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = ["supervisor/gen_worker_supervisor", "child/gen_worker_child", "src/gen_worker/fetch", "src/gen_worker/api"]
 TOLD = {
-    "supervisor/gen_worker_supervisor/code_watch.py": "since when code is watched",
+    "supervisor/gen_worker_supervisor/code_watch.py": "since when files may have changed",
     "supervisor/gen_worker_supervisor/log.py": "when a line was written",
     "supervisor/gen_worker_supervisor/postmortems.py": "when a child died, and how old its file is",
     "supervisor/gen_worker_supervisor/records.py": "when a job ended",

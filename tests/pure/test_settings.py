@@ -107,7 +107,7 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "worker_id": ("007", "007"),
     "worker_mode": ("trainer", "trainer"),
     "endpoint_lock_path": ("/lock", "/lock"),
-    "training_dir": ("/trainings", "/trainings"),
+    "training_dir": ("/trainings", Path("/trainings")),
     "worker_jwt": ("a.b.c", Secret("a.b.c")),
     "trainer_job_spec_path": ("/job.json", "/job.json"),
     "runpod_pod_id": ("pod", "pod"),
