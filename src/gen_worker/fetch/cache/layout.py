@@ -146,7 +146,7 @@ class Layout(msgspec.Struct, frozen=True):
         return self._blob("unnamed", _mark(record.provider, record.repo, record.commit, file.path))
 
     def _blob(self, kind: str, name: str) -> Path:
-        return self.cas / "blobs" / kind / name[:2] / name[2:4] / name
+        return content_path(self.root, kind, name)
 
     def lease(self, record: Record) -> Path:
         """Return the file that is locked by whoever uses a snapshot."""
@@ -171,6 +171,11 @@ class Layout(msgspec.Struct, frozen=True):
         files = tuple(SnapshotEntry(file.path, file.size or 0) for file in record.files)
         path = folder / record.files[0].path if alone else folder
         return Snapshot(wanted, record.key, record.commit, str(path), files, record.notes)
+
+
+def content_path(root: Path, kind: str, name: str) -> Path:
+    """Return where the bytes of a name, as of a digest of the kind `blake3`, lie in the cache at `root`."""
+    return root / "cas" / "blobs" / kind / name[:2] / name[2:4] / name
 
 
 def content_key(provider: str, repo: str, commit: str, paths: list[str]) -> str:

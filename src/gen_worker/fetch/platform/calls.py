@@ -11,7 +11,7 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.platform.api import Api, documented, repo_route
 from gen_worker.fetch.platform.commits import Commits
-from gen_worker.fetch.platform.contents import fetch_repo, materialize
+from gen_worker.fetch.platform.contents import fetch_repo, materialize, materialize_here
 from gen_worker.fetch.platform.failure import PlatformError, of_model, of_upload
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.pace import Pace
@@ -29,6 +29,7 @@ from gen_worker.wire.platform import (
     FoundDataset,
     Located,
     Materialize,
+    Materialized,
     Metadata,
     Posted,
     PostJson,
@@ -75,6 +76,8 @@ class Calls:
         try:
             if isinstance(verb, FetchRepo):
                 return self._fetch_repo(to, verb, cancel)
+            if isinstance(verb, Materialize) and not to.base_url and (found := self._here(verb, file, cancel)):
+                return Answered(found)
             return Answered(self._call(Api(to, self._transports, self._pace), to, verb, file, cancel))
         except UploadError as error:
             raise of_upload(error) from None
@@ -92,6 +95,10 @@ class Calls:
         open_api = partial(Api, to, self._transports, self._pace)
         wanted, fetched = fetch_repo(open_api, verb, self._fetcher, cancel)
         return Answered(Located(fetched.snapshot.path, wanted.ref, fetched.snapshot.key), fetched.lease)
+
+    def _here(self, verb: Materialize, file: int | None, cancel: Cancel) -> Materialized | None:
+        config = self._fetcher.config
+        return materialize_here((config.root, *config.lower), verb, _given(file), cancel)
 
     def _call(self, api: Api, to: Destination, verb: AnyVerb, file: int | None, cancel: Cancel) -> object:
         match verb:

@@ -2,12 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http.client import HTTPException
+from pathlib import Path
 from urllib.parse import urlencode
 
 import msgspec
 
+from gen_worker.fetch.cache.layout import content_path
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.fetcher import Fetched, Fetcher
 from gen_worker.fetch.network.digests import digest_of
@@ -29,11 +32,8 @@ TRIES = 3
 
 def materialize(api: Api, verb: Materialize, fd: int, transport: Transport, cancel: Cancel) -> Materialized:
     """Write a content into a file; what is not what its digest says is tried again, then refused."""
-    named = _DIGEST.fullmatch(verb.digest.lower())
-    if named is None:
-        raise PlatformError("invalid", f"`{verb.digest[:100]}` is no digest: write `blake3:<64 hex digits>`")
-    algorithm: Algorithm = "sha256" if named[1] == "sha256" else "blake3"
-    url = f"{api.base}/api/v1/blobs/{named[0]}/content"
+    algorithm, digits = _named(verb.digest)
+    url = f"{api.base}/api/v1/blobs/{algorithm}:{digits}/content"
     failure = PlatformError("transfer", f"`{verb.digest}` was not had")
     for _ in range(TRIES):
         cancel.raise_if_set()
@@ -45,10 +45,42 @@ def materialize(api: Api, verb: Materialize, fd: int, transport: Transport, canc
             cancel.raise_if_set()
             failure = PlatformError("transfer", str(translated(error, Url(url))), retryable=True)
             continue
-        if found == named[2]:
+        if found == digits:
             return Materialized(size)
         failure = PlatformError("transfer", f"`{api.shown}` sent other bytes than `{verb.digest}`", retryable=True)
     raise failure
+
+
+def materialize_here(roots: Iterable[str], verb: Materialize, fd: int, cancel: Cancel) -> Materialized | None:
+    """Write a content of this machine's caches into a file, for jobs without a platform; None: none has it whole."""
+    algorithm, digits = _named(verb.digest)
+    for root in roots:
+        with suppress(FileNotFoundError), open(content_path(Path(root), algorithm, digits), "rb") as blob:
+            digest, at = digest_of(algorithm, 0), 0
+            os.ftruncate(fd, 0)
+            while piece := blob.read(_PIECE_BYTES):
+                cancel.raise_if_set()
+                digest.update(memoryview(piece))
+                at = _write(fd, memoryview(piece), at)
+            if digest.hexdigest() == digits:
+                return Materialized(at)
+    return None
+
+
+def _named(digest: str) -> tuple[Algorithm, str]:
+    """Return the algorithm and the digits of a digest."""
+    named = _DIGEST.fullmatch(digest.lower())
+    if named is None:
+        raise PlatformError("invalid", f"`{digest[:100]}` is no digest: write `blake3:<64 hex digits>`")
+    return ("sha256" if named[1] == "sha256" else "blake3"), named[2]
+
+
+def _write(fd: int, view: memoryview, at: int) -> int:
+    """Write all at a place and return where it ends."""
+    while view:
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
+    return at
 
 
 def _download(
@@ -59,10 +91,7 @@ def _download(
     with transport.open(url, token=api.token, cancel=cancel) as response:
         while count := response.read_into(buffer):
             digest.update(buffer[:count])
-            view = buffer[:count]
-            while view:
-                written = os.pwrite(fd, view, at)
-                view, at = view[written:], at + written
+            at = _write(fd, buffer[:count], at)
     return at, digest.hexdigest()
 
 
