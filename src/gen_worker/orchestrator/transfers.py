@@ -19,7 +19,7 @@ from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.signing import JobClaims, SignatureError, Signer
 from gen_worker.wire.scheduler import Snapshot
 
-TOKEN_S = 24 * 3600.0  # a job may take that long; its token ends with its attempt anyhow
+TOKEN_S = 7 * 24 * 3600.0  # a training may take that long; every token ends with its attempt anyhow
 PARTS_S = 6 * 3600.0
 READS_S = 24 * 3600.0
 _PARTS_BYTES = 2 << 20  # a list of all parts of a file
