@@ -27,7 +27,10 @@ def engine_died(fleet: Fleet, child: Child, message: Unloaded, now: float) -> li
     After some deaths in a row without a job that ended well in between, its functions are unavailable for a while.
     """
     instance, device = message.instance, child.device
+    held = instance in child.loaded
     child.drop(instance)
+    if not held:
+        return []
     fleet.placed += 1
     printed = tuple(message.printed or ())
     text = f"`{instance}` is set up anew: {message.reason}"

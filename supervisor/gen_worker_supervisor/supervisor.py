@@ -642,7 +642,7 @@ class Supervisor:
             self._saver.forget(job.number)
         elif self.storing is not None:
             self.storing.forget(job.number)
-        if job.producing is not None and self.platform is not None:
+        if self.platform is not None:
             self.platform.forget(job.number)
 
     def _remember(self, job: Job) -> None:

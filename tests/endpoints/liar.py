@@ -12,6 +12,7 @@ import msgspec
 
 from gen_worker import RequestContext, endpoint
 from gen_worker.wire.messages import (
+    Call,
     Done,
     Event,
     Failed,
@@ -19,12 +20,15 @@ from gen_worker.wire.messages import (
     Item,
     LoadFailed,
     Need,
+    NeedsInputs,
     Ready,
     Region,
     Release,
     Returned,
     Save,
     Started,
+    Took,
+    Wants,
     Warned,
 )
 
@@ -66,6 +70,10 @@ FRAMES: dict[str, Callable[["Lie"], object]] = {
     "need": lambda lie: Need(1 << 40),
     "negative": lambda lie: Need(-1),
     "save": lambda lie: Save(lie.job, 1, "../../escape", 3, b"abc"),
+    "call": lambda lie: Call(lie.job, 1, "readmetadata", b"\xc1"),
+    "took": lambda lie: Took(lie.job, 1 << 62),
+    "wants": lambda lie: Wants(lie.job, "x", []),
+    "inputs": lambda lie: NeedsInputs(lie.job, []),
     "hello": lambda lie: Hello(1),
     "ready": lambda lie: Ready([], {"device": 999, "loop": 999}, 1),
     "load": lambda lie: LoadFailed("", "forged", []),

@@ -15,6 +15,7 @@ LIES: list[dict[str, Any]] = [
     {"how": "progress", "text": '{"progress":"far"}'},
     *({"how": how} for how in ("long", "deep", "number", "descriptors", "empty", "need", "negative", "save")),
     *({"how": how} for how in ("result", "end", "item", "start", "return", "region", "hello", "ready", "load")),
+    *({"how": how} for how in ("call", "took", "wants", "inputs")),
 ]
 
 

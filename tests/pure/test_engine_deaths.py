@@ -115,6 +115,13 @@ def test_engines_of_instances_that_a_child_does_not_have_are_not_believed(host: 
     assert list(host.child().engines) == ["e"]
 
 
+def test_the_death_of_an_engine_that_a_child_does_not_have_changes_nothing(host: Host) -> None:
+    for number in range(100):
+        host.reports(host.child(), Unloaded(f"x{number}", "its engine died", []))
+    assert set(host.fleet.instances) == {"e"}
+    assert host.fleet.ordered == {}
+
+
 def test_of_a_gpu_an_engine_takes_what_nobody_has_counted_so_its_child_goes_first() -> None:
     gpu = Device("cuda:0", kind="cuda", index=0, vram_total=80 << 30, vram_used=0)
     host = Host(function("chat", instance="e", models=["a/m"]), devices=[gpu])

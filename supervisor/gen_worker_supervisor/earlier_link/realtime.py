@@ -65,7 +65,7 @@ class Session:
             self.full_since = None
 
     def _go_on(self) -> None:
-        if self.job is None or not self._open or self.job.ended:
+        if self.job is None or self.job.child is None or not self._open or self.job.ended:
             return
         supervisor = self._sessions.jobs.supervisor
         while self._waiting and len(self._sent) < MESSAGES_AHEAD:
