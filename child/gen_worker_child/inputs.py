@@ -95,6 +95,7 @@ def _filled(assets: Sequence[Asset | Tensors], files: Sequence[InputFile]) -> It
         asset.local_path, asset.size_bytes = file.local_path, file.size_bytes
         if isinstance(asset, Asset):
             asset.mime_type = file.mime_type
+            asset.sha256, asset.owner = file.sha256 or asset.sha256, file.owner or asset.owner
     try:
         yield
     finally:

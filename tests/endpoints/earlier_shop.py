@@ -101,7 +101,7 @@ def keep(ctx: ActionContext, payload: Order) -> Answer:
 @worker_function()
 def measure(ctx: ActionContext, payload: Source) -> Answer:
     assert payload.asset.local_path is not None
-    return Answer(Path(payload.asset.local_path).read_text())
+    return Answer(Path(payload.asset.local_path).read_text(), f"{payload.asset.tenant_id} {payload.asset.sha256}")
 
 
 @worker_websocket()

@@ -1,5 +1,6 @@
 """A worker in front of an orchestrator of the earlier generation: the real entrypoint, told only `SCHEDULER_ADDR`."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -248,7 +249,8 @@ def test_files_go_both_ways_over_the_file_api(shop: tuple[Shop, Stream], tmp_pat
         again = stream.hear(TaskExecutionResult, lambda result: result.run_id == "post")
         assert "already exists" in again.error_message
         stream.run("measure", {"asset": {"ref": "inputs/a b.txt"}}, run_id="read", **where)
-        assert unpacked(stream.result("read"))["text"] == "from the store"
+        digest = hashlib.sha256(b"from the store").hexdigest()
+        assert unpacked(stream.result("read")) == {"text": "from the store", "ref": f"acme {digest}"}
         stream.run("measure", {"asset": {"ref": "inputs/../../x"}}, run_id="astray", **where)
         assert stream.result("astray").error_type == "validation"
     assert any(line.startswith("HEAD ") for line in lines)

@@ -145,6 +145,11 @@ class InputFile(msgspec.Struct, array_like=True, frozen=True):
     local_path: str
     size_bytes: int
     mime_type: str
+    sha256: str = ""
+    """Where a file API has told it, and it is so."""
+
+    owner: str = ""
+    """Whose it is, where it is of a file API."""
 
 
 class Load(_Message):
@@ -303,7 +308,9 @@ class Saved(_Message):
     sha256: str = ""
     error: str = ""
     stored: Stored | None = None  # where it is when it was uploaded
-    failure: Literal["", "auth", "transfer", "too_large", "exists"] = ""  # of an upload; "" with an error: of the local disk
+    failure: Literal["", "auth", "transfer", "too_large", "exists"] = (
+        ""  # of an upload; "" with an error: of the local disk
+    )
     retryable: bool = False
     limit_bytes: int = 0  # what it is over, for `too_large`
     status: int = 0  # what the store answered; 0: nothing

@@ -90,6 +90,7 @@ class FileApi:
 
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
+        self.owner = destination.owner
         self.headers = file_headers(destination)
 
     def url(self, ref: str) -> str:
@@ -138,7 +139,8 @@ def fetch_input(
         raise InputError("invalid", "a URL of the payload is none that can be fetched") from None
     dialing = dialing._replace(check=lambda origin, address: _check(origin, address, url.origin, limits))
     headers = api.headers if api is not None else _FOR_STRANGERS if limits.trust(url.origin) else {}
-    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, headers, described=api is not None)
+    owner = None if api is None else api.owner
+    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, headers, owner)
     with _in_time(cancel, limit_s) as hurry, Transport(config, patience, dialing) as transport:
         try:
             return _patiently(wish, transport, patience, hurry)
@@ -155,7 +157,7 @@ class _Wish(msgspec.Struct, frozen=True):
     max_bytes: int
     spare: Callable[[int], int]
     headers: dict[str, str]
-    described: bool = False  # it can be asked what the file is
+    owner: str | None = None  # where a file API has it, which can be asked what the file is
 
     @property
     def host(self) -> str:
@@ -233,12 +235,12 @@ def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> 
 
 
 def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
-    sha256 = _described(wish, transport, cancel) if wish.described else ""
+    sha256, told_kind = _described(wish, transport, cancel) if wish.owner is not None else ("", "")
     with transport.once(str(wish.url), headers=wish.headers, cancel=cancel) as response:
         _check_head(response, wish)
         chunk = memoryview(bytearray(_CHUNK_BYTES))
         began = _begin(response, chunk)
-        kind = _kind(bytes(chunk[: min(began, HEAD_BYTES)]), wish, response)
+        kind = _kind(bytes(chunk[: min(began, HEAD_BYTES)]), wish, response, told_kind)
         path = wish.path.with_name(wish.path.name + _suffix(kind, wish))
         with _new_file(path) as file:
             size = _copy(response, file, chunk, began, wish)
@@ -247,17 +249,17 @@ def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
                 raise InputError(
                     "unreachable", f"the file from `{wish.host}` is not the one it describes", retryable=True
                 )
-    return InputFile(str(path), size, kind)
+    return InputFile(str(path), size, kind, sha256, wish.owner or "")
 
 
-def _described(wish: _Wish, transport: Transport, cancel: Cancel) -> str:
-    """Ask what a file is, refuse one that is too long, and return its SHA-256 in hex; "" where that is not said."""
+def _described(wish: _Wish, transport: Transport, cancel: Cancel) -> tuple[str, str]:
+    """Ask what a file is, refuse one that is too long; return its SHA-256 in hex and its type, as far as it says."""
     with transport.once(str(wish.url), headers=wish.headers, cancel=cancel, method="HEAD") as response:
         told = response.headers
         size = told.get("x-cozy-size-bytes", "")
         if size.isdigit() and int(size) > wish.max_bytes:
             raise InputError("invalid", f"the file from `{wish.host}` has {size} bytes, {_limit(wish)}")
-        return told.get("x-cozy-sha256", "").strip().lower()
+        return told.get("x-cozy-sha256", "").strip().lower(), told.get("x-cozy-mime-type", "")
 
 
 def _sha256(file: FileIO) -> str:
@@ -289,10 +291,10 @@ def _begin(response: Response, chunk: memoryview) -> int:
     return size
 
 
-def _kind(head: bytes, wish: _Wish, response: Response) -> str:
+def _kind(head: bytes, wish: _Wish, response: Response, told: str) -> str:
     """Return the type of a file, if it is one that its asset allows."""
     names = (unquote(wish.url.path), unquote(response.url.path))
-    declared = _usual(response.headers.get("content-type", "").partition(";")[0])
+    declared = _usual((told or response.headers.get("content-type", "")).partition(";")[0])
     found = next((kind for name in names if (kind := mime_type(head, name))), None)
     kind = found or (declared if _TYPE.fullmatch(declared) else _ANYTHING)
     allowed = wish.asset.mime_types
