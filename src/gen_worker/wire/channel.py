@@ -121,7 +121,8 @@ class Channel(Generic[Incoming]):
     def receive(self, *, wait: bool = True) -> tuple[Incoming, list[int]] | None:
         """Return the next frame and its descriptors, None at the end of the stream.
 
-        Raise `BlockingIOError` when none is there and nobody shall `wait`, or the socket does not, `ProtocolError` when the peer broke the protocol.
+        Raise `BlockingIOError` when none is there and nobody shall `wait`, or the socket does not; `ProtocolError` when
+        the peer broke the protocol.
         """
         for _ in range(STALE_LIMIT):
             length, descriptors = receive_packet(self.sock, self._view, 0 if wait else socket.MSG_DONTWAIT)

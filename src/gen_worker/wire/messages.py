@@ -437,7 +437,7 @@ class Unloaded(_Message):
 
 
 class Engine(_Message):
-    """What the engine server of an instance is at; told again and again while it boots, which is all that moves then."""
+    """What the engine server of an instance is at; told again and again while it boots: nothing else moves then."""
 
     instance: str
     name: str  # `vllm`
