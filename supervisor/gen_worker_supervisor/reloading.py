@@ -14,6 +14,7 @@ from gen_worker_supervisor.actions import Action, Note, Send, TakeCode
 from gen_worker_supervisor.fates import prepare_child
 from gen_worker_supervisor.happenings import CodeChanged
 from gen_worker_supervisor.outcomes import failure
+from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.replacing import has_room_for_two, succeed
 from gen_worker_supervisor.state import Child, Device, Fleet, Function, NextCode
 from gen_worker_supervisor.steps import end_job, forgo_coming, retire_child
@@ -47,13 +48,17 @@ def bring_code(fleet: Fleet, now: float) -> list[Action]:
     actions: list[Action] = []
     waits = False
     for device in fleet.devices:
-        if device.name not in code.awaited:
+        if device.child is not None and device.child.generation > code.after and not device.lost:
+            if device.child.phase in (Phase.DYING, Phase.SETTLING, Phase.BACKOFF):
+                return [*actions, *_forgo(fleet, code, now)]
+            waits = waits or not device.child.serving
+        elif device.name not in code.awaited:
             continue
-        if device.coming is not None:
+        elif device.coming is not None:
             loads = _next_load(fleet, code, device, device.coming)
             actions += loads
             waits = waits or bool(loads) or not device.coming.serving or device.coming.loading is not None
-        elif device.child is not None and device.child.generation <= code.after and not device.child.retiring:
+        elif device.child is not None and not device.child.retiring:
             return [*actions, *_forgo(fleet, code, now)]
     return actions if waits else [*actions, *_go_over(fleet, code, now)]
 

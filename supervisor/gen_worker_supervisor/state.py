@@ -641,8 +641,14 @@ class Fleet:
         return found
 
     def serving(self) -> list[Child]:
-        """Return the children that may be given work; those of drained devices only what is no job."""
-        return [device.child for device in self.devices if device.child is not None and device.child.serving]
+        """Return the children that may be given work; those of drained devices only what is no job.
+
+        One with the code that is to come, since the one before it died meanwhile, waits until that code is served.
+        """
+        found = [device.child for device in self.devices if device.child is not None and device.child.serving]
+        if self.next_code is not None:
+            return [child for child in found if child.generation <= self.next_code.after]
+        return found
 
     def enqueue(self, job: Job, *, front: bool = False) -> None:
         """Put a job into its function's queue; to the `front` comes one that was first before."""

@@ -92,6 +92,32 @@ def test_what_waits_for_a_function_that_was_taken_out_is_told_so() -> None:
     assert running.state is JobState.OK
 
 
+def test_a_child_of_the_changed_code_whose_predecessor_dies_takes_no_job_before_its_code_is_served() -> None:
+    made = host(function("f"), devices=2)
+    changes(made, function("f"), function("g"))
+    boots(made, first := coming(made, 0))
+    made.dies(made.child(0))
+    assert made.child(0) is first
+    jobs = [made.submit() for _ in range(3)]
+    assert {job.child for job in jobs if job.child is not None} == {made.child(1)}
+    boots(made, coming(made, 1))
+    assert taken(made) == [True]
+    assert any(job.child is first for job in jobs)
+
+
+def test_where_there_is_no_room_for_two_a_child_that_comes_after_a_death_waits_for_its_code() -> None:
+    made = host(function("f"), devices=2)
+    made.child(0).rss = 1 << 50
+    changes(made, function("f"), function("g"))
+    made.dies(made.child(0))
+    job = made.submit()
+    assert job.child is made.child(1)
+    boots(made, coming(made, 1))
+    assert taken(made) == [], "the one that comes after the death is not ready"
+    boots(made, made.child(0))
+    assert taken(made) == [True]
+
+
 def test_code_whose_child_dies_changes_nothing() -> None:
     made = host(function("f"), devices=2)
     changes(made, function("g"))
