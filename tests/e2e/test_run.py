@@ -549,6 +549,13 @@ def test_a_source_without_a_ref_is_the_callers_mistake(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: `source.ref` is empty: name what to start from\n")
 
 
+def test_a_source_that_cannot_be_had_ends_like_a_model_that_cannot(tmp_path: Path) -> None:
+    done = run("source.ref=acme/nowhere", cwd=project(tmp_path, PRODUCING))
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: the source cannot be had: `acme/nowhere` is on the platform's hub, whose")
+    assert "\nhint: `--source-path FOLDER` takes a folder" in done.stderr
+
+
 def test_publishing_for_real_needs_a_platform(tmp_path: Path) -> None:
     done = run("--allow-publish", cwd=project(tmp_path, PRODUCING))
     assert done.returncode == 2

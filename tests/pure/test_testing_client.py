@@ -243,6 +243,7 @@ def test_a_producer_has_its_source_and_publishes_nothing(tmp_path: Path) -> None
     (tmp_path / "weights.bin").touch()
     with Client(tried.convert, source_path=tmp_path) as client:
         assert client.run("convert", source={"ref": "acme/in"}).output.text == "weights.bin"
+        assert client.run("convert").output.text == "weights.bin", "the folder names the source, as in `run`"
 
 
 def test_functions_of_the_earlier_api_are_called_like_any_other() -> None:

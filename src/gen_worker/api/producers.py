@@ -465,7 +465,11 @@ class TrainingContext(ProducerContext):
 
 def _resolved_dataset(ctx: ProducerContext, ref: str) -> str:
     owner, name = _repo(ref).split("/")
-    found = ctx._ask(FindDataset(owner=owner, name=name)).dataset
+    try:
+        found = ctx._ask(FindDataset(owner=owner, name=name)).dataset
+    except NoPlatformError:
+        text = f"the data set `{owner}/{name}` is on a platform, and there is none to ask"
+        raise NoPlatformError(f"{text}; `gen-worker run` asks one with `--allow-publish`") from None
     if found is None:
         raise ValidationError(f"there is no data set `{owner}/{name}`")
     folder = Path(tempfile.gettempdir(), DATASET_FOLDER, owner, name)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -266,6 +266,7 @@ def _run(job: _Job, shown: _Shown) -> int:
         hint = "`gen-worker run --list` shows what it takes"
         raise Failure(f"`{spec.name}` does not take this payload: {error}", hint) from None
     _look_for_gpus(spec, job.settings)
+    _look_for_engine(spec)
     slots = {slot: binding.wanted for slot, binding in bindings.items()}
     inputs = with_inputs(payload, executor.inputs, job.settings, job.fetching)
     with inputs, slot_models(slots, job.fetching, shown.watch) as models:
@@ -312,6 +313,15 @@ def _look_for_gpus(spec: "FunctionSpec", settings: Settings) -> None:
     elif 0 < gpu_devices() < count:
         hint = "`--device cpu` runs it without, `--attach` on a server that has them, as of `serve --devices 0+1`"
         raise Failure(f"`{spec.name}` needs {count} GPUs, this machine has {gpu_devices()}", hint)
+
+
+def _look_for_engine(spec: "FunctionSpec") -> None:
+    """Raise `Failure` where the engine is not installed, before its model is fetched."""
+    from gen_worker.runtimes.server import not_there, program
+
+    if spec.runtime is not None and program(spec.runtime, os.environ) is None:
+        error = not_there(spec.runtime)
+        raise Failure(error.message, error.hint, code=USER_CODE)
 
 
 def _context(job: _Job, models: "Sequence[SlotModel]", cancel: "CancelFlag", events: Events) -> "RequestContext":
@@ -375,8 +385,7 @@ def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotMo
 def _call(
     executor: "Executor", spec: "FunctionSpec", context: "RequestContext", payload: msgspec.Struct, shown: _Shown
 ) -> int:
-    from gen_worker.api.producers import begin
-
+    begun = _begun(context, payload)
     yielded = 0
 
     def on_item(item: Any) -> None:
@@ -387,7 +396,7 @@ def _call(
         yielded += 1
 
     try:
-        with begin(context, payload):
+        with begun:
             value = executor.run(spec, context, payload, on_item)
         streams = spec.shape in ("generator", "async_generator")
         document = executor.encode({"yielded": yielded} if streams else value, "json")
@@ -401,6 +410,22 @@ def _call(
             raise Failure(lost.message, "what it printed last stands above", code=USER_CODE) from None
         return _failed(error, asked=context.cancelled)
     return OK
+
+
+def _begun(context: "RequestContext", payload: msgspec.Struct) -> AbstractContextManager[None]:
+    """Have a producer's source here; raise `Failure` where it cannot be had."""
+    from gen_worker.api.errors import ArtifactTransferError, AuthError, CanceledError, ValidationError
+    from gen_worker.api.producers import begin
+
+    try:
+        return begin(context, payload)
+    except ValidationError as error:
+        raise Failure(str(error)) from None
+    except (ArtifactTransferError, AuthError) as error:
+        hint = "`--source-path FOLDER` takes a folder of this machine as the source"
+        raise Failure(f"the source cannot be had: {error}", hint, code=NO_MODEL) from None
+    except CanceledError:
+        raise Failure("canceled", code=CANCELED) from None
 
 
 def _failed(error: BaseException, *, asked: bool) -> int:

@@ -75,6 +75,7 @@ class InProcess:
 
     def _call(self, call: Call) -> Any:
         spec, executor = call.spec, self._executor
+        self._name_source(call)
         try:
             payload = executor.decode(spec, call.body, "json")
             bindings = executor.models_of(spec, call.body, "json")
@@ -157,6 +158,15 @@ class InProcess:
         platform = LocalPlatform(self._fetching(), to)
         self._platforms.append(platform)
         return {"platform": platform, "publishes": False, "source_path": self._source_path}
+
+    def _name_source(self, call: Call) -> None:
+        """Name the folder that stands for the source in a payload that names none."""
+        if self._source_path is None or call.spec.kind == "inference":
+            return
+        payload = msgspec.json.decode(call.body)
+        if "source" in call.spec.payload_type.__struct_fields__ and isinstance(payload, dict):
+            payload.setdefault("source", {"ref": f"local/{Path(self._source_path).name}"})
+            call.body = msgspec.json.encode(payload)
 
     def _inputs(self, payload: msgspec.Struct) -> AbstractContextManager[None]:
         """Have the files that a payload names by URLs."""
