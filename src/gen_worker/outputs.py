@@ -55,6 +55,8 @@ class Sink(Protocol):
 
 def safe_ref(ref: str) -> str:
     """Return the ref as a relative path with "/" between its parts; raise ValueError when it could lead elsewhere."""
+    if not isinstance(ref, str):
+        raise TypeError(f"a ref is a str, not a `{type(ref).__name__}`: {ref!r}")
     name = ref.strip().lstrip("/")
     if name.lower().startswith(("http://", "https://")):
         raise ValueError(f"a ref is a name, not a URL: `{ref}`")
@@ -117,20 +119,24 @@ class FolderSink:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise OSError(
-                f"`{ref}` cannot be kept in `{self._folder}` (`GEN_WORKER_LOCAL_OUTPUT_DIR`): {reason}"
-            ) from None
+            raise self._not_kept(ref, error) from None
         temporary = target.with_name(f".saving-{os.urandom(8).hex()}")
         try:
             with open(temporary, "xb") as file:
                 size, digest = _fill(file, data, path, wanted)
             _into_place(temporary, target, create)
+        except IsADirectoryError as error:  # refs of an earlier request begin with this one
+            temporary.unlink(missing_ok=True)
+            raise self._not_kept(ref, error) from None
         except BaseException:
             with suppress(FileNotFoundError):
                 temporary.unlink()
             raise
         return SavedFile(str(target), size, digest)
+
+    def _not_kept(self, ref: str, error: OSError) -> OSError:
+        reason = (error.strerror or str(error)).lower()
+        return OSError(f"`{ref}` cannot be kept in `{self._folder}` (`GEN_WORKER_LOCAL_OUTPUT_DIR`): {reason}")
 
 
 def _into_place(temporary: Path, target: Path, create: bool) -> None:

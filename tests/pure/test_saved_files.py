@@ -198,3 +198,16 @@ def test_a_small_file_is_in_its_asset_and_nowhere_else(size: int, inline: bool) 
     asset = ctx.save_bytes("a.bin", bytes(size))
     assert asset.inline_bytes == (bytes(size) if inline else None)
     assert (asset.ref, asset.size_bytes) == ("a.bin" if inline else "kept/a.bin", size)
+
+
+def test_a_ref_that_others_begin_with_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+    sink = FolderSink(tmp_path)
+    sink.save("a/b", data=b"1", path=None)
+    with pytest.raises(OSError, match="`a` cannot be kept in .*: is a directory"):
+        sink.save("a", data=b"2", path=None)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_ref_is_a_str() -> None:
+    with pytest.raises(TypeError, match="a ref is a str, not a `PosixPath`"):
+        safe_ref(Path("a"))  # type: ignore[arg-type]
