@@ -203,7 +203,7 @@ def test_a_small_file_is_in_its_asset_and_nowhere_else(size: int, inline: bool) 
 def test_a_ref_that_others_begin_with_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None:
     sink = FolderSink(tmp_path)
     sink.save("a/b", data=b"1", path=None)
-    with pytest.raises(OSError, match="`a` cannot be kept in .*: is a directory"):
+    with pytest.raises(OSError, match=r"`a` cannot be kept in .*: is a directory"):
         sink.save("a", data=b"2", path=None)
     assert [each.name for each in tmp_path.iterdir()] == ["a"]
 
