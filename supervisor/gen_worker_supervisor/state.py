@@ -819,9 +819,8 @@ def capacity_bytes(device: Device, function: Function) -> int:
 def unheld(fleet: Fleet, function: Function) -> str:
     """Return why no device can hold a function."""
     if function.surveyed.missing:
-        return (
-            f"missing_cuda_library: {', '.join(f'`{name}`' for name in function.surveyed.missing)} cannot be imported"
-        )
+        named = ", ".join(f"`{name}`" for name in function.surveyed.missing)
+        return f"missing_cuda_library: not installed here: {named}"
     there = [device for device in fleet.devices if takes(device, function)]
     if not there:
         return "no device of this host can hold it" if not function.surveyed.gpu else "cuda_unavailable: it needs a GPU"

@@ -46,6 +46,14 @@ def both(ctx: RequestContext, payload: In, first: str, second: str) -> Out:
 def hub(ctx: RequestContext, payload: In, model: str) -> Out:
     return Out("")
 
+@endpoint(model=HF("acme/one"), runtime="llama-server")
+class Engined:
+    def setup(self, model: Path) -> None:
+        pass
+
+    def talk(self, ctx: RequestContext, payload: In) -> Out:
+        return Out("")
+
 @endpoint(model=HF("acme/big"))
 def big(ctx: RequestContext, payload: In, model: str) -> Out:
     return Out("")
@@ -174,6 +182,12 @@ def test_a_payload_names_another_model_where_the_binding_allows_it(root: Path, h
 def test_a_payload_that_is_wrong_is_told_before_anything_is_fetched(root: Path, hub: LoopbackHub) -> None:
     assert run("--method", "read", "--payload", '{"text": 5}', cwd=root, hub=hub).returncode == 2
     assert not hub.requests
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_is_fetched(root: Path, hub: LoopbackHub) -> None:
+    done = run("--method", "talk", cwd=root, hub=hub, PATH="/nowhere")
+    assert (done.returncode, hub.requests) == (1, [])
+    assert "error: there is no `llama-server` on the PATH" in done.stderr
 
 
 def test_offline_a_missing_model_is_exit_3_and_named_with_what_to_do(root: Path, hub: LoopbackHub) -> None:

@@ -202,11 +202,15 @@ def test_an_engine_that_ends_at_its_start_is_told_with_its_last_lines(engined: E
     assert engines(tmp_path) == []
 
 
-def test_a_machine_without_the_engine_is_told_so(serve: Serve, variables: dict[str, str]) -> None:
+def test_a_machine_without_the_engine_is_told_so_before_a_model_is_fetched(
+    serve: Serve, variables: dict[str, str]
+) -> None:
     server = serve(module="engined", variables=variables)
+    (chat, *_) = [each for each in server.status().functions if each.name == "chat"]
+    assert chat.reason == "missing_cuda_library: not installed here: `vllm`"
     failed = server.ask("chat", text="up")["error"]
-    assert "there is no `vllm` on the PATH" in failed["message"]
-    assert failed["detail"]["hint"].startswith("install it where the endpoint runs")
+    assert (failed["kind"], "not installed here: `vllm`" in failed["message"]) == ("unavailable", True)
+    assert not any("downloading" in line or "on disk" in line for line in server.events())
 
 
 def test_a_server_that_ends_waits_for_no_engine_that_boots(engined: Engined, tmp_path: Path) -> None:

@@ -317,9 +317,11 @@ def _look_for_gpus(spec: "FunctionSpec", settings: Settings) -> None:
 
 def _look_for_engine(spec: "FunctionSpec") -> None:
     """Raise `Failure` where the engine is not installed, before its model is fetched."""
+    if spec.runtime is None:
+        return
     from gen_worker.runtimes.server import not_there, program
 
-    if spec.runtime is not None and program(spec.runtime, os.environ) is None:
+    if program(spec.runtime, os.environ) is None:
         error = not_there(spec.runtime)
         raise Failure(error.message, error.hint, code=USER_CODE)
 

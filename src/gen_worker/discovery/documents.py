@@ -4,6 +4,7 @@ Pure: takes specs, returns documents.
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -189,7 +190,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         vram_gb=spec.resources.vram_gb,
         slots=slots_of(spec.bindings),
         compute_capability=spec.resources.compute_capability,
-        missing=[name for name in spec.resources.libraries if not is_importable(name)],
+        missing=_missing(spec),
         gpu_count=spec.resources.gpu_count,
         batch=0 if spec.batch is None else spec.batch.max_size,
         produces=spec.kind != "inference",
@@ -197,6 +198,15 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         max_concurrency=0 if spec.earlier is None else spec.earlier.max_concurrency or 0,
         earlier=spec.earlier is not None,
     )
+
+
+def _missing(spec: FunctionSpec) -> list[str]:
+    missing = [name for name in spec.resources.libraries if not is_importable(name)]
+    if spec.runtime is not None:  # told before its model is fetched, not after
+        from gen_worker.runtimes.server import program
+
+        missing += [spec.runtime] if program(spec.runtime, os.environ) is None else []
+    return missing
 
 
 def is_importable(library: str) -> bool:

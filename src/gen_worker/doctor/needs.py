@@ -25,7 +25,7 @@ def devices(survey: Survey, gpus: Sequence[Gpu]) -> Iterator[Finding]:
 def _lack(function: SurveyedFunction, gpus: Sequence[Gpu]) -> Finding | None:
     if function.missing:
         told = f"`{function.name}` needs {', '.join(f'`{name}`' for name in function.missing)}"
-        return problem("functions", f"{told}, which cannot be imported", "install it")
+        return problem("functions", f"{told}, not installed here", "install it")
     if not function.gpu:
         return None
     if not gpus:

@@ -155,11 +155,9 @@ class ServerProcess:
         name = self.command[0]
         if os.sep in name:
             return name
-        beside = str(Path(sys.executable).parent)
-        found = shutil.which(name, path=environment.get("PATH", os.defpath)) or shutil.which(name, path=beside)
+        found = program(name, environment)
         if found is None:
-            hint = f"install it where the endpoint runs, so that `which {name}` finds it there"
-            raise ServerBootError(f"there is no `{name}` on the PATH, nor in {beside}", hint=hint)
+            raise not_there(name)
         return found
 
     def _wait_until_up(self, launched: Launched) -> None:
@@ -193,6 +191,18 @@ class ServerProcess:
         except OSError:
             return False
         return len(words) > 1 and words[0].startswith(b"HTTP/") and words[1].startswith(b"2")
+
+
+def program(name: str, environment: Mapping[str, str]) -> str | None:
+    """Return where a program is, on the PATH or beside the Python that runs; None without one."""
+    path = environment.get("PATH", os.defpath)
+    return shutil.which(name, path=path) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def not_there(name: str) -> ServerBootError:
+    """Return what is raised where there is no such program."""
+    hint = f"install it where the endpoint runs, so that `which {name}` finds it there"
+    return ServerBootError(f"there is no `{name}` on the PATH, nor in {Path(sys.executable).parent}", hint=hint)
 
 
 def vllm_server(

@@ -32,7 +32,7 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     vram_gb: float | None
     slots: list[Slot] = []  # what must be there before the function can run
     compute_capability: float | None = None
-    missing: list[str] = []  # libraries that it names and that cannot be imported here
+    missing: list[str] = []  # libraries that it names and cannot be imported here, and its engine where it is not here
     gpu_count: int = 1  # that its child must have
     batch: int = 0  # so many of its jobs at most run together in one call; 0: each by itself
     produces: bool = False  # it makes models or data sets rather than answers
