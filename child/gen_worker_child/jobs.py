@@ -5,8 +5,6 @@ Every job ends in exactly one `Done`, `Failed`, `Returned`, `Wants` or `NeedsInp
 
 import asyncio
 import ctypes
-import itertools
-import json
 import os
 import queue
 import threading
@@ -16,27 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gen_worker.api.bindings import Binding, slots_of
-from gen_worker.api.context import CancelFlag, RequestContext, SavedFile
+from gen_worker.api.context import CancelFlag, RequestContext
 from gen_worker.api.errors import (
-    ArtifactTransferError,
-    AuthError,
     CanceledError,
     OutputTooLargeError,
     classify,
 )
 from gen_worker.api.producers import ProducerContext, begin, context_class
 from gen_worker.discovery.specs import FunctionSpec
-from gen_worker.discovery.stacks import author_stack
 from gen_worker.models.broken_context import breaks_context
-from gen_worker.models.out_of_memory import is_host_out_of_memory
 from gen_worker.models.wanted import overridden_instance
-from gen_worker.outputs import ExistsError
 from gen_worker.wire.channel import Channel
 from gen_worker.wire.earlier_runs import unpacked
 from gen_worker.wire.messages import (
@@ -44,7 +36,6 @@ from gen_worker.wire.messages import (
     REGION_LIMIT,
     Body,
     Done,
-    ErrorDetail,
     Event,
     Failed,
     Hangup,
@@ -54,19 +45,17 @@ from gen_worker.wire.messages import (
     Order,
     Release,
     Returned,
-    Save,
-    Saved,
     Started,
     Submit,
     Took,
     Wants,
 )
 from gen_worker.wire.page import PageWriter
-from gen_worker.wire.regions import RegionError
 from gen_worker.wire.values import Piece, pieces, total_length
 from gen_worker_child.batches import Gathering, Running
 from gen_worker_child.chunks import chunk_of
 from gen_worker_child.executor import Executor
+from gen_worker_child.failures import Interrupted, PayloadError, failure_of, give_memory_back
 from gen_worker_child.inputs import filled, needed, refuse_paths
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
@@ -74,24 +63,12 @@ from gen_worker_child.output import InputBody, InputMappings, OutputRegions
 from gen_worker_child.peaks import Peaks
 from gen_worker_child.platform import Calls, JobPlatform, producer_fields
 from gen_worker_child.realtime import Mailbox, Session
+from gen_worker_child.saves import JobSink, Saves
+from gen_worker_child.telling import described, encoded, of_type, shortened
 from gen_worker_child.windows import Window
 
-STACK_LINES = 20
-STACK_LINE_CHARS = 400
-RAISED_NAMES, RAISED_CHARS = 8, 100
-EVENT_CHARS = 8192
-EVENT_PAYLOAD_CHARS = 16384
-LESS_AT_ONCE = "ask for less at once, as a smaller output, or try again: others may have gone by then"
 MEASURED_S = 0.02  # of a run; what a job takes is measured in 20 microseconds, a thousandth of that
 PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
-
-
-class Interrupted(BaseException):
-    """Raised in the job's thread by rung 2 of the ladder; no `except Exception` of the author's stops it."""
-
-
-class _PayloadError(Exception):
-    """The payload is not what the author's type asks for."""
 
 
 class Job:
@@ -172,6 +149,7 @@ class Jobs:
         self._streams = streams
         self.outputs = OutputRegions(channel.send)
         self.calls = Calls(channel.send)
+        self.saves = Saves(channel.send)
         self._inputs = InputMappings()
         self._peaks = Peaks()
         self._quick: set[str] = set()  # functions whose last run took less than `MEASURED_S`
@@ -183,8 +161,6 @@ class Jobs:
         self.read_ahead: Callable[[Callable[[], bool]], None] = lambda enough: None
         """Obeys the frames that have come, until there are enough; called in the job thread."""
 
-        self._saves: dict[int, queue.SimpleQueue[Saved | None]] = {}
-        self._tokens = itertools.count(1)
         self.on_progress: Callable[[], None] = lambda: None
         """Called in the job thread when a job of it says how far it is."""
 
@@ -242,7 +218,7 @@ class Jobs:
             job.reported = True
             running.left.append(job)
         self._streams.end_job(job.number)
-        self._channel.send(_failure(job, CanceledError("canceled")))
+        self._channel.send(failure_of(job, CanceledError("canceled")))
         return True
 
     def lose(self, instance: str) -> None:
@@ -287,12 +263,6 @@ class Jobs:
         job = self._jobs.get(order.job)
         if job is not None and job.session is not None:
             job.session.mailbox.hang_up()
-
-    def saved(self, answer: Saved) -> None:
-        """The answer to a `Save`."""
-        waiting = self._saves.pop(answer.token, None)
-        if waiting is not None:
-            waiting.put(answer)
 
     def _give_back(self, job: Job) -> bool:
         with self._taking:
@@ -339,7 +309,7 @@ class Jobs:
             self._on_thread = None
             CURRENT_JOB.set(0)
             if not job.reported:
-                self._report(job, _failure(job, error), 0.0)
+                self._report(job, failure_of(job, error), 0.0)
 
     def _run_batch(self, first: Job) -> None:
         if not first.taken and not first.returned:
@@ -357,7 +327,7 @@ class Jobs:
                 self._on_thread = None
                 for job in jobs:
                     if job.cancel.is_set() and not job.reported:
-                        running.endings.setdefault(job, _failure(job, error))
+                        running.endings.setdefault(job, failure_of(job, error))
         self._batch = None
         for job in running.left:
             self._forget(job)
@@ -451,18 +421,18 @@ class Jobs:
         except Interrupted:  # perhaps another job was meant
             raise
         except BaseException as error:  # noqa: BLE001 - around the author's types
-            return _failure(job, error)
+            return failure_of(job, error)
 
     def _ending_of(self, job: Job, output: Any) -> Body | Failed:
         """Return how a job ended for which its batch has an output, or an exception in its place."""
         if isinstance(output, Exception):
-            return _failure(job, output)
+            return failure_of(job, output)
         try:
             return self._place(self._encoded(job, output))
         except Interrupted:  # perhaps another job was meant
             raise
         except BaseException as error:  # noqa: BLE001 - around the author's types
-            return _failure(job, error)
+            return failure_of(job, error)
 
     def _measure(self, job: Job) -> None:
         """Measure what a job takes, unless that would cost more than it tells."""
@@ -489,7 +459,7 @@ class Jobs:
                 output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
-            return self._engines.loss(job.number, job.instance, error) or _failure(job, error)
+            return self._engines.loss(job.number, job.instance, error) or failure_of(job, error)
 
     def _place(self, parts: Sequence[Piece]) -> Body:
         if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:
@@ -543,7 +513,7 @@ class Jobs:
                 output = await self._executor.run_on_loop(job.spec, ctx, payload, emit, job.instance)
             return b"" if output is None else await self._place_on_loop(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
-            return await self._engines.loss_on_loop(job.number, job.instance, error) or _failure(job, error)
+            return await self._engines.loss_on_loop(job.number, job.instance, error) or failure_of(job, error)
 
     async def _place_on_loop(self, parts: Sequence[Piece]) -> Body:
         if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:
@@ -588,7 +558,7 @@ class Jobs:
             return payload
         except (msgspec.MsgspecError, RecursionError, ValueError, MemoryError) as error:
             text = str(error) if isinstance(error, msgspec.MsgspecError | ValueError) else type(error).__name__
-            raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {text}"[:1024]) from error
+            raise PayloadError(f"the payload does not fit `{job.spec.name}`: {text}"[:1024]) from error
 
     def _needs_inputs(self, job: Job, payload: msgspec.Struct) -> NeedsInputs | None:
         """Return what asks for the files that a payload names by URLs, unless they are here."""
@@ -597,7 +567,7 @@ class Jobs:
         try:
             assets = needed(payload, refs=job.order.earlier is not None)
         except ValueError as error:
-            raise _PayloadError(f"the payload does not fit `{job.spec.name}`: {error}") from error
+            raise PayloadError(f"the payload does not fit `{job.spec.name}`: {error}") from error
         return NeedsInputs(job.number, assets) if assets else None
 
     def _encoded(self, job: Job, value: Any) -> Sequence[Piece]:
@@ -628,7 +598,7 @@ class Jobs:
     ) -> None:
         job.reported = True
         if isinstance(ending, Failed) and ending.kind == "out_of_memory":
-            _give_back()
+            give_memory_back()
         self._streams.end_job(job.number)
         self._forget(job)
         together = 1
@@ -651,7 +621,7 @@ class Jobs:
         ctx = context_class(job.spec.kind)(
             request_id=job.order.request_id,
             emitter=lambda event: self._event(job, event),
-            sink=_Sink(self, job),
+            sink=JobSink(self.saves, job),
             cancel=job.cancel,
             timeout_s=job.order.time_left_s,
             owner="" if job.order.wire else self._owner,  # an orchestrator says whose a file is, or nobody does
@@ -686,7 +656,7 @@ class Jobs:
         assert isinstance(value, dict)
         if event["type"] == "request.progress":
             now = time.monotonic()
-            progress, stage = min(1.0, max(0.0, float(value["progress"]))), _shortened(value, "stage")
+            progress, stage = min(1.0, max(0.0, float(value["progress"]))), shortened(value, "stage")
             value = {"progress": progress, **stage}
             if job.spec.lane == "device":
                 self._page.progress(job.number, progress, stage.get("stage", ""))
@@ -694,42 +664,12 @@ class Jobs:
             if now < job.progress_due and value["progress"] != 1:
                 return
             job.progress_due = now + PROGRESS_INTERVAL_S
-            self._channel.send(Event(job.number, "progress", _json(value)))
+            self._channel.send(Event(job.number, "progress", encoded(value)))
         else:
             if event["type"] != "request.log":
-                value = _described(str(event["type"]), value)
-            value = _shortened(value, "message") | _shortened(value, "level") | _of_type(value)
-            self._channel.send(Event(job.number, "log", _json(value)))
-
-    def save(self, job: Job, ref: str, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
-        """Hand a file to the supervisor and wait until it is kept; raise `CanceledError` once the job shall end."""
-        token = next(self._tokens)
-        answer: queue.SimpleQueue[Saved | None] = queue.SimpleQueue()
-        self._saves[token] = answer
-        job.saves.add(answer)
-        try:
-            if job.cancel.is_set():  # looked at after it can be told: no cancel comes in between
-                raise CanceledError("canceled")
-            self._send_save(job, token, ref, data, path, create)
-            saved = answer.get()
-        finally:
-            job.saves.discard(answer)
-            self._saves.pop(token, None)
-        if saved is None:
-            raise CanceledError("canceled")
-        return _kept(ref, saved)
-
-    def _send_save(self, job: Job, token: int, ref: str, data: bytes | None, path: Path | None, create: bool) -> None:
-        if data is not None and len(data) <= INLINE_LIMIT:
-            self._channel.send(Save(job.number, token, ref, len(data), bytes(data), create))
-        elif data is not None:
-            with _memory_file(data) as file:
-                self._channel.send(Save(job.number, token, ref, len(data), create=create), [file.fileno()])
-        else:
-            assert path is not None
-            with path.open("rb") as file:
-                order = Save(job.number, token, ref, path.stat().st_size, create=create)
-                self._channel.send(order, [file.fileno()])
+                value = described(str(event["type"]), value)
+            value = shortened(value, "message") | shortened(value, "level") | of_type(value)
+            self._channel.send(Event(job.number, "log", encoded(value)))
 
 
 async def _begun(ctx: RequestContext, payload: msgspec.Struct) -> AbstractContextManager[None]:
@@ -737,89 +677,10 @@ async def _begun(ctx: RequestContext, payload: msgspec.Struct) -> AbstractContex
     return await asyncio.to_thread(begin, ctx, payload) if isinstance(ctx, ProducerContext) else begin(ctx, payload)
 
 
-def _kept(ref: str, saved: Saved) -> SavedFile:
-    """Return what became of a file, or raise why it was not kept."""
-    match saved.failure:
-        case "auth":
-            raise AuthError(saved.error)
-        case "transfer":
-            raise ArtifactTransferError(saved.error, "store", "upload", saved.retryable, saved.status or None)
-        case "exists":
-            raise ExistsError(f"`{ref}` exists")
-        case "too_large":
-            raise OutputTooLargeError(size_bytes=saved.size_bytes, max_bytes=saved.limit_bytes, message=saved.error)
-    if saved.error:
-        raise OSError(f"`{ref}` was not saved: {saved.error}")
-    stored = saved.stored
-    if stored is None:
-        return SavedFile(saved.local_path, saved.size_bytes, saved.sha256)
-    return SavedFile(
-        "",
-        stored.size_bytes,
-        stored.sha256,
-        ref=stored.ref,
-        owner=stored.owner,
-        mime_type=stored.mime_type,
-        blake3=stored.blake3,
-        media_id=stored.media_id,
-    )
-
-
-def _shortened(event: dict[str, object], name: str) -> dict[str, str]:
-    """Return one text of an event, cut so that it fits a frame; nothing when it is not there."""
-    return {name: str(event[name])[:EVENT_CHARS]} if name in event else {}
-
-
-def _of_type(event: dict[str, object]) -> dict[str, object]:
-    """Return the type and the payload of an event that an earlier function told; nothing of any other."""
-    if "type" not in event:
-        return {}
-    payload = json.loads(json.dumps(event["payload"], default=str))
-    fits = len(json.dumps(payload)) <= EVENT_PAYLOAD_CHARS
-    return {"type": str(event["type"])[:RAISED_CHARS], "payload": payload if fits else {"truncated": True}}
-
-
-def _described(kind: str, payload: Mapping[str, object]) -> dict[str, object]:
-    """Return an event that is neither progress nor a log line as one of the log: what it is, and its facts."""
-    name = kind.removeprefix("request.")
-    level = "debug" if name == "upload_progress" else "info"
-    return {"message": f"{name} {json.dumps(payload, default=str)}", "level": level, "type": kind, "payload": payload}
-
-
-def _json(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-
-
-class _Sink:
-    """Where a job's context leaves its files: with the supervisor."""
-
-    def __init__(self, jobs: Jobs, job: Job) -> None:
-        self._jobs = jobs
-        self._job = job
-
-    def save(self, ref: str, *, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
-        return self._jobs.save(self._job, ref, data, path, create)
-
-
 def _exit_if_broken(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         traceback.print_exception(error)
         os._exit(EXIT_BROKEN)
-
-
-def _memory_file(data: bytes) -> Any:
-    file = os.fdopen(os.memfd_create("gen-worker-save", os.MFD_CLOEXEC), "r+b", buffering=0)
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-    return file
-
-
-def _give_back() -> None:
-    """Have what a job held that ran out of memory go back where it came from, before the next one begins."""
-    from gen_worker.models.placement import free_cache
-
-    free_cache()
 
 
 def _judge_batch(running: Running, jobs: Sequence[Job], error: BaseException) -> None:
@@ -829,38 +690,13 @@ def _judge_batch(running: Running, jobs: Sequence[Job], error: BaseException) ->
     all of them, and each runs again in another.
     """
     if len(jobs) == 1:
-        running.endings[jobs[0]] = _failure(jobs[0], error)
+        running.endings[jobs[0]] = failure_of(jobs[0], error)
         return
     if breaks_context(error):
         traceback.print_exception(error)
         os._exit(EXIT_BROKEN)
     for job in jobs:
         if job.cancel.is_set() and isinstance(error, CanceledError | Interrupted | asyncio.CancelledError):
-            running.endings[job] = _failure(job, error)
+            running.endings[job] = failure_of(job, error)
     if classify(error).kind == "out_of_memory":
-        _give_back()
-
-
-def _failure(job: Job, error: BaseException) -> Failed:
-    if isinstance(error, _PayloadError):
-        return Failed(job.number, "usage", str(error), False, 0.0)
-    asked = job.cancel.is_set() and isinstance(error, CanceledError)
-    if isinstance(error, Interrupted):
-        where = ErrorDetail(stack=_stack(error) or None)
-        return Failed(job.number, "canceled", "canceled", False, 0.0, detail=where)
-    if asked or isinstance(error, asyncio.CancelledError):
-        return Failed(job.number, "canceled", "canceled", False, 0.0)
-    if isinstance(error, RegionError):
-        return Failed(job.number, "internal", str(error), False, 0.0)
-    kind, message, retryable = classify(error)
-    detail = ErrorDetail(stack=_stack(error) or None)
-    raised = tuple(each.__name__[:RAISED_CHARS] for each in type(error).__mro__[:RAISED_NAMES])
-    if kind == "out_of_memory":
-        detail.cause, detail.hint = "host_oom" if is_host_out_of_memory(error) else "device_oom", LESS_AT_ONCE
-    elif breaks_context(error):
-        detail.cause = "cuda_error"
-    return Failed(job.number, kind, message, retryable, 0.0, detail=detail, raised=raised)
-
-
-def _stack(error: BaseException) -> list[str]:
-    return [line[:STACK_LINE_CHARS] for line in author_stack(error)[-STACK_LINES:]]
+        give_memory_back()

@@ -64,7 +64,8 @@ from gen_worker.wire.messages import (
 )
 from gen_worker.wire.page import PageWriter
 from gen_worker_child.executor import Executor
-from gen_worker_child.jobs import STACK_LINES, Interrupted, Jobs
+from gen_worker_child.failures import STACK_LINES, Interrupted
+from gen_worker_child.jobs import Jobs
 from gen_worker_child.lines import MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.peaks import device_use
@@ -409,7 +410,7 @@ class Child:
             case Recall(job_number):
                 self._jobs.recall(job_number)
             case Saved():
-                self._jobs.saved(order)
+                self._jobs.saves.saved(order)
             case Interrupt(job_number):
                 self._jobs.interrupt(job_number, self._job_thread.ident or 0)
             case Called():
