@@ -143,6 +143,27 @@ http.server.HTTPServer(("127.0.0.1", {port}), http.server.SimpleHTTPRequestHandl
     assert f"yes {os.environ['HOME']}" in handle.launched.last_lines()
 
 
+def test_two_that_boot_on_one_port_are_not_taken_for_each_other(engine: Make) -> None:
+    first = engine("--boot-s", "0.3")
+    second = ServerProcess(first.command, health_url=first.health_url)
+    told: list[str] = []
+
+    def start_second(_: object) -> None:
+        if not told:
+            with pytest.raises(ServerBootError) as raised:
+                second.start()
+            told.append(raised.value.message)
+
+    first.on_look = start_second
+    handle = first.start()
+    try:
+        with pytest.raises(ServerBootError, match="another server answers at"):
+            second.start()
+    finally:
+        handle.stop()
+    assert told == [f"another engine boots on port {first.port}"]
+
+
 def test_its_death_is_heard_of_at_once_and_once(engine: Make) -> None:
     handle = engine("--workers", "1", "--strays", "1").start()
     launched = handle.launched

@@ -4,6 +4,7 @@
 `ServerProcess(...).start()`. Either way no process of it outlives the one that started it. Knows no endpoint.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -11,8 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -133,11 +134,18 @@ class ServerProcess:
     def start(self) -> ServerHandle:
         """Start the server and wait until it is up; what it prints goes to stderr, line by line, with its name.
 
-        Raise `ServerBootError` when it ends before that or is not up in time; nothing of it is left then, nor when the
-        wait is interrupted.
+        Raise `ServerBootError` when it ends before that or is not up in time, or its port belongs to another server;
+        nothing of it is left then, nor when the wait is interrupted.
         """
         environment = {**os.environ, **self.env}
         executable = self._executable(environment)
+        with _boots_on(self.port):
+            if self._is_up():
+                raise ServerBootError(f"another server answers at {self.health_url} already")
+            launched = self._launched(executable, environment)
+        return ServerHandle(self.base_url, launched.process, launched=launched)
+
+    def _launched(self, executable: str, environment: Mapping[str, str]) -> Launched:
         try:
             launched = Launched([executable, *self.command[1:]], name=self.name, env=environment)
         except OSError as error:
@@ -149,7 +157,7 @@ class ServerProcess:
         except BaseException:
             launched.stop(0)
             raise
-        return ServerHandle(self.base_url, launched.process, launched=launched)
+        return launched
 
     def _executable(self, environment: Mapping[str, str]) -> str:
         name = self.command[0]
@@ -238,6 +246,25 @@ RUNTIME_FACTORIES: Mapping[str, Callable[..., ServerProcess]] = MappingProxyType
     {"vllm": vllm_server, "llama-server": llama_server}
 )
 """What makes the server of each `@endpoint(runtime=...)`; all take the model's path and the same options."""
+
+
+@contextmanager
+def _boots_on(port: int) -> Iterator[None]:
+    """Keep other engines off a port until this one listens there: else one is taken for the other.
+
+    The mark is a name among the abstract sockets of the network that the port belongs to; only Linux has them.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as mark:
+        try:
+            mark.bind(f"\0gen-worker-engine-{port}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise ServerBootError(f"another engine boots on port {port}") from None
+        yield
 
 
 def _loopback(command: Sequence[str], port: int, boot_timeout_s: float) -> ServerProcess:
