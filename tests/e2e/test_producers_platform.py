@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_orchestrator_platform import platform
+from tests.e2e.test_run import run
 from tests.served import until
 
 pytestmark = pytest.mark.process
@@ -97,6 +98,10 @@ def project(folder: Path, name: str, source: str) -> Path:
     return place
 
 
+def told_digest(stdout: str) -> str:
+    return str(json.loads(stdout)["value"]["told"]["snapshot_digest"])
+
+
 @pytest.mark.timeout(120)
 def test_what_a_job_publishes_another_runs_on(tmp_path: Path) -> None:
     seed = tmp_path / "seed"
@@ -116,6 +121,17 @@ def test_what_a_job_publishes_another_runs_on(tmp_path: Path) -> None:
         assert (made["ok"], made["existed"]) == (True, False)
         assert running.run("gather", text="two rows")["told"] == {**made, "existed": True}
         assert running.run("train")["told"]["rows"] == "two rows"
+
+        hub = {"COZY_HUB_URL": running.url, "COZY_HUB_TOKEN": "any", "TMPDIR": str(tmp_path)}
+        asked = ("--method", "convert", "--allow-publish", "source.ref=acme/tiny", "destination.ref=acme/own", "text=!")
+        done = run(*asked, cwd=converter, **hub)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["value"]["told"]["ok"] is True
+        assert (
+            running.run("convert", source={"ref": "acme/own"}, destination={"ref": "acme/tiny"})["told"]["ok"] is True
+        )
+        digest = json.loads(running.ask("/api/v1/repos/acme/tiny/resolve")[1])["digest"]
+        assert digest == told_digest(done.stdout), "what `run` published is what a job made of it"
 
         status, body = running.ask("/v1/run/convert", {"source": {"ref": ""}})
         assert status == 400, body
