@@ -402,6 +402,8 @@ def _told(field: str, default: object) -> str:
     if field == "hf_max_repo_bytes" or default == 0:
         return f"`{default}`"
     if field.endswith("_bytes") and isinstance(default, int):
+        if default % (1 << 20):
+            return f"`{default >> 10}K`"
         return f"`{default >> 20}M`" if default % (1 << 30) else f"`{default >> 30}G`"
     return f"`{default}`"
 

@@ -5,6 +5,7 @@ import pytest
 from gen_worker.models.wanted import Wanted
 from gen_worker.settings import Settings
 from gen_worker.wire.earlier import (
+    MESSAGE_BYTES,
     RealtimeFrame,
     Report,
     TaskExecutionResult,
@@ -14,6 +15,7 @@ from gen_worker.wire.earlier import (
 )
 from gen_worker_supervisor.earlier_link.answers import close_reason, error_type, failed, refused, safe_text
 from gen_worker_supervisor.earlier_link.dialing import EarlierDialing, Patience
+from gen_worker_supervisor.earlier_link.jobs import sendable
 from gen_worker_supervisor.earlier_link.outbox import EarlierOutbox
 from gen_worker_supervisor.earlier_link.registration import model_id, versions
 from gen_worker_supervisor.earlier_link.results import DOUBTED_S, Results
@@ -218,6 +220,12 @@ def test_another_connection_gets_results_and_items_and_neither_old_heartbeats_no
 )
 def test_models_are_called_as_the_earlier_generation_writes_them(wanted: Wanted, written: str) -> None:
     assert model_id(wanted) == written
+
+
+@pytest.mark.parametrize("limit", [0, 100, 1 << 40])
+def test_nothing_is_sent_that_the_wire_would_drop(limit: int) -> None:
+    assert sendable(limit) < MESSAGE_BYTES
+    assert limit != 100 or sendable(limit) == 100
 
 
 def test_versions_are_those_that_are_set_before_those_that_are_found() -> None:

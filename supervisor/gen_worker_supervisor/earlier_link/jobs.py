@@ -24,7 +24,9 @@ from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.state import Function, Job, Outcome, drained_away
 from gen_worker_supervisor.supervisor import Supervisor
 
-OUTPUT_BYTES = 48 << 20  # the longest output, so that all of its message stays below the wire's limit
+OUTPUT_BYTES = (
+    48 << 20
+)  # the longest output, and the longest piece of one, so that all of its message stays below the wire's limit
 LINK = "scheduler"
 TRUNCATED = b'{"truncated":true}'
 
@@ -63,7 +65,7 @@ class EarlierJob:
             self._jobs.supervisor.more(job, 1)
             return
         length = body.length if isinstance(body, Output) else len(body)
-        truncated = 0 < limits.delta_bytes < length
+        truncated = length > sendable(limits.delta_bytes)
         payload = TRUNCATED if truncated else bytes(body.view()) if isinstance(body, Output) else body
         release(body)
         self._tell("output.delta", payload)
@@ -259,6 +261,11 @@ class EarlierJobs:
 
     def give_up(self) -> None:
         """There is no more time; what runs has been ended by the drain."""
+
+
+def sendable(limit: int) -> int:
+    """Return how long a piece of an output may be where this is the limit, 0 for none: the wire has one of its own."""
+    return min(limit or OUTPUT_BYTES, OUTPUT_BYTES)
 
 
 def destination(base_url: str, token: str, run_id: str, tenant_id: str) -> Destination:

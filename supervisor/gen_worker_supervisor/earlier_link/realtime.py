@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from gen_worker.wire.earlier import RealtimeCloseCommand, RealtimeFrame, RealtimeOpenCommand, Report
-from gen_worker.wire.messages import MESSAGES_AHEAD, REGION_LIMIT, TENANT_CHARS, Event
+from gen_worker.wire.messages import MESSAGES_AHEAD, TENANT_CHARS, Event
 from gen_worker.wire.regions import RegionError
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.earlier_link.answers import close_reason
-from gen_worker_supervisor.earlier_link.jobs import LINK, EarlierJobs, destination, release
+from gen_worker_supervisor.earlier_link.jobs import LINK, EarlierJobs, destination, release, sendable
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.state import Job, Outcome
 
@@ -93,7 +93,7 @@ class Session:
         data = bytes(body.view()) if isinstance(body, Output) else body
         release(body)
         limit = self._sessions.frame_bytes
-        if 0 < limit < len(data):
+        if len(data) > limit:
             self._sessions.end(self, "frame_too_large")
             return
         is_text = content_type.startswith("text/")
@@ -116,7 +116,7 @@ class Sessions:
     def __init__(self, jobs: EarlierJobs, send: Callable[[Report], Any], *, frame_bytes: int) -> None:
         self.jobs = jobs
         self.send = send
-        self.frame_bytes = min(frame_bytes, REGION_LIMIT)
+        self.frame_bytes = sendable(frame_bytes)
         self._sessions: dict[str, Session] = {}
         jobs.others = lambda: len(self._sessions)
         jobs.supervisor.on_took = self._took
@@ -156,7 +156,7 @@ class Sessions:
         session = self._sessions.get(frame.session_id)
         if session is None or session.reason:
             return
-        if 0 < self.frame_bytes < len(frame.data):
+        if len(frame.data) > self.frame_bytes:
             self.end(session, "frame_too_large")
         else:
             session.heard(frame, time.monotonic())
