@@ -53,6 +53,8 @@ def judge(record: Record, outcome: Outcome, latest: int) -> Again | Ended:
             return _after_death(record, outcome, latest)
         case "model_resolution" | "unavailable":
             return Ended("failed", f"model-load: {outcome.message}")
+        case "invalid":  # a file of the inputs that may not be had
+            return Ended("failed", f"input: {outcome.message}")
         case "user_exception":
             text = outcome.message.removeprefix(RAISED)
             told = text.partition(":")[0] in FAILURE_CATEGORIES  # else the plugin has gone past the loop

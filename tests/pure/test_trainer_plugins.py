@@ -177,6 +177,7 @@ def test_a_restart_by_an_operator_counts_against_no_training() -> None:
         (failure("deadline", "late"), Ended("failed", "train-step: deadline exceeded: `max_runtime_seconds` are over")),
         (failure("user_exception", "FatalError: input: no rows"), Ended("failed", "input: no rows")),
         (failure("user_exception", "SystemExit: 3"), Ended("failed", "train-step: SystemExit: 3")),
+        (failure("invalid", "`h` is not asked"), Ended("failed", "input: `h` is not asked")),
         (failure("model_resolution", "no such model"), Ended("failed", "model-load: no such model")),
         (failure("usage", "odd"), Ended("failed", "startup: odd")),
     ],
