@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gen_worker.trainer import load_trainer_plugin
-from gen_worker.trainer.spec import SpecError, asks_to_cancel, checked, read_spec
+from gen_worker.trainer.spec import SpecError, asks_to_cancel, checked, misspelt, read_spec
 from gen_worker.wire.messages import ErrorDetail
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import JobState
@@ -86,6 +86,14 @@ def test_a_job_spec_says_everything_and_the_child_is_not_told_what_is_secret() -
     assert "t0ken" not in str(told)
     assert "p.example" not in str(told)
     assert set(checked(told).targets) == set(uploads)
+
+
+def test_a_name_that_is_nearly_one_of_a_job_spec_is_told_and_others_are_those_of_other_versions() -> None:
+    assert misspelt(GOOD | {"hyperparam": {}, "region": "eu", "dataset": {"batchsize": 2}, "inputs": None}) == {
+        "hyperparam": "hyperparams",
+        "dataset.batchsize": "batch_size",
+    }
+    assert misspelt(GOOD) == {}
 
 
 @pytest.mark.parametrize(

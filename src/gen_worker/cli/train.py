@@ -8,7 +8,7 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_path
-from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure
+from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.serve import refuse_other_systems
 from gen_worker.cli.settings import read_settings
 from gen_worker.environment import forget_secrets
@@ -58,13 +58,15 @@ def command(
     refuse_other_systems("train")
     from gen_worker.outputs import safe_ref
     from gen_worker.trainer.runtime import supervised
-    from gen_worker.trainer.spec import SpecError, read_spec
+    from gen_worker.trainer.spec import SpecError, misspelt, read_spec
     from gen_worker_supervisor.start import StartError
 
     try:
         spec = read_spec(job_spec)
     except SpecError as error:
-        raise Failure(str(error)) from None
+        raise Failure(str(error), "" if error.code.endswith("path") else error.hint) from None
+    for name, near in misspelt(msgspec.json.decode(Path(job_spec).read_bytes())).items():
+        say("warning", f"`{name}` means nothing in a job spec; did you mean `{near}`?")
     folder = Path(output_dir or f".gen-worker-run/training/{safe_ref(spec.request_id)}").absolute()
     settings = read_settings(training_dir=str(folder), devices=device, log_format=log_format)
     environment = dict(os.environ)

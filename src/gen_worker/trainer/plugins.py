@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +36,8 @@ def _imported(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"no module `{error.name}` to take a trainer from") from None
+            where = f"the folder `{Path.cwd()}` and what is installed have none"
+            raise ValueError(f"no module `{error.name}` to take a trainer from: {where}") from None
         raise
     except TypeError as error:
         if name.startswith("."):

@@ -6,6 +6,7 @@ It is read twice: by the process that supervises the training, which keeps the t
 import json
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,18 @@ def read_spec(path: str | os.PathLike[str]) -> TrainingSpec:
     if not isinstance(document, dict):
         raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON object")
     return checked(document)
+
+
+def misspelt(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of a job spec that mean nothing and are nearly one that does, each with that one. Pure."""
+    parts = {"": TrainingSpec, "uploads": Uploads, "inputs": Inputs, "dataset": Dataset, "early_stop": _EarlyStop}
+    found: dict[str, str] = {}
+    for part, struct in parts.items():
+        told, known = document.get(part) if part else document, struct.__struct_fields__
+        for name in told if isinstance(told, Mapping) else ():
+            if name not in known and (near := get_close_matches(name, known, n=1)):
+                found[f"{part}.{name}" if part else name] = near[0]
+    return found
 
 
 def checked(document: Mapping[str, Any]) -> TrainingSpec:
