@@ -19,6 +19,7 @@ from gen_worker import (
 from gen_worker.discovery import DiscoveryError
 from gen_worker.models.errors import ModelError
 from gen_worker.testing import Client, Log, Progress, fake_model
+from gen_worker.testing.plugin import project_above
 from tests.endpoints import tried
 
 
@@ -256,3 +257,11 @@ def test_functions_of_the_earlier_api_are_called_like_any_other() -> None:
         result = client.run(shout, name="ada")
         assert result.output.text == "ADA test-1"
         assert result.logs == [Log("info", "shouting")]
+
+
+@pytest.mark.parametrize("table", ["gen_worker", "cozy"])
+def test_the_fixture_finds_the_project_around_a_test(tmp_path: Path, table: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.{table}]\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "pyproject.toml").write_text("[tool.other]\n")
+    assert project_above(tmp_path / "tests" / "test_it.py") == tmp_path

@@ -31,7 +31,7 @@ def gen_worker_client(request: pytest.FixtureRequest, gen_worker_options: dict[s
     """Give a `gen_worker.testing.Client` of the endpoint, for the tests of one module; its classes are set up once.
 
     The endpoint is the `target` of `gen_worker_options`, else what the ini option `gen_worker_target` names, else the
-    project whose `pyproject.toml` with a `[tool.gen_worker]` is the nearest one above the test.
+    project whose `pyproject.toml` with a `[tool.gen_worker]`, or a `[tool.cozy]`, is the nearest one above the test.
     """
     from gen_worker.testing.client import Client
 
@@ -46,11 +46,19 @@ def _target(request: pytest.FixtureRequest) -> str | Path:
     root = request.config.rootpath
     if named:
         return root / named if not all(part.isidentifier() for part in named.split(".")) else named
-    here = request.path.parent
-    for folder in (here, *here.parents):
-        file = folder / "pyproject.toml"
-        if file.is_file() and "[tool.gen_worker]" in file.read_text(encoding="utf-8"):
-            return folder
+    if (project := project_above(request.path)) is not None:
+        return project
     raise pytest.UsageError(
         f"no `pyproject.toml` with `[tool.gen_worker]` above `{request.path}`; name the endpoint with `{_INI} = …`"
     )
+
+
+def project_above(test: Path) -> Path | None:
+    """Return the folder of the project that a test lies in; functions of the earlier API have a `[tool.cozy]`."""
+    for folder in test.parents:
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            if "[tool.gen_worker]" in text or "[tool.cozy]" in text:
+                return folder
+    return None
