@@ -229,26 +229,7 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._recent: dict[int, str] = {}
-        self._performers: dict[type, Callable[[Any], None]] = {
-            Run: self._run,
-            Answer: self._answer,
-            Send: self._send,
-            Deliver: self._deliver,
-            Tell: self._tell,
-            Discard: self._discard,
-            Spawn: self._spawn,
-            Signal: self._signal,
-            LoadOver: self._load_over,
-            LetGo: lambda action: self.models.let_go(action.key),
-            OrderFetch: lambda action: self.models.order(action.order, action.described),
-            OrderInputs: self._order_inputs,
-            Note: lambda note: log.event(note.level, note.source, note.message, note.lines),
-            Finish: self._finish,
-            FreeMemory: lambda action: self.models.give_back(action.size),
-            Bury: self._bury,
-            LookAtGpus: lambda action: self.look_at_gpus(),
-            TakeCode: lambda action: self.on_code(action.number, action.taken),
-        }
+        self._performers = self._how_to_perform()
         self.on_code: Callable[[int, bool], None] = lambda number, taken: None
         """Told what became of a change of the author's code; set by whoever watches it."""
 
@@ -272,6 +253,29 @@ class Supervisor:
         self._drains: list[tuple[list[Device], Callable[[], None]]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
         self._waiting: list[Callable[[], bool]] = []
+
+    def _how_to_perform(self) -> dict[type, Callable[[Any], None]]:
+        """Return what performs each kind of action."""
+        return {
+            Run: self._run,
+            Answer: self._answer,
+            Send: self._send,
+            Deliver: self._deliver,
+            Tell: self._tell,
+            Discard: self._discard,
+            Spawn: self._spawn,
+            Signal: self._signal,
+            LoadOver: self._load_over,
+            LetGo: lambda action: self.models.let_go(action.key),
+            OrderFetch: lambda action: self.models.order(action.order, action.described),
+            OrderInputs: self._order_inputs,
+            Note: lambda note: self.log.event(note.level, note.source, note.message, note.lines),
+            Finish: self._finish,
+            FreeMemory: lambda action: self.models.give_back(action.size),
+            Bury: self._bury,
+            LookAtGpus: lambda action: self.look_at_gpus(),
+            TakeCode: lambda action: self.on_code(action.number, action.taken),
+        }
 
     # --- the loop ---
 
