@@ -371,6 +371,7 @@ def test_the_causes_of_an_error_are_told_too() -> None:
         ),
         ("def f(ctx, payload: dict) -> Output: ...", "it is dict", "class Input(msgspec.Struct)"),
         ("def f(ctx, payload: msgspec.Struct) -> Output: ...", "it is Struct", ""),
+        ("def f(payload: Input, ctx: RequestContext) -> Output: ...", "`ctx` of `f`", "context comes first"),
         (
             "def f(ctx, payload: 'Missing') -> Output: ...",
             "the annotation of `payload` in `f` means nothing",

@@ -67,11 +67,19 @@ def read_signature(label: str, function: Callable[..., Any], *, method: bool, ba
         raise DiscoveryError(
             f"{place(function)}: the payload `{payload_name}` of `{label}` must be annotated with a `msgspec.Struct` "
             f"subclass, it is {_told(payload)}",
-            f"declare `class Input(msgspec.Struct)` and write `{payload_name}: Input`",
+            _payload_hint(payload_name, payload),
         )
     shape, output = _read_batch_output(label, function) if batch else _read_output(label, function)
     check_types(label, function, payload, output)
     return Signature(shape, payload, output)
+
+
+def _payload_hint(name: str, annotation: object) -> str:
+    from gen_worker.api.context import RequestContext
+
+    if isinstance(annotation, type) and issubclass(annotation, RequestContext):
+        return "the context comes first: `(ctx: RequestContext, payload: Input)`"
+    return f"declare `class Input(msgspec.Struct)` and write `{name}: Input`"
 
 
 def check_types(label: str, function: Callable[..., Any], payload: Any, output: Any) -> None:
