@@ -323,7 +323,7 @@ def _listed(wanted: str, gpus: Gpus) -> list[Device]:
     for part in parts:
         if not all(part):
             raise DeviceError(f"`{'+'.join(part)}` has a `+` with no GPU beside it")
-    found = iter(_named(",".join(name for part in parts for name in part), gpus))
+    found = iter(_named(",".join(name for part in parts for name in part) or wanted, gpus))
     return [_together([next(found) for _ in part]) for part in parts]
 
 

@@ -103,8 +103,9 @@ def test_the_child_loads_no_network_client_and_nothing_of_the_supervisor() -> No
 
 def test_tests_refuse_a_package_from_outside_the_checkout(tmp_path: Path) -> None:
     foreign = tmp_path / "gen_worker"
-    foreign.mkdir()
-    (foreign / "__init__.py").touch()
+    (foreign / "testing").mkdir(parents=True)
+    for name in ("__init__.py", "testing/__init__.py", "testing/plugin.py"):  # pytest loads the plugin first
+        (foreign / name).touch()
     done = run("-m", "pytest", "tests/pure", "-q", PYTHONPATH=str(tmp_path))
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"`gen_worker` resolves to {foreign}, outside this checkout" in done.stderr

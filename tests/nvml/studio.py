@@ -94,6 +94,10 @@ class _Cuda:
         """Whether anything was ever on it."""
         return bool(self.weights)
 
+    def device_count(self) -> int:
+        """Return how many there are."""
+        return 1
+
     def memory_allocated(self, _device: object = None) -> int:
         """Bytes given out."""
         return sum(self.weights.values()) + self.working
@@ -112,7 +116,7 @@ class _Cuda:
         """Nothing that is held is to spare."""
         return {}
 
-    def reset_peak_memory_stats(self) -> None:
+    def reset_peak_memory_stats(self, _device: object = None) -> None:
         """Peaks are what is given out."""
 
     def empty_cache(self) -> None:

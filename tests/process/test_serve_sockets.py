@@ -108,8 +108,8 @@ def test_what_is_no_address_is_refused_with_how_one_is_written(tmp_path: Path, l
     [
         ("gpu", "no "),
         ("", "`` names no device"),
-        (" , ", "` , ` names no device"),
-        ("cpu:0", "`cpu:N` takes 1 to 256 slots, not 0"),
+        (" , ", "`,` names no device"),
+        ("cpu:0", "`cpu:N` takes 1 to 256 slots, not `0`"),
         ("cpu:x", "`cpu:N` takes 1 to 256 slots, not `x`"),
     ],
 )
