@@ -86,7 +86,7 @@ def test_attach_shows_events_as_run_does(server: Server) -> None:
         ([], 2, "error: which function? 11 match: "),
         (["--method", "refuse"], 2, "error: say please\n"),
         (["--method", "greet", "txet=1"], 2, "error: no field `txet`; the fields are `text`, `times`\n"),
-        (["--method", "greet", "--device", "cpu"], 2, "error: `--attach` with `--device`, `--offline`, `--source-path` or"),
+        (["--method", "greet", "--device", "cpu"], 2, "error: `--attach` with `--device`, `--offline`,"),
         (["--class", "Greeter"], 2, "error: no endpoint class `Greeter` here\nhint: the classes are none\n"),
     ],
 )
