@@ -38,10 +38,14 @@ def ends_within(pidfd: int, seconds: float | None) -> bool:
 
 def children_of_this_process() -> list[int]:
     """Return the pids of this process's children, zombies included."""
-    found: list[int] = []
-    for thread in Path("/proc/self/task").iterdir():
-        found += map(int, (thread / "children").read_text().split())
-    return found
+    while True:
+        found: list[int] = []
+        try:
+            for thread in Path("/proc/self/task").iterdir():
+                found += map(int, (thread / "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):  # a thread has ended: what it had is another thread's by now
+            continue
+        return found
 
 
 class Reaper:

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import threading
 
 import pytest
 
 from gen_worker.doctor import limits
+from gen_worker_supervisor.reaper import children_of_this_process
 from tests.served import Serve, alive, text_of, until
 
 pytestmark = pytest.mark.process
@@ -60,3 +63,26 @@ def test_a_daemon_that_a_job_started_ends_at_the_next_start_when_the_supervisor_
     assert f"had left are ended: {daemon}" in following.log()
     assert not left.exists()
     assert text_of(following.ask("echo", text="on")) == "on"
+
+
+def test_the_processes_of_a_supervisor_are_found_while_threads_of_it_end() -> None:
+    done = threading.Event()
+
+    def begin_and_end_threads() -> None:
+        while not done.is_set():
+            thread = threading.Thread(target=lambda: None)
+            thread.start()
+            thread.join()
+
+    busy = [threading.Thread(target=begin_and_end_threads) for _ in range(4)]
+    for thread in busy:
+        thread.start()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert all(child.pid in children_of_this_process() for _ in range(300))
+    finally:
+        done.set()
+        child.kill()
+        child.wait()
+        for thread in busy:
+            thread.join()
