@@ -435,7 +435,7 @@ class Host:
             self.log.event("info", "host", f"removed what was compiled: `{root / key}`")
         return {COMPILED: str(root)}
 
-    def close(self) -> None:
+    def close(self, last_word: str = "") -> None:
         """Remove every trace but the post-mortems, the log and the records of jobs: processes, sockets, files."""
         if self._ready_look is not None:
             self._ready_look.cancel()
@@ -464,5 +464,8 @@ class Host:
         self._control.close()
         self.poller.close()
         self._reaper.close()
-        remove_abandoned()
         self._saver.close()
+        if last_word:
+            self.log.say(last_word)
+        self.log.close()
+        remove_abandoned()  # the last of all: the log of one whose starter was killed lies in such a folder

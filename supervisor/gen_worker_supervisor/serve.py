@@ -344,10 +344,7 @@ class Service:
         self._requests.close()
         if self._streams is not None:
             self._streams.close()
-        self._host.close()
-        if self._has_begun:
-            self.log.say("stopped")
-        self.log.close()
+        self._host.close("stopped" if self._has_begun else "")
 
     def _remove_sidecar(self) -> None:
         if self._sidecar is None:

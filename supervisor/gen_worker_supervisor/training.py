@@ -483,7 +483,6 @@ class _Service:
         if self._cancel_look is not None:
             self._cancel_look.cancel()
         self._host.close()
-        self._log.close()
 
 
 def _asset(ref: str) -> dict[str, Any]:

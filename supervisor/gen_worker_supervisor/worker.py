@@ -251,7 +251,4 @@ class _Service:
             self._linked.cancel()
             with suppress(asyncio.CancelledError):
                 await self._linked
-        self._host.close()
-        if self._has_begun:
-            self._log.say("stopped")
-        self._log.close()
+        self._host.close("stopped" if self._has_begun else "")
