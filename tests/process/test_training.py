@@ -206,10 +206,12 @@ def test_one_that_dies_in_one_place_ends_with_the_cause_and_the_platform_is_told
     assert CANARY.encode() not in everything
 
 
+@pytest.mark.needs("pyarrow")
 def test_what_was_trained_is_stored_where_the_platform_wants_it(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     rows = {"a": [1, 2, 3], "b": ["x", "y", "z"]}
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table(rows), tmp_path / "rows.parquet")
     dataset = {"parquet_paths": [str(tmp_path / "rows.parquet")], "batch_size": 1, "columns": ["a"]}
     with Platform() as platform, LoopbackStore() as store:
