@@ -10,7 +10,7 @@ import mmap
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -181,3 +181,6 @@ def gpus(folder: Path, count: int, make: Make = RTX_4090) -> Iterator[Simulated]
         yield made
     finally:
         made.close()
+
+
+World = Callable[[int], Simulated]

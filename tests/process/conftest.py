@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.nvml.simulated import Simulated, World, gpus
 from tests.served import Serve, Server, serving
 
 
@@ -19,6 +20,17 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             return stack.enter_context(serving(tmp_path, *arguments, **options))
 
         yield start
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Make a host with so many GPUs."""
+    with ExitStack() as stack:
+
+        def make(count: int) -> Simulated:
+            return stack.enter_context(gpus(tmp_path, count))
+
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -4,33 +4,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from gen_worker_supervisor.cuda_probe import unusable
 from gen_worker_supervisor.state import Device
-from tests.nvml.simulated import DOUBLE_BIT_ECC, GIB, GPU_IS_LOST, Simulated, gpus
+from tests.nvml.simulated import DOUBLE_BIT_ECC, GIB, GPU_IS_LOST, Simulated, World
 from tests.served import ENDPOINTS, GEN_WORKER, Serve, Server, alive, environment, launch, serving, text_of, until
 
 pytestmark = pytest.mark.process
-
-World = Callable[[int], Simulated]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """Make a host with so many GPUs."""
-    made = []
-
-    def make(count: int) -> Simulated:
-        made.append(gpus(tmp_path, count))
-        return made[0].__enter__()
-
-    yield make
-    for each in made:
-        each.__exit__(None, None, None)
 
 
 def served(serve: Serve, world: Simulated, devices: str = "auto", **variables: str) -> Server:

@@ -2,33 +2,17 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gen_worker.wire.status import DeviceStatus
-from tests.nvml.simulated import GIB, GPU_IS_LOST, Simulated, gpus
+from tests.nvml.simulated import GIB, GPU_IS_LOST, Simulated, World
 from tests.served import Serve, Server, alive, launch, serving, text_of, until
 
 pytestmark = pytest.mark.process
-
-World = Callable[[int], Simulated]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """Make a host with so many GPUs."""
-    made = []
-
-    def make(count: int) -> Simulated:
-        made.append(gpus(tmp_path, count))
-        return made[0].__enter__()
-
-    yield make
-    for each in made:
-        each.__exit__(None, None, None)
 
 
 def served(serve: Serve, world: Simulated, devices: str = "auto", **variables: str) -> Server:
