@@ -13,6 +13,7 @@ from benchmarks import (
     payload,
     recover,
     top,
+    training,
 )
 from benchmarks.figures import main
 
@@ -32,6 +33,7 @@ if __name__ == "__main__":
                 download,
                 fetching,
                 loading,
+                training,
                 top,
             )
         }

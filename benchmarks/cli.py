@@ -15,6 +15,7 @@ REPEAT = 5  # in one round
 ENDPOINTS = HERE / "endpoint"
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
 IMPORT = "`import gen_worker`"
+EVERY_NAME = "`from gen_worker import *`"
 TARGETS = {"`gen-worker --help`": Target("value", "most", 150.0)}
 
 
@@ -33,8 +34,10 @@ def measure(effort: Effort) -> list[Figure]:
         figure(name, "ms", values, floors=bare, floor_name=FLOOR, target=TARGETS.get(name))
         for name, values in taken.items()
     ]
-    added = [with_it - without for with_it, without in zip(taken[IMPORT], bare, strict=True)]
-    return [*figures, figure(f"{IMPORT}, added", "ms", added, target=Target("value", "most", 60.0))]
+    for name in (IMPORT, EVERY_NAME):
+        added = [with_it - without for with_it, without in zip(taken[name], bare, strict=True)]
+        figures.append(figure(f"{name}, added", "ms", added, target=Target("value", "most", 60.0)))
+    return figures
 
 
 def commands_of(served: Served) -> dict[str, Callable[[], float]]:
@@ -43,6 +46,7 @@ def commands_of(served: Served) -> dict[str, Callable[[], float]]:
     return {
         FLOOR: partial(seconds_of, sys.executable, "-c", "pass"),
         IMPORT: partial(seconds_of, sys.executable, "-c", "import gen_worker"),
+        EVERY_NAME: partial(seconds_of, sys.executable, "-c", "from gen_worker import *"),
         "`gen-worker --help`": partial(seconds_of, GEN_WORKER, "--help"),
         "`gen-worker run`": partial(
             seconds_of, GEN_WORKER, "run", "--module", "echoes", "--method", "echo", *request, cwd=ENDPOINTS

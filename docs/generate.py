@@ -459,6 +459,7 @@ ELSEWHERE = (
     "gen_worker.api.types",
     "gen_worker.api.payload_constraints",
     "gen_worker.api.errors",
+    "gen_worker.api.tracing",
     "gen_worker.capability",
     "gen_worker.discovery",
     "gen_worker.runtimes.server",

@@ -42,7 +42,7 @@ class NoFiles:
         """Know no model."""
         return None
 
-    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
+    def capability(self, request_id: str, attempt: int, tenant: str, function: str) -> str:
         """Return a text that says what it would be for."""
         return f"{request_id}/{attempt}/{tenant}"
 

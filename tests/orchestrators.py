@@ -21,8 +21,9 @@ from gen_worker.wire.scheduler import (
     SchedulerFrame,
     WorkerFrame,
 )
+from gen_worker_supervisor.link.config import LinkConfig
 from gen_worker_supervisor.link.connection import Pace
-from gen_worker_supervisor.link.stream import Link, LinkConfig
+from gen_worker_supervisor.link.stream import Link
 from gen_worker_supervisor.log import Log
 
 PATIENCE_S = 10.0

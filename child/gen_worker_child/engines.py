@@ -17,7 +17,7 @@ from gen_worker.api.errors import CanceledError, ValidationError
 from gen_worker.wire.messages import Engine, ErrorDetail, Failed
 
 if TYPE_CHECKING:
-    from gen_worker.discovery.specs import FunctionSpec
+    from gen_worker.discovery.function_spec import FunctionSpec
     from gen_worker.runtimes.launching import Launched
     from gen_worker.runtimes.server import ServerHandle, ServerProcess
     from gen_worker.wire.messages import SlotModel

@@ -6,7 +6,7 @@ Knows nothing of frames, sockets or processes: `gen-worker run` uses it in its o
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,11 +14,11 @@ import msgspec
 
 from gen_worker.api.clamping import clamping_of
 from gen_worker.api.context import RequestContext
-from gen_worker.api.errors import FatalError, ValidationError
+from gen_worker.api.errors import FatalError
 from gen_worker.api.overrides import named_models, overridden, takes_overrides, without_models
-from gen_worker.api.streaming import Done, Error
-from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.discovery.function_spec import FunctionSpec
 from gen_worker.wire.messages import EarlierRun, Encoding, Resident, SlotModel
+from gen_worker_child.checks import OnItem, Stream, all_checked, checked
 from gen_worker_child.inputs import InputFiles
 from gen_worker_child.instances import Instances
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from gen_worker_child.loop import Aside, LoopCall, LoopThread
     from gen_worker_child.models.plane import Models
     from gen_worker_child.realtime import Session
-
-OnItem = Callable[[Any], Awaitable[None] | None]
-"""Takes a stream item; what it returns is awaited before an async generator goes on."""
 
 
 class Executor:
@@ -46,6 +43,7 @@ class Executor:
         """Has the thread that loads make a call, for jobs that were begun with `run_on_loop`."""
 
         self.specs = {spec.name: spec for spec in specs}
+        self._streams = {spec.name: Stream(spec) for spec in specs}
         self._making = threading.Lock()
         self._async_side: LoopThread | None = None
         self._turning = False
@@ -161,13 +159,16 @@ class Executor:
         if spec.shape == "sync" and not instance and spec.earlier is None:  # nothing is set up for it: the shortest way
             try:
                 with self.inputs.of(payload):
-                    return _checked(spec, spec.function(ctx, payload))
+                    return checked(spec, spec.function(ctx, payload))
             finally:
                 self.current = None
         try:
             with self.inputs.of(payload), self.instances.lease(instance):
                 made = self.instances.call(spec, instance, ctx, payload)
-                return _pump(made, on_item, ctx) if spec.shape == "generator" else _checked(spec, made)
+                if spec.shape != "generator":
+                    return checked(spec, made)
+                self._streams[spec.name].pump(made, on_item, ctx)
+                return None
         finally:
             self.current = None
 
@@ -188,10 +189,10 @@ class Executor:
             held.enter_context(self.instances.lease(instance))
             if spec.shape == "async":
                 made = self._wait(lambda aside: self._batch_on_loop(spec, ctx, payloads, instance, aside), ctx)
-                return _all_checked(spec, made, len(payloads))
+                return all_checked(spec, made, len(payloads))
             self.current = ctx
             try:
-                return _all_checked(spec, self.instances.call(spec, instance, ctx, payloads), len(payloads))
+                return all_checked(spec, self.instances.call(spec, instance, ctx, payloads), len(payloads))
             finally:
                 self.current = None
 
@@ -221,8 +222,8 @@ class Executor:
             with self.inputs.of(payload):
                 made = self.instances.call(spec, instance or spec.instance, ctx, payload, aside or self._aside)
                 if spec.shape == "async":
-                    return _checked(spec, await made)
-                await _pump_async(made, on_item, ctx)
+                    return checked(spec, await made)
+                await self._streams[spec.name].pump_async(made, on_item, ctx)
         except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and with it every other job on it
             raise FatalError(f"the handler raised {type(error).__name__}: {error}") from error
         return None
@@ -286,64 +287,7 @@ def _decoder(spec: FunctionSpec, encoding: Encoding) -> Callable[[bytes | memory
     return with_models
 
 
-def _checked(spec: FunctionSpec, output: Any) -> Any:
-    if isinstance(spec.output_type, type) and not isinstance(output, spec.output_type):
-        returned, annotated = type(output).__name__, spec.output_type.__name__
-        raise FatalError(f"`{spec.python_name}` returned a `{returned}`, its annotation says `{annotated}`")
-    return output
-
-
-def _all_checked(spec: FunctionSpec, outputs: Any, due: int) -> list[Any]:
-    if not isinstance(outputs, list | tuple):
-        raise FatalError(f"`{spec.python_name}` returned a `{type(outputs).__name__}`, a batch returns a list")
-    if len(outputs) != due:
-        raise FatalError(f"`{spec.python_name}` returned {len(outputs)} outputs for {due} payloads")
-    return [_one_checked(spec, output) for output in outputs]
-
-
-def _one_checked(spec: FunctionSpec, output: Any) -> Any:
-    """Return one output of a batch, or the exception in its place: what is wrong with one concerns no other."""
-    if isinstance(output, Exception):
-        return output
-    try:
-        return _checked(spec, output)
-    except FatalError as error:
-        return error
-
-
 def _raised(output: Any) -> Any:
     if isinstance(output, Exception):
         raise output
     return output
-
-
-def _ends(item: Any) -> bool:
-    if type(item) is Error:
-        raise ValidationError(item.message)
-    return type(item) is Done
-
-
-def _pump(items: Any, on_item: OnItem, ctx: RequestContext) -> None:
-    try:
-        for item in items:
-            ctx.raise_if_cancelled("canceled")
-            if _ends(item):
-                break
-            on_item(item)
-    finally:
-        if hasattr(items, "close"):  # an Iterable handler may return a list
-            items.close()
-
-
-async def _pump_async(items: Any, on_item: OnItem, ctx: RequestContext) -> None:
-    try:
-        async for item in items:
-            ctx.raise_if_cancelled("canceled")
-            if _ends(item):
-                break
-            waiting = on_item(item)
-            if waiting is not None:
-                await waiting
-    finally:
-        if hasattr(items, "aclose"):
-            await items.aclose()

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from gen_worker.api.context import CancelFlag
 from gen_worker.api.errors import CanceledError, classify
-from gen_worker.discovery.stacks import author_stack
+from gen_worker.discovery.stacks import author_stack, briefly
 from gen_worker.models.broken_context import breaks_context
 from gen_worker.models.out_of_memory import is_host_out_of_memory
 from gen_worker.wire.messages import ErrorDetail, Failed
@@ -55,7 +55,7 @@ def failure_of(job: Failing, error: BaseException) -> Failed:
 
 
 def _stack(error: BaseException) -> list[str]:
-    return [line[:STACK_LINE_CHARS] for line in author_stack(error)[-STACK_LINES:]]
+    return [line[:STACK_LINE_CHARS] for line in briefly(author_stack(error), STACK_LINES)]
 
 
 def give_memory_back() -> None:

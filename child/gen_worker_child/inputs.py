@@ -167,6 +167,8 @@ class InputFiles:
 
     def _place(self) -> Path:
         with self._making:
+            if self._folder is not None and not self._folder.is_dir():  # somebody has tidied up what is old
+                self.close()
             if self._folder is None and os.name == "posix":
                 remove_abandoned()
                 self._folder, self._claim = claimed_folder()
@@ -189,8 +191,9 @@ def _needs_room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where, reason = tempfile.gettempdir(), (error.strerror or str(error)).lower()
-        raise RetryableError(f"the files of the payload cannot be written to `{where}`: {reason}") from error
+        where = f" to `{tempfile.tempdir}`" if tempfile.tempdir else ""  # unset: none was found that can be written to
+        reason = (error.strerror or str(error)).lower()
+        raise RetryableError(f"the files of the payload cannot be written{where}: {reason}") from error
 
 
 def _write(folder: Path, asset: Asset) -> str:

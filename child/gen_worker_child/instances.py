@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gen_worker.api.handlers import handle_parameters, hook_of
-from gen_worker.discovery.specs import FunctionSpec
+from gen_worker.discovery.function_spec import FunctionSpec
 from gen_worker.models.wanted import base_instance
 from gen_worker.wire.messages import Resident, SlotModel
 from gen_worker_child.engines import Engines

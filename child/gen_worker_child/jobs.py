@@ -26,7 +26,6 @@ from gen_worker.api.errors import (
     classify,
 )
 from gen_worker.api.producers import ProducerContext, begin, context_class
-from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.models.broken_context import breaks_context
 from gen_worker.models.wanted import overridden_instance
 from gen_worker.wire.channel import Channel
@@ -57,6 +56,7 @@ from gen_worker_child.chunks import chunk_of
 from gen_worker_child.executor import Executor
 from gen_worker_child.failures import Interrupted, PayloadError, failure_of, give_memory_back
 from gen_worker_child.inputs import filled, needed, refuse_paths
+from gen_worker_child.job import Job
 from gen_worker_child.lines import CURRENT_JOB, MarkedStreams
 from gen_worker_child.loop import EXIT_BROKEN
 from gen_worker_child.output import InputBody, InputMappings, OutputRegions
@@ -69,70 +69,6 @@ from gen_worker_child.windows import Window
 
 MEASURED_S = 0.02  # of a run; what a job takes is measured in 20 microseconds, a thousandth of that
 PROGRESS_INTERVAL_S = 0.1  # at most ten progress frames a second from one job
-
-
-class Job:
-    """One job in this child, from its `Submit` to its end."""
-
-    __slots__ = (
-        "_window",
-        "arrived",
-        "body",
-        "cancel",
-        "instance",
-        "measured",
-        "number",
-        "order",
-        "progress_due",
-        "reported",
-        "returned",
-        "saves",
-        "session",
-        "spec",
-        "taken",
-        "task",
-        "yielded",
-    )
-
-    def __init__(self, order: Submit, spec: FunctionSpec, body: InputBody) -> None:
-        self.number = order.job
-        self.order = order
-        self.spec = spec
-        self.instance = order.instance or spec.instance
-        self.body = body
-        self.cancel = CancelFlag()
-        self.arrived = 0.0  # when, of one that waits for a batch
-        self.measured = False
-        self.taken = False
-        self.returned = False
-        self.reported = False
-        self.yielded = 0
-        self.progress_due = 0.0
-        self.saves: set[queue.SimpleQueue[Any]] = set()  # answers it waits for; None: it was asked to end
-        self.task: asyncio.Task[None] | None = None
-        self._window: Window | None = None if spec.shape in ("sync", "async") else Window()
-        self.session: Session | None = None  # of a realtime job
-
-    @property
-    def window(self) -> Window:
-        """The back-pressure of its stream; only a generator has one."""
-        assert self._window is not None
-        return self._window
-
-    def ask_to_end(self) -> None:
-        """Set its flag and end its waits."""
-        self.cancel.set()
-        if self._window is not None:
-            self._window.close()
-        if self.session is not None:
-            self.session.mailbox.hang_up()
-        for save in tuple(self.saves):
-            save.put(None)
-
-    def taken_by_reader(self, items: int) -> None:
-        """The reader took stream items."""
-        if self._window is not None:
-            self._window.taken(items)
 
 
 class Jobs:
@@ -173,15 +109,17 @@ class Jobs:
         if order.earlier is not None and order.earlier.tables_bytes:
             *descriptors, tables = descriptors
             order.earlier = unpacked(order.earlier, tables)
-        job = Job(order, self._executor.specs[order.function], InputBody(order.body, descriptors, self._inputs))
-        if job.spec.shape == "websocket":
+        spec, body = self._executor.specs[order.function], InputBody(order.body, descriptors, self._inputs)
+        window = None if spec.shape in ("sync", "async") else Window()
+        job = Job(order.job, order, spec, order.instance or spec.instance, body, CancelFlag(), window)
+        if spec.shape == "websocket":
             mailbox = Mailbox(lambda count: self._channel.send(Took(job.number, count)))
             job.session = Session(mailbox, partial(self._send_message, job))
         self._jobs[job.number] = job
-        if job.spec.batch is not None:
+        if spec.batch is not None:
             job.arrived = time.monotonic()
             self._gathering.add(job)
-        if job.spec.lane == "device":
+        if spec.lane == "device":
             return job
         self._executor.async_side.loop.call_soon_threadsafe(self._begin_on_loop, job)
         return None
@@ -392,6 +330,7 @@ class Jobs:
                 for job, _, payload in ready:
                     files.enter_context(filled(payload, job.order.inputs, refs=job.order.earlier is not None))
                 contexts, payloads = [ctx for _, ctx, _ in ready], [payload for _, _, payload in ready]
+                running.called = len(ready)
                 outputs = self._executor.run_batch(ready[0][0].spec, contexts, payloads, ready[0][0].instance)
         except BaseException as error:  # noqa: BLE001 - around the author's handler
             jobs = [job for job, _, _ in ready]
@@ -455,11 +394,20 @@ class Jobs:
             ctx = self._context(job, models)
             ctx.raise_if_cancelled("canceled")
             emit = self._emit_on_loop if job.spec.shape == "async_generator" else self._emit
-            with filled(payload, job.order.inputs, refs=job.order.earlier is not None), begin(ctx, payload):
+            with self._prepared(job, ctx, payload):
                 output = self._executor.run(job.spec, ctx, payload, partial(emit, job), job.instance)
             return b"" if output is None else self._place(self._encoded(job, output))
         except BaseException as error:  # noqa: BLE001 - around the author's handler
             return self._engines.loss(job.number, job.instance, error) or failure_of(job, error)
+
+    def _prepared(self, job: Job, ctx: RequestContext, payload: msgspec.Struct) -> AbstractContextManager[object]:
+        """Have a job's files, and a producer's source, here for as long as the returned context is open."""
+        if not job.order.inputs:
+            return begin(ctx, payload)
+        with ExitStack() as stack:
+            stack.enter_context(filled(payload, job.order.inputs, refs=job.order.earlier is not None))
+            stack.enter_context(begin(ctx, payload))
+            return stack.pop_all()
 
     def _place(self, parts: Sequence[Piece]) -> Body:
         if len(parts) == 1 and len(parts[0]) <= INLINE_LIMIT:
@@ -603,7 +551,7 @@ class Jobs:
         self._forget(job)
         together = 1
         if running is not None and running.peaks is not None:
-            (peak_rss, peak_vram), together = running.peaks, len(running.jobs)
+            (peak_rss, peak_vram), together = running.peaks, running.called
         else:
             peak_rss, peak_vram = self._peaks.end() if job.measured else (0, 0)
             (self._quick.add if run_s < MEASURED_S else self._quick.discard)(job.spec.name)
@@ -618,19 +566,21 @@ class Jobs:
             self._channel.send(Done(job.number, ending, run_s, job.yielded, peak_rss, peak_vram, together))
 
     def _context(self, job: Job, models: Mapping[str, Binding]) -> RequestContext:
+        order = job.order
+        named = {slot: binding.wire_ref for slot, binding in models.items()} if models and not order.models else None
         ctx = context_class(job.spec.kind)(
-            request_id=job.order.request_id,
-            emitter=lambda event: self._event(job, event),
+            request_id=order.request_id,
+            emitter=partial(self._event, job),
             sink=JobSink(self.saves, job),
             cancel=job.cancel,
-            timeout_s=job.order.time_left_s,
-            owner="" if job.order.wire else self._owner,  # an orchestrator says whose a file is, or nobody does
-            models=job.order.models or {slot: binding.wire_ref for slot, binding in models.items()} or None,
-            inline_file_bytes=job.order.inline_file_bytes,
-            traceparent=job.order.traceparent,
+            timeout_s=order.time_left_s,
+            owner="" if order.wire else self._owner,  # an orchestrator says whose a file is, or nobody does
+            models=order.models or named,
+            inline_file_bytes=order.inline_file_bytes,
+            traceparent=order.traceparent,
             **self._producer_fields(job),
         )
-        ctx._earlier = job.order.earlier
+        ctx._earlier = order.earlier
         return ctx
 
     def _producer_fields(self, job: Job) -> Mapping[str, Any]:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, assert_never
 from gen_worker.api.errors import classify
 from gen_worker.capability import HardwareUnmetError
 from gen_worker.discovery.errors import DiscoveryError
-from gen_worker.discovery.specs import FunctionSpec, collect
-from gen_worker.discovery.stacks import author_stack
+from gen_worker.discovery.function_spec import FunctionSpec
+from gen_worker.discovery.specs import collect
+from gen_worker.discovery.stacks import author_stack, briefly
 from gen_worker.discovery.walk import import_modules
 from gen_worker.models.broken_context import breaks_context
 from gen_worker.models.errors import ModelError
@@ -122,7 +123,7 @@ def run_child(sock: socket.socket, generation: int, crash_fd: int, page_fd: int,
     try:
         status = Child(channel, PageWriter(page_fd), streams).run()
     except BaseException as error:  # noqa: BLE001 - around the process's whole life
-        print("".join(author_stack(error)), file=sys.stderr)
+        print("\n".join(author_stack(error)), file=sys.stderr)
         status = 1
     streams.end()
     os._exit(status)  # interpreter teardown after native work can hang, and threads of the author's would keep it up
@@ -138,7 +139,7 @@ def load_failure(instance: str, error: BaseException) -> LoadFailed:
 def _load_failure(instance: str, error: BaseException) -> LoadFailed:
     from gen_worker.runtimes.server import ServerBootError
 
-    stack = author_stack(error)[-STACK_LINES:]
+    stack = briefly(author_stack(error), STACK_LINES)
     if isinstance(error, ModelError):
         return LoadFailed(instance, str(error)[:1024], [], "model", hint=error.hint[:1024])
     if isinstance(error, ServerBootError):
@@ -222,7 +223,7 @@ class Child:
         try:
             specs = collect(*import_modules(boot.module, boot.paths), skipped=[], passed_over=[])  # the survey has told
         except DiscoveryError as error:
-            self._channel.send(ImportFailed(str(error)[:2048], error.stack[-STACK_LINES:]))
+            self._channel.send(ImportFailed(str(error)[:2048], briefly(error.stack, STACK_LINES)))
             return None
         gc.collect()
         gc.freeze()

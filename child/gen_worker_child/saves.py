@@ -9,7 +9,7 @@ from typing import Any
 
 from gen_worker.api.context import SavedFile
 from gen_worker.api.errors import ArtifactTransferError, AuthError, CanceledError, OutputTooLargeError
-from gen_worker.outputs import ExistsError
+from gen_worker.outputs import ExistsError, Repository
 from gen_worker.wire.messages import INLINE_LIMIT, Save, Saved
 from gen_worker_child.platform import Asking
 
@@ -28,8 +28,17 @@ class Saves:
         if waiting is not None:
             waiting.put(answer)
 
-    def save(self, job: Asking, ref: str, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
+    def save(
+        self,
+        job: Asking,
+        ref: str,
+        data: bytes | None,
+        path: Path | None,
+        create: bool = False,
+        into: Repository | None = None,
+    ) -> SavedFile:
         """Hand a file to the supervisor and wait until it is kept; raise `CanceledError` once the job shall end."""
+        repo, opening = ("", {}) if into is None else into
         token = next(self._tokens)
         answer: queue.SimpleQueue[Saved | None] = queue.SimpleQueue()
         self._waiting[token] = answer
@@ -37,7 +46,7 @@ class Saves:
         try:
             if job.cancel.is_set():  # looked at after it can be told: no cancel comes in between
                 raise CanceledError("canceled")
-            self._hand_over(job, token, ref, data, path, create)
+            self._hand_over(Save(job.number, token, ref, 0, None, create, repo, dict(opening)), data, path)
             saved = answer.get()
         finally:
             job.saves.discard(answer)
@@ -46,18 +55,19 @@ class Saves:
             raise CanceledError("canceled")
         return _kept(ref, saved)
 
-    def _hand_over(
-        self, job: Asking, token: int, ref: str, data: bytes | None, path: Path | None, create: bool
-    ) -> None:
+    def _hand_over(self, order: Save, data: bytes | None, path: Path | None) -> None:
+        if data is not None:
+            order.length = len(data)
         if data is not None and len(data) <= INLINE_LIMIT:
-            self._send(Save(job.number, token, ref, len(data), bytes(data), create), [])
+            order.inline = bytes(data)
+            self._send(order, [])
         elif data is not None:
             with _memory_file(data) as file:
-                self._send(Save(job.number, token, ref, len(data), create=create), [file.fileno()])
+                self._send(order, [file.fileno()])
         else:
             assert path is not None
             with path.open("rb") as file:
-                order = Save(job.number, token, ref, path.stat().st_size, create=create)
+                order.length = path.stat().st_size
                 self._send(order, [file.fileno()])
 
 
@@ -68,9 +78,17 @@ class JobSink:
         self._saves = saves
         self._job = job
 
-    def save(self, ref: str, *, data: bytes | None, path: Path | None, create: bool = False) -> SavedFile:
+    def save(
+        self,
+        ref: str,
+        *,
+        data: bytes | None,
+        path: Path | None,
+        create: bool = False,
+        into: Repository | None = None,
+    ) -> SavedFile:
         """Have a file kept, as `Saves.save`."""
-        return self._saves.save(self._job, ref, data, path, create)
+        return self._saves.save(self._job, ref, data, path, create, into)
 
 
 def _kept(ref: str, saved: Saved) -> SavedFile:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from gen_worker.api.errors import AuthError as AuthError
     from gen_worker.api.producers import ConversionContext, DatasetContext, TrainingContext
     from gen_worker.earlier.context import ActionContext as ActionContext
+    from gen_worker.earlier.diffusion import CudaOutOfMemoryError as CudaOutOfMemoryError
+    from gen_worker.earlier.diffusion import ModelNotFoundError as ModelNotFoundError
+    from gen_worker.earlier.diffusion import PipelineConfig as PipelineConfig
+    from gen_worker.earlier.diffusion import PipelineLoaderError as PipelineLoaderError
     from gen_worker.earlier.functions import ResourceRequirements as ResourceRequirements
     from gen_worker.earlier.functions import worker_function as worker_function
     from gen_worker.earlier.functions import worker_websocket as worker_websocket
@@ -46,12 +50,8 @@ if TYPE_CHECKING:
     from gen_worker.earlier.managers import CozyHubDownloader as CozyHubDownloader
     from gen_worker.earlier.managers import ModelDownloader as ModelDownloader
     from gen_worker.earlier.managers import ModelManager as ModelManager
-    from gen_worker.earlier.pipelines import CudaOutOfMemoryError as CudaOutOfMemoryError
     from gen_worker.earlier.pipelines import LoadedPipeline as LoadedPipeline
-    from gen_worker.earlier.pipelines import ModelNotFoundError as ModelNotFoundError
-    from gen_worker.earlier.pipelines import PipelineConfig as PipelineConfig
     from gen_worker.earlier.pipelines import PipelineLoader as PipelineLoader
-    from gen_worker.earlier.pipelines import PipelineLoaderError as PipelineLoaderError
     from gen_worker.earlier.project import ProjectValidationResult as ProjectValidationResult
     from gen_worker.earlier.project import validate_project as validate_project
     from gen_worker.earlier.realtime import RealtimeSocket as RealtimeSocket
@@ -107,7 +107,7 @@ _EARLIER = {
     "ActionContext": "gen_worker.earlier.context",
     "AuthError": "gen_worker.errors",
     "CozyHubDownloader": "gen_worker.earlier.managers",
-    "CudaOutOfMemoryError": "gen_worker.earlier.pipelines",
+    "CudaOutOfMemoryError": "gen_worker.earlier.diffusion",
     "LoadedPipeline": "gen_worker.earlier.pipelines",
     "ModelArtifacts": "gen_worker.injection",
     "ModelCache": "gen_worker.model_cache",
@@ -115,12 +115,12 @@ _EARLIER = {
     "ModelDownloader": "gen_worker.earlier.managers",
     "ModelLocation": "gen_worker.model_cache",
     "ModelManager": "gen_worker.earlier.managers",
-    "ModelNotFoundError": "gen_worker.earlier.pipelines",
+    "ModelNotFoundError": "gen_worker.earlier.diffusion",
     "ModelRef": "gen_worker.injection",
     "ModelRefSource": "gen_worker.injection",
-    "PipelineConfig": "gen_worker.earlier.pipelines",
+    "PipelineConfig": "gen_worker.earlier.diffusion",
     "PipelineLoader": "gen_worker.earlier.pipelines",
-    "PipelineLoaderError": "gen_worker.earlier.pipelines",
+    "PipelineLoaderError": "gen_worker.earlier.diffusion",
     "ProjectValidationResult": "gen_worker.earlier.project",
     "RealtimeSocket": "gen_worker.earlier.realtime",
     "ResourceRequirements": "gen_worker.earlier.functions",

@@ -3,11 +3,19 @@
 from pathlib import Path
 
 
+def made_again(error: type[BaseException], *args: object) -> BaseException:
+    """Return an exception as it comes out of a pickle: with its `args`, and without a call of its `__init__`."""
+    return error.__new__(error, *args)
+
+
 class HardwareUnmetError(RuntimeError):
     """The host cannot run the endpoint; another one may."""
 
     reason = "hardware_unmet"
     hint = ""
+
+    def __reduce__(self) -> tuple[object, ...]:  # else a pool of processes breaks by one whose `__init__` takes more
+        return made_again, (type(self), *self.args), vars(self)
 
     def axes(self) -> dict[str, str]:
         """Return what was found and what is needed, as text by name."""

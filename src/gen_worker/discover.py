@@ -49,12 +49,14 @@ def _scanned(config: str | None) -> dict[str, Any] | None:
 
     root = Path(config or ".").absolute()
     root = root if root.is_dir() else root.parent
+    table = table_of(root / "pyproject.toml")
     modules, warnings = scan(root)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if modules:
         return entries_of(",".join(modules), import_paths(root))
-    table = table_of(root / "pyproject.toml")
+    if table is not None:
+        print(f"warning: no file below `{root}` marks a function with `@worker_function()`", file=sys.stderr)
     return None if table is None else {"functions": [], **of_project(read_table(table))}
 
 

@@ -22,7 +22,7 @@ from gen_worker.environment import forget_secrets, secret_values
 from gen_worker.preflight import CacheError, CacheLook, look_at_cache
 from gen_worker.settings import Settings, SettingsError
 
-OK, FAILED = 0, 1
+OK, FAILED, CANCELED, TERMINATED = 0, 1, 130, 143
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 HIDDEN = "[secret]"
 
@@ -73,7 +73,7 @@ def start(wish: Wish) -> int:
 
     For a person (`lines_for_programs` is off) it is 2 when what they asked for is not to be had.
     """
-    _end_on_signals()
+    _end_on_signals(trains=os.environ.get("WORKER_MODE") == "trainer")
     told = Told(wish.lines_for_programs)
     try:
         code = _start(wish, told)
@@ -119,6 +119,7 @@ def _train(wish: Wish, settings: Settings, environment: Mapping[str, str], told:
         hint = "unset `WORKER_MODE`; `gen-worker train JOB.json` trains"
         raise CannotWorkError("a worker of an orchestrator trains nothing: `WORKER_MODE` is `trainer`", hint)
     told.context = "training"
+    _end_on_signals(trains=True)  # whatever says so, a file of settings too
     try:
         spec = spec_of(settings)
         told.phase("trainer_mode_selected", "ok", trainer=spec.trainer, request_id=spec.request_id)
@@ -215,7 +216,7 @@ def _text(claim: object) -> str:
 
 def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[str, str]) -> int:
     from gen_worker.fetch.config import FetchConfig
-    from gen_worker_supervisor.link.stream import LinkFatalError
+    from gen_worker_supervisor.link.redialing import LinkFatalError
     from gen_worker_supervisor.start import StartError
     from gen_worker_supervisor.worker import WorkOptions, work
 
@@ -243,18 +244,23 @@ def _work(wish: Wish, served: Served, settings: Settings, environment: Mapping[s
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-def _end_on_signals() -> None:
+def _end_on_signals(*, trains: bool) -> None:
     """End in order at a signal until the worker takes them over: nothing is there yet to be drained.
 
-    The first process of a container would not notice SIGTERM at all.
+    A training that has not begun is not complete, which 0 would say. The first process of a container would not notice
+    SIGTERM at all.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has SIGHUP
-            signal.signal(number, _end)
+            signal.signal(number, _end_training if trains else _end)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(OK)
+
+
+def _end_training(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED if number == signal.SIGTERM else CANCELED)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from gen_worker.api.films import (
     MAX_FRAMES,
     MAX_SECONDS,
     Film,
-    encode_film,
-    film_format,
+    encoded_film,
     read_whole,
 )
 from gen_worker.api.pictures import MAX_PIXELS, decode_picture, encode_picture, picture_format
@@ -170,13 +169,7 @@ def write_video(
     Frames may come from a generator; each is an array or a tensor of (height, width, 3) or (height, width), of uint8 or
     of floats from 0 to 1, or a PIL image. Formats are mp4, mov, mkv, webm and gif; there is no sound.
     """
-    import tempfile
-
-    require("video", "av", "numpy")
-    kind = film_format(format)
-    with tempfile.TemporaryDirectory(prefix="gen-worker-film-") as folder:
-        path = Path(folder, f"film.{kind}")
-        encode_film(path, frames, fps=fps, format=kind)
+    with encoded_film(frames, fps=fps, format=format) as path:
         asset = ctx.save_file(ref, path)
     return retyped(asset, as_type) if as_type else asset
 

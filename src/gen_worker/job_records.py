@@ -13,7 +13,7 @@ from gen_worker.line_files import files_in, lines_of
 FOLDER = "jobs"
 
 
-class JobRecord(msgspec.Struct, omit_defaults=True):
+class JobRecord(msgspec.Struct, omit_defaults=True, gc=False):
     """One job that ended. What is not known of it is left out; names are only added."""
 
     ts: float
@@ -86,7 +86,7 @@ class JobRecord(msgspec.Struct, omit_defaults=True):
     """The record of its child's death."""
 
 
-encode = msgspec.json.Encoder().encode
+encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(JobRecord).decode
 
 

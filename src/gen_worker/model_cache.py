@@ -94,24 +94,14 @@ class ModelCache:
         disk_path: str | Path | None = None,
     ) -> None:
         """Add a model, or say anew where it is. Nothing is evicted for it."""
-        with self._lock:
-            self._entries.pop(model_id, None)
-            self._entries[model_id] = _Entry(ModelLocation(location), size_gb, pipeline, _path(disk_path))
+        self._put(model_id, _Entry(ModelLocation(location), size_gb, pipeline, _path(disk_path)))
 
     def mark_loaded_to_vram(self, model_id: str, pipeline: Any, size_gb: float) -> None:
         """Say that a model is in the device's memory; the least recently used others leave it as far as that needs.
 
         Those that are on disk as well stay known as such, others are forgotten.
         """
-        with self._lock:
-            before = self._entries.pop(model_id, None)
-            replaced = before is not None and before.pipeline is not None
-            disk_path = before.disk_path if before else None
-            del before
-            let_go = self._evict_for(size_gb)
-            self._entries[model_id] = _Entry(ModelLocation.VRAM, size_gb, pipeline, disk_path)
-        if let_go or replaced:
-            free_cache()
+        self._put(model_id, _Entry(ModelLocation.VRAM, size_gb, pipeline), evict=True)
 
     def _evict_for(self, size_gb: float) -> bool:
         """Have others leave; return whether that let go of a pipeline."""
@@ -129,20 +119,11 @@ class ModelCache:
 
     def mark_cached_to_disk(self, model_id: str, disk_path: str | Path, size_gb: float = 0.0) -> None:
         """Say that a model is on disk and nowhere else; its size stays as it was where none is given."""
-        with self._lock:
-            before = self._entries.pop(model_id, None)
-            known_gb = size_gb or (before.size_gb if before else 0.0)
-            self._entries[model_id] = _Entry(ModelLocation.DISK, known_gb, None, _path(disk_path))
-            let_go = before is not None and before.pipeline is not None
-            del before
-        if let_go:
-            free_cache()
+        self._put(model_id, _Entry(ModelLocation.DISK, size_gb, None, _path(disk_path)))
 
     def mark_downloading(self, model_id: str, progress: float = 0.0) -> None:
         """Say that a model is on its way, and which part of it is there, from 0 to 1."""
-        with self._lock:
-            self._entries.pop(model_id, None)
-            self._entries[model_id] = _Entry(ModelLocation.DOWNLOADING, progress=progress)
+        self._put(model_id, _Entry(ModelLocation.DOWNLOADING, progress=progress))
 
     def update_download_progress(self, model_id: str, progress: float) -> None:
         """Say which part of a model is there; of one that is not on its way, nothing is noted."""
@@ -159,11 +140,26 @@ class ModelCache:
 
     def unload_model(self, model_id: str) -> bool:
         """Forget a model and let go of its pipeline, and say whether it was known. Files stay."""
+        return self._put(model_id, None)
+
+    def _put(self, model_id: str, entry: _Entry | None, *, evict: bool = False) -> bool:
+        """Have an entry, or none, in the place of the one before; return whether there was one.
+
+        What it does not say is as before: where the files are, and of what is on disk the size. What pipelines that
+        were let go held of the device is given back.
+        """
         with self._lock:
-            entry = self._entries.pop(model_id, None)
-            known = entry is not None
-            let_go = entry is not None and entry.pipeline is not None
-            del entry
+            before = self._entries.pop(model_id, None)
+            known = before is not None
+            let_go = before is not None and before.pipeline is not None
+            if entry is not None and before is not None:
+                entry.disk_path = entry.disk_path or before.disk_path
+                if entry.location is ModelLocation.DISK:
+                    entry.size_gb = entry.size_gb or before.size_gb
+            del before
+            if entry is not None:
+                let_go = (self._evict_for(entry.size_gb) if evict else False) or let_go
+                self._entries[model_id] = entry
         if let_go:
             free_cache()
         return known

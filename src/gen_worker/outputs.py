@@ -1,6 +1,5 @@
 """Where the files that a job saves go: safe names, and a folder that keeps them."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,6 +40,16 @@ class SavedFile(NamedTuple):
     mime_type: str = ""
     blake3: str = ""
     media_id: str = ""
+
+
+class Repository(NamedTuple):
+    """Where on its platform a producer's files go, for sinks that lead there: they take it as `into=`."""
+
+    repo: str
+    """`owner/name`."""
+
+    opening: dict[str, str]
+    """What a revision of it is opened with."""
 
 
 class Sink(Protocol):
@@ -151,6 +160,8 @@ def _into_place(temporary: Path, target: Path, create: bool) -> None:
 
 
 def _fill(file: BinaryIO, data: bytes | None, path: Path | None, wanted: Callable[[], bool]) -> tuple[int, str]:
+    import hashlib  # brings OpenSSL, which nobody needs who saves nothing
+
     if data is not None:
         file.write(data)
         return len(data), hashlib.sha256(data).hexdigest()

@@ -64,7 +64,10 @@ def _write(folder: Path) -> None:
 def _holds_models(root: Path) -> bool:
     """Whether a snapshot is recorded in the cache."""
     records = root / "cas" / "manifests"
-    return records.is_dir() and any(records.glob("*.json"))
+    try:
+        return any(name.endswith(".json") for name in os.listdir(records))
+    except OSError:  # there is none, or it may not be read either
+        return False
 
 
 def _unusable(root: Path, error: OSError) -> CacheError:

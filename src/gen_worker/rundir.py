@@ -148,7 +148,10 @@ def _doubt(folder: Path) -> str:
         return ""
     if found.st_uid not in (0, os.getuid()):
         return f"it belongs to user {found.st_uid}"
-    return "other users can write to it" if found.st_mode & stat.S_IWOTH else ""
+    if found.st_mode & stat.S_IWOTH:
+        return "other users can write to it"
+    readable = os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+    return "" if readable or not stat.S_ISDIR(found.st_mode) else os.strerror(errno.EACCES).lower()
 
 
 def _read(path: Path) -> SupervisorFile | None:

@@ -260,6 +260,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     deployment_id: str = ""
     """The deployment that the worker is of, as an earlier orchestrator is told."""
 
+    runs_dir: Path = Path("/tmp/cozy")
+    """Where the runs of an earlier orchestrator have the files that their payloads name, in `<run id>/inputs`."""
+
+    input_cache_dir: Path | None = None
+    """Where files that such payloads name are kept for later runs; unset: `cache` in `WORKER_RUN_DIR`."""
+
+    input_cache_bytes: int = 4 << 30
+    """How much of such files is kept, the least recently used goes first; 0: nothing."""
+
+    file_api_url: str = ""
+    """Where files of runs are read and written for which an earlier orchestrator names no place."""
+
+    file_api_token: Secret = Secret("")
+    """What is shown there, and nowhere else."""
+
     reconnect_delay_s: float = 5.0
     """Seconds until an earlier orchestrator is dialed again; twice as many after each attempt in a row."""
 
@@ -638,6 +653,11 @@ CONTAINER: Mapping[str, Variable] = {
     "training_dir": Variable(("GEN_WORKER_TRAINING_DIR",), _absolute_path),
     "runpod_pod_id": Variable(("RUNPOD_POD_ID",), _line),
     "deployment_id": Variable(("DEPLOYMENT_ID",), _line),
+    "runs_dir": Variable(("WORKER_RUN_DIR",), _absolute_path),
+    "input_cache_dir": Variable(("WORKER_CACHE_DIR",), _absolute_path),
+    "input_cache_bytes": Variable(("GEN_WORKER_INPUT_CACHE_BYTES",), _size_or_0),
+    "file_api_url": Variable(("FILE_API_BASE_URL", "ORCHESTRATOR_HTTP_URL"), _url),
+    "file_api_token": Variable(("FILE_API_TOKEN",), _secret),
     "reconnect_delay_s": Variable(("RECONNECT_DELAY",), _seconds),
     "reconnect_max_delay_s": Variable(("RECONNECT_MAX_DELAY",), _seconds),
     "reconnect_jitter_s": Variable(("RECONNECT_JITTER_SECONDS",), _seconds),
@@ -662,9 +682,9 @@ VARIABLES: Mapping[str, Variable] = {**LOCAL, **MODELS, **CONTAINER}
 
 ELSEWHERE = frozenset(
     """
-    FILE_API_BASE_URL FILE_API_TOKEN MODEL_CACHE_DIR MODEL_MANAGER_CLASS ORCHESTRATOR_HTTP_URL PYTORCH_CUDA_ALLOC_CONF
-    SCHEDULER_JWKS_TTL_SECONDS TENANT_ID TENSORHUB_CAS_DIR USER WORKER_CACHE_DIR WORKER_DEVICE WORKER_LOCAL_CACHE_GB
-    WORKER_MODEL_ARTIFACTS_JSON WORKER_RUN_DIR WORKER_RUNTIME_LOADERS_JSON WORKER_TORCH_DEVICE GEN_WORKER_SUPERVISOR
+    GEN_WORKER_SUPERVISOR MODEL_CACHE_DIR MODEL_MANAGER_CLASS PYTORCH_CUDA_ALLOC_CONF SCHEDULER_JWKS_TTL_SECONDS
+    TENANT_ID TENSORHUB_CAS_DIR USER WORKER_DEVICE WORKER_LOCAL_CACHE_GB WORKER_MODEL_ARTIFACTS_JSON
+    WORKER_RUNTIME_LOADERS_JSON WORKER_TORCH_DEVICE
     """.split()  # noqa: SIM905 - a list would be a page long
 )
 """Names that containers of workers, and jobs, carry and no command goes by: nothing is said about them."""

@@ -257,11 +257,20 @@ def _reason(error: OSError) -> str:
 def default_cache_dir(env: Mapping[str, str], root: Path = Path("/")) -> Path:
     """Return the folder of models where nothing sets it; it may not exist yet."""
     marks = (root / ".dockerenv", root / "run/.containerenv")
-    if "KUBERNETES_SERVICE_HOST" in env or any(mark.exists() for mark in marks):
+    home = _home()
+    if home is None or "KUBERNETES_SERVICE_HOST" in env or any(mark.exists() for mark in marks):
         return Path("/tmp/model_cache")  # where images and volumes of workers have it
     if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/gen-worker"
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gen-worker")
+        return home / "Library/Caches/gen-worker"
+    return Path(env.get("XDG_CACHE_HOME") or home / ".cache", "gen-worker")
+
+
+def _home() -> Path | None:
+    """Return the user's folder; None for a number that the system has no user of."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def default_run_dir(env: Mapping[str, str]) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from gen_worker.wire.messages import ErrorDetail
 from gen_worker_supervisor.actions import Action
 from gen_worker_supervisor.outcomes import failure, quarantine, too_large
-from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds, lane_of
+from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome, holds
 from gen_worker_supervisor.steps import closed, end_job
 from gen_worker_supervisor.tenants import Held, Tenants, share
 
@@ -134,7 +134,7 @@ def _room_in_s(fleet: Fleet, function: Function) -> float:
 
 def seconds_a_job(fleet: Fleet, function: Function) -> float:
     """Return after how long another job of a function ends where many wait, as far as is known."""
-    warm = sum(child.credits.get(lane_of(function), 0) for child in warm_children(fleet, function))
+    warm = sum(child.credits.get(function.lane, 0) for child in warm_children(fleet, function))
     return function.run_s / warm if warm else fleet.instance(function.surveyed.instance).load_s + function.run_s
 
 

@@ -6,6 +6,7 @@ Pure: reads the fleet and the time, records the leases it makes, returns the act
 from gen_worker.wire.messages import Load, Recall
 from gen_worker_supervisor.actions import Action, OrderFetch, Run, Send
 from gen_worker_supervisor.drains import give_back
+from gen_worker_supervisor.happenings import Happening, Submitted
 from gen_worker_supervisor.phases import JobState, Phase
 from gen_worker_supervisor.pinning import tell_pins
 from gen_worker_supervisor.reloading import bring_code
@@ -19,7 +20,6 @@ from gen_worker_supervisor.state import (
     Instance,
     Job,
     holds,
-    lane_of,
     unloaded,
 )
 from gen_worker_supervisor.suspicion import next_unsuspicious, release
@@ -56,6 +56,17 @@ def decide(fleet: Fleet, now: float) -> list[Action]:
     return actions
 
 
+def changes_nothing(fleet: Fleet, happening: Happening) -> bool:
+    """Whether a job joined others for which no child had room, and nothing has happened since: `decide` need not look.
+
+    That is what most happenings are while clients send more than the children can do.
+    """
+    if type(happening) is not Submitted:
+        return False
+    job = happening.job
+    return job.waiting and job.function.fast and job.function.refused_at == fleet.changes
+
+
 def _give_work(fleet: Fleet, now: float, actions: list[Action]) -> None:
     serving = fleet.serving()
     children = [child for child in serving if not child.device.drained] if fleet.drained else serving
@@ -83,32 +94,32 @@ def _fetch_ahead(fleet: Fleet, now: float) -> None:
 
 def _lease_round(fleet: Fleet, children: list[Child], now: float, actions: list[Action]) -> bool:
     """Give each function with a queue one turn, the one served longest ago first; say whether another may help."""
-    again = False
+    again, changes = False, fleet.changes
     for function in list(fleet.waiting.values()):
         if function.fast and function.refused_at == fleet.changes:
             continue  # it looks again when one of its jobs ends, which is soon
-        suspicious = fleet.blame.suspects(function.name, now)
+        suspicious = not function.clear and fleet.blame.suspects(function.name, now)
         job = next_unsuspicious(fleet, function, now, actions) if suspicious else fleet.first(function, now)
         if job is None:
             continue
         child = (_lonely_place if job.alone else _place)(fleet, children, job, now, actions)
         if child is None:
-            function.refused_at = fleet.changes
+            function.refused_at = -1 if job.alone else fleet.changes  # one that must not run alone may have room
             continue
         fleet.dequeue(job, served=now)
         if function.waiting:
             fleet.waiting[function.key] = fleet.waiting.pop(function.key)
         _lease(child, job)
         actions.append(Run(child, job))
-        again = again or len(children) > 1 or _room(fleet, child, function) > 0
-    return again
+        again = True
+    return again or fleet.changes != changes
 
 
 def _lease(child: Child, job: Job) -> None:
     job.move(JobState.LEASED)
     job.child = child
     child.leased[job.number] = job
-    lane = lane_of(job.function)
+    lane = job.function.lane
     if lane == "device":
         child.in_turn = child.in_turn + 1 if child.used[lane] else 1
     child.used[lane] += 1
@@ -119,7 +130,7 @@ def _room(fleet: Fleet, child: Child, function: Function) -> int:
     """Return how many more jobs of a function a child takes now."""
     if child.reserved is not None:
         return 0
-    lane = lane_of(function)
+    lane = function.lane
     if lane == "device" and (child.loading is not None or (child.device.leaving and child.device.held)):
         return 0
     if function.surveyed.batch:
@@ -137,9 +148,7 @@ def _room_in_batch(fleet: Fleet, child: Child, function: Function) -> int:
     turn.
     """
     size, used = function.surveyed.batch, child.used["device"]
-    if used and any(
-        job.function is not function and lane_of(job.function) == "device" for job in child.leased.values()
-    ):
+    if used and any(job.function is not function and job.function.lane == "device" for job in child.leased.values()):
         return 0
     if (fleet.ordered and _is_to_load(fleet, child)) or _is_awaited(fleet, child, function):
         return size - child.in_turn if used else size
@@ -149,7 +158,7 @@ def _room_in_batch(fleet: Fleet, child: Child, function: Function) -> int:
 def _is_awaited(fleet: Fleet, child: Child, function: Function) -> bool:
     """Whether another function waits for a child's device."""
     return any(
-        other is not function and lane_of(other) == "device" and holds(child.device, other)
+        other is not function and other.lane == "device" and holds(child.device, other)
         for other in fleet.waiting.values()
     )
 
@@ -165,7 +174,7 @@ def _fast_ahead(child: Child) -> bool:
     A job that holds the child's interpreter lock keeps what is leased behind it: a recall is not even read.
     """
     for job in child.leased.values():
-        if lane_of(job.function) == "device":
+        if job.function.lane == "device":
             return job.function.fast
     return True
 
@@ -178,7 +187,7 @@ def _place(fleet: Fleet, children: list[Child], job: Job, now: float, actions: l
     best_used = 0
     best_rank = (0, 0)
     warm = coming = 0
-    lane = lane_of(function)
+    lane = function.lane
     for child in children:
         if (instance not in child.loaded and instance != child.loading) or instance in child.going:
             continue
@@ -255,7 +264,10 @@ def _lonely_place(fleet: Fleet, children: list[Child], job: Job, now: float, act
         return None
     chosen = min(able, key=lambda child: (_occupied(child), child.reserved is not job, len(child.leased)))
     for child in able:
-        child.reserved = job if child is chosen else None
+        if child is chosen:
+            child.reserved = job
+        elif child.reserved is job:
+            fleet.unreserve(child)
     job.function.reserving = job
     if _occupied(chosen) or chosen.device.held:
         return None

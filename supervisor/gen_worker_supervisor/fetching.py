@@ -25,6 +25,8 @@ from gen_worker.wire.fetching import (
     InputFailed,
     Keep,
     PlatformAnswered,
+    RenewToken,
+    TokenRenewed,
     Upload,
     UploadFailed,
 )
@@ -234,6 +236,8 @@ class _Life:
             case CallPlatform(number):
                 text = f"what is asked cannot be passed on: {reason}"
                 report = PlatformAnswered(number, error=text, failure="invalid")
+            case RenewToken(number):
+                report = TokenRenewed(number, error=f"a token cannot be passed on: {reason}")
             case _:
                 self._owner.printed(f"an order was dropped: {reason}")
                 return

@@ -21,12 +21,13 @@ from msgspec.structs import replace
 from gen_worker import log_files
 from gen_worker.compile_caches import COMPILED, CompileCaches, tidy
 from gen_worker.environment import SUPERVISOR, close_memory
+from gen_worker.extras import installed_by
 from gen_worker.rundir import CONTROL, SupervisorFile, make_private
 from gen_worker.scratch import remove_abandoned
 from gen_worker.settings import Settings
 from gen_worker.wire import control as wire
 from gen_worker.wire.channel import close_all
-from gen_worker.wire.fetching import FetchReport, Keep, PlatformAnswered
+from gen_worker.wire.fetching import FetchReport, Keep, PlatformAnswered, TokenRenewed
 from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import predecessors
@@ -152,31 +153,7 @@ class Host:
         self._reaper = Reaper(loop)
         self._saver = Saver(loop, plan.settings.local_output_dir, plan.settings.max_upload_bytes)
         self._compiled = CompileCaches(plan.settings.cache_dir / "compiled")
-        self.supervisor = Supervisor(
-            plan.fleet(),
-            plan.survey,
-            loop=loop,
-            poller=self.poller,
-            reaper=self._reaper,
-            log=self.log,
-            saver=self._saver,
-            environment={**plan.environment, SUPERVISOR: self._boot_id, **self._compile_caches()},
-            margin_bytes=int(plan.settings.vram_margin_gb * (1 << 30)),
-            derived=str(plan.settings.cache_dir / "cas/derived"),
-        )
-        if plan.settings.postmortem_bytes:
-            self.supervisor.graveyard = Graveyard(
-                self.supervisor.fleet,
-                loop,
-                self.log,
-                plan.settings.run_dir,
-                plan.settings.postmortem_bytes,
-                self.version,
-            )
-        if plan.settings.job_log_bytes:
-            self.supervisor.records = Records(
-                loop, self.log, plan.settings.run_dir, plan.settings.job_log_bytes, self._boot_id
-            )
+        self.supervisor = self._supervisor(plan)
         self._spans = self.supervisor.spans = self._exporter()
         self._watching = Watching(self.supervisor, loop)
         self._memory_watch = MemoryWatch(
@@ -204,6 +181,7 @@ class Host:
         self.uploads = Uploads(self.fetcher)
         self.supervisor.storing = Storing(self.uploads)
         self.platform = self.supervisor.platform = PlatformCalls(self.fetcher)
+        self.platform.on_renewed = self.uploads.renewed
         self._http: HttpFront | None = None
         self._ready_file: ReadyFile | None = None
         self._ready_look: asyncio.TimerHandle | None = None
@@ -215,6 +193,27 @@ class Host:
         )
         self.reporter = Reporter(self.supervisor, plan.address, lambda: self._host_watch.facts)
         self._control.verbs = Verbs(self.supervisor, loop, self.reporter)
+
+    def _supervisor(self, plan: HostPlan) -> Supervisor:
+        """Return the supervisor, which keeps what its settings say of deaths and jobs."""
+        settings = plan.settings
+        made = Supervisor(
+            plan.fleet(),
+            plan.survey,
+            loop=self.loop,
+            poller=self.poller,
+            reaper=self._reaper,
+            log=self.log,
+            saver=self._saver,
+            environment={**plan.environment, SUPERVISOR: self._boot_id, **self._compile_caches()},
+            margin_bytes=int(settings.vram_margin_gb * (1 << 30)),
+            derived=str(settings.cache_dir / "cas/derived"),
+        )
+        if limit := settings.postmortem_bytes:
+            made.graveyard = Graveyard(made.fleet, self.loop, self.log, settings.run_dir, limit, self.version)
+        if limit := settings.job_log_bytes:
+            made.records = Records(self.loop, self.log, settings.run_dir, limit, self._boot_id)
+        return made
 
     def _log_files(self, log: Log) -> LineFiles:
         def complain(text: str) -> None:
@@ -228,7 +227,7 @@ class Host:
             return None
         if lacking := missing():
             text = f"no spans are sent: {', '.join(f'`{name}`' for name in lacking)} not installed"
-            self.log.event("warning", "otlp", f"{text}: `pip install 'gen-worker[otel]'`")
+            self.log.event("warning", "otlp", f"{text}: {installed_by('otel')}")
             return None
         return Spans(self.loop, self.poller, self._reaper, self.log, self.plan.environment)
 
@@ -397,7 +396,7 @@ class Host:
         )
 
     def _on_report(self, report: FetchReport, descriptors: list[int]) -> None:
-        if isinstance(report, PlatformAnswered):
+        if isinstance(report, PlatformAnswered | TokenRenewed):
             self.platform.on_report(report, descriptors)
             close_all(descriptors)
             return

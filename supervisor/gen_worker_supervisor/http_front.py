@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from gen_worker.extras import installed_by
 from gen_worker.wire.address import TcpAddress
 from gen_worker_supervisor.companion import Companion, spawned
 from gen_worker_supervisor.log import Log
@@ -40,7 +41,7 @@ def open_port(address: TcpAddress) -> HttpPort:
     if missing:
         listed = ", ".join(f"`{name}`" for name in missing)
         are = "is" if len(missing) == 1 else "are"
-        raise ListenError(f"HTTP cannot be served: {listed} {are} not installed", "`pip install 'gen-worker[http]'`")
+        raise ListenError(f"HTTP cannot be served: {listed} {are} not installed", installed_by("http"))
     sock, real = bind_tcp(address, guarded=True)
     return HttpPort(sock, str(real).replace("tcp://", "http://"))
 

@@ -1,25 +1,23 @@
 """The files that payloads name by URLs: ordered from the fetcher, kept while their jobs live, removed with them.
 
-Never opens a URL itself. On the supervisor's loop; what may take long on a disk is done by a thread.
+Never opens a URL itself. On the supervisor's loop.
 """
 
 import os
-import re
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from gen_worker.scratch import claimed_folder, remove_abandoned
+import msgspec
+
 from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, FetchReport, InputFailed, InputFetched
 from gen_worker.wire.messages import InputAsset, InputFile
 from gen_worker_supervisor.happenings import Happening, InputsCame, InputsRefused
+from gen_worker_supervisor.input_folders import InputFolders
 from gen_worker_supervisor.state import Job
 
 AT_ONCE = 32  # each is a thread and a connection of the fetcher
@@ -28,7 +26,7 @@ OF_ONE_ORIGIN = 8  # at once, for the same reason; one job alone has half of the
 LIMIT_S = 600.0  # for all files of a job, from the first order on
 LEAST_S = 1.0
 FETCHERS = 3  # that may die with an order before its job is refused
-NAME_CHARS = 64
+ANY_BYTES = 1 << 60
 
 
 @dataclass(slots=True, eq=False)
@@ -82,26 +80,21 @@ class Inputs:
         self.trusted_origin = ""
         """The orchestrator's own file store, as `https://host:port`: its address may be private."""
 
-        self._root: Path | None = None
-        self._claim = -1
+        self.folders = InputFolders()
         self._orders: dict[int, _Order] = {}  # by the job's number, until its files are removed
         self._waiting: dict[int, _Order] = {}  # those with assets that are not ordered yet, whose turn is first: first
         self._numbers: dict[int, _Order] = {}  # by the number of what is under way
         self._number = 0
-        self._folders = 0
-        self._remover = ThreadPoolExecutor(1, "gen-worker-remove")  # its thread starts with the first work
 
     def order(self, job: Job, assets: list[InputAsset]) -> None:
         """Have files fetched; `InputsCame` or `InputsRefused` follows, unless `forget` comes first."""
         try:
-            self._folders += 1
-            folder = self._place() / f"{safe(job.request_id)}-{self._folders}"
-            folder.mkdir(mode=0o700)
+            folder = self.folders.new(job.request_id)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             self._on(InputsRefused(job, f"the files of the payload cannot be written: {reason}", retryable=True))
             return
-        origins = [_origin(asset.url) for asset in assets]
+        origins = [_origin(asset.url, job) for asset in assets]
         order = _Order(job, folder, assets, [None] * len(assets), origins, deque(range(len(assets))))
         self._orders[job.number] = self._waiting[job.number] = order
         self._go_on()
@@ -156,18 +149,7 @@ class Inputs:
 
     def close(self) -> None:
         """Remove every file; nobody writes any more."""
-        self._remover.shutdown()
-        if self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
-            os.close(self._claim)
-            self._root = None
-
-    def _place(self) -> Path:
-        if self._root is None:
-            self._root, self._claim = claimed_folder()
-            with suppress(RuntimeError):
-                self._remover.submit(remove_abandoned)
-        return self._root
+        self.folders.close()
 
     def _judge(self, order: _Order, report: InputFetched | InputFailed) -> None:
         """Tell whether a job has its files, or why not."""
@@ -192,8 +174,7 @@ class Inputs:
             order.removed = True
             if self._orders.get(order.job.number) is order:  # else its job has asked again
                 del self._orders[order.job.number]
-            with suppress(RuntimeError):  # no thread can be had now; the next one removes this, too
-                self._remover.submit(shutil.rmtree, order.folder, ignore_errors=True)
+            self.folders.remove(order.folder)
 
     def _go_on(self) -> None:
         """Order what there is room for, first of the jobs with the fewest under way, in turn."""
@@ -219,12 +200,19 @@ class Inputs:
         now = self._clock()
         order.deadline = order.deadline or now + LIMIT_S
         path = str(order.folder / f"input-{asset}")
-        wanted = FetchInput(self._number, order.assets[asset], path, self._max_bytes)
+        wanted = FetchInput(self._number, self._as_limited(order, asset), path, self._max_bytes)
         wanted.trusted_origin, wanted.allow_private = self.trusted_origin, self._allow_private
         if not _is_url(order.assets[asset].url):
             wanted.destination = order.job.destination
         wanted.limit_s = max(order.deadline - now, LEAST_S)
         self._fetcher().send(wanted)
+
+    def _as_limited(self, order: _Order, asset: int) -> InputAsset:
+        """Return an asset with its limit: what is named over the earlier wire may be as long as the worker allows."""
+        wanted = order.assets[asset]
+        if order.job.earlier is None or wanted.max_bytes:
+            return wanted
+        return msgspec.structs.replace(wanted, max_bytes=self._max_bytes or ANY_BYTES)
 
 
 def _is_there(file: InputFile) -> bool:
@@ -238,14 +226,11 @@ def _is_url(ref: str) -> bool:
     return ref[:8].lower().startswith(("http://", "https://"))
 
 
-def _origin(url: str) -> str:
-    """Return whom a URL asks; nobody, when the fetcher will say that it is none."""
+def _origin(url: str, job: Job) -> str:
+    """Return whom a URL asks, or the ref of a file; nobody, when the fetcher will say that it is none."""
+    if not _is_url(url) and job.destination is not None:
+        return job.destination.base_url
     try:
         return urlsplit(url).netloc.lower()
     except ValueError:
         return ""
-
-
-def safe(request_id: str) -> str:
-    """Return what may stand for a request in the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", request_id)[:NAME_CHARS] or "request"

@@ -15,6 +15,9 @@ import msgspec
 from gen_worker_supervisor.poller import GONE, READABLE, WRITABLE, Poller
 
 PIECE_BYTES = 256 * 1024
+FIRST_PIECE_BYTES = (
+    64 * 1024
+)  # asks the allocator for no pages: a longer one, cut to a short line, costs five times as much
 PIECES_A_TURN = 8
 LINES_A_TURN = 64
 UNREAD_PIECES = 4096  # pieces a client may leave unread before nothing more is read from it
@@ -97,6 +100,7 @@ class LineSocket:
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._scanned = 0
+        self._piece = FIRST_PIECE_BYTES
         self._backlog = False  # whole lines that wait for their turn
         self._turn_comes = False
         self._outbox: deque[tuple[memoryview, Then]] = deque()
@@ -152,12 +156,13 @@ class LineSocket:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(PIECE_BYTES)
+            data = self._sock.recv(self._piece)
         except BlockingIOError:
             return
         except OSError:
             self.hang_up()
             return
+        self._piece = FIRST_PIECE_BYTES if len(data) < self._piece else PIECE_BYTES
         if not data:
             self._on_end()
         elif self._deaf:

@@ -283,6 +283,7 @@ class Connection(LineSocket):
         self.supervisor = server.supervisor
         self._replies: set[Reply] = set()
         self._turns: deque[Reply] = deque()
+        self._canceling = 0  # cancels whose job has not ended yet
         super().__init__(sock, poller, pool)
 
     # --- requests ---
@@ -320,8 +321,8 @@ class Connection(LineSocket):
 
     @property
     def unanswered(self) -> int:
-        """How many requests have no answer yet."""
-        return len(self._replies)
+        """How many requests and cancels have no answer yet."""
+        return len(self._replies) + self._canceling
 
     def _fail(self, request: Request, kind: ErrorKind, message: str) -> None:
         reply = self._begin(request)
@@ -380,9 +381,14 @@ class Connection(LineSocket):
         if not jobs:
             self._tell_canceled(request_id, False)
             return
-        self.supervisor.watch(
-            jobs[0], lambda outcome: self._tell_canceled(request_id, outcome.state is JobState.CANCELED)
-        )
+
+        def on_end(outcome: Outcome) -> None:
+            self._canceling -= 1
+            self._tell_canceled(request_id, outcome.state is JobState.CANCELED)
+            self.close_if_done()
+
+        self._canceling += 1
+        self.supervisor.watch(jobs[0], on_end)
         self.supervisor.end(jobs[0], Reason.CANCEL)
 
     def _tell_canceled(self, request_id: str, canceled: bool) -> None:
@@ -493,8 +499,8 @@ class StreamsConnection(Connection):
 
     @property
     def unanswered(self) -> int:
-        """How many requests have no answer yet, those that wait among them."""
-        return len(self._replies) + len(self._waiting)
+        """How many requests and cancels have no answer yet, those that wait among them."""
+        return super().unanswered + len(self._waiting)
 
     @property
     def in_hand(self) -> int:

@@ -8,8 +8,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
+
 from gen_worker.wire.channel import close_all
-from gen_worker.wire.fetching import Abort, CallPlatform, Destination, EndPlatform, FetchReport, PlatformAnswered
+from gen_worker.wire.fetching import (
+    Abort,
+    CallPlatform,
+    Destination,
+    EndPlatform,
+    FetchReport,
+    PlatformAnswered,
+    RenewToken,
+    TokenRenewed,
+    with_token,
+)
 from gen_worker.wire.messages import Call, Called
 from gen_worker_supervisor.fetching import FetcherProcess
 
@@ -30,6 +42,13 @@ class _UnderWay:
     losses: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Renewal:
+    order: RenewToken
+    then: Callable[[TokenRenewed], None]
+    losses: int = 0
+
+
 class PlatformCalls:
     """Every call that is under way."""
 
@@ -38,9 +57,12 @@ class PlatformCalls:
         self._fetcher = fetcher
         self._under_way: dict[int, _UnderWay] = {}
         self._asked: dict[int, Destination] = {}  # by the job's number, of the jobs that live
+        self._renewals: dict[int, _Renewal] = {}
         self._number = 0
         self.local = Destination("", "", "", 0)
         """Whose platform jobs ask that nobody sent from one."""
+        self.on_renewed: Callable[[Destination, str], None] = lambda destination, token: None
+        """Hears of each job that has a fresh token."""
 
     def call(self, call: Call, destination: Destination | None, descriptors: list[int], tell: Tell) -> None:
         """Have a job's call made and pass the answer to `tell`, once; takes the descriptors over."""
@@ -52,11 +74,22 @@ class PlatformCalls:
             tell(Called(call.job, call.token, error=text, failure="invalid"), [])
             return
         self._number += 1
-        whose = self.local if destination is None else destination
+        whose = self._of_local(call.job) if destination is None else destination
         order = CallPlatform(self._number, whose, call.arguments, not call.arguments, call.has_file)
         self._under_way[self._number] = under_way = _UnderWay(call, order, descriptors, tell)
         self._asked[call.job] = whose
         self._order(under_way)
+
+    def begins(self, job: int, destination: Destination) -> None:
+        """A job begins something at its platform without a call: what it does not finish is given up at its end."""
+        self._asked[job] = destination
+
+    def renew(self, destination: Destination, worker_token: str, then: Callable[[TokenRenewed], None]) -> None:
+        """Have a job's token exchanged for a fresh one, and pass what came of it to `then`, later, once."""
+        self._number += 1
+        order = RenewToken(self._number, destination, worker_token)
+        self._renewals[self._number] = _Renewal(order, then)
+        self._fetcher().send(order)
 
     def forget(self, job: int) -> None:
         """A job has ended: nobody reads what it asked for, and what it began is given up."""
@@ -74,9 +107,27 @@ class PlatformCalls:
         """Take what the fetcher says, as far as it answers a call; the descriptors stay the caller's."""
         if isinstance(report, PlatformAnswered):
             self._end(report, descriptors)
+        elif isinstance(report, TokenRenewed) and (renewal := self._renewals.pop(report.number, None)) is not None:
+            self._renewed(renewal, report)
+
+    def _renewed(self, renewal: _Renewal, report: TokenRenewed) -> None:
+        """Have what is under way begin with the fresh token where it begins again, and tell who asked for it."""
+        to = renewal.order.destination
+        if report.token:
+            for under_way in self._under_way.values():
+                under_way.order.destination = with_token(under_way.order.destination, to, report.token)
+            self.on_renewed(to, report.token)
+        renewal.then(report)
 
     def on_lost(self) -> None:
         """The fetcher has died: have the next one make the calls that it was at."""
+        for number, renewal in list(self._renewals.items()):
+            renewal.losses += 1
+            if renewal.losses < TRIES:
+                self._fetcher().send(renewal.order)
+            else:
+                error = f"{TRIES} fetchers died while they were at it"
+                self.on_report(TokenRenewed(number, error=error, retryable=True), [])
         for number, under_way in list(self._under_way.items()):
             under_way.losses += 1
             if under_way.losses < TRIES:
@@ -90,6 +141,11 @@ class PlatformCalls:
         for under_way in self._under_way.values():
             close_all(under_way.descriptors)
         self._under_way.clear()
+        self._renewals.clear()
+
+    def _of_local(self, job: int) -> Destination:
+        """Return the platform of a job that nobody sent from one; what it begins there is its own."""
+        return msgspec.structs.replace(self.local, request_id=f"{self.local.request_id or 'local'}-{job}")
 
     def _order(self, under_way: _UnderWay) -> None:
         try:

@@ -254,10 +254,10 @@ class ChildProcess:
         self._close_io()
         what = death(status, read_dump(self.crash_fd), self.child.job_thread, tuple(self.tail))
         self.close()
-        remove_abandoned()
         if problem:
             what = Death(f"protocol: {problem}", what.signal, what.exit_code, what.stack, what.printed)
         self._listener.on_death(self, what)
+        remove_abandoned()  # the last of all: whatever a disk makes of it, the death is known
 
     def wait_for_death(self, seconds: float) -> None:
         """Wait a little for a process that was killed, and take note of its death."""

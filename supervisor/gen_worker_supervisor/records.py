@@ -1,6 +1,7 @@
 """Keeps one line of each job that ended: what it waited for, what it took, how it ended.
 
-The loop only sets down what is known; a thread makes lines of that and writes them, some at a time.
+The loop makes records and lines of them, some at a time; a thread only writes. Whatever a thread computes it takes from
+the loop, which shares the interpreter with it.
 """
 
 import asyncio
@@ -10,122 +11,107 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
-from gen_worker.job_records import JobRecord, encode, folder_in
-from gen_worker.wire.messages import ErrorDetail
-from gen_worker_supervisor.ladder import Ending
+from gen_worker.job_records import JobRecord, encode_lines, folder_in
 from gen_worker_supervisor.log import Log
 from gen_worker_supervisor.log_files import LineFiles
 from gen_worker_supervisor.outcomes import body_length
 from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.rounds import Rounds
-from gen_worker_supervisor.state import Child, Job, Outcome, lane_of
+from gen_worker_supervisor.state import Job, Outcome
 
 EVERY_S = 0.25  # records are written so often at most
 WAITING = 20_000  # records that are not written yet; what comes beyond them is dropped and counted
-AT_ONCE = 64  # that are made ready before the loop gets its turn: a quarter of a millisecond
-TURN_S = 1e-4
-_NOTHING = (0.0, 0.0)  # was set up
+AT_ONCE = 64  # that are made lines of before the loop gets its turn
+AT_A_WRITE = 4  # times so many: a write lets the loop go on, and so it costs the loop to have the thread come back
 
 
-class Ended(msgspec.Struct, frozen=True):
-    """What is known of a job at its end, times as the fleet has them."""
-
-    at: float
-    request_id: str
-    attempt: int
-    function: str
-    outcome: str
-    child: Child | None
-    sharing: int  # jobs that had its device meanwhile, this among them; 0: it had none
-    loaded_at: float  # when its instance was set up there
-    load_s: float  # and how long that took
-    tenant: str
-    priority: int
-    link: str
-    detail: ErrorDetail | None
-    ending: Ending | None
-    deaths: int
-    submitted: float
-    started: float | None
-    run_s: float
-    peak_rss: int
-    peak_vram: int
-    in_bytes: int
-    out_bytes: int
-    items: int
-    trace: str = ""
-
-
-def ended(job: Job, outcome: Outcome, now: float) -> Ended:
-    """Return what is known of a job that has its answer."""
-    child = job.child
-    loaded_at, load_s = _NOTHING if child is None else child.set_up.get(job.instance, _NOTHING)
-    return Ended(
+def record_of(job: Job, outcome: Outcome, now: float) -> JobRecord:
+    """Return the record of a job that ends now, as the fleet's clock has it. Pure."""
+    child, ending, detail, submitted = job.child, job.ending, outcome.detail, job.submitted
+    run_s = outcome.run_s
+    if (started := job.started) is None:
+        started = now - run_s  # it was over before anybody looked, or never ran
+    elif not run_s:
+        run_s = now - started  # its child did not live to tell
+    function, device, load_s, device_s = job.function, None, 0.0, 0.0
+    if child is not None:
+        device = child.device.name
+        if (set_up := child.set_up.get(function.surveyed.instance)) is not None:
+            loaded_at, load_s = set_up
+            load_s = _whole(min(loaded_at, started) - max(submitted, loaded_at - load_s))
+        if run_s and function.lane == "device":
+            device_s = _whole((now - started) / outcome.together)
+    record = JobRecord(  # by position, as this is made for every job
         now,
         job.request_id,
-        job.attempt,
-        job.function.name,
+        function.surveyed.name,
         outcome.kind or "ok",
-        child,
-        outcome.together if lane_of(job.function) == "device" else 0,
-        loaded_at,
-        load_s,
+        job.attempt,
+        device,
         job.tenant,
         job.priority,
         job.client.link,
-        outcome.detail,
-        job.ending,
+        None if detail is None else detail.cause,
+        None if ending is None else ending.hang or None,
         job.deaths,
-        job.submitted,
-        job.started,
-        outcome.run_s,
-        outcome.peak_rss,
+        _whole(started - submitted),
+        load_s,
+        _whole(run_s),
+        device_s,
         outcome.peak_vram,
+        outcome.peak_rss,
         job.payload.length,
         body_length(outcome.body),
         outcome.yielded,
         "" if job.span is None else job.span.trace_id,
     )
-
-
-def record_of(told: Ended, epoch: float, hide: Callable[[str], str]) -> JobRecord:
-    """Return the record of a job; `epoch` is the time of day at which the fleet's clock was at 0. Pure."""
-    run_s = told.run_s or (0.0 if told.started is None else told.at - told.started)
-    started = told.started if told.started is not None else told.at - run_s
-    child, detail = told.child, told.detail
-    load_s = 0.0
-    if told.load_s:
-        load_s = max(0.0, min(told.loaded_at, started) - max(told.submitted, told.loaded_at - told.load_s))
-    record = JobRecord(
-        ts=round(epoch + told.at, 3),
-        request_id=hide(told.request_id),
-        function=told.function,
-        outcome=told.outcome,
-        attempt=told.attempt,
-        device=None if child is None else child.device.name,
-        tenant=hide(told.tenant) if told.tenant else "",
-        priority=told.priority,
-        link=told.link,
-        deaths=told.deaths,
-        queue_s=round(max(0.0, started - told.submitted), 6),
-        load_s=round(load_s, 6),
-        run_s=round(run_s, 6),
-        device_s=round((told.at - started) / told.sharing, 6) if told.sharing and child and run_s else 0.0,
-        peak_vram=told.peak_vram,
-        peak_rss=told.peak_rss,
-        in_bytes=told.in_bytes,
-        out_bytes=told.out_bytes,
-        items=told.items,
-        trace=told.trace,
-        hang=(told.ending.hang or None) if told.ending is not None else None,
-    )
     if detail is not None:
-        record.cause = None if detail.cause is None else hide(detail.cause)
         record.hang = detail.hang or record.hang
         record.postmortem = detail.postmortem
     return record
+
+
+def _whole(seconds: float) -> float:
+    """Return a duration in whole microseconds; what clocks that differ make less than nothing is nothing."""
+    return int(seconds * 1e6 + 0.5) / 1e6 if seconds > 0.0 else 0.0
+
+
+def hide_in(records: list[JobRecord], hide: Callable[[str], str]) -> None:
+    """Hide what callers and children named, in place; most have named nothing that `hide` changes."""
+    named = "\n".join([text for each in records for text in (each.request_id, each.tenant, each.cause or "")])
+    if hide(named) == named:
+        return
+    for each in records:
+        each.request_id, each.tenant = hide(each.request_id), hide(each.tenant)
+        each.cause = None if each.cause is None else hide(each.cause)
+
+
+class Lines:
+    """Lines of records that wait to be written, of no more than so many records. The loop adds, one thread takes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._added = 0  # records; the loop's
+        self._taken = 0  # the thread's
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, count: int, lines: bytes) -> None:
+        """Add the lines of so many records, for which there was room."""
+        self._added += count
+        self._waiting.append((count, lines))
+
+    def has_room(self) -> bool:
+        """Whether fewer records wait than may."""
+        return self._added - self._taken < self._limit
+
+    def take(self) -> bytes:
+        """Take lines for one write."""
+        taken = [self._waiting.popleft() for _ in range(min(AT_A_WRITE, len(self._waiting)))]
+        self._taken += sum(count for count, _ in taken)
+        return b"".join([lines for _, lines in taken])
 
 
 class Records:
@@ -139,37 +125,52 @@ class Records:
         self._log = log
         self._files = LineFiles(folder_in(run_dir), limit_bytes, boot_id, self._complain)
         self._rounds = Rounds("supervisor", "a record of jobs", loop, log)
-        self._waiting: deque[Ended] = deque()
+        self._records: list[JobRecord] = []
+        self._lines = Lines(WAITING)
         self._due = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._epoch = 0.0
         self._open = True
         self._thread = threading.Thread(target=self._work, name="gen-worker-jobs", daemon=True)
         self._thread.start()
 
-    def keep(self, told: Ended) -> None:
-        """Have a job's record written; never waits."""
-        if len(self._waiting) >= WAITING:
-            self._drop()
-            return
-        self._waiting.append(told)
+    def keep(self, record: JobRecord) -> None:
+        """Have the record of a job that ended just now written; never waits."""
         if self._timer is None and self._open:
+            self._epoch = time.time() - record.ts
             self._timer = self._loop.call_later(EVERY_S, self._wake)
+        records = self._records
+        record.ts = int((self._epoch + record.ts) * 1000) / 1000
+        records.append(record)
+        if len(records) >= AT_ONCE:
+            self._make_lines()
 
-    def _drop(self) -> None:
+    def _make_lines(self) -> None:
+        records, self._records = self._records, []
+        if not records:
+            return
+        if not self._lines.has_room():
+            self._drop(len(records))
+            return
+        hide_in(records, self._hide)
+        self._lines.add(len(records), encode_lines(records))
+
+    def _drop(self, count: int) -> None:
         if not self.dropped:
             text = f"{WAITING} records of jobs are not written yet: those of other jobs are left out, now and later"
             self._log.event("warning", "jobs", text)
-        self.dropped += 1
+        self.dropped += count
 
     def _wake(self) -> None:
         self._timer = None
+        self._make_lines()
         self._due.set()
 
     def _complain(self, text: str) -> None:
         self._log.event("warning", "jobs", text)
 
     def _work(self) -> None:
-        while self._open or self._waiting:
+        while self._open or self._lines:
             self._due.wait()
             self._due.clear()
             with self._rounds.one():
@@ -179,11 +180,8 @@ class Records:
         self._files.close()
 
     def _write(self) -> None:
-        epoch = time.time() - time.monotonic()
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-            self._files.write(b"".join(encode(record_of(told, epoch, self._hide)) + b"\n" for told in batch))
-            time.sleep(TURN_S)  # the loop's turn
+        while self._lines:
+            self._files.write(self._lines.take())
 
     def _hide(self, text: str) -> str:
         hidden = redacted(self._log.hide(text))
@@ -193,6 +191,7 @@ class Records:
         """Write what is left, for as long as that may take."""
         if self._timer is not None:
             self._timer.cancel()
+        self._make_lines()
         self._open = False
         self._due.set()
         self._thread.join(timeout_s)

@@ -100,11 +100,14 @@ class Function:
     gpus: int = 0  # that each device for its jobs has, where there are groups; 0: any that are enough
     clear: bool = False  # nothing stood against its jobs when that was last looked at, and nothing has changed since
     chosen: bool = False  # its models are those that a request named
+    fast: bool = False  # whether it pays to lease its jobs ahead
+    lane: Lane = field(init=False)  # its jobs run in
     own: SurveyedFunction = field(init=False)  # as its author bound it; `surveyed` may have other models
 
     def __post_init__(self) -> None:
         self.key = self.key or self.name
         self.own = self.surveyed
+        self.lane = self.surveyed.lane
 
     @property
     def name(self) -> str:
@@ -116,17 +119,13 @@ class Function:
         """How long a run takes, as far as is known."""
         return UNKNOWN_RUN_S if self.median_s is None else self.median_s
 
-    @property
-    def fast(self) -> bool:
-        """Whether it pays to lease its jobs ahead."""
-        return self.median_s is not None and self.median_s < FAST_RUN_S
-
     def ran(self, seconds: float) -> None:
         """Learn from a run that ended well."""
         self.runs.append(seconds)
         self.finished += 1
         if self.finished < 8 or self.finished % 16 == 0:
             self.median_s = statistics.median(self.runs)
+            self.fast = self.median_s < FAST_RUN_S
 
 
 @dataclass(slots=True, eq=False)
@@ -568,6 +567,7 @@ class Fleet:
             return False
         self.functions[name] = after = _variant(before, instance, slots, name)
         after.runs, after.finished, after.median_s = before.runs, before.finished, before.median_s
+        after.fast = before.fast
         self._supersede(before, self.named)
         for device in self.devices:
             pinned = self.pinned.pop(f"{name} @{device.name}", None)
@@ -667,9 +667,14 @@ class Fleet:
         if function.reserving is not None and function.reserving is not job:
             for child in (device.child for device in self.devices if device.child is not None):
                 if child.reserved is function.reserving and child.reserved.waiting:
-                    child.reserved = None
+                    self.unreserve(child)
             function.reserving = None
         return job
+
+    def unreserve(self, child: Child) -> None:
+        """Keep a child free for nobody any more: jobs for which there was no room may run there."""
+        child.reserved = None
+        self.changes += 1
 
     def dequeue(self, job: Job, *, served: float | None = None) -> None:
         """Take a job out of its function's queue, wherever it stands; `served`: when a child took it."""
@@ -715,11 +720,6 @@ def _variant(function: Function, instance: str, slots: list[Slot], key: str) -> 
     made = Function(msgspec.structs.replace(function.own, instance=instance, slots=slots), key=key)
     made.own, made.gpus = function.own, function.gpus
     return made
-
-
-def lane_of(function: Function) -> Lane:
-    """Return the lane a function's jobs run in."""
-    return function.surveyed.lane
 
 
 def unloaded(fleet: Fleet, child: Child) -> list[str]:

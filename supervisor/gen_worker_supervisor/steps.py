@@ -22,7 +22,6 @@ from gen_worker_supervisor.state import (
     Outcome,
     drained_away,
     holds,
-    lane_of,
     unheld,
 )
 from gen_worker_supervisor.verdicts import SETUP_FAILED, Verdict
@@ -51,7 +50,7 @@ def end_job(fleet: Fleet, job: Job, outcome: Outcome, child: Child | None = None
     if job.alone:
         for device in fleet.devices:
             if device.child is not None and device.child.reserved is job:
-                device.child.reserved = None
+                fleet.unreserve(device.child)
     return Answer(job, outcome, child)
 
 
@@ -130,7 +129,7 @@ def got_on(job: Job, now: float) -> None:
 def leave_child(child: Child, job: Job) -> None:
     """Free what a job held in its child."""
     if child.leased.pop(job.number, None) is not None:
-        child.used[lane_of(job.function)] -= 1
+        child.used[job.function.lane] -= 1
     if child.reserved is job:
         child.reserved = None
     child.settle_phase()

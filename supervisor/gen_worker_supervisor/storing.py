@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from gen_worker.outputs import safe_ref
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.fetching import Destination, Uploaded, UploadFailed
@@ -56,6 +58,8 @@ class Storing:
                 del self._waiting[order.job]
             answer(saved(order, report))
 
+        if order.repo:
+            destination = msgspec.structs.replace(destination, repo=order.repo, opening=order.opening)
         number = self._uploads.upload(destination, ref, fd, order.length, "", ended, create=order.create)
         self._waiting.setdefault(order.job, {})[number] = _Waiting(order, answer)
 

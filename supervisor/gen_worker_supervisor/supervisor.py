@@ -74,7 +74,7 @@ from gen_worker_supervisor.actions import (
     Tell,
 )
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
-from gen_worker_supervisor.decide import decide
+from gen_worker_supervisor.decide import changes_nothing, decide
 from gen_worker_supervisor.drains import at_work
 from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.happenings import (
@@ -109,7 +109,8 @@ from gen_worker_supervisor.postmortems import Graveyard
 from gen_worker_supervisor.process import ChildProcess
 from gen_worker_supervisor.pulse import Pulse
 from gen_worker_supervisor.reaper import Reaper
-from gen_worker_supervisor.records import Records, ended
+from gen_worker_supervisor.records import Records, record_of
+from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.reports import MOST_SECONDS
 from gen_worker_supervisor.saving import Saver
 from gen_worker_supervisor.spans import Spans
@@ -143,6 +144,7 @@ def _failure(what: str, error: Exception, *, expected: bool) -> tuple[str, tuple
     return f"{what} failed, which is a fault of gen-worker: {type(error).__name__}: {error}", tuple(stack)
 
 
+_NOTHING_EARLIER: tuple[EarlierRun | None, list[int]] = (None, [])
 _RUNS_AGAIN = msgspec.json.encode(
     {"message": "its child died while it ran: it runs once more, alone in a child", "level": "warning"}
 )
@@ -169,8 +171,47 @@ class _Answered:
 ANSWERED = _Answered()
 
 
+def _nobody(*told: object) -> None:
+    """Is told what nobody wants to know."""
+
+
 class Supervisor:
     """A fleet and everything that touches the world for it."""
+
+    # Set by whoever has what it takes, or wants it done.
+
+    inputs: Inputs | None = None
+    """Fetches the files that payloads name by URLs."""
+
+    storing: Storing | None = None
+    """Has files stored where jobs from elsewhere want them."""
+
+    platform: PlatformCalls | None = None
+    """Has what producers ask of their platform asked."""
+
+    producing: Producing | None = None
+    """What the contexts of producers are given that nobody sent from a platform."""
+
+    graveyard: Graveyard | None = None
+    """Keeps what is known of children's deaths."""
+
+    spans: Spans | None = None
+    """Has spans of jobs sent to a collector; a job begins a trace then where its caller has none."""
+
+    records: Records | None = None
+    """Keeps what is known of jobs that ended."""
+
+    on_code: Callable[[int, bool], None]
+    """Told what became of a change of the author's code."""
+
+    look_at_gpus: Callable[[], None]
+    """Has the driver asked at once what is in use."""
+
+    on_stacked: Callable[[ChildProcess, Stacked], None]
+    """Is told where a child's threads are."""
+
+    on_took: Callable[[Job, int], None]
+    """Is told how many of its peer's messages a realtime job took."""
 
     def __init__(
         self,
@@ -202,25 +243,6 @@ class Supervisor:
         self.models.secured = partial(pinned_keys, fleet)
         self.oom_kills = OomKills()
         self.tally = Tally()
-        self.inputs: Inputs | None = None
-        self.storing: Storing | None = None
-        """Fetches the files that payloads name by URLs; set by whoever has a fetcher for it."""
-
-        self.platform: PlatformCalls | None = None
-        """Has what producers ask of their platform asked; set by whoever has a fetcher for it."""
-
-        self.producing: Producing | None = None
-        """What the contexts of producers are given that nobody sent from a platform."""
-
-        self.graveyard: Graveyard | None = None
-        """Keeps what is known of children's deaths; set by whoever wants that kept."""
-
-        self.spans: Spans | None = None
-        """Has spans of jobs sent to a collector; a job begins a trace then where its caller has none."""
-
-        self.records: Records | None = None
-        """Keeps what is known of jobs that ended; set by whoever wants that kept."""
-
         self._reaper = reaper
         self._nursery = Nursery(loop, reaper, log, environment, survey.preload, use_zygote=use_zygote)
         self._processes: dict[int, ChildProcess] = {}
@@ -230,29 +252,16 @@ class Supervisor:
         self._timer_at = float("inf")
         self._recent: dict[int, str] = {}
         self._performers = self._how_to_perform()
-        self.on_code: Callable[[int, bool], None] = lambda number, taken: None
-        """Told what became of a change of the author's code; set by whoever watches it."""
-
+        self.on_code = self.look_at_gpus = self.on_stacked = self.on_took = _nobody
         self._ears: dict[type, Callable[[ChildProcess, Any], None]] = {
             Stacked: lambda process, message: self.on_stacked(process, message),
             Need: lambda process, message: self._grant(process, message.size),
             Release: lambda process, message: process.inputs.released(message.index),
             Took: self._took,
         }  # what changes nothing of the fleet
-        self.look_at_gpus: Callable[[], None] = lambda: None
-        """Has the driver asked at once what is in use; set by whoever watches the GPUs."""
-
-        self.on_stacked: Callable[[ChildProcess, Stacked], None] = lambda process, message: None
-        """Is told where a child's threads are; set by whoever asks children for that."""
-
-        self.on_took: Callable[[Job, int], None] = lambda job, messages: None
-        """Is told how many of its peer's messages a realtime job took; set by whoever has realtime jobs."""
-
         self._left: list[tuple[str, str]] = []
-        self._restarts: list[tuple[Device, Child | None, Callable[[int | None, str], None]]] = []
-        self._drains: list[tuple[list[Device], Callable[[], None]]] = []
         self._watchers: dict[int, list[Callable[[Outcome], None]]] = {}
-        self._waiting: list[Callable[[], bool]] = []
+        self._waiting: list[Callable[[], bool]] = []  # says whether what somebody waits for is over
 
     def _how_to_perform(self) -> dict[type, Callable[[Any], None]]:
         """Return what performs each kind of action."""
@@ -299,15 +308,16 @@ class Supervisor:
                         perform[type(action)](action)
                     except Exception as error:  # noqa: BLE001 - as above
                         self._go_on_without(action, error)
-            for action in decide(self.fleet, now):
+            idle = len(happenings) == 1 and changes_nothing(self.fleet, happenings[0])
+            for action in () if idle else decide(self.fleet, now):
                 try:
                     perform[type(action)](action)
                 except Exception as error:  # noqa: BLE001 - as above
                     self._go_on_without(action, error)
         finally:
             self._busy = False
-        if self._restarts or self._drains or self._waiting:
-            self._tell_who_waits()
+        if self._waiting:
+            self._loop.call_soon(self._look)
         if self._later:
             later, self._later = self._later, []
             self.handle(*later)
@@ -482,41 +492,33 @@ class Supervisor:
 
     def restart(self, device: Device, then: Callable[[int | None, str], None], *, at_once: bool = False) -> None:
         """Have a device's child replaced; call back with the next one's pid, or None and why there is none."""
-        self._restarts.append((device, device.child, then))
+        self._waiting.append(partial(self._told_of_next, device, device.child, then))
         self.handle(RestartAsked(device, at_once))
 
-    def _tell_who_waits(self) -> None:
-        self._tell_restarts()
-        self._tell_drains()
-        self._loop.call_soon(self._look)
-
-    def _tell_restarts(self) -> None:
-        """Call back whoever waits for a child that has come, or cannot come."""
-        waiting, self._restarts = self._restarts, []
-        for device, before, then in waiting:
-            child = device.child
-            if child is not before and child is not None and child.ready:
-                self._loop.call_soon(then, child.pid, "")
-            elif device.lost or self.fleet.draining:
-                self._loop.call_soon(then, None, device.given_up or device.reason or "the supervisor is shutting down")
-            elif child is before and child is not None and child.serving and device.coming is None:
-                self._loop.call_soon(then, None, "the next child could not be made ready: the one before it serves on")
-            else:
-                self._restarts.append((device, before, then))
+    def _told_of_next(self, device: Device, before: Child | None, then: Callable[[int | None, str], None]) -> bool:
+        """Call back whoever waits for a child that has come, or cannot come; say whether that is so."""
+        child = device.child
+        if child is not before and child is not None and child.ready:
+            self._loop.call_soon(then, child.pid, "")
+        elif device.lost or self.fleet.draining:
+            self._loop.call_soon(then, None, device.given_up or device.reason or "the supervisor is shutting down")
+        elif child is before and child is not None and child.serving and device.coming is None:
+            self._loop.call_soon(then, None, "the next child could not be made ready: the one before it serves on")
+        else:
+            return False
+        return True
 
     def drain_devices(self, devices: list[Device], then: Callable[[], None], *, undo: bool = False) -> None:
         """Give devices no more jobs, or jobs again; call back once none runs there, or that was undone."""
-        self._drains.append((devices, then))
+        self._waiting.append(partial(self._told_of_rest, devices, then))
         self.handle(*(DeviceDrainAsked(device, undo) for device in devices))
 
-    def _tell_drains(self) -> None:
-        """Call back whoever waits for drained devices on which nothing runs any more."""
-        waiting, self._drains = self._drains, []
-        for devices, then in waiting:
-            if any(device.drained and at_work(device) for device in devices):
-                self._drains.append((devices, then))
-            else:
-                self._loop.call_soon(then)
+    def _told_of_rest(self, devices: list[Device], then: Callable[[], None]) -> bool:
+        """Call back whoever waits for drained devices on which nothing runs any more; say whether that is so."""
+        if any(device.drained and at_work(device) for device in devices):
+            return False
+        self._loop.call_soon(then)
+        return True
 
     def look(self, over: Callable[[], bool]) -> None:
         """Call `over` now, and after whatever happens until it returns that what somebody waits for is over."""
@@ -582,7 +584,9 @@ class Supervisor:
                 return
             descriptors = (fd,)
         left = None if job.deadline is None else job.deadline - time.monotonic()
-        earlier, tables = packed(job.earlier, names_models=bool(job.function.own.injections))
+        earlier, tables = _NOTHING_EARLIER
+        if job.earlier is not None:
+            earlier, tables = packed(job.earlier, names_models=bool(job.function.own.injections))
         instance = job.instance
         order = SubmitFrame(
             job.number,
@@ -622,14 +626,17 @@ class Supervisor:
         job, outcome, child = action.job, action.outcome, action.child
         body = b"" if child is None else self._lend(child, outcome.body)
         now = time.monotonic()
-        self.tally.ended(job, outcome, now)
-        if self.records is not None:
-            self.records.keep(ended(job, outcome, now))
-        if self.spans is not None:
-            self.spans.keep(job, outcome, now)
         if outcome.kind is not None:
+            if outcome.detail is not None and outcome.detail.stderr:  # whoever asked is not whose secrets these are
+                outcome.detail.stderr = [redacted(self.log.hide_cut(line)) for line in outcome.detail.stderr]
             self._note_failure(job, outcome)
         job.client.answer(job, outcome, body)
+        record = record_of(job, outcome, now)  # after the answer, which somebody waits for
+        self.tally.ended(record)
+        if self.records is not None:
+            self.records.keep(record)
+        if self.spans is not None:
+            self.spans.keep(job, outcome, now)
         job.client = ANSWERED  # they know each other: else only the cycle collector would free them
         job.payload.close()
         if job.inputs is not None and self.inputs is not None:
@@ -733,6 +740,9 @@ class Supervisor:
         child = process.child
         happenings: list[Happening] = []
         for at, (message, descriptors) in enumerate(frames):
+            if type(message) is Done and type(message.body) is bytes and not descriptors:  # what most frames are
+                happenings.append(Reported(child, message))
+                continue
             if type(message) is Done or type(message) is Item:
                 if isinstance(message.body, Region) and not process.outputs.lend(message.body):
                     happenings.append(Misbehaved(child, "an output in a region it does not hold"))
@@ -812,6 +822,8 @@ class Supervisor:
             close_all(descriptors)
             tell(Saved(order.job, order.token, error="no file can be stored from here", failure="transfer"))
         else:
+            if order.repo and self.platform is not None:
+                self.platform.begins(order.job, job.destination)
             self.storing.save(order, job.destination, descriptors, tell)
 
     def _call(self, process: ChildProcess, order: Call, descriptors: list[int]) -> None:

@@ -6,8 +6,8 @@ endpoint has functions.
 
 from bisect import bisect_left
 
+from gen_worker.job_records import JobRecord
 from gen_worker.wire.status import HistogramStatus
-from gen_worker_supervisor.state import Job, Outcome
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """The seconds up to which each bucket of a histogram counts."""
@@ -50,29 +50,19 @@ class Tally:
         self.functions: dict[str, FunctionTally] = {}
         self.loads: dict[str, Histogram] = {}
 
-    def ended(self, job: Job, outcome: Outcome, now: float) -> None:
+    def ended(self, record: JobRecord) -> None:
         """Count a job that has its answer; one that never ran has no times."""
-        name = job.function.surveyed.name
-        found = self.functions.get(name)
+        found = self.functions.get(record.function)
         if found is None:
-            found = self.functions[name] = FunctionTally()
-        how, ended = outcome.kind or "ok", found.ended
+            found = self.functions[record.function] = FunctionTally()
+        how, ended = record.outcome, found.ended
         ended[how] = ended.get(how, 0) + 1
-        run_s, started = outcome.run_s, job.started
-        if started is None:
-            if not run_s:
-                return
-            started = now - run_s  # it was over before anybody looked
-        elif not run_s:
-            run_s = now - started  # its child did not live to tell
-        run, wait = found.run, found.wait
-        run.counts[bisect_left(BOUNDS, run_s)] += 1  # `add`, written out: it would be half of what this costs
-        run.sum_s += run_s
-        wait_s = started - job.submitted
-        if wait_s < 0.0:
-            wait_s = 0.0
-        wait.counts[bisect_left(BOUNDS, wait_s)] += 1
-        wait.sum_s += wait_s
+        if run_s := record.run_s:
+            run, wait, wait_s = found.run, found.wait, record.queue_s
+            run.counts[bisect_left(BOUNDS, run_s)] += 1  # `add`, written out: it would be half of what this costs
+            run.sum_s += run_s
+            wait.counts[bisect_left(BOUNDS, wait_s)] += 1
+            wait.sum_s += wait_s
 
     def loaded(self, source: str, seconds: float) -> None:
         """Count models that a child has loaded: from the host's `ram`, or from its `disk`."""

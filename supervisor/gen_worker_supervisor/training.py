@@ -20,7 +20,7 @@ from gen_worker.environment import secret_values
 from gen_worker.models.refs import RefError, parse_ref
 from gen_worker.models.wanted import Slot
 from gen_worker.settings import Settings
-from gen_worker.trainer.checkpoints import FINAL, link_checkpoint, steps_in
+from gen_worker.trainer.checkpoints import FINAL, final_named, link_checkpoint, steps_in
 from gen_worker.trainer.events import EventFile, last_event
 from gen_worker.trainer.handover import TrainerSubprocessContractV1, write_subprocess_contract
 from gen_worker.trainer.spec import SpecError, TrainingSpec, asks_to_cancel, read_spec
@@ -37,7 +37,7 @@ from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.log import Look, stderr_look
 from gen_worker_supervisor.start import StartError
 from gen_worker_supervisor.state import Device, Job, Outcome
-from gen_worker_supervisor.training_rules import Again, Ended, Record, Status, judge
+from gen_worker_supervisor.training_rules import Again, Ended, Record, Status, hint, judge
 
 MODULE, FUNCTION = "gen_worker.trainer.job", "train"
 INSTANCE = f"{MODULE}:{FUNCTION}"
@@ -45,12 +45,14 @@ MODEL_SLOT = "base_model"
 FOLDERS = ("checkpoints", "samples", "metrics")
 BEFORE = ".before"  # what a folder of the training before this one is called
 JOB = "job.json"
+CANCEL = ".cancel"  # is there while the training is asked to end
 RESUMED = "resumed"  # where the checkpoint is that a training began with, if it was in the folder
 RESUME_HINT = "what a training leaves in this folder is in `checkpoints.before` once another one has begun"
 COMPLETED, FAILED, CANCELED, TERMINATED = 0, 1, 130, 143
 LOOK_S = 1.0  # how soon a cancel file is seen where the child does not see it
 POST_S = 30.0  # what the last post may take
 ONE_SIGNAL_S = 0.2  # a terminal or `timeout` may signal the process and its group: that is one wish
+ASKED_S = 20.0  # what a training that is asked to end may take to store where it is; as a job that ends it may not
 DRAIN_S = 5.0  # what the child may take to leave
 
 
@@ -213,8 +215,9 @@ class _Folder:
 
     def _with_checkpoint_at_hand(self, spec: TrainingSpec) -> TrainingSpec:
         """Link the files of the checkpoint that a training goes on from, if they are here, where nothing moves them."""
-        named = Path(spec.resume_checkpoint_path).absolute()
-        if not spec.resume_checkpoint_path or not named.is_relative_to(self._path.absolute()):
+        told = spec.resume_checkpoint_path or spec.inputs.resume_checkpoint_ref
+        named = Path(told).absolute()
+        if not told or "://" in told or not named.is_relative_to(self._path.absolute()):
             return spec
         try:
             kept = link_checkpoint(named, self._path / RESUMED)
@@ -225,6 +228,14 @@ class _Folder:
 
     def hand_over(self, spec: TrainingSpec) -> Path:
         """Write down what the child is to know; return where."""
+        try:
+            return self._hand_over(spec)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            hint = "make room there, or set `GEN_WORKER_TRAINING_DIR` to another folder"
+            raise StartError(f"the training cannot keep its files in `{self._path}`: {reason}", hint) from None
+
+    def _hand_over(self, spec: TrainingSpec) -> Path:
         job = self._path / JOB
         part = self._path / f".{JOB}.part"
         part.write_bytes(spec.written())
@@ -299,6 +310,9 @@ class _Service:
         self._forced: asyncio.Future[None] = self._loop.create_future()
         self._signaled_at = -1.0
         self._cancel_look: asyncio.TimerHandle | None = None
+        self._cancel_mark = contract.parent / CANCEL
+        self._cancel_mark.unlink(missing_ok=True)
+        self._cancel_due: asyncio.TimerHandle | None = None
         self._ends_at = None if spec.max_runtime_seconds is None else self._loop.time() + spec.max_runtime_seconds
         self._end = _End()
 
@@ -362,7 +376,7 @@ class _Service:
             timeout_s=left,
             reruns=False,
             destination=self._destination,
-            producing=Producing(job_id=self._spec.job_id, destination_repo=self._spec.destination_repo),
+            producing=Producing(job_id=self._spec.work_id),
         )
         if self._canceled_by is not None:
             self._supervisor.end(self._job, Reason.CANCEL)
@@ -383,6 +397,7 @@ class _Service:
             "contract_path": str(self._contract),
             "resume": resume,
             "stores_files": self._stores_files,
+            "cancel_path": str(self._cancel_mark),
             "dataset_files": [_asset(ref) for ref in inputs.dataset_parquet_refs],
             "resume_file": _asset(inputs.resume_checkpoint_ref) if inputs.resume_checkpoint_ref else None,
         }
@@ -390,6 +405,9 @@ class _Service:
     def _latest(self) -> int:
         if (self._checkpoints / FINAL).exists():
             return self._spec.max_steps + 1
+        return self._latest_step()
+
+    def _latest_step(self) -> int:
         return next((step for step, _ in steps_in(self._checkpoints)), -1)
 
     # --- who wants it to end ---
@@ -415,19 +433,26 @@ class _Service:
         if self._canceled_by is None:
             self._canceled_by = code
             self._log.say(reason)
-            if self._job is not None:
-                self._supervisor.end(self._job, Reason.CANCEL)
+            if self._destination is None:
+                self._end_job()
+            else:
+                self._cancel_mark.touch()
+                self._cancel_due = self._loop.call_later(ASKED_S, self._end_job)
+
+    def _end_job(self) -> None:
+        if self._job is not None:
+            self._supervisor.end(self._job, Reason.CANCEL)
 
     # --- its end ---
 
     def _report(self, ended: Ended) -> TrainingReport:
         code = {"completed": COMPLETED, "failed": FAILED}.get(ended.status, self._canceled_by or CANCELED)
         end = self._end
-        latest = next((step for step, _ in steps_in(self._checkpoints)), 0)
+        latest = max(0, self._latest_step())
         return TrainingReport(
             status=ended.status,
             step=end.step if ended.status == "completed" else latest,
-            final_checkpoint=end.final_checkpoint,
+            final_checkpoint=end.final_checkpoint or final_named(self._checkpoints),
             final_checkpoint_ref=end.final_checkpoint_ref,
             final_checkpoint_sha256=end.final_checkpoint_sha256,
             error=self._log.hide(ended.error),
@@ -442,13 +467,18 @@ class _Service:
         if report.status == "canceled":
             self._log.say(f"training canceled, its latest checkpoint is after step {report.step}: {report.error}")
         else:
-            self._log.event("error", "training", f"failed: {report.error}")
+            told = (f"training failed: {report.error}", *self._hint(report))
+            self._log.say("\n".join(told), "error")
         try:
             if last_event(self._events) not in ("failed", "completed"):
                 EventFile(self._events, self._spec.request_id).write("failed", step=report.step, error=report.error)
         except OSError as error:
             text = f"`{self._events}` cannot be written: {(error.strerror or str(error)).lower()}"
             self._log.event("warning", "training", text)
+
+    def _hint(self, report: TrainingReport) -> tuple[str, ...]:
+        text = hint(report.error, self._latest_step(), report.final_checkpoint or "")
+        return (f"hint: {text}",) if text else ()
 
     async def _post(self, report: TrainingReport) -> None:
         """Tell the platform how it ended."""
@@ -480,8 +510,10 @@ class _Service:
 
     def close(self) -> None:
         """Remove every trace but the training's files."""
-        if self._cancel_look is not None:
-            self._cancel_look.cancel()
+        for timer in (self._cancel_look, self._cancel_due):
+            if timer is not None:
+                timer.cancel()
+        self._cancel_mark.unlink(missing_ok=True)
         self._host.close()
 
 
@@ -505,7 +537,7 @@ def _destination(spec: TrainingSpec, settings: Settings) -> Destination | None:
         spec.request_id,
         1,
         owner=spec.owner,
-        job_id=spec.job_id,
+        job_id=spec.work_id,
         targets=spec.posted_to,
     )
 

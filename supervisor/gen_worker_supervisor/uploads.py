@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gen_worker.wire.channel import close_all
-from gen_worker.wire.fetching import Abort, Destination, FetchReport, Upload, Uploaded, UploadFailed
+from gen_worker.wire.fetching import Abort, Destination, FetchReport, Upload, Uploaded, UploadFailed, with_token
 from gen_worker_supervisor.fetching import FetcherProcess
 
 TRIES = 3  # fetchers that may die of one upload
@@ -65,6 +65,11 @@ class Uploads:
         if under_way is not None and not under_way.aborted:
             under_way.aborted = True
             self._fetcher().send(Abort(number, "upload"))
+
+    def renewed(self, destination: Destination, token: str) -> None:
+        """A job has a fresh token: whoever takes over what is under way of it shows that."""
+        for under_way in self._under_way.values():
+            under_way.order.destination = with_token(under_way.order.destination, destination, token)
 
     def on_report(self, report: FetchReport) -> None:
         """Take what the fetcher says, as far as it is the end of an upload."""

@@ -21,11 +21,15 @@ from gen_worker_supervisor import start
 from gen_worker_supervisor.actions import Note
 from gen_worker_supervisor.earlier_link.dialing import Patience
 from gen_worker_supervisor.earlier_link.registration import host_of
+from gen_worker_supervisor.earlier_link.required import described_models
 from gen_worker_supervisor.earlier_link.stream import EarlierLink
 from gen_worker_supervisor.earlier_link.worker import EarlierWorker
 from gen_worker_supervisor.host import Host, HostPlan
+from gen_worker_supervisor.link.config import LinkConfig
+from gen_worker_supervisor.link.redialing import LinkFatalError
+from gen_worker_supervisor.link.renewals import Renewals
 from gen_worker_supervisor.link.resources import resources
-from gen_worker_supervisor.link.stream import Link, LinkConfig, LinkFatalError
+from gen_worker_supervisor.link.stream import Link
 from gen_worker_supervisor.link.worker import Worker
 from gen_worker_supervisor.log import stderr_look
 
@@ -147,13 +151,25 @@ class _Service:
             on_drain=self._drain,
         )
         link = Link(config, worker, self._log, self._loop)
+        worker.jobs.renewals = Renewals(
+            self._host.platform.renew,
+            worker_token=lambda: str(link.token),
+            warn=lambda text: self._log.event("warning", "link", text),
+        )
         return worker, link, lambda: worker.start(link.send)
 
     def _to_earlier(self, plan: HostPlan, options: WorkOptions, config: LinkConfig) -> _Uplink:
         has_gpus = any(device.kind == "cuda" for device in plan.owned)
         host = host_of(plan.settings, options.worker_id, has_gpus=has_gpus)
         free = self._host.gpu_watch.free_total
-        worker = EarlierWorker(self._supervisor, self._host.inputs, plan.settings, host, free_vram_bytes=free)
+        worker = EarlierWorker(
+            self._supervisor,
+            self._host.inputs,
+            plan.settings,
+            host,
+            free_vram_bytes=free,
+            described=described_models(plan.environment),
+        )
         link = EarlierLink(config, Patience.of(plan.settings), worker, self._log, self._loop)
         return worker, link, lambda: worker.start(link.send)
 

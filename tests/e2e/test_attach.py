@@ -82,7 +82,7 @@ def test_attach_shows_events_as_run_does(server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["--method", "gret"], 2, "error: no function `gret` here\nhint: did you mean `greet`?\n"),
+        (["--method", "gret"], 2, "error: no function `gret` here\nhint: did you mean `greet`? available: "),
         ([], 2, "error: which function? 11 match: "),
         (["--method", "refuse"], 2, "error: say please\n"),
         (["--method", "greet", "txet=1"], 2, "error: no field `txet`; the fields are `text`, `times`\n"),

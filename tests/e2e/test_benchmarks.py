@@ -65,6 +65,8 @@ FIGURES = {
     "cli": {
         "`import gen_worker`",
         "`import gen_worker`, added",
+        "`from gen_worker import *`",
+        "`from gen_worker import *`, added",
         "`gen-worker --help`",
         "`gen-worker run`",
         "`gen-worker invoke`",
@@ -93,6 +95,7 @@ FIGURES = {
         "the loop is late, at most",
         "from the order to the lease",
     },
+    "training": {"a step, CPU", "a step that does nothing, CPU", "a checkpoint of 12 MB"},
     "loading": {
         "cold from the disk",
         "from the host's memory",

@@ -164,7 +164,7 @@ def test_either_spelling_of_a_function_is_known(server: Server, sidecar: Path) -
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["eko-it", "a"], "error: no function `eko-it`\nhint: did you mean `echo-it`?\n"),
+        (["eko-it", "a"], "error: no function `eko-it`\nhint: did you mean `echo-it`? available: `echo-it`\n"),
         (["zzz", "a"], "error: no function `zzz`\nhint: available: `echo-it`\n"),
         (["echo-it", "txet=a"], "error: no field `txet`; the fields are `text`, `steps`\nhint: did you mean `text`?\n"),
         (["echo-it", "a", "b"], "error: two values without a field name: `a` and `b`\n"),

@@ -101,7 +101,7 @@ def test_the_version_is_the_packages() -> None:
         *(
             (
                 ["serve", "--vram-budget", value],
-                f"error: `--vram-budget` takes a number of GB above 0, not `{value}`\nhint: as 24 or 0.5\n",
+                f"error: `--vram-budget` takes a number of GB, more than 0, not `{value}`\nhint: as 24 or 0.5\n",
             )
             for value in ("4GB", "0", "nan")
         ),

@@ -129,6 +129,19 @@ def test_a_thread_that_the_author_left_running_does_not_keep_discover(root: Path
     assert discover(cwd=root).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("stdout", "told"),
+    [
+        (">/dev/full", "error: the manifest cannot be written: no space left on device\n"),
+        (">&-", "error: the manifest cannot be written: stdout is closed\n"),
+    ],
+)
+def test_a_manifest_that_cannot_be_written_is_an_error_in_a_sentence(root: Path, stdout: str, told: str) -> None:
+    line = f"{sys.executable} -m gen_worker.discover {stdout}"
+    done = subprocess.run(["sh", "-c", line], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_a_project_without_endpoints_is_a_warning(root: Path) -> None:
     (root / "src" / "mine" / "main.py").write_text("")
     done = discover(cwd=root)
@@ -221,12 +234,6 @@ def test_every_public_name_imports_and_loads_nothing_heavy(tmp_path: Path) -> No
     assert "gen_worker.api.context" in loaded
     assert not loaded & HEAVY
     assert not loaded & {"gen_worker.conversion", "gen_worker.clone"}
-
-
-def test_importing_everything_costs_less_than_60_ms(tmp_path: Path) -> None:
-    script = f"import time\nstart = time.process_time()\n{USE_ALL}print(time.process_time() - start)"
-    seconds = [float(python("-c", script, cwd=tmp_path).stdout) for _ in range(5)]
-    assert min(seconds) < 0.060
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ class Reader:
         self._stack = stack
         self._server = stack.enter_context(ExitStack())
         binaries = Path(sys.executable).parent
-        self._environment = os.environ | {
+        told = "PYTEST_ADDOPTS"  # says what a run of tests prints
+        inherited = {name: value for name, value in os.environ.items() if name != told}
+        self._environment = inherited | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "GEN_WORKER_RUN_DIR": str(folder / "run"),
             "TENSORHUB_CACHE_DIR": str(folder / "models"),

@@ -112,10 +112,12 @@ def test_loopback_is_refused_with_the_setting_that_allows_it(tmp_path: Path, sit
     assert site.origin.requests == []
 
 
-def test_ctrl_c_ends_the_download(tmp_path: Path, temporary: Path, site: Site) -> None:
+def test_a_download_that_takes_long_is_told_of_and_ctrl_c_ends_it(tmp_path: Path, temporary: Path, site: Site) -> None:
     site.plan(Stall(1, 60.0))
     process = run(tmp_path, *look(site))
     until(lambda: site.origin.requests, what="the download")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "fetching the payload's files from `127.0.0.1`\n"
     process.send_signal(signal.SIGINT)
     code, _, err = ended(process)
     assert code == 130, err

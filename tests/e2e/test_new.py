@@ -62,6 +62,7 @@ def test_the_dockerfile_of_a_made_project_is_the_one_of_every_endpoint() -> None
         ("My_Endpoint", "call it `my-endpoint`"),
         ("json", "as `json-endpoint`"),
         ("class", "as `class-endpoint`"),
+        ("msgspec", "as `msgspec-endpoint`"),
         ("gen-worker", "as `gen-worker-endpoint`"),
         ("2d", "begin with a letter"),
         ("---", "as `my-endpoint`"),

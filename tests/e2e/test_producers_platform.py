@@ -4,6 +4,7 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,11 @@ def test_what_a_job_publishes_another_runs_on(tmp_path: Path) -> None:
         digest = json.loads(running.ask("/api/v1/repos/acme/tiny/resolve")[1])["digest"]
         assert digest == told_digest(done.stdout), "what `run` published is what a job made of it"
 
+        done = run("--method", "gather", "--allow-publish", "text=rows of this machine", cwd=converter, **hub)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["value"]["told"] == {**made, "existed": True}
+        assert running.run("train")["told"]["rows"] == "rows of this machine"
+
         status, body = running.ask("/v1/run/convert", {"source": {"ref": ""}})
         assert status == 400, body
         assert json.loads(body)["error"]["message"] == "`source.ref` is empty: name what to start from"
@@ -180,3 +186,89 @@ def test_a_child_that_dies_while_it_publishes_leaves_no_half_revision(tmp_path: 
 
         until(given_up, 10, what="the commits to be given up")
         assert running.run("note") == {}
+
+
+KEEPING = """
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gen_worker import ConversionContext, endpoint
+from gen_worker.api.types import DestinationRepo
+
+
+class Job(msgspec.Struct):
+    destination: DestinationRepo
+    gate: str
+    publishes: bool = True
+
+
+class Told(msgspec.Struct):
+    told: dict[str, Any]
+
+
+@endpoint(kind="conversion")
+def convert(ctx: ConversionContext, payload: Job) -> Told:
+    large = ctx.mktemp() / "large.bin"
+    with large.open("wb") as file:
+        for number in range(66):
+            file.write(number.to_bytes(1, "big") * (1 << 20))
+    saved = [ctx.save_checkpoint("large.bin", large), ctx.save_checkpoint_bytes("words.txt", b"so much depends")]
+    while not Path(payload.gate).exists():
+        ctx.raise_if_cancelled()
+        time.sleep(0.02)
+    told = ctx.publish_repo_revision(artifact_refs=saved) if payload.publishes else {}
+    return Told({**told, "digests": [each.blob_digest for each in saved]})
+"""
+
+
+def opened(folder: Path) -> dict[str, str]:
+    """Return the revisions that are stored into, and the repositories that they are of."""
+    with closing(sqlite3.connect(folder / "state" / "repositories.sqlite")) as database:
+        return dict(database.execute("SELECT id, repo FROM revisions WHERE id LIKE 'rev-%'").fetchall())
+
+
+def stored(folder: Path, holder: str) -> dict[str, str]:
+    """Return what is kept for somebody, by name."""
+    with closing(sqlite3.connect(folder / "state" / "files" / "files.sqlite")) as database:
+        asked = "SELECT name, blake3 FROM files WHERE request_id = ?"
+        return dict(database.execute(asked, (holder,)).fetchall())
+
+
+@pytest.mark.timeout(120)
+def test_what_a_conversion_saves_lies_in_its_destination_before_it_is_published_and_nothing_half_is_left(
+    tmp_path: Path,
+) -> None:
+    keeping, gate = project(tmp_path, "keeping", KEEPING), tmp_path / "gate"
+    with platform(tmp_path, "--worker", str(keeping), "--devices", "cpu:1", variables={"TMPDIR": str(tmp_path)}) as up:
+        payload = {"destination": {"ref": "acme/kept", "tags": ["prod"]}, "gate": str(gate)}
+        status, body = up.ask("/v1/jobs", {"function": "convert", "request_id": "one", "payload": payload})
+        assert status in (200, 201, 202), body
+
+        def whole() -> dict[str, str]:
+            held = {f"{repo}@{key}": repo for key, repo in opened(tmp_path).items()}
+            found = stored(tmp_path, next(iter(held), "none"))
+            return found if len(found) == 2 else {}
+
+        kept = until(whole, 30, what="two files in the revision")
+        assert sorted(kept or {}) == ["large.bin", "words.txt"]
+        gate.touch()
+
+        def answer() -> dict[str, Any]:
+            job = json.loads(up.ask("/v1/jobs/one")[1])
+            return job if job["status"] not in ("queued", "assigned", "running") else {}
+
+        ended = until(answer, 30, what="the end of the job")
+        assert ended is not None
+        assert ended["status"] == "ok", ended
+        told = ended["output"]["told"]
+        assert (told["ok"], told["state"]) == (True, "finalized")
+        assert sorted(told["digests"]) == sorted(f"blake3:{each}" for each in (kept or {}).values())
+        until(lambda: not opened(tmp_path), 10, what="the revision to be given up after its contents were published")
+        assert sorted(stored(tmp_path, f"acme/kept@{told['revision_id']}")) == ["large.bin", "words.txt"]
+
+        assert up.run("convert", **payload, publishes=False)["told"].keys() == {"digests"}
+        until(lambda: not opened(tmp_path), 10, what="the revision of a job that publishes nothing to be given up")
+        assert sorted(stored(tmp_path, "one")) == ["large.bin", "words.txt"], "its files are the job's as well"

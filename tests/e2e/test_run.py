@@ -75,8 +75,19 @@ class Cases:
     def leave(self, ctx: RequestContext, payload: In) -> Out:
         sys.exit(3)
 
+    def give_up(self, ctx: RequestContext, payload: In) -> Out:
+        raise GeneratorExit("no Exception")
+
+    def shut(self, ctx: RequestContext, payload: In) -> Out:
+        sys.stdout.close()
+        return Out("shut")
+
     def wrong(self, ctx: RequestContext, payload: In) -> Out:
         return "text"
+
+    def wrong_item(self, ctx: RequestContext, payload: In) -> Iterator[Out]:
+        yield Out("right")
+        yield {"text": "wrong"}
 
     def tell(self, ctx: RequestContext, payload: In) -> Out:
         print("from the handler")
@@ -304,7 +315,8 @@ def test_the_workers_secrets_do_not_reach_the_endpoint_and_its_own_do(root: Path
         (["--method", "no-number", "abc"], 2, "error: invalid literal for int() with base 10: 'abc'"),
         (["--method", "boom"], 1, "error: RuntimeError: boom"),
         (["--method", "leave"], 1, "error: SystemExit: 3"),
-        (["--method", "wrong"], 1, "error: FatalError: `wrong` returned a `str`, its annotation says `Out`"),
+        (["--method", "give-up"], 1, "error: GeneratorExit: no Exception"),
+        (["--method", "wrong"], 1, "error: WrongTypeError: `wrong` returned a `str`, its annotation says `Out`"),
         (
             ["--method", "needs-model", "--offline"],
             3,
@@ -339,6 +351,12 @@ def test_what_goes_wrong_is_said_with_its_exit_code(root: Path, arguments: list[
     assert "gen_worker" not in done.stderr.replace("gen_worker.api.errors", ""), "a frame of ours is in the trace"
 
 
+def test_code_that_closes_its_stdout_costs_nothing(root: Path) -> None:
+    done = run("--method", "shut", cwd=root)
+    assert (done.returncode, json.loads(done.stdout)["value"]["text"]) == (0, "shut")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_value_error_is_told_with_the_line_that_raised_it_and_without_a_traceback(root: Path) -> None:
     done = run("--method", "no-number", "abc", cwd=root)
     (hint,) = [line for line in done.stderr.splitlines() if line.startswith("hint: ")]
@@ -352,6 +370,13 @@ def test_a_traceback_holds_the_authors_lines_and_only_those(root: Path) -> None:
     assert 'raise RuntimeError("boom")' in done.stderr
     assert "executor.py" not in done.stderr
     assert done.stderr.endswith("error: RuntimeError: boom\nshut down\n")
+
+
+def test_an_item_of_another_type_ends_the_stream_after_those_before_it(root: Path) -> None:
+    done = run("--method", "wrong-item", cwd=root)
+    assert events(done) == [{"event": "yield", "value": {"text": "right"}}]
+    assert "error: WrongTypeError: `wrong_item` yielded a `dict`, its annotation says `Out`\n" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -539,7 +564,7 @@ def test_what_a_producer_would_publish_is_said_and_not_done(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)["value"]["told"]
     assert (told["stubbed"], told["destination_repo"]) == (True, "acme/tiny")
-    said = next(json.loads(line)["payload"] for line in done.stderr.splitlines() if "stubbed" in line)
+    said = next(json.loads(line) for line in done.stderr.splitlines() if "stubbed" in line)
     assert said["kind"] == "publish_repo_revision.stubbed"
     assert said["would_publish"] == {"destination_repo": "acme/tiny", "paths": ["model.safetensors"], "tags": ["prod"]}
 

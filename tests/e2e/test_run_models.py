@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -238,6 +239,35 @@ def test_ctrl_c_while_a_model_comes_is_exit_130_at_once(root: Path, hub: Loopbac
     assert process.returncode == 130
     assert "error: canceled" in errors
     assert took < 1.0  # 0.2 s, and as much again for an interpreter to end on a busy machine
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("json", '{"kind":"model_fetch.waiting","ref":"acme/big","provider":"hf","host":"127.0.0.1"}'),
+        (
+            "text",
+            "acme/big: waiting for `127.0.0.1`; without a network, `--offline` uses what is on this machine",
+        ),
+    ],
+)
+def test_who_does_not_answer_is_named_and_how_to_do_without(root: Path, form: str, line: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [*GEN_WORKER, "run", "--method", "big", "--log-format", form]
+        with subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment(root, None, HF_ENDPOINT=address),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            told = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            process.stderr.read()
+    assert (told, process.returncode) == (f"{line}\n", 130)
 
 
 def test_a_terminal_shows_a_bar_while_a_model_comes(root: Path, hub: LoopbackHub) -> None:

@@ -56,7 +56,7 @@ def test_a_warning_leaves_an_endpoint_valid_unless_it_is_required(root: Path) ->
     assert (done.returncode, done.stdout) == (0, "`mine` is valid: 1 function, 1 warning\n")
     assert done.stderr.splitlines() == [
         "warning: no `uv.lock`: each build may get other versions",
-        "hint: `uv lock` writes it",
+        "hint: `uv lock` in the base image writes it",
     ]
     assert validate("--require-uv-lock", cwd=root).returncode == 2
 

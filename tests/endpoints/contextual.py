@@ -11,6 +11,7 @@ import msgspec
 
 from gen_worker import Asset, ImageAsset, RequestContext, endpoint, io
 from gen_worker.api.payload_constraints import Clamp
+from gen_worker.api.tracing import traceparent_of
 
 FOLDER = Path(os.environ["FAULTY_FOLDER"])
 POLL_S = 0.005
@@ -127,7 +128,7 @@ async def tell_time_async(ctx: RequestContext, payload: Nothing) -> Time:
 
 @endpoint
 def tell_trace(ctx: RequestContext, payload: Nothing) -> Trace:
-    return Trace(ctx.traceparent)
+    return Trace(traceparent_of(ctx))
 
 
 # --- until they are cancelled -----------------------------------------------------------------------------------------

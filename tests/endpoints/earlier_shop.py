@@ -85,6 +85,8 @@ def fail(ctx: ActionContext, payload: Order) -> Answer:
             raise FatalError("it is over")
         case "retryable":
             raise RetryableError("come again")
+        case "other type":
+            return Source(Asset("x"))  # type: ignore[return-value]
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
     raise RuntimeError("secret details")
@@ -112,6 +114,10 @@ async def echo_back(ctx: ActionContext, sock: RealtimeSocket) -> None:
             return
         if message == b"boom":
             raise KeyError("boom")
+        if message == b"die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if message == b"grow":
+            message = bytes(100_001)
         await sock.send_bytes(message)
 
 

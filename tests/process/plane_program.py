@@ -17,7 +17,7 @@ class NoFiles:
         """Know no model."""
         return None
 
-    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
+    def capability(self, request_id: str, attempt: int, tenant: str, function: str) -> str:
         """Allow nothing."""
         return ""
 

@@ -38,11 +38,13 @@ def test_a_cancel_waits_for_a_handler_that_takes_its_time(serve: Serve) -> None:
         connection.send("poll", "slow", gate="tidied-up")
         server.until_running("slow")
         canceler.cancel("slow")
+        canceler.end()  # as `nc` does: the answer is still due
         until(lambda: (job := server.job("slow")) is not None and job.status == "ending")
         assert canceler.is_silent()
         assert connection.is_silent()
         server.open("tidied-up")
         assert canceler.frame() == canceled("slow")
+        assert canceler.read() is None
         assert connection.frame()["error"]["kind"] == "canceled"
 
 

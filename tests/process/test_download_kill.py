@@ -6,10 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 import pytest
+from blake3 import blake3
 
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.network.joining import put_together
+from gen_worker.fetch.network.part import Part
 from gen_worker.fetch.network.pieces import PIECE_BYTES
 from gen_worker.fetch.network.pull import BUFFER_BYTES, NOTE_BYTES
 from gen_worker.models.manifest import Algorithm, ManifestFile
@@ -155,6 +160,38 @@ def test_a_record_that_is_cut_short_or_says_too_much_ends_in_no_wrong_file(
     downloads.run(file)
     assert downloads.to.read_bytes() == CONTENT
     assert downloads.told.there == len(CONTENT)
+
+
+@pytest.mark.promise(28)
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_is_on_the_disk_after(
+    tmp_path: Path, in_parts: bool
+) -> None:
+    file = ManifestFile("whole", 3, "blake3", digest=blake3(b"abc").hexdigest())
+    part = Part(tmp_path / "whole.0.part" if in_parts else tmp_path / "whole")
+    calls: list[str] = []
+
+    def note(_frame: FrameType, event: str, called: object) -> None:
+        if event == "c_call" and called in (os.fsync, os.rename, os.replace):
+            calls.append(called.__name__)
+
+    def bring(_file: ManifestFile, _to: Path) -> int:
+        part.write(memoryview(b"abc"), 0)
+        part.publish(3)
+        part.close()
+        return 3
+
+    sys.setprofile(note)
+    try:
+        if in_parts:
+            whole = ManifestFile("whole", 3, parts=(file,))
+            put_together(whole, tmp_path / "whole", bring, on_bytes=lambda _: None, cancel=Cancel())
+        else:
+            bring(file, tmp_path / "whole")
+    finally:
+        sys.setprofile(None)
+    assert (tmp_path / "whole").read_bytes() == b"abc"
+    assert calls == ["fsync", "rename", "fsync", *(("fsync", "replace", "fsync") if in_parts else ())]
 
 
 def test_a_part_of_another_content_is_not_used(hub: LoopbackHub, tmp_path: Path) -> None:

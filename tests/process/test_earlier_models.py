@@ -1,12 +1,27 @@
-"""Which models earlier functions get from an orchestrator of their generation: those of the deployment's table."""
+"""Which models earlier functions get from an orchestrator of their generation, and which it wants here before a run."""
 
+import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from gen_worker.testing import LoopbackHub
-from gen_worker.wire.earlier import DeploymentModelConfig
-from tests.process.test_earlier_wire import unpacked, working
+from gen_worker.testing.faults import Stall
+from gen_worker.wire.earlier import (
+    DeploymentModelConfig,
+    InterruptTaskCommand,
+    LoadModelCommand,
+    LoadModelResult,
+    RealtimeCloseCommand,
+    RealtimeFrame,
+    RealtimeOpenCommand,
+    TaskExecutionResult,
+    WorkerRegistration,
+)
+from tests.process.test_earlier_wire import hear_close, unpacked, working
+from tests.scripted.earlier import Stream
+from tests.served import until
 
 pytestmark = pytest.mark.process
 
@@ -16,6 +31,15 @@ def test_a_deployments_table_says_which_models_functions_get(grpc_awake: None, t
         hub.add_snapshot("acme/notes", {"note.txt": b"buy milk"}, tag="latest")
         hub.add_snapshot("acme/other", {"note.txt": b"sleep"}, tag="v2")
         with working(tmp_path, "earlier_library", GEN_WORKER_DEVICES="cpu:1", **hub.variables()) as (_, stream):
+            stream.say(RealtimeOpenCommand(session_id="s1", function_name="reads-aloud", tenant_id="t1"))
+            stream.say(RealtimeFrame(session_id="s1", data=b"what", is_text=True))
+            heard = stream.hear(RealtimeFrame)
+            assert (heard.is_text, json.loads(heard.data)) == (True, {"said": "t1: what? buy milk", "run": "s1"})
+            over = stream.hear(RealtimeFrame)
+            assert (over.is_text, over.data) == (False, b"over")
+            stream.say(RealtimeCloseCommand(session_id="s1"))
+            assert stream.hear(RealtimeCloseCommand).reason == "completed"
+
             stream.run("ours", {}, run_id="r1")
             assert unpacked(stream.result("r1")) == {"text": "buy milk", "model": "acme/notes"}
 
@@ -30,3 +54,77 @@ def test_a_deployments_table_says_which_models_functions_get(grpc_awake: None, t
             refused = stream.result("r4")
             assert (refused.error_type, refused.retryable) == ("validation", False)
             assert "is not one of this deployment's" in refused.error_message
+
+
+def on_disk(stream: Stream, model_id: str) -> bool:
+    told = [each for each in stream.heard if isinstance(each, WorkerRegistration)]
+    return model_id in told[-1].resources.disk_models
+
+
+def outcome(result: TaskExecutionResult) -> tuple[str, bool]:
+    return result.error_type, result.retryable
+
+
+def test_models_that_a_run_requires_are_here_before_it_begins(grpc_awake: None, tmp_path: Path) -> None:
+    with LoopbackHub() as hub:
+        for repo in ("one", "two", "late", "never"):
+            hub.add_snapshot(f"acme/{repo}", {"note.txt": repo.encode() * 1000}, tag="latest")
+        hub.add_repo("acme/three", {"config.json": b"{}", "model.safetensors": b"x" * 4096})
+        hub.fail("acme/late/note.txt", Stall(after=0, seconds=60))
+        with working(tmp_path, GEN_WORKER_DEVICES="cpu:1", **hub.variables()) as (worker, stream):
+            stream.run("greet_all", {"text": "a"}, run_id="r1", required_models=("acme/one", "cozy:acme/two"))
+            assert unpacked(stream.result("r1"))["text"] == "hello a of None"
+            for repo in ("one", "two"):
+                until(lambda repo=repo: on_disk(stream, f"cozy:acme/{repo}:latest"))  # type: ignore[misc]
+            stream.run("greet_all", {"text": "b"}, run_id="r2", required_models=("cozy:acme/one:latest",))
+            assert stream.result("r2").success
+
+            stream.run("greet_all", {}, run_id="none", required_models=("cozy:acme/none",))
+            gone = stream.result("none")
+            assert not gone.success
+            assert gone.error_type in ("fatal", "retryable")
+            assert "requires `acme/none:latest`, which cannot be had: " in gone.error_message
+            stream.run("greet_all", {}, run_id="odd", required_models=("not a model",))
+            assert outcome(stream.result("odd")) == ("validation", False)
+            assert "which is no model" in stream.result("odd").error_message
+
+            late = ("cozy:acme/late",)
+            stream.run("greet_all", {}, run_id="overdue", required_models=late, timeout_ms=300)
+            assert stream.result("overdue").error_message == "deadline exceeded"
+            assert outcome(stream.result("overdue")) == ("fatal", False)
+            stream.run("greet_all", {}, run_id="interrupted", required_models=late)
+            stream.say(LoadModelCommand(model_id="cozy:acme/late"))
+            assert not stream.hear(LoadModelResult).success, "no function has it loaded; its files come all the same"
+            stream.say(InterruptTaskCommand(run_id="interrupted"))
+            assert outcome(stream.result("interrupted")) == ("canceled", False)
+            stream.say(RealtimeOpenCommand(session_id="gone", function_name="echo_back", required_models=late))
+            stream.say(RealtimeCloseCommand(session_id="gone", reason="tired"))
+            assert hear_close(stream, "gone") == "tired"
+
+            stream.say(RealtimeOpenCommand(session_id="flood", function_name="echo_back", required_models=late))
+            stream.say(*(RealtimeFrame(session_id="flood", data=b"x") for _ in range(65)))
+            assert hear_close(stream, "flood") == "error:HandlerTooSlow"
+
+            keys = {"third": "hf:acme/three", "never": "cozy:acme/never"}
+            stream.say(DeploymentModelConfig(model_id_by_key=keys, supported_model_ids=("hf:acme/three",)))
+            stream.say(RealtimeOpenCommand(session_id="s", function_name="echo_back", required_models=("third",)))
+            stream.say(RealtimeFrame(session_id="s", data=b"said before it was open"))
+            assert stream.hear(RealtimeFrame).data == b"said before it was open"
+            until(lambda: on_disk(stream, "hf:acme/three"))
+            stream.say(RealtimeCloseCommand(session_id="s"))
+            assert hear_close(stream, "s") == "completed"
+            stream.say(RealtimeOpenCommand(session_id="no", function_name="echo_back", required_models=("never",)))
+            assert hear_close(stream, "no") == "unknown_model"
+            stream.run("greet_all", {}, run_id="never", required_models=("never",))
+            refused = stream.result("never")
+            assert outcome(refused) == ("validation", False)
+            assert "requires `cozy:acme/never`, which is not one of this deployment's models" in refused.error_message
+            assert not any("acme/never" in request.target for request in hub.requests)
+
+            stream.say(DeploymentModelConfig())
+            stream.run("greet_all", {}, run_id="waits", required_models=late)
+            stream.say(RealtimeOpenCommand(session_id="waits", function_name="echo_back", required_models=late))
+            worker.process.send_signal(signal.SIGTERM)
+            assert hear_close(stream, "waits") == "worker_busy"
+            assert outcome(stream.result("waits")) == ("retryable", True)
+            assert worker.process.wait(20) == 0

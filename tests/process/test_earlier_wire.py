@@ -54,12 +54,16 @@ class Shop:
             "RECONNECT_DELAY": "0.05",
             "RECONNECT_JITTER_SECONDS": "0",
             "WORKER_MAX_OUTPUT_DELTA_BYTES": "1000",
+            "WORKER_MAX_OUTPUT_DELTA_EVENTS": "100",
+            "WORKER_MAX_INPUT_BYTES": "1M",
+            "WORKER_MAX_OUTPUT_BYTES": "1M",
             "WORKER_MAX_WS_FRAME_BYTES": "100000",
             "WORKER_DRAIN_TIMEOUT_SECONDS": "5",
             "WORKER_FAKE_GPU_COUNT": "2",
             "WORKER_FAKE_GPU_NAME": "H100",
             "GEN_WORKER_DEVICES": "cpu:2",
             "GEN_WORKER_RUN_DIR": str(folder / "run"),
+            "WORKER_RUN_DIR": str(folder / "runs"),
             "TENSORHUB_CACHE_DIR": str(folder / "cache"),
             "ENDPOINT_LOCK_PATH": str(folder / "none"),
             "SHOP_FOLDER": str(folder),
@@ -172,6 +176,9 @@ def test_a_stream_comes_in_pieces_and_those_that_are_too_long_are_said_to_be(sho
     assert stream.result("count") == TaskExecutionResult(run_id="count", success=True)
     whole = [("output.delta", {"text": f"{number}", "ref": ""}) for number in range(40)]
     assert pieces(stream, "count") == [*whole, ("output.completed", {})]
+    stream.run("count_up", {"times": 200}, run_id="many")
+    assert stream.result("many").success
+    assert len(pieces(stream, "many")) == 101  # with the end of it
     stream.result("long")
     assert pieces(stream, "long") == [("output.delta", {"truncated": True}), ("output.completed", {})]
 
@@ -193,6 +200,7 @@ def test_a_stream_that_fails_ends_with_its_error(shop: tuple[Shop, Stream]) -> N
         ("fatal", "fatal", False, "it is over"),
         ("retryable", "retryable", True, "come again"),
         ("other", "internal", False, "internal error"),
+        ("other type", "internal", False, "internal error"),
     ],
 )
 def test_an_exception_is_told_by_its_type(
@@ -210,6 +218,12 @@ def test_what_cannot_be_run_is_refused_with_a_result(shop: tuple[Shop, Stream]) 
     assert stream.result("absent").error_type == "internal"
     stream.run("greet_all", {"text": 7}, run_id="misfit")
     assert stream.result("misfit").error_type == "validation"
+    stream.run("greet_all", {"text": "x" * (1 << 20)}, run_id="too-long")
+    assert stream.result("too-long").error_type == "validation"
+    assert stream.result("too-long").error_message.endswith("the limit is 1048576 (`WORKER_MAX_INPUT_BYTES`)")
+    stream.run("greet_all", {"text": "x" * ((1 << 20) - 20)}, run_id="longer")
+    assert stream.result("longer").error_type == "validation"
+    assert stream.result("longer").error_message.endswith("the limit is 1048576 (`WORKER_MAX_OUTPUT_BYTES`)")
     stream.run("gated", {"text": "one"}, run_id="one")
     worker.until_waits("one")
     stream.run("gated", {"text": "two"}, run_id="two")
@@ -242,6 +256,9 @@ def test_files_go_both_ways_over_the_file_api(shop: tuple[Shop, Stream], tmp_pat
         stream.run("keep", {"text": "out.bin"}, run_id="put", **where)
         assert unpacked(stream.result("put"))["ref"] == "runs/put/outputs/out.bin"
         assert (tmp_path / "runs/put/outputs/out.bin").read_bytes() == b"abc"
+        stream.run("keep", {"text": "out.bin"}, run_id="refused", **(where | {"file_token": "another"}))
+        refused = stream.result("refused")
+        assert (refused.error_type, refused.retryable) == ("auth", False)
         stream.run("keep", {"text": "once.bin", "times": 300_000}, run_id="post", **where)
         assert stream.result("post").success
         assert (tmp_path / "runs/post/outputs/once.bin").stat().st_size == 300_000
@@ -279,14 +296,27 @@ def test_a_session_echoes_until_either_side_closes_it(shop: tuple[Shop, Stream])
         ("echo_back", b"bye", "closed"),
         ("echo_back", b"boom", "error:KeyError"),
         ("echo_back", b"z" * 100_001, "frame_too_large"),
+        ("echo_back", b"grow", "frame_too_large"),
     ],
 )
 def test_why_a_session_is_over_is_told(shop: tuple[Shop, Stream], function: str, said: bytes, reason: str) -> None:
     _, stream = shop
-    session_id = f"{function}-{reason}"
+    session_id = f"{function}-{reason}-{len(said)}"
     stream.say(RealtimeOpenCommand(session_id=session_id, function_name=function))
     stream.say(RealtimeFrame(session_id=session_id, data=said))
     assert hear_close(stream, session_id) == reason
+    assert all(each.session_id != session_id for each in stream.heard if isinstance(each, RealtimeFrame))
+
+
+def test_a_peer_with_an_endless_name_or_reason_costs_nobody_a_child(shop: tuple[Shop, Stream]) -> None:
+    worker, stream = shop
+    deaths = worker.log().count(" died: ")
+    stream.say(RealtimeOpenCommand(session_id="s" * 100_000, function_name="echo_back"))
+    assert hear_close(stream, "s" * 100_000) == "session_id_too_long"
+    stream.say(RealtimeOpenCommand(session_id="wordy", function_name="echo_back"))
+    stream.say(RealtimeCloseCommand(session_id="wordy", reason="r" * 100_000))
+    assert hear_close(stream, "wordy") == "completed"
+    assert worker.log().count(" died: ") == deaths
 
 
 def test_a_peer_that_speaks_faster_than_its_handler_listens_loses_nothing(shop: tuple[Shop, Stream]) -> None:
@@ -327,6 +357,22 @@ def test_no_death_and_no_cut_costs_a_result_and_a_worker_leaves_in_order(grpc_aw
         assert worker.process.wait(CLOSE_S) == 0
         assert [len(again.results(run_id)) for run_id in ("cut-1", "cut-2", "last")] == [1, 1, 1]
         assert [len(each.results("died")) for each in (stream, again)] == [1, 1]
+
+
+def test_a_session_ends_with_its_child_and_what_that_had_taken_is_not_said_again(
+    grpc_awake: None, tmp_path: Path
+) -> None:
+    with working(tmp_path, GEN_WORKER_DEVICES="cpu:1") as (worker, stream):
+        stream.say(RealtimeOpenCommand(session_id="s", function_name="echo_back"))
+        stream.say(*(RealtimeFrame(session_id="s", data=data) for data in (b"first", b"die", b"after")))
+        assert stream.hear(RealtimeFrame).data == b"first"
+        assert hear_close(stream, "s") == "error:child_died"
+        stream.say(RealtimeFrame(session_id="s", data=b"nobody hears it"))
+        stream.say(RealtimeOpenCommand(session_id="s", function_name="echo_back"))  # the name is free again
+        stream.say(RealtimeFrame(session_id="s", data=b"second"), RealtimeCloseCommand(session_id="s"))
+        assert stream.hear(RealtimeFrame).data == b"second"
+        assert hear_close(stream, "s") == "completed"
+        assert worker.log().count(" died: ") == 1
 
 
 WORDS, LINES = "hf:acme/words", "cozy:acme/lines:beta"

@@ -1,6 +1,7 @@
 """However a server ends, it leaves nothing behind that holds up the next one."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -40,6 +41,15 @@ def test_a_signal_ends_jobs_children_and_files_in_order(serve: Serve, number: in
     assert not [pid for pid in processes if alive(pid)]
     assert traces(server) == []
     assert server.log().endswith("stopped\n")
+
+
+@pytest.mark.promise(14)
+def test_a_server_ends_in_order_where_nothing_can_be_written_any_more(serve: Serve) -> None:
+    server = serve()
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    server.signal(signal.SIGTERM)
+    assert server.process.wait(5.0) == 0
+    assert traces(server) == []
 
 
 @pytest.mark.promise(14)

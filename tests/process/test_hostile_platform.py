@@ -191,6 +191,13 @@ PATHS = [
     b"/v1/jobs?limit=" + b"9" * 400,
     b"/v1/jobs?status=%00",
     b"/%00",
+    b"/api/v1/datasets",
+    b"/api/v1/media/..%2f/uploads",
+    b"/api/v1/repos/a/%2e%2e/revisions",
+    b"/api/v1/repos/a/b/commits",
+    b"/api/v1/repos/a/b/revisions/../finalize",
+    b"/v1/bucket/uploads/..%2f?uploads",
+    b"/v1/worker/capability/renew",
 ]
 BODIES = [
     b"",
@@ -204,6 +211,15 @@ BODIES = [
     b'{"function":"\\ud800"}',
     b'{"function":"echo","timeout_ms":' + b"9" * 400 + b"}",
     b"\xff\xfe{}",
+    b'{"owner":"o","name":"n","schema":{"__cozy_snapshot_manifest__":["x"]}}',
+    b'{"operations":[{"path":"a","blake3":"' + b"0" * 64 + b'","size_bytes":' + b"9" * 40 + b"}]}",
+]
+EXTRA = [
+    b"",
+    b"Range: bytes=9-1\r\n",
+    b"Authorization: Bearer \xff\r\n",
+    b"Last-Event-ID: -1\r\n",
+    b"Origin: http://[\r\n",
 ]
 
 
@@ -213,9 +229,10 @@ def odd_request(chance: random.Random) -> bytes:
     body = chance.choice(BODIES) if method in (b"POST", b"PUT") else b""
     path = chance.choice([*PATHS, b"/v1/jobs", b"/v1/models", b"/v1/files/x.bin?ttl_s=x"])
     kind = chance.choice([b"application/json", b"application/msgpack", b"text/plain", b"\xff"])
-    extra = chance.choice([b"", b"Range: bytes=9-1\r\n", b"Authorization: Bearer \xff\r\n", b"Last-Event-ID: -1\r\n"])
-    head = b"%b %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n"
-    return head % (method, path, kind, len(body), extra) + body
+    host = chance.choice([b"localhost", b"localhost", b"localhost", b"[::1"])
+    extra = chance.choice(EXTRA)
+    head = b"%b %b HTTP/1.1\r\nHost: %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n"
+    return head % (method, path, host, kind, len(body), extra) + body
 
 
 def pester(plane: Plane, number: int, chance: random.Random) -> set[int]:

@@ -206,6 +206,7 @@ def test_a_child_that_hangs_is_named_and_fails_no_health_probe(tmp_path: Path) -
 
 def test_drained_devices_take_no_jobs_until_that_is_undone(server: Server) -> None:
     port = port_of(server)
+    until(lambda: get(port, "/ready").status == 200, what="/ready")
     server.client.drain()
     until(lambda: get(port, "/ready").status == 503, within_s=3, what="/ready saying so")
     assert get(port, "/ready").json()["reason"] == "no child takes jobs: cpu:0 is drained"

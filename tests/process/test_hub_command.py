@@ -52,6 +52,21 @@ def test_a_command_that_is_not_there_and_arguments_that_say_nothing_are_told() -
     assert "`sdxl:fp8=acme/it` is not like `sdxl=acme/tiny`" in run("--tiny", "sdxl:fp8=acme/it").stderr
 
 
+def test_what_a_tiny_model_needs_and_is_not_installed_is_told() -> None:
+    absent = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "diffusers")))  # as if they were not installed
+from gen_worker.testing.hub import main
+sys.exit(main(["--tiny", "sdxl=acme/it"]))
+"""
+    done = subprocess.run([sys.executable, "-c", absent], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: a tiny model needs `torch`, `transformers`, `diffusers`, not installed\n"
+        "hint: `pip install -e '.[torch]'` in the clone of gen-worker\n",
+    )
+
+
 @pytest.mark.needs("torch", "diffusers", "transformers")
 def test_a_tiny_model_has_the_weights_of_each_dtype_that_was_asked_for() -> None:
     done = run("--tiny", "sd15:fp32,bf16=acme/it", "--", sys.executable, "-c", LOOK)

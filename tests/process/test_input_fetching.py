@@ -16,11 +16,12 @@ import pytest
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
-from gen_worker.fetch.inputs.fetch import FOR_INPUTS, InputError, Limits, fetch_input, spare_bytes
+from gen_worker.fetch.inputs.fetch import FOR_INPUTS, FileApi, InputError, Limits, fetch_input, spare_bytes
 from gen_worker.fetch.network.connections import Dialing
 from gen_worker.testing.contents import Content
 from gen_worker.testing.faults import Cut, Fault, Faults, NoSize, Slow, Stall, Status
 from gen_worker.testing.origin import Answer, Origin, Request
+from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import InputAsset, InputFile
 from tests.scripted.certificates import certificate
 from tests.served import until
@@ -488,6 +489,10 @@ def test_a_redirect_to_what_is_no_url_is_the_callers_fault(site: Site, get: Get,
 def test_a_length_that_is_no_number_says_nothing(site: Site, get: Get) -> None:
     site.answers["/cat"] = Answer(200, "cat", {"Content-Length": "\xb2"}, Content(PNG))
     assert get(f"{site.url}/cat").size_bytes == len(PNG)
+    for strange in ("\xb2", "9" * 5000):
+        site.put("/api/v1/file/cat", PNG, X_Cozy_Size_Bytes=strange)
+        api = FileApi(Destination(site.url, "token", "r", 1, file_api=True))
+        assert get("cat", api.trusted(Limits()), how={"api": api}).size_bytes == len(PNG)
 
 
 @pytest.mark.parametrize("host", [f"{'a' * 70}.example.org", "a..b"])
@@ -507,6 +512,18 @@ def test_files_of_payloads_do_not_fill_a_disk(site: Site, get: Get, tmp_path: Pa
         get(f"{site.put('/cat', PNG)}?secret=1", how={"spare": lambda disk_bytes: disk_bytes})
     assert spare_bytes(64 << 20) < 4 << 20  # a small one, as /tmp may be, is of use
     assert spare_bytes(100 << 40) == 1 << 30
+
+
+def test_what_is_kept_for_later_gives_way_to_a_file_that_is_wanted_now(site: Site, get: Get) -> None:
+    spare, asked = [1 << 62], []
+
+    def give_room(size: int, device: int) -> bool:
+        asked.append(device)
+        spare[0] = 0
+        return len(asked) == 1
+
+    file = get(site.put("/cat", PNG), how={"spare": lambda disk_bytes: spare[0], "give_room": give_room})
+    assert asked == [Path(file.local_path).stat().st_dev]
 
 
 def test_a_link_where_the_file_shall_be_is_not_followed(site: Site, get: Get, tmp_path: Path) -> None:

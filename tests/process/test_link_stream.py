@@ -28,7 +28,7 @@ from gen_worker.wire.scheduler import (
     WorkerFrame,
 )
 from gen_worker_supervisor.link.connection import Pace
-from gen_worker_supervisor.link.stream import LinkFatalError
+from gen_worker_supervisor.link.redialing import LinkFatalError
 from tests.orchestrators import Noted, Stream, begin_grpc, eventually, linked, orchestrator, stay
 from tests.scripted.certificates import certificate
 from tests.scripted.proxy import Proxy
@@ -360,6 +360,17 @@ def test_a_token_that_a_peer_repeats_is_told_nowhere() -> None:
             await eventually(lambda: worker.link.status().connected)
             assert worker.link.status().last_error == "UNAUTHENTICATED: token [secret] is expired"
             assert not any("SECRET-1" in each for each in worker.events())
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("token", "hint"), [("", "is not set"), ("OLD", "which it does not take")])
+def test_a_worker_that_is_refused_for_its_token_says_whether_it_has_shown_one(token: str, hint: str) -> None:
+    async def check() -> None:
+        refusal = refuse(grpc.StatusCode.UNAUTHENTICATED, "a token is wanted")
+        async with orchestrator(refusal, stay) as served, linked(served.address, token=token) as worker:
+            await eventually(lambda: worker.link.status().connected)
+            assert any("hint: `WORKER_JWT`" in each and hint in each for each in worker.events()), worker.events()
 
     asyncio.run(check())
 

@@ -458,10 +458,10 @@ async def test_a_job_of_a_function_that_nobody_has_looked_into_is_told_of_every_
 class OddFiles(NoFiles):
     """A store with a fault."""
 
-    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
+    def capability(self, request_id: str, attempt: int, tenant: str, function: str) -> str:
         if request_id == "odd":
             raise OSError("no token for this one")
-        return super().capability(request_id, attempt, tenant)
+        return super().capability(request_id, attempt, tenant, function)
 
 
 @on_a_loop

@@ -94,10 +94,13 @@ def test_a_child_that_dies_while_it_has_no_job_leaves_a_post_mortem_too(serve: S
 
 
 @pytest.mark.promise(39)
-def test_no_secret_is_in_a_post_mortem(serve: Serve) -> None:
+def test_no_secret_is_in_a_post_mortem_or_in_the_last_words_that_a_caller_is_told(serve: Serve) -> None:
     canary = "canary-7f3a9c2e51"
     server = serve(variables={"MY_API_KEY": canary, "HF_TOKEN": f"hf_{canary}"})
-    server.ask("last-words", f"r-{canary}", text=f"key {canary} and https://x.example/y?X-Amz-Signature={canary}0")
+    words = f"key {canary} and https://x.example/y?X-Amz-Signature={canary}0"
+    detail = server.ask("last-words", f"r-{canary}", text=words)["error"]["detail"]
+    assert any("[secret]" in line for line in detail["stderr"])
+    assert canary not in json.dumps(detail)
     kept(server, 2)
     written = b"".join(file.read_bytes() for file in folder_of(server).iterdir())
     assert b"[secret]" in written

@@ -454,13 +454,17 @@ def test_the_civitai_token_goes_to_its_own_host_only(hub: LoopbackHub) -> None:
 
 
 def test_what_civitai_refuses_is_told_with_its_variable(hub: LoopbackHub) -> None:
-    assert refused(hub, CIVITAI).kind == "not_found"
+    error = refused(hub, CIVITAI)
+    assert (error.kind, "(civitai_not_found)" in str(error)) == ("not_found", True)
     assert refused(hub, Wanted("civitai", "4201", version="9")).kind == "not_found"
     assert refused(hub, Wanted("civitai", "4201", version="v9")).kind == "not_found"
     hub.fail("api:*", Status(401))
     error = refused(hub, CIVITAI)
     assert (error.kind, "CIVITAI_API_KEY" in error.hint) == ("unauthorized", True)
+    assert "(civitai_access_denied)" in str(error)
     hub.heal()
+    hub.add_civitai("4201", {"readme.txt": b"none"}, version="2")
+    assert "(civitai_no_supported_files)" in str(refused(hub, Wanted("civitai", "4201", version="2")))
     hub.add_civitai("4201", {"../evil.safetensors": weights("F16")}, version="1")
     assert refused(hub, CIVITAI).kind == "bad_manifest"
 

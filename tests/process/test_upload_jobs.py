@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,3 +231,51 @@ def _target(link: Path) -> str:
         return os.readlink(link)
     except FileNotFoundError:
         return ""
+
+
+def job_token(store: LoopbackStore, good_s: float) -> str:
+    """Return a token that a store takes until a while from now, as it says itself."""
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + good_s, "id": os.urandom(4).hex()}).encode())
+    made = f"e30.{claims.decode().rstrip('=')}.c2ln"
+    store.tokens = store.tokens | {made}
+    return made
+
+
+def test_a_job_that_outlives_its_token_stores_its_files_with_a_fresh_one(shared: Shared) -> None:
+    store, renewed = shared.store, [job_token(shared.store, 3600)]
+    store.tokens -= set(renewed)
+    store.renews = renewed.pop
+    try:
+        store.fail("part:late.bin:1", Stall(10, 1.7))
+        first = job_token(store, 0.5)
+        shared.save("late.bin", 1000, first).output()
+    finally:
+        store.renews = None
+    [asked] = [each for each in store.requests if each.path == "/v1/worker/capability/renew"]
+    assert asked.status == 200
+    assert asked.token not in (first, store.token), "it is the worker's own that is shown"
+    [completed] = store.seen("complete:late.bin")
+    assert completed.token != first
+    assert first not in store.tokens
+
+
+def test_a_fetcher_that_takes_over_shows_the_fresh_token(own: Shared) -> None:
+    store, renewed = own.store, [job_token(own.store, 3600)]
+    store.tokens -= set(renewed)
+    store.renews = renewed.pop
+    store.fail("part:late.bin:1", Stall(10, 30.0), times=1)
+    job = own.save("late.bin", 1000, job_token(store, 0.5))
+    own.driven.worker.until(lambda: not renewed, "a fresh token")
+    assert own.save("other.bin", 10).result().status == OK, "what the fetcher said before this was heard"
+    first = own.fetcher()
+    os.kill(first, signal.SIGKILL)
+    assert job.result().status == OK
+    assert own.fetcher() != first
+
+
+def test_where_no_token_is_renewed_the_job_goes_on_with_what_it_has_and_that_is_said_once(own: Shared) -> None:
+    own.store.fail("part:*", Stall(10, 1.7))
+    jobs = [own.save(f"{name}.bin", 1000, job_token(own.store, 0.5)) for name in ("one", "two")]
+    for job in jobs:
+        job.output()
+    assert own.driven.worker.log().count("renews no tokens of jobs") == 1

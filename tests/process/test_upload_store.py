@@ -176,6 +176,7 @@ def test_a_store_that_completes_for_ever_is_given_up() -> None:
         ({"base_url": ""}, "transfer", "the orchestrator named no store"),
         ({"base_url": "ftp://store"}, "transfer", "not a URL that can be fetched"),
         ({"token": ""}, "auth", "came without a token"),
+        ({"token": "日本"}, "transfer", "characters that none may have"),
     ],
 )
 def test_a_job_without_a_store_or_a_token_stores_nothing(changes: dict[str, str], kind: str, said: str) -> None:
@@ -195,6 +196,7 @@ def test_a_job_without_a_store_or_a_token_stores_nothing(changes: dict[str, str]
         ({"part_urls": ["nowhere"]}, "not a URL that can be fetched"),
         ({"part_urls": ["http://127.0.0.1:1/x?X-Signature=secret"]}, "cannot be reached"),
         ({"transfer_grant": {"bucket": "b"}}, "grants what cannot be read"),
+        ({"transfer_grant": {**GRANT, "endpointUrl": "http://["}}, "grants what cannot be read"),
         ({"transfer_grant": {**GRANT, "endpointUrl": "nowhere"}}, "not a URL that can be fetched"),
         ({"s3_transfer_grant": {**GRANT, "endpointUrl": "ftp://a/b"}}, "not a URL that can be fetched"),
     ],

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from gen_worker.testing import LoopbackStore
+from tests.process.test_parts import in_parts
 from tests.scripted.blobs import SIGNATURE, Blobs
 from tests.scripted.entrypoint import Driven, driven
 from tests.scripted.orchestrator import FATAL, INVALID, OK, RETRYABLE, Asked
@@ -103,6 +104,14 @@ def test_what_is_there_is_said_to_be_there_and_not_fetched_again(shared: Shared)
     hits = sum(shared.blobs.hits.values())
     assert shared.operate("acme/again", snapshot).state == ON_DISK
     assert sum(shared.blobs.hits.values()) == hits
+
+
+def test_a_model_with_a_file_in_parts_is_had_and_its_urls_may_expire(shared: Shared) -> None:
+    files = in_parts("large.bin", bytes_of(700_000, 17))
+    expired = shared.blobs.snapshot(files, 403, "always")
+    failed = shared.operate("acme/parts", expired)
+    assert (failed.state, failed.error) == (FAILED, "url_expired")
+    assert shared.operate("acme/parts", shared.blobs.snapshot(files)).state == ON_DISK
 
 
 def test_another_digest_of_the_same_ref_is_fetched(shared: Shared) -> None:

@@ -205,6 +205,20 @@ def test_a_later_attempt_begins_while_the_output_of_the_one_before_is_being_stor
     assert made.orchestrator.of(first.request_id, 1) == ["job_accepted"]
 
 
+def test_a_device_takes_the_next_job_while_the_output_of_the_one_before_is_being_stored(
+    made: Driven, store: LoopbackStore
+) -> None:
+    store.fail("part:*", Stall(10, 30.0), times=1)
+    there = {"accelerator": "cuda", "gpu_index": 1}
+    text = {"text": "0123456789" * 7000}
+    stored = made.connection.run("on-device", text, capability_token=store.token, tenant="acme", compute=there)
+    made.worker.until(lambda: store.seen("part:*"), "an upload")
+    assert made.connection.run("on-device", {"text": "next"}, compute=there).output(AT_ONCE_S)["text"] == "next"
+    assert made.orchestrator.of(stored.request_id) == ["job_accepted"]
+    stored.cancel()
+    assert stored.result(AT_ONCE_S).status == CANCELED
+
+
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 

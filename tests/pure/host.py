@@ -32,7 +32,7 @@ from gen_worker.wire.messages import (
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.actions import Action, Answer, Finish, OrderFetch, Run, Send, Signal, Spawn
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
-from gen_worker_supervisor.decide import decide
+from gen_worker_supervisor.decide import changes_nothing, decide
 from gen_worker_supervisor.fleet import apply, start
 from gen_worker_supervisor.happenings import (
     Died,
@@ -127,8 +127,10 @@ class Host:
         wanted: list[Action] = []
         for happening in happenings:
             wanted += apply(self.fleet, happening, self.now)
-        wanted += decide(self.fleet, self.now)
-        return self.took(wanted)
+        idle = len(happenings) == 1 and changes_nothing(self.fleet, happenings[0])
+        decided = decide(self.fleet, self.now)
+        assert not (idle and decided), f"the supervisor would not have looked, and there was this to do: {decided}"
+        return self.took(wanted + decided)
 
     def took(self, actions: list[Action]) -> list[Action]:
         """Keep the actions."""

@@ -40,7 +40,9 @@ def test_a_binding_cannot_be_changed() -> None:
         HF("a/b").ref = "c/d"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("make", [lambda: HF("model"), lambda: ModelScope("model")])
+@pytest.mark.parametrize(
+    "make", [lambda: HF("model"), lambda: ModelScope("model"), lambda: HF("model/"), lambda: HF("/")]
+)
 def test_a_repository_needs_its_owner(make: Any) -> None:
     with pytest.raises(ValueError, match="owner/name"):
         make()
@@ -86,16 +88,27 @@ def test_video_memory_or_a_compute_capability_means_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("field", ["vram_gb", "compute_capability"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_a_need_is_more_than_nothing(field: str, value: float) -> None:
     with pytest.raises(ValueError, match="must be more than 0"):
         Resources(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["vram_gb", "compute_capability"])
+def test_a_need_is_a_number(field: str) -> None:
+    with pytest.raises(ValueError, match=f"`Resources\\({field}=\\)` takes a number, got 'much'"):
+        Resources(**{field: "much"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes a number"):
+        Resources(**{field: [8]})  # type: ignore[arg-type]
 
 
 def test_library_names_are_stripped() -> None:
     assert Resources(libraries=[" flashpack ", ""]).libraries == ("flashpack",)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes a tuple"):
         Resources(libraries="flashpack")  # type: ignore[arg-type]
+    for no_names in (None, (3,)):
+        with pytest.raises(TypeError, match="takes a tuple of names, got"):
+            Resources(libraries=no_names)  # type: ignore[arg-type]
 
 
 def test_code_of_a_repository_is_trusted_only_by_name() -> None:

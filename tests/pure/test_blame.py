@@ -99,6 +99,7 @@ def test_a_very_long_payload_is_told_from_others_by_its_length_start_and_end(at:
         assert digest(memoryview(body)) != before
 
 
+@pytest.mark.promise(3)
 def test_the_pause_before_the_next_child_doubles_up_to_a_minute() -> None:
     assert [backoff_s(deaths, 0) for deaths in range(9)] == [0, 1, 2, 4, 8, 16, 32, 60, 60]
 

@@ -184,12 +184,14 @@ def test_a_socket_with_a_long_path_can_be_reached(
         connect(deep / "nothing.sock", socket.SOCK_SEQPACKET, 1.0)
 
 
+@pytest.mark.promise(40)
 def test_a_run_directory_is_for_its_user_alone(folder: Path) -> None:
     make_private(folder / "a" / "run")
     assert (folder / "a" / "run").stat().st_mode & 0o777 == 0o700
     make_private(folder / "a" / "run")
 
 
+@pytest.mark.promise(40)
 @pytest.mark.root
 def test_a_run_directory_that_this_user_may_not_look_into_is_told_as_that(folder: Path) -> None:
     folder.chmod(0o700)
@@ -199,6 +201,8 @@ def test_a_run_directory_that_this_user_may_not_look_into_is_told_as_that(folder
         assert live_supervisors(folder / "run") == []
         with pytest.raises(SupervisorUnreachable, match=f"cannot look for supervisors in `{folder}/run`: permission"):
             choose(None, folder / "run")
+        with pytest.raises(SupervisorUnreachable, match="permission denied"):
+            choose(None, folder)
     finally:
         os.seteuid(user)
     os.chown(folder, 65534, 65534)
@@ -206,6 +210,7 @@ def test_a_run_directory_that_this_user_may_not_look_into_is_told_as_that(folder
         choose(None, folder)
 
 
+@pytest.mark.promise(40)
 def test_a_run_directory_that_others_can_write_to_is_not_believed(folder: Path, stack: ExitStack) -> None:
     supervisor(stack, folder, 20)
     folder.chmod(0o777)

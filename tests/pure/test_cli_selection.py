@@ -8,7 +8,8 @@ import pytest
 
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.selection import Wanted, select
-from gen_worker.discovery.specs import FunctionSpec, collect
+from gen_worker.discovery.function_spec import FunctionSpec
+from gen_worker.discovery.specs import collect
 
 MAIN = """
 from collections.abc import Iterator
@@ -78,14 +79,22 @@ def test_variants_without_a_base_are_all_meant_by_their_handlers_name(specs: lis
         name(variants, None, "generate")
 
 
+LISTED = "`chosen-one`, `fast`, `generate`, `paint`, `say-it`, `shout`"
+
+
 @pytest.mark.parametrize(
     ("class_name", "method", "message", "hint"),
     [
         (None, None, "which function? 6 match: `chosen-one`", "choose one: `--method chosen-one`"),
         ("Words", None, "which function? 2 match: `say-it`, `shout`", "choose one: `--method say-it`"),
-        ("Word", None, "no endpoint class `Word` in `elsewhere.main`", "did you mean `Words`?"),
+        (
+            "Word",
+            None,
+            "no endpoint class `Word` in `elsewhere.main`",
+            "did you mean `Words`? the classes are `Pictures`, `Words`",
+        ),
         ("Zebra", None, "no endpoint class `Zebra` in `elsewhere.main`", "the classes are `Pictures`, `Words`"),
-        (None, "shuot", "no function `shuot` in `elsewhere.main`", "did you mean `shout`?"),
+        (None, "shuot", "no function `shuot` in `elsewhere.main`", f"did you mean `shout`? available: {LISTED}"),
         ("Words", "fast", "no function `fast` in `elsewhere.main`", "available: `say-it`, `shout`"),
     ],
 )

@@ -161,3 +161,14 @@ def test_progress_of_a_fetch_that_has_ended_changes_nothing() -> None:
         screen.watch.started(FIRST)
         screen.watch.failed(FIRST, ModelError("gated", "gated"))
         assert screen.progress(FIRST, 10) == ""
+
+
+def test_who_is_waited_for_is_told_in_each_form() -> None:
+    for form in ("json", "text", "bar"):
+        screen = Screen(form)
+        screen.watch.started(FIRST)
+        screen.watch.waiting(FIRST, "hub.example")
+        (line,) = screen.text.splitlines()
+        assert "acme/first" in line
+        assert "hub.example" in line
+        assert ("`--offline`" in line) == (form != "json")

@@ -17,14 +17,15 @@ TOLD = {
     "supervisor/gen_worker_supervisor/serve.py": "since when a server is ready",
     "supervisor/gen_worker_supervisor/spans.py": "when a job came, started and ended",
     "supervisor/gen_worker_supervisor/worker.py": "how long a link is as it is",
-    "supervisor/gen_worker_supervisor/link/stream.py": "since when a link is as it is",
-    "supervisor/gen_worker_supervisor/earlier_link/stream.py": "since when a link is as it is",
+    "supervisor/gen_worker_supervisor/link/redialing.py": "since when a link is as it is",
     "src/gen_worker/api/context.py": "a deadline as unix time, for authors who ask for it",
     "src/gen_worker/api/diagnostics.py": "when something was told",
     "src/gen_worker/fetch/cache/ledger.py": "when a model was used last",
     "src/gen_worker/fetch/cache/store.py": "when a model was used last",
     "src/gen_worker/fetch/cache/sweeping.py": "how old a file is",
+    "src/gen_worker/fetch/inputs/cache.py": "how old a file is",
     "src/gen_worker/fetch/network/patience.py": "what a server says as a date",
+    "src/gen_worker/fetch/sources/tensorhub.py": "until when keys for a bucket are good",
 }
 WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 

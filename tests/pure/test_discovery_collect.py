@@ -1,5 +1,6 @@
 """Finding what an author marked, and saying what is wrong with it."""
 
+import asyncio
 import sys
 import textwrap
 import types
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gen_worker import HF, Resources
+from gen_worker import HF, FatalError, Resources
 from gen_worker.discovery import DiscoveryError, FunctionSpec, author_stack, collect, import_main
+from gen_worker.discovery.stacks import briefly
 from gen_worker.discovery.walk import import_modules
 
 PREAMBLE = """
@@ -358,6 +360,74 @@ def test_the_causes_of_an_error_are_told_too() -> None:
     assert "RuntimeError: outer" in told
 
 
+def test_what_gen_worker_says_of_an_error_has_only_the_lines_of_that_one() -> None:
+    def told_of(error: Exception) -> list[str]:
+        failure = FatalError(f"train-step: {error}")
+        failure.__cause__ = error
+        return author_stack(failure)
+
+    try:
+        in_memory("boom")
+    except NameError as error:
+        told = "\n".join(told_of(error))
+    assert told.endswith("NameError: name 'boom' is not defined")
+    assert "FatalError" not in told
+    assert told_of(ValueError("no line of an author's leads here")) == []
+
+
+def test_what_lies_between_gen_worker_and_async_code_is_not_told() -> None:
+    async def handler() -> None:
+        in_memory("boom")
+
+    with asyncio.Runner() as runner, pytest.raises(NameError) as caught:
+        runner.run(handler())
+    error = caught.value
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next  # what follows the frame of this test: asyncio's
+    told = "\n".join(author_stack(error))
+    assert "in handler" in told
+    assert "asyncio" not in told
+
+
+def traceback_of(calls: int, error: str = "ValueError: no") -> list[str]:
+    frames = [line for at in range(calls) for line in (f'  File "/code/{at}.py", line 1, in f', f"    call_{at}()")]
+    return ["Traceback (most recent call last):", *frames, error]
+
+
+@pytest.mark.parametrize(("module", "file"), [("json", "json.py"), ("time.main", "time/__init__.py")])
+def test_a_module_that_is_called_like_one_of_pythons_is_told(tmp_path: Path, module: str, file: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    (tmp_path / file).with_name("main.py").write_text("")
+    with pytest.raises(DiscoveryError, match=f"`{module.split('.')[0]}` is a module of Python itself") as caught:
+        import_main(module, [str(tmp_path)])
+    assert caught.value.hint == "give your module another name"
+
+
+@pytest.mark.parametrize("calls", [10, 11, 40])
+def test_of_a_long_traceback_the_first_call_and_the_last_ones_are_told(calls: int) -> None:
+    told = briefly(traceback_of(calls), 20)
+    assert told[:4] == [*traceback_of(1)[:3], "  ..."]
+    assert told[4].startswith("  File ")
+    assert told[-3:] == traceback_of(calls)[-3:]
+    assert 19 <= len(told) <= 20
+
+
+def test_a_traceback_that_is_not_long_is_told_as_it_is() -> None:
+    assert briefly(traceback_of(9), 20) == traceback_of(9)
+    assert briefly(["no frames"] * 30, 20) == ["no frames"] * 3 + ["  ..."] + ["no frames"] * 16
+
+
+def test_of_several_tracebacks_the_last_one_begins_with_its_first_call() -> None:
+    chain = ["", "The above exception was the direct cause of the following exception:", ""]
+    short = briefly(traceback_of(8, "KeyError: 'a'") + chain + traceback_of(4), 20)
+    assert (short[0], short[1][:8]) == ("  ...", '  File "')
+    assert short[-10:] == traceback_of(4)
+    long = briefly(traceback_of(8, "KeyError: 'a'") + chain + traceback_of(30), 20)
+    assert long[:4] == [*traceback_of(1)[:3], "  ..."]
+    assert long[-1] == "ValueError: no"
+
+
 # --- handlers that cannot be served -----------------------------------------------------------------------------------
 
 
@@ -402,15 +472,24 @@ def test_a_handler_that_cannot_be_served_is_told_what_to_write(handler: str, mes
     assert hint in error.hint
 
 
-def test_a_type_that_cannot_be_sent_is_named() -> None:
-    error = refused("""
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [("value: complex", "complex"), ("value: list[complex] = []", "complex"), ("value: int = complex(1)", "complex")],
+)
+def test_a_type_that_cannot_be_sent_is_named_with_its_field(field: str, reason: str) -> None:
+    error = refused(f"""
         class Odd(msgspec.Struct):
-            value: complex
+            text: str
+            {field}
+
+        class Outer(msgspec.Struct):
+            odd: list[Odd]
 
         @endpoint
-        def f(ctx, payload: Odd) -> Output: ...
+        def f(ctx, payload: Outer) -> Output: ...
     """)
-    assert "`Odd` of `f` cannot be sent" in error.message
+    assert "`Outer` of `f` cannot be sent: the field `Odd.value`: " in error.message
+    assert reason in error.message
 
 
 def test_a_name_that_a_field_does_not_know_is_told() -> None:
@@ -589,6 +668,13 @@ def test_what_ends_a_stream_is_not_among_its_items() -> None:
         (
             "from typing import Annotated\nfrom gen_worker.api.payload_constraints import Clamp\n"
             "class Sized(msgspec.Struct):\n    size: Annotated[str, Clamp(0, 1)]\n"
+            "@endpoint\ndef f(ctx, payload: Sized) -> Output: ...",
+            "a type of `f` is marked wrongly: the field `Sized.size`: `Clamp` marks something that is no number",
+            "",
+        ),
+        (
+            "from typing import Annotated\nfrom gen_worker.api.payload_constraints import Clamp\n"
+            "class Sized(msgspec.Struct):\n    size: Annotated[str, Clamp(0, 1)] = ''\n"
             "@endpoint\ndef f(ctx, payload: Sized) -> Output: ...",
             "a type of `f` is marked wrongly: the field `Sized.size`: `Clamp` marks something that is no number",
             "",

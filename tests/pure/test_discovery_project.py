@@ -36,6 +36,14 @@ def test_a_folder_without_a_project_is_told_where_to_run(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("path", "told"), [("a" * 5000, "file name too long"), ("/proc/self/mem", "input/output error")]
+)
+def test_a_project_that_cannot_be_read_is_told_in_a_sentence(path: str, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^`{path}` cannot be read: {told}$"):
+        load_project_config(path)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("", r"does not name the main module; add:\n\n\[tool.gen_worker\]\nmain = \"myendpoint.main\""),

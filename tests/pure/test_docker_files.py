@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from gen_worker.http.app import PATHS
+from gen_worker.rundir import make_private
 from gen_worker.settings import VARIABLES
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -163,7 +164,19 @@ def test_what_a_pod_mounts_is_there_and_writable_where_the_worker_writes(pod: An
     (container,) = pod["containers"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
-    assert {"/cache", "/run/gen-worker", "/tmp", "/run/secrets"} == set(mounts.values())
+    assert {"/cache", "/run", "/tmp", "/run/secrets"} == set(mounts.values())
+
+
+def test_the_run_directory_of_a_pod_is_no_volume_as_everyone_may_write_to_those(pod: Any, tmp_path: Path) -> None:
+    (place,) = re.findall(r"GEN_WORKER_RUN_DIR=(\S+)", (DOCKER / "runtime.Dockerfile").read_text())
+    (container,) = pod["containers"]
+    assert place not in {mount["mountPath"] for mount in container["volumeMounts"]}
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o2777)
+    with pytest.raises(PermissionError, match="other users can write to it"):
+        make_private(volume)
+    make_private(volume / "gen-worker")
 
 
 def test_a_pod_is_probed_where_its_worker_answers_and_no_child_can_hold_that_up(pod: Any) -> None:

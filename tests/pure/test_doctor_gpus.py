@@ -170,7 +170,7 @@ def test_what_torch_was_built_for_is_read_without_importing_it(
     ("build", "driver", "status", "word"),
     [
         (None, Driver(), Status.SKIPPED, "not installed"),
-        (None, DRIVER, Status.WARNING, "gen-worker[torch]"),
+        (None, DRIVER, Status.WARNING, "pip install -e '.[torch]'"),
         (gpus.TorchBuild("2.9", None), Driver(), Status.OK, "for processors alone"),
         (gpus.TorchBuild("2.9", None), DRIVER, Status.PROBLEM, "does not see the GPUs"),
         (gpus.TorchBuild("2.9", (13, 0)), DRIVER, Status.PROBLEM, "takes CUDA 12.4 at most"),

@@ -69,7 +69,7 @@ def test_text_that_is_not_utf_8_is_warned_of(filesystem: str, stdout: str, statu
         ("1.0", system.Command("/usr/bin/gen-worker", "/usr/bin/python3"), Status.WARNING, "/usr/bin/gen-worker"),
         ("1.0", None, Status.WARNING, 'PATH="/venv/bin:$PATH"'),
         ("0.9", None, Status.PROBLEM, "the installed package 0.9"),
-        (None, None, Status.PROBLEM, "pip install gen-worker"),
+        (None, None, Status.PROBLEM, "pip install -e ."),
     ],
 )
 def test_a_command_of_another_installation_is_told(

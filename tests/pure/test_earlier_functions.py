@@ -191,6 +191,7 @@ def test_a_function_that_breaks_a_rule_is_named_with_the_rule(function: Callable
 async def speaks(ctx: ActionContext, sock: RealtimeSocket, files: Deployed) -> None: ...
 def speaks_not_async(ctx: ActionContext, sock: RealtimeSocket) -> None: ...
 async def speaks_alone(ctx: ActionContext) -> None: ...
+async def speaks_to_files(ctx: ActionContext, files: Deployed, sock: RealtimeSocket) -> None: ...
 async def speaks_of_payload(ctx: ActionContext, sock: RealtimeSocket, files: Chosen) -> None: ...
 
 
@@ -198,7 +199,7 @@ def test_a_realtime_function_is_async_and_takes_a_socket() -> None:
     spec = spec_of(worker_websocket()(speaks))
     assert (spec.shape, spec.lane, list(spec.bindings)) == ("websocket", "loop", ["files"])
     assert manifest([spec])["functions"] == entries([spec]) == []
-    for function in (speaks_not_async, speaks_alone, speaks_of_payload):
+    for function in (speaks_not_async, speaks_alone, speaks_to_files, speaks_of_payload):
         with pytest.raises(DiscoveryError, match=function.__name__):
             collect(module(worker_websocket()(function)))
 

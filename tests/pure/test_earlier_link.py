@@ -1,11 +1,14 @@
 """What a worker decides towards an orchestrator of the earlier generation."""
 
+import re
+
 import pytest
 
-from gen_worker.models.wanted import Wanted
+from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.settings import Settings
 from gen_worker.wire.earlier import (
     MESSAGE_BYTES,
+    DeploymentModelConfig,
     RealtimeFrame,
     Report,
     TaskExecutionResult,
@@ -13,13 +16,15 @@ from gen_worker.wire.earlier import (
     WorkerRegistration,
     WorkerResources,
 )
+from gen_worker.wire.survey import SurveyedFunction, SurveyedInjection
 from gen_worker_supervisor.earlier_link.answers import close_reason, error_type, failed, refused, safe_text
-from gen_worker_supervisor.earlier_link.dialing import EarlierDialing, Patience
+from gen_worker_supervisor.earlier_link.dialing import UNHEARD_TRIES, EarlierDialing, Patience
 from gen_worker_supervisor.earlier_link.jobs import sendable
 from gen_worker_supervisor.earlier_link.outbox import EarlierOutbox
 from gen_worker_supervisor.earlier_link.registration import model_id, versions
+from gen_worker_supervisor.earlier_link.required import NotRequirableError, described_models, required
 from gen_worker_supervisor.earlier_link.results import DOUBTED_S, Results
-from gen_worker_supervisor.link.dialing import Dial, Ended, Fatal
+from gen_worker_supervisor.link.dialing import UNHEARD, Dial, Ended, Fatal
 from gen_worker_supervisor.link.target import Target, parse_target
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import JobState
@@ -47,6 +52,7 @@ def raised(*names: str, kind: str = "user_exception", retryable: bool = False) -
         (raised("ResourceError"), "resource"),
         (raised("OutOfMemoryError", "RuntimeError", kind="out_of_memory"), "resource"),
         (raised("FatalError"), "fatal"),
+        (raised("WrongTypeError", "FatalError"), "internal"),
         (raised("AuthError"), "auth"),
         (raised("KeyError", "LookupError"), "internal"),
         (failure("usage", "no such field"), "validation"),
@@ -141,6 +147,15 @@ def test_of_outputs_that_cannot_all_be_kept_the_oldest_are_asked_for_again() -> 
     assert [outbox.pop() for _ in range(4)] == [gone, result("b", 5), result("c", 5), None]
 
 
+def test_an_output_that_is_being_written_is_not_asked_for_again() -> None:
+    results = Results(kept_bytes=10)
+    results.add(result("a", 5))
+    results.leaving("a")
+    results.add(result("b", 5))
+    gone = refused("b", "retryable", "the output could not be kept for so long")
+    assert results.add(result("c", 5)) == [gone]
+
+
 # --- dialing ----------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +182,14 @@ def test_who_is_not_the_leader_says_who_is() -> None:
     it = dialing("a:1")
     found = it.ended(Ended("FAILED_PRECONDITION", "not_leader:c:3"))
     assert found == Dial(Target("c", 3, False), redirect=True)
+
+
+def test_whose_refusal_was_not_heard_is_asked_again_at_once_a_few_times() -> None:
+    it = dialing("a:1", delay_s=5.0, jitter_s=0.0, attempts=1)
+    unheard, target = Ended("INTERNAL", UNHEARD), Target("a", 1, False)
+    assert [it.ended(unheard) for _ in range(UNHEARD_TRIES)] == [Dial(target)] * UNHEARD_TRIES
+    assert it.ended(unheard) == Dial(target, 5.0)
+    assert isinstance(it.ended(REFUSED), Fatal)
 
 
 def test_after_so_many_attempts_in_a_row_it_is_over() -> None:
@@ -232,3 +255,47 @@ def test_versions_are_those_that_are_set_before_those_that_are_found() -> None:
     settings = Settings.load(env={"WORKER_TORCH_VERSION": "2.9.1+cu128", "WORKER_TENSORRT_VERSION": "10.9"})
     found = versions(settings)
     assert (found.torch, found.cuda, found.tensorrt) == ("2.9.1+cu128", "12.8", "10.9")
+
+
+def needing(*slots: tuple[str, str, str]) -> SurveyedFunction:
+    """Return an earlier function with models, each a parameter, a key and a repository."""
+    injections = [SurveyedInjection(param, "str", "deployment", key) for param, key, _ in slots]
+    bound = [Slot(param, Wanted("tensorhub", repo, tag="latest")) for param, _, repo in slots]
+    return SurveyedFunction("f", "f", "", "", "sync", "device", False, None, bound, injections=injections)
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "ids"),
+    [
+        (("acme/a", "cozy:acme/a:latest", "hf:acme/b"), DeploymentModelConfig(), ("cozy:acme/a:latest", "hf:acme/b")),
+        (("lines",), DeploymentModelConfig(), ("cozy:acme/lines:latest",)),
+        (("lines",), DeploymentModelConfig(model_id_by_key={"lines": "hf:acme/c"}), ("hf:acme/c",)),
+        (("elsewhere",), DeploymentModelConfig(), ()),
+        (("acme/a:latest",), DeploymentModelConfig(supported_model_ids=("cozy:acme/a",)), ("cozy:acme/a:latest",)),
+    ],
+)
+def test_a_run_requires_models_by_keys_and_by_ids(
+    names: tuple[str, ...], config: DeploymentModelConfig, ids: tuple[str, ...]
+) -> None:
+    assert required(names, needing(("weights", "lines", "acme/lines")), config, {"elsewhere"}) == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "why"),
+    [
+        ("acme/b", DeploymentModelConfig(supported_model_ids=("acme/a",)), "is not one of this deployment's"),
+        ("b", DeploymentModelConfig(model_id_by_key={"b": "x y"}), "`x y`, which is no model"),
+        ("x" * 10_000, DeploymentModelConfig(), "is no model"),
+    ],
+)
+def test_what_is_no_model_of_the_deployments_cannot_be_required(
+    name: str, config: DeploymentModelConfig, why: str
+) -> None:
+    with pytest.raises(NotRequirableError, match=re.escape(why)) as raised:
+        required((name,), needing(), config, ())
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(("text", "names"), [("", ()), ('{"a": {"root": "/x"}}', ("a",)), ("[", ()), ("[1]", ())])
+def test_models_that_the_environment_describes_are_known_by_their_ids(text: str, names: tuple[str, ...]) -> None:
+    assert described_models({"WORKER_MODEL_ARTIFACTS_JSON": text}) == frozenset(names)

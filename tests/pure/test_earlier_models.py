@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -15,9 +15,11 @@ from gen_worker import HF, Hub
 from gen_worker.api.context import CancelFlag, RequestContext
 from gen_worker.api.errors import CanceledError, ResourceError
 from gen_worker.api.overrides import OverrideError
+from gen_worker.discovery import DiscoveryError
 from gen_worker.earlier import values
 from gen_worker.earlier.calling import EarlierFunction
 from gen_worker.earlier.context import ActionContext
+from gen_worker.earlier.functions import worker_function
 from gen_worker.earlier.injection import (
     LOADERS,
     Injection,
@@ -28,7 +30,8 @@ from gen_worker.earlier.injection import (
 )
 from gen_worker.earlier.managers import ModelManager
 from gen_worker.earlier.refs import binding_of, canonical
-from gen_worker.earlier.surroundings import Surroundings, surroundings
+from gen_worker.earlier.specs import spec_of
+from gen_worker.earlier.surroundings import Surroundings, VariableError, surroundings
 from gen_worker.wire.messages import EarlierRun
 
 
@@ -242,8 +245,30 @@ def test_an_engine_for_other_hardware_is_refused(environment: Callable[..., None
 
 
 def test_a_variable_that_cannot_be_meant_is_named() -> None:
-    with pytest.raises(ValueError, match="WORKER_MODEL_ARTIFACTS_JSON"):
+    with pytest.raises(VariableError, match="WORKER_MODEL_ARTIFACTS_JSON"):
         Surroundings.read({"WORKER_MODEL_ARTIFACTS_JSON": "[1]"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MODEL_MANAGER_CLASS", "nowhere:Keeper", "cannot be imported"),
+        ("MODEL_MANAGER_CLASS", "os:sep", "which is nothing to call"),
+        ("WORKER_RUNTIME_LOADERS_JSON", f'{{"{__name__}.Engine": "os:nothing"}}', "cannot be imported"),
+        ("WORKER_RUNTIME_LOADERS_JSON", "{", "is not the JSON"),
+    ],
+)
+def test_what_is_to_make_models_and_is_not_there_is_told_before_the_first_run(
+    environment: Callable[..., None], variable: str, value: str, said: str
+) -> None:
+    def function(
+        ctx: ActionContext, payload: In, it: Annotated[Engine, ModelRef(ModelRefSource.DEPLOYMENT, "m")]
+    ) -> In:
+        return payload
+
+    environment(**{variable: value})
+    with pytest.raises(DiscoveryError, match=f"`function` cannot be given its models: `{variable}`.*{said}"):
+        spec_of(worker_function()(function), "top")
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -260,6 +285,22 @@ def test_a_run_that_was_asked_to_end_ends_as_canceled_whatever_it_returns() -> N
     for function in (ends, interrupted):
         with pytest.raises(CanceledError):
             EarlierFunction(function, "sync", "payload", (), {}).caller()(RequestContext(request_id="r1"), In())
+
+
+def test_a_stream_that_is_interrupted_ends_as_canceled_wherever_its_items_come_from() -> None:
+    def items(ctx: ActionContext, payload: In) -> Iterator[In]:
+        yield payload
+        raise InterruptedError("enough")
+
+    def elsewhere(ctx: ActionContext, payload: In) -> Iterator[In]:
+        return items(ctx, payload)
+
+    for function in (items, elsewhere):
+        call = EarlierFunction(function, "generator", "payload", (), {}).caller()
+        stream = call(RequestContext(request_id="r1"), In())
+        assert next(stream) == In()
+        with pytest.raises(CanceledError, match="enough"):
+            next(stream)
 
 
 def test_so_many_runs_of_an_async_function_are_at_work_as_it_says() -> None:

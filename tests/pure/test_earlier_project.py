@@ -1,6 +1,7 @@
 """The project file of the earlier generation, which files declare functions, and the manifest that is baked of them."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,3 +142,91 @@ def test_discover_ends_with_1_at_a_function_that_breaks_a_rule(write: Write) -> 
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "`shout` takes `payload` first" in ended.stderr
+
+
+STREAM = """
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+from gen_worker import ActionContext, ModelArtifacts, ModelRef, ModelRefSource, RealtimeSocket
+from gen_worker import ResourceRequirements, worker_function, worker_websocket
+
+class In(msgspec.Struct):
+    text: str
+
+class Item(msgspec.Struct):
+    text: str
+
+@worker_function(ResourceRequirements(max_concurrency=2))
+def letters(
+    ctx: ActionContext,
+    one: Annotated[ModelArtifacts, ModelRef(ModelRefSource.DEPLOYMENT, "sdxl")],
+    payload: In,
+    other: Annotated[ModelArtifacts, ModelRef(ModelRefSource.DEPLOYMENT, "flux")],
+    third: Annotated[ModelArtifacts, ModelRef(ModelRefSource.PAYLOAD, "text")],
+) -> Iterator[Item]:
+    yield Item("a")
+
+@worker_websocket()
+async def speaks(ctx: ActionContext, sock: RealtimeSocket) -> None: ...
+"""
+
+
+REALTIME = """
+from gen_worker import ActionContext, RealtimeSocket, worker_websocket
+
+@worker_websocket()
+async def speaks(ctx: ActionContext, sock: RealtimeSocket) -> None: ...
+"""
+
+
+def discovered(root: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gen_worker.discover"]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_what_discover_leaves_out_and_what_it_doubts_are_warnings(write: Write) -> None:
+    table = TABLE + "[tool.cozy.build]\ngpu = true\ncuda = 12\n[tool.cozy.resources]\nvram_gb = 8\n"
+    root = write(
+        pyproject=table, src__pkg____init__="", src__pkg__stream=STREAM, broken="import nothing_here\n" + FUNCTION
+    )
+    ended = discovered(root, COZY_FUNCTION_MODULES="functions")
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert (document["build"], document["resources"]) == ({"gpu": True}, {"vram_gb": 8})
+    assert document["realtime_modules"] == ["pkg.stream"]
+    (entry,) = document["functions"]
+    assert (entry["name"], entry["module"], entry["output_mode"]) == ("letters", "pkg.stream", "incremental")
+    assert (entry["resources"], entry["required_models"]) == ({"max_concurrency": 2}, ["flux", "sdxl"])
+    assert [each["param"] for each in entry["injection_json"]] == ["one", "other", "third"]
+    assert entry["injection_json"][2]["model_ref"] == {"source": "payload", "key": "text"}
+    assert (entry["delta_type"], entry["delta_output_schema"]) == ("pkg.stream.Item", entry["output_schema"])
+    for said in ("`COZY_FUNCTION_MODULES` is deprecated", "`broken` does not import", "`flux`: no key of"):
+        assert f"warning: {said}" in ended.stderr
+    assert "sdxl" not in ended.stderr
+
+
+def test_a_project_of_realtime_functions_alone_boots_from_its_manifest(write: Write) -> None:
+    root = write(pyproject=TABLE, talk=REALTIME)
+    ended = discovered(root)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["functions"] == []
+    (root / ".cozy").mkdir()
+    (root / ".cozy/manifest.json").write_text(ended.stdout)
+    assert served_by_image("nowhere.lock", folder=root, root=root / "no-such-root").modules == ("talk",)
+
+
+def test_discover_of_a_project_without_functions_is_a_warning(write: Write) -> None:
+    ended = discovered(write(pyproject=TABLE, other="x = 1"))
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout) == {"functions": [], "deployment": "my-app", "models": {"sdxl": "hf:acme/sdxl"}}
+    assert "marks a function with `@worker_function()`" in ended.stderr
+
+
+def test_discover_of_a_table_that_is_no_toml_names_the_file(write: Write) -> None:
+    ended = discovered(write(pyproject="[tool.cozy", functions=FUNCTION))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "pyproject.toml` is not valid TOML" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -11,7 +11,8 @@ import pytest
 
 from gen_worker import HF, RequestContext, Resources, endpoint
 from gen_worker.api import ValidationError
-from gen_worker.discovery.specs import FunctionSpec, collect
+from gen_worker.discovery.function_spec import FunctionSpec
+from gen_worker.discovery.specs import collect
 from gen_worker.runtimes.launching import how
 from gen_worker.runtimes.server import (
     RUNTIME_FACTORIES,

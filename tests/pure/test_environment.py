@@ -24,7 +24,13 @@ def test_what_belongs_to_the_worker_does_not_pass(name: str) -> None:
     assert "canary" not in author_environment({name: "canary"}).values()
 
 
-@pytest.mark.parametrize("name", ["PATH", "HOME", "OPENAI_API_KEY", "MY_TENANTS_SECRET", "HF_HOME", "LD_LIBRARY_PATH"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "HOME", "OPENAI_API_KEY", "MY_TENANTS_SECRET", "HF_HOME", "LD_LIBRARY_PATH"),
+        *("WORKER_MAX_VRAM_GB", "WORKER_VRAM_SAFETY_MARGIN_GB", "WORKER_MODEL_CACHE_DIR", "COZY_HUB_URL"),
+    ],
+)
 def test_what_belongs_to_the_endpoint_passes(name: str) -> None:
     assert author_environment({name: "value"})[name] == "value"
 

@@ -1,5 +1,6 @@
 """What each exception of a handler means for its job."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 
 from gen_worker.api import errors
-from gen_worker.api.errors import Verdict, classify
+from gen_worker.api.errors import ValidationError, Verdict, classify
 from gen_worker.capability import (
     ComputeCapabilityUnmetError,
     HardwareUnmetError,
@@ -51,6 +52,19 @@ def decoding(text: bytes) -> Exception:
         (errors.AuthError("no"), Verdict("user_exception", "AuthError: no", False)),
         (errors.WorkerError("no"), Verdict("user_exception", "WorkerError: no", False)),
         (msgspec.EncodeError("no"), Verdict("user_exception", "EncodeError: no", False)),
+        (
+            UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+            Verdict(
+                "user_exception",
+                "UnicodeEncodeError: 'utf-8' codec can't encode character '\\ud800' in position 0: "
+                "surrogates not allowed",
+                False,
+            ),
+        ),
+        (
+            UnicodeEncodeError("ascii", "é", 0, 1, "not here"),
+            Verdict("invalid", "'ascii' codec can't encode character '\\xe9' in position 0: not here", False),
+        ),
         (KeyError("style"), Verdict("user_exception", "KeyError: 'style'", False)),
         (RuntimeError("first\nsecond"), Verdict("user_exception", "RuntimeError: first", False)),
         (ZeroDivisionError(), Verdict("user_exception", "ZeroDivisionError", False)),
@@ -140,3 +154,27 @@ def test_what_a_host_lacks_is_said_in_words_and_values(error: Any, reason: str, 
     assert isinstance(error, HardwareUnmetError)
     assert isinstance(error, RuntimeError)
     assert (error.reason, error.axes()) == (reason, axes)
+
+
+class FromAPool(ValidationError):
+    def __init__(self, *, step: int) -> None:
+        super().__init__(f"step {step}")
+        self.step = step
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InputTooLargeError(size_bytes=10, max_bytes=5),
+        errors.OutputTooLargeError(size_bytes=10, max_bytes=5, message="the film"),
+        errors.RefCompatibilitySurprise(ref="a/b", axis="dtype"),
+        errors.ArtifactTransferError("cut off", "hf", "download", True, 503, "TimeoutError"),
+        FromAPool(step=3),
+        InsufficientVRAMError("full", available_bytes=1, required_bytes=2, hint="less"),
+        InsufficientDiskError("full", available_bytes=1, required_bytes=2, path="/x"),
+    ],
+)
+def test_what_a_pool_of_processes_raises_arrives_as_it_was(error: Exception) -> None:
+    arrived = pickle.loads(pickle.dumps(error))
+    assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
+    assert classify(arrived) == classify(error)

@@ -1,9 +1,11 @@
 """Where requests go, and who is asked on the way."""
 
+import msgspec
 import pytest
 
+from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.origins import Origin, Proxy, Url, bypasses, proxy_for, without_queries
-from gen_worker.fetch.network.patience import HttpError, Patience, Tries, delay, passes, retry_after
+from gen_worker.fetch.network.patience import FOR_FILES, HttpError, Patience, Tries, delay, passes, retry_after
 from gen_worker.models.errors import ModelError
 
 # --- urls -------------------------------------------------------------------------------------------------------------
@@ -157,6 +159,15 @@ def test_waits_double_up_to_a_bound_and_any_part_of_them_is_taken() -> None:
     patience = Patience(chance=lambda: 1.0)
     assert [delay(patience, failures) for failures in (1, 2, 3, 7, 8, 1000)] == [0.5, 1.0, 2.0, 30.0, 30.0, 30.0]
     assert delay(Patience(chance=lambda: 0.0), 5) == 0.0
+
+
+@pytest.mark.promise(25, 26)
+def test_who_is_told_nothing_else_is_as_patient_as_is_promised() -> None:
+    patience = Patience()
+    assert (patience.tries, patience.seconds, patience.longest_retry_after_s) == (30, 3600.0, 60.0)
+    assert (patience.quiet_s, patience.slow_bytes_per_s, patience.slow_s) == (30.0, 64 << 10, 60.0)
+    assert msgspec.structs.replace(patience, clock=FOR_FILES.clock, chance=FOR_FILES.chance) == FOR_FILES
+    assert FetchConfig(root="", hf_cache="").stall_timeout_s == 180.0
 
 
 def test_failures_in_a_row_are_counted_until_something_is_gained() -> None:

@@ -90,7 +90,6 @@ from gen_worker_supervisor.state import (
     Job,
     Recycling,
     drained_away,
-    lane_of,
 )
 from gen_worker_supervisor.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
@@ -214,8 +213,8 @@ class ModelChild:
             if job.instance and job.instance not in self.holds:
                 self.unstarted.remove(job)
                 return [Returned(job.number)]
-            lane = lane_of(job.function)
-            if lane == "loop" or not any(lane_of(other.function) == lane for other in self.running):
+            lane = job.function.lane
+            if lane == "loop" or not any(other.function.lane == lane for other in self.running):
                 if job.function.name == "together":
                     return self.start_batch()
                 self.unstarted.remove(job)
@@ -689,7 +688,7 @@ class Fleets(RuleBasedStateMachine):
             *(
                 Began(model.child, job.number, 0.0)
                 for job in model.running
-                if lane_of(job.function) == "device" and job.function.name != "together"
+                if job.function.lane == "device" and job.function.name != "together"
             )
         )
 
@@ -799,7 +798,7 @@ class Fleets(RuleBasedStateMachine):
             if child.phase in LEAVING:
                 continue
             for lane in ("device", "loop"):
-                assert child.used[lane] == sum(lane_of(job.function) == lane for job in child.leased.values())
+                assert child.used[lane] == sum(job.function.lane == lane for job in child.leased.values())
                 assert child.used[lane] <= child.credits.get(lane, 0) + (LEASED_AHEAD if lane == "device" else 0)
 
     @invariant()

@@ -53,7 +53,7 @@ def test_without_the_extra_the_start_says_how_to_get_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "uvicorn", None)  # as where it is not installed
     with pytest.raises(StartError, match="HTTP cannot be served: `uvicorn` is not installed") as told:
         open_http("0")
-    assert told.value.hint == "`pip install 'gen-worker[http]'`"
+    assert told.value.hint == "`pip install -e '.[http]'` in the clone of gen-worker"
 
 
 @pytest.mark.promise(39)

@@ -85,6 +85,25 @@ def test_without_a_manifest_the_modules_that_are_set_are_served(tmp_path: Path) 
     assert served(tmp_path, "/x", "shop", "zoo.main", "shop").modules == ("shop", "zoo.main")
 
 
+def test_modules_of_realtime_functions_are_served_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "app/.cozy/manifest.json"
+    path.parent.mkdir(parents=True)
+    for functions, modules in (([], ("talk",)), ([entry("a", "shop")], ("shop", "talk"))):
+        path.write_text(json.dumps({"functions": functions, "realtime_modules": ["talk"]}))
+        assert served(tmp_path).modules == modules
+    path.write_text(json.dumps({"functions": [], "realtime_modules": "talk"}))
+    with pytest.raises(ImageError, match="`realtime_modules` is no list of modules: 'talk'"):
+        served(tmp_path)
+
+
+def test_where_a_manifest_names_nothing_the_modules_that_are_set_are_served(tmp_path: Path) -> None:
+    path = write(tmp_path / "app/.cozy/manifest.json")
+    assert served(tmp_path, "/x", "shop").modules == ("shop",)
+    with pytest.raises(ImageError, match="no function or class is marked"):
+        served(tmp_path)
+    assert path.is_file()
+
+
 @pytest.mark.parametrize("file", ["functions.py", "functions/__init__.py", "src/functions.py"])
 def test_without_those_a_module_called_functions_is(tmp_path: Path, file: str) -> None:
     (tmp_path / "work" / file).parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,25 @@ def test_a_machine_without_room_for_the_files_is_told_and_may_be_tried_again(
         pytest.fail("the job ran without its files")
 
 
+def test_a_disk_on_which_no_folder_has_room_is_told_as_what_may_pass(
+    files: InputFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)  # what a full disk leaves of them
+    told = "the files of the payload cannot be written: no usable temporary directory"
+    with pytest.raises(RetryableError, match=told), files.of(Inputs(image=inline("cat.png"))):
+        pass
+
+
+def test_whoever_tidies_up_among_temporary_files_costs_no_later_job(files: InputFiles, temporary: Path) -> None:
+    for _ in range(2):
+        with files.of(given := Inputs(image=inline("cat.png", b"1"))):
+            assert given.image is not None
+            assert given.image.read_bytes() == b"1"
+        (folder,) = temporary.iterdir()
+        folder.rmdir()
+
+
 def test_an_asset_that_has_a_file_keeps_it(files: InputFiles, temporary: Path) -> None:
     given = Inputs(image=inline("cat.png", local_path="/x/cat.png"), several=[Asset("stored")])
     with files.of(given):

@@ -235,5 +235,7 @@ def test_asking_whether_an_asset_exists_never_raises(strange: Any) -> None:
 
 
 def test_what_is_missing_names_its_extra() -> None:
-    with pytest.raises(ImportError, match=r"nothing_like_it is not installed: `pip install 'gen-worker\[images\]'`"):
+    with pytest.raises(
+        ImportError, match=r"nothing_like_it is not installed: `pip install -e '\.\[images\]'` in the clone"
+    ):
         require("images", "nothing_like_it")

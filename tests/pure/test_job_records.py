@@ -3,98 +3,108 @@
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from gen_worker.cli.jobs import listed
-from gen_worker.job_records import JobRecord, encode, folder_in, read
+from gen_worker.job_records import JobRecord, encode_lines, folder_in, read
 from gen_worker.line_files import name_of
-from gen_worker.wire.messages import ErrorDetail
+from gen_worker.tracing import Span
+from gen_worker.wire.messages import ErrorDetail, Lane
+from gen_worker.wire.survey import SurveyedFunction
+from gen_worker_supervisor.bodies import InlinePayload
 from gen_worker_supervisor.ladder import Ending, Reason
-from gen_worker_supervisor.records import Ended, record_of
-from gen_worker_supervisor.state import Child, Device
+from gen_worker_supervisor.outcomes import failure
+from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.records import AT_A_WRITE, Lines, hide_in, record_of
+from gen_worker_supervisor.state import Child, Device, Function, Job, Outcome
+from gen_worker_supervisor.supervisor import ANSWERED
 
 NOW = 1_795_370_187.0
 
 
-def told(**known: Any) -> Ended:
+def record(
+    outcome: Outcome | None = None, *, set_up: tuple[float, float] = (104.0, 3.0), lane: Lane = "device", **known: Any
+) -> JobRecord:
+    """The record of a job that ends at 110."""
     child = Child(Device("cuda:0", "cuda"), 1, 0.0)
-    plain = Ended(
-        at=110.0,
-        request_id="r1",
-        attempt=1,
-        function="paint",
-        outcome="ok",
-        child=child,
-        sharing=1,
-        loaded_at=104.0,
-        load_s=3.0,
-        tenant="",
-        priority=0,
-        link="serve",
-        detail=None,
-        ending=None,
-        deaths=0,
-        submitted=100.0,
-        started=105.0,
-        run_s=4.5,
-        peak_rss=0,
-        peak_vram=0,
-        in_bytes=10,
-        out_bytes=20,
-        items=0,
-    )
-    return msgspec.structs.replace(plain, **known)
-
-
-def record(**known: Any) -> JobRecord:
-    return record_of(told(**known), 1000.0, lambda text: text)
+    child.set_up["m"] = set_up
+    function = Function(SurveyedFunction("paint", "paint", "m", "m", "sync", lane, False, None))
+    payload = InlinePayload(b"0123456789")
+    job = Job(1, ANSWERED, "r1", 1, True, function, payload, "json", False, False, 100.0, child=child, started=105.0)
+    for name, value in known.items():
+        setattr(job, name, value)
+    return record_of(job, outcome or Outcome(JobState.OK, bytes(20), run_s=4.5), 110.0)
 
 
 def test_a_record_says_what_a_job_waited_for_and_what_it_took() -> None:
     found = record()
-    assert (found.ts, found.queue_s, found.load_s, found.run_s, found.device_s) == (1110.0, 5.0, 3.0, 4.5, 5.0)
+    assert (found.ts, found.queue_s, found.load_s, found.run_s, found.device_s) == (110.0, 5.0, 3.0, 4.5, 5.0)
     assert (found.device, found.in_bytes, found.out_bytes, found.outcome) == ("cuda:0", 10, 20, "ok")
 
 
 def test_only_the_part_of_a_load_that_a_job_waited_for_counts() -> None:
     assert record(submitted=102.0).load_s == 2.0
     assert record(submitted=104.5).load_s == 0.0  # it was over before
-    assert record(load_s=0.0).load_s == 0.0
+    assert record(set_up=(104.0, 0.0)).load_s == 0.0
 
 
 def test_a_job_that_shares_its_device_holds_none() -> None:
-    assert record(sharing=0).device_s == 0.0
+    assert record(lane="loop").device_s == 0.0
+    assert record(Outcome(JobState.OK, run_s=4.5, together=5)).device_s == 1.0
 
 
 def test_a_job_that_was_over_before_anybody_looked_has_run_all_the_same() -> None:
-    found = record(started=None, run_s=0.25, submitted=109.0)
+    found = record(Outcome(JobState.OK, run_s=0.25), started=None, submitted=109.0)
     assert (found.queue_s, found.run_s, found.device_s) == (0.75, 0.25, 0.25)
 
 
 def test_a_job_that_never_ran_has_waited_until_its_end() -> None:
-    found = record(started=None, run_s=0.0, child=None, outcome="canceled")
+    found = record(failure("canceled", "canceled"), started=None, child=None)
     assert (found.queue_s, found.run_s, found.device_s, found.device) == (10.0, 0.0, 0.0, None)
 
 
 def test_a_job_that_was_killed_has_run_until_then_and_says_how_it_hung() -> None:
     ending = Ending(Reason.KILL, 106.0, hang="gil_held")
     detail = ErrorDetail(cause="SIGKILL", postmortem="20261122-131502-cuda0-3f1c")
-    found = record(run_s=0.0, outcome="killed", ending=ending, detail=detail, deaths=1)
+    found = record(failure("killed", "killed", detail=detail), ending=ending, deaths=1)
     assert (found.run_s, found.cause, found.hang, found.deaths) == (5.0, "SIGKILL", "gil_held", 1)
     assert found.postmortem == "20261122-131502-cuda0-3f1c"
 
 
 def test_what_callers_named_is_hidden_like_everything_else() -> None:
-    found = record_of(told(request_id="x", tenant="y"), 0.0, lambda text: f"[{text}]")
-    assert (found.request_id, found.tenant) == ("[x]", "[y]")
+    plain, odd = record(), record(request_id="a-secret", tenant="of-a-secret")
+    odd.cause = "the secret"
+    hide_in([plain, odd], lambda text: text.replace("secret", "*"))
+    assert (plain.request_id, plain.tenant, plain.cause) == ("r1", "", None)
+    assert (odd.request_id, odd.tenant, odd.cause) == ("a-*", "of-a-*", "the *")
+
+
+def test_records_are_left_out_by_their_number_however_few_come_at_once() -> None:
+    lines = Lines(100)
+    for _ in range(99):
+        lines.add(1, b"a line\n")
+        assert lines.has_room()
+    lines.add(64, b"a line\n" * 64)
+    assert not lines.has_room()
+    assert lines.take() == b"a line\n" * AT_A_WRITE
+    assert not lines.has_room()
+    while lines:
+        lines.take()
+    assert lines.has_room()
+
+
+def test_durations_are_whole_microseconds_and_never_less_than_nothing() -> None:
+    found = record(Outcome(JobState.OK, run_s=0.1234567), started=99.0, submitted=100.0)
+    assert (found.run_s, found.queue_s, found.load_s) == (0.123457, 0.0, 0.0)
 
 
 def test_what_was_written_is_read_again_and_what_is_damaged_costs_nothing_else(tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     folder.mkdir(mode=0o700)
     file = folder / name_of("20261122-131502", "0" * 32, 1)
-    file.write_bytes(encode(record()) + b'\nnonsense\n{"ts":1}\n' + encode(record(request_id="r2")) + b'\n{"ts":')
+    file.write_bytes(
+        encode_lines([record()]) + b'nonsense\n{"ts":1}\n' + encode_lines([record(request_id="r2")]) + b'{"ts":'
+    )
     assert [each.request_id for each in read(folder)] == ["r1", "r2"]
 
 
@@ -138,4 +148,4 @@ def test_a_death_that_ended_a_job_was_not_followed_by_another_try(
 
 
 def test_a_record_names_the_trace_that_its_job_was_in() -> None:
-    assert record(trace="4b" * 16).trace == "4b" * 16
+    assert record(span=Span("4b" * 16, "5c" * 8, "", True)).trace == "4b" * 16

@@ -2,12 +2,15 @@
 
 import pytest
 
+from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.decide import decide
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.state import LEASED_AHEAD, Child, Device, Fleet, Function, Job, Outcome
+
+SLOT = Slot("slot", Wanted("hf", "one/m"), ("*",))
 
 
 class Nobody:
@@ -53,3 +56,12 @@ def test_jobs_wait_in_a_child_only_behind_what_is_over_soon(takes_s: float | Non
     wait_in(fleet, quick, 100)
     decide(fleet, 0.0)
     assert len(child.leased) == leased
+
+
+def test_a_quick_function_stays_one_when_it_gets_other_models() -> None:
+    quick = Function(SurveyedFunction("quick", "quick", "M", "M", "sync", "device", False, None, [SLOT]))
+    quick.ran(0.001)
+    fleet = Fleet({"quick": quick}, [Device("cpu:0", "cpu")])
+    assert fleet.rebind("quick", [Slot("slot", Wanted("hf", "other/m"), ("*",))])
+    assert fleet.functions["quick"] is not quick
+    assert fleet.functions["quick"].fast

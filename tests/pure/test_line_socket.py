@@ -122,6 +122,24 @@ def test_with_a_window_no_more_is_read_than_there_is_room_for_and_then_all_of_it
     assert with_client(body, Windowed).lines == [b"1", b"2", b"3", b"4", b"5"]
 
 
+@pytest.mark.parametrize("part", [b"", b'{"function":'])
+def test_a_client_that_says_no_whole_line_in_time_is_closed(part: bytes) -> None:
+    async def body(connection: Recorder, client: socket.socket, pool: Pool) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, part)
+        await connection.gone.wait()
+
+    assert with_client(body, limits=Limits(first_line_s=0.05)).lines == []
+
+
+def test_a_client_that_has_said_one_line_may_be_silent_after_it() -> None:
+    async def body(connection: Recorder, client: socket.socket, pool: Pool) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, b"1\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(connection.gone.wait(), 0.3)
+
+    assert with_client(body, limits=Limits(first_line_s=0.1)).lines == [b"1"]
+
+
 def test_a_client_that_takes_nothing_for_too_long_is_cut_off_and_what_waited_is_let_go() -> None:
     written: list[str] = []
 

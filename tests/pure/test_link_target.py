@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gen_worker.settings import Settings
-from gen_worker_supervisor.link.stream import LinkConfig
+from gen_worker_supervisor.link.config import LinkConfig
 from gen_worker_supervisor.link.target import AddressError, Target, parse_target, redirected
 
 

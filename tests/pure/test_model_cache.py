@@ -1,17 +1,23 @@
 """The record of models for endpoints that load them themselves."""
 
+import tempfile
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import gen_worker
 from gen_worker.model_cache import ModelCache, ModelCacheStats, ModelLocation
 from gen_worker.settings import Settings
+
+NAMES = st.sampled_from("abcde")
+SIZES = st.integers(0, 40).map(lambda quarters: quarters / 4)
 
 
 def settings(folder: Path, env: Mapping[str, str] | None = None) -> Settings:
@@ -189,6 +195,84 @@ def test_models_never_take_more_than_the_limit(
         assert cache.get_vram_models()[-1] in (name, "a")
 
 
+class Account(RuleBasedStateMachine):
+    """What is done to models one after the other, beside a plain account of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.cache = ModelCache(10, settings=settings(Path(self.folder.name)))
+        self.where: dict[str, str] = {}
+        self.sizes: dict[str, float] = {}
+        self.on_disk: set[str] = set()
+
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
+    def put(self, name: str, where: str) -> None:
+        self.where.pop(name, None)
+        self.where[name] = where
+
+    @rule(name=NAMES, size_gb=SIZES)
+    def load(self, name: str, size_gb: float) -> None:
+        self.cache.mark_loaded_to_vram(name, None, size_gb)
+        self.where.pop(name, None)
+        for victim in [each for each, where in self.where.items() if where == "vram"]:
+            if size_gb + sum(self.sizes[each] for each, where in self.where.items() if where == "vram") <= 10:
+                break
+            if victim in self.on_disk:
+                self.where[victim] = "disk"
+            else:
+                del self.where[victim]
+        self.put(name, "vram")
+        self.sizes[name] = size_gb
+
+    @rule(name=NAMES)
+    def cache_on_disk(self, name: str) -> None:
+        self.cache.mark_cached_to_disk(name, f"/models/{name}")
+        self.put(name, "disk")
+        self.on_disk.add(name)
+
+    @rule(name=NAMES, progress=st.floats(0, 1))
+    def download(self, name: str, progress: float) -> None:
+        self.cache.mark_downloading(name)
+        self.cache.update_download_progress(name, progress)
+        assert self.cache.get_download_progress(name) == progress
+        self.put(name, "downloading")
+
+    @rule(name=NAMES)
+    def use(self, name: str) -> None:
+        self.cache.get_pipeline(name)
+        if self.where.get(name) == "vram":
+            self.put(name, "vram")
+
+    @rule(name=NAMES)
+    def unload(self, name: str) -> None:
+        assert self.cache.unload_model(name) is (self.where.pop(name, None) is not None)
+        self.on_disk.discard(name)
+
+    @invariant()
+    def is_as_the_account_says(self) -> None:
+        self.on_disk &= set(self.where)
+        at = {each.value: [name for name, where in self.where.items() if where == each] for each in ModelLocation}
+        stats = self.cache.get_stats()
+        assert (stats.vram_models, stats.disk_models) == (at["vram"], at["disk"])
+        assert stats.downloading_models == self.cache.get_downloading_models() == at["downloading"]
+        assert self.cache.get_all_models() == list(self.where)
+        assert self.cache.get_available_models() == at["vram"] + at["disk"]
+        assert self.cache.are_models_available(self.where) is (not at["downloading"])
+        assert stats.vram_used_gb == pytest.approx(sum(self.sizes[name] for name in at["vram"]))
+        assert stats.vram_available_gb == pytest.approx(10 - stats.vram_used_gb, abs=1e-6)
+        for name in "abcde":
+            where = self.where.get(name)
+            assert self.cache.has_model(name) is (where is not None)
+            assert (self.cache.is_in_vram(name), self.cache.is_on_disk(name)) == (where == "vram", where == "disk")
+
+
+TestAccount = Account.TestCase
+TestAccount.settings = hypothesis.settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
 def test_threads_may_use_it_at_once(cache: ModelCache) -> None:
     def use(name: str) -> None:
         for _ in range(20):
@@ -200,6 +284,21 @@ def test_threads_may_use_it_at_once(cache: ModelCache) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(use, "abcd"))
     assert cache.get_all_models() == []
+
+
+def test_what_threads_load_at_once_never_takes_more_than_the_limit(cache: ModelCache) -> None:
+    over: list[float] = []
+
+    def load(names: str) -> None:
+        for name in names * 20:
+            cache.mark_loaded_to_vram(name, None, 4)
+            over.append(cache.get_stats().vram_used_gb)
+            cache.mark_cached_to_disk(name, f"/models/{name}")
+            cache.mark_downloading(name)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load, ("abc", "def", "ace", "bdf")))
+    assert max(over) <= 10
 
 
 def test_the_package_has_the_names_and_does_not_list_them() -> None:

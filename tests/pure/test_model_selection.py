@@ -500,6 +500,7 @@ def test_of_several_gguf_models_one_has_to_be_named() -> None:
 PICKLED = Repo({**named("config.json tokenizer.json"), "pytorch_model.bin": GB, "training_args.bin": 5000})
 
 
+@pytest.mark.promise(42)
 def test_weights_that_are_pickles_are_refused_unless_their_repository_is_trusted() -> None:
     error = repo(PICKLED).refused()
     assert (error.kind, error.file) == ("pickle_refused", "pytorch_model.bin")

@@ -10,7 +10,7 @@ from shutil import disk_usage
 import pytest
 from blake3 import blake3
 
-from gen_worker.orchestrator.files import FileLimits, FileStore, StoredFile, Upload
+from gen_worker.orchestrator.files import CALLER, HELD, FileLimits, FileStore, StoredFile, Upload
 from gen_worker.orchestrator.offered import ModelFolderError, OfferedModels
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.signing import JobClaims, Signer
@@ -283,6 +283,21 @@ def test_what_is_forgotten_leaves_nothing_on_the_disk(store: FileStore, tmp_path
     assert on_disk(tmp_path) == [digest(b"abcdefgh")]
     store.forget(store.jobs())
     assert on_disk(tmp_path) == []
+
+
+def test_what_a_caller_stores_to_publish_it_stays_until_that_is_done_or_nobody_does(
+    store: FileStore, tmp_path: Path, now: Now
+) -> None:
+    caller = JobClaims(request_id=CALLER, attempt=HELD, exp=0)
+    stored(store, b"rows", "1/rows", caller)
+    stored(store, b"more", "2/rows", caller)
+    store.adopt("dataset/one", HELD, "rows", digest(b"rows"), "")
+    store.forget(store.jobs())
+    assert store.jobs() == []
+    assert on_disk(tmp_path) == sorted((digest(b"rows"), digest(b"more")))
+    now.time = 11.0
+    store.forget([])
+    assert on_disk(tmp_path) == [digest(b"rows")], "what was published stays"
 
 
 def test_uploads_of_attempts_that_are_over_are_given_up(store: FileStore, tmp_path: Path) -> None:

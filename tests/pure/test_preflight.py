@@ -2,12 +2,18 @@
 
 import errno
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gen_worker.cli.failure import Failure
+from gen_worker.cli.settings import check_folders
+from gen_worker.fetch.config import FetchConfig
 from gen_worker.preflight import CacheError, CacheLook, filesystem_of, look_at_cache
 
+NOBODY = 65534
 MOUNTS = r"""
 22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw
 23 22 0:21 / /tmp rw,nosuid - tmpfs tmpfs rw,size=16m
@@ -55,12 +61,46 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     assert "TENSORHUB_CACHE_DIR" in caught.value.hint
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_may_only_be_read_is_of_use_when_it_holds_models(tmp_path: Path) -> None:
-    records = tmp_path / "cas" / "manifests"
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user who may not do everything; the test is that user."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        if user == 0:
+            os.chown(name, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            for folder in Path(name).rglob("*"):
+                if folder.is_dir():
+                    folder.chmod(0o700)
+            os.seteuid(user)
+
+
+@pytest.mark.promise(29)
+def test_a_cache_that_may_only_be_read_is_of_use_when_it_holds_models(unprivileged: Path) -> None:
+    records = unprivileged / "cas" / "manifests"
     records.mkdir(parents=True)
-    (tmp_path / "cas").chmod(0o500)
+    (unprivileged / "cas").chmod(0o500)
     with pytest.raises(CacheError, match=os.strerror(errno.EACCES).lower()):
-        look_at_cache(tmp_path)
+        look_at_cache(unprivileged)
     (records / "key.json").touch()
-    assert not look_at_cache(tmp_path).writable
+    assert not look_at_cache(unprivileged).writable
+
+
+def test_a_cache_that_may_not_even_be_read_is_refused(unprivileged: Path) -> None:
+    (unprivileged / "cas" / "manifests").mkdir(parents=True)
+    (unprivileged / "cas" / "manifests" / "key.json").touch()
+    (unprivileged / "cas").chmod(0)
+    with pytest.raises(CacheError, match=f"models cannot be kept in `{unprivileged}`: permission denied"):
+        look_at_cache(unprivileged)
+
+
+@pytest.mark.parametrize("name", [".", "cas"])
+def test_who_looks_after_a_cache_is_told_that_it_may_not_be_read(unprivileged: Path, name: str) -> None:
+    (unprivileged / "root" / "cas").mkdir(parents=True)
+    (closed := unprivileged / "root" / name).chmod(0)
+    with pytest.raises(Failure, match=f"`{closed}` may not be read by user {os.geteuid()}") as caught:
+        check_folders(FetchConfig(root=str(unprivileged / "root"), hf_cache=str(unprivileged / "hub")))
+    assert "TENSORHUB_CACHE_DIR" in str(caught.value.hint)

@@ -16,6 +16,7 @@ from gen_worker.api.errors import ArtifactTransferError, AuthError, CanceledErro
 from gen_worker.api.platform import failure_of
 from gen_worker.api.producers import ProducerContext, begin
 from gen_worker.api.types import DestinationRepo, SourceRepo
+from gen_worker.outputs import Repository, SavedFile
 from gen_worker.wire.platform import (
     AbortCommit,
     BeginCommit,
@@ -24,9 +25,12 @@ from gen_worker.wire.platform import (
     Done,
     FetchRepo,
     FinishCommit,
+    KeepContent,
     Located,
     Materialize,
     Materialized,
+    PublishDataset,
+    PublishedDataset,
     Verb,
     answer_of,
     encoded,
@@ -61,6 +65,12 @@ class Played:
                 assert file is not None
                 self.sent[verb.path] = os.pread(file, verb.length, 0)
                 return Done()
+            case KeepContent():
+                assert file is not None
+                self.sent[verb.ref] = os.pread(file, verb.length, 0)
+                return Done()
+            case PublishDataset():
+                return PublishedDataset("d1", existed=False)
             case FetchRepo():
                 return Located("/models/source", verb.ref)
             case Materialize():
@@ -143,6 +153,85 @@ def test_without_a_platform_publishing_and_metadata_are_skipped_and_say_so(kind:
     with pytest.raises(FileNotFoundError, match="there is no platform to ask"):
         ctx.materialize_blob("0" * 64, tmp_path / "content")
     assert not list(tmp_path.glob(".materializing*"))
+
+
+def test_the_files_of_a_data_set_that_lie_here_alone_are_sent_before_it_is_published(tmp_path: Path) -> None:
+    platform = Played()
+    ctx = producer(DatasetContext, platform=platform, local_output_dir=tmp_path)
+    saved = ctx.save_checkpoint_bytes("rows.txt", b"one row")
+    assert saved.blob_digest == f"blake3:{blake3(b'one row').hexdigest()}"
+    manifest = [
+        {"path": "train/rows.txt", "digest": saved.blob_digest, "size_bytes": 7},
+        {"path": "there.txt", "digest": "blake3:" + "0" * 64, "size_bytes": 9},
+    ]
+    assert ctx.publish_dataset_revision(destination_dataset="a/rows", features_json={}, snapshot_manifest=manifest)[
+        "ok"
+    ]
+    assert [type(verb) for verb in platform.asked] == [KeepContent, PublishDataset]
+    assert platform.sent == {"train/rows.txt": b"one row"}
+
+    stored = producer(DatasetContext, platform=platform, local_output_dir=tmp_path / "store", remote=True)
+    stored.save_checkpoint_bytes("rows.txt", b"one row")
+    platform.asked.clear()
+    stored.publish_dataset_revision(destination_dataset="a/rows", features_json={}, snapshot_manifest=manifest)
+    assert [type(verb) for verb in platform.asked] == [PublishDataset], "what a store has is not sent again"
+
+
+class Store:
+    """A sink that leads to a platform's store, and what it was told."""
+
+    def __init__(self) -> None:
+        self.into: list[Repository | None] = []
+
+    def save(self, ref: str, *, data: bytes | None, path: Path | None, into: Repository | None = None, **_: Any) -> Any:
+        self.into.append(into)
+        return SavedFile("", len(data or b""), "", ref=ref, blake3=blake3(data or b"").hexdigest())
+
+
+@pytest.mark.parametrize(
+    "hints",
+    [
+        {"destination_repo": "a/b", "job_id": "j"},
+        {"repo": "a/b", "conversion_job_id": "j"},
+        {"output_repo": "cozy:a/b:best", "training_job_id": "j"},
+    ],
+)
+def test_what_is_saved_goes_into_the_destinations_repository_where_the_job_has_a_name(hints: dict[str, str]) -> None:
+    sink = Store()
+    ctx = producer(sink=sink, remote=True, execution_hints=hints)
+    ctx.save_checkpoint_bytes("model.bin", b"weights")
+    ctx.set_repo_spec(kind="model")
+    ctx.save_bytes("card.md", b"# card")
+    assert sink.into == [
+        Repository("a/b", {"job_id": "j"}),
+        Repository("a/b", {"job_id": "j", "kind": "model"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"remote": True, "job_id": "j"},
+        {"remote": True, "destination_info": {"ref": "a/b"}},
+        {"remote": True, "job_id": "j", "destination_info": {"ref": "s3://bucket/folder"}},
+        {"remote": False, "job_id": "j", "destination_info": {"ref": "a/b"}},
+    ],
+)
+def test_what_is_saved_otherwise_stays_with_the_job(given: dict[str, Any]) -> None:
+    sink = Store()
+    producer(sink=sink, **given).save_bytes("a.bin", b"weights")
+    assert sink.into == [None]
+
+
+def test_the_columns_of_a_data_set_may_be_given_as_json() -> None:
+    told: list[dict[str, Any]] = []
+    ctx = producer(DatasetContext, publishes=False, emitter=told.append)
+    for features in ({"text": "string"}, '{"text": "string"}'):
+        ctx.publish_dataset_revision(destination_dataset="a/rows", features_json=features)
+    assert told[0]["payload"] == told[1]["payload"]
+    for no_features in ("{", "[]", None):
+        with pytest.raises(TypeError, match="`features_json`"):
+            ctx.publish_dataset_revision(destination_dataset="a/rows", features_json=no_features)
 
 
 @pytest.mark.parametrize("tag", ["latest", "a b", "-x", "x" * 64, "ü"])

@@ -129,6 +129,11 @@ EXAMPLES: Mapping[str, tuple[str, object]] = {
     "image_digest": ("sha256:abc", "sha256:abc"),
     "git_commit": ("0123abc", "0123abc"),
     "deployment_id": ("shop", "shop"),
+    "runs_dir": ("/runs", Path("/runs")),
+    "input_cache_dir": ("/inputs", Path("/inputs")),
+    "input_cache_bytes": ("1G", 1 << 30),
+    "file_api_url": ("https://files.example", "https://files.example"),
+    "file_api_token": ("abc", Secret("abc")),
     "reconnect_delay_s": ("0.1", 0.1),
     "reconnect_max_delay_s": ("3", 3.0),
     "reconnect_jitter_s": ("0", 0.0),
@@ -294,3 +299,23 @@ def test_settings_can_be_read_where_the_current_folder_is_gone(monkeypatch: pyte
 def test_without_one_that_is_set_the_run_directory_is_the_systems_or_the_users(tmp_path: Path) -> None:
     assert load({"XDG_RUNTIME_DIR": str(tmp_path)}).run_dir in (Path("/run/gen-worker"), tmp_path / "gen-worker")
     assert load({}).run_dir.name.startswith("gen-worker")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("worker_jwt", "AUTH_TOKEN", "WORKER_JWT"),
+        ("hf_token", "HF_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN"),
+        ("civitai_token", "CIVITAI_API_KEY", "CIVITAI_TOKEN"),
+        ("max_upload_bytes", "WORKER_MAX_UPLOAD_BYTES", "WORKER_MAX_OUTPUT_FILE_BYTES"),
+        ("cache_dir", "TENSORHUB_CACHE_DIR", "WORKER_MODEL_CACHE_DIR"),
+    ],
+    ids=lambda names: names[0],
+)
+def test_of_several_variables_for_one_thing_the_first_that_is_set_counts(names: tuple[str, ...]) -> None:
+    setting, *variables = names
+    for at, variable in enumerate(variables):
+        alone = load({variable: f"10{at}"})
+        assert getattr(alone, setting) != getattr(load({}), setting)
+        assert load({name: f"10{at + number}" for number, name in enumerate(variables[at:])}) == alone
+        assert load({**dict.fromkeys(variables[:at], ""), variable: f"10{at}"}) == alone

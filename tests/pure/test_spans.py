@@ -3,7 +3,7 @@
 import pytest
 
 from gen_worker.tracing import Span
-from gen_worker_supervisor.records import ended, record_of
+from gen_worker_supervisor.records import record_of
 from gen_worker_supervisor.spans import exporter_environment, is_wanted, job_span
 from gen_worker_supervisor.state import Job
 from tests.pure.host import Host, function
@@ -65,7 +65,7 @@ def test_what_a_job_waited_for_the_set_up_of_another_instance_is_no_load_of_its_
         host.starts(job)
         host.done(job)
     assert told(host, other)[3] == 3.0
-    assert told(host, second)[3] == record_of(ended(second, host.answer(second), host.now), 0.0, str).load_s == 0.0
+    assert told(host, second)[3] == record_of(second, host.answer(second), host.now).load_s == 0.0
 
 
 def test_a_job_that_never_ran_has_no_start() -> None:

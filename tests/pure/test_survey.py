@@ -40,7 +40,10 @@ def test_a_function_is_served_with_those_of_its_class(asked: list[str], served: 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("embd", "did you mean `embed`?"), ("x", "available: `embed`, `hello`, `paint`, `rank-all`")],
+    [
+        ("embd", "did you mean `embed`? available: `embed`, `hello`, `paint`, `rank-all`"),
+        ("x", "available: `embed`, `hello`, `paint`, `rank-all`"),
+    ],
 )
 def test_an_unknown_function_is_told_with_those_there_are(name: str, hint: str) -> None:
     with pytest.raises(NoFunctionError, match=f"no function `{name}` in `shop`") as caught:

@@ -202,3 +202,32 @@ def test_a_held_job_is_ended_like_any_that_waits() -> None:
     host.drains()
     assert all(job is tried for job in host.fleet.jobs.values())
     assert host.fleet.queued == 0
+
+
+def quick_host(devices: int = 1) -> Host:
+    """A host with two functions so quick that jobs are leased ahead, of which one has a payload that killed."""
+    host = Host(function("f"), function("g"), devices=devices)
+    for made in host.fleet.functions.values():
+        made.ran(0.001)
+    kill(host, host.submit(body=b"bad", reruns=False))
+    return host
+
+
+def test_who_comes_before_one_that_waits_for_a_child_of_its_own_runs_at_once() -> None:
+    host = quick_host(devices=2)
+    busy = [host.submit(), host.submit()]
+    host.starts(*busy)
+    lonely = host.submit(body=b"bad", reruns=False)
+    assert (lonely.alone, lonely.state) == (True, JobState.QUEUED)
+    assert host.submit(priority=5).state is JobState.LEASED
+    assert lonely.state is JobState.QUEUED
+
+
+def test_jobs_of_other_functions_run_as_soon_as_no_child_is_kept_free_any_more() -> None:
+    host = quick_host()
+    host.starts(host.submit())
+    host.submit(body=b"bad", reruns=False)
+    other = host.submit("g")
+    assert other.child is None, "the child is kept free"
+    host.submit(priority=5)
+    assert other.state is JobState.LEASED

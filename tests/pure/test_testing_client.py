@@ -71,6 +71,25 @@ def test_an_output_that_its_annotation_does_not_allow_is_told(client: Client) ->
         client.run("lie", name="x")
 
 
+def test_an_output_or_an_item_of_another_type_is_told() -> None:
+    @endpoint
+    def wrong(ctx: RequestContext, payload: tried.Person) -> tried.Line:
+        return payload.name  # type: ignore[return-value]
+
+    @endpoint
+    def wrong_item(ctx: RequestContext, payload: tried.Person) -> Iterator[tried.Line]:
+        yield tried.Line("right")
+        yield payload.name  # type: ignore[misc]
+
+    with Client(wrong) as client, pytest.raises(TypeError, match="`wrong` returned a `str`"):
+        client.run("wrong", name="x")
+    with Client(wrong_item) as client:
+        items = client.stream("wrong-item", name="x")
+        assert next(items).text == "right"
+        with pytest.raises(TypeError, match="`wrong_item` yielded a `str`, its annotation says `Line`"):
+            next(items)
+
+
 def test_a_function_that_is_not_there_is_told_with_those_that_are(client: Client) -> None:
     with pytest.raises(LookupError, match=r"no function `gret`.*`greet`"):
         client.run("gret")

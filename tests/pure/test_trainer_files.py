@@ -1,9 +1,12 @@
 """The files of a training: whole or passed over, and what they say is what was meant."""
 
 import enum
+import errno
 import json
+import resource
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from gen_worker.trainer.archives import as_one_file, is_archive, unpacked
 from gen_worker.trainer.checkpoints import (
     CheckpointError,
     CheckpointFolder,
+    SampleFolder,
+    final_named,
     latest,
     read_checkpoint,
     read_final,
@@ -22,6 +27,7 @@ from gen_worker.trainer.checkpoints import (
 from gen_worker.trainer.contracts import StatePayload
 from gen_worker.trainer.events import EventFile, last_event
 from gen_worker.trainer.packing import pack, unpack
+from gen_worker.trainer.room import NoRoomError, lacks_room
 
 
 class Colour(enum.IntEnum):
@@ -137,6 +143,22 @@ def test_a_checkpoint_travels_as_one_file_that_has_all_of_it(tmp_path: Path, hoo
     assert not list(step.parent.glob(".*"))
 
 
+def test_an_archive_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "weights.bin").write_bytes(bytes(200_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with (
+            pytest.raises(NoRoomError, match=r"no room for `.*final\.tar`: it takes 200000"),
+            as_one_file(tmp_path / "final"),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
 def test_an_archive_writes_nowhere_but_into_its_folder(tmp_path: Path) -> None:
     (tmp_path / "evil").write_text("x")
     with tarfile.open(tmp_path / "evil.tar", "w") as file:
@@ -176,6 +198,120 @@ def test_events_go_on_where_a_death_has_torn_the_last_line(tmp_path: Path) -> No
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["event"], line["seq"]) for line in lines] == [("started", 1), ("metric", 2), ("failed", 3)]
     assert {line["schema_version"] for line in lines} == {"trainer_event.v1"}
+
+
+class Full(Plugin):
+    """Writes to a disk that has no room."""
+
+    def save_checkpoint(self, *, state: Any, step: int, output_dir: str, final: bool, ctx: Any) -> dict[str, Any]:
+        super().save_checkpoint(state=state, step=step, output_dir=output_dir, final=final, ctx=ctx)
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+        return {}
+
+
+@pytest.mark.parametrize("who", ["plugin", "step file", "final"])
+def test_a_checkpoint_without_room_leaves_nothing_of_itself_and_all_of_the_one_before(
+    tmp_path: Path, said: list[str], who: str
+) -> None:
+    write(tmp_path, 10, Plugin(), loss=1.0)
+    before = sorted(tmp_path.rglob("*"))
+    payload = StatePayload({"loss": 0.5}, {"step": 20})
+    writer = CheckpointFolder(tmp_path, "r")
+    named: dict[str, Any] = {"state_payload": payload, "state": None, "ctx": None}
+    if who == "step file":
+        (tmp_path / ".step-00000020.json.part").symlink_to("/dev/full")
+    attempts: dict[str, Callable[[], object]] = {
+        "plugin": lambda: writer.write_checkpoint(step=20, trainer=Full(), **named),
+        "step file": lambda: writer.write_checkpoint(step=20, trainer=Plugin(), **named),
+        "final": lambda: writer.finalize(trainer=Full(), **named),
+    }
+    with pytest.raises(NoRoomError) as caught:
+        attempts[who]()
+    path = tmp_path / ("final.json" if who == "final" else "step-00000020.json")
+    assert str(caught.value).startswith(f"no room for `{path}`: it takes ")
+    assert str(caught.value).endswith(" are free")
+    assert sorted(tmp_path.rglob("*")) == before
+    found = latest(tmp_path, "r", said.append)
+    assert found is not None
+    assert (found.step, said) == (10, [])
+    write(tmp_path, 20, Plugin(), loss=0.5)
+    assert [step for step, _ in steps_in(tmp_path)] == [20, 10]
+
+
+def test_another_error_than_want_of_room_stays_what_it_is_and_leaves_nothing_either(tmp_path: Path) -> None:
+    class Broken(Plugin):
+        def save_checkpoint(self, **asked: Any) -> dict[str, Any]:
+            super().save_checkpoint(**asked)
+            raise KeyError("weights")
+
+    with pytest.raises(KeyError, match="weights"):
+        write(tmp_path, 10, Broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_without_room_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    class Sampling:
+        def sample(self, **asked: Any) -> list[dict[str, Any]]:
+            return [{"said": "hi"}]
+
+    (tmp_path / ".step-00000002-00.json.part").symlink_to("/dev/full")
+    with pytest.raises(NoRoomError, match=f"no room for `{tmp_path}/step-00000002-00.json`: it takes "):
+        SampleFolder(tmp_path, Sampling(), [{}], 0, "r").write(step=2, state=None, ctx=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path: Path) -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = Exception(text)
+    assert lacks_room(wrapped, tmp_path)
+    assert lacks_room(OSError(errno.EDQUOT, "over quota"), tmp_path)
+    assert not lacks_room(OSError(errno.EACCES, "not yours"), tmp_path)
+
+
+def test_an_event_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    events = EventFile(path, "r")
+    path.symlink_to("/dev/full")
+    with pytest.raises(NoRoomError, match=f"no room for `{path}`"):
+        events.write("started", run_id="r")
+    path.unlink()
+    assert events.write("started", run_id="r")["seq"] == 1
+
+
+@pytest.mark.parametrize("made", [5, {"text": "a cat"}, "a cat"])
+def test_samples_that_are_none_are_told_by_the_hook_that_made_them(tmp_path: Path, made: Any) -> None:
+    class Sampling:
+        def sample(self, **asked: Any) -> Any:
+            return made
+
+    with pytest.raises(TypeError, match=f"^`sample` returns a mapping for each prompt, .* not {type(made).__name__}$"):
+        SampleFolder(tmp_path, Sampling(), [{}], 0, "r").write(step=2, state=None, ctx=None)
+
+
+@pytest.mark.parametrize("trainer", [Plugin(), None])
+def test_what_was_made_is_found_where_its_folder_has_been_moved_to(tmp_path: Path, trainer: Any) -> None:
+    before, now = tmp_path / "out" / "checkpoints", tmp_path / "moved" / "checkpoints"
+    state = StatePayload({}, {"step": 7})
+    made = CheckpointFolder(before, "r").finalize(state_payload=state, trainer=trainer, state=None, ctx=None)
+    assert made is not None
+    (tmp_path / "out").rename(tmp_path / "moved")
+    there = str(now / Path(made).relative_to(before))
+    assert read_final(now, "r", pytest.fail) == (7, there)
+    assert final_named(now) == there
+
+
+@pytest.mark.parametrize("torn", ["", "x" * 200_000])
+def test_events_go_on_from_a_last_line_of_any_length(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "events.jsonl"
+    for number in range(1, 4):
+        assert EventFile(path, "r").write("failed", step=1, error="x" * 200_000)["seq"] == number
+        with path.open("a") as file:
+            file.write(torn)
+    assert last_event(path) == "failed"
+    EventFile(path, "r")
+    assert [json.loads(line)["seq"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_a_subprocess_contract_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gen_worker.trainer import StepContext, StepControlHints, StepResult, TrainingCanceled, TrainingJobSpec
 from gen_worker.trainer import run_training_loop as run
-from gen_worker.trainer.contracts import EarlyStop, StatePayload
+from gen_worker.trainer.contracts import EarlyStop, NonFiniteLossError, StatePayload
 
 
 @dataclass
@@ -177,6 +177,38 @@ def test_a_step_may_ask_for_silence_and_for_the_end() -> None:
     train(spec(checkpoint_every=1), Trainer(result=StepResult(control=StepControlHints(True))), quiet)
     assert (quiet.metrics, quiet.kept) == ([], {})
     assert train(spec(), Trainer(result=StepResult(control=StepControlHints(stop=True))), Told()) == 1
+
+
+@pytest.mark.parametrize("name", ["loss", "train_loss", "train/loss"])
+def test_a_loss_that_is_no_number_any_more_ends_a_training_before_it_is_kept(name: str) -> None:
+    told = Told()
+    with pytest.raises(NonFiniteLossError, match=f"`{name}` of step 3 is inf"):
+        train(spec(metric_every=0, checkpoint_every=3), Trainer(result={name: float("inf")}), told)
+    assert told.kept == {}
+    assert told.error.startswith("train-step: NonFiniteLossError: ")
+    told = Told()
+    with pytest.raises(NonFiniteLossError, match="of step 4 is nan"):  # nor is it what the training was for
+        train(spec(metric_every=0), Trainer(result={name: float("nan")}), told)
+    assert told.final is None
+    told = Told()
+    job = spec(allow_non_finite_loss=True, checkpoint_every=3)
+    assert train(job, Trainer(result={name: float("nan")}), told) == 4
+    assert list(told.kept) == [3]
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (3, "`train_step` returns a `StepResult` or a mapping of metrics, not int"),
+        ({"metrics": 5}, "`metrics` of what `train_step` returns maps names to numbers, not int"),
+        ({"loss": "low"}, "metric `loss`: a number is wanted, not 'low'"),
+    ],
+)
+def test_a_step_that_returns_what_is_none_is_told_what_it_returns(result: Any, said: str) -> None:
+    told = Told()
+    with pytest.raises(TypeError, match=said):
+        train(spec(metric_every=1), Trainer(result=result), told)
+    assert told.error == f"train-step: TypeError: {said}"
 
 
 def test_a_training_ends_with_its_batches() -> None:

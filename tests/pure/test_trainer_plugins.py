@@ -14,7 +14,7 @@ from gen_worker.wire.messages import ErrorDetail
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import JobState
 from gen_worker_supervisor.state import Outcome
-from gen_worker_supervisor.training_rules import Again, Ended, Record, judge
+from gen_worker_supervisor.training_rules import Again, Ended, Record, hint, judge
 
 HOOKS = """
     def setup(self, ctx): ...
@@ -123,12 +123,29 @@ def test_what_is_wrong_with_a_job_spec_has_a_code(changed: dict[str, Any], code:
     assert str(wrong.value).startswith(f"{code}: ")
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"max_steps": None}, "the job spec has no `max_steps`"),
+        ({"max_steps": "many"}, "`max_steps` takes a whole number, not a text"),
+        ({"dataset": {"parquet_paths": "x"}}, "`dataset.parquet_paths` takes a list, not a text"),
+        ({"sample_prompts": [5]}, "`sample_prompts[0]` takes a text or an object, not a whole number"),
+    ],
+)
+def test_what_is_wrong_with_a_job_spec_is_said_in_words(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        checked({"trainer": "m:T", "request_id": "r", "max_steps": 3, **changed})
+    assert str(caught.value) == f"startup.invalid_job_spec: {said}"
+    assert caught.value.hint.startswith("the least of one is {")
+
+
 def test_a_job_spec_that_is_not_there_or_no_json_has_a_code(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"startup.missing_job_spec_path: no job spec at"):
         read_spec(tmp_path / "job.json")
-    (tmp_path / "job.json").write_text("{")
-    with pytest.raises(SpecError, match=r"startup.invalid_job_spec"):
-        read_spec(tmp_path / "job.json")
+    for no_spec in ("{", "[1]", "[" * 100_000):
+        (tmp_path / "job.json").write_text(no_spec)
+        with pytest.raises(SpecError, match=r"startup.invalid_job_spec"):
+            read_spec(tmp_path / "job.json")
 
 
 @pytest.mark.parametrize(
@@ -192,3 +209,27 @@ def test_a_restart_by_an_operator_counts_against_no_training() -> None:
 )
 def test_every_other_end_is_the_end(outcome: Outcome, ended: Ended) -> None:
     assert judge(Record(), outcome, -1) == ended
+
+
+@pytest.mark.parametrize(
+    ("error", "latest", "final", "said"),
+    [
+        (
+            "train-step: RuntimeError: no",
+            10,
+            "",
+            "once that is mended, `gen-worker train JOB --resume` goes on after step 10",
+        ),
+        ("train-step: RuntimeError: no", -1, "", ""),
+        ("train-step: NonFiniteLossError: `loss` of step 3 is nan", 2, "", "lower the learning rate"),
+        ("startup: ValueError: `m` has no `Nope`", -1, "", "`trainer` of the job spec is `module` or `module:Symbol`"),
+        ("startup: ModuleNotFoundError: No module named 'torch'", -1, "", "install what provides `torch`"),
+        ("model-load: ModuleNotFoundError: No module named 'peft'", 5, "", "goes on after step 5"),
+        ("upload: ArtifactTransferError: nobody is there", 20, "/out/x", "what was trained is here: `/out/x`"),
+        ("upload: NoRoomError: no room for `/out/x.tar`", 20, "/out/x", "with room on the disk, `gen-worker train"),
+        ("auth: AuthError: refused", 20, "/out/x", "with a fresh `capability_token`"),
+    ],
+)
+def test_who_reads_that_a_training_failed_reads_what_to_do(error: str, latest: int, final: str, said: str) -> None:
+    assert said in hint(error, latest, final)
+    assert bool(said) is bool(hint(error, latest, final))

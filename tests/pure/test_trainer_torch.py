@@ -1,6 +1,7 @@
 """What of a training with torch is kept, and that it comes back bit for bit."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from gen_worker.trainer import (
+    OptimizerBundle,
     StepContext,
     TrainingJobSpec,
     build_default_adamw_bundle,
@@ -93,6 +95,18 @@ def test_a_training_comes_back_bit_for_bit_through_a_file(tmp_path: Path) -> Non
     assert other.optimizer.param_groups[0]["lr"] == state.optimizer.param_groups[0]["lr"] == 0.025
 
 
+def test_tensors_whose_places_read_alike_are_kept_apart(tmp_path: Path) -> None:
+    import torch
+
+    one, two, three, four = (torch.tensor(float(each)) for each in range(4))
+    state = {"a.b": one, "a": {"b": two}, "c": {0: three, "0": four}}
+    writer = CheckpointFolder(tmp_path, "r")
+    path = writer.write_checkpoint(
+        step=1, state_payload=StatePayload(state, {"step": 1}), trainer=None, state=None, ctx=None
+    )
+    assert read_checkpoint(Path(path)).payload == state
+
+
 def test_what_is_frozen_and_unchanged_takes_no_room_in_a_checkpoint() -> None:
     ctx, state = made(1)
     kept = Keeper(ctx, state).keep()
@@ -133,6 +147,13 @@ def test_trained_weights_are_files_that_tell_when_they_are_damaged(tmp_path: Pat
         save_trainable_module_checkpoint(module=state.average, output_dir=tmp_path, step=1)
 
 
+@pytest.mark.parametrize(("folder", "weights"), [(0o755, 0o644), (0o777, 0o644), (0o750, 0o640), (0o700, 0o600)])
+def test_who_may_read_the_folder_may_read_the_weights(tmp_path: Path, folder: int, weights: int) -> None:
+    tmp_path.chmod(folder)
+    meta = save_trainable_module_checkpoint(module=made(1)[1].module, output_dir=tmp_path, step=1)
+    assert Path(meta["primary_path"]).stat().st_mode & 0o777 == weights
+
+
 def test_the_usual_optimizer_goes_by_the_hyperparameters() -> None:
     _, state = made(1)
     told = {"learning_rate": 0.01, "betas": [0.8, 0.9], "weight_decay": 0.1, "warmup_steps": 2, "max_steps": 6}
@@ -144,6 +165,20 @@ def test_the_usual_optimizer_goes_by_the_hyperparameters() -> None:
     assert schedule(99, warmup=0, total=0) == 1.0
     with pytest.raises(ValueError, match="nothing can be trained"):
         build_default_adamw_bundle(state.average, hyperparams={})
+
+
+def test_without_torch_there_is_no_optimizer_and_without_safetensors_weights_are_torchs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = made(1)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    meta = save_trainable_module_checkpoint(module=state.module, output_dir=tmp_path, step=1)
+    assert (meta["format"], Path(meta["primary_path"]).name) == ("pt", "lora.pt")
+    _, other = made(2)
+    load_trainable_module_checkpoint(module=other.module, checkpoint_dir=tmp_path)
+    assert other.module[0].weight.equal(state.module[0].weight)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert build_default_adamw_bundle(state.module, hyperparams={}) == OptimizerBundle()
 
 
 def test_chance_is_seeded_and_what_is_drawn_aside_disturbs_nothing() -> None:

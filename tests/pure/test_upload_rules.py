@@ -3,18 +3,25 @@
 import base64
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen_worker.fetch.cancel import Cancel
+from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.fetcher import Fetcher
+from gen_worker.fetch.platform.calls import Calls
+from gen_worker.fetch.uploading.asking import Answer
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.limits import Claims, check_size, claims_of
 from gen_worker.fetch.uploading.pace import Pace, may_pass, pause_after
 from gen_worker.fetch.uploading.places import grant_of
 from gen_worker.fetch.uploading.source import Digests
-from gen_worker.wire.fetching import Uploaded, UploadFailed
+from gen_worker.fetch.uploading.store import refusal_code
+from gen_worker.wire.fetching import Destination, RenewToken, Uploaded, UploadFailed
 from gen_worker.wire.messages import Save, Saved, Stored
 from gen_worker_supervisor.storing import saved
 
@@ -48,6 +55,22 @@ def test_no_token_makes_reading_it_fail(token: str) -> None:
     claims_of(f"a.{token}.c")
 
 
+NESTED = b'{"x":' + b"[" * 100_000
+
+
+def test_what_is_nested_without_end_says_nothing() -> None:
+    assert refusal_code(Answer(500, {}, NESTED, "platform")) == ""
+    assert claims_of(f"a.{base64.urlsafe_b64encode(NESTED).decode()}.c") == Claims()
+
+
+@pytest.mark.parametrize("address", ["platform:8080", "ftp://platform", "http://[::1", "http://platform:99999"])
+def test_a_platform_that_nobody_can_ask_ends_nothing_but_its_own_jobs_calls(address: str, tmp_path: Path) -> None:
+    calls = Calls(Fetcher(FetchConfig(root=str(tmp_path), hf_cache=str(tmp_path))))
+    to = Destination(address, "token", "r", 1)
+    calls.end(to)
+    assert "not a URL that can be fetched" in calls.renew(RenewToken(1, to, "worker's"), Cancel()).error
+
+
 @pytest.mark.parametrize(
     ("claims", "operators", "limit", "named"),
     [
@@ -63,6 +86,14 @@ def test_a_file_over_a_limit_is_refused_with_the_name_of_the_limit(
         check_size("a.bin", 100, claims, operators)
     assert str(raised.value) == f"`a.bin` has 100 bytes, the limit is {limit}: {named}"
     assert (raised.value.kind, raised.value.limit_bytes) == ("too_large", limit)
+
+
+def test_so_much_is_sent_at_once_and_so_often_is_tried() -> None:
+    pace = Pace()
+    assert (pace.files, pace.parts_of_a_file, pace.parts, pace.lent_keys_files) == (4, 4, 8, 2)
+    assert (pace.part_tries, pace.complete_tries, pace.ask_again_s) == (5, 5, 0.5)
+    assert (pace.connect_s, pace.quiet_s, pace.complete_s, pace.poll_s, pace.poll_for_s) == (30, 120, 600, 5, 600)
+    assert (pace.shortest_pause_s, pace.longest_pause_s, pace.object_part_bytes) == (0.5, 20, 64 << 20)
 
 
 def test_a_file_as_long_as_the_limits_is_taken() -> None:

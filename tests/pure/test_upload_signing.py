@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from gen_worker.fetch.uploading.signing import EMPTY_SHA256, Keys, authorization, encoded_path, signed
+from gen_worker.fetch.uploading.signing import EMPTY_SHA256, Keys, authorization, encoded_path, presigned, signed
 
 KEYS = Keys(
     access_key_id="AKIAIOSFODNN7EXAMPLE",
@@ -66,6 +66,17 @@ def test_a_request_is_signed_as_in_the_published_example(
     text = authorization(KEYS, method=method, path=encoded_path(path), query=query, headers=sent)
     assert text.endswith(f"Signature={signature}")
     assert "Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request," in text
+
+
+def test_a_url_is_signed_as_in_the_published_example() -> None:
+    origin = "https://examplebucket.s3.amazonaws.com"
+    url = presigned(KEYS, origin=origin, path="/test.txt", now=1369353600.0, seconds=86400)
+    assert url == (
+        f"{origin}/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256"
+        "&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request"
+        "&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host"
+        "&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+    )
 
 
 def test_the_session_token_is_signed_too() -> None:

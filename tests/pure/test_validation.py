@@ -30,7 +30,11 @@ def test_a_complete_project_is_valid(root: Path) -> None:
 def test_a_missing_uv_lock_is_a_warning_unless_it_is_required(root: Path) -> None:
     (root / "uv.lock").unlink()
     found = validate_endpoint(root)
-    assert (found.ok, found.errors, [warning.hint for warning in found.warnings]) == (True, [], ["`uv lock` writes it"])
+    assert (found.ok, found.errors, [warning.hint for warning in found.warnings]) == (
+        True,
+        [],
+        ["`uv lock` in the base image writes it"],
+    )
     strict = validate_endpoint(root, require_uv_lock=True)
     assert (strict.ok, strict.errors, strict.warnings) == (False, found.warnings, [])
 

@@ -20,6 +20,7 @@ import msgspec
 from gen_worker.pb import EARLIER_SERVICE
 from gen_worker.pb.convert_earlier import decode, encode
 from gen_worker.wire.earlier import Message, Order, TaskExecutionRequest, TaskExecutionResult, WorkerRegistration
+from tests.scripted.certificates import Certificate
 
 PATIENCE_S = 20.0
 OPTIONS = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)]
@@ -74,15 +75,21 @@ class Stream:
 
 
 class EarlierOrchestrator:
-    """A gRPC server on the loopback; `address` is `host:port`."""
+    """A gRPC server on the loopback; `address` is `host:port`. One with a `leader` sends every worker there."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: Certificate | None = None, leader: str = "") -> None:
+        self._leader = leader
         self._streams: queue.SimpleQueue[Stream] = queue.SimpleQueue()
         self._server = grpc.server(ThreadPoolExecutor(8), options=OPTIONS)
         handler = grpc.stream_stream_rpc_method_handler(self._connect)
         handlers = grpc.method_handlers_generic_handler(EARLIER_SERVICE, {"ConnectWorker": handler})
         self._server.add_generic_rpc_handlers((handlers,))
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if tls is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            credentials = grpc.ssl_server_credentials([(tls.key, tls.certificate)])
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.address = f"127.0.0.1:{port}"
         self.metadata: list[dict[str, Any]] = []
 
     def __enter__(self) -> "EarlierOrchestrator":
@@ -90,6 +97,10 @@ class EarlierOrchestrator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Be there no more; what is connected ends."""
         self._server.stop(grace=None).wait()
 
     def stream(self) -> Stream:
@@ -101,6 +112,8 @@ class EarlierOrchestrator:
     def _connect(self, packets: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         stream = Stream(context)
         self.metadata.append(dict(context.invocation_metadata()))
+        if self._leader:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"not_leader:{self._leader}")
         threading.Thread(target=self._hear, args=(packets, stream), daemon=True).start()
         self._streams.put(stream)
         while (order := stream.outgoing.get()) is not None:

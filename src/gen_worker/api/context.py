@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gen_worker.api.errors import CanceledError, OutputTooLargeError
 from gen_worker.api.types import Asset, AudioAsset, ImageAsset, VideoAsset, retyped
+from gen_worker.extras import installed_by
 from gen_worker.filetypes import HEAD_BYTES, mime_type
 from gen_worker.outputs import FileTooLargeError, FolderSink, SavedFile, Sink, safe_ref
 from gen_worker.wire.messages import EarlierRun, Level
@@ -90,9 +91,9 @@ class RequestContext:
         compute: object | None = None,
         hf_token: str = "",
     ) -> None:
-        """Of `file_api_base_url`, `worker_capability_token` and what producers have, this one makes no use."""
+        """A `timeout_ms` of 0 is none; what producers have, `file_api_base_url` and the token are not for this one."""
         if timeout_ms is not None:
-            timeout_s = timeout_ms / 1000
+            timeout_s = timeout_ms / 1000 or None
         self._request_id = request_id
         self._emitter = emitter
         self._sink = FolderSink(local_output_dir) if local_output_dir else sink
@@ -116,14 +117,6 @@ class RequestContext:
     def request_id(self) -> str:
         """The name of this request."""
         return self._request_id
-
-    @property
-    def traceparent(self) -> str:
-        """The job's span in a trace of its caller's, as W3C Trace Context writes it; empty without one.
-
-        Send it as the header `traceparent` of what is asked of others for this request.
-        """
-        return self._traceparent
 
     @property
     def models(self) -> dict[str, str]:
@@ -282,9 +275,10 @@ class RequestContext:
         elif fps is None:
             raise TypeError("`save_video` needs `fps=` for a film that is given as frames")
         else:
-            from gen_worker.io import write_video
+            from gen_worker.api.films import encoded_film
 
-            asset = write_video(self, name, video, fps=fps, format=format)
+            with encoded_film(video, fps=fps, format=format) as path:
+                asset = self.save_file(name, path)
         return retyped(asset, VideoAsset, mime_type=_kind_of(asset, "video", format))
 
     def _named(self, ref: str | None, stem: str, extension: str) -> str:
@@ -294,6 +288,10 @@ class RequestContext:
             return f"outputs/{folder[-128:]}/{stem}.{extension.lower()}"
         name = ref.strip().rstrip("/")
         return name if os.path.splitext(name)[1] or not name else f"{name}.{extension.lower()}"
+
+    def _whither(self) -> dict[str, Any]:
+        """Return what a sink is told beside the file: where a producer's go."""
+        return {}
 
     def _keep(self, ref: str, *, data: bytes | None, path: Path | None, size: int, create: bool) -> Asset:
         name = safe_ref(ref)
@@ -305,7 +303,7 @@ class RequestContext:
         if self._sink is None:
             raise RuntimeError(f"`{name}` cannot be saved: give the context a `local_output_dir=` or a `sink=`")
         try:
-            saved = self._sink.save(name, data=data, path=path, create=create)
+            saved = self._sink.save(name, data=data, path=path, create=create, **self._whither())
         except FileTooLargeError as error:
             raise OutputTooLargeError(
                 size_bytes=error.size_bytes, max_bytes=error.max_bytes, message=str(error)
@@ -351,5 +349,5 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise RuntimeError("torch is not installed: `pip install 'gen-worker[torch]'`") from None
+        raise RuntimeError(f"torch is not installed: {installed_by('torch')}") from None
     return torch

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from gen_worker.capability import HardwareUnmetError
+from gen_worker.capability import HardwareUnmetError, made_again
 from gen_worker.models.out_of_memory import is_host_out_of_memory, is_out_of_memory
 from gen_worker.wire.messages import ErrorKind
 
@@ -23,6 +23,9 @@ class WorkerError(Exception):
     kind: ClassVar[ErrorKind] = "user_exception"
     status: ClassVar[JobStatus] = "FATAL"
     retryable: bool = False
+
+    def __reduce__(self) -> tuple[object, ...]:  # else a pool of processes breaks by one whose `__init__` takes more
+        return made_again, (type(self), *self.args), vars(self)
 
 
 class ValidationError(WorkerError):
@@ -79,6 +82,10 @@ class FatalError(WorkerError):
     """The job failed and shall not be run again."""
 
 
+class WrongTypeError(FatalError, TypeError):
+    """The handler gave something else than its annotation says."""
+
+
 class ResourceError(WorkerError):
     """The job needs something this worker does not have."""
 
@@ -126,7 +133,8 @@ def classify(error: BaseException) -> Verdict:
             return Verdict(error.kind, _typed(error), error.retryable)
         case ArtifactTransferError(retryable=True) | HardwareUnmetError():
             return Verdict("retryable", _typed(error), True)
-        case msgspec.EncodeError():  # a ValueError by inheritance, but what the handler made is wrong, not what it got
+        case msgspec.EncodeError() | UnicodeEncodeError(encoding="utf-8"):
+            # ValueErrors by inheritance, but what the handler made is wrong: no payload has half a character
             return Verdict("user_exception", _named(error), False)
         case ValueError() | msgspec.DecodeError():
             return Verdict("invalid", _typed(error), False)

@@ -6,11 +6,13 @@ file or address), decoders are told the largest frame before they make one, and 
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gen_worker.api.errors import ValidationError
+from gen_worker.api.requirements import require
 
 MAX_FRAME_PIXELS = 1 << 25  # 8K; a decoder may keep 16 of them
 MAX_FRAMES = 36_000  # 20 minutes at 30 frames a second
@@ -162,6 +164,19 @@ def film_format(format: str) -> str:
     if name not in _CODECS:
         raise ValueError(f"a film is saved as {', '.join(_CODECS)}, not `{format}`")
     return name
+
+
+@contextmanager
+def encoded_film(frames: Iterable[Any], *, fps: float, format: str) -> Iterator[Path]:
+    """Yield the path of a film of frames; it is gone after the block."""
+    import tempfile
+
+    require("video", "av", "numpy")
+    kind = film_format(format)
+    with tempfile.TemporaryDirectory(prefix="gen-worker-film-") as folder:
+        path = Path(folder, f"film.{kind}")
+        encode_film(path, frames, fps=fps, format=kind)
+        yield path
 
 
 def encode_film(path: Path, frames: Iterable[Any], *, fps: float, format: str) -> None:

@@ -1,8 +1,6 @@
 """Files that a producer writes piece by piece: gathered on the disk, hashed on the way, kept when they are finished."""
 
-import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -36,6 +34,9 @@ class OutputStream(Generic[Kept]):
         expected_size_bytes: int | None = None,
     ) -> None:
         """`keep` takes the file's path and its sha256 and blake3; `check` raises once the request shall end."""
+        import hashlib
+        import tempfile
+
         from blake3 import blake3
 
         self._ref = ref

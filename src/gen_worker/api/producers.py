@@ -1,8 +1,6 @@
 """What the handlers of producers are given: endpoints that make models or data sets rather than answers."""
 
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -28,12 +26,13 @@ from gen_worker.api.publishing import (
     publish,
 )
 from gen_worker.api.types import Asset, Compute, Tensors
-from gen_worker.outputs import safe_ref
+from gen_worker.outputs import Repository, safe_ref
 from gen_worker.wire.platform import (
     SKIPPED,
     Answer,
     FetchRepo,
     FindDataset,
+    KeepContent,
     Materialize,
     PublishDataset,
     ReadMetadata,
@@ -162,7 +161,7 @@ class ProducerContext(RequestContext):
             produced_by_kind, step_number, epoch_number, output_kind, target_dtype, flavor, dict(attributes or {})
         )
         self._contents.keep(asset.ref, open_content(os.fspath(local_path)), asset.blake3 or "", facts)
-        return _tensors(asset, format)
+        return _tensors(asset, format, blake3=self._contents.of(asset.ref).blake3)
 
     def save_checkpoint_bytes(
         self,
@@ -182,7 +181,17 @@ class ProducerContext(RequestContext):
         facts = _facts(produced_by_kind, step_number, epoch_number, output_kind, target_dtype, flavor, {})
         content = open_content(asset.local_path) if asset.local_path else memory_content(data)
         self._contents.keep(asset.ref, content, asset.blake3 or "", facts)
-        return _tensors(asset, format)
+        return _tensors(asset, format, blake3=self._contents.of(asset.ref).blake3)
+
+    def _whither(self) -> dict[str, Any]:
+        """Have files go into the destination's repository, where there is a platform and the job has a name."""
+        ref = str(self.destination.get("ref") or "")
+        if not self._remote or not ref or not self._job_id:
+            return {}
+        try:
+            return {"into": Repository(_repo(ref), {"job_id": self._job_id, **self._repo_spec})}
+        except ValidationError:  # a destination that is no repository of the platform's
+            return {}
 
     @property
     def _mode(self) -> Any:
@@ -317,6 +326,8 @@ class ProducerContext(RequestContext):
 
         The file appears under its name when it is whole and verified.
         """
+        import tempfile
+
         path = Path(dest)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, draft = tempfile.mkstemp(prefix=".materializing-", dir=path.parent)
@@ -371,11 +382,14 @@ class ConversionContext(ProducerContext):
 
     def __init__(self, *, checkpoint_root: str | os.PathLike[str] = CHECKPOINT_FOLDER, **request: Any) -> None:
         super().__init__(**request)
-        self._checkpoint_root = Path(checkpoint_root)
+        self._checkpoint_root = Path(checkpoint_root).absolute()
         self._scratch: Path | None = None
 
     def mktemp(self) -> Path:
         """Make an empty folder that goes away with this context."""
+        import shutil
+        import tempfile
+
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="gen-worker-"))
             weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
@@ -394,6 +408,8 @@ class ConversionContext(ProducerContext):
 
         `skip` names the files and folders at its top that are; hidden ones and those that are there stay as they are.
         """
+        import shutil
+
         origin, target = Path(source), Path(out_dir)
         if not origin.is_dir():
             raise FileNotFoundError(f"no folder `{origin}`")
@@ -421,7 +437,7 @@ class DatasetContext(ProducerContext):
         self,
         *,
         destination_dataset: str,
-        features_json: Mapping[str, Any],
+        features_json: Mapping[str, Any] | str,
         row_artifacts_json: Any = None,
         snapshot_manifest: Sequence[Mapping[str, Any]] | None = None,
         visibility: str = "private",
@@ -435,18 +451,26 @@ class DatasetContext(ProducerContext):
         owner, name = _repo(destination_dataset).split("/")
         reserved = (kind or None, dict(dataset_info) if dataset_info else None, list(snapshot_manifest or []) or None)
         named = {key: value for key, value in zip(_DATASET_KEYS, reserved, strict=True) if value is not None}
-        document: dict[str, Any] = {"schema": {"features": dict(features_json), **named}}
+        document: dict[str, Any] = {"schema": {"features": _features(features_json), **named}}
         if row_artifacts_json is not None:
             document["row_artifacts"] = row_artifacts_json
         if not self._publishes:
             self._say("publish_dataset_revision.stubbed", {"destination_dataset": f"{owner}/{name}", **document})
             return {"ok": True, "stubbed": True, "dataset_id": "", "owner": owner, "name": name, "existed": False}
         try:
+            self._send_along(snapshot_manifest or [])
             verb = PublishDataset(owner=owner, name=name, visibility=visibility, document=document)
             found = self._ask(verb)
         except NoPlatformError:
             return _skipped(owner=owner, name=name)
         return {"ok": True, "dataset_id": found.dataset_id, "owner": owner, "name": name, "existed": found.existed}
+
+    def _send_along(self, manifest: Sequence[Mapping[str, Any]]) -> None:
+        """Have the platform keep the contents of a manifest that lie on this machine alone."""
+        for entry in manifest if not self._remote else ():
+            content = self._contents.of_digest(str(entry.get("digest") or "").rpartition(":")[2].lower())
+            if content is not None:
+                self._ask(KeepContent(ref=safe_ref(str(entry.get("path"))), length=content.size_bytes), content.fd)
 
     def resolve_dataset(self, ref: str) -> str:
         """Have the files of a data set `owner/name` on this machine and return the folder that they lie in."""
@@ -463,6 +487,17 @@ class TrainingContext(ProducerContext):
         return _resolved_dataset(self, ref)
 
 
+def _features(given: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Return what the columns of a data set are, given as it is or as JSON."""
+    try:
+        features = msgspec.json.decode(given) if isinstance(given, str) else given
+    except msgspec.DecodeError as error:
+        raise TypeError(f"`features_json` is not JSON: {error}") from None
+    if not isinstance(features, Mapping):
+        raise TypeError(f"`features_json` takes a dict of column to type, got {given!r}")
+    return dict(features)
+
+
 def _resolved_dataset(ctx: ProducerContext, ref: str) -> str:
     owner, name = _repo(ref).split("/")
     try:
@@ -472,6 +507,8 @@ def _resolved_dataset(ctx: ProducerContext, ref: str) -> str:
         raise NoPlatformError(f"{text}; `gen-worker run` asks one with `--allow-publish`") from None
     if found is None:
         raise ValidationError(f"there is no data set `{owner}/{name}`")
+    import tempfile
+
     folder = Path(tempfile.gettempdir(), DATASET_FOLDER, owner, name)
     folder.mkdir(parents=True, exist_ok=True)
     described = found.get("schema") or found.get("features") or {}

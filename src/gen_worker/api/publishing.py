@@ -57,6 +57,10 @@ class SavedContents:
             self._by_ref[ref] = (fd, blake3)
         return Content(blake3, os.fstat(fd).st_size, fd)
 
+    def of_digest(self, blake3: str) -> Content | None:
+        """Return a content by its digest; None for one that was not saved here."""
+        return next((found for ref in self._by_ref if (found := self.of(ref)).blake3 == blake3), None)
+
     def facts(self, ref: str) -> dict[str, Any]:
         """Return what was said of a checkpoint when it was saved."""
         return self._facts.get(ref, {})

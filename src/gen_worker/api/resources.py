@@ -1,6 +1,7 @@
 """What an endpoint needs of its host."""
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 import msgspec
@@ -49,10 +50,15 @@ class Resources(_Positional, frozen=True, kw_only=True):
         force_setattr(self, "libraries", _names(self.libraries))
 
 
-def _positive(field: str, value: float) -> float:
-    number = float(value)
-    if not number > 0:
-        raise ValueError(f"`Resources({field}=)` must be more than 0, got {value}")
+def _positive(field: str, value: float | str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"`Resources({field}=)` takes a number, got {value!r}") from None
+    except TypeError:
+        raise TypeError(f"`Resources({field}=)` takes a number, got {value!r}") from None
+    if not 0 < number < inf:
+        raise ValueError(f"`Resources({field}=)` must be more than 0 and finite, got {value}")
     return number
 
 
@@ -67,4 +73,7 @@ def _count(gpus: int) -> int:
 def _names(libraries: Iterable[str]) -> tuple[str, ...]:
     if isinstance(libraries, str):
         raise TypeError(f"`Resources(libraries=)` takes a tuple of names; write `libraries=({libraries!r},)`")
-    return tuple(stripped for name in libraries if (stripped := name.strip()))
+    names = tuple(libraries) if isinstance(libraries, Iterable) else (libraries,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`Resources(libraries=)` takes a tuple of names, got {libraries!r}")
+    return tuple(stripped for name in names if (stripped := name.strip()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_worker.api.errors import ValidationError
+from gen_worker.extras import installed_by
 
 MAX_SAMPLES = 1 << 27  # 512 MiB as float32: 46 minutes of one channel at 48 kHz
 _BLOCK_SAMPLES = 1 << 18
@@ -84,7 +85,7 @@ def encode_sound(audio: Any, sample_rate: int, format: str) -> bytes:
     try:
         import soundfile
     except ImportError:
-        raise ValidationError("saving samples needs soundfile: `pip install 'gen-worker[audio]'`") from None
+        raise ValidationError(f"saving samples needs soundfile: {installed_by('audio')}") from None
     kind = format.upper()
     if kind not in soundfile.available_formats() or kind == "RAW":
         raise ValueError(f"a sound is saved as wav, flac, ogg or mp3, not as `{format}`")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from gen_worker.cli.advice import advised
 from gen_worker.cli.calls import Call
 from gen_worker.cli.events import events_on_stderr
 from gen_worker.cli.failure import Failure
@@ -31,8 +32,11 @@ def run_attached(
     except Failure as failure:
         raise Failure(str(failure), "`gen-worker serve` starts one; without `--attach` none is needed") from None
     name = _chosen(server, wanted)
-    payload = payload_of(words, schema_in(server.function(name)), start=start)
-    return Call(server, name, events_on_stderr(settings), results.event, name="run").run(payload, stream=True)
+    schema = schema_in(server.function(name))
+    payload = payload_of(words, schema, start=start)
+    call = Call(server, name, events_on_stderr(settings), results.event, name="run")
+    with advised(payload, schema):
+        return call.run(payload, stream=True)
 
 
 def _chosen(server: Server, wanted: Wanted) -> str:

@@ -16,7 +16,8 @@ from gen_worker.capability import InsufficientVRAMError
 from gen_worker.cli.events import Events
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say_error
 from gen_worker.cli.interrupts import announce, interrupts
-from gen_worker.cli.ndjson import NOT_JSON, Line, Lines, NoAnswerInTime, WireError, no_answer, open_connection
+from gen_worker.cli.json_texts import NOT_JSON
+from gen_worker.cli.ndjson import Line, Lines, NoAnswerInTime, WireError, no_answer, open_connection
 from gen_worker.cli.project import show_stack, where_raised
 from gen_worker.cli.servers import Server
 from gen_worker.discovery.names import slugify_name

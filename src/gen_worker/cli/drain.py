@@ -12,7 +12,7 @@ from gen_worker.cli.completing import complete_device
 from gen_worker.cli.consent import agree, yes_option
 from gen_worker.cli.devices import counted, described, named, no_device, running_on
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, USER_CODE, Failure, say
-from gen_worker.cli.seconds import Length
+from gen_worker.cli.numbers import Amount
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Drained
@@ -52,7 +52,7 @@ CODES = (OK, USER_CODE, USAGE, UNREACHABLE, NOT_FOUND, CANCELED)
 @click.command("drain", cls=DrainCommand, help=_HELP, codes=CODES)
 @click.argument("device", required=False, shell_complete=complete_device)
 @click.option("--undo", is_flag=True, help="Give it requests again, as `gen-worker undrain` does.")
-@click.option("--timeout", "timeout_s", type=Length(0.0), metavar="SECONDS", help="Wait no longer.")
+@click.option("--timeout", "timeout_s", type=Amount("seconds"), metavar="SECONDS", help="Wait no longer.")
 @yes_option
 @click.option("--json", "as_json", is_flag=True, help="Print a document.")
 @socket_option

@@ -63,12 +63,16 @@ class Events:
         self._last = ("", "", -1)
 
     def show(self, function: str, request_id: str, what: str, value: Mapping[str, Any], at: float) -> None:
-        """Show an event of a request, most often its `progress` or a `log` line, told at a unix time."""
+        """Show an event of a request, most often its `progress` or a `log` line, told at a unix time.
+
+        As JSON, what names its own `kind` stands in the line itself, as fetches of models do, not in a `payload`.
+        """
         level = str(value.get("level", "info")) if what == "log" else "info"
         if level in _LEVELS and _LEVELS.index(level) < self._least and what == "log":
             return
         if self.form == "json":
-            event = {"request_id": request_id, "type": f"request.{what}", "payload": value, "timestamp": at}
+            own = value if "kind" in value else {"type": f"request.{what}", "payload": value}
+            event = {**own, "request_id": request_id, "timestamp": at}
             self._write(msgspec.json.encode(event, order="sorted").decode() + "\n")
         elif what == "progress":
             self._progress(function, request_id, value)

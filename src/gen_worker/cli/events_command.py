@@ -6,6 +6,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, OK, UNREACHABLE, USAGE
 from gen_worker.cli.log_reading import Meant
 from gen_worker.cli.logs import SHOWN, Wanted, show
+from gen_worker.cli.numbers import Count
 from gen_worker.cli.since import since_option
 from gen_worker.cli.supervisors import socket_option
 
@@ -21,7 +22,7 @@ gen-worker events --follow --json"""
 @click.command("events", cls=Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, CANCELED))
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @since_option
-@click.option("-n", "--lines", "last", type=click.IntRange(0), metavar="N", help="So many of the last ones.")
+@click.option("-n", "--lines", "last", type=Count(0), metavar="N", help="So many of the last ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @socket_option
 def command(follow: bool, since: float | None, last: int | None, as_json: bool, socket_: str | None) -> int:

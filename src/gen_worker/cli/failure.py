@@ -20,6 +20,7 @@ MEANINGS = {
     CANCELED: "canceled",
 }
 
+_LONGEST = 4000  # characters; a word of the command line that is named can have 128 KiB
 _STYLES: dict[str, Style] = {"error": "red", "warning": "yellow", "hint": "blue"}
 
 
@@ -37,7 +38,8 @@ def say(what: Literal["error", "warning", "hint"], text: str) -> None:
     mark = f"{what}:"
     if colours(sys.stderr, os.environ):
         mark = paint(mark, _STYLES[what])
-    sys.stderr.write(f"{mark} {printable(text, lines=True)}\n")
+    shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST * 3 // 4]} … {text[-_LONGEST // 4 :]}"
+    sys.stderr.write(f"{mark} {printable(shown, lines=True)}\n")
     sys.stderr.flush()
 
 

@@ -3,9 +3,11 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
 
 from gen_worker.cli.failure import CANCELED, NO_MODEL, Failure
 from gen_worker.cli.interrupts import announce, interrupts
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from gen_worker.fetch.fetcher import Fetched, Fetcher
 
 Outcome: TypeAlias = "Fetched | ModelError"
+
+_SILENCE_S = 1.0  # without a byte: then a person is told what is waited for
+_LOOK_S = 0.25
 
 
 @contextmanager
@@ -46,7 +51,7 @@ def fetched(wanted: Iterable[Wanted], config: "FetchConfig", watch: Watch) -> It
             cancel.set()
 
         with interrupts(ask, lambda: os._exit(CANCELED)):
-            _fetch_all(each_once, fetcher, config.models_at_once, _Told(watch), cancel, outcomes)
+            _fetch_all(each_once, fetcher, config.models_at_once, _Told(watch, _hosts(config)), cancel, outcomes)
         watch.hide()
         if cancel.is_set():
             raise Failure("canceled", "what came is kept: the next try goes on from there", code=CANCELED)
@@ -79,11 +84,53 @@ def failure_of(error: ModelError) -> Failure:
 
 
 class _Told:
-    """Lets several threads tell one watch, one after the other."""
+    """Lets several threads tell one watch, one after the other, and tells of models that nothing comes of."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-        self.lock = threading.Lock()
+    def __init__(self, watch: Watch, hosts: Mapping[str, str]) -> None:
+        self._watch = watch
+        self._hosts = hosts
+        self._lock = threading.Lock()
+        self._silent: dict[Wanted, float] = {}  # since when, until something comes or that was told
+
+    def started(self, wanted: Wanted) -> None:
+        with self._lock:
+            self._silent[wanted] = time.monotonic()
+            self._watch.started(wanted)
+
+    def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
+        with self._lock:
+            self._silent.pop(wanted, None)
+            self._watch.progress(wanted, bytes_done, bytes_total, retries)
+
+    def ended(self, wanted: Wanted, outcome: "Outcome") -> None:
+        with self._lock:
+            self._silent.pop(wanted, None)
+            if isinstance(outcome, ModelError):
+                self._watch.failed(wanted, outcome)
+            else:
+                self._watch.completed(wanted, outcome.snapshot, outcome.fetched_bytes)
+
+    def look(self) -> None:
+        """Tell of each model that nothing has come of for a while, once."""
+        with self._lock:
+            due = time.monotonic() - _SILENCE_S
+            for wanted in [wanted for wanted, since in self._silent.items() if since <= due]:
+                del self._silent[wanted]
+                if wanted.provider in self._hosts:
+                    self._watch.waiting(wanted, self._hosts[wanted.provider])
+
+
+def _hosts(config: "FetchConfig") -> dict[str, str]:
+    """Return who is asked for the models of each provider; nobody without a network."""
+    if config.offline:
+        return {}
+    endpoints = {
+        "hf": config.hf_endpoint,
+        "civitai": config.civitai_endpoint,
+        "modelscope": config.modelscope_endpoint,
+        "tensorhub": config.cozy_hub_url,
+    }
+    return {provider: urlsplit(url).hostname or provider for provider, url in endpoints.items()}
 
 
 def _fetch_all(
@@ -94,7 +141,7 @@ def _fetch_all(
     cancel: "Cancel",
     outcomes: dict[Wanted, Outcome],
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
     def one(model: Wanted) -> None:
         outcomes[model] = _fetch(model, fetcher, told, cancel)
@@ -102,6 +149,10 @@ def _fetch_all(
     with ThreadPoolExecutor(at_once, "gen-worker-model") as threads:
         results = [threads.submit(one, model) for model in wanted]
         try:
+            left = set(results)
+            while left and not any(result.done() and result.exception() for result in results):
+                left = wait(results, timeout=_LOOK_S, return_when=FIRST_EXCEPTION).not_done
+                told.look()
             for result in results:
                 result.result()
         except BaseException:  # nobody reads what is told, say
@@ -113,18 +164,13 @@ def _fetch(wanted: Wanted, fetcher: "Fetcher", told: _Told, cancel: "Cancel") ->
     """Fetch one model and tell how it goes."""
 
     def on_progress(bytes_done: int, bytes_total: int | None, retries: int) -> None:
-        with told.lock:
-            told.watch.progress(wanted, bytes_done, bytes_total, retries)
+        told.progress(wanted, bytes_done, bytes_total, retries)
 
     try:
         cancel.raise_if_set()
-        with told.lock:
-            told.watch.started(wanted)
-        outcome = fetcher.fetch(wanted, on_progress=on_progress, cancel=cancel)
+        told.started(wanted)
+        outcome: Outcome = fetcher.fetch(wanted, on_progress=on_progress, cancel=cancel)
     except ModelError as error:
-        with told.lock:
-            told.watch.failed(wanted, error)
-        return error
-    with told.lock:
-        told.watch.completed(wanted, outcome.snapshot, outcome.fetched_bytes)
+        outcome = error
+    told.ended(wanted, outcome)
     return outcome

@@ -7,11 +7,12 @@ import base64
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
+from gen_worker.cli.advice import file_advice, files_advice, listed
 from gen_worker.cli.failure import Failure, nearest
+from gen_worker.cli.json_texts import NOT_JSON, decode
 from gen_worker.cli.schema import Place, Schema
 
 _TOKEN = re.compile(r"([A-Za-z_][\w.]*)(:=|@|=)(.*)", re.DOTALL)
@@ -43,6 +44,7 @@ def payload_from(words: Sequence[str], *, over: dict[str, Any], schema: Schema |
 
     `schema` is the function's input schema, or None when it is not known: then values are guessed and any key goes.
     """
+    _refuse_spaces(words, schema)
     payload = over
     bare: str | None = None
     given: dict[str, str] = {}
@@ -50,10 +52,8 @@ def payload_from(words: Sequence[str], *, over: dict[str, Any], schema: Schema |
         token = take_apart(word, schema)
         if not token.key:
             if bare is not None:
-                raise Failure(
-                    f"two values without a field name: `{bare}` and `{word}`",
-                    "write `field=value`, or quote a value with spaces",
-                )
+                hint = "write `field=value`, or quote a value with spaces"
+                raise Failure(f"two values without a field name: `{bare}` and `{word}`", hint)
             _refuse_broken_json(word)
             bare = word
             token = Token(_primary(word, schema), "=", word)
@@ -63,6 +63,15 @@ def payload_from(words: Sequence[str], *, over: dict[str, Any], schema: Schema |
         given[token.key] = word
         payload = _put(payload, token, Place(schema, schema or {}), files, before=before)
     return payload
+
+
+def _refuse_spaces(words: Sequence[str], schema: Schema | None) -> None:
+    """Raise `Failure` where a field and its value are words of their own, as in `steps = 20`."""
+    known = Place(schema, schema or {}).fields()
+    for number, (name, word) in enumerate(pairwise(words)):
+        if name in known and word.startswith("="):
+            value = word[1:] or "".join(words[number + 2 : number + 3]) or "value"
+            raise Failure(f"`{name}` and `{word}` are two words", f"write `{name}={value}`, without spaces")
 
 
 def _files_at(payload: dict[str, Any], token: Token) -> list[Any]:
@@ -100,8 +109,8 @@ def take_apart(word: str, schema: Schema | None) -> Token:
 def _refuse_broken_json(word: str) -> None:
     if word.startswith(("{", "[")):
         try:
-            msgspec.json.decode(word)
-        except msgspec.DecodeError as error:
+            decode(word)
+        except NOT_JSON as error:
             raise Failure(f"`{word}` is not JSON: {error}", "text is `field=…`, JSON for a field `field:=…`") from None
 
 
@@ -180,8 +189,8 @@ def _not_text(token: Token, place: Place) -> Failure:
 
 def _json(key: str, text: str, place: Place) -> Any:
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+        return decode(text)
+    except NOT_JSON as error:
         kinds = place.kinds() - {"null"}
         plain = f"`{key}=value` takes a plain value"
         example = f'{key}:=["a", "b"]' if "array" in kinds else f'{key}:={{"name": "value"}}'
@@ -239,16 +248,40 @@ def _nothing(key: str, text: str, _place: Place) -> None:
         raise Failure(f"`{key}` takes null only, not `{text}`")
 
 
-def _choice(_key: str, text: str, place: Place) -> Any:
+def _choice(key: str, text: str, place: Place) -> Any:
     choices = place.here.get("enum", [place.here.get("const")])
-    return text if not isinstance(choices, list) or text in choices else guess(text)
+    if not isinstance(choices, list) or text in choices:
+        return text
+    if (meant := guess(text)) in choices:
+        return meant
+    near = nearest(text, [str(choice) for choice in choices])
+    hint = f"did you mean `{near}`?" if near else ""
+    raise Failure(f"`{key}` is one of {listed(choices)}, not `{text}`", hint)
 
 
 def _container(key: str, text: str, place: Place) -> Any:
     if place.is_asset():
-        raise Failure(f"`{key}` takes a file, not `{text}`", f"write `{key}@{text}`")
-    example = f"`{key}:=[…]`" if place.kind == "array" else f"`{key}:={{…}}` or `{key}.name=value`"
-    raise Failure(f"`{key}` takes a JSON {place.kind}, not `{text}`", f"write {example}")
+        raise Failure(f"`{key}` takes a file, not `{text}`", file_advice(key, text))
+    if place.item(0).is_asset():
+        raise Failure(f"`{key}` takes files, not `{text}`", files_advice(key, text))
+    raise Failure(f"`{key}` takes a JSON {place.kind}, not `{text}`", f"write {_example(key, text, place)}")
+
+
+def _example(key: str, text: str, place: Place) -> str:
+    """Return how a list or an object is written; of a list of numbers, this one."""
+    if place.kind == "object":
+        first = next(iter(place.fields()), "name")
+        return f"`{key}:={{…}}` or `{key}.{first}=value`"
+    numbers = isinstance(guess(text.partition(",")[0]), int | float)
+    return f"`{key}:=[{text}]`" if numbers and _is_json(f"[{text}]") else f"`{key}:=[…]`"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        decode(text)
+    except NOT_JSON:
+        return False
+    return True
 
 
 def guess(text: str) -> bool | int | float | str | None:

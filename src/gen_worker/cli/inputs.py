@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
 from gen_worker.cli.failure import CANCELED, USAGE, USER_CODE, Failure
 from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.settings import Settings
+from gen_worker.terminal import printable
 from gen_worker.wire.messages import InputAsset, InputFile
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from gen_worker_child.inputs import InputFiles
 
 AT_ONCE = 4
+SILENCE_S = 1.0  # then a person is told what is waited for
 
 
 @contextmanager
@@ -69,6 +72,8 @@ def _fetched(assets: Sequence[InputAsset], folder: Path, settings: Settings, con
     with interrupts(ask, lambda: os._exit(CANCELED)), ThreadPoolExecutor(AT_ONCE, "gen-worker-input") as threads:
         works = [threads.submit(one, number) for number in range(len(assets))]
         try:
+            if wait(works, timeout=SILENCE_S, return_when=FIRST_EXCEPTION).not_done:
+                announce(f"fetching the payload's files from {_hosts(assets)}")
             ended, _ = wait(works, return_when=FIRST_EXCEPTION)
             failed = next((error for work in ended if (error := work.exception()) is not None), None)
             if failed is not None:
@@ -78,6 +83,12 @@ def _fetched(assets: Sequence[InputAsset], folder: Path, settings: Settings, con
             raise _failure(error) from None
         finally:
             cancel.set()  # of what is under way beside one that failed
+
+
+def _hosts(assets: Sequence[InputAsset]) -> str:
+    """Return who is asked for the files."""
+    found = dict.fromkeys(urlsplit(asset.url).hostname or "elsewhere" for asset in assets)
+    return ", ".join(f"`{printable(host)}`" for host in found)
 
 
 def _failure(error: "InputError") -> Failure:

@@ -5,16 +5,17 @@ from typing import Any
 
 import click
 
+from gen_worker.cli.advice import advised
 from gen_worker.cli.binary import Folder
 from gen_worker.cli.calls import Call
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_address, complete_fields, complete_function, complete_path
 from gen_worker.cli.events import events_on_stderr
 from gen_worker.cli.failure import CANCELED, MEANINGS, NO_MODEL, OK, USAGE, USER_CODE, Failure
+from gen_worker.cli.numbers import TIMEOUT, Count
 from gen_worker.cli.payload import LocalFiles, payload_of
 from gen_worker.cli.project import find_project, functions_of, project_options, survey_of
 from gen_worker.cli.results import Results, SavedResults
-from gen_worker.cli.seconds import seconds_of
 from gen_worker.cli.servers import Server, described, find_server, schema_in
 from gen_worker.cli.settings import log_format_option, read_settings
 from gen_worker.rundir import DEFAULT_SOCKET
@@ -42,8 +43,8 @@ timeout_option = click.option(
     "--timeout",
     "timeout_s",
     metavar="SECONDS",
-    callback=seconds_of,
-    default="0",
+    type=TIMEOUT,
+    default=0.0,
     help="Give up after so long, and have the job end by then; 0 waits for ever.  [default: 0]",
 )
 
@@ -74,9 +75,9 @@ class _Invoke(Command):
 @click.option(
     "--priority",
     metavar="NUMBER",
-    type=click.IntRange(-PRIORITY_LIMIT, PRIORITY_LIMIT),
+    type=Count(-PRIORITY_LIMIT, PRIORITY_LIMIT),
     default=0,
-    help="Go before waiting requests of a lower priority.  [default: 0]",
+    help=f"-{PRIORITY_LIMIT} to {PRIORITY_LIMIT}: go before waiting requests of a lower priority.  [default: 0]",
 )
 @click.option("--tenant", metavar="NAME", default="", help="For whom it is: tenants take turns in the queue.")
 @click.option(
@@ -123,15 +124,17 @@ def command(
     if server.functions is None and (config or module):
         survey = survey_of(find_project(config, module))
         known = described(function, functions_of(survey.description))
-    payload = payload_of(arguments, schema_in(known), files=LocalFiles(inline=server.is_remote))
+    schema = schema_in(known)
+    payload = payload_of(arguments, schema, files=LocalFiles(inline=server.is_remote))
     results: Results | SavedResults = Results(pretty=pretty)
     if path is not None:
         results = SavedResults(Results(pretty=pretty), _folder(path, force, known, server))
     call = Call(server, function, events_on_stderr(settings), results.value, name="invoke")
     try:
-        code = call.run(
-            payload, stream=stream, timeout_s=timeout_s, tenant=tenant, priority=priority, traceparent=traceparent
-        )
+        with advised(payload, schema):
+            code = call.run(
+                payload, stream=stream, timeout_s=timeout_s, tenant=tenant, priority=priority, traceparent=traceparent
+            )
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped waiting; `{call.request_id}` is still ending\n")
         return CANCELED

@@ -12,6 +12,7 @@ import msgspec
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_served
 from gen_worker.cli.failure import OK, USAGE, Failure
+from gen_worker.cli.numbers import Count
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.since import clock, since_option
 from gen_worker.cli.table import WIDTH, duration, room, size, table
@@ -37,7 +38,7 @@ gen-worker jobs --tenant acme --since 1d --json | jq 'map(.device_s) | add'"""
 @click.option("--function", metavar="NAME", help="Only jobs of this function.", shell_complete=complete_served)
 @click.option("--tenant", metavar="NAME", help="Only jobs for this tenant.")
 @click.option("--failed", is_flag=True, help="Only jobs that did not end well.")
-@click.option("-n", "--last", type=click.IntRange(1), metavar="N", help="So many of the last ones.")
+@click.option("-n", "--last", type=Count(1), metavar="N", help="So many of the last ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of documents.")
 def command(
     since: float | None, function: str | None, tenant: str | None, failed: bool, last: int | None, as_json: bool

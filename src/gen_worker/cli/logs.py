@@ -15,6 +15,7 @@ from gen_worker.cli.completing import complete_target
 from gen_worker.cli.devices import named, names_of
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest, say
 from gen_worker.cli.log_reading import Asked, Meant, Told, kept, limited
+from gen_worker.cli.numbers import Count
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.since import clock, since_option
 from gen_worker.cli.supervisors import connected, socket_option
@@ -61,7 +62,7 @@ class Wanted(NamedTuple):
 @click.argument("of", metavar="[DEVICE|REQUEST]", required=False, shell_complete=complete_target)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @since_option
-@click.option("-n", "--lines", "last", type=click.IntRange(0), metavar="N", help="So many of the last lines.")
+@click.option("-n", "--lines", "last", type=Count(0), metavar="N", help="So many of the last lines.")
 @click.option("--level", type=click.Choice(get_args(Level)), default="debug", help="Nothing that is less grave.")
 @click.option("--grep", default="", metavar="TEXT", help="Only lines with this text, in capitals or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -8,13 +8,13 @@ import time
 import msgspec
 
 from gen_worker.cli.failure import Failure
+from gen_worker.cli.json_texts import NOT_JSON
 from gen_worker.rundir import connect, live_supervisors
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, AddressError, TcpAddress, parse_address
 from gen_worker.wire.messages import ErrorDetail
 
 CONNECT_TIMEOUT_S = 10.0
-NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _PIECE_BYTES = 1 << 20
 _LOOK_S = 3600.0  # a socket takes no timeout of any length
 

@@ -3,6 +3,7 @@
 import keyword
 import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -88,9 +89,15 @@ def _slug(folder: Path) -> str:
 def _refuse_package(slug: str, package: str) -> None:
     if not package.isidentifier():
         raise Failure(f"`{slug}` makes no package: `{package}` is no name of one", "begin with a letter")
-    if keyword.iskeyword(package) or package in _TAKEN or package in sys.stdlib_module_names:
+    if keyword.iskeyword(package) or package in _TAKEN or package in sys.stdlib_module_names or _is_here(package):
         hint = f"as `{slug}-endpoint`"
-        raise Failure(f"`{slug}` makes the package `{package}`, a name that Python or gen-worker uses", hint)
+        raise Failure(f"`{slug}` makes the package `{package}`, a name that Python or a package here uses", hint)
+
+
+def _is_here(package: str) -> bool:
+    """Whether an import finds a package of this name already; a mere folder is none."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def _refuse_folder(folder: Path) -> None:
@@ -114,5 +121,5 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 def _next_steps(folder: Path, words: dict[str, str]) -> str:
     steps = [f"cd {folder}"] if folder.resolve() != Path.cwd() else []
-    steps += [f"gen-worker run {words['example']}", "gen-worker serve --reload", "pytest"]
+    steps += [f"gen-worker run {words['example']}", "gen-worker serve --reload", "python -m pytest"]
     return "\n".join([f"made `{words['name']}`; next:", *(f"  {step}" for step in steps)])

@@ -13,8 +13,10 @@ import click
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, nearest
+from gen_worker.cli.numbers import Amount
 from gen_worker.cli.project import find_project, survey_of
 from gen_worker.cli.settings import read_settings
+from gen_worker.extras import installed_by
 from gen_worker.settings import VARIABLES
 from gen_worker.terminal import printable
 
@@ -181,7 +183,7 @@ def command(
 @click.option(
     "--hours",
     metavar="HOURS",
-    type=click.FloatRange(min=0.01),
+    type=Amount("hours", 0.01, 24.0 * 366),
     default=4.0,
     show_default=True,
     help="Until it has connected: a connected worker gets new ones.",
@@ -264,7 +266,7 @@ def _refuse_missing() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         named = ", ".join(f"`{name}`" for name in missing)
-        raise Failure(f"`orchestrator` needs {named}, not installed", "`pip install 'gen-worker[http]'`")
+        raise Failure(f"`orchestrator` needs {named}, not installed", installed_by("http"))
 
 
 def _check_address(option: str, address: str) -> None:

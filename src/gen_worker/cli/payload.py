@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gen_worker.cli.failure import Failure
+from gen_worker.cli.failure import Failure, nearest
 from gen_worker.cli.fields import payload_from, take_apart
+from gen_worker.cli.json_texts import NOT_JSON, decode
 from gen_worker.cli.schema import Schema
 
 
@@ -44,8 +45,23 @@ class LocalFiles(NamedTuple):
 
 
 def _unreadable(path: str, error: OSError | ValueError) -> Failure:
+    if not path:
+        return Failure("no file is named", "the path of a file goes after `@`")
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
-    return Failure(f"cannot read `{path}`: {reason.lower()}")
+    return Failure(f"cannot read `{path}`: {reason.lower()}", _beside(path, error))
+
+
+def _beside(path: str, error: OSError | ValueError) -> str:
+    """Return what was meant by a path where nothing is: a URL, or a file beside it with nearly that name."""
+    if path.startswith(("http://", "https://")):
+        return "a file from elsewhere is named by its address: `field.ref=https://…`"
+    if not isinstance(error, FileNotFoundError):
+        return ""
+    folder, name = os.path.split(path)
+    with suppress(OSError):
+        if near := nearest(name, os.listdir(folder or "."), likeness=0.75):
+            return f"did you mean `{os.path.join(folder, near)}`?"
+    return ""
 
 
 def _absolute(path: str) -> str:
@@ -76,8 +92,8 @@ def payload_of(
 def _is_whole(word: str) -> bool:
     if word == "-" or word.startswith("@"):
         return True
-    with suppress(msgspec.DecodeError):
-        return isinstance(msgspec.json.decode(word), dict)
+    with suppress(*NOT_JSON):
+        return isinstance(decode(word), dict)
     return False
 
 
@@ -94,8 +110,9 @@ def parse_payload(text: bytes | str, source: str) -> dict[str, Any]:
     if not text.strip():
         raise Failure(f"{source if source == 'stdin' else f'`{source}`'} is empty", "a payload is a JSON object: `{}`")
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        payload: dict[str, Any] = decode(text, dict[str, Any])
     except msgspec.ValidationError:
         raise Failure(f"a payload is a JSON object, `{source}` holds something else") from None
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise Failure(f"`{source}` is not JSON: {error}") from None
+    return payload

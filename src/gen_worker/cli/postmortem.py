@@ -11,6 +11,7 @@ import msgspec
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_postmortem
 from gen_worker.cli.failure import MEANINGS, NOT_FOUND, OK, USAGE, Failure, say
+from gen_worker.cli.numbers import Count
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.table import WIDTH, duration, room, size, table
 from gen_worker.postmortem import Held, Moment, PostMortem, PostMortemError, folder_in, names, read
@@ -59,7 +60,7 @@ class _Command(Command):
 
 @click.command("postmortem", cls=_Command, help=_HELP, codes=(OK, USAGE, NOT_FOUND))
 @click.argument("id_", metavar="[ID]", required=False, shell_complete=complete_postmortem)
-@click.option("--last", type=click.IntRange(1), metavar="N", help=f"List so many; {LISTED} when it is not given.")
+@click.option("--last", type=Count(1), metavar="N", help=f"List so many; {LISTED} when it is not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document, or a list of them.")
 def command(id_: str | None, last: int | None, as_json: bool) -> int:
     """Say what children died of."""

@@ -127,7 +127,8 @@ def execute(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; whatever goes wrong by a person's doing is said on stderr."""
     try:
         code = _run(list(arguments))
-        sys.stdout.flush()
+        if not sys.stdout.closed:  # the endpoint's code can have closed it
+            sys.stdout.flush()
     except BrokenPipeError:
         _forget_stdout()
         return BROKEN_PIPE

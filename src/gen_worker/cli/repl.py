@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from gen_worker.cli.advice import advised
 from gen_worker.cli.calls import Call
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_address, fields, marker
@@ -189,8 +190,10 @@ class Session:
         if "-" in words:
             raise Failure("`-` is stdin, which the lines come from", "`@payload.json` is a payload from a file")
         files = LocalFiles(inline=self._server.is_remote)
-        payload = payload_of(words, schema_in(self._server.function(name)), files=files)
-        return self._call(name, payload)
+        schema = schema_in(self._server.function(name))
+        payload = payload_of(words, schema, files=files)
+        with advised(payload, schema):
+            return self._call(name, payload)
 
     def _function(self, words: list[str]) -> tuple[str, list[str]]:
         """Return the name of the function that a line calls, and the words of its payload."""

@@ -31,7 +31,7 @@ from gen_worker.wire.survey import only_spoken_with
 
 if TYPE_CHECKING:
     from gen_worker.api.context import CancelFlag, RequestContext
-    from gen_worker.discovery.specs import FunctionSpec
+    from gen_worker.discovery.function_spec import FunctionSpec
     from gen_worker.fetch.config import FetchConfig
     from gen_worker.wire.messages import SlotModel
     from gen_worker_child.executor import Executor
@@ -263,7 +263,7 @@ def _run(job: _Job, shown: _Shown) -> int:
         payload = executor.decode(spec, job.body, "json")
         bindings = executor.models_of(spec, job.body, "json")
     except msgspec.ValidationError as error:
-        hint = "`gen-worker run --list` shows what it takes"
+        hint = _advice(str(error), spec, job.body) or "`gen-worker run --list` shows what it takes"
         raise Failure(f"`{spec.name}` does not take this payload: {error}", hint) from None
     _look_for_gpus(spec, job.settings)
     _look_for_engine(spec)
@@ -292,7 +292,7 @@ def _run_with(
             announce("canceling; press Ctrl-C again to end at once", shown.events.erasing)
 
         with interrupts(ask, lambda: executor.leave(CANCELED)):
-            status = _call(executor, spec, context, payload, shown)
+            status = _call(executor, job, context, payload, shown)
         if meter is not None:
             peak = meter.read(executor.instances.models_of(spec.instance))
             peak_memory.show(shown.events, spec.name, context.request_id, peak)
@@ -376,7 +376,9 @@ def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotMo
         raise Failure(error.message, error.hint, code=USER_CODE) from None
     except HardwareUnmetError as error:
         raise Failure(str(error), code=USER_CODE) from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - around the author's code
         _tell(error, f"`{spec.class_name or spec.name}` cannot be set up")
         return USER_CODE
     finally:
@@ -384,9 +386,8 @@ def _set_up(executor: "Executor", spec: "FunctionSpec", models: "Sequence[SlotMo
     return OK
 
 
-def _call(
-    executor: "Executor", spec: "FunctionSpec", context: "RequestContext", payload: msgspec.Struct, shown: _Shown
-) -> int:
+def _call(executor: "Executor", job: _Job, context: "RequestContext", payload: msgspec.Struct, shown: _Shown) -> int:
+    spec = job.spec
     begun = _begun(context, payload)
     yielded = 0
 
@@ -404,14 +405,24 @@ def _call(
         document = executor.encode({"yielded": yielded} if streams else value, "json")
         shown.events.hide()
         shown.results.event("result", document)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - around the author's code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - around the author's code
         if shown.results.lost is not None:
             raise shown.results.failure() from None
         shown.events.hide()
         if (lost := executor.instances.engines.loss(0, spec.instance, error)) is not None:
             raise Failure(lost.message, "what it printed last stands above", code=USER_CODE) from None
-        return _failed(error, asked=context.cancelled)
+        return _failed(error, job, asked=context.cancelled)
     return OK
+
+
+def _advice(message: str, spec: "FunctionSpec", body: bytes) -> str:
+    """Return what to write instead in a payload that an error is about, if that is known."""
+    from gen_worker.cli.advice import advice
+    from gen_worker.discovery.schemas import schema_of
+
+    return advice(message, msgspec.json.decode(body), schema_of(spec.payload_type))
 
 
 def _begun(context: "RequestContext", payload: msgspec.Struct) -> AbstractContextManager[None]:
@@ -430,24 +441,25 @@ def _begun(context: "RequestContext", payload: msgspec.Struct) -> AbstractContex
         raise Failure("canceled", code=CANCELED) from None
 
 
-def _failed(error: BaseException, *, asked: bool) -> int:
-    """Tell how the handler ended; `asked` is whether it had been asked to."""
+def _failed(error: BaseException, job: _Job, *, asked: bool) -> int:
+    """Tell how the handler of a job ended; `asked` is whether it had been asked to."""
     from gen_worker.api.errors import CanceledError, ValidationError, classify
 
     verdict = classify(error)
     message = "canceled" if asked and verdict.kind == "canceled" else verdict.message
+    hint = "" if verdict.kind == "canceled" else _advice(message, job.spec, job.body)
     if verdict.kind == "invalid":
         from gen_worker.discovery import author_stack
 
-        say_error(message, "" if isinstance(error, ValidationError) else where_raised(author_stack(error)))
+        say_error(message, hint or ("" if isinstance(error, ValidationError) else where_raised(author_stack(error))))
     else:
-        _tell(error, message, stack=not isinstance(error, CanceledError))
+        _tell(error, message, hint, stack=not isinstance(error, CanceledError))
     return {"canceled": CANCELED, "invalid": USAGE}.get(verdict.kind, USER_CODE)
 
 
-def _tell(error: BaseException, message: str, *, stack: bool = True) -> None:
+def _tell(error: BaseException, message: str, hint: str = "", *, stack: bool = True) -> None:
     from gen_worker.discovery import author_stack
 
     if stack:
         show_stack(author_stack(error))
-    say_error(message)
+    say_error(message, hint)

@@ -78,4 +78,4 @@ def _in(module: str) -> str:
 def _hint(wanted: str, names: list[str], introduction: str) -> str:
     near = nearest(wanted, names)
     listed = ", ".join(f"`{name}`" for name in names)
-    return f"did you mean `{near}`?" if near else f"{introduction} {listed or 'none'}"
+    return (f"did you mean `{near}`? " if near else "") + f"{introduction} {listed or 'none'}"

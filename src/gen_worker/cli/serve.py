@@ -12,9 +12,11 @@ import msgspec
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say
+from gen_worker.cli.numbers import Amount
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
 from gen_worker.cli.settings import http_option, read_settings
 from gen_worker.environment import forget_secrets
+from gen_worker.extras import installed_by
 from gen_worker.rundir import DEFAULT_SOCKET
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, AddressError, parse_address
@@ -67,17 +69,8 @@ def _hint_for(option: str, given: list[str]) -> str:
     return ""
 
 
-def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> float | None:
-    """Return what `--vram-budget` says; raise `Failure` for what is no size."""
-    if text is None:
-        return None
-    try:
-        gigabytes = float(text)
-    except ValueError:
-        gigabytes = 0.0
-    if not 0 < gigabytes < float("inf"):
-        raise Failure(f"`--vram-budget` takes a number of GB above 0, not `{text}`", "as 24 or 0.5")
-    return gigabytes
+GIGABYTES = Amount("a number of GB", above=True, hint="as 24 or 0.5")
+"""What `--vram-budget` takes."""
 
 
 @click.command(
@@ -127,7 +120,7 @@ def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -
     "--vram-budget",
     "vram_budget_gb",
     metavar="GB",
-    callback=gigabytes,
+    type=GIGABYTES,
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")
@@ -137,7 +130,7 @@ def gigabytes(_ctx: click.Context, _option: click.Parameter, text: str | None) -
     "--idle-timeout",
     "idle_timeout_s",
     metavar="SECONDS",
-    type=float,
+    type=Amount("seconds", hint="0 never stops"),
     default=0.0,
     help="Stop after so long without a request; 0 never does.  [default: 0]",
 )
@@ -184,8 +177,6 @@ def command(
     """Serve an endpoint's functions from supervised child processes."""
     _end_on_signals()
     names = _names(functions)
-    if not 0 <= idle_timeout_s < float("inf"):
-        raise Failure(f"`--idle-timeout` takes a number of seconds, not `{idle_timeout_s:g}`", "0 never stops")
     if as_json and not list_functions:
         raise Failure("`--json` without `--list-functions`", "requests and answers of a server are JSON anyhow")
     if list_functions:
@@ -236,7 +227,7 @@ def _refuse_without_watchfiles() -> None:
     from importlib.util import find_spec
 
     if find_spec("watchfiles") is None:
-        raise Failure("`--reload` needs `watchfiles`", "`pip install 'gen-worker[reload]'`")
+        raise Failure("`--reload` needs `watchfiles`", installed_by("reload"))
 
 
 def _end_on_signals() -> None:

@@ -96,7 +96,7 @@ def described(name: str, functions: list[dict[str, Any]] | None) -> dict[str, An
     if slug not in by_name:
         near = nearest(slug, by_name)
         listed = ", ".join(f"`{each}`" for each in by_name) or "none"
-        raise Failure(f"no function `{name}`", f"did you mean `{near}`?" if near else f"available: {listed}")
+        raise Failure(f"no function `{name}`", (f"did you mean `{near}`? " if near else "") + f"available: {listed}")
     return by_name[slug]
 
 

@@ -52,9 +52,13 @@ def read_settings(**given: object) -> Settings:
 
 
 def check_folders(config: "FetchConfig") -> None:
-    """Raise `Failure` where models are to be kept in what is no folder."""
+    """Raise `Failure` where models are to be kept in what is no folder, or in one that may not be looked into."""
     for name, path in (("TENSORHUB_CACHE_DIR", Path(config.root)), ("HF_HOME", Path(config.hf_cache))):
         there = next(each for each in (path, *path.parents) if os.path.lexists(each))
         if not there.is_dir():
             text = f"models cannot be kept in `{path}`: `{there}` is no folder"
             raise Failure(text, f"set `{name}` to a folder; it is made where there is none")
+        for each in (there, path / "cas"):
+            if os.path.lexists(each) and not os.access(each, os.R_OK | os.X_OK, effective_ids=True):
+                text = f"models cannot be kept in `{path}`: `{each}` may not be read by user {os.geteuid()}"
+                raise Failure(text, f"set `{name}` to a folder of yours")

@@ -7,8 +7,8 @@ import click
 
 from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, UNREACHABLE, USAGE, Failure
+from gen_worker.cli.numbers import Amount, Count
 from gen_worker.cli.ps import show
-from gen_worker.cli.seconds import Length
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.settings import Settings
 
@@ -31,13 +31,13 @@ class _Command(Command):
 
 @click.command("top", cls=_Command, help=_HELP, codes=(OK, USAGE, UNREACHABLE, 129, CANCELED, 143))
 @click.option(
-    "-d", "--interval", type=Length(_LEAST_INTERVAL_S, 3600.0), default=1.0, show_default=True,
+    "-d", "--interval", type=Amount("seconds", _LEAST_INTERVAL_S, 3600.0), default=1.0, show_default=True,
     metavar="SECONDS", help="Time between two looks.",
 )  # fmt: skip
 @click.option("--readonly", is_flag=True, help="Look only: no key stops, restarts or drains anything.")
 @click.option("--once", is_flag=True, help="Print what `gen-worker ps` prints.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status document at each look, one in a line.")
-@click.option("-n", "number", type=click.IntRange(1), metavar="N", help="With `--json`: end after so many.")
+@click.option("-n", "number", type=Count(1), metavar="N", help="With `--json`: end after so many.")
 @socket_option
 def command(interval: float, readonly: bool, once: bool, as_json: bool, number: int | None, socket_: str | None) -> int:
     """Watch a supervisor's devices and jobs, and act on them."""

@@ -1,5 +1,6 @@
 """`gen-worker train`: the training of a job spec, on this machine."""
 
+import json
 import os
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def command(
         spec = read_spec(job_spec)
     except SpecError as error:
         raise Failure(str(error), "" if error.code.endswith("path") else error.hint) from None
-    for name, near in misspelt(msgspec.json.decode(Path(job_spec).read_bytes())).items():
+    for name, near in misspelt(json.loads(Path(job_spec).read_bytes())).items():
         say("warning", f"`{name}` means nothing in a job spec; did you mean `{near}`?")
     folder = Path(output_dir or f".gen-worker-run/training/{safe_ref(spec.request_id)}").absolute()
     settings = read_settings(training_dir=str(folder), devices=device, log_format=log_format)
@@ -79,6 +80,6 @@ def command(
         raise Failure(str(error), error.hint, code=error.code) from None
     if as_json:
         click.echo(msgspec.json.encode(report))
-    elif report.final_checkpoint:
+    elif report.status == "completed" and report.final_checkpoint:
         click.echo(report.final_checkpoint)
     return report.code

@@ -9,7 +9,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_path
 from gen_worker.cli.failure import MEANINGS, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.project import find_project, project_options
-from gen_worker.cli.serve import gigabytes, refuse_other_systems
+from gen_worker.cli.serve import GIGABYTES, refuse_other_systems
 from gen_worker.cli.settings import check_folders, http_option, read_settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class _Up(Command):
     "--vram-budget",
     "vram_budget_gb",
     metavar="GB",
-    callback=gigabytes,
+    type=GIGABYTES,
     help="What models and jobs may take of each device's memory.  [default: what is there, less a margin]",
 )
 @click.option("--offline", is_flag=True, help="Use only models that are on this machine.")

@@ -74,9 +74,13 @@ def _files_of(root: Path, require_uv_lock: bool) -> Validation:
 
 def _root_of(path: Path) -> Path:
     root = path.parent if path.name == "pyproject.toml" else path
-    if not root.exists():
+    try:
+        is_there, is_folder = root.exists(), root.is_dir()
+    except OSError as error:
+        raise Failure(f"`{root}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if not is_there:
         raise Failure(f"no such folder: `{root}`")
-    if not root.is_dir():
+    if not is_folder:
         raise Failure(f"`{root}` is a file, not a folder", "say where the root of the endpoint is")
     return root
 

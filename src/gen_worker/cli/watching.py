@@ -31,6 +31,9 @@ class Watch(Protocol):
     def started(self, wanted: Wanted) -> None:
         """A model is looked for."""
 
+    def waiting(self, wanted: Wanted, host: str) -> None:
+        """Nothing has come of it for a while: who is asked does not answer yet."""
+
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
         """So many bytes of it are there."""
 
@@ -75,6 +78,10 @@ class JsonLines:
 
     def started(self, wanted: Wanted) -> None:
         """Tell nothing yet: it may be here."""
+
+    def waiting(self, wanted: Wanted, host: str) -> None:
+        """Tell `model_fetch.waiting`."""
+        self.tell("model_fetch.waiting", wanted, host=host)
 
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
         """Tell `model_fetch.started`, and at most once a second `model_fetch.progress`."""
@@ -159,6 +166,11 @@ class Lines:
         now = self._clock()
         self._courses[wanted] = _Course(now)
         self._told[wanted] = (now, -1)
+
+    def waiting(self, wanted: Wanted, host: str) -> None:
+        """Say who is waited for, and how to do without."""
+        text = f"waiting for `{printable(host)}`; without a network, `--offline` uses what is on this machine"
+        self._line(f"{printable(wanted.ref)}: {text}")
 
     def progress(self, wanted: Wanted, bytes_done: int, bytes_total: int | None, retries: int) -> None:
         """Say how far it is."""

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gen_worker.discovery.documents import describe, manifest, survey
     from gen_worker.discovery.errors import DiscoveryError
+    from gen_worker.discovery.function_spec import FunctionSpec
     from gen_worker.discovery.lock import discover, to_toml
     from gen_worker.discovery.names import did_you_mean, match_name, slugify_name
     from gen_worker.discovery.project import ProjectConfig, import_paths, load_project_config
-    from gen_worker.discovery.specs import FunctionSpec, collect
+    from gen_worker.discovery.specs import collect
     from gen_worker.discovery.stacks import author_stack
     from gen_worker.discovery.validation import Finding, Validation, validate_endpoint, validate_endpoint_lock
     from gen_worker.discovery.walk import import_main
@@ -39,10 +40,11 @@ __all__ = [
 _HOMES = {
     "documents": ("describe", "manifest", "survey"),
     "errors": ("DiscoveryError",),
+    "function_spec": ("FunctionSpec",),
     "lock": ("discover", "to_toml"),
     "names": ("did_you_mean", "match_name", "slugify_name"),
     "project": ("ProjectConfig", "import_paths", "load_project_config"),
-    "specs": ("FunctionSpec", "collect"),
+    "specs": ("collect",),
     "stacks": ("author_stack",),
     "validation": ("Finding", "Validation", "validate_endpoint", "validate_endpoint_lock"),
     "walk": ("import_main",),

@@ -1,7 +1,10 @@
 """What `python -m gen_worker.discovery` and `python -m gen_worker.discover` share: find, check, print, or complain."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,23 @@ def print_document(find: Callable[[], dict[str, Any]], render: Callable[[dict[st
         _say("warning", warning, warning.hint)
     for fault in found.errors:
         _say("error", fault, fault.hint)
-    if found.ok:
-        sys.stdout.buffer.write(render(document).encode())  # the same bytes in every locale
+    return _print(render(document)) if found.ok else 1
+
+
+def _print(text: str) -> int:
+    """Write a document to stdout, the same bytes in every locale, and return 0; 1 where it cannot be written."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "stdout is closed")
+        sys.stdout.buffer.write(text.encode())
         sys.stdout.flush()
-    return 0 if found.ok else 1
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # who ended the pipe knows
+            _say("error", f"the manifest cannot be written: {(error.strerror or str(error)).lower()}")
+        with suppress(AttributeError), open(os.devnull, "wb") as nowhere:  # for what is flushed at the end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 1
+    return 0
 
 
 def located(config: str | Path | None, module: str | None) -> tuple[str, list[str]]:

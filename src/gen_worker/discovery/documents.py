@@ -14,9 +14,9 @@ import msgspec
 
 from gen_worker.api.bindings import Binding, slots_of
 from gen_worker.api.resources import Resources
+from gen_worker.discovery.function_spec import FunctionSpec
 from gen_worker.discovery.marks import expected_outputs, moderation
 from gen_worker.discovery.schemas import digest, inlined, members, schema_of
-from gen_worker.discovery.specs import FunctionSpec
 from gen_worker.earlier.manifest import surveyed_injections
 from gen_worker.wire.survey import Survey, SurveyedFunction
 
@@ -86,9 +86,14 @@ def _binding_fields(binding: Binding) -> Document:
 
 
 def manifest(specs: Sequence[FunctionSpec]) -> Document:
-    """Return the document of `python -m gen_worker.discovery`; it holds no nulls at any depth, as TOML has none."""
+    """Return the document of `python -m gen_worker.discovery`; it holds no nulls at any depth, as TOML has none.
+
+    Realtime functions have no entry; the modules that have such are in `realtime_modules`.
+    """
     ordered = sorted(specs, key=lambda spec: (spec.declared_module, spec.function.__qualname__, spec.name))
-    return {"functions": [_manifest_entry(spec) for spec in ordered if spec.shape != "websocket"]}
+    realtime = sorted({spec.declared_module for spec in specs if spec.shape == "websocket"})
+    functions = [_manifest_entry(spec) for spec in ordered if spec.shape != "websocket"]
+    return {"functions": functions} | ({"realtime_modules": realtime} if realtime else {})
 
 
 def _manifest_entry(spec: FunctionSpec) -> Document:

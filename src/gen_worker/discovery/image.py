@@ -58,7 +58,7 @@ def served_by_image(
     looked = places(lock, folder=folder, root=root)
     for path in looked:
         if path.is_file():
-            return served_by_manifest(path, folder=folder)
+            return served_by_manifest(path, user_modules, folder=folder)
     paths = _roots([folder])
     if user_modules:
         return Served(tuple(dict.fromkeys(user_modules)), paths)
@@ -68,21 +68,26 @@ def served_by_image(
     raise ImageError(f"no manifest says what is served; it is looked for at {told}", _BAKES)
 
 
-def served_by_manifest(path: Path, *, folder: Path = Path()) -> Served:
-    """Return what a manifest says; raise `ImageError` with everything that is wrong with it."""
+def served_by_manifest(path: Path, user_modules: Sequence[str] = (), *, folder: Path = Path()) -> Served:
+    """Return what a manifest says, `user_modules` where it names nothing to serve.
+
+    Raises `ImageError` with everything that is wrong with it.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is no UTF-8"
         raise ImageError(f"`{path}` cannot be read: {reason}") from None
     document = parse_manifest(path, text)
+    if document.get("functions") == [] and not document.get("realtime_modules") and user_modules:
+        return Served(tuple(dict.fromkeys(user_modules)), _roots([folder]), (), path)
     faults = _faults(document)
     if faults:
         told = [f"\n  {fault}" + (f"\n    {fault.hint}" if fault.hint else "") for fault in faults]
         many = f"{len(faults)} problems in `{path}`:"
         raise ImageError(f"`{path}`: {faults[0]}" if len(faults) == 1 else many + "".join(told), _BAKES)
     functions = document["functions"]
-    modules = tuple(dict.fromkeys(entry["module"] for entry in functions))
+    modules = tuple(dict.fromkeys([*(entry["module"] for entry in functions), *document.get("realtime_modules", ())]))
     names = tuple(slugify_name(entry["name"]) for entry in functions)
     above = [path.parent.parent] if path.parent.name in (".tensorhub", ".cozy") else []
     return Served(modules, _roots([*above, folder]), names, path)
@@ -114,10 +119,13 @@ def _quoted(names: Sequence[str]) -> str:
 def _faults(document: dict[str, Any]) -> list[Finding]:
     faults = list(validate_endpoint_lock(document).errors)
     functions = document.get("functions")
-    if functions == []:
+    realtime = document.get("realtime_modules", [])
+    if functions == [] and not realtime:
         return [Finding(NO_ENDPOINTS)]
     if isinstance(functions, list):
         faults += _module_faults(functions)
+    if not isinstance(realtime, list) or not all(map(_is_module, realtime)):
+        faults.append(Finding(f"`realtime_modules` is no list of modules: {realtime!r}"))
     return faults
 
 

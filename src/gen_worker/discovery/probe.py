@@ -61,7 +61,7 @@ def _survey(module: str, paths: Sequence[str]) -> Survey:
 
 
 def _entries(module: str, paths: Sequence[str]) -> dict[str, Any]:
-    from gen_worker.earlier.manifest import document_of
+    from gen_worker.discovery.both_apis import document_of
 
     return document_of(module.split(","), paths)
 

@@ -53,7 +53,7 @@ def entries_of(module: str, paths: Sequence[str]) -> dict[str, Any]:
 
     loaded = sys.modules.get(module)
     if loaded is not None and made_in_memory(loaded):
-        from gen_worker.earlier.manifest import document_of
+        from gen_worker.discovery.both_apis import document_of
 
         return document_of([module], paths)
     document: dict[str, Any] = msgspec.json.decode(ask(module, paths, "--entries"))

@@ -22,13 +22,17 @@ def load_project_config(path: str | Path | None = None) -> ProjectConfig:
     Raises FileNotFoundError without a file, ValueError for a file that does not say what is needed.
     """
     given = Path(path) if path is not None else Path.cwd()
-    file = (given / "pyproject.toml" if given.is_dir() else given).absolute()
-    if not file.is_file():
+    try:
+        file = (given / "pyproject.toml" if given.is_dir() else given).absolute()
+        content = file.read_bytes() if file.is_file() else None
+    except OSError as error:
+        raise ValueError(f"`{error.filename or given}` cannot be read: {str(error.strerror).lower()}") from error
+    if content is None:
         raise FileNotFoundError(
             f"no `{file}`; run from the root of the endpoint or say where it is with `--config PATH`"
         )
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{file}` is not valid TOML: {error}") from error
     main = _entry(document, "tool", "gen_worker", "main")

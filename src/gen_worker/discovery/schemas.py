@@ -54,6 +54,19 @@ def schema_of(type_: Any) -> Schema:
     return {**_top(schemas[: len(tops)], tops), "$defs": components}
 
 
+def faulty_field(type_: Any) -> str:
+    """Return the field for which `schema_of` fails, as `Input.size`; "" where no field alone is to blame."""
+    for record in reversed(records_of(type_)):  # what is inside before what holds it
+        defaults = dict(_defaults(record)) if isinstance(record.type, type) else {}
+        for field in fields_of(record):
+            try:
+                msgspec.json.schema_components([field.annotation])
+                msgspec.to_builtins(clamped(field.annotation, defaults.get(field.encoded)), str_keys=True)
+            except (TypeError, ValueError, KeyError):
+                return f"{record.cls.__name__}.{field.name}"
+    return ""
+
+
 def _top(schemas: tuple[Schema, ...], tops: tuple[Any, ...]) -> Schema:
     if len(tops) == 1:
         return schemas[0]

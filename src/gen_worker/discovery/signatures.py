@@ -23,7 +23,7 @@ from gen_worker.api.slots import takes_model
 from gen_worker.api.streaming import Done, Error
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.marks import expected_outputs, moderation
-from gen_worker.discovery.schemas import members, schema_of
+from gen_worker.discovery.schemas import faulty_field, members, schema_of
 from gen_worker.discovery.unions import confused
 from gen_worker.wire.messages import Shape
 
@@ -191,11 +191,18 @@ def _check_schema(label: str, function: Callable[..., Any], type_: Any) -> None:
             _AT_THE_TOP,
         ) from error
     except (TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        field = faulty_field(type_)
+        reason = (f"the field `{field}`: " if field else "") + str(error).strip().splitlines()[-1]
+        if isinstance(error, ValueError):
+            raise _marked_wrongly(label, function, reason) from error
         raise DiscoveryError(
             f"{place(function)}: `{_told(type_)}` of `{label}` cannot be sent: {reason}",
             "use fields that JSON and msgpack can carry",
         ) from error
+
+
+def _marked_wrongly(label: str, function: Callable[..., Any], reason: object) -> DiscoveryError:
+    return DiscoveryError(f"{place(function)}: a type of `{label}` is marked wrongly: {reason}")
 
 
 def _check_marks(label: str, function: Callable[..., Any], payload: Any, output: Any) -> None:
@@ -204,7 +211,7 @@ def _check_marks(label: str, function: Callable[..., Any], payload: Any, output:
         moderation(payload)
         expected_outputs(output, payload)
     except ValueError as error:
-        raise DiscoveryError(f"{place(function)}: a type of `{label}` is marked wrongly: {error}") from error
+        raise _marked_wrongly(label, function, error) from error
 
 
 def _resolved(label: str, function: Callable[..., Any], name: str) -> Any:

@@ -4,13 +4,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
-
-from gen_worker.api.batch import Batch
 from gen_worker.api.bindings import Binding
-from gen_worker.api.decorator import HANDLERS, RECORD, EndpointRecord, Kind, Runtime, slot_of
+from gen_worker.api.decorator import HANDLERS, RECORD, EndpointRecord, slot_of
 from gen_worker.api.handlers import (
     HOOKS,
     hook_of,
@@ -23,49 +20,11 @@ from gen_worker.api.handlers import (
 from gen_worker.api.resources import Resources
 from gen_worker.api.variants import check_variant_field
 from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.function_spec import FunctionSpec
 from gen_worker.discovery.names import slugify_name
 from gen_worker.discovery.signatures import check_slots, place, read_signature
 from gen_worker.discovery.walk import marked_objects
 from gen_worker.earlier.functions import is_earlier
-from gen_worker.wire.messages import Lane, Shape
-
-if TYPE_CHECKING:
-    from gen_worker.earlier.calling import EarlierFunction
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionSpec:
-    """One routable function."""
-
-    name: str  # as it is routed
-    python_name: str  # of the method or function
-    module: str  # the top package that was walked
-    declared_module: str
-    class_name: str  # "" for a function endpoint
-    kind: Kind
-    runtime: Runtime | None
-    resources: Resources
-    bindings: Mapping[str, Binding]  # by slot
-    shape: Shape
-    payload_type: type[msgspec.Struct]  # of one request, where the handler takes a batch of them
-    output_type: Any  # the Struct that is returned; of a stream the type, or the union of types, of its items
-    owner: type | None  # the class to make an instance of
-    function: Callable[..., Any]  # the plain function, or the class attribute, unbound
-    instance: str  # "" where nothing is set up: a function without models; specs with the same value share one
-    injected: tuple[str, ...]  # handler parameters after (ctx, payload) that take models
-    setup_slots: tuple[str, ...]  # `setup()` parameters that take models
-    earlier: "EarlierFunction | None" = None  # how it is called, where it is one of the earlier API
-    batch: Batch | None = None  # how requests are put together: the handler takes and returns lists
-
-    @property
-    def lane(self) -> Lane:
-        """Whether jobs run one at a time on the device or many at once on the loop.
-
-        Of a class with an engine server it is the server that uses the GPU, and takes many at once.
-        """
-        own_gpu = self.resources.gpu and self.runtime is None
-        on_loop = self.shape in ("async", "async_generator", "websocket") and not own_gpu
-        return "loop" if on_loop and self.batch is None else "device"
 
 
 def collect(
@@ -145,7 +104,7 @@ def _where(spec: FunctionSpec) -> str:
 def _specs_of(target: Any, top: str) -> Iterator[Callable[[], FunctionSpec]]:
     """Yield one attempt per routable function of a marked object, so that each failure is told."""
     if is_earlier(target):
-        from gen_worker.earlier.specs import spec_of
+        from gen_worker.earlier.specs import spec_of  # 10 ms that only its projects pay
 
         yield lambda: spec_of(target, top)
         return

@@ -56,7 +56,9 @@ def validate_endpoint(root: str | Path, *, require_uv_lock: bool = False) -> Val
         hint = "move what it lists to `[project] dependencies` of `pyproject.toml` and remove it"
         errors.append(Finding(f"`{folder / 'requirements.txt'}` is not read", hint))
     if not (folder / "uv.lock").is_file():
-        unlocked = Finding(f"no `{folder / 'uv.lock'}`: each build may get other versions", "`uv lock` writes it")
+        unlocked = Finding(
+            f"no `{folder / 'uv.lock'}`: each build may get other versions", "`uv lock` in the base image writes it"
+        )
         (errors if require_uv_lock else warnings).append(unlocked)
     return Validation(errors, warnings)
 
@@ -97,7 +99,7 @@ def validate_endpoint_lock(lock: Any) -> Validation:
             both = f"`{seen[where, slug]}` and `{entry['name']}` of `{where}`"
             errors.append(Finding(f"{both} are both routed as `{slug}`", "rename one of them"))
         seen.setdefault((where, slug), str(entry.get("name")))
-    return Validation(errors, [] if functions else [Finding(NO_ENDPOINTS)])
+    return Validation(errors, [] if functions or lock.get("realtime_modules") else [Finding(NO_ENDPOINTS)])
 
 
 def validate_lock_file(root: Path, manifest: Mapping[str, Any]) -> Validation:

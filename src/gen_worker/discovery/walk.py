@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -26,12 +27,26 @@ def import_main(module: str, paths: Sequence[str]) -> ModuleType:
             sys.path.remove(path)
         sys.path.insert(0, path)
     leave_out_fallbacks()
+    _refuse_pythons_name(module.partition(".")[0], paths)
     return _import(module, paths)
 
 
 def import_modules(names: str, paths: Sequence[str]) -> list[ModuleType]:
     """Import one module, or several with `,` between their names, as `import_main` does."""
     return [import_main(name, paths) for name in names.split(",")]
+
+
+def _refuse_pythons_name(name: str, paths: Sequence[str]) -> None:
+    """Refuse a module in whose place one of the standard library would be taken, which is imported already."""
+    there = sys.modules.get(name)
+    if there is None or name not in sys.stdlib_module_names:
+        return
+    files = [Path(path, file) for path in paths for file in (f"{name}.py", f"{name}/__init__.py")]
+    mine = next((file for file in files if file.is_file()), None)
+    taken = getattr(there, "__file__", None)
+    if mine is not None and (taken is None or mine.resolve() != Path(taken).resolve()):
+        said = f"`{name}` is a module of Python itself, which stands in the way of `{mine}`"
+        raise DiscoveryError(said, "give your module another name")
 
 
 def _import(module: str, paths: Sequence[str] = ()) -> ModuleType:

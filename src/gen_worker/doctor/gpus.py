@@ -10,6 +10,7 @@ import msgspec
 from gen_worker.doctor import program
 from gen_worker.doctor.finding import Finding, ok, problem, size, skipped, warning
 from gen_worker.doctor.gpu_probe import Driver, Gpu
+from gen_worker.extras import installed_by
 
 DRIVER_LIMIT_S = 10.0
 CONTEXT_LIMIT_S = 20.0
@@ -188,7 +189,7 @@ def about_torch(build: TorchBuild | None, seen: Driver) -> Finding:
     """Whether torch and the driver go together. Pure."""
     if build is None:
         if seen.gpus:
-            return warning("torch", "not installed", "`pip install 'gen-worker[torch]'`, if the endpoint uses it")
+            return warning("torch", "not installed", f"if the endpoint uses it: {installed_by('torch')}")
         return skipped("torch", "not installed")
     built = "for processors alone" if build.cuda is None else f"for CUDA {build.cuda[0]}.{build.cuda[1]}"
     told = f"{build.version}, built {built}"

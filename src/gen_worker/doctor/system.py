@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gen_worker.doctor.finding import Finding, ok, problem, reason, skipped, warning
+from gen_worker.extras import installed_by
 
 LEAST_KERNEL = (5, 4)  # waitid(2) takes descriptors of processes
 _DAY_S = 86400.0
@@ -106,12 +107,11 @@ def installation(version: str, packaged: str | None, command: Command | None, ex
     `version` is what the code says of itself, `packaged` what the installed package says.
     """
     if packaged is None:
-        return problem(
-            "installation", f"gen-worker {version}, which is not installed as a package", "`pip install gen-worker`"
-        )
+        told = f"gen-worker {version}, which is not installed as a package"
+        return problem("installation", told, installed_by())
     if packaged != version:
         told = f"the code says {version}, the installed package {packaged}"
-        return problem("installation", told, "install it again: `pip install --force-reinstall gen-worker`")
+        return problem("installation", told, f"install it again: {installed_by()}")
     told = f"gen-worker {version} of `{executable}`"
     if command is None:
         place = Path(executable).parent

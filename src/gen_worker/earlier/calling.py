@@ -1,7 +1,7 @@
 """Call an earlier function as any other handler is called: with a request's context, its payload and its models."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,14 @@ class _Call:
 
     def iterator(self, ctx: RequestContext, payload: Any, **found: Any) -> Any:
         """Call a function that returns an iterator which it got from elsewhere."""
-        return self.function(ctx, self.arguments(ctx, payload, found))
+        with _ends(ctx):
+            items = self.function(ctx, self.arguments(ctx, payload, found))
+        return _until_end(ctx, items) if isinstance(items, Iterable) else items  # which is no answer of a stream's
+
+
+def _until_end(ctx: RequestContext, items: Iterable[Any]) -> Iterator[Any]:
+    with _ends(ctx):
+        yield from items
 
 
 def _sync(call: _Call) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gen_worker.api.context import CancelFlag, Emitter, RequestContext
 from gen_worker.api.errors import OutputTooLargeError
+from gen_worker.extras import installed_by
 from gen_worker.outputs import ExistsError, safe_ref
 from gen_worker.wire.messages import EarlierRun
 
@@ -113,7 +114,7 @@ class ActionContext:
         try:
             import torch
         except ImportError:
-            raise RuntimeError("torch is not installed: `pip install 'gen-worker[torch]'`") from None
+            raise RuntimeError(f"torch is not installed: {installed_by('torch')}") from None
         return torch.device(named)
 
     # --- its end ------------------------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ class ModelDownloader(ABC):
 class CozyHubDownloader(ModelDownloader):
     """Fetches models from the platform's hub at `base_url`; refs of Hugging Face, `hf:…`, come from there.
 
-    What is fetched is verified, kept below `cas` in the folder, and not fetched again.
+    What is fetched is verified, and what is there is not fetched again. A snapshot of the hub lies at
+    `cozy/snapshots/<digest>` in the folder, its objects at `cozy/objects/<digest>`; a repository of Hugging Face in the
+    layout of its libraries, below `hub`. `timeout_seconds` is how long no byte may come.
     """
 
     def __init__(self, base_url: str, token: str | None = None, timeout_seconds: float = 120) -> None:

@@ -3,16 +3,14 @@
 Pure: takes specs, returns documents.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gen_worker.discovery.function_spec import FunctionSpec
+from gen_worker.discovery.schemas import digest, schema_of
 from gen_worker.earlier.injection import Injection, ModelRefSource, type_qualname
+from gen_worker.earlier.project import CozyProject
 from gen_worker.wire.survey import SurveyedInjection
-
-if TYPE_CHECKING:
-    from gen_worker.discovery.specs import FunctionSpec
-    from gen_worker.earlier.project import CozyProject
 
 
 def surveyed_injections(injections: Iterable[Injection]) -> list[SurveyedInjection]:
@@ -29,15 +27,13 @@ def deployment_keys(injections: Iterable[Injection]) -> list[str]:
     return sorted(set(keys))
 
 
-def entries(specs: Sequence["FunctionSpec"]) -> list[dict[str, Any]]:
+def entries(specs: Sequence[FunctionSpec]) -> list[dict[str, Any]]:
     """Return an entry for each earlier function; realtime ones have none."""
     named = [spec for spec in specs if spec.earlier is not None and spec.shape != "websocket"]
     return [_entry(spec) for spec in sorted(named, key=lambda spec: (spec.declared_module, spec.python_name))]
 
 
-def _entry(spec: "FunctionSpec") -> dict[str, Any]:
-    from gen_worker.discovery.schemas import digest, schema_of
-
+def _entry(spec: FunctionSpec) -> dict[str, Any]:
     assert spec.earlier is not None
     input_schema, output_schema = schema_of(spec.payload_type), schema_of(spec.output_type)
     streams = spec.shape in ("generator", "async_generator")
@@ -75,7 +71,7 @@ def _injected(injection: Injection) -> dict[str, Any]:
     }
 
 
-def of_project(project: "CozyProject") -> dict[str, Any]:
+def of_project(project: CozyProject) -> dict[str, Any]:
     """Return what the document says of the project itself, without what the project does not say."""
     told: dict[str, Any] = {
         "deployment": project.deployment,
@@ -84,37 +80,3 @@ def of_project(project: "CozyProject") -> dict[str, Any]:
         "resources": dict(project.resources),
     }
     return {name: value for name, value in told.items() if value}
-
-
-def document_of(modules: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
-    """Import modules and return the document of their project; warnings go to stderr.
-
-    A module that does not import is left out with a warning. Raises DiscoveryError for a function that breaks a rule,
-    and where no module imports.
-    """
-    from gen_worker.discovery.documents import manifest
-    from gen_worker.discovery.errors import DiscoveryError
-    from gen_worker.discovery.specs import collect
-    from gen_worker.discovery.walk import import_main
-    from gen_worker.earlier.project import CozyProject, project_of, unlisted
-
-    imported, failed = [], []
-    for name in modules:
-        try:
-            imported.append(import_main(name, paths))
-        except DiscoveryError as problem:
-            failed.append(problem)
-    if failed and not imported:
-        raise DiscoveryError.of(", ".join(modules), failed)
-    passed: list[DiscoveryError] = []
-    specs = collect(*imported, passed_over=passed)
-    project = project_of(imported[0]) if imported else CozyProject()
-    said = [problem.message for problem in (*failed, *passed)] + list(project.warnings)
-    keys = [key for spec in specs if spec.earlier is not None for key in deployment_keys(spec.earlier.injections)]
-    if missing := unlisted(keys, project.models):
-        named = ", ".join(f"`{key}`" for key in missing)
-        said.append(f"{named}: no key of `[tool.cozy.models]`, taken for the id of a model")
-    for warning in said:
-        print(f"warning: {warning}", file=sys.stderr)
-    newer = manifest([spec for spec in specs if spec.earlier is None])["functions"]
-    return {"functions": [*newer, *entries(specs)], **of_project(project)}

@@ -115,6 +115,8 @@ def _tools_of(file: Path) -> dict[str, Any]:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return {}
+    except OSError as error:
+        raise ValueError(f"`{file}` cannot be read: {(error.strerror or str(error)).lower()}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`{file}` is not valid TOML: {error}") from error
     tools = document.get("tool")
@@ -226,7 +228,9 @@ def validate_project(root: str | Path, *, require_uv_lock: bool = False) -> Proj
         if (folder / name).exists():
             errors.append(f"`{folder / name}` is not read: what it says belongs into `pyproject.toml`")
     if not (folder / "uv.lock").is_file():
-        (errors if require_uv_lock else warnings).append(f"no `{folder / 'uv.lock'}`: `uv lock` writes it")
+        (errors if require_uv_lock else warnings).append(
+            f"no `{folder / 'uv.lock'}`: `uv lock` in the base image writes it"
+        )
     return ProjectValidationResult(not errors, errors, warnings)
 
 

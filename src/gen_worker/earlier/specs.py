@@ -12,6 +12,7 @@ import msgspec
 
 from gen_worker.api.resources import Resources
 from gen_worker.discovery.errors import DiscoveryError
+from gen_worker.discovery.function_spec import FunctionSpec
 from gen_worker.discovery.names import slugify_name
 from gen_worker.discovery.signatures import actual_shape, check_types, place
 from gen_worker.earlier.calling import EarlierFunction
@@ -19,10 +20,10 @@ from gen_worker.earlier.context import ActionContext
 from gen_worker.earlier.functions import RESOURCES, WEBSOCKET_MARK, ResourceRequirements
 from gen_worker.earlier.injection import Injection, ModelRefSource, parse_injection
 from gen_worker.earlier.project import CozyProject, project_of
-from gen_worker.earlier.values import is_built
+from gen_worker.earlier.surroundings import VariableError
+from gen_worker.earlier.values import check_surroundings, is_built
 
 if TYPE_CHECKING:
-    from gen_worker.discovery.specs import FunctionSpec
     from gen_worker.wire.messages import Shape
 
 _STREAMS = (Iterator, Iterable, Generator)
@@ -33,11 +34,13 @@ class Nothing(msgspec.Struct):
     """The payload and the output of a realtime function."""
 
 
-def spec_of(function: Callable[..., Any], top: str) -> "FunctionSpec":
+def spec_of(function: Callable[..., Any], top: str) -> FunctionSpec:
     """Return the row of the registry; raise DiscoveryError, naming the function, for one that breaks a rule."""
-    from gen_worker.discovery.specs import FunctionSpec
-
     read = _Read(function)
+    try:
+        check_surroundings(each.type for each in read.injections)
+    except VariableError as error:
+        raise DiscoveryError(f"`{function.__name__}` cannot be given its models: {error}") from error
     project = project_of(sys.modules[function.__module__])
     earlier = read.earlier(project)
     bindings = {} if earlier.asks else earlier.bindings(earlier.ids(None))
@@ -91,7 +94,7 @@ class _Read:
         self._is_websocket = WEBSOCKET_MARK in vars(function)
         rest = parameters[1:]
         if self._is_websocket:
-            if not rest or rest[0].kind not in _KINDS:
+            if not rest or rest[0].kind not in _KINDS or self._injection(rest[0].name) is not None:
                 raise self._wrong(
                     "must take a socket after its context", "write `(ctx: ActionContext, sock: RealtimeSocket)`"
                 )
@@ -132,10 +135,7 @@ class _Read:
             raise self._wrong(f"cannot be given `{parameter}` by name", "take each parameter by a name of its own")
         if annotation is None:
             raise self._wrong(f"has no annotation for `{name}`", "annotate every parameter")
-        try:
-            injection = parse_injection(name, annotation)
-        except ValueError as error:
-            raise self._wrong(f"is marked wrongly: {error}", "") from error
+        injection = self._injection(name)
         if injection is not None:
             if self._is_websocket and injection.model_ref.source is ModelRefSource.PAYLOAD:
                 raise self._wrong(f"has no payload that names the model of `{name}`", "use `ModelRefSource.DEPLOYMENT`")
@@ -147,6 +147,12 @@ class _Read:
             raise self._wrong(f"takes two payloads: `{self.payload}` and `{name}`", "make them one `msgspec.Struct`")
         else:
             self.payload, self.payload_type = name, annotation
+
+    def _injection(self, name: str) -> Injection | None:
+        try:
+            return parse_injection(name, self._hints.get(name))
+        except ValueError as error:
+            raise self._wrong(f"is marked wrongly: {error}", "") from error
 
     def _read_types(self) -> "Shape":
         if not self.payload:

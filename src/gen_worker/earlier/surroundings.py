@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from gen_worker.api.errors import FatalError
+
 ARTIFACTS, LOADERS = "WORKER_MODEL_ARTIFACTS_JSON", "WORKER_RUNTIME_LOADERS_JSON"
 MANAGER = "MODEL_MANAGER_CLASS"
 CACHES = ("WORKER_MODEL_CACHE_DIR", "MODEL_CACHE_DIR", "TENSORHUB_CACHE_DIR")
@@ -18,6 +20,10 @@ _HOST = {
     "tensorrt_version": ("WORKER_TENSORRT_VERSION",),
     "sm": ("WORKER_SM",),
 }
+
+
+class VariableError(FatalError):
+    """A variable of the environment says what cannot be meant."""
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -45,7 +51,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Surroundings":
-        """Return what an environment says; raise ValueError, naming the variable, for what cannot be meant."""
+        """Return what an environment says; raise `VariableError` for what cannot be meant."""
         host = {name: _first(environment, names) for name, names in _HOST.items()}
         return cls(
             artifacts=_document(environment, ARTIFACTS, dict[str, Described]),
@@ -78,18 +84,18 @@ def _document(environment: Mapping[str, str], name: str, type_: Any) -> Any:
     try:
         return msgspec.json.decode(text, type=type_)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise ValueError(f"`{name}` is not the JSON that it must be: {error}") from None
+        raise VariableError(f"`{name}` is not the JSON that it must be: {error}") from None
 
 
 def named_object(variable: str, name: str) -> Callable[..., Any]:
-    """Return what `module:name` means; raise ValueError, naming the variable, where that is nothing to call."""
+    """Return what `module:name` means; raise `VariableError` where that is nothing to call."""
     module, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`{variable}` names `{name}`, which cannot be imported: {error}") from error
+        raise VariableError(f"`{variable}` names `{name}`, which cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"`{variable}` names `{name}`, which is nothing to call")
+        raise VariableError(f"`{variable}` names `{name}`, which is nothing to call")
     return found  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ def loader_of(type_: Any, around: Surroundings) -> Callable[..., Any] | None:
     """Return what makes objects of a type, by the environment or else as it was registered."""
     named = around.loaders.get(type_qualname(type_)) or around.loaders.get(getattr(type_, "__qualname__", ""))
     return named_object(LOADERS_VARIABLE, named) if named else LOADERS.get(type_)
+
+
+def check_surroundings(types: Iterable[Any]) -> None:
+    """Raise `VariableError` where the environment names what makes objects of these types, and that is not there."""
+    for type_ in types:
+        around = surroundings()
+        loader_of(type_, around)
+        if around.manager:
+            named_object(MANAGER, around.manager)
 
 
 class Values:

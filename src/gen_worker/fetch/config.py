@@ -54,6 +54,12 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
     input_tries: int = 3
     """How often a file that a payload names is tried."""
 
+    input_cache: str = ""
+    """Where files of a file API, which payloads name, are kept for later runs; none: nowhere."""
+
+    input_cache_bytes: int = 0
+    """How much of them is kept; 0: nothing."""
+
     cache_bytes: int = 0
     """What the cache may hold before the least recently used is evicted; 0: as much as the disk has room for."""
 
@@ -93,6 +99,8 @@ class FetchConfig(msgspec.Struct, frozen=True, kw_only=True):
             stall_timeout_s=settings.download_stall_timeout_s,
             max_seconds=settings.download_max_seconds,
             input_tries=settings.input_tries,
+            input_cache=str(settings.input_cache_dir or settings.runs_dir / "cache"),
+            input_cache_bytes=settings.input_cache_bytes,
             cache_bytes=settings.cache_bytes,
             max_upload_bytes=settings.max_upload_bytes,
             debuggable=settings.debuggable,

@@ -23,6 +23,7 @@ from gen_worker.fetch.cache.store import Found, Plan, Store
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.network.download import download
+from gen_worker.fetch.network.joining import last_change, put_together
 from gen_worker.fetch.network.patience import FOR_FILES, FOR_QUESTIONS, Patience
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.progress import Ongoing, OnProgress, Progress
@@ -224,21 +225,24 @@ class Fetcher:
             if path.exists():  # somebody else brought it meanwhile
                 self._ongoing.settle(path, file.size or path.stat().st_size)
                 return 0
+            on_bytes = partial(self._ongoing.add, path)
+            bring = partial(
+                download,
+                ref=fetch.wanted.ref,
+                transport=self._transport,
+                token=fetch.resolved.token,
+                token_for=fetch.resolved.token_for,
+                fresh=fetch.resolved.fresh,
+                on_bytes=on_bytes,
+                on_retry=progress.retried,
+                cancel=fetch.cancel,
+                stall_timeout_s=self._config.stall_timeout_s,
+                patience=self._for_files,
+            )
             try:
-                return download(
-                    file,
-                    path,
-                    ref=fetch.wanted.ref,
-                    transport=self._transport,
-                    token=fetch.resolved.token,
-                    token_for=fetch.resolved.token_for,
-                    fresh=fetch.resolved.fresh,
-                    on_bytes=partial(self._ongoing.add, path),
-                    on_retry=progress.retried,
-                    cancel=fetch.cancel,
-                    stall_timeout_s=self._config.stall_timeout_s,
-                    patience=self._for_files,
-                )
+                if file.parts:
+                    return put_together(file, path, bring, on_bytes=on_bytes, cancel=fetch.cancel)
+                return bring(file, path)
             except BaseException:
                 self._ongoing.settle(path, 0)
                 raise
@@ -251,13 +255,13 @@ class Fetcher:
         stalled = ModelError("stalled", text, hint, file=file.path)
         with ExitStack() as held:
             while True:
-                before = _last_change(path)
+                before = last_change(path)
                 try:
                     with _within(self._config.stall_timeout_s, fetch.cancel, stalled) as limited:
                         held.enter_context(self._store.locked(path, limited))
                     break
                 except ModelError as error:
-                    if error is not stalled or _last_change(path) == before:
+                    if error is not stalled or last_change(path) == before:
                         raise
             yield
 
@@ -298,14 +302,6 @@ def _is_fixed(wanted: Wanted) -> bool:
 def _is_settled(wanted: Wanted, found: Found) -> bool:
     """Whether what was found is what its provider would name, without asking it."""
     return _is_fixed(wanted) and found.same_options
-
-
-def _last_change(blob: Path) -> float:
-    """When something came for a blob that is on its way."""
-    try:
-        return Path(f"{blob}.part").stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _there(found: Found) -> Fetched:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -21,7 +22,8 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.fetcher import Fetcher
 from gen_worker.fetch.holding import hold
-from gen_worker.fetch.inputs.fetch import FileApi, InputError, Limits, fetch_input
+from gen_worker.fetch.inputs.cache import InputCache
+from gen_worker.fetch.inputs.fetch import FileApi, InputError, Limits, fetch_input, give_none, spare_bytes
 from gen_worker.fetch.platform.calls import Calls
 from gen_worker.fetch.platform.failure import PlatformError
 from gen_worker.fetch.uploading.failure import UploadError
@@ -52,6 +54,7 @@ from gen_worker.wire.fetching import (
     Keep,
     Noted,
     PlatformAnswered,
+    RenewToken,
     Stock,
     Stocked,
     TakeStock,
@@ -70,7 +73,7 @@ STOCK_MODELS = 1000  # that are worth knowing
 STOCK_A_FRAME = 50
 FAREWELL_S = 1.5  # for downloads to note what they have, before the supervisor loses patience
 
-WorkKind: TypeAlias = Literal["stock", "fetch", "hold", "upload", "input", "call", "end"]
+WorkKind: TypeAlias = Literal["stock", "fetch", "hold", "upload", "input", "call", "end", "renewal"]
 Work: TypeAlias = tuple[WorkKind, int]
 """What is under way, by its number; each kind is numbered apart."""
 
@@ -124,6 +127,7 @@ class Server:
         self._keep: tuple[str, ...] = ()
         self._under_way: dict[Work, tuple[threading.Thread, Cancel]] = {}
         self._calls: Calls | None = None
+        self._inputs: InputCache | None = None
         self._ends = itertools.count(1)
 
     def run(self) -> None:
@@ -140,9 +144,9 @@ class Server:
                 case FetchInput():
                     self._begin(("input", order.number), partial(self._fetch_input, fetcher.config, order))
                 case Upload():
-                    uploader = uploader or Uploader(fetcher.config)
+                    uploader = uploader or self._uploader(fetcher)
                     self._begin(("upload", order.number), partial(self._upload, uploader, order, descriptors))
-                case CallPlatform() | EndPlatform():
+                case CallPlatform() | EndPlatform() | RenewToken():
                     self._ask_platform(fetcher, order, descriptors)
                 case Abort(number, work):
                     self._abort(work, number)
@@ -179,7 +183,13 @@ class Server:
         )
         for warning in fetcher.warnings():
             self._reports.send(Noted("warning", warning))
+        if config.input_cache and config.input_cache_bytes:
+            folder = Path(config.input_cache)
+            self._inputs = InputCache(folder, config.input_cache_bytes, self._warn, spare_bytes)
         return fetcher
+
+    def _warn(self, text: str) -> None:
+        self._reports.send(Noted("warning", text[:TEXT_CHARS]))
 
     def _begin(self, which: Work, work: Callable[[Cancel], None]) -> None:
         if which in self._under_way:
@@ -278,12 +288,17 @@ class Server:
         )
         report: FetchReport
         try:
-            if order.destination is None:
-                file = fetch_input(order.asset, order.path, limits, config, cancel, limit_s=order.limit_s)
-            else:
-                api = FileApi(order.destination)
-                limits = api.trusted(limits)
-                file = fetch_input(order.asset, order.path, limits, config, cancel, limit_s=order.limit_s, api=api)
+            api = None if order.destination is None else FileApi(order.destination, self._inputs)
+            file = fetch_input(
+                order.asset,
+                order.path,
+                limits if api is None else api.trusted(limits),
+                config,
+                cancel,
+                limit_s=order.limit_s,
+                give_room=give_none if self._inputs is None else self._inputs.give_room,
+                api=api,
+            )
             report = InputFetched(order.number, file)
         except InputError as error:
             report = InputFailed(order.number, error.kind, str(error)[:TEXT_CHARS], error.retryable)
@@ -325,16 +340,30 @@ class Server:
 
     # --- a call -------------------------------------------------------------------------------------------------------
 
-    def _ask_platform(self, fetcher: Fetcher, order: CallPlatform | EndPlatform, descriptors: list[int]) -> None:
-        calls = self._calls
-        if calls is None:
-            if isinstance(order, EndPlatform):
-                return  # another fetcher may have begun something, which nobody here knows
-            calls = self._calls = Calls(fetcher)
+    def _uploader(self, fetcher: Fetcher) -> Uploader:
+        calls = self._asking(fetcher)
+        return Uploader(fetcher.config, transports=calls.transports, into=calls.uploads_of)
+
+    def _asking(self, fetcher: Fetcher) -> Calls:
+        if self._calls is None:
+            self._calls = Calls(fetcher)
+        return self._calls
+
+    def _ask_platform(
+        self, fetcher: Fetcher, order: CallPlatform | EndPlatform | RenewToken, descriptors: list[int]
+    ) -> None:
+        calls = self._asking(fetcher)
         if isinstance(order, CallPlatform):
             self._begin(("call", order.number), partial(self._call, calls, order, descriptors))
+        elif isinstance(order, RenewToken):
+            self._begin(("renewal", order.number), partial(self._renew, calls, order))
         else:
             self._begin(("end", next(self._ends)), partial(self._end_job, calls, order))
+
+    def _renew(self, calls: Calls, order: RenewToken, cancel: Cancel) -> None:
+        renewed = calls.renew(order, cancel)
+        renewed.error = renewed.error[:TEXT_CHARS]
+        self._reports.send(renewed)
 
     def _end_job(self, calls: Calls, order: EndPlatform, _: Cancel) -> None:
         calls.end(order.destination)

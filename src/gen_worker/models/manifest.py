@@ -26,6 +26,9 @@ class ManifestFile(msgspec.Struct, frozen=True, omit_defaults=True):
     etag: str = ""
     """What Hugging Face's cache calls the file's blob; hex only."""
 
+    parts: tuple["ManifestFile", ...] = ()
+    """What it is put together from, in order: files of their own, each with a size and a digest."""
+
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """All files of a model that are needed, at one commit."""

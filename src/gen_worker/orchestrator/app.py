@@ -136,6 +136,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
         stack.callback(repositories.close)
         ids = [f"{name}-{os.urandom(2).hex()}" for name in names_of(list(options.workers))]
         schemas = Schemas(dict(zip(ids, options.workers, strict=True)), inherited.environment)
+        files.kind_of = schemas.kind_of
         stack.push_async_callback(schemas.close)
 
         def told(event: str, facts: Mapping[str, object]) -> None:
@@ -154,7 +155,7 @@ async def _started(options: Options, inherited: Inherited, said: Said) -> AsyncI
             repositories=repositories,
             schemas=schemas.of,
             token=options.token,
-            keys=auth.jwks() if auth else None,
+            auth=auth,
         )
         try:
             await plane.start()

@@ -27,6 +27,8 @@ from gen_worker.orchestrator.signing import JobClaims
 from gen_worker.outputs import safe_ref
 
 NAME_BYTES = 1024
+HELD = -1  # the attempt under which is kept what is no job's: jobs count theirs from 1
+CALLER = "caller/"  # holds what a caller stores to publish it, until that is done; no job is called so
 _UNKNOWN = "application/octet-stream"
 _PIECE_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,8 +65,11 @@ class FileLimits(msgspec.Struct, frozen=True, kw_only=True):
     part_bytes: int = 16 << 20
     """A longer file of a job comes in parts of this size."""
 
+    lent_part_bytes: int = 64 << 20
+    """A longer file that is sent with lent keys comes in parts of this size: the size that their holders choose."""
+
     uploads_s: float = 24 * 3600.0
-    """After so long an unfinished upload is given up."""
+    """After so long an unfinished upload is given up, and what a caller has stored to publish it and has not."""
 
     inputs_s: float = 7 * 24 * 3600.0
     """After so long a caller's file is removed."""
@@ -186,8 +191,13 @@ class FileStore:
 
     # --- what jobs send -----------------------------------------------------------------------------------------------
 
-    def begin(self, claims: JobClaims, name: str, digest: str, size: int, mime: str = "") -> Upload | StoredFile:
-        """Return where a file of a job goes, or the file where its owner has the same content already."""
+    def begin(
+        self, claims: JobClaims, name: str, digest: str, size: int, mime: str = "", *, lent: bool = False
+    ) -> Upload | StoredFile:
+        """Return where a file of a job goes, or the file where its owner has the same content already.
+
+        `lent`: keys are lent for it, and whoever holds them cuts the parts.
+        """
         name = checked_name(name)
         if not _DIGEST.fullmatch(digest):
             raise Refusal(400, "bad_digest", "`blake3` is 64 lower-case hex digits")
@@ -199,7 +209,8 @@ class FileStore:
             if (there := self._deduplicated(claims, name, digest, size, mime)) is not None:
                 return there
             self._refuse_no_room(size)
-            part_bytes = max(self.limits.part_bytes, -(-size // _MOST_PARTS))
+            shortest = self.limits.lent_part_bytes if lent else self.limits.part_bytes
+            part_bytes = max(shortest, -(-size // _MOST_PARTS))
             key, now = os.urandom(16).hex(), self._clock()
             upload = Upload(
                 key, claims.request_id, claims.attempt, name, claims.owner, digest, mime, size, part_bytes, now, False
@@ -244,6 +255,20 @@ class FileStore:
             if not parts:
                 self._filling.pop(key, None)
 
+    def upload(self, key: str) -> Upload:
+        """Return an upload; raise `Refusal` for one that there is not."""
+        return self._upload(key)
+
+    def parts(self, key: str) -> dict[int, str]:
+        """Return the ETags of the parts that have come."""
+        with self._lock:
+            return dict(self._database.execute("SELECT number, etag FROM parts WHERE upload = ?", (key,)).fetchall())
+
+    def restart(self, key: str) -> None:
+        """Forget the parts that have come."""
+        with self._lock:
+            self._database.execute("DELETE FROM parts WHERE upload = ?", (key,))
+
     def complete(self, claims: JobClaims, key: str, etags: Iterable[tuple[int, str]]) -> StoredFile:
         """Take the parts for the whole file; raise `Refusal` where that is not what was announced.
 
@@ -256,7 +281,7 @@ class FileStore:
         with self._lock:
             if key in self._completing:
                 raise _in_progress()
-            sent = dict(self._database.execute("SELECT number, etag FROM parts WHERE upload = ?", (key,)).fetchall())
+            sent = self.parts(key)
             if {number: etag.strip('"') for number, etag in etags} != sent or len(sent) != upload.parts:
                 raise Refusal(
                     400, "wrong_parts", f"the upload has {upload.parts} parts, {len(sent)} of which came as named"
@@ -390,7 +415,7 @@ class FileStore:
     def adopt(self, holder: str, attempt: int, name: str, digest: str, owner: str) -> StoredFile:
         """Have a content that its owner has stored kept under a name of the holder, too; raise `Refusal` for another.
 
-        `attempt` is below 0: nothing of such a holder goes with a job.
+        With an `attempt` below 0 nothing of the holder goes with a job.
         """
         name = checked_name(name)
         with self._lock:
@@ -413,6 +438,14 @@ class FileStore:
             self._database.execute("DELETE FROM files WHERE request_id = ? AND attempt = ?", (holder, attempt))
         self._drop_contents()
 
+    def let_go_of(self, holder: str, attempt: int, name: str) -> None:
+        """Keep one name of a holder no more."""
+        with self._lock:
+            self._database.execute(
+                "DELETE FROM files WHERE request_id = ? AND attempt = ? AND name = ?", (holder, attempt, name)
+            )
+        self._drop_contents()
+
     # --- what goes ----------------------------------------------------------------------------------------------------
 
     def give_up(self, keys: Iterable[str]) -> None:
@@ -429,6 +462,9 @@ class FileStore:
             self._database.executemany("DELETE FROM files WHERE request_id = ? AND attempt >= 0", gone)
             self._database.execute(
                 "DELETE FROM files WHERE request_id = '' AND created < ?", (now - self.limits.inputs_s,)
+            )
+            self._database.execute(
+                "DELETE FROM files WHERE request_id = ? AND created < ?", (CALLER, now - self.limits.uploads_s)
             )
             old = self._database.execute("SELECT id FROM uploads WHERE created < ?", (now - self.limits.uploads_s,))
             keys = [key for (key,) in old if key not in self._completing]

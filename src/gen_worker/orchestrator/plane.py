@@ -46,6 +46,7 @@ from gen_worker.orchestrator.tokens import Tokens
 from gen_worker.orchestrator.views import (
     ENDED,
     ConflictError,
+    Holding,
     InvalidRequestError,
     JobEvent,
     JobRequest,
@@ -86,8 +87,8 @@ class Files(Protocol):
         """Return a model's files with URLs that are good from now on; None for a ref that is not kept here."""
         ...
 
-    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
-        """Return the token with which a worker stores the files of one attempt."""
+    def capability(self, request_id: str, attempt: int, tenant: str, function: str) -> str:
+        """Return the token with which a worker stores the files of one attempt at a function."""
         ...
 
 
@@ -310,6 +311,13 @@ class ControlPlane:
         """Return the attempt that counts of a job that has not ended."""
         job = self._plane.jobs.get(request_id)
         return job.attempt if job is not None and job.live else None
+
+    def holding(self, request_id: str) -> Holding | None:
+        """Return which attempt of a job counts, and who has it; None for one that nobody has now."""
+        job = self._plane.jobs.get(request_id)
+        if job is None or not job.live or job.worker is None:
+            return None
+        return Holding(job.attempt, job.worker.worker_id, job.request.function)
 
     @property
     def grace_s(self) -> float:
@@ -637,7 +645,7 @@ class ControlPlane:
             timeout_ms=request.timeout_ms,
             tenant=request.tenant,
             invoker_id=request.invoker_id,
-            capability_token=files.capability(job.request_id, job.attempt, request.tenant),
+            capability_token=files.capability(job.request_id, job.attempt, request.tenant, request.function),
             output_mode=request.output_mode,
             compute=request.compute,
             models=request.models,

@@ -1,6 +1,7 @@
 """The routes of repositories and data sets: a job's, by its token, and callers' of the API."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from time import time
 from typing import Any
 
@@ -10,11 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gen_worker.models.wanted import SnapshotFile
-from gen_worker.orchestrator.files import FileStore, Upload
+from gen_worker.orchestrator.bucket import BUCKET, Bucket
+from gen_worker.orchestrator.files import FileStore, StoredFile, Upload
 from gen_worker.orchestrator.http import FileContent, Json, Threads, answering, document_of
 from gen_worker.orchestrator.offered import OfferedModels
 from gen_worker.orchestrator.refusal import Refusal
-from gen_worker.orchestrator.repositories import Commit, Repositories, Revision
+from gen_worker.orchestrator.repositories import Commit, Finalizing, Opening, Operation, Repositories, Revision
 from gen_worker.orchestrator.signing import JobClaims, SignatureError, Signer
 from gen_worker.wire.scheduler import Snapshot
 
@@ -34,6 +36,27 @@ class _Part(msgspec.Struct):
 
 class _Complete(msgspec.Struct):
     parts: list[_Part]
+
+
+class _Transfer(msgspec.Struct):
+    mode: str
+    bucket: str
+    key: str
+    size_bytes: int
+    blake3: str
+    etag: str
+
+
+class _Transferred(msgspec.Struct):
+    transfer: _Transfer
+
+
+class _Stored(msgspec.Struct):
+    path: str
+    blake3: str
+    size_bytes: int
+    request_id: str = ""
+    content_type: str = ""
 
 
 class _Dataset(msgspec.Struct):
@@ -63,6 +86,7 @@ class RepositoryRoutes:
         models: OfferedModels,
         signer: Signer,
         threads: Threads,
+        bucket: Bucket,
         *,
         base_url: str,
         claims: Callable[..., JobClaims],
@@ -72,18 +96,27 @@ class RepositoryRoutes:
         self._models = models
         self._signer = signer
         self._threads = threads
+        self._bucket = bucket
         self._base_url = base_url
         self._claims = claims
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         repo = "/api/v1/repos/{owner}/{name}"
-        commits = repo + "/commits"
+        commits, revisions = repo + "/commits", repo + "/revisions"
+        stored = revisions + "/{revision}/uploads"
         named = (
             ("POST", commits, self._begin),
             ("POST", commits + "/{revision}/uploads/{upload}/complete", self._complete),
             ("POST", commits + "/{revision}/finalize", self._finalize),
             ("DELETE", commits + "/{revision}", self._abort),
+            ("POST", revisions, self._open),
+            ("GET", revisions + "/{revision}", self._state),
+            ("POST", stored, self._store_into),
+            ("POST", stored + "/{upload}/complete", self._stored),
+            ("DELETE", stored + "/{upload}", self._give_up),
+            ("POST", revisions + "/{revision}/finalize", self._finalize_opened),
+            ("DELETE", revisions + "/{revision}", self._abort),
             ("GET", repo + "/metadata", self._metadata),
             ("PUT", repo + "/metadata", self._set_metadata),
             ("GET", repo + "/resolve", self._resolve),
@@ -117,18 +150,66 @@ class RepositoryRoutes:
         etags = [(part.part_number, part.etag) for part in asked.parts]
         complete = self._repositories.complete
         file = await self._threads.run(complete, claims, repo, path["revision"], path["upload"], etags)
-        return Json({"ref": file.name, "size_bytes": file.size_bytes, "blake3": file.blake3, "sha256": file.sha256})
+        return Json(_meta(file))
 
     async def _finalize(self, request: Request) -> Response:
         claims, repo = self._claims(request), _repo(request)
         made = await self._threads.run(self._repositories.finalize, claims, repo, request.path_params["revision"])
-        checkpoints = [{"checkpoint_id": made.id}]
-        return Json({"state": "finalized", "checkpoints": checkpoints, "snapshot_digest": made.digest})
+        return Json(_finalized([made]))
 
     async def _abort(self, request: Request) -> Response:
         claims, repo = self._claims(request, over=True), _repo(request)
         await self._threads.run(self._repositories.abort, claims, repo, request.path_params["revision"])
         return Response(status_code=204)
+
+    # --- revisions that are stored into -------------------------------------------------------------------------------
+
+    async def _open(self, request: Request) -> Response:
+        claims, repo = self._claims(request), _repo(request)
+        opening: Opening = await document_of(request, Opening)
+        key, expires = await self._threads.run(self._repositories.open, claims, repo, opening)
+        return Json({"session_id": key, "expires_at": datetime.fromtimestamp(expires, UTC).isoformat()}, 201)
+
+    async def _state(self, request: Request) -> Response:
+        claims, repo = self._claims(request), _repo(request)
+        made = await self._threads.run(self._repositories.state_of, claims, repo, request.path_params["revision"])
+        return Json({"state": "open"} if made is None else _finalized(made))
+
+    async def _store_into(self, request: Request) -> Response:
+        claims, repo, revision = self._claims(request), _repo(request), request.path_params["revision"]
+        asked: _Stored = await document_of(request, _Stored)
+        operation = Operation(asked.path, asked.blake3, asked.size_bytes)
+        store = self._repositories.store
+        begun = await self._threads.run(store, claims, repo, revision, operation, asked.content_type)
+        if not isinstance(begun, Upload):
+            return Json({"dedup": True, **_meta(begun)})
+        return Json({"upload_id": begun.id, "transfer_grant": self._bucket.grant(begun)})
+
+    async def _stored(self, request: Request) -> Response:
+        claims, repo, path = self._claims(request), _repo(request), request.path_params
+        asked: _Transferred = await document_of(request, _Transferred)
+        upload = await self._threads.run(self._store.upload, path["upload"])
+        told = asked.transfer
+        named = (told.mode, told.bucket, told.key, told.size_bytes, told.blake3)
+        if named != ("s3_sdk", BUCKET, upload.id, upload.size_bytes, upload.blake3):
+            raise Refusal(400, "wrong_transfer", "`transfer` names another object than the one that keys were lent for")
+        etags = [] if upload.done else await self._threads.run(self._bucket.sent, upload, told.etag)
+        stored = self._repositories.stored
+        file = await self._threads.run(stored, claims, repo, path["revision"], upload.id, etags)
+        return Json(_meta(file))
+
+    async def _give_up(self, request: Request) -> Response:
+        claims, repo, path = self._claims(request, over=True), _repo(request), request.path_params
+        give_up = self._repositories.give_up_upload
+        await self._threads.run(give_up, claims, repo, path["revision"], path["upload"])
+        return Response(status_code=204)
+
+    async def _finalize_opened(self, request: Request) -> Response:
+        claims, repo = self._claims(request), _repo(request)
+        asked: Finalizing = await document_of(request, Finalizing, _DOCUMENT_BYTES)
+        finalize = self._repositories.finalize_opened
+        made = await self._threads.run(finalize, claims, repo, request.path_params["revision"], asked)
+        return Json(_finalized(made))
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
@@ -229,6 +310,16 @@ class RepositoryRoutes:
 
     def _signed(self, method: str, path: str, lifetime_s: float) -> str:
         return self._base_url + self._signer.sign(method, path, int(time() + lifetime_s))
+
+
+def _finalized(made: list[Revision]) -> dict[str, object]:
+    checkpoints = [{"checkpoint_id": each.id, "snapshot_digest": each.digest} for each in made]
+    return {"state": "finalized", "checkpoints": checkpoints, "snapshot_digest": made[0].digest}
+
+
+def _meta(file: StoredFile) -> dict[str, object]:
+    known = {"ref": file.name, "size_bytes": file.size_bytes, "blake3": file.blake3, "sha256": file.sha256}
+    return {**known, "mime_type": file.mime_type, "blob_digest": f"blake3:{file.blake3}", "blob_path": file.name}
 
 
 def _repo(request: Request) -> str:

@@ -29,6 +29,10 @@ class Schemas:
         known = self._known.get(function, {})
         return {name: known.get(name) for name in NAMES}
 
+    def kind_of(self, function: str) -> str:
+        """Return of which kind a function is; "" where that is not known."""
+        return str(self._known.get(function, {}).get("kind", ""))
+
     def look(self, worker_id: str) -> None:
         """Learn what a worker's functions are where its project lies here; its code may have changed."""
         project = self._projects.get(worker_id)
@@ -67,4 +71,4 @@ class Schemas:
             await process.wait()
         if process.returncode == 0:
             for function in msgspec.json.decode(printed)["description"]["functions"]:
-                self._known[function["name"]] = {name: function.get(name) for name in NAMES}
+                self._known[function["name"]] = {name: function.get(name) for name in (*NAMES, "kind")}

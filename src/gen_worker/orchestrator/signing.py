@@ -62,6 +62,12 @@ class Signer:
     def _of_url(self, method: str, path: str, expires: int) -> str:
         return _text(self._mac(f"url\n{method}\n{path}\n{expires}".encode()))
 
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    def lent(self, upload: str, expires: str) -> str:
+        """Return the secret key that is lent for one upload until a unix time."""
+        return _text(self._mac(f"lent\n{upload}\n{expires}".encode()))
+
     # --- tokens -------------------------------------------------------------------------------------------------------
 
     def token(self, claims: JobClaims) -> str:

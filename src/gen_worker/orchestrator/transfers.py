@@ -12,14 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gen_worker.orchestrator.files import FileStore, Filling, StoredFile, checked_name
+from gen_worker.orchestrator.files import CALLER, HELD, FileStore, Filling, StoredFile, checked_name
 from gen_worker.orchestrator.http import FileContent, Json, Threads, answering, document_of, length_of, pieces
 from gen_worker.orchestrator.offered import OfferedModels
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.signing import JobClaims, SignatureError, Signer
 from gen_worker.wire.scheduler import Snapshot
 
-TOKEN_S = 7 * 24 * 3600.0  # a training may take that long; every token ends with its attempt anyhow
+TOKEN_S = {"inference": 3600.0, "conversion": 24 * 3600.0, "dataset": 24 * 3600.0, "training": 7 * 24 * 3600.0}
+"""How long the token of a job is good, by the kind of its function; it counts no longer than its attempt does.
+
+A function of which nobody knows the kind may be a training.
+"""
 PARTS_S = 6 * 3600.0
 READS_S = 24 * 3600.0
 _PARTS_BYTES = 2 << 20  # a list of all parts of a file
@@ -45,9 +49,12 @@ class _Complete(msgspec.Struct):
 class PlaneFiles:
     """What workers are told of files: where models lie, and with which token a job stores its own."""
 
-    def __init__(self, models: OfferedModels, signer: Signer) -> None:
+    def __init__(self, models: OfferedModels, signer: Signer, *, clock: Callable[[], float] = time) -> None:
         self.models = models
         self.signer = signer
+        self._clock = clock
+        self.kind_of: Callable[[str], str] = lambda function: ""
+        """Says of which kind a function is, "" where that is not known; set by whoever looks into projects."""
         self.published: Callable[[str], Snapshot | None] = lambda ref: None
         """Describes what a ref of a repository stands for now; set by whoever keeps repositories."""
 
@@ -58,9 +65,9 @@ class PlaneFiles:
         """
         return self.models.snapshot(ref) or self.published(ref)
 
-    def capability(self, request_id: str, attempt: int, tenant: str) -> str:
-        """Return the token with which a worker stores the files of one attempt."""
-        exp = int(time() + TOKEN_S)
+    def capability(self, request_id: str, attempt: int, tenant: str, function: str) -> str:
+        """Return the token with which a worker stores the files of one attempt at a function."""
+        exp = int(self._clock() + TOKEN_S.get(self.kind_of(function), TOKEN_S["training"]))
         return self.signer.token(JobClaims(request_id=request_id, attempt=attempt, owner=tenant, exp=exp))
 
 
@@ -76,13 +83,16 @@ class Transfers:
         *,
         base_url: str,
         live_attempt: Callable[[str], int | None],
+        whose: Callable[[Request], JobClaims],
     ) -> None:
+        """`whose` returns what a request's token allows, that of a job or that of a caller; or raises `Refusal`."""
         self._store = store
         self._models = models
         self._signer = signer
         self._threads = threads
         self._base_url = base_url
         self._live_attempt = live_attempt
+        self._whose = whose
 
     def routes(self) -> list[Route]:
         """Return the routes that check their callers by themselves."""
@@ -123,11 +133,11 @@ class Transfers:
     # --- a job's uploads ----------------------------------------------------------------------------------------------
 
     async def _create(self, request: Request) -> Response:
-        claims = self.claims(request)
+        claims = self._uploader(request)
         asked: _Create = await document_of(request, _Create)
-        begun = await self._threads.run(
-            self._store.begin, claims, asked.ref, asked.blake3.lower(), asked.size_bytes, asked.content_type
-        )
+        digest = asked.blake3.lower()
+        name = asked.ref if claims.request_id != CALLER else f"{digest}/{asked.ref}"
+        begun = await self._threads.run(self._store.begin, claims, name, digest, asked.size_bytes, asked.content_type)
         if isinstance(begun, StoredFile):
             return Json({"dedup": True, "ref": begun.name, **_meta(begun)})
         urls = [self._signed("PUT", f"/v1/uploads/{begun.id}/{at + 1}", PARTS_S) for at in range(begun.parts)]
@@ -142,16 +152,21 @@ class Transfers:
         return Response(headers={"ETag": f'"{etag}"'})
 
     async def _complete(self, request: Request) -> Response:
-        claims = self.claims(request)
+        claims = self._uploader(request)
         asked: _Complete = await document_of(request, _Complete, _PARTS_BYTES)
         etags = [(part.part_number, part.etag) for part in asked.parts]
         file = await self._threads.run(self._store.complete, claims, request.path_params["upload"], etags)
         return Json({"ref": file.name, **_meta(file)})
 
     async def _abort(self, request: Request) -> Response:
-        claims = self.claims(request)
+        claims = self._uploader(request)
         await self._threads.run(self._store.abort, claims, request.path_params["upload"])
         return Response(status_code=204)
+
+    def _uploader(self, request: Request) -> JobClaims:
+        """Return for whom a file is stored: a job, or a caller who publishes it next."""
+        claims = self._whose(request)
+        return claims if claims.request_id else msgspec.structs.replace(claims, request_id=CALLER, attempt=HELD)
 
     async def _filled(self, request: Request, filling: Filling) -> StoredFile | str:
         """Write a body into the store and return what became of it."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,14 @@ OUTCOMES: dict[JobStatus, tuple[Status, int]] = {
     JobStatus.FATAL: ("fatal", BROKEN),
     JobStatus.CANCELED: ("canceled", CANCELED),
 }
+
+
+class Holding(NamedTuple):
+    """An attempt that is with a worker."""
+
+    attempt: int
+    worker_id: str
+    function: str
 
 
 class PlaneError(Exception):

@@ -3,11 +3,11 @@
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,15 +15,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
+from gen_worker.orchestrator.bucket import Bucket
 from gen_worker.orchestrator.files import FileStore
 from gen_worker.orchestrator.fleet_routes import FleetRoutes
 from gen_worker.orchestrator.http import Handler, Json, Routes, Threads, answering, refused
 from gen_worker.orchestrator.job_routes import JobRoutes
 from gen_worker.orchestrator.plane import ControlPlane
 from gen_worker.orchestrator.refusal import Refusal
+from gen_worker.orchestrator.renewing import ROUTE as RENEW
+from gen_worker.orchestrator.renewing import Renewing
 from gen_worker.orchestrator.repositories import Repositories
 from gen_worker.orchestrator.repository_routes import RepositoryRoutes
 from gen_worker.orchestrator.signing import JobClaims
+from gen_worker.orchestrator.tokens import Tokens
 from gen_worker.orchestrator.transfers import PlaneFiles, Transfers
 from gen_worker.settings import Secret
 
@@ -31,7 +35,7 @@ from gen_worker.settings import Secret
 class Web:
     """The API over one control plane and one store.
 
-    `token` is what callers must show, None: nothing; `keys` the JWKS that workers check their own tokens by.
+    `token` is what callers must show, None: nothing; `auth` makes the tokens by which workers are known.
     """
 
     def __init__(
@@ -45,19 +49,34 @@ class Web:
         repositories: Repositories,
         schemas: Callable[[str], dict[str, Any]],
         token: Secret | None = None,
-        keys: Mapping[str, object] | None = None,
+        auth: Tokens | None = None,
     ) -> None:
         self._token = token
-        self._keys = keys
+        self._keys = auth.jwks() if auth is not None else None
         self._host = urlsplit(base_url).hostname or ""
         self._closed = asyncio.Event()
         self._transfers = Transfers(
-            store, files.models, files.signer, threads, base_url=base_url, live_attempt=plane.live_attempt
+            store,
+            files.models,
+            files.signer,
+            threads,
+            base_url=base_url,
+            live_attempt=plane.live_attempt,
+            whose=self._claims,
         )
+        self._bucket = Bucket(store, files.signer, threads, base_url=base_url)
         self._repositories = RepositoryRoutes(
-            repositories, store, files.models, files.signer, threads, base_url=base_url, claims=self._claims
+            repositories,
+            store,
+            files.models,
+            files.signer,
+            threads,
+            self._bucket,
+            base_url=base_url,
+            claims=self._claims,
         )
         files.published = self._repositories.snapshot
+        self._renewing = Renewing(files, auth, plane.holding)
         self._jobs = JobRoutes(plane, store, self._transfers.urls, threads, self._closed)
         self._fleet = FleetRoutes(plane, files, schemas)
 
@@ -89,8 +108,10 @@ class Web:
         routes = [Route(path, answering(self._guarded(handler)), methods=[method]) for method, path, handler in guarded]
         open_to_all = [("/health", self._health), ("/ready", self._is_ready), ("/.well-known/jwks.json", self._jwks)]
         routes += [Route(path, answering(handler)) for path, handler in open_to_all]
+        routes.append(Route(RENEW, answering(self._renewing.renew), methods=["POST"]))
         routes += self._transfers.routes()
         routes += self._repositories.routes()
+        routes += self._bucket.routes()
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route, Exception: _broken})
         app.router.redirect_slashes = False  # a redirect would lose what was sent
         return app
@@ -127,11 +148,11 @@ class Web:
 
     def _refuse_browsers(self, request: Request) -> None:
         """Refuse what a page of another site makes a browser send: without a token, being on this machine is enough."""
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        host = _split(f"//{request.headers.get('host', '')}").hostname or ""
         origin = request.headers.get("origin")
         if not (host in ("localhost", self._host) or _is_number(host)):
             raise Refusal(403, "wrong_host", f"this is not `{host[:100]}`", "name the API by its address")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and _split(origin).netloc != request.headers.get("host"):
             raise Refusal(403, "wrong_origin", "a page of another site asks", "pages need the API's token")
 
     async def _what_there_is(self, _request: Request) -> Response:
@@ -150,6 +171,14 @@ class Web:
         if self._keys is None:
             raise Refusal(404, "not_found", "workers need no token here")
         return Json(self._keys)
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address; one that is none has none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _is_number(host: str) -> bool:

@@ -12,7 +12,7 @@ from gen_worker.api.context import CancelFlag
 from gen_worker.testing.results import Event
 
 if TYPE_CHECKING:
-    from gen_worker.discovery.specs import FunctionSpec
+    from gen_worker.discovery.function_spec import FunctionSpec
 
 
 @dataclass(slots=True, eq=False)

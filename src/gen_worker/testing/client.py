@@ -20,7 +20,7 @@ from gen_worker.testing.results import Event, Result
 from gen_worker.testing.target import Target, endpoint_of
 
 if TYPE_CHECKING:
-    from gen_worker.discovery.specs import FunctionSpec
+    from gen_worker.discovery.function_spec import FunctionSpec
     from gen_worker.testing.isolated import Isolated
 
 Output = TypeVar("Output")

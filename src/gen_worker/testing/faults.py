@@ -111,7 +111,7 @@ class NoETag:
 
 @dataclass(frozen=True)
 class InProgress:
-    """The store is still at it: 409 with `upload_complete_in_progress`."""
+    """The store is still at it: 409 with `upload_complete_in_progress`; 202 where a revision is made visible."""
 
 
 Fault: TypeAlias = (

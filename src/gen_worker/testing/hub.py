@@ -5,6 +5,7 @@ environment, or to stdout as `export` lines.
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from gen_worker.extras import installed_by
 from gen_worker.testing.loopback import LoopbackHub
 from gen_worker.testing.tiny import Architecture, DType, make_tiny
 
@@ -37,6 +39,9 @@ class Folder(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve what the arguments say and return the command's exit status, or 0 after Ctrl-C."""
     given = _parser().parse_args(arguments)
+    if missing := _missing(given.tiny):
+        print(f"error: a tiny model needs {missing}, not installed\nhint: {installed_by('torch')}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory(prefix="loopback-hub-") as place, LoopbackHub(port=given.port) as hub:
         for folder in given.repo:
             hub.add_repo(folder.repo, folder.path)
@@ -63,6 +68,13 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
         signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         status = process.wait()
     return status if status >= 0 else 128 - status
+
+
+def _missing(tinies: Sequence[Tiny]) -> str:
+    needed = ["torch", "transformers"] if tinies else []
+    if any(tiny.architecture != "text" for tiny in tinies):
+        needed.append("diffusers")
+    return ", ".join(f"`{name}`" for name in needed if importlib.util.find_spec(name) is None)
 
 
 def _made(tiny: Tiny, folder: Path) -> Path:

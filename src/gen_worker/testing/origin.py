@@ -193,6 +193,9 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._exchange()
 
+    def do_PATCH(self) -> None:
+        self._exchange()
+
     def do_DELETE(self) -> None:
         self._exchange()
 

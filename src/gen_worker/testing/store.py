@@ -5,7 +5,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
@@ -79,8 +79,20 @@ class LoopbackStore:
         """Who may upload; add to it."""
         self.files: dict[str, StoredFile] = {}
         """What is stored, by ref."""
+        self.renews: Callable[[], str] | None = None
+        """Makes the token that a job's is exchanged for at `/v1/worker/capability/renew`; None: there is no such route.
+
+        The one that it had is refused from then on.
+        """
         self.strange: dict[str, Any] = {}
         """What the answer to the creation of an upload says instead of what it should."""
+        self.revisions: dict[str, str] = {}
+        """The revisions of repositories that are open, by id: `owner/name`."""
+        self.published: list[tuple[str, dict[str, Any]]] = []
+        """What was made visible: `owner/name`, and with which document."""
+        self.posted: list[tuple[str, dict[str, Any]]] = []
+        """What was posted to `/posts/NAME`: the name, and the document."""
+        self._finalizing: dict[str, str] = {}
         self._faults = Faults()
         self._lock = threading.RLock()
         self._uploads: dict[str, _Upload] = {}
@@ -146,10 +158,10 @@ class LoopbackStore:
     def fail(self, glob: str, fault: Fault, *, times: int | None = None) -> None:
         """Have a fault hit the next so many requests that a glob means, or all of them.
 
-        A glob is for `create:REF`, `part:REF:NUMBER` (1 is the first; a whole object is part 1), `complete:REF` or
-        `abort:REF`; `*` matches `/`, too. `Slow`, `Stall` and `Cut` hit the body of a part as it comes, `NoETag` its
-        answer; `Corrupt` hits what is kept of a part, or what is told of a file when it is complete; `InProgress` is
-        for `complete:`.
+        A glob is for `create:REF`, `part:REF:NUMBER` (1 is the first; a whole object is part 1), `complete:REF`,
+        `abort:REF` or `finalize:OWNER/NAME`; `*` matches `/`, too. `Slow`, `Stall` and `Cut` hit the body of a part as
+        it comes, `NoETag` its answer; `Corrupt` hits what is kept of a part, or what is told of a file when it is
+        complete; `InProgress` is for `complete:` and `finalize:`.
         """
         self._faults.plan(glob, fault, times)
 
@@ -166,36 +178,85 @@ class LoopbackStore:
 
     def _answer_store(self, request: Request) -> Answer:
         parts = request.segments
-        if parts[:3] != ("api", "v1", "media") or len(parts) < 5 or parts[4] != "uploads":
+        if parts == ("v1", "worker", "capability", "renew") and self.renews is not None:
+            return self._renew(self.renews(), request)
+        if parts[0] not in ("api", "posts"):
             return _json(404, f"other:{request.path}", _error("not_found"))
         if request.token not in self.tokens:
             return _json(401, f"other:{request.path}", _error("unauthorized"))
         with self._lock:
-            if len(parts) == 5 and request.method == "POST":
-                return self._create(parts[3], request)
-            upload = self._uploads.get(parts[5])
-            if upload is None or upload.owner != parts[3]:
-                return _json(404, f"other:{request.path}", _error("no_such_upload"))
-            if request.method == "DELETE" and len(parts) == 6:
-                del self._uploads[upload.name]
-                return Answer(204, f"abort:{upload.ref}")
-            if request.method == "POST" and parts[6:] == ("complete",):
-                return self._complete(upload, json.loads(request.body))
+            if parts[0] == "posts" and request.method == "POST" and len(parts) == 2:
+                self.posted.append((parts[1], json.loads(request.body)))
+                return _json(200, f"post:{parts[1]}", {"taken": True})
+            scope, rest = _uploads_of(parts)
+            if scope:
+                return self._answer_uploads(scope, rest, request)
+            if parts[:3] == ("api", "v1", "repos") and parts[5:6] == ("revisions",):
+                return self._answer_revisions("/".join(parts[3:5]), parts[6:], request)
+        return _json(404, f"other:{request.path}", _error("not_found"))
+
+    def _answer_uploads(self, scope: str, rest: tuple[str, ...], request: Request) -> Answer:
+        repo, _, revision = scope.partition("@")
+        if revision and self.revisions.get(revision) != repo:
+            return _json(404, f"other:{request.path}", _error("no_such_revision"))
+        if not rest and request.method == "POST":
+            return self._create(scope, request)
+        upload = self._uploads.get(rest[0] if rest else "")
+        if upload is None or upload.owner != scope:
+            return _json(404, f"other:{request.path}", _error("no_such_upload"))
+        if request.method == "DELETE" and len(rest) == 1:
+            del self._uploads[upload.name]
+            return Answer(204, f"abort:{upload.ref}")
+        if request.method == "POST" and rest[1:] == ("complete",):
+            return self._complete(upload, json.loads(request.body))
         return _json(405, f"other:{request.path}", _error("method_not_allowed"))
 
-    def _target_in_store(self, request: Request) -> str:
-        parts = request.segments
-        if len(parts) == 5 and request.method == "POST" and request.body:
-            return f"create:{json.loads(request.body)['ref']}"
+    def _answer_revisions(self, repo: str, rest: tuple[str, ...], request: Request) -> Answer:
+        if not rest and request.method == "POST":
+            revision = f"rev-{os.urandom(4).hex()}"
+            self.revisions[revision] = repo
+            return _json(201, f"open:{repo}", {"session_id": revision, "expires_at": "2100-01-01T00:00:00Z"})
+        known = self.revisions.get(rest[0] if rest else "") == repo or rest[:1] in [
+            (each,) for each in self._finalizing
+        ]
+        if not known:
+            return _json(404, f"other:{request.path}", _error("no_such_revision"))
+        if request.method == "DELETE" and len(rest) == 1:
+            del self.revisions[rest[0]]
+            return Answer(204, f"give-up:{repo}")
+        if request.method == "POST" and rest[1:] == ("finalize",):
+            self.published.append((repo, json.loads(request.body)))
+            self._finalizing[rest[0]] = self.revisions.pop(rest[0])
+        target = f"finalize:{repo}"
+        if self._faults.take(target, InProgress):
+            where = {"Location": f"/api/v1/repos/{repo}/revisions/{rest[0]}", "Retry-After": "0"}
+            answer = _json(202, target, {"state": "finalizing"})
+            answer.headers.update(where)
+            return answer
+        return _json(200, target, {"state": "finalized", "checkpoints": [{"checkpoint_id": rest[0]}]})
+
+    def _renew(self, fresh: str, request: Request) -> Answer:
+        asked = json.loads(request.body)
+        target = f"renew:{asked['request_id']}"
         with self._lock:
-            upload = self._uploads.get(parts[5] if len(parts) > 5 else "")
+            if asked["capability_token"] not in self.tokens:
+                return _json(401, target, _error("unauthorized"))
+            self.tokens = self.tokens - {asked["capability_token"]} | {fresh}
+        return _json(200, target, {"capability_token": fresh})
+
+    def _target_in_store(self, request: Request) -> str:
+        scope, rest = _uploads_of(request.segments)
+        if scope and not rest and request.method == "POST" and request.body:
+            return f"create:{_ref(json.loads(request.body))}"
+        with self._lock:
+            upload = self._uploads.get(rest[0] if rest else "")
         if upload is None:
             return f"other:{request.path}"
         return f"{'abort' if request.method == 'DELETE' else 'complete'}:{upload.ref}"
 
     def _create(self, owner: str, request: Request) -> Answer:
         asked = json.loads(request.body)
-        ref, target = asked["ref"], f"create:{asked['ref']}"
+        ref, target = _ref(asked), f"create:{_ref(asked)}"
         if self.dedup and (known := self._known(asked["blake3"])) is not None:
             self.files[ref] = StoredFile(ref, owner, known, _type(asked), asked["request_id"], os.urandom(8).hex())
             return _json(200, target, {"dedup": True, **_meta(self.files[ref])})
@@ -306,6 +367,20 @@ class LoopbackStore:
             return body
         at = min(fault.at, len(body) - 1)
         return body[:at] + bytes([body[at] ^ 0xFF]) + body[at + 1 :]
+
+
+def _uploads_of(parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return where uploads of a route go, an owner's media or `owner/name@revision`, and the route's rest; "": none."""
+    match parts:
+        case ("api", "v1", "media", owner, "uploads", *rest):
+            return owner, tuple(rest)
+        case ("api", "v1", "repos", owner, name, "revisions", revision, "uploads", *rest):
+            return f"{owner}/{name}@{revision}", tuple(rest)
+    return "", ()
+
+
+def _ref(asked: Mapping[str, Any]) -> str:
+    return str(asked["ref"] if "ref" in asked else asked["path"])
 
 
 def _wrong(request: Request, keys: Keys) -> str | None:

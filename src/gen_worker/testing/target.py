@@ -8,7 +8,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from gen_worker.discovery.specs import FunctionSpec
+    from gen_worker.discovery.function_spec import FunctionSpec
 
 Target: TypeAlias = str | os.PathLike[str] | ModuleType | type | Callable[..., Any]
 

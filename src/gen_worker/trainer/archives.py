@@ -3,34 +3,47 @@
 import json
 import shutil
 import tarfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gen_worker.trainer.checkpoints import CheckpointError
+from gen_worker.trainer.room import bytes_in, lacks_room, no_room
 
 
 @contextmanager
 def as_one_file(path: Path) -> Iterator[Path]:
     """Yield a file that has all of a checkpoint: itself where it is whole by itself, else an archive for the block.
 
-    `path` is a step file, a file that a plugin wrote, or a folder. Equal checkpoints make equal archives.
+    `path` is a step file, a file that a plugin wrote, or a folder. Equal checkpoints make equal archives. Raises
+    `NoRoomError` where the disk has no room for one.
     """
     members = _members(path)
     if members == [path]:
         yield path
         return
-    folder = path.parent / ".archive"
+    folder = path.parent / f".archive-{threading.current_thread().name}"  # what a death has left goes with the next
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         archive = folder / f"{path.stem}.tar"
-        with tarfile.open(archive, "w") as file:
-            for each in members:
-                file.add(each, str(each.relative_to(path if path.is_dir() else path.parent)), False, filter=_plain)
+        _write(archive, members, path if path.is_dir() else path.parent)
         yield archive
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(archive: Path, members: list[Path], root: Path) -> None:
+    try:
+        with tarfile.open(archive, "w") as file:
+            for each in members:
+                file.add(each, str(each.relative_to(root)), False, filter=_plain)
+    except OSError as error:
+        if lacks_room(error, archive.parent):
+            archive.unlink(missing_ok=True)
+            raise no_room(archive, bytes_in(members)) from None
+        raise
 
 
 def unpacked(archive: Path, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 All of them go round and round, as the training's length is its number of steps; each knows where it is.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
+from gen_worker.extras import installed_by
 from gen_worker.trainer.spec import Dataset
 
 _LOOK_S = 0.1
@@ -50,7 +52,7 @@ class Rows:
         try:
             import pyarrow
         except ImportError as error:
-            text = "a data set needs pyarrow: `pip install 'gen-worker[trainer]'`"
+            text = f"a data set needs pyarrow: {installed_by('trainer')}"
             raise InputError(text) from error
         self._errors: tuple[type[BaseException], ...] = (OSError, pyarrow.ArrowException)
         self._paths = paths
@@ -80,8 +82,7 @@ class Rows:
             try:
                 yield from self._parquet(path) if self._form == "parquet" else self._arrow(path)
             except self._errors as error:
-                said = str(error).strip().partition("\n")[0]
-                raise InputError(f"`{path}` cannot be read: {said}") from error
+                raise InputError(f"`{path}` cannot be read: {_why(error)}") from None
 
     def _parquet(self, path: str) -> Iterator[dict[str, list[Any]]]:
         import pyarrow.parquet
@@ -100,6 +101,13 @@ class Rows:
             table = table if columns is None else table.select(columns)
             for batch in table.to_batches(max_chunksize=self._dataset.batch_size):
                 yield batch.to_pydict()
+
+
+def _why(error: BaseException) -> str:
+    """Return why a file cannot be read, in one line."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error).strip().partition("\n")[0]
 
 
 def _known(columns: Sequence[str] | None, there: Sequence[str], path: str) -> list[str] | None:

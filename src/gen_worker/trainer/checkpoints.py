@@ -10,13 +10,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen_worker.trainer.contracts import StatePayload, checkpoint_folder
 from gen_worker.trainer.durable import Digest, damage, digest_of, digests_in, publish, sync_all, write_file
 from gen_worker.trainer.packing import pack, unpack
+from gen_worker.trainer.room import NoRoomError, bytes_in, lacks_room, no_room
 
 FINAL = "final.json"
 _STEP = re.compile(r"step-(\d{8,})\.json")
@@ -36,6 +38,8 @@ class Resume(NamedTuple):
     """What the plugin wrote, where it wrote something."""
 
     path: Path
+    weights: Mapping[str, Any] | None = None
+    """Weights to begin with, where there is no more than those."""
 
 
 class Final(NamedTuple):
@@ -80,11 +84,21 @@ class CheckpointFolder:
         self._request_id = request_id
         self._samples = samples
         self._keep = keep
+        self._bytes = 0  # what the tensors of the latest state take
 
     def write_checkpoint(self, *, step: int, state_payload: dict[str, Any], trainer: Any, state: Any, ctx: Any) -> str:
-        """Keep a state, and what the plugin writes itself; return the step file's path."""
+        """Keep a state, and what the plugin writes itself; return the step file's path.
+
+        Raises `NoRoomError` where the disk has no room for it; nothing is left of it then.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = step_file(self.folder, step)
+        with self._whole_or_not(path):
+            self._write(path, step, state_payload, trainer, state, ctx)
+        self._drop_before(step)
+        return str(path)
+
+    def _write(self, path: Path, step: int, state_payload: dict[str, Any], trainer: Any, state: Any, ctx: Any) -> None:
         document: dict[str, Any] = {"step": step, "request_id": self._request_id}
         files: dict[str, Digest] = {}
         told = self._plugin_files(path, trainer, state=state, step=step, final=False, ctx=ctx)
@@ -95,11 +109,26 @@ class CheckpointFolder:
         if isinstance(state_payload, StatePayload):
             document["runtime"] = pack(state_payload.runtime, tensors, "runtime")
         if tensors:
+            self._bytes = sum(each.numel() * each.element_size() for each in tensors.values())
             kept = _save_tensors(tensors, path.with_suffix(".safetensors"))
             files[kept.name] = digest_of(kept)
         _write_document(path, {**document, "files": files})
-        self._drop_before(step)
-        return str(path)
+
+    @contextmanager
+    def _whole_or_not(self, path: Path) -> Iterator[None]:
+        """Have nothing left of a checkpoint that could not be written; one that was there before stays."""
+        try:
+            yield
+        except Exception as error:
+            full = lacks_room(error, self.folder)
+            left = [each for each in _belonging_to(path) if each.name.startswith(".") or not path.exists()]
+            before = [bytes_in(_belonging_to(kept)) for _, kept in steps_in(self.folder)[:1]]
+            needed = max(self._bytes, bytes_in(left), *before)
+            for each in left:
+                _remove(each)
+            if full and not isinstance(error, NoRoomError):
+                raise no_room(path, needed) from None  # whoever wrote has done nothing wrong
+            raise
 
     def _drop_before(self, step: int) -> None:
         """Remove the checkpoints that are too many, now that a later one is whole."""
@@ -108,10 +137,7 @@ class CheckpointFolder:
         kept = [at for at, _ in steps_in(self.folder) if at <= step][: self._keep]
         stale = [path for path in self.folder.glob("step-*") if _step_of(path) < kept[-1]]
         for path in sorted(stale, key=lambda path: path.suffix != ".json"):  # without it the rest is no checkpoint
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
 
     def write_samples(self, *, step: int, state: Any, ctx: Any) -> list[str]:
         """Have the plugin make samples, where it can and somebody wants some."""
@@ -122,17 +148,18 @@ class CheckpointFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         step = int(state_payload.runtime["step"]) if isinstance(state_payload, StatePayload) else 0  # type: ignore[index]
         path = self.folder / FINAL
-        told = self._plugin_files(path, trainer, state=state, step=step, final=True, ctx=ctx)
-        document: dict[str, Any] = {"step": step, "request_id": self._request_id}
-        if told is not None:
-            document["trainer_checkpoint"], files = told
-            checkpoint = str(document["trainer_checkpoint"].get("primary_path") or checkpoint_folder(path))
-        else:
-            checkpoint = self.write_checkpoint(
-                step=step, state_payload=state_payload, trainer=None, state=state, ctx=ctx
-            )
-            files = {Path(checkpoint).name: digest_of(Path(checkpoint))}
-        _write_document(path, {**document, "final_checkpoint": checkpoint, "files": files})
+        with self._whole_or_not(path):
+            told = self._plugin_files(path, trainer, state=state, step=step, final=True, ctx=ctx)
+            document: dict[str, Any] = {"step": step, "request_id": self._request_id}
+            if told is not None:
+                document["trainer_checkpoint"], files = told
+                checkpoint = str(document["trainer_checkpoint"].get("primary_path") or checkpoint_folder(path))
+            else:
+                checkpoint = self.write_checkpoint(
+                    step=step, state_payload=state_payload, trainer=None, state=state, ctx=ctx
+                )
+                files = {Path(checkpoint).name: digest_of(Path(checkpoint))}
+            _write_document(path, {**document, "final_checkpoint": checkpoint, "files": files})
         return checkpoint
 
     def _plugin_files(self, path: Path, trainer: Any, **asked: Any) -> tuple[dict[str, Any], dict[str, Digest]] | None:
@@ -150,6 +177,19 @@ class CheckpointFolder:
         sync_all(folder)
         files = {f"{folder.name}/{name}": digest for name, digest in digests_in(folder).items()}
         return json.loads(json.dumps(dict(told or {}), default=str)), files
+
+
+def _belonging_to(path: Path) -> list[Path]:
+    """Return what there is of a checkpoint with this step file, complete or not."""
+    stem = path.stem
+    return [each for each in _listed(path.parent) if each.name.removeprefix(".").partition(".")[0] == stem]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _save_tensors(tensors: Mapping[str, Any], path: Path) -> Path:
@@ -193,20 +233,34 @@ class SampleFolder:
         self._request_id = request_id
 
     def write(self, *, step: int, state: Any, ctx: Any) -> list[str]:
-        """Write the samples of a step; return the paths of their files."""
+        """Write the samples of a step; return the paths of their files. Raises `NoRoomError`."""
         if self._hook is None:
             return []
         self.folder.mkdir(parents=True, exist_ok=True)
         made = self._hook(
             prompts=self._prompts, seed=self._seed, step=step, state=state, output_dir=str(self.folder), ctx=ctx
         )
+        if made is not None and (isinstance(made, str | Mapping) or not isinstance(made, Iterable)):
+            raise TypeError(
+                f"`sample` returns a mapping for each prompt, one after the other, not {type(made).__name__}"
+            )
         paths = []
         for number, sample in enumerate(made or ()):
             prompt = self._prompts[number] if number < len(self._prompts) else None
             document = {"request_id": self._request_id, "step": step, "prompt": prompt, "sample": sample}
             content = json.dumps(document, indent=1, default=str).encode()
-            paths.append(str(write_file(self.folder / f"step-{step:08d}-{number:02d}.json", content + b"\n")))
+            paths.append(str(self._keep(self.folder / f"step-{step:08d}-{number:02d}.json", content + b"\n")))
         return paths
+
+    def _keep(self, path: Path, content: bytes) -> Path:
+        try:
+            return write_file(path, content)
+        except OSError as error:
+            full = lacks_room(error, self.folder)
+            _remove(path.with_name(f".{path.name}.part"))
+            if full:
+                raise no_room(path, len(content)) from None
+            raise
 
 
 def link_checkpoint(path: Path, folder: Path) -> Path:
@@ -275,7 +329,24 @@ def read_final(folder: Path, request_id: str, complain: Complain) -> Final | Non
     except CheckpointError as error:
         complain(str(error))
         return None
-    return Final(document["step"], document.get("final_checkpoint"))
+    return Final(document["step"], _where(document.get("final_checkpoint"), folder))
+
+
+def final_named(folder: Path) -> str | None:
+    """Return where the end of a training says that what was made is, unverified; None where it has not come there."""
+    try:
+        return _where(_document(folder / FINAL).get("final_checkpoint"), folder)
+    except CheckpointError:
+        return None
+
+
+def _where(told: str | None, folder: Path) -> str | None:
+    """Return where a file of a folder is: that may have been moved, or copied, since its path was told."""
+    if told is None or Path(told).is_relative_to(folder):
+        return told
+    parts = Path(told).parts
+    tails = (folder.joinpath(*parts[at:]) for at in range(1, len(parts)))
+    return next((str(path) for path in tails if path.exists()), told)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -284,7 +355,8 @@ def _document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
     except ValueError:
-        raise CheckpointError(f"`{path}` is passed over: it is torn") from None
+        what = "torn" if path.suffix == ".json" else "no step file, no archive of one, and no safetensors file"
+        raise CheckpointError(f"`{path}` is passed over: it is {what}") from None
     if isinstance(document, dict) and "step" in document and document.get("digest") == _digest(document):
         return document
     raise CheckpointError(f"`{path}` is passed over: it is damaged")

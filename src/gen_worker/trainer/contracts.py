@@ -60,6 +60,8 @@ class TrainingJobSpec:
     release_ref: str = ""
     hyperparams: Mapping[str, Any] = field(default_factory=dict)
     early_stop: EarlyStop | None = field(default=None, kw_only=True)
+    allow_non_finite_loss: bool = field(default=False, kw_only=True)
+    """Else a loss that is no finite number ends the training, before a checkpoint of that step is written."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.request_id, str) or not self.request_id.strip():
@@ -231,15 +233,8 @@ FAILURE_CATEGORIES = ("startup", "input", "auth", "upload", "model-load", "train
 """What the error of a failed training begins with."""
 
 
-class TrainingFailedError(Exception):
-    """A training failed; `category` says in which part of it."""
-
-    def __init__(self, category: str, message: str) -> None:
-        super().__init__(message)
-        self.category = category
-
-    def __str__(self) -> str:
-        return f"{self.category}: {super().__str__()}"
+class NonFiniteLossError(ArithmeticError):
+    """A step has come to a loss that is no finite number: nothing is learned from there on."""
 
 
 def checkpoint_folder(path: str | Path) -> Path:

@@ -33,7 +33,11 @@ def write_file(path: Path, content: bytes) -> Path:
 
 
 def publish(part: Path, path: Path) -> Path:
-    """Sync a file and give it its name, in the place of what has it."""
+    """Sync a file and give it its name, in the place of what has it; who may read its folder may read it.
+
+    Some writers, as that of safetensors, make files that nobody else may read.
+    """
+    part.chmod(0o600 | path.parent.stat().st_mode & 0o444)
     _sync(part)
     part.replace(path)
     sync_folder(path.parent)

@@ -45,6 +45,22 @@ class Keeper:
                 )
             _restore_part(parts[name], value)
 
+    def put(self, weights: Mapping[str, Any]) -> tuple[str, int]:
+        """Put weights into the one model that they are of; return its name, and how many that it trains are not there.
+
+        Raises `UnfitCheckpointError` where they are of none, or of several.
+        """
+        modules = {name: each for name, each in _places(self._ctx, self._state) if _is_module(each)}
+        states = {name: each.state_dict(keep_vars=True) for name, each in modules.items()}
+        fitting = [name for name, state in states.items() if weights.keys() <= state.keys()]
+        if len(fitting) != 1:
+            raise UnfitCheckpointError(_unfit(weights, states, fitting))
+        (name,) = fitting
+        for key, value in weights.items():
+            _fill(f"{name}/{key}", states[name][key], value)
+        trained = {key for key, each in modules[name].named_parameters() if each.requires_grad}
+        return name, len(trained - weights.keys())
+
     def _is_kept(self, name: str, tensor: Any, trained: set[int]) -> bool:
         if name.startswith(_OPTIMIZED) or "#" in name:
             return True
@@ -72,6 +88,18 @@ class Keeper:
                     yield f"{name}#{buffer_name}", buffer
             elif _is_trained_tensor(each):
                 yield name, each
+
+
+def _unfit(weights: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]], fitting: list[str]) -> str:
+    """Return why weights are not those of one model."""
+    if fitting:
+        return f"the weights fit several models: {', '.join(f'`{name}`' for name in fitting)}"
+    if not states:
+        return "there is no model for the weights: put it into `ctx.model_handles` in `configure`"
+    nearest = max(states, key=lambda name: len(weights.keys() & states[name].keys()))
+    odd = sorted(weights.keys() - states[nearest].keys())
+    more = f", nor is what else they have, {len(odd) - 1} of it" if len(odd) > 1 else ""
+    return f"the weights are of another model: `{odd[0]}` is not in `{nearest}`{more}"
 
 
 _OPTIMIZED = "optimized:"

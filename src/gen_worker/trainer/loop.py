@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
+from gen_worker.api.errors import AuthError
 from gen_worker.trainer.contracts import (
     ArtifactUploader,
     ArtifactWriter,
     EarlyStop,
+    NonFiniteLossError,
     StatePayload,
     StepContext,
     StepControlHints,
@@ -27,6 +30,7 @@ from gen_worker.trainer.randomness import random_state, restore_random, undistur
 
 LOSS, RATE = "train/loss", "train/lr"
 METRIC_NAMES = {"loss": LOSS, "train_loss": LOSS, "lr": RATE, "learning_rate": RATE, "train_lr": RATE}
+_LOSSES = (LOSS, "loss", "train_loss")
 _RATES = (RATE, "lr", "learning_rate", "train_lr")
 _LOOK_S = 0.05  # how soon a cancel ends a step's backoff
 
@@ -43,24 +47,33 @@ def run_training_loop(
     start_step: int = 0,
     resume_state_payload: Mapping[str, Any] | None = None,
     resume_checkpoint_path: str | None = None,
+    resume_weights: Mapping[str, Any] | None = None,
     checkpoint_on_cancel: bool = False,
 ) -> int:
     """Train until `max_steps`, until the batches or the trainer end it, or until `early_stop`; return the last step.
 
     It goes on from `start_step` with a payload that an `ArtifactWriter` was given; then the batches that had been taken
-    are passed over, or, where `batches` has `load_state_dict` or `skip`, it is told how far it was. Raises
-    `TrainingCanceled` when it is asked to end, with `checkpoint_on_cancel` after one more checkpoint, and whatever the
-    trainer, the batches or the uploader raise; the reporter is told before. A reporter that has `stepped(*, step,
-    max_steps)` is told of every step.
+    are passed over, or, where `batches` has `load_state_dict` or `skip`, it is told how far it was. `resume_weights`
+    are tensors by the names that they have in one of the models, which begins with them.
+
+    Raises `TrainingCanceled` when it is asked to end, with `checkpoint_on_cancel` after one more checkpoint,
+    `NonFiniteLossError` where a loss is seen to be none, and whatever the trainer, the batches or the uploader raise;
+    the reporter is told before. A reporter that has `stepped(*, step, max_steps)` is told of every step, one that has
+    `began_with(*, model, count, lacking)` of weights that were put in place.
     """
     loop = _Loop(job, ctx, trainer, batches, reporter, artifact_writer, uploader, start_step)
     try:
-        loop.begin(resume_state_payload, resume_checkpoint_path)
+        loop.begin(resume_state_payload, resume_checkpoint_path, resume_weights)
         loop.train(checkpoint_on_cancel)
         return loop.finish()
     except BaseException as error:
-        reporter.failed(step=loop.step, error=f"{loop.category}: {told(error)}")
+        reporter.failed(step=loop.step, error=failure_text(loop.category, error))
         raise
+
+
+def failure_text(category: str, error: BaseException) -> str:
+    """Return what a failure is told as: where it happened, and what; a token that is refused has a place of its own."""
+    return f"{'auth' if isinstance(error, AuthError) else category}: {told(error)}"
 
 
 def told(error: BaseException) -> str:
@@ -113,15 +126,20 @@ class _Loop:
         self._taken = 0
         self._best = _Best()
         self._stops = False
+        self._losses: dict[str, Any] = {}  # of the last step, without the graph that they came from
 
     # --- its beginning ---
 
-    def begin(self, payload: Mapping[str, Any] | None, checkpoint_path: str | None) -> None:
+    def begin(
+        self, payload: Mapping[str, Any] | None, checkpoint_path: str | None, weights: Mapping[str, Any] | None
+    ) -> None:
         """Set everything up, as it was where a payload says so, and take the place in the data."""
         self._trainer.setup(self._ctx)
         self._state = self._trainer.configure(self._ctx)
         self._keeper = Keeper(self._ctx, self._state)
         self._random_at_start = random_state()
+        if weights is not None:
+            self._begin_with(weights)
         if payload is not None:
             self._trainer.load_state_dict(self._state, dict(payload), self._ctx)
         if checkpoint_path and hasattr(self._trainer, "load_checkpoint"):
@@ -136,6 +154,11 @@ class _Loop:
         self.category = "input"
         self._find_place(runtime)
         self._reporter.started(run_id=self._job.request_id)
+
+    def _begin_with(self, weights: Mapping[str, Any]) -> None:
+        name, lacking = self._keeper.put(weights)
+        if (began := getattr(self._reporter, "began_with", None)) is not None:
+            began(model=name, count=len(weights), lacking=lacking)
 
     def _find_place(self, runtime: Mapping[str, Any] | None) -> None:
         """Take the place in the data that a payload names; what is drawn at random on the way is what was drawn."""
@@ -189,6 +212,7 @@ class _Loop:
         if (stepped := getattr(self._reporter, "stepped", None)) is not None:
             stepped(step=self.step, max_steps=self._job.max_steps)
         control = result.control
+        self._losses = {name: _alone(result.metrics[name]) for name in _LOSSES if name in result.metrics}
         self._stops = control.stop
         if not control.skip_cadence_emit:
             self._emit(result)
@@ -198,6 +222,7 @@ class _Loop:
     def _emit(self, result: StepResult) -> None:
         job = self._job
         if _is_due(self.step, job.metric_every):
+            self._check_loss()
             self._tell_metrics(metrics_of(result, self._state, self._ctx))
         if _is_due(self.step, job.checkpoint_every):
             self._checkpoint()
@@ -214,7 +239,14 @@ class _Loop:
             with self._uploading():
                 self._uploader.upload_metrics(metrics=metrics, step=self.step)
 
+    def _check_loss(self) -> None:
+        """Raise `NonFiniteLossError` for the last step's loss; only what is told or kept is worth waiting for it."""
+        for name, value in () if self._job.allow_non_finite_loss else self._losses.items():
+            if not isfinite(loss := _number(name, value)):
+                raise NonFiniteLossError(f"`{name}` of step {self.step} is {loss}")
+
     def _checkpoint(self) -> None:
+        self._check_loss()
         with undisturbed():
             path = self._writer.write_checkpoint(
                 step=self.step, state_payload=self._payload(), trainer=self._trainer, state=self._state, ctx=self._ctx
@@ -265,6 +297,8 @@ class _Loop:
 
     def finish(self) -> int:
         """Have what the training was for kept."""
+        self.category = "train-step"
+        self._check_loss()
         with undisturbed():
             final = self._writer.finalize(
                 state_payload=self._payload(), trainer=self._trainer, state=self._state, ctx=self._ctx
@@ -309,7 +343,15 @@ def _step_result(metrics: Any, debug: Any, control: Any) -> StepResult:
             float(getattr(control, "backoff_seconds", 0.0) or 0.0),
             stop=bool(getattr(control, "stop", False)),
         )
-    return StepResult(dict(metrics or {}), dict(debug or {}), control or StepControlHints())
+    return StepResult(_named("metrics", metrics), _named("debug", debug), control or StepControlHints())
+
+
+def _named(what: str, found: Any) -> dict[str, Any]:
+    if isinstance(found, Mapping):
+        return dict(found)
+    if found is None:
+        return {}
+    raise TypeError(f"`{what}` of what `train_step` returns maps names to numbers, not {type(found).__name__}")
 
 
 def metrics_of(result: StepResult, state: Any, ctx: StepContext) -> dict[str, float]:
@@ -319,13 +361,21 @@ def metrics_of(result: StepResult, state: Any, ctx: StepContext) -> dict[str, fl
     """
     found: dict[str, float] = {}
     for name, value in result.metrics.items():
-        try:
-            found[METRIC_NAMES.get(name, name)] = to_float_scalar(value)
-        except TypeError as error:
-            raise TypeError(f"metric `{name}`: {error}") from None
+        found[METRIC_NAMES.get(name, name)] = _number(name, value)
     if RATE not in found and (rate := _rate(result, state, ctx)) is not None:
         found[RATE] = rate
     return found
+
+
+def _alone(value: Any) -> Any:
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return to_float_scalar(value)
+    except TypeError as error:
+        raise TypeError(f"metric `{name}`: {error}") from None
 
 
 def _rate(result: StepResult, state: Any, ctx: StepContext) -> float | None:

@@ -70,10 +70,7 @@ def load_trainable_module_checkpoint(
     import torch
 
     folder = Path(checkpoint_dir)
-    meta = _meta(folder)
-    if wrong := damage(folder, meta["files"]):
-        raise DamagedCheckpointError(f"the checkpoint `{folder}` cannot be used: {wrong}")
-    weights = _load_weights(folder / Path(meta["primary_path"]).name)
+    meta, weights = _meta(folder), verified_weights(folder)
     params = {name: each for name, each in module.named_parameters() if each.requires_grad}
     if odd := sorted(params.keys() ^ weights.keys()):
         raise ValueError(f"the checkpoint `{folder}` is of another module: only one of them has `{odd[0]}`")
@@ -86,6 +83,14 @@ def load_trainable_module_checkpoint(
     if optimizer is not None and meta.get("optimizer_path"):
         optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
     return meta
+
+
+def verified_weights(folder: Path) -> dict[str, Any]:
+    """Return the weights that `save_trainable_module_checkpoint` wrote; raise `DamagedCheckpointError`."""
+    meta = _meta(folder)
+    if wrong := damage(folder, meta["files"]):
+        raise DamagedCheckpointError(f"the checkpoint `{folder}` cannot be used: {wrong}")
+    return _load_weights(folder / Path(meta["primary_path"]).name)
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def _pack_mapping(value: Mapping[Any, Any], tensors: dict[str, Any], path: str) 
 def _pack_numeric(value: Any, tensors: dict[str, Any], path: str) -> Any:
     home = type(value).__module__.partition(".")[0]
     if home == "torch" and hasattr(value, "detach"):
-        tensors[path] = value
-        return {"$tensor": path}
+        name = path if path not in tensors else f"{path}#{len(tensors)}"  # as of `{"a.b": …, "a": {"b": …}}`
+        tensors[name] = value
+        return {"$tensor": name}
     if home == "torch" and type(value).__name__ in ("device", "dtype"):
         return {f"${type(value).__name__}": str(value).removeprefix("torch.")}
     if home == "numpy" and hasattr(value, "tobytes") and not value.dtype.hasobject:

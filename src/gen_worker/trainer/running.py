@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ import msgspec
 from gen_worker.api.errors import ArtifactTransferError, AuthError, CanceledError, FatalError, classify
 from gen_worker.api.producers import TrainingContext
 from gen_worker.api.types import Asset
-from gen_worker.trainer.archives import as_one_file, is_archive, unpacked
+from gen_worker.trainer.archives import is_archive, unpacked
 from gen_worker.trainer.batches import InputError, Repeated, Rows
 from gen_worker.trainer.checkpoints import (
-    FINAL,
     CheckpointError,
     CheckpointFolder,
     Resume,
@@ -33,14 +32,16 @@ from gen_worker.trainer.contracts import StatePayload, StepContext, TrainingCanc
 from gen_worker.trainer.durable import digest_of, publish
 from gen_worker.trainer.events import EventFile
 from gen_worker.trainer.handover import TrainerSubprocessContractV1, read_subprocess_contract
-from gen_worker.trainer.loop import run_training_loop, told
+from gen_worker.trainer.loop import failure_text, run_training_loop, told
 from gen_worker.trainer.optimization import seed_everything
 from gen_worker.trainer.plugins import load_trainer_plugin
 from gen_worker.trainer.spec import Dataset, SpecError, TrainingSpec, asks_to_cancel, read_spec
-from gen_worker.wire.platform import Materialize, PostJson
+from gen_worker.trainer.uploading import PlatformUploader
+from gen_worker.trainer.weights import is_weights, weights_in
+from gen_worker.wire.platform import Materialize
 
 DEFAULT_SEED = 0
-QUIET_S = 60.0
+LOOK_S = 0.02  # how soon a cancel file is seen
 _CONTENT = re.compile(r"(?:blake3|sha256):[0-9a-f]{64}")
 
 
@@ -53,6 +54,9 @@ class TrainingOrder(msgspec.Struct, kw_only=True):
 
     stores_files: bool = False
     """Whether checkpoints and samples are stored at the platform."""
+
+    cancel_path: str = ""
+    """A file that asks for the end of the training like the job spec's own: then there is time to tell of it."""
 
     dataset_files: list[Asset] = []
     """What `inputs.dataset_parquet_refs` names; what lies behind a URL is here when the job begins."""
@@ -79,8 +83,11 @@ def train_as_ordered(ctx: TrainingContext, order: TrainingOrder, base_model: str
     except (SpecError, OSError, ValueError) as error:
         raise FatalError(f"startup: {error}") from error
     training = _Training(ctx, order, contract, spec)
-    done = training.done_already()
-    return training.run(base_model) if done is None else done
+    try:
+        done = training.done_already()
+        return training.run(base_model) if done is None else done
+    finally:
+        training.leave()
 
 
 class _Training:
@@ -93,8 +100,15 @@ class _Training:
         self._spec = spec
         self._checkpoints = Path(contract.checkpoints_dir)
         self._events = EventFile(Path(contract.events_path), spec.request_id)
-        self._reporter = EventReporter(ctx, self._events, spec.cancel_file_path)
-        self._uploader = PlatformUploader(ctx, spec, self._checkpoints, stores_files=order.stores_files)
+        self._reporter = EventReporter(ctx, self._events, (spec.cancel_file_path, order.cancel_path))
+        self._uploader = PlatformUploader(
+            ctx,
+            spec,
+            self._checkpoints,
+            self._events.path,
+            stores_files=order.stores_files,
+            is_canceled=self._reporter.is_canceled,
+        )
 
     def done_already(self) -> TrainingEnd | None:
         """Return the end of a training that had come to it, None where there is more to do."""
@@ -104,8 +118,10 @@ class _Training:
         if final.checkpoint is not None:
             try:
                 self._uploader.upload_checkpoint(local_path=final.checkpoint, step=final.step)
+            except TrainingCanceled as error:
+                raise CanceledError(str(error)) from error
             except (ArtifactTransferError, AuthError) as error:
-                self._reporter.failed(step=final.step, error=f"upload: {told(error)}")
+                self._reporter.failed(step=final.step, error=failure_text("upload", error))
                 raise self._failure(error) from error
         self._reporter.completed(step=final.step, final_checkpoint=final.checkpoint)
         return self._end(final.step, final.checkpoint)
@@ -115,21 +131,26 @@ class _Training:
         try:
             trainer = self._trainer()
             batches = self._batches()
-            resume = self._resume()
+            resume = self._resume(loads=hasattr(trainer, "load_checkpoint"))
         except Exception as error:
             category = "input" if isinstance(error, InputError | CheckpointError) else "startup"
-            self._reporter.failed(step=0, error=f"{category}: {told(error)}")
+            self._reporter.failed(step=0, error=failure_text(category, error))
             raise self._failure(error) from error
         self._reporter.resumed_from = resume.step if resume is not None else None
+        self._reporter.weights_from = str(resume.path) if resume is not None and resume.weights is not None else ""
         try:
             step = self._loop(trainer, batches, resume, base_model)
-        except TrainingCanceled as error:
+        except (TrainingCanceled, CanceledError) as error:
             raise CanceledError(str(error)) from error
         except Exception as error:
             if classify(error).kind == "out_of_memory":
                 raise  # another process may have more room
             raise self._failure(error) from error
         return self._end(step, self._reporter.final_checkpoint)
+
+    def leave(self) -> None:
+        """Have told what there is time for."""
+        self._uploader.leave()
 
     def _loop(self, trainer: Any, batches: Iterable[Any], resume: Resume | None, base_model: str) -> int:
         spec = self._spec
@@ -152,8 +173,9 @@ class _Training:
             artifact_writer=CheckpointFolder(self._checkpoints, spec.request_id, samples, keep=spec.keep_checkpoints),
             uploader=self._uploader,
             start_step=0 if resume is None else resume.step,
-            resume_state_payload=None if resume is None else resume.payload,
+            resume_state_payload=None if resume is None or resume.weights is not None else resume.payload,
             resume_checkpoint_path=None if resume is None else resume.checkpoint_dir,
+            resume_weights=None if resume is None else resume.weights,
             checkpoint_on_cancel=True,
         )
 
@@ -173,7 +195,7 @@ class _Training:
             raise InputError("there is nothing to train on: the job spec has neither a `dataset` nor `mock_batches`")
         return Repeated(spec.mock_batches)
 
-    def _resume(self) -> Resume | None:
+    def _resume(self, *, loads: bool) -> Resume | None:
         """Return what to go on from: a checkpoint of this training where that is wanted, else the one that is named."""
         own = latest(self._checkpoints, self._spec.request_id, self._warn) if self._order.resume else None
         if own is not None:
@@ -186,7 +208,7 @@ class _Training:
         path = Path(named)
         if is_archive(path):
             path = unpacked(path, self._checkpoints.parent / "inputs" / "checkpoint")
-        return checkpoint_at(path, self._warn)
+        return checkpoint_at(path, self._warn, loads=loads)
 
     def _here(self, asset: Asset) -> str:
         """Return where a file of the inputs is; a content of the platform is had from there now."""
@@ -207,8 +229,7 @@ class _Training:
         return str(path)
 
     def _failure(self, error: Exception) -> FatalError:
-        text = self._reporter.error or told(error)
-        return FatalError(text.replace("upload: AuthError", "auth: AuthError", 1))
+        return FatalError(self._reporter.error or told(error))
 
     def _warn(self, text: str) -> None:
         self._ctx.log(text, "warning")
@@ -226,18 +247,26 @@ class _Training:
         )
 
 
-def checkpoint_at(path: Path, complain: Callable[[str], None]) -> Resume:
-    """Return the checkpoint that a path names: a step file, a folder of them, or a folder that a plugin wrote.
+def checkpoint_at(path: Path, complain: Callable[[str], None], *, loads: bool) -> Resume:
+    """Return what a path has to go on from.
 
-    Raises `CheckpointError`.
+    That is a step file, or a folder of them: all of it; a folder that a plugin wrote, for one that `loads` it; else
+    weights alone, a safetensors file or a folder of some, with which a training begins at step 0. Raises
+    `CheckpointError`.
     """
     if not path.is_dir():
-        return read_checkpoint(path)
+        return Resume(0, StatePayload({}), None, path, weights_in(path)) if is_weights(path) else read_checkpoint(path)
     if (found := latest(path, "", complain)) is not None:
         return found
     if not any(path.iterdir()):
         raise CheckpointError(f"`{path}` has no checkpoint")
-    return Resume(0, StatePayload({}), str(path), path)
+    if loads:
+        return Resume(0, StatePayload({}), str(path), path)
+    if (weights := weights_in(path)) is not None:
+        return Resume(0, StatePayload({}), None, path, weights)
+    raise CheckpointError(
+        f"`{path}` has no step file and no safetensors file, and the trainer has no `load_checkpoint`"
+    )
 
 
 def device_of_process() -> str:
@@ -251,20 +280,29 @@ def device_of_process() -> str:
 class EventReporter:
     """Tells of a training in its events' file, where there is one, and to whoever asked for it."""
 
-    def __init__(self, ctx: TrainingContext, events: EventFile | None = None, cancel_file: str = "") -> None:
+    def __init__(self, ctx: TrainingContext, events: EventFile | None = None, cancel_files: Sequence[str] = ()) -> None:
         self._ctx = ctx
         self._events = events
-        self._cancel_file = cancel_file
+        self._cancel_files = [path for path in cancel_files if path]
+        self._looked_at = -LOOK_S
+        self._asked = False
         self.resumed_from: int | None = None
+        self.weights_from = ""
         self.error = ""
         self.final_checkpoint: str | None = None
 
     def started(self, *, run_id: str) -> None:
         """The first batch is about to be taken."""
         resumed = {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
-        self._write("started", run_id=run_id, **resumed)
-        if resumed:
+        weights = {"weights_from": self.weights_from} if self.weights_from else {}
+        self._write("started", run_id=run_id, **resumed, **weights)
+        if resumed and not weights:
             self._ctx.log(f"the training goes on from step {self.resumed_from}")
+
+    def began_with(self, *, model: str, count: int, lacking: int) -> None:
+        """Weights were put in place."""
+        text = f"`{model}` begins with {count} tensors of `{self.weights_from}`: step 0, with a fresh optimizer"
+        self._ctx.log(f"{text}; {lacking} that it trains are not there" if lacking else text)
 
     def stepped(self, *, step: int, max_steps: int) -> None:
         """A step was taken."""
@@ -295,87 +333,18 @@ class EventReporter:
         overdue = self._ctx.time_remaining() == 0
         if overdue or not isinstance(raised, Exception) or classify(raised).kind == "out_of_memory":
             return
-        self._write("failed", step=step, error=error)
+        try:
+            self._write("failed", step=step, error=error)
+        except OSError as full:  # the supervisor tells it, once there is room
+            self._ctx.log(f"`failed` is not among the events: {full}", "warning")
 
     def is_canceled(self) -> bool:
         """Whether the training shall end."""
-        return self._ctx.cancelled or bool(self._cancel_file and asks_to_cancel(self._cancel_file))
+        if not self._asked and self._cancel_files and time.monotonic() - self._looked_at >= LOOK_S:
+            self._looked_at = time.monotonic()
+            self._asked = any(map(asks_to_cancel, self._cancel_files))
+        return self._asked or self._ctx.cancelled
 
     def _write(self, event: Any, **more: Any) -> None:
         if self._events is not None:
             self._events.write(event, **more)
-
-
-class PlatformUploader:
-    """Takes numbers and files to where the job spec says, through the job's context.
-
-    Numbers, samples and checkpoints on the way are told of and passed over where they cannot be taken there; the final
-    checkpoint must.
-    """
-
-    def __init__(self, ctx: TrainingContext, spec: TrainingSpec, checkpoints: Path, *, stores_files: bool) -> None:
-        self._ctx = ctx
-        self._spec = spec
-        self._checkpoints = checkpoints
-        self._stores_files = stores_files
-        self._quiet_until = 0.0
-        self.final: dict[str, Any] = {}
-        """What is known of the final checkpoint where it went."""
-
-    def upload_metrics(self, *, metrics: Mapping[str, float], step: int) -> None:
-        """Post the numbers of a step."""
-        self._ctx.log(f"step {step}: {', '.join(f'{name} {value:.6g}' for name, value in metrics.items())}")
-        numbers = {name: value if isfinite(value) else str(value) for name, value in metrics.items()}
-        self._try(lambda: self._post("metrics_url", {"step": step, "metrics": numbers}))
-
-    def upload_checkpoint(self, *, local_path: str, step: int) -> None:
-        """Store a checkpoint and post what it is."""
-        final = (self._checkpoints / FINAL).exists()
-        if not final:
-            self._try(lambda: self._checkpoint(Path(local_path), step, final=False))
-        elif not self.final:
-            self.final = self._checkpoint(Path(local_path), step, final=True)
-
-    def _checkpoint(self, path: Path, step: int, *, final: bool) -> dict[str, Any]:
-        stored = self._stored(path, "checkpoints", f"{step:08d}" if not final else "final")
-        size = path.stat().st_size if path.is_file() else 0
-        document = {"step": step, "local_path": str(path), "size_bytes": size, "final": final, **stored}
-        self._post("checkpoint_url", document)
-        return document
-
-    def upload_sample(self, *, local_path: str, step: int) -> None:
-        """Store a sample and post what it is."""
-
-        def upload() -> None:
-            stored = self._stored(Path(local_path), "samples", f"{step:08d}")
-            self._post("sample_url", {"step": step, "local_path": local_path, **stored})
-
-        self._try(upload)
-
-    def _stored(self, path: Path, category: str, slot: str) -> dict[str, Any]:
-        if not self._stores_files or not path.exists():
-            return {}
-        owner = self._spec.owner or "local"
-        folder = f"v1/{owner}/jobs/{self._spec.job_id or self._spec.request_id}/{category}"
-        with as_one_file(path) as file:
-            kept = self._ctx.save_file(f"{folder}/{slot}-{file.name}", file)
-        return {"file_ref": kept.ref, "sha256": kept.sha256, "uploaded_size_bytes": kept.size_bytes}
-
-    def _post(self, target: str, document: Mapping[str, Any]) -> None:
-        if target not in self._spec.targets:
-            return
-        platform = self._ctx._platform
-        if platform is None:
-            return
-        whose = {"request_id": self._spec.request_id, "kind": self._spec.kind}
-        platform.call(PostJson(target=target, document={**whose, **document}))
-
-    def _try(self, upload: Callable[[], object]) -> None:
-        """Upload what may be missing: after one that failed, `QUIET_S` pass before the training waits for another."""
-        if time.monotonic() < self._quiet_until:
-            return
-        try:
-            upload()
-        except ArtifactTransferError as error:
-            self._quiet_until = time.monotonic() + QUIET_S
-            self._ctx.log(f"not told: {error}; it is tried again after {QUIET_S:.0f} s", "warning")

@@ -5,6 +5,7 @@ It is read twice: by the process that supervises the training, which keeps the t
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from math import isfinite
@@ -19,6 +20,9 @@ from gen_worker.trainer.contracts import EarlyStop, TrainingJobSpec
 DEFAULT_PATH = "/app/.cozy/trainer_job.json"
 API_VERSION = "v1"
 TARGETS = ("metrics_url", "checkpoint_url", "sample_url", "terminal_url")
+_REPO_HINTS = ("destination_repo", "repo", "output_repo")
+_JOB_HINTS = ("job_id", "conversion_job_id", "training_job_id")
+LEAST = 'the least of one is {"trainer": "module:Symbol", "request_id": "first", "max_steps": 100, "mock_batches": [1]}'
 _YES = ("", "1", "true", "yes", "y", "on", "cancel", "canceled", "cancelled")
 
 
@@ -86,6 +90,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
     orchestrated: bool = False
     max_runtime_seconds: float | None = None
     cancel_file_path: str = ""
+    upload_patience_seconds: float = 600.0
     base_url: str = ""
     uploads: Uploads = Uploads()
     inputs: Inputs = Inputs()
@@ -99,6 +104,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpu_count: int = 1
     dtype: str = "bf16"
     early_stop: _EarlyStop | None = None
+    allow_non_finite_loss: bool = False
     execution_hints: dict[str, Any] = {}
     kind: str = "training"
     destination_repo: str = ""
@@ -123,6 +129,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
             self.release_ref,
             {"max_steps": self.max_steps, **self.hyperparams},
             early_stop=None if rule is None else EarlyStop(**msgspec.structs.asdict(rule)),
+            allow_non_finite_loss=self.allow_non_finite_loss,
         )
 
     @property
@@ -130,6 +137,22 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
         """What samples are made of; a text stands for a prompt of that name."""
         told = [{"prompt": each} if isinstance(each, str) else dict(each) for each in self.sample_prompts]
         return [{"name": f"sample-{number:02d}", **each} for number, each in enumerate(told)]
+
+    @property
+    def work_id(self) -> str:
+        """What names the training at the platform, over all of its attempts; empty where nobody says it."""
+        return self.job_id or _hint(self.execution_hints, _JOB_HINTS)
+
+    @property
+    def repository(self) -> str:
+        """The repository that what was trained is published to; empty: none."""
+        return self.destination_repo or _hint(self.execution_hints, _REPO_HINTS)
+
+    @property
+    def repository_tags(self) -> list[str]:
+        """The tags that are moved to what is published."""
+        told = self.execution_hints.get("destination_repo_tags", ())
+        return [str(tag) for tag in told] if isinstance(told, list | tuple) else [str(told)]
 
     @property
     def targets(self) -> dict[str, str]:
@@ -149,6 +172,10 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True):
         return json.dumps(told, indent=1).encode() + b"\n"
 
 
+def _hint(hints: Mapping[str, object], names: tuple[str, ...]) -> str:
+    return next((str(hints[name]) for name in names if hints.get(name)), "")
+
+
 def read_spec(path: str | os.PathLike[str]) -> TrainingSpec:
     """Return what a job spec says; raise `SpecError` for what is no training.
 
@@ -161,10 +188,10 @@ def read_spec(path: str | os.PathLike[str]) -> TrainingSpec:
         reason = (error.strerror or str(error)).lower()
         hint = "set `TRAINER_JOB_SPEC_PATH` to the file that describes the training"
         raise SpecError("startup.missing_job_spec_path", f"no job spec at `{place}`: {reason}", hint) from None
-    except ValueError as error:
-        raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON: {error}", LEAST) from None
     if not isinstance(document, dict):
-        raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON object")
+        raise SpecError("startup.invalid_job_spec", f"`{place}` is no JSON object", LEAST)
     return checked(document)
 
 
@@ -190,12 +217,38 @@ def checked(document: Mapping[str, Any]) -> TrainingSpec:
     try:
         spec = msgspec.convert(plain, TrainingSpec, strict=False)
         _check(spec)
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise SpecError("startup.invalid_job_spec", str(error)) from None
+    except (ValueError, TypeError) as error:
+        raise SpecError("startup.invalid_job_spec", _in_words(error), LEAST) from None
     if spec.orchestrated and not spec.capability_token:
         text = "`capability_token` is missing, which a training that is `orchestrated` needs"
-        raise SpecError("startup.missing_capability_token", text)
+        hint = "the platform that starts the training gives it one; without a platform leave `orchestrated` out"
+        raise SpecError("startup.missing_capability_token", text, hint)
     return spec
+
+
+def _in_words(error: Exception) -> str:
+    """Return what is wrong with a job spec as a person says it."""
+    text, _, place = str(error).partition(" - at `$")
+    place = place.rstrip("`").lstrip(".")
+    if lacking := _LACKS.fullmatch(text):
+        return f"the job spec has no `{f'{place}.' if place else ''}{lacking[1]}`"
+    if other := _OTHER.fullmatch(text):
+        wanted, got = ("/".join(_TYPES.get(each, each) for each in kind.split(" | ")) for kind in other.groups())
+        return f"`{place}` takes {wanted.replace('/', ' or ')}, not {got}"
+    return str(error)
+
+
+_LACKS = re.compile("Object missing required field `(.+)`")
+_OTHER = re.compile("Expected `(.+)`, got `(.+)`")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "nothing",
+}
 
 
 def _check_timeout(value: object) -> None:
@@ -207,7 +260,7 @@ def _check_timeout(value: object) -> None:
         seconds = -1.0
     if not (isfinite(seconds) and seconds > 0):
         text = f"`max_runtime_seconds` takes a number of seconds above 0, not {value!r}"
-        raise SpecError("startup.invalid_timeout", text)
+        raise SpecError("startup.invalid_timeout", text, "leave it out for a training that may take any time")
 
 
 def _check(spec: TrainingSpec) -> None:
@@ -216,6 +269,8 @@ def _check(spec: TrainingSpec) -> None:
     _ = spec.job
     if spec.keep_checkpoints < 0:
         raise ValueError(f"`keep_checkpoints` takes 0 or more, not {spec.keep_checkpoints}")
+    if not spec.upload_patience_seconds >= 0:
+        raise ValueError(f"`upload_patience_seconds` takes 0 or more, not {spec.upload_patience_seconds}")
     if spec.gpu_count < 1:
         raise ValueError(f"`gpu_count` takes 1 or more, not {spec.gpu_count}")
     has_rows = bool(spec.dataset and spec.dataset.parquet_paths) or bool(spec.inputs.dataset_parquet_refs)

@@ -99,19 +99,20 @@ class Channel(Generic[Incoming]):
         was not sent and its number not used), `OSError` when the peer is gone.
         """
         with self._sending:
-            packet = self._packet((self.generation, self._sent, message))
+            frame = (self.generation, self._sent, message)
+            try:
+                packet = self._encode(frame)
+            except UnicodeEncodeError:  # the text of an author's exception may hold anything
+                packet = self._encode(sendable(frame))
             if len(packet) > FRAME_LIMIT:
                 raise ProtocolError(
                     f"a `{type(message).__name__}` frame of {len(packet)} bytes, the limit is {FRAME_LIMIT}"
                 )
-            send_packet(self.sock, packet, descriptors)
+            if descriptors:
+                send_packet(self.sock, packet, descriptors)
+            else:
+                self.sock.send(packet, _NOSIGNAL)
             self._sent += 1
-
-    def _packet(self, frame: tuple[int, int, object]) -> bytes:
-        try:
-            return self._encode(frame)
-        except UnicodeEncodeError:  # the text of an author's exception may hold anything
-            return self._encode(sendable(frame))
 
     def count_sent(self) -> None:
         """Count a frame that a forked copy of this process sent in its stead."""

@@ -84,10 +84,18 @@ class Destination(msgspec.Struct, array_like=True, frozen=True):
     traceparent: str = ""  # of the job's span
     file_api: bool = False  # it is one of the earlier generation, with a route for each file
     targets: dict[str, str] = {}  # URLs that came with the job, by the names under which it may post to them
+    repo: str = ""  # its files go into a revision of this repository; "": to the media of its owner
+    opening: dict[str, str] = {}  # what such a revision is opened with
 
     def __repr__(self) -> str:
         """Leave out the token, and URLs that may be signed."""
         return without(self, "token", "targets")
+
+
+def with_token(destination: Destination, of: Destination, token: str) -> Destination:
+    """Return where a job's files go with its fresh token, where it is the job `of`; else as it is."""
+    named = [(each.base_url, each.request_id, each.attempt) for each in (destination, of)]
+    return msgspec.structs.replace(destination, token=token) if named[0] == named[1] else destination
 
 
 class Upload(_Message):
@@ -123,6 +131,18 @@ class EndPlatform(_Message):
     destination: Destination
 
 
+class RenewToken(_Message):
+    """Exchange a job's token for a fresh one, which is shown from then on; ends in one `TokenRenewed`."""
+
+    number: int
+    destination: Destination
+    worker_token: str  # the worker's own, by which the platform knows who asks
+
+    def __repr__(self) -> str:
+        """Leave out the token."""
+        return without(self, "worker_token")
+
+
 class FetchInput(_Message):
     """Have a file of a payload at `path`, which is not there yet; ends in `InputFetched` or `InputFailed`."""
 
@@ -137,7 +157,7 @@ class FetchInput(_Message):
 
 
 FetchOrder: TypeAlias = (
-    Configure | Fetch | Abort | Keep | TakeStock | Hold | Upload | FetchInput | CallPlatform | EndPlatform
+    Configure | Fetch | Abort | Keep | TakeStock | Hold | Upload | FetchInput | CallPlatform | EndPlatform | RenewToken
 )
 
 
@@ -274,6 +294,20 @@ class PlatformAnswered(_Message):
     status: int = 0
 
 
+class TokenRenewed(_Message):
+    """A job's fresh token, or why there is none."""
+
+    number: int
+    token: str = ""
+    error: str = ""
+    retryable: bool = False
+    known: bool = True  # whether the platform has heard of renewing tokens at all
+
+    def __repr__(self) -> str:
+        """Leave out the token."""
+        return without(self, "token")
+
+
 FetchReport: TypeAlias = (
     Fetching
     | Fetched
@@ -289,4 +323,5 @@ FetchReport: TypeAlias = (
     | InputFetched
     | InputFailed
     | PlatformAnswered
+    | TokenRenewed
 )

@@ -552,6 +552,8 @@ class Save(_Message):
     length: int
     inline: bytes | None = None
     create: bool = False  # only where nothing is kept under `ref`; else the answer is the failure `exists`
+    repo: str = ""  # a producer's destination `owner/name`, into which the file goes where there is a platform
+    opening: dict[str, str] = {}  # what a revision of it is opened with
 
 
 class Call(_Message):

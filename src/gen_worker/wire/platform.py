@@ -105,6 +105,13 @@ class Materialize(Verb[Materialized], frozen=True):
     digest: str
 
 
+class KeepContent(Verb[Done], frozen=True):
+    """Store the first `length` bytes of the attached descriptor, so that what is published next may name them."""
+
+    ref: str
+    length: int
+
+
 class Located(msgspec.Struct, frozen=True):
     """Where a model lies. With the answer comes its lease: nobody evicts it before that descriptor is closed."""
 
@@ -180,6 +187,7 @@ AnyVerb: TypeAlias = (
     | ReadMetadata
     | WriteMetadata
     | Materialize
+    | KeepContent
     | FetchRepo
     | FindDataset
     | PublishDataset
@@ -194,6 +202,7 @@ ANSWERS: dict[type[Verb[Any]], type[Any]] = {
     ReadMetadata: Metadata,
     WriteMetadata: Metadata,
     Materialize: Materialized,
+    KeepContent: Done,
     FetchRepo: Located,
     FindDataset: FoundDataset,
     PublishDataset: PublishedDataset,

@@ -68,7 +68,8 @@ class NoFunctionError(LookupError):
         super().__init__(f"no function `{name}` in `{survey.module}`")
         there = sorted(function.name for function in survey.functions)
         near = get_close_matches(name, there, n=1)
-        self.hint = f"did you mean `{near[0]}`?" if near else "available: " + ", ".join(f"`{each}`" for each in there)
+        listed = ", ".join(f"`{each}`" for each in there)
+        self.hint = (f"did you mean `{near[0]}`? " if near else "") + f"available: {listed}"
 
 
 class Survey(msgspec.Struct, frozen=True):

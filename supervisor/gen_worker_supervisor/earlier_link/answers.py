@@ -20,6 +20,7 @@ _TYPES = {
     "RetryableError": "retryable",
     "ResourceError": "resource",
     "OutOfMemoryError": "resource",
+    "WrongTypeError": "internal",  # what a child says of an output that is not of its type
     "FatalError": "fatal",
     "AuthError": "auth",
 }
@@ -86,7 +87,9 @@ def close_reason(outcome: Outcome, *, closed: bool) -> str:
         return "closed" if closed else "completed"
     if outcome.raised:
         return f"error:{outcome.raised[0]}"
-    return error_type(outcome) if outcome.kind in ("canceled", "killed") else f"error:{outcome.kind}"
+    if outcome.kind in ("canceled", "killed"):
+        return error_type(outcome)
+    return f"error:{'child_died' if outcome.kind == 'retryable' else outcome.kind}"  # nobody raised that
 
 
 def _told(outcome: Outcome, kind: str, hide: Callable[[str], str]) -> str:

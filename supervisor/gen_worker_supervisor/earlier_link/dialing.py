@@ -3,8 +3,10 @@
 import msgspec
 
 from gen_worker.settings import Settings
-from gen_worker_supervisor.link.dialing import HOPS, STEADY_S, Chance, Dial, Ended, Fatal
+from gen_worker_supervisor.link.dialing import HOPS, STEADY_S, UNHEARD, Chance, Dial, Ended, Fatal
 from gen_worker_supervisor.link.target import Target, redirected
+
+UNHEARD_TRIES = 3  # in a row: the registration is written first, and who refuses it at once may name the leader
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +40,7 @@ class EarlierDialing:
         self._hops = 0
         self._failed = 0  # attempts in a row, since one was answered
         self._pauses = 0
+        self._unheard = 0  # in a row
 
     def first(self) -> Dial:
         """Return the first place to dial."""
@@ -48,6 +51,9 @@ class EarlierDialing:
         if hop := self._hop(end):
             self._dialed = hop
             return Dial(hop, redirect=True)
+        self._unheard = self._unheard + 1 if end.details == UNHEARD else 0
+        if 0 < self._unheard <= UNHEARD_TRIES:
+            return Dial(self._dialed)
         if end.acknowledged:
             self._failed = self._pauses = self._turn = 0
         self._failed += 1

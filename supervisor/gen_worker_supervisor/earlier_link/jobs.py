@@ -1,14 +1,17 @@
 """The runs of an earlier orchestrator: each is run once for each time it comes, and its result is never lost."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 
+from gen_worker.settings import Secret
 from gen_worker.wire.earlier import (
     DeploymentModelConfig,
     InterruptTaskCommand,
+    RealtimeOpenCommand,
     Report,
     TaskExecutionRequest,
     TaskExecutionResult,
@@ -18,6 +21,8 @@ from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import REQUEST_ID_CHARS, TENANT_CHARS, EarlierRun, Event
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.earlier_link.answers import BUSY, error_type, failed, refused
+from gen_worker_supervisor.earlier_link.models import EarlierModels
+from gen_worker_supervisor.earlier_link.required import Missing, NotRequirableError, Wish, required
 from gen_worker_supervisor.earlier_link.results import Results
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.link.events import Events
@@ -28,6 +33,7 @@ OUTPUT_BYTES = (
     48 << 20
 )  # the longest output, and the longest piece of one, so that all of its message stays below the wire's limit
 LINK = "scheduler"
+OVERDUE = "deadline exceeded"
 TRUNCATED = b'{"truncated":true}'
 
 
@@ -40,14 +46,27 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     delta_events: int = 0
 
 
+class Files(NamedTuple):
+    """Where the files of runs go for which the orchestrator names no place, and what is shown there."""
+
+    base_url: str
+    token: Secret
+
+
 class EarlierJob:
     """The orchestrator as the client of one run."""
 
     link = LINK
 
-    def __init__(self, jobs: "EarlierJobs", run: TaskExecutionRequest) -> None:
+    def __init__(
+        self, jobs: "EarlierJobs", run: TaskExecutionRequest, function: Function, earlier: EarlierRun, now: float
+    ) -> None:
         self.run = run
-        self.job: Job | None = None
+        self.function = function
+        self.earlier = earlier
+        self.deadline = now + run.timeout_ms / 1000 if run.timeout_ms > 0 else None
+        self.job: Job | None = None  # once the models that the run requires are here
+        self.wish: Wish | None = None
         self.events = Events()
         self.deltas = 0
         self._jobs = jobs
@@ -95,10 +114,21 @@ class _Told(msgspec.Struct):
 class EarlierJobs:
     """All runs, from their request to their result's way out."""
 
-    def __init__(self, supervisor: Supervisor, send: Callable[[Report], Any], limits: Limits) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        send: Callable[[Report], Any],
+        models: EarlierModels,
+        limits: Limits,
+        files: Files,
+        described: Collection[str] = (),
+    ) -> None:
         self.supervisor = supervisor
         self.send = send
+        self.models = models
         self.limits = limits
+        self._described = described  # models whose files children find for themselves
+        self._files = files
         self.results = Results()
         self.gates: dict[str, str] = {}  # why functions are not available here, by name
         self.others: Callable[[], int] = lambda: 0
@@ -120,12 +150,44 @@ class EarlierJobs:
         if isinstance(function, str) or refusal is not None:
             self._ship(refusal or refused(run.run_id, "internal", str(function)))
             return
-        self._submit(run, function)
+        try:
+            model_ids = self.required(run.required_models, function)
+        except NotRequirableError as error:
+            self._ship(refused(run.run_id, "validation", str(error)))
+            return
+        facts = self.facts(run.tenant_id, run.user_id, run.timeout_ms)
+        client = self._clients[run.run_id] = EarlierJob(self, run, function, facts, time.monotonic())
+        if model_ids:
+            client.wish = self.models.have(model_ids, partial(self._stocked, client))
+        else:
+            self._submit(client)
+
+    def required(self, names: Sequence[str], function: Function) -> tuple[str, ...]:
+        """Return the ids of models that have to be here before a function is called; raise `NotRequirableError`."""
+        return required(names, function.own, self._config, self._described) if names else ()
+
+    def _stocked(self, client: EarlierJob, missing: Missing | None) -> None:
+        """The models that a run requires are here, or one of them cannot be."""
+        if missing is None:
+            self._submit(client)
+        else:
+            self._give_up(client, "retryable" if missing.retryable else "fatal", missing.text)
+
+    def _give_up(self, client: EarlierJob, kind: str, text: str) -> None:
+        """End a run that waits for models."""
+        if client.wish is not None:
+            client.wish.give_up()
+        del self._clients[client.run.run_id]
+        self._ship(refused(client.run.run_id, kind, text))
 
     def interrupt(self, order: InterruptTaskCommand) -> None:
         """End a run; one that is not under way is none of ours."""
         client = self._clients.get(order.run_id)
-        if client is not None and client.job is not None and not client.job.ended:
+        if client is None:
+            return
+        if client.job is None:
+            self._give_up(client, "canceled", "canceled")
+        elif not client.job.ended:
             self.supervisor.end(client.job, Reason.CANCEL)
 
     def configure(self, config: DeploymentModelConfig) -> None:
@@ -142,11 +204,9 @@ class EarlierJobs:
 
     def busy(self, function: Function) -> bool:
         """Whether so many jobs are held that another one has to go elsewhere."""
-        held = [client.job for client in self._clients.values() if client.job is not None]
-        of_function = sum(job.function.name == function.name for job in held)
-        return (
-            0 < self.limits.concurrency <= len(held) + self.others() or 0 < function.own.max_concurrency <= of_function
-        )
+        held = len(self._clients) + self.others()
+        of_function = sum(client.function.name == function.name for client in self._clients.values())
+        return 0 < self.limits.concurrency <= held or 0 < function.own.max_concurrency <= of_function
 
     def unavailable(self, function: Function) -> str:
         """Return why a function cannot be run now, elsewhere perhaps; "" where it can."""
@@ -163,6 +223,13 @@ class EarlierJobs:
         keys = dict(config.model_id_by_key)
         return EarlierRun(tenant_id, user_id, timeout_ms, tuple(config.supported_model_ids), keys)
 
+    def destination(self, run: TaskExecutionRequest | RealtimeOpenCommand, run_id: str) -> Destination:
+        """Return where a run's files go and come from: a file API of the earlier generation."""
+        base_url, token = run.file_base_url, run.file_token
+        if not base_url:  # else what is ours is shown to nobody
+            base_url, token = self._files.base_url, token or str(self._files.token)
+        return Destination(base_url.rstrip("/"), token, run_id, 1, run.tenant_id, file_api=True)
+
     def _refusal(self, run: TaskExecutionRequest, function: Function | str) -> TaskExecutionResult | None:
         if isinstance(function, str):
             return refused(run.run_id, "internal", function)
@@ -178,8 +245,9 @@ class EarlierJobs:
         unavailable = self.unavailable(function)
         return refused(run.run_id, "retryable", unavailable) if unavailable else None
 
-    def _submit(self, run: TaskExecutionRequest, function: Function) -> None:
-        client = self._clients[run.run_id] = EarlierJob(self, run)
+    def _submit(self, client: EarlierJob) -> None:
+        run = client.run
+        function = self.supervisor.fleet.functions[client.function.name]  # its models may have been described since
         client.job = self.supervisor.submit(
             client,
             request_id=run.run_id,
@@ -189,20 +257,26 @@ class EarlierJobs:
             stream=function.surveyed.streams,
             events=True,
             remote=True,
-            timeout_s=run.timeout_ms / 1000 if run.timeout_ms > 0 else None,
+            timeout_s=None if client.deadline is None else client.deadline - time.monotonic(),
             reruns=False,
-            destination=destination(run.file_base_url, run.file_token, run.run_id, run.tenant_id),
+            destination=self.destination(run, run.run_id),
             wire=True,
             tenant=run.tenant_id[:TENANT_CHARS],
-            earlier=self.facts(run.tenant_id, run.user_id, run.timeout_ms),
+            earlier=client.earlier,
         )
 
     def tick(self) -> None:
-        """Tell of progress that was held back."""
+        """Tell of progress that was held back, and end what has waited for models for too long."""
         now = time.monotonic()
-        for client in self._clients.values():
+        for client in list(self._clients.values()):
             if client.events.waiting:
                 client.told(client.events.due(now))
+            if client.job is not None:
+                continue
+            if client.deadline is not None and now > client.deadline:
+                self._give_up(client, "fatal", OVERDUE)
+            elif self.supervisor.fleet.draining:
+                self._give_up(client, "retryable", "worker draining")
 
     # --- what became of it ---
 
@@ -266,11 +340,6 @@ class EarlierJobs:
 def sendable(limit: int) -> int:
     """Return how long a piece of an output may be where this is the limit, 0 for none: the wire has one of its own."""
     return min(limit or OUTPUT_BYTES, OUTPUT_BYTES)
-
-
-def destination(base_url: str, token: str, run_id: str, tenant_id: str) -> Destination:
-    """Return where a run's files go and come from: the file API of the earlier generation."""
-    return Destination(base_url.rstrip("/"), token, run_id, 1, tenant_id, file_api=True)
 
 
 def release(body: OutputBody) -> None:

@@ -1,13 +1,17 @@
-"""What an earlier orchestrator wants loaded and unloaded, over the same operations as any other's."""
+"""What an earlier orchestrator wants loaded, unloaded, or here for its runs, by the same operations as any other's."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from gen_worker.models.refs import RefError
 from gen_worker.wire.earlier import LoadModelCommand, LoadModelResult, Report, UnloadModelCommand, UnloadModelResult
 from gen_worker.wire.scheduler import ModelEvent, ModelOp, ModelOpKind, ModelState, WorkerFrame
+from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.earlier_link.registration import hot_names, model_id
+from gen_worker_supervisor.earlier_link.required import Missing, Wish, canonical
 from gen_worker_supervisor.link.models import LinkModels
 from gen_worker_supervisor.link.residency import residency
+from gen_worker_supervisor.phases import ModelState as Coming
 from gen_worker_supervisor.supervisor import Supervisor
 
 
@@ -19,8 +23,8 @@ class EarlierModels:
         supervisor.fleet.catalog.orchestrated = False  # nobody describes models here: their hub does
         self._supervisor = supervisor
         self._send = send
-        self._loading: dict[str, None] = {}
-        self._unloading: dict[str, None] = {}
+        self._commands: dict[tuple[ModelOpKind, str], dict[str, None]] = {}  # the ids of each model that wait
+        self._wishes: list[Wish] = []
 
     @property
     def when_stocked(self) -> Callable[[Callable[[], None]], None]:
@@ -40,29 +44,90 @@ class EarlierModels:
 
     def load(self, command: LoadModelCommand) -> None:
         """Have a model on a device; one result follows."""
-        self._operate(ModelOpKind.LOAD, command.model_id, self._loading)
+        self._command(ModelOpKind.LOAD, command.model_id)
 
     def unload(self, command: UnloadModelCommand) -> None:
         """Have a model on no device; one result follows."""
-        self._operate(ModelOpKind.UNLOAD, command.model_id, self._unloading)
+        self._command(ModelOpKind.UNLOAD, command.model_id)
 
-    def _operate(self, kind: ModelOpKind, model_id: str, waiting: dict[str, None]) -> None:
-        if model_id in waiting:
-            return  # the one under way answers for both
-        waiting[model_id] = None
-        self.places.operate(ModelOp(op=kind, ref=model_id))
+    def have(self, model_ids: Sequence[str], then: Callable[[Missing | None], None]) -> Wish:
+        """Have models on the disk at least; `then` hears of it, before this returns where they are here."""
+        refs = {self.places.name_of(ref): ref for ref in map(self._ref, model_ids)}
+        wish = Wish(refs, then)
+        coming = {name for other in self._wishes for name in other.names}
+        self._wishes.append(wish)
+        for name, ref in refs.items():
+            if name not in coming and not wish.is_over:
+                self.places.operate(ModelOp(op=ModelOpKind.DOWNLOAD, ref=ref))
+        return wish
+
+    def _command(self, kind: ModelOpKind, commanded: str) -> None:
+        ref = self._ref(commanded)
+        try:
+            name = self.places.name_of(ref)
+        except RefError as error:
+            self._answer(kind, commanded, str(error))
+            return
+        waiting = self._commands.setdefault((kind, name), {})
+        waiting[commanded] = None
+        if len(waiting) == 1:  # else the one under way answers for both
+            self.places.operate(ModelOp(op=kind, ref=ref))
+
+    def _ref(self, told: str) -> str:
+        """Return what an id means on the other link: no tag is `latest`, unless a function binds what it says there."""
+        try:
+            spelled = canonical(told)
+        except RefError:
+            return told
+        fleet = self._supervisor.fleet
+        bound = {fleet.catalog.name_of(slot.wanted) for each in fleet.variants() for slot in each.surveyed.slots}
+        as_it_is = self.places.name_of(spelled) not in bound and self.places.name_of(told) in bound
+        return told if as_it_is else spelled
 
     def _told(self, frame: WorkerFrame) -> None:
-        """Hear what became of a model: it may be the end of a command."""
-        if not isinstance(frame, ModelEvent):
+        """Hear what became of a model: it may be the end of a command, or of a wait."""
+        if not isinstance(frame, ModelEvent) or frame.state is ModelState.DOWNLOADING:
             return
+        name = self.places.name_of(frame.ref)
         failed = frame.state is ModelState.FAILED
-        if frame.ref in self._loading and (failed or self._is_held(frame)):
-            del self._loading[frame.ref]
-            self._send(LoadModelResult(model_id=frame.ref, success=not failed, error_message=frame.error))
-        elif frame.ref in self._unloading and frame.state is not ModelState.DOWNLOADING:
-            del self._unloading[frame.ref]
-            self._send(UnloadModelResult(model_id=frame.ref, success=not failed, error_message=frame.error))
+        if failed or self._is_held(frame):
+            self._end(ModelOpKind.LOAD, name, frame.error)
+        self._end(ModelOpKind.UNLOAD, name, frame.error)
+        if failed and self._is_hopeless(name):
+            self._tell_who_waits(name, self._missing(name, frame.error))
+        elif not failed and frame.state is not ModelState.EVICTED:
+            self._tell_who_waits(name, None)
+
+    def _end(self, kind: ModelOpKind, name: str, error: str) -> None:
+        for commanded in self._commands.pop((kind, name), ()):
+            self._answer(kind, commanded, error)
+
+    def _answer(self, kind: ModelOpKind, commanded: str, error: str) -> None:
+        result = LoadModelResult if kind is ModelOpKind.LOAD else UnloadModelResult
+        self._send(result(model_id=commanded, success=not error, error_message=error))
+
+    def _tell_who_waits(self, name: str, missing: Missing | None) -> None:
+        for wish in [each for each in self._wishes if name in each.names]:
+            if missing is None:
+                wish.came(name)
+            else:
+                wish.end(missing)
+        self._wishes = [each for each in self._wishes if not each.is_over]
+
+    def _missing(self, name: str, error: str) -> Missing:
+        """Return why a model cannot be had."""
+        models = self._models_of(name)
+        failure = next((each.failure for each in models if each.failure is not None), None)
+        told, retryable = (error, True) if failure is None else (failure.message, failure.retryable)
+        return Missing(f"the run requires `{name[:200]}`, which cannot be had: {told}", retryable)
+
+    def _is_hopeless(self, name: str) -> bool:
+        """Whether a model does not come any more: what failed may be a load, while its files are on their way."""
+        models = self._models_of(name)
+        return not models or any(each.state is Coming.FAILED for each in models)
+
+    def _models_of(self, name: str) -> list[Model]:
+        return [each for each in self._supervisor.fleet.catalog.models.values() if each.name == name]
 
     def _is_held(self, event: ModelEvent) -> bool:
         """Whether a child has a model: one that is only in the host's memory is loaded by none."""

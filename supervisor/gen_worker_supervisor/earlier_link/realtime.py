@@ -7,19 +7,22 @@ then the stream is read no further for a while. A handler that takes nothing for
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gen_worker.wire.earlier import RealtimeCloseCommand, RealtimeFrame, RealtimeOpenCommand, Report
-from gen_worker.wire.messages import MESSAGES_AHEAD, TENANT_CHARS, Event
+from gen_worker.wire.messages import MESSAGES_AHEAD, REQUEST_ID_CHARS, TENANT_CHARS, EarlierRun, Event
 from gen_worker.wire.regions import RegionError
 from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
 from gen_worker_supervisor.earlier_link.answers import close_reason
-from gen_worker_supervisor.earlier_link.jobs import LINK, EarlierJobs, destination, release, sendable
+from gen_worker_supervisor.earlier_link.jobs import LINK, EarlierJobs, release, sendable
+from gen_worker_supervisor.earlier_link.required import Missing, NotRequirableError, Wish
 from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.state import Job, Outcome
+from gen_worker_supervisor.state import Function, Job, Outcome
 
 MESSAGES_WAITING = 64  # of one session, beside those that are with the child
 BYTES_WAITING = 16 << 20
+REASON_CHARS = 500  # of what a peer says when it leaves: it travels in a frame
 STUCK_S = 10.0  # the stream is not read for so long at most for the sake of one session
 
 
@@ -28,9 +31,16 @@ class Session:
 
     link = LINK
 
-    def __init__(self, sessions: "Sessions", session_id: str) -> None:
-        self.session_id = session_id
-        self.job: Job | None = None
+    def __init__(
+        self, sessions: "Sessions", order: RealtimeOpenCommand, function: Function, earlier: EarlierRun, now: float
+    ) -> None:
+        self.session_id = order.session_id
+        self.order = order
+        self.function = function
+        self.earlier = earlier
+        self.deadline = now + order.timeout_ms / 1000 if order.timeout_ms > 0 else None
+        self.job: Job | None = None  # once the models that it requires are here
+        self.wish: Wish | None = None
         self.reason = ""  # why it ends, where that is not its handler's doing
         self._sessions = sessions
         self._waiting: deque[RealtimeFrame] = deque()
@@ -48,11 +58,14 @@ class Session:
         self._bytes += len(frame.data)
         self._go_on()
         full = len(self._waiting) > MESSAGES_WAITING or self._bytes > BYTES_WAITING
+        if full and self.job is None:  # models take longer than a stream can be left unread
+            self._sessions.end(self, "error:HandlerTooSlow")
+            return
         self.full_since = self.full_since or now if full else None
 
     def hang_up(self, reason: str) -> None:
         """The peer is gone: its handler hears what it has said, and then the end."""
-        self._hung_up = reason or "closed"
+        self._hung_up = reason[:REASON_CHARS] or "closed"
         self._go_on()
 
     def took(self, messages: int) -> None:
@@ -125,6 +138,9 @@ class Sessions:
         """Begin a session; one that cannot be is closed at once."""
         if order.session_id in self._sessions:
             return
+        if len(order.session_id) > REQUEST_ID_CHARS:
+            self._close(order.session_id, "session_id_too_long")
+            return
         function = self.jobs.function_for(order.function_name)
         if isinstance(function, str) or not function.own.realtime:
             self._close(order.session_id, "unknown_function")
@@ -134,7 +150,30 @@ class Sessions:
                 order.session_id, unavailable.replace(" ", "_") if unavailable == "worker busy" else unavailable
             )
             return
-        session = self._sessions[order.session_id] = Session(self, order.session_id)
+        try:
+            model_ids = self.jobs.required(order.required_models, function)
+        except NotRequirableError as error:
+            self.jobs.supervisor.log.event("warning", "link", f"session {order.session_id}: {error}")
+            self._close(order.session_id, "unknown_model")
+            return
+        facts = self.jobs.facts(order.tenant_id, order.user_id, order.timeout_ms)
+        session = self._sessions[order.session_id] = Session(self, order, function, facts, time.monotonic())
+        if model_ids:
+            session.wish = self.jobs.models.have(model_ids, partial(self._stocked, session))
+        else:
+            self._begin(session)
+
+    def _stocked(self, session: Session, missing: Missing | None) -> None:
+        """The models that a session requires are here, or one of them cannot be."""
+        if missing is None:
+            self._begin(session)
+            return
+        self.jobs.supervisor.log.event("warning", "link", f"session {session.session_id}: {missing.text}")
+        self.end(session, "model_unavailable")
+
+    def _begin(self, session: Session) -> None:
+        order = session.order
+        function = self.jobs.supervisor.fleet.functions[session.function.name]
         session.job = self.jobs.supervisor.submit(
             session,
             request_id=order.session_id,
@@ -143,12 +182,12 @@ class Sessions:
             encoding="msgpack",
             stream=True,
             remote=True,
-            timeout_s=order.timeout_ms / 1000 if order.timeout_ms > 0 else None,
+            timeout_s=None if session.deadline is None else session.deadline - time.monotonic(),
             reruns=False,
-            destination=destination(order.file_base_url, order.file_token, order.session_id, order.tenant_id),
+            destination=self.jobs.destination(order, order.session_id),
             wire=True,
             tenant=order.tenant_id[:TENANT_CHARS],
-            earlier=self.jobs.facts(order.tenant_id, order.user_id, order.timeout_ms),
+            earlier=session.earlier,
         )
 
     def heard(self, frame: RealtimeFrame) -> None:
@@ -164,7 +203,9 @@ class Sessions:
     def hang_up(self, order: RealtimeCloseCommand) -> None:
         """A peer is gone."""
         session = self._sessions.get(order.session_id)
-        if session is not None:
+        if session is not None and session.job is None:
+            self.end(session, order.reason or "closed")
+        elif session is not None:
             session.hang_up(order.reason)
 
     def disconnected(self) -> None:
@@ -173,10 +214,14 @@ class Sessions:
             self.end(session, "disconnected")
 
     def tick(self) -> None:
-        """End sessions whose handlers have taken nothing for too long."""
+        """End sessions whose handlers have taken nothing for too long, or that have waited too long for models."""
         now = time.monotonic()
         for session in list(self._sessions.values()):
-            if session.full_since is not None and now - session.full_since > STUCK_S and not session.reason:
+            if session.job is None and session.deadline is not None and now > session.deadline:
+                self.end(session, "error:deadline")
+            elif session.job is None and self.jobs.supervisor.fleet.draining:
+                self.end(session, "worker_busy")
+            elif session.full_since is not None and now - session.full_since > STUCK_S and not session.reason:
                 self.end(session, "error:HandlerTooSlow")
 
     @property
@@ -194,8 +239,13 @@ class Sessions:
     def end(self, session: Session, reason: str) -> None:
         """End a session for this reason."""
         session.reason = session.reason or reason
-        if session.job is not None and not session.job.ended:
-            self.jobs.supervisor.end(session.job, Reason.CANCEL)
+        if session.job is not None:
+            if not session.job.ended:
+                self.jobs.supervisor.end(session.job, Reason.CANCEL)
+        elif self._sessions.get(session.session_id) is session:  # it waits for models
+            if session.wish is not None:
+                session.wish.give_up()
+            self.over(session, session.reason)
 
     def over(self, session: Session, reason: str) -> None:
         """A session's job has ended."""

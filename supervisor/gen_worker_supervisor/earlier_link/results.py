@@ -49,7 +49,7 @@ class Results:
         for run_id, each in list(self._unwritten.items()):
             if self._bytes <= self._kept_bytes:
                 break
-            if each.output_payload and run_id != result.run_id:
+            if each.output_payload and run_id != result.run_id and run_id not in self._leaving:
                 self._bytes -= len(each.output_payload)
                 self._unwritten[run_id] = refused(run_id, "retryable", "the output could not be kept for so long")
                 replaced.append(self._unwritten[run_id])

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from gen_worker.settings import Settings
@@ -21,7 +21,7 @@ from gen_worker.wire.earlier import (
     WorkerRegistration,
 )
 from gen_worker.wire.scheduler import PROTOCOL_VERSION, HelloAck
-from gen_worker_supervisor.earlier_link.jobs import EarlierJobs, Limits
+from gen_worker_supervisor.earlier_link.jobs import EarlierJobs, Files, Limits
 from gen_worker_supervisor.earlier_link.models import EarlierModels
 from gen_worker_supervisor.earlier_link.realtime import Sessions
 from gen_worker_supervisor.earlier_link.registration import Host, resources, schemas
@@ -45,9 +45,10 @@ class EarlierWorker:
         host: Host,
         *,
         free_vram_bytes: Callable[[], int],
+        described: Collection[str] = (),
     ) -> None:
         self._supervisor = supervisor
-        self._inputs = inputs
+        inputs.folders.lie_in(settings.runs_dir)
         self._settings = settings
         self._host = host
         self._free_vram_bytes = free_vram_bytes
@@ -63,9 +64,11 @@ class EarlierWorker:
             delta_bytes=settings.max_output_delta_bytes,
             delta_events=settings.max_output_delta_events,
         )
-        self.jobs = EarlierJobs(supervisor, self._say, limits)
-        self.sessions = Sessions(self.jobs, self._say, frame_bytes=settings.max_ws_frame_bytes)
+        token = settings.file_api_token or settings.cozy_hub_token
+        files = Files(settings.file_api_url or settings.cozy_hub_url, token)
         self.models = EarlierModels(supervisor, self._say)
+        self.jobs = EarlierJobs(supervisor, self._say, self.models, limits, files, described)
+        self.sessions = Sessions(self.jobs, self._say, frame_bytes=settings.max_ws_frame_bytes)
 
     def start(self, send: Callable[[Report], None]) -> None:
         """Say things over a link from now on, and look at what has changed."""

@@ -92,6 +92,10 @@ class Talk:
         self._room = asyncio.Event()  # for what the next message may cause
         self._writer: asyncio.Task[None] | None = None
 
+    async def run(self) -> Ended | Fatal:
+        """Dial and talk until it ends, whoever ends it."""
+        raise NotImplementedError
+
     def wake(self) -> None:
         """There is more to write."""
         self._more.set()
@@ -206,15 +210,24 @@ class Talk:
 class Connection(Talk):
     """One stream: `run` it once, `wake` it when there is more to write, `finish` it for an orderly end."""
 
-    def __init__(self, target: Target, credentials: Credentials, outbox: Outbox, ears: Ears, pace: Pace) -> None:
+    def __init__(
+        self,
+        target: Target,
+        credentials: Credentials,
+        outbox: Outbox,
+        ears: Ears,
+        pace: Pace,
+        ack_within_s: float,
+    ) -> None:
         super().__init__(target, credentials, pace)
         self._outbox = outbox
         self._ears = ears
+        self._ack_within_s = ack_within_s
 
-    async def run(self, ack_within_s: float) -> Ended | Fatal:
+    async def run(self) -> Ended | Fatal:
         """Dial and talk until it ends, whoever ends it; without a HelloAck in time, that ends it."""
-        silent = Ended("DEADLINE_EXCEEDED", f"no HelloAck within {ack_within_s:.3g} s")
-        return await self._talk(CONNECT, ack_within_s, silent)
+        silent = Ended("DEADLINE_EXCEEDED", f"no HelloAck within {self._ack_within_s:.3g} s")
+        return await self._talk(CONNECT, self._ack_within_s, silent)
 
     # --- reading ---
 

@@ -32,6 +32,7 @@ from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.link.answers import STATUS, metrics, safe_message
 from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
+from gen_worker_supervisor.link.renewals import Renewals
 from gen_worker_supervisor.outcomes import ended_outcome
 from gen_worker_supervisor.redaction import redacted
 from gen_worker_supervisor.state import Device, Function, Job, Outcome, drained_away, takes
@@ -145,6 +146,7 @@ class LinkJobs:
         self._max_concurrency = max_concurrency
         self._clients: dict[tuple[str, int], LinkJob] = {}
         self.connected = False
+        self.renewals: Renewals | None = None  # of jobs that outlive their tokens
         self.on_settled: Callable[[], None] | None = None  # called once nothing is held and every result was written
 
     # --- what the orchestrator wants ---
@@ -182,8 +184,10 @@ class LinkJobs:
                 self._stop(client, JobStatus.RETRYABLE, "worker draining")
 
     def tick(self) -> None:
-        """Tell of progress that was held back."""
+        """Tell of progress that was held back; have tokens renewed that run out."""
         now = time.monotonic()
+        if self.renewals is not None:
+            self.renewals.look(client.job for client in self._clients.values() if client.job is not None)
         for client in self._clients.values():
             if client.events.waiting:
                 client.tick(now)

@@ -190,6 +190,8 @@ def stream(
             yield Error(message="no more items today")
         case "raise":
             raise ValidationError("a bad item")
+        case "wrong":
+            yield "no piece"  # type: ignore[misc]
         case "die":
             ctypes.string_at(0)
 

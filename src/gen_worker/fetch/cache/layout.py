@@ -39,9 +39,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     @classmethod
     def of(cls, wanted: Wanted, manifest: Manifest) -> "Record":
         """Return what is to be recorded of a manifest."""
-        files = tuple(
-            ManifestFile(file.path, file.size, file.algorithm, file.digest, etag=file.etag) for file in manifest.files
-        )
+        files = tuple(_lasting(file) for file in manifest.files)
         commit = plain_commit(manifest.commit)
         key = content_key(wanted.provider, wanted.repo, commit, [file.path for file in files])
         return cls(key, wanted.provider, wanted.repo, commit, wanted, files, manifest.notes)
@@ -143,6 +141,8 @@ class Layout(msgspec.Struct, frozen=True):
             if len(file.digest) != _DIGITS[file.algorithm] or not _COMMIT.fullmatch(file.digest):
                 raise ModelError("bad_manifest", f"`{file.path}` has an impossible digest: `{file.digest[:80]}`")
             return self._blob(file.algorithm, file.digest)
+        if file.parts:
+            return self._blob("joined", _mark(*(part.digest for part in file.parts)))
         return self._blob("unnamed", _mark(record.provider, record.repo, record.commit, file.path))
 
     def _blob(self, kind: str, name: str) -> Path:
@@ -171,6 +171,12 @@ class Layout(msgspec.Struct, frozen=True):
         files = tuple(SnapshotEntry(file.path, file.size or 0) for file in record.files)
         path = folder / record.files[0].path if alone else folder
         return Snapshot(wanted, record.key, record.commit, str(path), files, record.notes)
+
+
+def _lasting(file: ManifestFile) -> ManifestFile:
+    """Return a file without what it is fetched by."""
+    parts = tuple(map(_lasting, file.parts))
+    return ManifestFile(file.path, file.size, file.algorithm, file.digest, etag=file.etag, parts=parts)
 
 
 def content_path(root: Path, kind: str, name: str) -> Path:

@@ -74,11 +74,11 @@ def _link(blob: Path, link: Path, draft: Path, *, symbolic: bool) -> None:
     if symbolic:
         os.symlink(target, draft)
     else:
-        _link_or_copy(blob, target, draft)
+        link_or_copy(blob, target, draft)
     os.replace(draft, link)
 
 
-def _link_or_copy(blob: Path, target: str, draft: Path) -> None:
+def link_or_copy(blob: Path, target: str, draft: Path) -> None:
     """Make a hard link, else a symbolic one, else a copy: what the file system can."""
     try:
         os.link(blob, draft)

@@ -27,8 +27,29 @@ def problem(
         return "it is gone"
     if file.size not in (None, size):
         return f"it has {size} bytes instead of {file.size}"
+    if file.parts:
+        return _problem_of_parts(path, file, on_bytes, cancel)
     found = digest(path, file.algorithm, on_bytes, cancel)
     return f"its {file.algorithm} is {found} instead of {file.digest}" if found and found != file.digest else None
+
+
+def _problem_of_parts(
+    path: Path, file: ManifestFile, on_bytes: Callable[[int], None], cancel: Cancel | None
+) -> str | None:
+    buffer = memoryview(bytearray(_CHUNK))
+    with open(path, "rb", buffering=0) as source:
+        for number, part in enumerate(file.parts):
+            left = part.size or 0
+            made = digest_of(part.algorithm, left)
+            while left and (length := source.readinto(buffer[:left])):
+                made.update(buffer[:length])
+                left -= length
+                on_bytes(length)
+                if cancel is not None:
+                    cancel.raise_if_set()
+            if made.hexdigest() != part.digest:
+                return f"the {part.algorithm} of its part {number} is {made.hexdigest()} instead of {part.digest}"
+    return None
 
 
 def digest(

@@ -1,6 +1,7 @@
 """Get one file that a payload names by a URL, as far as whoever named it may have it.
 
-Reaches public addresses only, follows redirects on the same terms, and stops at the first thing that is not allowed.
+Reaches public addresses only, follows redirects on the same terms, and stops at the first thing that is not allowed. A
+file of a file API is copied from the cache where that has what the API describes.
 """
 
 import errno
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from io import FileIO
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import msgspec
@@ -21,6 +22,7 @@ import msgspec
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
 from gen_worker.fetch.inputs.addresses import unreachable_as
+from gen_worker.fetch.inputs.cache import InputCache
 from gen_worker.fetch.inputs.dimensions import dimensions
 from gen_worker.fetch.network.answers import content_length
 from gen_worker.fetch.network.connections import DIALING, Dialing
@@ -41,7 +43,9 @@ FOR_INPUTS = Patience(
 _FOR_STRANGERS = {"Origin": "null"}  # as browsers say it: who answers this machine more than others then does not
 _CHUNK_BYTES = 256 << 10
 _SPARE_BYTES = 1 << 30
+_ROOM_BYTES = 16 << 20  # is made at once on a disk that is full
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 _ANYTHING = "application/octet-stream"
 _OTHER_NAMES = {
@@ -68,6 +72,10 @@ class InputError(Exception):
         self.retryable = retryable
 
 
+class _OtherFileError(Exception):
+    """What came is not the file that was described."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What the worker allows, whatever an asset says of itself."""
 
@@ -88,8 +96,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class FileApi:
     """The file API of an earlier orchestrator, as one run may use it."""
 
-    def __init__(self, destination: Destination) -> None:
+    def __init__(self, destination: Destination, cache: InputCache | None = None) -> None:
         self._destination = destination
+        self.cache = cache
         self.owner = destination.owner
         self.headers = file_headers(destination)
 
@@ -105,6 +114,14 @@ class FileApi:
         if not separator:
             raise InputError("invalid", "a ref of the payload names a file, and the run came without a file API")
         return msgspec.structs.replace(limits, trusted_origin=f"{scheme}://{rest.partition('/')[0]}")
+
+
+GiveRoom: TypeAlias = Callable[[int, int], bool]
+
+
+def give_none(size: int, device: int) -> bool:
+    """Give no room: nothing is kept that could go."""
+    return False
 
 
 def spare_bytes(disk_bytes: int) -> int:
@@ -123,11 +140,13 @@ def fetch_input(
     dialing: Dialing = DIALING,
     limit_s: float = LIMIT_S,
     spare: Callable[[int], int] = spare_bytes,
+    give_room: GiveRoom = give_none,
     api: "FileApi | None" = None,
 ) -> InputFile:
     """Have the asset's file at `path`, with a suffix by its type, and say what it is; raise `InputError`.
 
     With an `api`, what the asset names is a ref there. It says first how long the file is, and what its digest.
+    `give_room` is asked for so many bytes of a disk that is full, and says whether some were had.
 
     What the environment says of proxies does not count: a proxy would look names up for itself.
     """
@@ -139,8 +158,7 @@ def fetch_input(
         raise InputError("invalid", "a URL of the payload is none that can be fetched") from None
     dialing = dialing._replace(check=lambda origin, address: _check(origin, address, url.origin, limits))
     headers = api.headers if api is not None else _FOR_STRANGERS if limits.trust(url.origin) else {}
-    owner = None if api is None else api.owner
-    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, headers, owner)
+    wish = _Wish(asset, url, Path(path), _max_bytes(asset, limits), spare, give_room, headers, api)
     with _in_time(cancel, limit_s) as hurry, Transport(config, patience, dialing) as transport:
         try:
             return _patiently(wish, transport, patience, hurry)
@@ -156,8 +174,9 @@ class _Wish(msgspec.Struct, frozen=True):
     path: Path
     max_bytes: int
     spare: Callable[[int], int]
+    give_room: GiveRoom
     headers: dict[str, str]
-    owner: str | None = None  # where a file API has it, which can be asked what the file is
+    api: FileApi | None = None  # that has it, and can be asked what it is
 
     @property
     def host(self) -> str:
@@ -234,32 +253,87 @@ def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> 
 # --- one try ----------------------------------------------------------------------------------------------------------
 
 
+class _Told(NamedTuple):
+    """What a file API says of a file, as far as it does."""
+
+    sha256: str = ""
+    mime_type: str = ""
+    vouched: bool = False  # it says so itself, and not somebody whom it redirects to
+
+
+Read: TypeAlias = Callable[[memoryview], int]
+"""Fills memory with what comes next of a file, and returns how much that was; 0 at the end."""
+
+
 def _once(wish: _Wish, transport: Transport, cancel: Cancel) -> InputFile:
-    sha256, told_kind = _described(wish, transport, cancel) if wish.owner is not None else ("", "")
-    with transport.once(str(wish.url), headers=wish.headers, cancel=cancel) as response:
-        _check_head(response, wish)
-        chunk = memoryview(bytearray(_CHUNK_BYTES))
-        began = _begin(response, chunk)
-        kind = _kind(bytes(chunk[: min(began, HEAD_BYTES)]), wish, response, told_kind)
-        path = wish.path.with_name(wish.path.name + _suffix(kind, wish))
-        with _new_file(path) as file:
-            size = _copy(response, file, chunk, began, wish)
-            _check_dimensions(file, kind, wish)
-            if sha256 and sha256 != _sha256(file):
-                raise InputError(
-                    "unreachable", f"the file from `{wish.host}` is not the one it describes", retryable=True
-                )
-    return InputFile(str(path), size, kind, sha256, wish.owner or "")
+    if wish.api is None:
+        return _downloaded(wish, _Told(), transport, cancel)
+    told = _described(wish, transport, cancel)
+    cache = wish.api.cache
+    if cache is None or not told.vouched or not _SHA256.fullmatch(told.sha256):
+        return _downloaded(wish, told, transport, cancel)
+    with cache.turn(told.sha256, cancel):
+        return _from_cache(wish, told, cache) or _downloaded(wish, told, transport, cancel, cache)
 
 
-def _described(wish: _Wish, transport: Transport, cancel: Cancel) -> tuple[str, str]:
-    """Ask what a file is, refuse one that is too long; return its SHA-256 in hex and its type, as far as it says."""
+def _described(wish: _Wish, transport: Transport, cancel: Cancel) -> _Told:
+    """Ask what a file is; refuse one that is too long."""
     with transport.once(str(wish.url), headers=wish.headers, cancel=cancel, method="HEAD") as response:
         told = response.headers
         size = told.get("x-cozy-size-bytes", "")
-        if size.isdigit() and int(size) > wish.max_bytes:
-            raise InputError("invalid", f"the file from `{wish.host}` has {size} bytes, {_limit(wish)}")
-        return told.get("x-cozy-sha256", "").strip().lower(), told.get("x-cozy-mime-type", "")
+        if size.isascii() and size.isdigit() and len(size) < 20:  # else it says nothing
+            _check_size(int(size), wish)
+        mime_type = told.get("x-cozy-mime-type") or told.get("content-type", "")
+        vouched = response.status == 200 and response.url.origin == wish.url.origin
+        return _Told(told.get("x-cozy-sha256", "").strip().lower().removeprefix("sha256:"), mime_type, vouched)
+
+
+def _from_cache(wish: _Wish, told: _Told, cache: InputCache) -> InputFile | None:
+    with cache.opened(told.sha256) as file:
+        if file is None:
+            return None
+        try:
+            _check_size(os.fstat(file.fileno()).st_size, wish)
+            return _written(file.readinto, wish, told, (wish.url.path,))
+        except (_OtherFileError, OSError):  # what is wrong with where it goes is told by another exception
+            cache.drop(told.sha256)
+            return None
+        except InputError as error:
+            if error.kind != "invalid" or _sha256(file) == told.sha256:
+                raise
+            cache.drop(told.sha256)  # what is not allowed is not the file that was asked for
+            return None
+
+
+def _downloaded(
+    wish: _Wish, told: _Told, transport: Transport, cancel: Cancel, cache: InputCache | None = None
+) -> InputFile:
+    with transport.once(str(wish.url), headers=wish.headers, cancel=cancel) as response:
+        _check_head(response, wish)
+        told = told._replace(mime_type=told.mime_type or response.headers.get("content-type", ""))
+        try:
+            return _written(response.read_into, wish, told, (wish.url.path, response.url.path), cache)
+        except _OtherFileError:
+            text = f"the file from `{wish.host}` is not the one it describes"
+            raise InputError("unreachable", text, retryable=True) from None
+
+
+def _written(
+    read: Read, wish: _Wish, told: _Told, paths: tuple[str, ...], cache: InputCache | None = None
+) -> InputFile:
+    """Write a file to where it shall be, and into the cache; raise `_OtherFileError` where it is not as described."""
+    chunk = memoryview(bytearray(_CHUNK_BYTES))
+    began = _begin(read, chunk)
+    kind = _kind(bytes(chunk[: min(began, HEAD_BYTES)]), wish, paths, told.mime_type)
+    path = wish.path.with_name(wish.path.name + _suffix(kind, wish))
+    with _new_file(path) as file:
+        size = _copy(read, file, chunk, began, wish)
+        if told.sha256 and told.sha256 != _sha256(file):
+            raise _OtherFileError
+        _check_dimensions(file, kind, wish)
+        if cache is not None:
+            cache.keep(told.sha256, file)
+    return InputFile(str(path), size, kind, told.sha256, "" if wish.api is None else wish.api.owner)
 
 
 def _sha256(file: FileIO) -> str:
@@ -275,27 +349,31 @@ def _check_head(response: Response, wish: _Wish) -> None:
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise InputError("invalid", f"the file from `{wish.host}` comes in an encoding that was not asked for")
     length = content_length(response.headers)
-    if length is not None and length > wish.max_bytes:
-        raise InputError("invalid", f"the file from `{wish.host}` has {length} bytes, {_limit(wish)}")
+    if length is not None:
+        _check_size(length, wish)
+
+
+def _check_size(size: int, wish: _Wish) -> None:
+    if size > wish.max_bytes:
+        raise InputError("invalid", f"the file from `{wish.host}` has {size} bytes, {_limit(wish)}")
 
 
 def _limit(wish: _Wish) -> str:
     return f"the limit is {wish.max_bytes}"
 
 
-def _begin(response: Response, chunk: memoryview) -> int:
+def _begin(read: Read, chunk: memoryview) -> int:
     """Read as much as it takes to tell what it is; return how much that was."""
     size = 0
-    while size < HEAD_BYTES and (count := response.read_into(chunk[size:])):
+    while size < HEAD_BYTES and (count := read(chunk[size:])):
         size += count
     return size
 
 
-def _kind(head: bytes, wish: _Wish, response: Response, told: str) -> str:
+def _kind(head: bytes, wish: _Wish, paths: tuple[str, ...], told: str) -> str:
     """Return the type of a file, if it is one that its asset allows."""
-    names = (unquote(wish.url.path), unquote(response.url.path))
-    declared = _usual((told or response.headers.get("content-type", "")).partition(";")[0])
-    found = next((kind for name in names if (kind := mime_type(head, name))), None)
+    declared = _usual(told.partition(";")[0])
+    found = next((kind for path in paths if (kind := mime_type(head, unquote(path)))), None)
     kind = found or (declared if _TYPE.fullmatch(declared) else _ANYTHING)
     allowed = wish.asset.mime_types
     if allowed and not any(_allows(_usual(each), kind) for each in allowed):
@@ -343,7 +421,7 @@ def _disk() -> Iterator[None]:
         raise InputError("unreachable", f"a file of the payload cannot be written: {reason}", retryable=True) from error
 
 
-def _copy(response: Response, file: FileIO, chunk: memoryview, count: int, wish: _Wish) -> int:
+def _copy(read: Read, file: FileIO, chunk: memoryview, count: int, wish: _Wish) -> int:
     """Write what has come and what comes; return how much that was."""
     size = 0
     while count:
@@ -355,15 +433,21 @@ def _copy(response: Response, file: FileIO, chunk: memoryview, count: int, wish:
             rest = chunk[:count]
             while rest:
                 rest = rest[file.write(rest) :]
-        count = response.read_into(chunk)
+        count = read(chunk)
     return size
 
 
 def _refuse_full(file: FileIO, count: int, wish: _Wish) -> None:
+    while (free := _free_bytes(file, wish)) is not None and free[1] < count:
+        if not wish.give_room(max(count - free[1], _ROOM_BYTES), os.fstat(file.fileno()).st_dev):
+            raise OSError(errno.ENOSPC, f"its disk has only {free[0]} bytes left")
+
+
+def _free_bytes(file: FileIO, wish: _Wish) -> tuple[int, int] | None:
+    """Return what is free of a file's disk, and how much of that may be written; None where nobody knows."""
     disk = os.fstatvfs(file.fileno())
     free, size = (blocks * disk.f_frsize for blocks in (disk.f_bavail, disk.f_blocks))
-    if size and free - count < wish.spare(size):  # some file systems say nothing
-        raise OSError(errno.ENOSPC, f"its disk has only {free} bytes left")
+    return (free, free - wish.spare(size)) if size else None  # some file systems say nothing
 
 
 def _check_dimensions(file: FileIO, kind: str, wish: _Wish) -> None:

@@ -315,7 +315,11 @@ def head_of(method: str, url: Url, headers: Mapping[str, str], connection: Conne
     lines += [f"{name}: {value}" for name, value in fields.items()]
     if any("\r" in line or "\n" in line for line in lines):
         raise ModelError("download_failed", f"a header for `{url.shown}` has more than one line")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    try:
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    except UnicodeEncodeError:
+        text = f"a header for `{url.shown}` has characters that none may have"
+        raise ModelError("download_failed", text) from None
 
 
 def http_error(response: Response, asked: Origin) -> HttpError:

@@ -7,7 +7,8 @@ from urllib.parse import quote
 import msgspec
 
 from gen_worker.fetch.cancel import Cancel
-from gen_worker.fetch.network.origins import Url
+from gen_worker.fetch.job_tokens import JobKey, job_key
+from gen_worker.fetch.network.origins import Url, without_queries
 from gen_worker.fetch.platform.failure import PlatformError, of_upload
 from gen_worker.fetch.uploading.asking import Answer, ask
 from gen_worker.fetch.uploading.failure import UploadError
@@ -17,6 +18,8 @@ from gen_worker.fetch.uploading.store import Transports, refusal_code
 from gen_worker.wire.fetching import Destination
 
 Document = TypeVar("Document")
+NO_ROUTE = (404, 405, 501)  # what platforms answer that know nothing of what is asked
+NO_REPO = ("no_such_repo", "repo_not_found")  # what they say that know, and have not the repository
 
 
 class Reply(NamedTuple):
@@ -25,6 +28,13 @@ class Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
     content: bytes
+    said: str = ""
+    """The word for why it refuses, where it does."""
+
+    def wished_s(self, otherwise: float, longest: float) -> float:
+        """Return how long the platform wants to be left alone, within reason; `otherwise` where it names no pause."""
+        text = self.headers.get("retry-after", "")
+        return min(longest, float(text)) if text.isascii() and text.isdigit() and len(text) < 6 else otherwise
 
 
 class Api:
@@ -43,8 +53,13 @@ class Api:
 
     @property
     def token(self) -> str:
-        """The job's own."""
-        return self._destination.token
+        """The job's own, the one that is good now."""
+        return self._transports.tokens.of(self._destination)
+
+    @property
+    def job(self) -> JobKey:
+        """What names the job, whichever token it shows."""
+        return job_key(self._destination)
 
     def ask(
         self, method: str, path: str, document: object = None, *, cancel: Cancel, accepted: tuple[int, ...] = ()
@@ -81,12 +96,13 @@ class Api:
         except UploadError as error:
             raise of_upload(error) from None
         if answer.status < 300 or answer.status in accepted:
-            return Reply(answer.status, answer.headers, answer.content)
+            said = "" if answer.status < 300 else refusal_code(answer)
+            return Reply(answer.status, answer.headers, answer.content, said)
         raise self._refused(method, answer)
 
     def headers(self) -> dict[str, str]:
         """Return what every request shows."""
-        headers = {"Authorization": f"Bearer {self._destination.token}"}
+        headers = {"Authorization": f"Bearer {self.token}"}
         if owner := self._destination.owner:
             headers["X-Cozy-Owner"] = owner if owner.isascii() and owner.isprintable() else quote(owner)
         if self._destination.traceparent:
@@ -96,7 +112,8 @@ class Api:
     def _refused(self, method: str, answer: Answer) -> PlatformError:
         status, who = answer.status, answer.shown
         if status in (401, 403):
-            return PlatformError("auth", f"`{who}` refuses the job's token ({status})", status=status)
+            text = f"`{who}` refuses the job's token ({status}){_message(answer)}"
+            return PlatformError("auth", text, status=status)
         said = refusal_code(answer)
         text = f"`{method} {who}` is answered {status}{f' `{said}`' if said else ''}{_message(answer)}"
         kind = "too_large" if status == 413 else "invalid" if 400 <= status < 500 and status != 429 else "transfer"
@@ -117,7 +134,7 @@ def _message(answer: Answer) -> str:
         said = msgspec.json.decode(answer.content, type=_Refusal).error.message
     except (msgspec.MsgspecError, RecursionError):
         return ""
-    return f": {said[:300]}" if said.isprintable() and said else ""
+    return f": {without_queries(said)[:300]}" if said.isprintable() and said else ""
 
 
 def repo_route(repo: str) -> str:

@@ -2,6 +2,7 @@
 
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.models.errors import ModelError
+from gen_worker.wire.fetching import UploadFailure
 from gen_worker.wire.platform import CallFailure
 
 
@@ -21,6 +22,12 @@ def of_upload(error: UploadError) -> PlatformError:
     """Return the same failure as one of a call."""
     kind: CallFailure = "invalid" if error.kind == "exists" else error.kind
     return PlatformError(kind, str(error), retryable=error.retryable, status=error.status)
+
+
+def of_platform(error: PlatformError) -> UploadError:
+    """Return the same failure as one of an upload."""
+    kind: UploadFailure = error.kind if error.kind in ("auth", "too_large", "canceled") else "transfer"
+    return UploadError(kind, str(error), retryable=error.retryable, status=error.status)
 
 
 def of_model(error: ModelError) -> PlatformError:

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+import msgspec
+
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.network.patience import HttpError
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.sources import civitai, huggingface, modelscope, tensorhub
-from gen_worker.fetch.sources.site import Resolved
+from gen_worker.fetch.sources.joined import join
+from gen_worker.fetch.sources.site import Resolved, Site, refusal
 from gen_worker.models.errors import ModelError
 from gen_worker.models.refs import valid_repo
 from gen_worker.models.wanted import SnapshotFile, Wanted
@@ -47,13 +51,30 @@ def resolve(
     """
     try:
         if snapshot is not None:
-            return tensorhub.described(wanted, snapshot)
+            return _with_parts(tensorhub.described(wanted, snapshot), wanted, config, transport, cancel)
         if not valid_repo(wanted):
             hint = "write the id of a model" if wanted.provider == "civitai" else "write `owner/name`"
             raise ModelError("not_found", f"`{wanted.ref[:200]}` is no ref of a model", hint, ref=wanted.ref)
-        return _PROVIDERS[wanted.provider](wanted, config, transport, cancel)
+        resolved = _PROVIDERS[wanted.provider](wanted, config, transport, cancel)
+        return resolved if wanted.provider != "tensorhub" else _with_parts(resolved, wanted, config, transport, cancel)
     except ModelError as error:
         error.ref = wanted.ref
         if error.kind == "canceled" or wanted.repo in str(error):
             raise
         raise ModelError(error.kind, f"`{wanted.ref}`: {error}", error.hint, ref=wanted.ref, file=error.file) from error
+
+
+def _with_parts(
+    resolved: Resolved, wanted: Wanted, config: FetchConfig, transport: Transport, cancel: Cancel
+) -> Resolved:
+    """Return a snapshot of the platform in which files that come in parts stand for their parts."""
+
+    def refused(error: HttpError) -> ModelError:
+        if error.status in (401, 403, 410):
+            return ModelError("url_expired", f"the signed URL is no longer good: {error}", "try again", ref=wanted.ref)
+        return refusal(error, wanted, host_of(wanted, config))
+
+    site = Site(transport, cancel, endpoint="", token="", refusal=refused)  # signed URLs are shown no token
+    manifest = resolved.manifest
+    files = join(manifest.files, site.document)
+    return resolved._replace(manifest=msgspec.structs.replace(manifest, files=files))

@@ -99,18 +99,22 @@ def _own(url: str, endpoint: str) -> str:
 
 def _no_weights(wanted: Wanted, what: str) -> ModelError:
     hint = "take another version, or allow its pickle with `GEN_WORKER_ALLOW_PICKLE`, which can run any code"
-    return ModelError("no_weights", f"`{wanted.ref}` of Civitai {what}", hint, ref=wanted.ref)
+    return ModelError(
+        "no_weights", f"`{wanted.ref}` of Civitai {what} (civitai_no_supported_files)", hint, ref=wanted.ref
+    )
 
 
 def _refusal(error: HttpError, wanted: Wanted, config: FetchConfig) -> ModelError:
     if error.status in (401, 403) and not error.redirected:
         own = "the token in `CIVITAI_API_KEY` may not have it" if config.civitai_token else "it needs a token"
         hint = "set `CIVITAI_API_KEY` to a key of an account that may download it"
-        return ModelError("unauthorized", f"`{wanted.ref}` of Civitai is refused: {own}", hint, ref=wanted.ref)
+        what = f"`{wanted.ref}` of Civitai is refused: {own} (civitai_access_denied)"
+        return ModelError("unauthorized", what, hint, ref=wanted.ref)
     if error.status == 404:
         version = f", version `{wanted.version}`" if wanted.version else ""
         hint = (
             f"check the numbers in the address of its page, {config.civitai_endpoint}/models/<id>?modelVersionId=<id>"
         )
-        return ModelError("not_found", f"Civitai has no model `{wanted.repo}`{version}", hint, ref=wanted.ref)
+        what = f"Civitai has no model `{wanted.repo}`{version} (civitai_not_found)"
+        return ModelError("not_found", what, hint, ref=wanted.ref)
     return refusal(error, wanted, "Civitai")

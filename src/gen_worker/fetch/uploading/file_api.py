@@ -87,7 +87,7 @@ def write_file(
 
 def _stored(answer: Answer, order: Upload, ref: str, sha256: str) -> Stored:
     meta = _Meta()
-    with suppress(msgspec.MsgspecError):  # it need not describe what it wrote
+    with suppress(msgspec.MsgspecError, RecursionError):  # it need not describe what it wrote
         meta = msgspec.json.decode(answer.content, type=_Meta)
     if (meta.size_bytes or order.length) != order.length or (meta.sha256 or sha256).lower() != sha256:
         raise UploadError("transfer", f"`{ref}` is stored with other bytes than were sent", retryable=True)

@@ -30,7 +30,7 @@ def claims_of(token: str) -> Claims:
     try:
         text = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         payload = msgspec.json.decode(text, type=_Payload)
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
+    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
         return Claims()
     return Claims(_limit(payload.max_total_bytes), _limit(payload.max_bytes_per_file))
 

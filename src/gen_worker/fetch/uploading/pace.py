@@ -40,6 +40,12 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """A part that goes slower over `quiet_s` is tried again: eight at once need 1 Mbit/s."""
 
     complete_s: float = 600.0
+    finalize_s: float = 1800.0
+    """For a platform that makes a revision visible."""
+
+    longest_poll_s: float = 15.0
+    """Between two questions whether that is done, unless the platform names a pause."""
+
     farewell_s: float = 5.0
     """For a store that is told that an upload is given up."""
 

@@ -18,13 +18,14 @@ from gen_worker.fetch.uploading.asking import Answer, ask
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.pace import may_pass
-from gen_worker.fetch.uploading.signing import EMPTY_SHA256, Keys, encoded_path, encoded_query, signed
+from gen_worker.fetch.uploading.signing import EMPTY_SHA256, Keys, encoded_path, encoded_query, presigned, signed
 from gen_worker.fetch.uploading.source import Digests, Part, Text
 from gen_worker.models.errors import ModelError
 from gen_worker.secret import without
 
 PART_BYTES = 64 << 20  # where the store names no size
 MOST_PARTS = 10_000  # of a multipart upload
+_READABLE_S = 12 * 3600  # longer than any download; keys that are lent end before
 _TAGS = {name: re.compile(rf"<{name}>([^<]*)</{name}>") for name in ("UploadId", "ETag", "Code")}
 _CAPITAL = re.compile("[A-Z]")
 
@@ -94,6 +95,21 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     keys: Keys
 
+    @property
+    def origin(self) -> str:
+        """Whom it is asked of."""
+        split = urlsplit(self.endpoint_url)
+        return f"{split.scheme}://{split.netloc}"
+
+    @property
+    def path(self) -> str:
+        """What it is asked by, encoded."""
+        return encoded_path(f"{urlsplit(self.endpoint_url).path.rstrip('/')}/{self.bucket}/{self.key}")
+
+    def readable(self, now: float) -> str:
+        """Return a URL that gives the object to whoever asks, from the unix time `now` on for half a day."""
+        return presigned(self.keys, origin=self.origin, path=self.path, now=now, seconds=_READABLE_S)
+
 
 class _Names(msgspec.Struct):
     endpoint_url: str
@@ -114,7 +130,8 @@ def grant_of(document: Mapping[str, Any], who: str) -> Grant:
     names = {_CAPITAL.sub(lambda found: f"_{found[0].lower()}", name): value for name, value in document.items()}
     try:
         read = msgspec.convert(names, type=_Names)
-    except msgspec.MsgspecError as error:
+        urlsplit(read.endpoint_url)
+    except ValueError as error:
         raise UploadError("transfer", f"`{who}` grants what cannot be read: {error}") from None
     keys = Keys(
         access_key_id=read.access_key_id,
@@ -146,9 +163,7 @@ class Bucket:
         self._transport = transport
         self._now = now
         self._whole = length <= self.part_bytes
-        split = urlsplit(grant.endpoint_url)
-        self._origin = f"{split.scheme}://{split.netloc}"
-        self._path = encoded_path(f"{split.path.rstrip('/')}/{grant.bucket}/{grant.key}")
+        self._origin, self._path = grant.origin, grant.path
 
     def begin(self, cancel: Cancel) -> None:
         """Have the bucket expect parts, unless it does or needs not."""

@@ -64,14 +64,26 @@ class Sender:
 
     def _put_all(self, missing: list[int], put: Callable[[int, Cancel], None], cancel: Cancel) -> None:
         at_once = min(self._pace.parts_of_a_file, len(missing))
+        failures: list[BaseException] = []
         with cancel.part() as others, ThreadPoolExecutor(at_once, "gen-worker-part") as threads:
-            puts = [threads.submit(put, number, others) for number in missing]
+
+            def put_one(number: int) -> None:
+                try:
+                    put(number, others)
+                except BaseException as error:
+                    failures.append(error)  # before the others end for it, and fail as well
+                    others.set()
+                    raise
+
+            puts = [threads.submit(put_one, number) for number in missing]
             try:
                 for done in as_completed(puts):
                     done.result()
             except BaseException:
                 others.set()
                 threads.shutdown(wait=False, cancel_futures=True)
+                if failures:
+                    raise failures[0] from None
                 raise
 
     def _put(

@@ -14,12 +14,14 @@ import msgspec
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.job_tokens import JobTokens
 from gen_worker.fetch.network.origins import Url
 from gen_worker.fetch.network.patience import FOR_FILES
 from gen_worker.fetch.network.transport import Transport
 from gen_worker.fetch.uploading.asking import Answer, ask, read
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.pace import Pace, may_pass
+from gen_worker.fetch.uploading.sending import Sender, Turns
 from gen_worker.fetch.uploading.source import Digests, Text
 from gen_worker.wire.fetching import Destination
 
@@ -52,9 +54,18 @@ class _Refusal(msgspec.Struct):
 
 
 class Transports:
-    """The ways to a store and to where its bytes go, each with its own patience; for all uploads of a process."""
+    """The ways to a store and to where its bytes go, each with its own patience, and how much goes there at once.
+
+    One for all uploads of a process.
+    """
 
     def __init__(self, config: FetchConfig, pace: Pace) -> None:
+        self.pace = pace
+        self.tokens = JobTokens()
+        """What jobs show."""
+        self.sender = Sender(pace)
+        self.files = Turns(pace.files)
+        self.into_buckets = Turns(pace.lent_keys_files)
         config = msgspec.structs.replace(config, stall_timeout_s=0.0)  # that is for models
         self.questions = Transport(config, pace.patience(pace.quiet_s))
         self.parts = Transport(config, pace.patience(pace.quiet_s))
@@ -66,9 +77,12 @@ class Transports:
 class Store:
     """One store as one job may use it."""
 
-    def __init__(self, destination: Destination, transports: Transports, pace: Pace, route: str = "") -> None:
+    def __init__(
+        self, destination: Destination, transports: Transports, pace: Pace, route: str = "", *, in_repo: bool = False
+    ) -> None:
         """Use the media of the job's owner, or the uploads at another `route` below the platform's address."""
         self._destination = destination
+        self._in_repo = in_repo
         self._transports = transports
         self._pace = pace
         owner = quote(destination.owner or NO_OWNER, safe="")
@@ -78,11 +92,12 @@ class Store:
 
     def create(self, ref: str, digests: Digests, size: int, mime_type: str, cancel: Cancel) -> str:
         """Begin an upload and return the store's answer as it came."""
-        asked: dict[str, object] = {"ref": ref, "blake3": digests.blake3, "size_bytes": size}
+        name = "path" if self._in_repo else "ref"
+        asked: dict[str, object] = {name: ref, "blake3": digests.blake3, "size_bytes": size}
         asked["request_id"] = self._destination.request_id
         if mime_type and mime_type != "application/octet-stream":
             asked["content_type"] = mime_type
-        if self._destination.job_id:
+        if self._destination.job_id and not self._in_repo:
             asked["job_id"] = self._destination.job_id
         tries = 0
         while True:
@@ -130,7 +145,7 @@ class Store:
         return ask(transport, "POST", self._uploads + path, headers=headers, body=body, cancel=cancel)
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Authorization": f"Bearer {self._destination.token}"}
+        headers = {"Authorization": f"Bearer {self._transports.tokens.of(self._destination)}"}
         if owner := self._destination.owner:
             headers["X-Cozy-Owner"] = owner if owner.isascii() and owner.isprintable() else quote(owner)
         if self._destination.traceparent:
@@ -158,6 +173,6 @@ def refusal_code(answer: Answer) -> str:
     """Return the word by which a store says why it refuses; empty where it says none."""
     try:
         code = msgspec.json.decode(answer.content, type=_Refusal).error.code
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return ""
     return code if _CODE.fullmatch(code) else ""

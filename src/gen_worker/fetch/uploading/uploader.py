@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.config import FetchConfig
+from gen_worker.fetch.job_tokens import JobKey, job_key
 from gen_worker.fetch.uploading.asking import read
 from gen_worker.fetch.uploading.failure import UploadError
 from gen_worker.fetch.uploading.file_api import write_file
@@ -13,12 +14,11 @@ from gen_worker.fetch.uploading.journal import Journal
 from gen_worker.fetch.uploading.limits import Claims, check_size, claims_of
 from gen_worker.fetch.uploading.pace import Pace
 from gen_worker.fetch.uploading.places import Bucket, Created, Place, SignedUrls, grant_of
-from gen_worker.fetch.uploading.sending import Sender, Turns
 from gen_worker.fetch.uploading.source import Digests, Source
 from gen_worker.fetch.uploading.store import Meta, Store, Transports
 from gen_worker.filetypes import HEAD_BYTES, mime_type
 from gen_worker.models.errors import ModelError
-from gen_worker.wire.fetching import Upload
+from gen_worker.wire.fetching import Destination, Upload
 from gen_worker.wire.messages import Stored
 
 _LOOK_S = 0.1  # how often who waits for others' bytes looks whether it is still wanted
@@ -27,13 +27,18 @@ _LOOK_S = 0.1  # how often who waits for others' bytes looks whether it is still
 class Uploader:
     """Stores the files of all jobs of a worker. For any number of threads."""
 
-    def __init__(self, config: FetchConfig, pace: Pace | None = None) -> None:
-        self._pace = pace or Pace()
+    def __init__(
+        self,
+        config: FetchConfig,
+        pace: Pace | None = None,
+        transports: Transports | None = None,
+        into: Callable[[Destination, Cancel], str] | None = None,
+    ) -> None:
+        """`into` returns the uploads' route of the repository of a destination that names one."""
+        self._transports = transports or Transports(config, pace or Pace())
+        self._pace = self._transports.pace
+        self._into = into
         self._max_upload_bytes = config.max_upload_bytes
-        self._transports = Transports(config, self._pace)
-        self._files = Turns(self._pace.files)
-        self._into_buckets = Turns(self._pace.lent_keys_files)
-        self._sender = Sender(self._pace)
         self._allowances = _Allowances()
 
     def upload(
@@ -64,16 +69,24 @@ class Uploader:
             raise UploadError("transfer", f"`{ref}` cannot be stored: the orchestrator named no store of files")
         if not target.token:
             raise UploadError("auth", f"`{ref}` cannot be stored: its job came without a token")
-        claims = claims_of(target.token)
+        claims = claims_of(self._transports.tokens.of(target))
         check_size(ref, order.length, claims, self._max_upload_bytes)
         source = Source(fd, order.length, ref)
-        with self._allowances.taken(target.token, order.length, claims, cancel), self._files.turn(cancel):
-            work = _Work(order, source, journal, self._sender, self._transports, self._pace, self._into_buckets)
+        with self._allowances.taken(job_key(target), order.length, claims, cancel), self._transports.files.turn(cancel):
+            work = _Work(order, source, journal, self._transports, self._route(target, cancel))
             return work.go_on(cancel, on_progress)
+
+    def _route(self, target: Destination, cancel: Cancel) -> str:
+        """Return where uploads go below the platform's address; "": to the media of their owner."""
+        if not target.repo:
+            return ""
+        if self._into is None:
+            raise UploadError("transfer", f"nothing can be stored in `{target.repo}` from here")
+        return self._into(target, cancel)
 
     def _write_file(self, order: Upload, fd: int, cancel: Cancel, on_progress: Callable[[int, int], None]) -> Stored:
         check_size(order.ref, order.length, Claims(), self._max_upload_bytes, empty=True)
-        with self._files.turn(cancel):
+        with self._transports.files.turn(cancel):
             source = Source(fd, order.length, order.ref)
             return write_file(order, source, self._transports.parts, self._pace, cancel, on_progress)
 
@@ -81,24 +94,13 @@ class Uploader:
 class _Work:
     """The upload of one file."""
 
-    def __init__(
-        self,
-        order: Upload,
-        source: Source,
-        journal: Journal,
-        sender: Sender,
-        transports: Transports,
-        pace: Pace,
-        into_buckets: Turns,
-    ) -> None:
+    def __init__(self, order: Upload, source: Source, journal: Journal, transports: Transports, route: str) -> None:
         self._order = order
         self._source = source
         self._journal = journal
-        self._sender = sender
         self._transports = transports
-        self._pace = pace
-        self._into_buckets = into_buckets
-        self._store = Store(order.destination, transports, pace)
+        self._in_repo = bool(route)
+        self._store = Store(order.destination, transports, transports.pace, route, in_repo=self._in_repo)
         self._mime_type = order.mime_type or mime_type(source.head(HEAD_BYTES), order.ref) or ""
 
     def go_on(self, cancel: Cancel, on_progress: Callable[[int, int], None]) -> Stored:
@@ -130,9 +132,9 @@ class _Work:
         place: Place | None = None
         try:
             granted = created.transfer_grant or created.s3_transfer_grant
-            with self._into_buckets.turn(cancel) if granted else nullcontext():
+            with self._transports.into_buckets.turn(cancel) if granted else nullcontext():
                 place = self._place(created, digests, cancel)
-                etags = self._sender.send(place, self._source, journal, cancel, counted.add)
+                etags = self._transports.sender.send(place, self._source, journal, cancel, counted.add)
                 self._source.check()
                 told = place.finish(etags, cancel)
             meta = store.complete(order.ref, created.upload_id, told, cancel)
@@ -147,10 +149,12 @@ class _Work:
     def _place(self, created: Created, digests: Digests, cancel: Cancel) -> Place:
         length, transport, who = self._order.length, self._transports.parts, self._store.shown
         granted = created.transfer_grant or created.s3_transfer_grant
+        if granted is None and self._in_repo:
+            raise UploadError("transfer", f"`{who}` lends no keys for `{self._order.ref}`, a file of a repository")
         if granted is None:
             return SignedUrls(created, length, transport, who)
         grant = grant_of(granted, who)
-        bucket = Bucket(grant, length, digests, self._journal, transport, self._pace.object_part_bytes)
+        bucket = Bucket(grant, length, digests, self._journal, transport, self._transports.pace.object_part_bytes)
         bucket.begin(cancel)
         return bucket
 
@@ -193,28 +197,28 @@ class _Counted:
 
 
 class _Allowances:
-    """The bytes that are on their way by each token, none of which allows more at once than it claims."""
+    """The bytes that each job has on their way, never more at once than its token allows."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._taken: dict[str, int] = {}
+        self._taken: dict[JobKey, int] = {}
 
     @contextmanager
-    def taken(self, token: str, length: int, claims: Claims, cancel: Cancel) -> Iterator[None]:
+    def taken(self, job: JobKey, length: int, claims: Claims, cancel: Cancel) -> Iterator[None]:
         """Wait until a file fits beside those under way, and count it; raise `ModelError` when canceled before."""
         with self._changed:
-            while claims.max_total_bytes and self._taken.get(token, 0) + length > claims.max_total_bytes:
+            while claims.max_total_bytes and self._taken.get(job, 0) + length > claims.max_total_bytes:
                 self._changed.wait(_LOOK_S)
                 cancel.raise_if_set()
-            self._taken[token] = self._taken.get(token, 0) + length
+            self._taken[job] = self._taken.get(job, 0) + length
         try:
             yield
         finally:
             with self._changed:
-                left = self._taken[token] - length
-                self._taken[token] = left
+                left = self._taken[job] - length
+                self._taken[job] = left
                 if not left:
-                    del self._taken[token]
+                    del self._taken[job]
                 self._changed.notify_all()
 
 
