@@ -24,11 +24,17 @@ pytestmark = [pytest.mark.process, pytest.mark.needs("torch", "diffusers", "tran
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a small pipeline, `tiny`, in fp32."""
-    folder = tmp_path_factory.mktemp("models")
-    make_tiny("sd15", folder / "tiny", dtype="fp32")
-    return folder
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small pipeline in fp32."""
+    return make_tiny("sd15", tmp_path_factory.mktemp("models") / "tiny", dtype="fp32")
+
+
+@pytest.fixture
+def made(tiny: Path, tmp_path: Path) -> Path:
+    """Return a folder of the test's own with the small pipeline, `tiny`."""
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/tiny").symlink_to(tiny)
+    return tmp_path / "made"
 
 
 def on_cpu(**more: Any) -> PipelineConfig:

@@ -82,6 +82,11 @@ class Shop:
     def open(self, gate: str) -> None:
         (self.folder / gate).touch()
 
+    def close_gates(self) -> None:
+        for waits in self.folder.glob("*-waits"):
+            waits.unlink()
+            waits.with_name(waits.name.removesuffix("-waits")).unlink(missing_ok=True)
+
     def until_waits(self, gate: str) -> None:
         until((self.folder / f"{gate}-waits").exists)
 
@@ -111,8 +116,17 @@ def working(folder: Path, module: str = "earlier_shop", **variables: str) -> Ite
             ended(shop.process)
 
 
+@pytest.fixture
+def shop(one_shop: tuple[Shop, Stream]) -> tuple[Shop, Stream]:
+    """Return the worker and its connection as no test has used them."""
+    worker, stream = one_shop
+    worker.close_gates()
+    stream.forget()
+    return one_shop
+
+
 @pytest.fixture(scope="module")
-def shop(grpc_awake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, Stream]]:
+def one_shop(grpc_awake: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, Stream]]:
     """One worker for all tests that cost it no child and no connection."""
     with working(tmp_path_factory.mktemp("shop")) as (worker, stream):
         stream.run("measure", {"asset": {"ref": "http://127.0.0.1:1/x"}}, run_id="private")  # starts its fetcher

@@ -69,6 +69,12 @@ class Stream:
         """Return every result of a run that came over this connection."""
         return [each for each in self.heard if isinstance(each, TaskExecutionResult) and each.run_id == run_id]
 
+    def forget(self) -> None:
+        """Remember nothing of what was heard but the registrations, so that the names of runs are free again."""
+        with self.changed:
+            self.heard[:] = [each for each in self.heard if isinstance(each, WorkerRegistration)]
+            self._taken = len(self.heard)
+
     def cut(self) -> None:
         """End the connection as a server does that dies."""
         self.outgoing.put(None)
