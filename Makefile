@@ -83,7 +83,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "hint: make setup PYTHON=python3.12" >&2; \
 	  exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	$(BIN)/python -m pip install --constraint constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[torch,images,audio,video,trainer,lora,reload,http,otel,dev]' $(EXAMPLES)
 	$(BIN)/python -m compileall -q child src supervisor
 	touch $@

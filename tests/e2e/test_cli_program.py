@@ -7,28 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from gen_worker.cli.program import commands
 from gen_worker.postmortem import Held, folder_in, write
 from tests.pure.test_postmortem_files import told
 from tests.served import ENDPOINTS, environment, until
 from tests.terminal import terminal
 
 GEN_WORKER = str(Path(sys.executable).with_name("gen-worker"))
-COMMANDS = [
-    "run",
-    "serve",
-    "up",
-    "orchestrator",
-    "invoke",
-    "repl",
-    "ps",
-    "kill",
-    "prefetch",
-    "cache",
-    "validate",
-    "completion",
-]
+COMMANDS = commands.list_commands(click.Context(commands))
 
 
 def gen_worker(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +36,7 @@ def test_help_lists_every_command_with_a_line_about_it() -> None:
     done = gen_worker("--help")
     assert done.returncode == 0
     for command in COMMANDS:
-        assert re.search(rf"^  {command} +[A-Z].*\.$", done.stdout, re.MULTILINE)
+        assert re.search(rf"^  {command} +[A-Z][^.]*\.$", done.stdout, re.MULTILINE)
     assert "Exit codes:" in done.stdout
 
 
@@ -59,10 +48,18 @@ def test_every_command_explains_itself(command: str) -> None:
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
-def test_the_module_is_the_same_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gen_worker.cli", "--help"], capture_output=True, text=True, timeout=30
-    )
+def test_the_help_has_the_commands_by_what_one_does_with_them_in_one_column() -> None:
+    shown = gen_worker("--help").stdout
+    sections = re.findall(r"^([A-Z][a-z ]+):\n((?:  .*\n)+)", shown.partition("Exit codes:")[0], re.MULTILINE)
+    assert [title for title, _ in sections][:4] == ["Options", "Write an endpoint", "Serve it", "Call it"]
+    listed = re.findall(r"^  ([a-z]+)( +)[A-Z]", "".join(rows for _, rows in sections[1:]), re.MULTILINE)
+    assert [name for name, _ in listed] == COMMANDS
+    assert len({len(name + space) for name, space in listed}) == 1
+
+
+@pytest.mark.parametrize("module", ["gen_worker", "gen_worker.cli"])
+def test_the_module_is_the_same_program(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=30)
     assert done.stdout == gen_worker("--help").stdout
 
 

@@ -19,35 +19,50 @@ from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, neare
 BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
-_COMMANDS = {
-    "new": "Make a new endpoint: a project with functions, tests and a Dockerfile.",
-    "run": "Run one function once, in this process.",
-    "serve": "Serve an endpoint's functions from supervised child processes.",
-    "up": "Work for an orchestrator with this machine's devices.",
-    "invoke": "Call a function of a running `gen-worker serve`.",
-    "repl": "Keep an endpoint warm and call it line by line.",
-    "ps": "Show what a supervisor's devices and jobs are doing.",
-    "top": "Watch a supervisor's devices and jobs, and act on them.",
-    "cancel": "Ask one request to end.",
-    "kill": "End one request, whatever it does, and nothing else.",
-    "stack": "Show where each thread of a device's child is.",
-    "restart": "Replace the child process of one device.",
-    "drain": "Give devices no more requests, until that is undone.",
-    "undrain": "Give drained devices requests again.",
-    "logs": "Show what children printed and the supervisor told.",
-    "events": "Show what the supervisor told of itself, its children and its jobs.",
-    "jobs": "List the jobs that ended.",
-    "models": "Look after the models of a supervisor's functions.",
-    "postmortem": "Say what children died of.",
-    "quarantine": "Look after the payloads that killed children.",
-    "orchestrator": "Drive workers on this host, with an HTTP API for jobs.",
-    "train": "Train what a job spec describes, and go on whatever dies.",
-    "prefetch": "Have models on this machine before anybody waits for them.",
-    "cache": "Look after the models on this machine's disk.",
-    "validate": "Check that an endpoint can be built and routed.",
-    "doctor": "Look at this host, and say what a worker lacks here.",
-    "completion": "Print the completion script of a shell.",
+_SECTIONS = {
+    "Write an endpoint": {
+        "new": "Make a new endpoint: a project with functions, tests and a Dockerfile.",
+        "run": "Run one function once, in this process.",
+        "validate": "Check that an endpoint can be built and routed.",
+    },
+    "Serve it": {
+        "serve": "Serve an endpoint's functions from supervised child processes.",
+        "up": "Work for an orchestrator with this machine's devices.",
+        "orchestrator": "Drive workers on this host, with an HTTP API for jobs.",
+        "train": "Train what a job spec describes, and go on whatever dies.",
+    },
+    "Call it": {
+        "invoke": "Call a function of a running `gen-worker serve`.",
+        "repl": "Keep an endpoint warm and call it line by line.",
+    },
+    "See what goes on": {
+        "top": "Watch a supervisor's devices and jobs, and act on them.",
+        "ps": "Show what a supervisor's devices and jobs are doing.",
+        "jobs": "List the jobs that ended.",
+        "logs": "Show what children printed and the supervisor told.",
+        "events": "Show what the supervisor told of itself, its children and its jobs.",
+        "stack": "Show where each thread of a device's child is.",
+        "postmortem": "Say what children died of.",
+    },
+    "Step in": {
+        "cancel": "Ask one request to end.",
+        "kill": "End one request, whatever it does, and nothing else.",
+        "restart": "Replace the child process of one device.",
+        "drain": "Give devices no more requests, until that is undone.",
+        "undrain": "Give drained devices requests again.",
+        "quarantine": "Look after the payloads that killed children.",
+    },
+    "Have models where they are needed": {
+        "prefetch": "Have models on this machine before anybody waits for them.",
+        "cache": "Look after the models on this machine's disk.",
+        "models": "Look after the models of a supervisor's functions.",
+    },
+    "Set up a host": {
+        "doctor": "Look at this host, and say what a worker lacks here.",
+        "completion": "Print the completion script of a shell.",
+    },
 }
+_COMMANDS = {name: about for section in _SECTIONS.values() for name, about in section.items()}
 _MODULES = {"events": "events_command"}  # where a command is that is not in the module of its name
 
 
@@ -65,8 +80,10 @@ class _Commands(Command, click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        width = max(map(len, _COMMANDS))
+        for title, section in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), about) for name, about in section.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
