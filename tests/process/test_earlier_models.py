@@ -17,6 +17,8 @@ from gen_worker.wire.earlier import (
     RealtimeFrame,
     RealtimeOpenCommand,
     TaskExecutionResult,
+    UnloadModelCommand,
+    UnloadModelResult,
     WorkerRegistration,
 )
 from tests.process.test_earlier_wire import hear_close, unpacked, working
@@ -69,6 +71,7 @@ def test_models_that_a_run_requires_are_here_before_it_begins(grpc_awake: None, 
     with LoopbackHub() as hub:
         for repo in ("one", "two", "late", "never"):
             hub.add_snapshot(f"acme/{repo}", {"note.txt": repo.encode() * 1000}, tag="latest")
+        hub.add_civitai("12", {"lora.safetensors": b"w" * 1000}, version="34")
         hub.add_repo("acme/three", {"config.json": b"{}", "model.safetensors": b"x" * 4096})
         hub.fail("acme/late/note.txt", Stall(after=0, seconds=60))
         with working(tmp_path, GEN_WORKER_DEVICES="cpu:1", **hub.variables()) as (worker, stream):
@@ -78,6 +81,12 @@ def test_models_that_a_run_requires_are_here_before_it_begins(grpc_awake: None, 
                 until(lambda repo=repo: on_disk(stream, f"cozy:acme/{repo}:latest"))  # type: ignore[misc]
             stream.run("greet_all", {"text": "b"}, run_id="r2", required_models=("cozy:acme/one:latest",))
             assert stream.result("r2").success
+
+            stream.run("greet_all", {"text": "c"}, run_id="lora", required_models=("civitai:12@34",))
+            assert unpacked(stream.result("lora"))["text"] == "hello c of None"
+            until(lambda: on_disk(stream, "civitai:12@34"))
+            stream.say(UnloadModelCommand(model_id="civitai:12@34"))
+            assert stream.hear(UnloadModelResult) == UnloadModelResult(model_id="civitai:12@34", success=True)
 
             stream.run("greet_all", {}, run_id="none", required_models=("cozy:acme/none",))
             gone = stream.result("none")

@@ -25,6 +25,7 @@ from gen_worker_supervisor.earlier_link.registration import model_id, versions
 from gen_worker_supervisor.earlier_link.required import NotRequirableError, described_models, required
 from gen_worker_supervisor.earlier_link.results import DOUBTED_S, Results
 from gen_worker_supervisor.link.dialing import UNHEARD, Dial, Ended, Fatal
+from gen_worker_supervisor.link.refs import wanted_of
 from gen_worker_supervisor.link.target import Target, parse_target
 from gen_worker_supervisor.outcomes import failure
 from gen_worker_supervisor.phases import JobState
@@ -239,10 +240,13 @@ def test_another_connection_gets_results_and_items_and_neither_old_heartbeats_no
         (Wanted("tensorhub", "a/b", tag="latest"), "cozy:a/b:latest"),
         (Wanted("tensorhub", "a/b"), "cozy:a/b:prod"),
         (Wanted("tensorhub", "a/b", digest="sha256:ab"), "cozy:a/b@sha256:ab"),
+        (Wanted("civitai", "12", version="34"), "civitai:12@34"),
+        (Wanted("modelscope", "a/b"), "modelscope:a/b"),
     ],
 )
 def test_models_are_called_as_the_earlier_generation_writes_them(wanted: Wanted, written: str) -> None:
     assert model_id(wanted) == written
+    assert model_id(wanted_of(written, {})) == written, "what a worker is told is what it has said"
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1 << 40])

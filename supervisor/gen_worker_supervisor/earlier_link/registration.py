@@ -59,11 +59,9 @@ def registered_name(function: SurveyedFunction) -> str:
 
 
 def model_id(wanted: Wanted) -> str:
-    """Return how the earlier generation writes a ref."""
-    if wanted.provider == "hf":
-        return f"hf:{wanted.ref}"
+    """Return how the earlier generation writes a ref; one of a provider that it did not know has that one's prefix."""
     if wanted.provider != "tensorhub":
-        return wanted.ref
+        return f"{wanted.provider}:{wanted.ref}"
     at = f"@{wanted.digest}" if wanted.digest and not wanted.tag else f":{wanted.tag or 'prod'}"
     return f"cozy:{wanted.repo}{at}{f'#{wanted.flavor}' if wanted.flavor else ''}"
 
