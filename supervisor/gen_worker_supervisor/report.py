@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -96,10 +97,7 @@ class Reporter:
             host_memory_budget=memory_budget,
             vram_margin=self._supervisor.margin_bytes,
             events=list(log.events)[0 if waiting is None else -EVENTS_SENT :],
-            functions=[
-                _function(fleet, function, now, log.hide, self._supervisor.tally)
-                for function in fleet.functions.values()
-            ],
+            functions=_functions(fleet, now, log.hide, self._supervisor.tally),
             draining=fleet.draining,
             jobs_done=fleet.done,
             jobs_failed=fleet.failed,
@@ -336,7 +334,16 @@ def _hang(fleet: Fleet, job: Job) -> str | None:
     return child.hang.value if child.hang in OF_ALL or (work is not None and job in work.jobs) else None
 
 
-def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str], str], tally: Tally) -> FunctionStatus:
+def _functions(fleet: Fleet, now: float, hide: Callable[[str], str], tally: Tally) -> list[FunctionStatus]:
+    queued: Counter[str] = Counter()  # there may be thousands of functions: few of them have a queue
+    for each in fleet.waiting.values():
+        queued[each.name] += each.waiting
+    return [_function(fleet, each, queued[each.name], now, hide, tally) for each in fleet.functions.values()]
+
+
+def _function(
+    fleet: Fleet, function: Function, queued: int, now: float, hide: Callable[[str], str], tally: Tally
+) -> FunctionStatus:
     counted = tally.functions.get(function.name)
     reason = function.unavailable if function.unavailable is not None and now < function.available_at else None
     reason = reason or fleet.blame.breaker(function.name, now) or drained_away(fleet, function) or None
@@ -346,7 +353,7 @@ def _function(fleet: Fleet, function: Function, now: float, hide: Callable[[str]
         name=function.name,
         state="available" if reason is None else "unavailable",
         reason=None if reason is None else hide(reason),
-        queued=sum(each.waiting for each in fleet.variants() if each.name == function.name),
+        queued=queued,
         median_run_s=function.median_s,
         stall_limit_s=round(stall_limit_s(fleet, function), 3),
         ended={} if counted is None else dict(counted.ended),

@@ -11,7 +11,7 @@ from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
 from gen_worker_supervisor.bodies import InlinePayload, OutputBody
 from gen_worker_supervisor.log import HIDDEN, Look
-from gen_worker_supervisor.report import _download, _function, _job, _jobs
+from gen_worker_supervisor.report import _download, _functions, _job, _jobs
 from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
 from gen_worker_supervisor.tally import Tally
 from tests.pure.host import Host, function
@@ -95,8 +95,17 @@ def test_jobs_that_wait_for_models_of_their_own_count_for_their_function() -> No
         waiting = job(deadline=None)
         waiting.number, waiting.function = number, each
         fleet.enqueue(waiting)
-    assert [_function(fleet, each, 110.0, str, Tally()).queued for each in (paint, other)] == [3, 0]
+    assert {each.name: each.queued for each in _functions(fleet, 110.0, str, Tally())} == {"paint": 3, "other": 0}
     assert _download(fleet, fleet.catalog.of(own.wanted), 110.0).wanted_by == ["paint"]
+
+
+@pytest.mark.quiet
+def test_an_endpoint_of_five_thousand_functions_does_not_hold_the_loop_for_each_document() -> None:
+    surveyed = [SurveyedFunction(f"f{n}", f"f{n}", "", "", "sync", "device", False, None) for n in range(5_000)]
+    fleet = Fleet({each.name: Function(each) for each in surveyed}, [Device("cpu:0", "cpu")])
+    began = time.thread_time()
+    assert len(_functions(fleet, 110.0, str, Tally())) == 5_000
+    assert time.thread_time() - began < 0.25  # some 40 ms; each function that looks at all others takes seconds
 
 
 def test_jobs_that_wait_have_their_place_and_start_as_they_will_be_served() -> None:
