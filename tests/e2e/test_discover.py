@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 
 from gen_worker.discovery import validate_endpoint_lock
 from gen_worker.wire.survey import Survey
+from tests.served import until
 
 MAIN = """
 import msgspec
@@ -77,6 +79,34 @@ SPY = """
 import os, sys
 print("imported by a process that knows", sorted(set(os.environ.values()) & {"canary"}), file=sys.stderr)
 """
+
+
+EARLY = """
+import os, sys, threading
+if "gen_worker.discovery.probe" in sys.orig_argv:
+    open("begun", "w").close()
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("command", ["gen_worker.discover", "gen_worker.discovery", "gen_worker.cli"])
+def test_ctrl_c_while_the_code_is_looked_at_ends_it_without_a_word(root: Path, command: str) -> None:
+    (root / "customized").mkdir()
+    (root / "customized" / "sitecustomize.py").write_text(EARLY)
+    words = [sys.executable, "-m", command, *(["validate"] if command == "gen_worker.cli" else [])]
+    seen = os.environ | {"PYTHONPATH": str(root / "customized")}
+    with subprocess.Popen(
+        words, cwd=root, env=seen, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        until((root / "begun").exists, what="the process that looks")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all that stand in its foreground
+        assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
+
+
+def test_nobody_looks_at_code_for_a_process_that_is_gone(root: Path) -> None:
+    done = python("-m", "gen_worker.discovery.probe", "--module", "mine.main", "--parent", "1", cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from gen_worker.discovery.process import manifest_of
 from gen_worker.discovery.project import import_paths, load_project_config
 from gen_worker.discovery.validation import validate_endpoint_lock
 
+_CANCELED = 130
+
 
 def print_manifest(config: str | None, module: str | None, render: Callable[[dict[str, Any]], str]) -> int:
     """Print a project's manifest as `render` writes it and return 0, or say everything that is wrong and return 1."""
@@ -20,9 +22,14 @@ def print_manifest(config: str | None, module: str | None, render: Callable[[dic
 
 
 def print_document(find: Callable[[], dict[str, Any]], render: Callable[[dict[str, Any]], str]) -> int:
-    """Print what is found as `render` writes it and return 0, or say everything that is wrong and return 1."""
+    """Print what is found as `render` writes it and return 0, or say everything that is wrong and return 1.
+
+    A Ctrl-C ends it with 130.
+    """
     try:
         document = find()
+    except KeyboardInterrupt:
+        return _CANCELED
     except DiscoveryError as error:
         for line in error.stack:
             print(line, file=sys.stderr)

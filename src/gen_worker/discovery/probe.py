@@ -8,6 +8,7 @@ and exits 2.
 import argparse
 import ctypes
 import faulthandler
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--path", action="append", default=[], help="a folder for the front of `sys.path`; repeatable")
     parser.add_argument("--manifest", action="store_true", help="print the manifest instead of a survey")
     parser.add_argument("--entries", action="store_true", help="print the manifest with the earlier API's entries")
+    parser.add_argument("--parent", type=int, help="who waits for it: where that is gone already nothing is looked at")
     options = parser.parse_args(arguments)
+    if options.parent not in (None, os.getppid()):
+        return 1
     with reserved_stdout() as stdout:
         try:
             look = _entries if options.entries else _manifest if options.manifest else _survey

@@ -77,13 +77,20 @@ def ask(
     The module sees what the author's code may see of the environment, which is this process's own unless one is given.
     One that takes longer than `notice_s` is told of on stderr, once; there is no limit.
     """
-    command = [sys.executable, "-P", "-m", "gen_worker.discovery.probe", "--module", module, *options]
+    command = [sys.executable, "-P", "-m", "gen_worker.discovery.probe", "--parent", str(os.getpid())]
+    command += ["--module", module, *options]
     for path in paths:
         command += ["--path", path]
     with suppress(AttributeError):  # a process without stderr has None
         sys.stderr.flush()
     seen = author_environment(os.environ if environment is None else environment)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=seen) as probe:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=seen,
+        start_new_session=True,  # a Ctrl-C on the terminal is for this process, which ends it
+    ) as probe:
         try:
             told = _told(probe, module, notice_s)
         except BaseException:

@@ -61,6 +61,7 @@ class Schemas:
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C on the terminal is for this process, which ends it
             stderr=asyncio.subprocess.DEVNULL,  # what importing prints, its worker has printed
         )
         try:
