@@ -22,6 +22,7 @@ from gen_worker.api import Tensors
 from gen_worker.testing import make_tiny
 from gen_worker.utils.lora import Lora, load_loras
 
+torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 made = make_tiny("sd15", folder / "sd15", dtype="fp32")
 pipeline = StableDiffusionPipeline.from_pretrained(made, safety_checker=None)
@@ -109,7 +110,12 @@ bad.write_bytes(b"nonsense")
 wrong = {name: torch.zeros(3, 3) for name in weights()}
 nowhere = {"unet.nowhere.lora_A.weight": torch.zeros(4, 4), "unet.nowhere.lora_B.weight": torch.zeros(4, 4)}
 other = {name.replace("unet.", "transformer."): value for name, value in weights().items()}
+half = {name: value for name, value in weights().items() if not name.endswith("lora_B.weight")}
+flat = kohya(weights()) | {f"{first}.lora_down.weight": torch.zeros(())}
 cases = {
+    "half of a pair": [lora("half", half)],
+    "no matrix": [lora("flat", flat)],
+    "no alpha": [lora("alpha", kohya(weights()) | {f"{first}.alpha": torch.tensor(float("nan"))})],
     "damaged": [lora("bad")],
     "absent": [lora("absent")],
     "no lora": [lora("words", {"a": torch.zeros(1)})],
@@ -136,6 +142,17 @@ pipeline.set_adapters(["own"], [0.5])
 own = paint()
 told["own and another"] = not same(own, painted(one)) and not same(with_one, painted(one))
 told["own after"] = same(own, paint()) and pipeline.get_active_adapters() == ["own"]
+try:
+    painted(lora("one", adapter_name="own"))
+except ValidationError as error:
+    told["own name"] = str(error)
+told["own after a request for its name"] = same(own, paint())
+pipeline.unload_lora_weights()
+pipeline.load_lora_weights(weights(3), adapter_name="lora_0")
+pipeline.set_adapters(["lora_0"], [0.5])
+with load_loras(pipeline, [one]) as names, load_loras(pipeline, [second, one]) as more:
+    told["names beside own"] = [names, more]
+told["own of a usual name after"] = same(own, paint()) and pipeline.get_active_adapters() == ["lora_0"]
 pipeline.unload_lora_weights()
 
 entered, release = threading.Event(), threading.Event()
@@ -161,19 +178,25 @@ print(json.dumps(told))
 @pytest.mark.process
 @pytest.mark.needs("torch", "diffusers", "transformers", "peft")
 def test_loras_are_on_a_pipeline_for_one_request_and_leave_nothing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     refused = told.pop("refused")
     assert told.pop("names") == ["lora_0", "style"]
+    assert told.pop("own name") == "the `adapter_name` `own` is taken by a LoRA of the pipeline's own"
+    assert told.pop("names beside own") == [["lora_1"], ["style", "lora_3"]]
     assert all(told.values()), told
     after = {name: is_clean for name, is_clean in refused.items() if name.endswith(", after")}
     assert all(after.values()), after
     sentences = {name: text for name, text in refused.items() if name not in after}
     assert sentences.keys() == {
+        "half of a pair", "no matrix", "no alpha",
         "damaged", "absent", "no lora", "shapes", "nowhere", "another model's", "metadata",
         "one name twice", "a strange name", "no number", "a name that is taken",
     }  # fmt: skip
     assert sentences["absent"] == "`local/absent` has no file on this machine"
-    assert sentences["shapes"].startswith("`local/shapes` does not fit this pipeline: ")
+    assert sentences["shapes"].startswith("`local/shapes` does not fit this pipeline: size mismatch for ")
+    assert "lora_A.weight`, and no `unet." in sentences["half of a pair"]
+    assert sentences["no matrix"].endswith("lora_down.weight` has the shape (), which is no matrix's")
+    assert sentences["no alpha"].endswith(".alpha` is nan")
     assert sentences["another model's"] == "`local/other` does not fit this pipeline: none of its parts is in there"

@@ -8,8 +8,9 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _METADATA = "lora_adapter_metadata"  # what diffusers' trainers write beside the weights: JSON
 _MISFITS = (LookupError, RuntimeError, TypeError, ValueError, AttributeError)  # of what diffusers and peft raise
 _DOWN, _UP = ".lora_down.weight", ".lora_up.weight"
+_HALVES = ((".lora_A.weight", ".lora_B.weight"), (_DOWN, _UP), (".lora.down.weight", ".lora.up.weight"))
+_PAIRS = (*_HALVES, *((up, down) for down, up in _HALVES))  # of what has the one name, there is the other
 _MIXED_UP = ("lora_unet_", "lora_te")
 _guards: "WeakKeyDictionary[Any, threading.RLock]" = WeakKeyDictionary()
 _guarding = threading.Lock()
@@ -65,11 +68,11 @@ def load_loras(pipeline: Any, loras: "Iterable[_Spec]", request_id: str = "") ->
     """
     require("lora", "peft")
     specs = list(loras)
-    names = _names(specs, request_id)
     if not specs:
-        yield names
+        yield []
         return
     with _guard(pipeline):
+        names = _names(specs, request_id, _adapters(pipeline))
         before = _layers(pipeline)
         try:
             for name, spec in zip(names, specs, strict=True):
@@ -87,12 +90,21 @@ def _guard(pipeline: Any) -> threading.RLock:
         return _guards.setdefault(pipeline, threading.RLock())
 
 
-def _names(specs: Sequence[Any], request_id: str) -> list[str]:
+def _adapters(pipeline: Any) -> set[str]:
+    """Return the names of the adapters that a pipeline has."""
+    listed = getattr(pipeline, "get_list_adapters", None)
+    return set() if listed is None else {name for names in listed().values() for name in names}
+
+
+def _names(specs: Sequence[Any], request_id: str, own: Collection[str] = ()) -> list[str]:
+    free = (name for number in count() if (name := f"lora_{number}") not in own)
     names = []
-    for number, spec in enumerate(specs):
-        name = getattr(spec, "adapter_name", None) or f"lora_{number}"
+    for spec, usual in zip(specs, free, strict=False):
+        name = getattr(spec, "adapter_name", None) or usual
         if not _NAME.fullmatch(name):
             raise ValidationError(f"a LoRA's `adapter_name` has letters, digits, `_` and `-`, at most 64: {name!r}")
+        if name in own:
+            raise ValidationError(f"the `adapter_name` `{name}` is taken by a LoRA of the pipeline's own")
         names.append(name)
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
@@ -128,23 +140,28 @@ def _load(pipeline: Any, name: str, spec: Any) -> None:
     except _MISFITS as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise ValidationError(f"`{spec.tensors.ref}` does not fit this pipeline: {reason}") from error
+        raise ValidationError(f"`{spec.tensors.ref}` does not fit this pipeline: {_reason(error)}") from error
     if not _has(pipeline, name):
         raise ValidationError(f"`{spec.tensors.ref}` does not fit this pipeline: none of its parts is in there")
 
 
+def _reason(error: BaseException) -> str:
+    """Return what an error says in a line: of torch's lists of all that does not fit, the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else "".join(lines[:1])
+    return said[:300] or type(error).__name__
+
+
 def _has(pipeline: Any, name: str) -> bool:
     """Tell whether any part of a pipeline has an adapter; a LoRA of which no key fits is loaded without a word."""
-    listed = getattr(pipeline, "get_list_adapters", None)
-    return listed is None or any(name in names for names in listed().values())
+    return not hasattr(pipeline, "get_list_adapters") or name in _adapters(pipeline)
 
 
 def _unload(pipeline: Any, names: Sequence[str], before: Sequence[_Layer]) -> None:
     if not before:
         pipeline.unload_lora_weights()
         return
-    there = {name for listed in pipeline.get_list_adapters().values() for name in listed}
+    there = _adapters(pipeline)
     pipeline.delete_adapters([name for name in names if name in there])
     for each in before:
         each.restore()
@@ -171,9 +188,25 @@ def adapter_weights(tensors: Tensors) -> dict[str, Any]:
         raise ValidationError(f"`{tensors.ref}` cannot be read as safetensors: {error}") from None
     if not any("lora" in name.lower() for name in weights):
         raise ValidationError(f"`{tensors.ref}` is no LoRA: none of its {len(weights)} tensors is called so")
+    if wrong := _damage(weights):
+        raise ValidationError(f"`{tensors.ref}` is damaged: {wrong}")
     _scale(weights, _settings(metadata, tensors.ref))
     _even_alphas(weights)
     return weights
+
+
+def _damage(weights: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with weights by themselves; of half a pair diffusers would make up the other at random."""
+    for name, weight in weights.items():
+        if name.endswith(".alpha") and weight.numel() == 1 and not math.isfinite(weight):
+            return f"`{name}` is {float(weight)}"
+        for end, other_end in _PAIRS:
+            if name.endswith(end):
+                if (other := name.removesuffix(end) + other_end) not in weights:
+                    return f"it has `{name}`, and no `{other}`"
+                if weight.dim() < 2:
+                    return f"`{name}` has the shape {tuple(weight.shape)}, which is no matrix's"
+    return None
 
 
 def _even_alphas(weights: dict[str, Any]) -> None:
