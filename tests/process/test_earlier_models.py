@@ -32,6 +32,8 @@ def test_a_deployments_table_says_which_models_functions_get(grpc_awake: None, t
     with LoopbackHub() as hub:
         hub.add_snapshot("acme/notes", {"note.txt": b"buy milk"}, tag="latest")
         hub.add_snapshot("acme/other", {"note.txt": b"sleep"}, tag="v2")
+        project = '[project]\nname = "library"\n[tool.cozy.models]\nlast = "cozy:acme/other:v2"\n'
+        (tmp_path / "pyproject.toml").write_text(project)
         with working(tmp_path, "earlier_library", GEN_WORKER_DEVICES="cpu:1", **hub.variables()) as (_, stream):
             stream.say(RealtimeOpenCommand(session_id="s1", function_name="reads-aloud", tenant_id="t1"))
             stream.say(RealtimeFrame(session_id="s1", data=b"what", is_text=True))
@@ -44,6 +46,11 @@ def test_a_deployments_table_says_which_models_functions_get(grpc_awake: None, t
 
             stream.run("ours", {}, run_id="r1")
             assert unpacked(stream.result("r1")) == {"text": "buy milk", "model": "acme/notes"}
+            stream.run("yours", {"model": "last"}, run_id="keyed", required_models=("last",))
+            assert unpacked(stream.result("keyed")) == {"text": "sleep", "model": "cozy:acme/other:v2"}
+            stream.run("yours", {"model": "cozy:acme/none"}, run_id="none")
+            assert outcome(stream.result("none")) == ("fatal", False)
+            assert "`acme/none:latest` is not on " in stream.result("none").error_message
 
             other = "cozy:acme/other:v2"
             keys = {"acme/notes": other, "bedtime": other} | {f"key-{each}": "hf:a/b" * 20 for each in range(500)}

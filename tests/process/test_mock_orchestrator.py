@@ -200,6 +200,14 @@ def test_a_payload_that_is_no_object_is_told(text: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_deadline_that_no_message_can_say_is_a_usage_error() -> None:
+    for text in ("-1", str(1 << 63), "soon"):
+        command = [*COMMAND, "--run", "f", "--timeout-ms", text]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert done.returncode == 2
+        assert "--timeout-ms: " in done.stderr
+
+
 def test_a_worker_that_comes_back_without_the_request_gets_it_as_another_attempt() -> None:
     class Returning(Noted):
         holds: tuple[InFlightJob, ...] = ()

@@ -62,6 +62,8 @@ def raised(*names: str, kind: str = "user_exception", retryable: bool = False) -
         (failure("child_died", "SIGKILL", retryable=True), "retryable"),
         (failure("draining", "shutting down", retryable=True), "retryable"),
         (failure("unavailable", "no model", retryable=True), "retryable"),
+        (failure("model_resolution", "not there"), "fatal"),
+        (failure("model_resolution", "not reached", retryable=True), "retryable"),
         (failure("quarantined", "it kills"), "fatal"),
         (failure("internal", "no memory"), "internal"),
         (Outcome(JobState.OK), ""),
@@ -262,10 +264,13 @@ def test_versions_are_those_that_are_set_before_those_that_are_found() -> None:
 
 
 def needing(*slots: tuple[str, str, str]) -> SurveyedFunction:
-    """Return an earlier function with models, each a parameter, a key and a repository."""
+    """Return an earlier function with models, each a parameter, a key and a repository; it may ask for `note`."""
     injections = [SurveyedInjection(param, "str", "deployment", key) for param, key, _ in slots]
     bound = [Slot(param, Wanted("tensorhub", repo, tag="latest")) for param, _, repo in slots]
-    return SurveyedFunction("f", "f", "", "", "sync", "device", False, None, bound, injections=injections)
+    keys = {"note": "hf:acme/note", **{key: f"cozy:{repo}" for _, key, repo in slots}}
+    return SurveyedFunction(
+        "f", "f", "", "", "sync", "device", False, None, bound, injections=injections, model_keys=keys
+    )
 
 
 @pytest.mark.parametrize(
@@ -273,6 +278,7 @@ def needing(*slots: tuple[str, str, str]) -> SurveyedFunction:
     [
         (("acme/a", "cozy:acme/a:latest", "hf:acme/b"), DeploymentModelConfig(), ("cozy:acme/a:latest", "hf:acme/b")),
         (("lines",), DeploymentModelConfig(), ("cozy:acme/lines:latest",)),
+        (("note",), DeploymentModelConfig(), ("hf:acme/note",)),
         (("lines",), DeploymentModelConfig(model_id_by_key={"lines": "hf:acme/c"}), ("hf:acme/c",)),
         (("elsewhere",), DeploymentModelConfig(), ()),
         (("acme/a:latest",), DeploymentModelConfig(supported_model_ids=("cozy:acme/a",)), ("cozy:acme/a:latest",)),

@@ -200,6 +200,7 @@ def _surveyed(spec: FunctionSpec) -> SurveyedFunction:
         batch=0 if spec.batch is None else spec.batch.max_size,
         produces=spec.kind != "inference",
         injections=[] if spec.earlier is None else surveyed_injections(spec.earlier.injections),
+        model_keys={} if spec.earlier is None else dict(spec.earlier.models),
         max_concurrency=0 if spec.earlier is None else spec.earlier.max_concurrency or 0,
         earlier=spec.earlier is not None,
     )

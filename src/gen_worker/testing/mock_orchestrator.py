@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--wait-s", type=float, default=30.0, metavar="S", help="for a worker, and (5 at least) for the result [30]")
     add("--run", metavar="NAME", help="the function to run once; without it, messages are printed for ever")
     add("--payload-json", default="{}", metavar="JSON", help="its payload [{}]")
-    add("--timeout-ms", type=int, default=0, metavar="MS", help="its deadline; 0: none [0]")
+    add("--timeout-ms", type=_milliseconds, default=0, metavar="MS", help="its deadline; 0: none [0]")
     add("--tenant-id", default="", metavar="ID", help="whose request it is")
     add("--user-id", default="", metavar="ID", help="who makes it")
     add(
@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--print-events", action="store_true", help="print what the worker and the request say of themselves")
     add("--print-registrations", action="store_true", help="print all that a worker says when it connects")
     return parser
+
+
+def _milliseconds(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"no number of milliseconds: `{text}`")
+    return int(text)
 
 
 def _payload(text: str) -> bytes:

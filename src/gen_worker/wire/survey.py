@@ -37,6 +37,7 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
     batch: int = 0  # so many of its jobs at most run together in one call; 0: each by itself
     produces: bool = False  # it makes models or data sets rather than answers
     injections: list[SurveyedInjection] = []  # of an earlier function: its models, whose files may be no slot
+    model_keys: dict[str, str] = {}  # of an earlier function: the ids of models that its project has under keys
     max_concurrency: int = 0  # of an earlier function: jobs that may run at once; 0: any number
     earlier: bool = False  # it is one of the earlier API, whose orchestrators know it by its Python name
 

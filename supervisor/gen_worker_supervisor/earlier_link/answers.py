@@ -53,7 +53,9 @@ def error_type(outcome: Outcome) -> str:
             return _TYPES[name]
     if outcome.kind in _KINDS:
         return _KINDS[outcome.kind]
-    return "retryable" if outcome.state is JobState.RETRYABLE else "internal"
+    if outcome.state is JobState.RETRYABLE:
+        return "retryable"
+    return "fatal" if outcome.kind == "model_resolution" else "internal"
 
 
 def failed(run_id: str, outcome: Outcome, hide: Callable[[str], str]) -> TaskExecutionResult:

@@ -69,9 +69,7 @@ def required(
 
     Leaves out those that are `described` to the child, as their files lie where that says. Raises `NotRequirableError`.
     """
-    own = {slot.name: model_id(slot.wanted) for slot in function.slots}
-    keys = {each.key: own[each.param] for each in function.injections if each.param in own}
-    keys |= config.model_id_by_key
+    keys = {**function.model_keys, **config.model_id_by_key}
     allowed = {_spelt(each) for each in config.supported_model_ids}
     found: dict[str, None] = {}
     for name in names:
