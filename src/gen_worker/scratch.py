@@ -16,10 +16,13 @@ def claimed_folder(place: Path | None = None) -> tuple[Path, int]:
     """
     while True:
         folder = tempfile.mkdtemp(prefix=PREFIX, dir=place)
-        claim = os.open(folder, os.O_RDONLY)
+        try:
+            claim = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # whoever sweeps took it for abandoned before it was locked, as below
         if _locks(claim) and os.path.exists(folder):
             return Path(folder), claim
-        os.close(claim)  # another process took it for abandoned before it was locked
+        os.close(claim)
 
 
 def remove_abandoned(place: Path | None = None) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from gen_worker.scratch import PREFIX
+from gen_worker.scratch import PREFIX, claimed_folder, remove_abandoned
 from gen_worker_supervisor.input_folders import InputFolders
 from tests.served import until
 
@@ -143,3 +145,22 @@ def test_whoever_tidies_up_among_temporary_files_costs_no_later_job(
     until(lambda: own_of(place).is_dir())
     own_of(place).rename(tmp_path / "away")
     folders.close()
+
+
+def test_a_folder_that_is_swept_before_it_is_locked_is_made_anew(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.is_set():
+            remove_abandoned(tmp_path)
+
+    with ThreadPoolExecutor(2) as sweepers:
+        for _ in range(2):
+            sweepers.submit(sweep)
+        try:
+            for _ in range(200):
+                folder, claim = claimed_folder(tmp_path)
+                assert folder.is_dir()
+                os.close(claim)
+        finally:
+            ended.set()
