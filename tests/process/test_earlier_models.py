@@ -110,7 +110,12 @@ def test_models_that_a_run_requires_are_here_before_it_begins(grpc_awake: None, 
             assert outcome(stream.result("overdue")) == ("fatal", False)
             stream.run("greet_all", {}, run_id="interrupted", required_models=late)
             stream.say(LoadModelCommand(model_id="cozy:acme/late"))
-            assert not stream.hear(LoadModelResult).success, "no function has it loaded; its files come all the same"
+            unbound = LoadModelResult(
+                model_id="cozy:acme/late",
+                success=False,
+                error_message="load_failed: no function here has `acme/late:latest` loaded",
+            )
+            assert stream.hear(LoadModelResult) == unbound, "its files come all the same"
             stream.say(InterruptTaskCommand(run_id="interrupted"))
             assert outcome(stream.result("interrupted")) == ("canceled", False)
             stream.say(RealtimeOpenCommand(session_id="gone", function_name="echo_back", required_models=late))

@@ -5,12 +5,13 @@ from typing import Any
 
 from gen_worker.models.refs import RefError
 from gen_worker.wire.earlier import LoadModelCommand, LoadModelResult, Report, UnloadModelCommand, UnloadModelResult
+from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.scheduler import ModelEvent, ModelOp, ModelOpKind, ModelState, WorkerFrame
 from gen_worker_supervisor.catalog import Model
 from gen_worker_supervisor.earlier_link.registration import hot_names, model_id
 from gen_worker_supervisor.earlier_link.required import Missing, Wish, canonical
 from gen_worker_supervisor.link.models import LinkModels
-from gen_worker_supervisor.link.residency import residency
+from gen_worker_supervisor.link.residency import binders, residency
 from gen_worker_supervisor.phases import ModelState as Coming
 from gen_worker_supervisor.supervisor import Supervisor
 
@@ -90,9 +91,10 @@ class EarlierModels:
             return
         name = self.places.name_of(frame.ref)
         failed = frame.state is ModelState.FAILED
+        error = self._explained(name, frame.error)
         if failed or self._is_held(frame):
-            self._end(ModelOpKind.LOAD, name, frame.error)
-        self._end(ModelOpKind.UNLOAD, name, frame.error)
+            self._end(ModelOpKind.LOAD, name, error)
+        self._end(ModelOpKind.UNLOAD, name, error)
         if failed and self._is_hopeless(name):
             self._tell_who_waits(name, self._missing(name, frame.error))
         elif not failed and frame.state is not ModelState.EVICTED:
@@ -101,6 +103,15 @@ class EarlierModels:
     def _end(self, kind: ModelOpKind, name: str, error: str) -> None:
         for commanded in self._commands.pop((kind, name), ()):
             self._answer(kind, commanded, error)
+
+    def _explained(self, name: str, error: str) -> str:
+        """Return the word of an error with what is known of it."""
+        failure = self._failure(name)
+        if error and failure is not None:
+            return f"{error}: {failure.message}"
+        if error == "load_failed" and not binders(self._supervisor.fleet, name):
+            return f"{error}: no function here has `{name[:200]}` loaded"
+        return error
 
     def _answer(self, kind: ModelOpKind, commanded: str, error: str) -> None:
         result = LoadModelResult if kind is ModelOpKind.LOAD else UnloadModelResult
@@ -116,10 +127,12 @@ class EarlierModels:
 
     def _missing(self, name: str, error: str) -> Missing:
         """Return why a model cannot be had."""
-        models = self._models_of(name)
-        failure = next((each.failure for each in models if each.failure is not None), None)
+        failure = self._failure(name)
         told, retryable = (error, True) if failure is None else (failure.message, failure.retryable)
         return Missing(f"the run requires `{name[:200]}`, which cannot be had: {told}", retryable)
+
+    def _failure(self, name: str) -> FetchFailed | None:
+        return next((each.failure for each in self._models_of(name) if each.failure is not None), None)
 
     def _is_hopeless(self, name: str) -> bool:
         """Whether a model does not come any more: what failed may be a load, while its files are on their way."""
