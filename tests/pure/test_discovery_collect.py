@@ -327,6 +327,20 @@ def test_a_failing_import_shows_the_authors_lines_only(project: Any, text: str, 
         ("@endpoint\ndef f(ctx): ...", "`f` must take at least (ctx, payload): `payload` is missing"),
         ("@endpoint\ndef f(payload: str): ...", "`f` must take at least (ctx, payload): `ctx` is missing"),
         ("@endpoint(nmae='g')\ndef f(ctx, payload): ...", "`@endpoint` takes no `nmae=`; did you mean `name=`?"),
+        (
+            "@endpoint(gpu=True)\ndef f(ctx, payload): ...",
+            "`@endpoint` takes no `gpu=` itself; write `resources=Resources(gpu=…)`",
+        ),
+        (
+            "@endpoint('g')\ndef f(ctx, payload): ...",
+            "`@endpoint` goes on a class or a plain function, got 'g'; a name is given as `@endpoint(name='g')`",
+        ),
+        ("@endpoint\ndef f(*, ctx, payload): ...", "`f` must take at least (ctx, payload) by position, not after `*`"),
+        (
+            "endpoint(lambda *given: given)",
+            "`<lambda>` must take at least (ctx, payload), and `*` stands for nothing here: a decorator that makes a function "
+            "gives it `functools.wraps`",
+        ),
         ("gen_worker.Resources(vram=8)", "`Resources` takes no `vram=`; did you mean `vram_gb=`?"),
     ],
 )
@@ -336,6 +350,65 @@ def test_what_is_declared_wrongly_is_told_by_its_line_alone(project: Any, text: 
         import_main("mine.main", project(main=preamble + text))
     where, _, message = caught.value.message.partition(": ")
     assert (Path(where).name, message, caught.value.stack) == ("main.py:3", told, [])
+
+
+def test_a_program_that_is_imported_is_told_what_to_do(project: Any) -> None:
+    with pytest.raises(DiscoveryError) as caught:
+        import_main("mine.main", project(main="import argparse\nargparse.ArgumentParser().error('no')"))
+    assert caught.value.hint == 'put what is a program under `if __name__ == "__main__":`'
+
+
+def test_methods_that_are_marked_in_a_class_that_is_not_are_an_error_and_not_a_silent_loss(project: Any) -> None:
+    text = "class Painter:\n    @endpoint\n    def paint(self, ctx, payload: Input) -> Output: ...\n"
+    main = import_main("mine.main", project(main=PREAMBLE + text))
+    with pytest.raises(DiscoveryError, match=r"`Painter\.paint` is marked, its class is not") as caught:
+        collect(main)
+    assert caught.value.hint == "put `@endpoint` on `Painter`: each public method is a function then"
+
+
+def test_a_base_class_may_mark_its_methods_too(project: Any) -> None:
+    text = """
+        class Base:
+            @endpoint
+            def paint(self, ctx, payload: Input) -> Output: ...
+        @endpoint
+        class Painter(Base): ...
+    """
+    main = import_main("mine.main", project(main=PREAMBLE + textwrap.dedent(text)))
+    assert [spec.name for spec in collect(main)] == ["paint"]
+
+
+ONE = "make it one: `class Mine(msgspec.Struct)`, with the same fields"
+BOX = "T = typing.TypeVar('T')\nclass Box(msgspec.Struct, typing.Generic[T]):\n    item: T"
+
+
+@pytest.mark.parametrize(
+    ("types", "payload", "hint"),
+    [
+        ("@dataclasses.dataclass\nclass Mine:\n    text: str", "Mine", ONE),
+        ("class Mine(typing.TypedDict):\n    text: str", "Mine", ONE),
+        ("", "Input | Output", "put it into a field: `class Input(msgspec.Struct)` with `item: Input | Output`"),
+        (BOX, "Box[int]", "give it a name: `class Named(Box[int]): ...`"),
+        ("", "dict", "declare `class Input(msgspec.Struct)` and write `payload: Input`"),
+    ],
+)
+def test_a_payload_that_is_no_struct_is_told_how_it_becomes_one(types: str, payload: str, hint: str) -> None:
+    text = f"import dataclasses, typing\n{types}\n@endpoint\ndef f(ctx, payload: {payload}) -> Output: ...\n"
+    assert refused(text).hint == hint
+
+
+def test_an_alias_of_a_type_stands_for_it(project: Any) -> None:
+    text = """
+        from collections.abc import Iterator
+        from typing_extensions import TypeAliasType
+        Order = TypeAliasType("Order", Input)
+        Items = TypeAliasType("Items", Iterator[Output])
+        @endpoint
+        def f(ctx, payload: Order) -> Items:
+            yield Output('')
+    """
+    [spec] = collect(import_main("mine.main", project(main=PREAMBLE + textwrap.dedent(text))))
+    assert (spec.payload_type.__name__, spec.output_type.__name__, spec.shape) == ("Input", "Output", "generator")
 
 
 def test_a_submodule_that_fails_is_an_error_and_not_a_silent_loss(project: Any) -> None:
@@ -514,6 +587,13 @@ def test_a_name_that_a_field_does_not_know_is_told() -> None:
         ),
         ("def setup(self):\n        yield", "`Painter.setup` is a generator, which nothing would run", "`yield`"),
         ("async def warmup(self):\n        yield", "`Painter.warmup` is a generator", ""),
+        ("def warmup(self, size): ...", "`Painter.warmup` is called without arguments, it needs `size`", "on `self`"),
+        ("def shutdown(): ...", "`Painter.shutdown` does not take `self`", "`def shutdown(self)`"),
+        (
+            "@classmethod\n    def setup(cls): ...",
+            "`Painter.setup` is a hook and no plain method: classmethod",
+            "(self)",
+        ),
         ("@abc.abstractmethod\n    def _draw(self): ...", "`Painter` is abstract", "a subclass that defines `_draw`"),
     ],
 )

@@ -3,6 +3,7 @@
 Refuses at decoration what can be seen there; what needs the types of a handler is checked by `gen_worker.discovery`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType, MappingProxyType
@@ -85,7 +86,7 @@ def endpoint(
     A mistake raises TypeError or ValueError at once, with what to write instead.
     """
     if unknown:
-        raise TypeError(f"`@endpoint` {not_taken(next(iter(unknown)), _Options.__slots__)}")
+        raise TypeError(f"`@endpoint` {_not_taken(next(iter(unknown)))}")
     options = _Options(kind, model, models, resources, variants, runtime, name, batch)
     options.check()
     return options.mark if target is None else options.mark(target)
@@ -130,7 +131,8 @@ class _Options:
         elif isinstance(target, FunctionType):
             self._check_function(target)
         else:
-            raise TypeError(f"`@endpoint` goes on a class or a plain function, got {target!r}")
+            hint = f"; a name is given as `@endpoint(name={target!r})`" if isinstance(target, str) else ""
+            raise TypeError(f"`@endpoint` goes on a class or a plain function, got {target!r}{hint}")
         record = EndpointRecord(
             kind=self.kind,
             resources=self.resources or Resources(),
@@ -214,6 +216,12 @@ def slot_of(target: Any) -> str:
     return slots[0]
 
 
+def _not_taken(name: str) -> str:
+    if name in Resources.__struct_fields__:
+        return f"takes no `{name}=` itself; write `resources=Resources({name}=…)`"
+    return not_taken(name, _Options.__slots__)
+
+
 def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"`{option}=` takes one of {', '.join(choices)}, got {value!r}")
@@ -236,6 +244,10 @@ def _check_models(models: Any) -> None:
 def _missing(handler: Handler, method: bool) -> str:
     """Say which of the two parameters is missing, told by the name or the annotation of the one that is there."""
     named = parameters(handler, method=method)
+    if any(each.kind is each.VAR_POSITIONAL for each in inspect.signature(handler).parameters.values()):
+        return ", and `*` stands for nothing here: a decorator that makes a function gives it `functools.wraps`"
+    if any(each.kind is each.KEYWORD_ONLY for each in named[:2]):
+        return " by position, not after `*`"
     if len(named) != 1:
         return ""
     is_context = named[0].name in ("ctx", "context") or "Context" in str(named[0].annotation)

@@ -22,6 +22,9 @@ def resolve(function: Callable[..., Any], name: str) -> Any:
         return None
     alone = SimpleNamespace(__annotations__={name: annotations[name]})
     try:
-        return typing.get_type_hints(alone, globalns=getattr(plain, "__globals__", {}))[name]
+        found = typing.get_type_hints(alone, globalns=getattr(plain, "__globals__", {}))[name]
+        while type(found).__name__ == "TypeAliasType":  # of Python 3.12's `type X = Y`, or of typing_extensions
+            found = found.__value__
+        return found
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise UnresolvedAnnotationError(str(error)) from error

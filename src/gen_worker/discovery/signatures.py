@@ -1,6 +1,7 @@
 """What a handler takes and gives, read from its annotations."""
 
 import inspect
+import re
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -12,6 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
@@ -79,7 +81,25 @@ def _payload_hint(name: str, annotation: object) -> str:
 
     if isinstance(annotation, type) and issubclass(annotation, RequestContext):
         return "the context comes first: `(ctx: RequestContext, payload: Input)`"
+    if remedy := _to_a_struct(annotation):
+        return remedy
     return f"declare `class Input(msgspec.Struct)` and write `{name}: Input`"
+
+
+def _to_a_struct(annotation: Any) -> str:
+    """Say how an author's own type becomes a struct; an empty text for what is no such type."""
+    if get_origin(annotation) in (Union, UnionType) and all(map(_is_struct, get_args(annotation))):
+        return f"put it into a field: `class Input(msgspec.Struct)` with `item: {_short(annotation)}`"
+    if _is_struct(get_origin(annotation)):
+        return f"give it a name: `class Named({_short(annotation)}): ...`"
+    if isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing", "collections"):
+        return f"make it one: `class {annotation.__name__}(msgspec.Struct)`, with the same fields"
+    return ""
+
+
+def _short(annotation: Any) -> str:
+    """Return an annotation as it is written in its module."""
+    return re.sub(r"\b\w+\.", "", str(annotation))
 
 
 def check_types(label: str, function: Callable[..., Any], payload: Any, output: Any) -> None:
@@ -176,9 +196,10 @@ _REMEDIES: dict[Shape, str] = {
 
 
 def _wrong_return(label: str, function: Callable[..., Any], annotation: Any, actual: Shape) -> DiscoveryError:
+    remedy = _to_a_struct(annotation) if actual in ("sync", "async") else ""
     return DiscoveryError(
         f"{place(function)}: `{label}` cannot be served with its return annotation: {_told(annotation)}",
-        _REMEDIES[actual],
+        remedy or _REMEDIES[actual],
     )
 
 

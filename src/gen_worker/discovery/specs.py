@@ -188,10 +188,28 @@ def _check_class(cls: type) -> None:
             "give it a default, or take it in `setup()` as a model",
         )
     for name in HOOKS:
-        if (hook := hook_of(cls, name)) and is_generator(hook):
+        _check_hook(cls, name, where)
+
+
+def _check_hook(cls: type, name: str, where: str) -> None:
+    """Refuse a hook that could not be called, or whose call would do nothing."""
+    hook, label = hook_of(cls, name), f"{cls.__name__}.{name}"
+    if hook is None:
+        if (other := inspect.getattr_static(cls, name, None)) is not None:
             raise DiscoveryError(
-                f"{place(hook)}: `{cls.__name__}.{name}` is a generator, which nothing would run", "take out `yield`"
+                f"{where}: `{label}` is a hook and no plain method: {type(other).__name__}", f"write `def {name}(self)`"
             )
+        return
+    if is_generator(hook):
+        raise DiscoveryError(f"{place(hook)}: `{label}` is a generator, which nothing would run", "take out `yield`")
+    if not inspect.signature(hook).parameters:
+        raise DiscoveryError(f"{place(hook)}: `{label}` does not take `self`", f"write `def {name}(self)`")
+    needed = [each.name for each in parameters(hook, method=True) if each.default is each.empty]
+    if name != "setup" and needed:
+        raise DiscoveryError(
+            f"{place(hook)}: `{label}` is called without arguments, it needs `{needed[0]}`",
+            "keep what it needs on `self` in `setup()`",
+        )
 
 
 def _check_variants(label: str, route: _Route, record: EndpointRecord) -> None:

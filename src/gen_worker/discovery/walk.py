@@ -1,6 +1,7 @@
 """Import the author's package and find what is marked in it."""
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,9 @@ def _import(module: str, paths: Sequence[str] = ()) -> ModuleType:
             raise DiscoveryError(f"no module `{error.name}`", hint) from error
         hint = f"install what provides `{error.name}`, or mend the import" if error.name else ""
         raise _failed_import(module, error, hint) from error
-    except (Exception, SystemExit) as error:  # importing runs the author's code
+    except SystemExit as error:
+        raise _failed_import(module, error, 'put what is a program under `if __name__ == "__main__":`') from error
+    except Exception as error:  # importing runs the author's code
         raise _failed_import(module, error) from error
 
 
@@ -85,6 +88,7 @@ def marked_objects(main: ModuleType) -> tuple[list[Any], list[DiscoveryError]]:
         modules = [main, sys.modules[top], *_submodules(sys.modules[top], problems)]
         modules += [module for name, module in list(sys.modules.items()) if _within(name, top)]  # in plain folders too
         found = [value for module in modules for value in _marked(module) if _within(value.__module__, top)]
+        problems += _marked_methods(modules, top, found)
     once = {id(value): value for value in found}
     return sorted(once.values(), key=lambda value: (value.__module__, value.__qualname__)), problems
 
@@ -98,6 +102,22 @@ def _marked(module: ModuleType) -> Iterator[Any]:
     for value in list(vars(module).values()):
         if isinstance(value, type | FunctionType) and (RECORD in vars(value) or is_earlier(value)):
             yield value
+
+
+def _marked_methods(modules: Sequence[ModuleType], top: str, found: Sequence[Any]) -> Iterator[DiscoveryError]:
+    """Yield an error for each class of which methods are marked and not the class: nothing would be served of it."""
+    classes = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    for cls in classes.values():
+        served = any(isinstance(other, type) and issubclass(other, cls) for other in found)
+        methods = [
+            name for name, value in vars(cls).items() if isinstance(value, FunctionType) and RECORD in vars(value)
+        ]
+        if methods and not served and _within(cls.__module__, top):
+            code = inspect.unwrap(vars(cls)[methods[0]]).__code__
+            yield DiscoveryError(
+                f"{code.co_filename}:{code.co_firstlineno}: `{cls.__name__}.{methods[0]}` is marked, its class is not",
+                f"put `@endpoint` on `{cls.__name__}`: each public method is a function then",
+            )
 
 
 def _within(module: str, top: str) -> bool:
