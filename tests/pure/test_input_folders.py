@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import threading
+import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,20 +147,18 @@ def test_whoever_tidies_up_among_temporary_files_costs_no_later_job(
     folders.close()
 
 
-def test_a_folder_that_is_swept_before_it_is_locked_is_made_anew(tmp_path: Path) -> None:
-    ended = threading.Event()
+def test_a_folder_that_is_swept_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
 
-    def sweep() -> None:
-        while not ended.is_set():
+    def swept_at_once(**options: Any) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
             remove_abandoned(tmp_path)
+        return made[-1]
 
-    with ThreadPoolExecutor(2) as sweepers:
-        for _ in range(2):
-            sweepers.submit(sweep)
-        try:
-            for _ in range(200):
-                folder, claim = claimed_folder(tmp_path)
-                assert folder.is_dir()
-                os.close(claim)
-        finally:
-            ended.set()
+    monkeypatch.setattr("tempfile.mkdtemp", swept_at_once)
+    folder, claim = claimed_folder(tmp_path)
+    os.close(claim)
+    assert list(tmp_path.iterdir()) == [folder] == [Path(made[1])]
