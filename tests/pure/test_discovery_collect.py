@@ -338,8 +338,8 @@ def test_a_failing_import_shows_the_authors_lines_only(project: Any, text: str, 
         ("@endpoint\ndef f(*, ctx, payload): ...", "`f` must take at least (ctx, payload) by position, not after `*`"),
         (
             "endpoint(lambda *given: given)",
-            "`<lambda>` must take at least (ctx, payload), and `*` stands for nothing here: a decorator that makes a function "
-            "gives it `functools.wraps`",
+            "`<lambda>` must take at least (ctx, payload), and `*` stands for nothing here: a decorator that makes a "
+            "function gives it `functools.wraps`",
         ),
         ("gen_worker.Resources(vram=8)", "`Resources` takes no `vram=`; did you mean `vram_gb=`?"),
     ],
