@@ -150,7 +150,8 @@ def test_whoever_tidies_up_among_temporary_files_costs_no_later_job(
 def test_a_folder_that_is_swept_before_it_is_locked_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = tempfile.mkdtemp, []
+    make = tempfile.mkdtemp
+    made: list[str] = []
 
     def swept_at_once(**options: Any) -> str:
         made.append(make(**options))
