@@ -5,12 +5,15 @@ group is settled here, too, and does not change while the supervisor runs.
 """
 
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from gen_worker_supervisor.state import Device
 
+LIMIT_S = 60.0  # without persistence mode a driver takes seconds for each GPU
 MOST_CPU_SLOTS = 256
 _CPU = re.compile(r"cpu(?::(\d+))?")
 _MIG = " MIG "  # in the name of an instance, between its GPU's and its profile
@@ -31,12 +34,30 @@ class Gpus:
     """Why a GPU that is there may not be used, by its name."""
 
 
-def list_gpus() -> Gpus:
+def list_gpus(limit_s: float = LIMIT_S) -> Gpus:
     """Return the GPUs of this host, none where there is no NVIDIA driver; of one in MIG mode its instances.
 
     A GPU that the driver has lost is left out, and that is said. Raises `DeviceError` where the driver does not say
-    what there is: a GPU that is not measured would be taken for one that is not there.
+    in time what there is: a GPU that is not measured would be taken for one that is not there.
     """
+    answer: Future[Gpus] = Future()
+    asking = threading.Thread(target=_answer, args=(answer,), name="gen-worker-driver", daemon=True)
+    asking.start()  # a thread that hangs in a sick driver takes no signal, and can be left behind
+    try:
+        return answer.result(limit_s)
+    except TimeoutError:
+        reason = f"the NVIDIA driver has not said for {limit_s:g} s which GPUs there are: `nvidia-smi` may hang, too"
+        raise DeviceError(reason) from None
+
+
+def _answer(answer: "Future[Gpus]") -> None:
+    try:
+        answer.set_result(_listed_by_driver())
+    except Exception as error:  # noqa: BLE001 - around a thread's whole life; it is whoever's that waits
+        answer.set_exception(error)
+
+
+def _listed_by_driver() -> Gpus:
     import pynvml
 
     try:

@@ -1,11 +1,13 @@
 """Looks at the GPUs and hands on what their driver says: a sick driver may take its time, so threads ask it.
 
 One reads what is in use, often while some memory has yet to come back; one waits for what the driver reports by itself.
+Where the first is held at one GPU another thread goes on with the others.
 """
 
 import asyncio
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,6 +20,7 @@ from gen_worker_supervisor.state import Device
 from gen_worker_supervisor.xids import DOUBLE_BIT_ECC, of_xid
 
 EVERY_S, OFTEN_S = 1.0, 0.25
+SILENT_S = 10.0  # a reading that takes longer is not waited for: what was read before says nothing any more
 EVENT_MS = 500  # so long the end of the watch may wait for the driver
 _EVERY_INSTANCE = 0xFFFFFFFF  # in an event: it is not of one MIG instance
 
@@ -45,14 +48,21 @@ class GpuWatch:
         self._rounds = rounds
         self._loop = loop
         self._every_s = EVERY_S
-        self._wake = threading.Event()
+        self._turns: list[_Turns] = []
+        self._silent: set[str] = set()  # of which that is told
         self._closing = threading.Event()
 
     def start(self) -> None:
         """Look from now on, if there is a GPU."""
         if self._gpus:
-            threading.Thread(target=self._look, name="gen-worker-gpus", daemon=True).start()
+            self._read_in_turn(self._gpus)
+            self._loop.call_later(EVERY_S, self._look_for_silence)
             threading.Thread(target=self._listen, name="gen-worker-gpu-faults", daemon=True).start()
+
+    def _read_in_turn(self, gpus: Sequence[Device]) -> None:
+        turns = _Turns(gpus)
+        self._turns.append(turns)
+        threading.Thread(target=self._look, args=(turns,), name="gen-worker-gpus", daemon=True).start()
 
     def free_total(self) -> int:
         """Return the bytes that were free of all GPUs together a moment ago; of a lost or drained one nothing is."""
@@ -62,12 +72,14 @@ class GpuWatch:
     def look_now(self) -> None:
         """Look at once, and often as long as something settles."""
         self._every_s = OFTEN_S
-        self._wake.set()
+        for turns in self._turns:
+            turns.wake.set()
 
     def close(self) -> None:
         """Look no more."""
         self._closing.set()
-        self._wake.set()
+        for turns in self._turns:
+            turns.wake.set()
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         """Have the loop call; one that is closed has nobody left to be told."""
@@ -82,30 +94,55 @@ class GpuWatch:
 
     # --- what is in use ---
 
-    def _look(self) -> None:
+    def _look(self, turns: "_Turns") -> None:
         import pynvml
 
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
+            turns.end()
             self._call(self._note, "devices", f"nobody says how the GPUs are: {str(error).lower()}")
             return
-        left = [_Gpu(pynvml, gpu) for gpu in self._gpus]
+        left = [_Gpu(pynvml, gpu) for gpu in turns.gpus]
         while not self._closing.is_set():
-            self._wake.clear()
+            turns.wake.clear()
             with self._rounds.one():
-                left = self._read(left)
-            self._wake.wait(self._every_s)
+                left = self._read(left, turns)
+            turns.wake.wait(self._every_s)
 
-    def _read(self, gpus: "list[_Gpu]") -> "list[_Gpu]":
-        """Read the GPUs and tell what they say; return those that are not lost."""
-        found = {gpu: gpu.read() for gpu in gpus}
+    def _read(self, gpus: "list[_Gpu]", turns: "_Turns") -> "list[_Gpu]":
+        """Read the GPUs and tell what they say; return those that are not lost, and that nobody else reads by now."""
+        found = {gpu: gpu.read() for gpu in gpus if turns.begin(gpu.name)}
+        turns.end()
         for gpu, told in found.items():
             self._free[gpu.name] = told.total - told.used if isinstance(told, GpuReading) else 0
             if isinstance(told, DeviceFault):
                 self._call(self._tell, told)
-        self._call(self._tell, GpusRead([told for told in found.values() if isinstance(told, GpuReading)]))
-        return [gpu for gpu, told in found.items() if not (isinstance(told, DeviceFault) and told.fatal)]
+        lost = [gpu for gpu, told in found.items() if isinstance(told, DeviceFault) and told.fatal]
+        readings = [told for told in found.values() if isinstance(told, GpuReading)]
+        silent = [gpu.name for gpu, told in found.items() if told is None or gpu in lost]
+        self._call(self._tell, GpusRead(readings, silent))
+        return [gpu for gpu in found if gpu not in lost]
+
+    def _look_for_silence(self) -> None:
+        """Tell of GPUs whose driver does not answer, once for each silence; another thread reads the others."""
+        if self._closing.is_set():
+            return
+        self._loop.call_later(EVERY_S, self._look_for_silence)
+        for turns in list(self._turns):
+            held = turns.held(SILENT_S)
+            if not held:
+                self._silent.difference_update(gpu.name for gpu in turns.gpus)
+                continue
+            new = [gpu for gpu in held if gpu.name not in self._silent]
+            self._silent.update(gpu.name for gpu in new)
+            for gpu in new:
+                self._free[gpu.name] = 0
+                self._tell(DeviceFault(gpu.name, f"its driver has not answered for {SILENT_S:g} s", fatal=False))
+            if new:
+                self._tell(GpusRead([], [gpu.name for gpu in new]))
+            if others := turns.leave(held):
+                self._read_in_turn(others)
 
     # --- what it reports by itself ---
 
@@ -167,6 +204,39 @@ def _fault(nvml: Any, device: str, event: Any) -> DeviceFault:
     if event.eventType == nvml.nvmlEventTypeDoubleBitEccError:
         return DeviceFault(device, DOUBLE_BIT_ECC, fatal=True)
     return of_xid(device, int(event.eventData))
+
+
+class _Turns:
+    """GPUs that one thread reads in turn, and at which of them it is."""
+
+    def __init__(self, gpus: Sequence[Device]) -> None:
+        self.gpus = list(gpus)
+        self.wake = threading.Event()
+        self._at: tuple[str, float] | None = "", time.monotonic()  # at the driver as a whole
+
+    def begin(self, name: str) -> bool:
+        """Be at this GPU from now on; not where another thread has taken it over."""
+        mine = any(gpu.name == name for gpu in self.gpus)
+        if mine:
+            self._at = name, time.monotonic()
+        return mine
+
+    def end(self) -> None:
+        """Be at none."""
+        self._at = None
+
+    def held(self, for_s: float) -> list[Device]:
+        """Return the GPUs that the thread has been at for so long."""
+        at = self._at
+        if at is None or time.monotonic() - at[1] < for_s:
+            return []
+        return [gpu for gpu in self.gpus if at[0] in ("", gpu.name)]
+
+    def leave(self, held: Sequence[Device]) -> list[Device]:
+        """Leave only these to the thread, and return the others."""
+        others = [gpu for gpu in self.gpus if gpu not in held]
+        self.gpus = list(held)
+        return others
 
 
 class _Gpu:

@@ -156,6 +156,8 @@ class GpusRead(msgspec.Struct):
     """The GPUs were looked at."""
 
     readings: list[GpuReading]
+    silent: list[str] = []
+    """Those of which the driver does not say how they are: what it said before counts no more."""
 
 
 class DeviceFault(msgspec.Struct):

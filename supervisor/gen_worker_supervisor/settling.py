@@ -20,11 +20,15 @@ def gpus_read(fleet: Fleet, happening: GpusRead, now: float) -> list[Action]:
     actions: list[Action] = []
     for device in fleet.devices:
         read = [gpu for gpu in device.gpus if gpu.name in readings]
+        silent = [gpu for gpu in device.gpus if gpu.name in happening.silent]
         for gpu in read:
             _learn(gpu, readings[gpu.name])
-        if not read:
+        for gpu in silent:
+            gpu.vram_used = gpu.busy = gpu.temperature = gpu.watts = None
+        if read or silent:
+            device.sum_up()
+        if not read or any(gpu.vram_used is None for gpu in device.gpus):
             continue
-        device.sum_up()
         if device.settle_by is not None and all(map(_has_come_back, device.gpus)):
             actions += _settled(fleet, device, now)
         if device.health is Health.DIRTY:
@@ -41,7 +45,7 @@ def _learn(gpu: Device, reading: GpuReading) -> None:
 
 
 def _has_come_back(gpu: Device) -> bool:
-    return gpu.vram_used is not None and _in_excess(gpu) <= gpu.unattributed + SPARE_BYTES
+    return _in_excess(gpu) <= gpu.unattributed + SPARE_BYTES
 
 
 def _in_excess(gpu: Device) -> int:

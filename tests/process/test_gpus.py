@@ -233,6 +233,37 @@ def test_a_driver_that_takes_its_time_holds_nobody_up(serve: Serve, world: World
     there.gpus[0].delay = 0
 
 
+def test_a_start_that_a_hung_driver_holds_up_can_be_ended(world: World, tmp_path: Path) -> None:
+    there = world(1)
+    there.gpus[0].delay = 60_000
+    process = launch(tmp_path, module="gpus", devices="auto", variables=there.variables)
+    until(lambda: "libnvidia-ml" in Path(f"/proc/{process.pid}/maps").read_text(), what="the question")
+    process.terminate()
+    process.wait(5)
+
+
+def test_of_a_gpu_whose_driver_hangs_nothing_is_told_that_was_true_before_and_the_others_are_read_on(
+    serve: Serve, world: World
+) -> None:
+    there = world(2)
+    server = served(serve, there)
+    hung, other = there.gpus
+    hung.used = 5 * GIB
+    until(lambda: server.devices()["cuda:0"].vram_used == 5 * GIB, what="what is in use")
+    hung.delay = 3_600_000
+    until(lambda: server.devices()["cuda:0"].vram_used is None, within_s=30, what="the silence")
+    assert "cuda:0: its driver has not answered for 10 s" in server.events()
+    other.used, other.busy = 7 * GIB, 50
+    until(lambda: server.devices()["cuda:1"].vram_used == 7 * GIB, what="the other one")
+    devices = server.devices()
+    assert (devices["cuda:0"].util, devices["cuda:0"].temp, devices["cuda:0"].power_w) == (None, None, None)
+    assert devices["cuda:1"].util == 0.5
+    assert server.ask("where")["ok"]
+    assert sum("has not answered" in event for event in server.events()) == 1
+    hung.delay = 0
+    until(lambda: server.devices()["cuda:0"].vram_used == 5 * GIB, what="the answer")
+
+
 def test_what_the_driver_says_of_memory_and_work_stands_in_the_status(serve: Serve, world: World) -> None:
     there = world(1)
     server = served(serve, there)

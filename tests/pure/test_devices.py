@@ -1,6 +1,7 @@
 """Which devices `--devices` names, and which GPUs there are."""
 
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -182,6 +183,17 @@ class Driver(ModuleType):
         return answers.get(name)
 
 
+class HangingDriver(Driver):
+    """One that is asked and never answers."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.released = threading.Event()
+
+    def nvmlInit(self) -> None:
+        self.released.wait()
+
+
 def listed(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> Gpus:
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     try:
@@ -199,6 +211,14 @@ def test_each_gpu_is_listed_with_what_the_driver_says_of_it(monkeypatch: pytest.
 @pytest.mark.parametrize("code", [Driver.NVML_ERROR_DRIVER_NOT_LOADED, Driver.NVML_ERROR_LIBRARY_NOT_FOUND])
 def test_a_host_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     assert listed(monkeypatch, Driver(2, "nvmlInit", code)) == Gpus([], [])
+
+
+def test_a_driver_that_does_not_answer_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = HangingDriver()
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    with pytest.raises(DeviceError, match=r"has not said for 0\.05 s which GPUs there are"):
+        list_gpus(0.05)
+    driver.released.set()
 
 
 @pytest.mark.parametrize(

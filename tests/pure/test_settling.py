@@ -112,6 +112,17 @@ def test_memory_that_is_known_to_be_missing_is_not_waited_for_again() -> None:
     assert host.fleet.devices[0].health is Health.DIRTY
 
 
+def test_of_a_gpu_that_its_driver_does_not_tell_of_nothing_is_known_and_nothing_has_come_back() -> None:
+    host = gpus()
+    device = host.fleet.devices[0]
+    host.dies(host.child())
+    uses(host, BASELINE + 2 * GIB)
+    host.passes(SETTLE_S)
+    assert device.health is Health.DIRTY
+    assert notes(host.happens(GpusRead([], ["cuda:0"]))) == []
+    assert (device.vram_used, device.busy, device.health, device.unattributed) == (None, None, Health.DIRTY, 2 * GIB)
+
+
 def test_the_baseline_falls_and_never_creeps_up_by_what_children_leave() -> None:
     host = gpus()
     device = host.fleet.devices[0]
