@@ -249,6 +249,22 @@ def test_what_cannot_be_run_is_refused_with_a_result(shop: tuple[Shop, Stream]) 
     assert len(stream.results("one")) == 1
 
 
+def test_a_run_whose_output_crosses_with_the_same_request_runs_once(shop: tuple[Shop, Stream]) -> None:
+    worker, stream = shop
+    stream.run("polite", {"text": "crossed"}, run_id="crossed")
+    worker.until_waits("crossed")
+    worker.close_gates()  # one who is called again says so
+    worker.open("crossed")
+    assert unpacked(stream.result("crossed"))["text"] == "crossed"
+    stream.run("polite", {"text": "crossed"}, run_id="crossed")
+    until(lambda: len(stream.results("crossed")) == 2)
+    assert len(set(stream.results("crossed"))) == 1
+    assert not (worker.folder / "crossed-waits").exists()
+    stream.run("greet_all", {"text": "crossed"}, run_id="crossed")
+    until(lambda: len(stream.results("crossed")) == 3)
+    assert len(set(stream.results("crossed"))) == 2, "other words are another run"
+
+
 def test_a_run_ends_when_it_is_interrupted_and_when_its_time_is_over(shop: tuple[Shop, Stream]) -> None:
     worker, stream = shop
     stream.run("polite", {"text": "never"}, run_id="interrupted")

@@ -140,6 +140,29 @@ def test_a_run_that_comes_again_is_another_one() -> None:
     assert results.doubted(1.0) == []
 
 
+def test_a_run_that_is_asked_again_before_its_output_arrived_is_not_run_again() -> None:
+    results = Results()
+    results.add(result("a", 5), request=1)
+    results.leaving("a")
+    assert results.waits("a", 1)
+    assert not results.waits("a", 2)
+    results.written(result("a", 5), 10.0)
+    assert results.written_for("a", 1, 11.0) == result("a", 5)
+    assert results.written_for("a", 2, 11.0) is None
+    assert results.written_for("a", 1, 10.0 + DOUBTED_S) is None
+    assert results.add(result("a", 5), request=1) == []
+    results.written(result("a", 5), 12.0)
+    results.forget("a")
+    assert results.written_for("a", 1, 12.0) is None
+
+
+def test_a_failure_answers_only_the_request_that_failed() -> None:
+    results = Results()
+    results.add(refused("a", "retryable", "the child died"), request=1)
+    results.written(refused("a", "retryable", "the child died"), 10.0)
+    assert results.written_for("a", 1, 10.0) is None
+
+
 def test_of_outputs_that_cannot_all_be_kept_the_oldest_are_asked_for_again() -> None:
     results = Results(kept_bytes=10)
     outbox = EarlierOutbox()

@@ -142,7 +142,11 @@ class EarlierJobs:
 
     def request(self, run: TaskExecutionRequest) -> None:
         """Run a function, unless that run is under way or its result has yet to be sent."""
-        if run.run_id in self._clients or self.results.waits(run.run_id):
+        asked = fingerprint(run)
+        if run.run_id in self._clients or self.results.waits(run.run_id, asked):
+            return
+        if again := self.results.written_for(run.run_id, asked, time.monotonic()):
+            self._ship(again, asked)
             return
         self.results.forget(run.run_id)
         function = self.function_for(run.function_name)
@@ -299,15 +303,15 @@ class EarlierJobs:
             result = TaskExecutionResult(run_id=run_id, success=True, output_payload=output)
         if job.stream:
             self._end_stream(outcome, result)
-        self._ship(result)
+        self._ship(result, None if job.stream else fingerprint(client.run))
 
     def _end_stream(self, outcome: Outcome, result: TaskExecutionResult) -> None:
         told = {"error_type": error_type(outcome), "message": result.safe_message} if outcome.kind is not None else {}
         kind = "output.error" if told else "output.completed"
         self.send(WorkerEvent(run_id=result.run_id, event_type=kind, payload_json=msgspec.json.encode(told)))
 
-    def _ship(self, result: TaskExecutionResult) -> None:
-        for each in (*self.results.add(result), result):
+    def _ship(self, result: TaskExecutionResult, request: int | None = None) -> None:
+        for each in (*self.results.add(result, request), result):
             self.send(each)
 
     # --- the link ---
@@ -335,6 +339,11 @@ class EarlierJobs:
 
     def give_up(self) -> None:
         """There is no more time; what runs has been ended by the drain."""
+
+
+def fingerprint(run: TaskExecutionRequest) -> int:
+    """Return what stands for what a run is asked to do."""
+    return hash((run.function_name, run.input_payload))
 
 
 def sendable(limit: int) -> int:

@@ -1,6 +1,7 @@
 """The results that may not have arrived yet: kept until they were written to a live stream, and for a while after.
 
-Pure. Runs have no attempts on this wire: a run that was answered may come again, and is another run then.
+Pure. Runs have no attempts on this wire: a run that was answered may come again, and is another run then. But one that
+has an output, and is asked for again in the same words a moment later, was asked for before that output arrived.
 """
 
 from collections import OrderedDict
@@ -20,6 +21,7 @@ class Results:
         self._unwritten: OrderedDict[str, TaskExecutionResult] = OrderedDict()
         self._written: OrderedDict[str, tuple[float, TaskExecutionResult]] = OrderedDict()
         self._leaving: set[str] = set()  # those of them that are being written: they may have arrived
+        self._requests: dict[str, int] = {}  # what runs were asked whose outputs answer the same once more
         self._bytes = 0  # of the unwritten
 
     @property
@@ -27,9 +29,14 @@ class Results:
         """Whether nothing waits to be written."""
         return not self._unwritten
 
-    def waits(self, run_id: str) -> bool:
+    def waits(self, run_id: str, request: int | None = None) -> bool:
         """Whether a run's result has yet to leave, so that nobody can have asked for the run again."""
-        return run_id in self._unwritten and run_id not in self._leaving
+        return run_id in self._unwritten and (run_id not in self._leaving or self._answers(run_id, request))
+
+    def written_for(self, run_id: str, request: int, now: float) -> TaskExecutionResult | None:
+        """Return the output that was written for this request a moment ago, if there was one."""
+        at, result = self._written.get(run_id, (0.0, None))
+        return result if now - at < DOUBTED_S and self._answers(run_id, request) else None
 
     def leaving(self, run_id: str) -> None:
         """A result is being written from now on."""
@@ -39,10 +46,15 @@ class Results:
         """What was being written goes over another connection."""
         self._leaving.clear()
 
-    def add(self, result: TaskExecutionResult) -> list[TaskExecutionResult]:
-        """Keep a result until it is written; return what is to be written in place of those that had to go for it."""
-        self._written.pop(result.run_id, None)
+    def add(self, result: TaskExecutionResult, request: int | None = None) -> list[TaskExecutionResult]:
+        """Keep a result until it is written; return what is to be written in place of those that had to go for it.
+
+        `request` stands for what the run was asked, where its output is all that it says.
+        """
+        self.forget(result.run_id)
         self._drop(result.run_id)
+        if request is not None and result.success:
+            self._requests[result.run_id] = request
         self._unwritten[result.run_id] = result
         self._bytes += len(result.output_payload)
         replaced = []
@@ -52,6 +64,7 @@ class Results:
             if each.output_payload and run_id != result.run_id and run_id not in self._leaving:
                 self._bytes -= len(each.output_payload)
                 self._unwritten[run_id] = refused(run_id, "retryable", "the output could not be kept for so long")
+                self._requests.pop(run_id, None)
                 replaced.append(self._unwritten[run_id])
         return replaced
 
@@ -79,6 +92,10 @@ class Results:
     def forget(self, run_id: str) -> None:
         """A run has come again: what it ended with before is of no interest any more."""
         self._written.pop(run_id, None)
+        self._requests.pop(run_id, None)
+
+    def _answers(self, run_id: str, request: int | None) -> bool:
+        return request is not None and self._requests.get(run_id) == request
 
     def _drop(self, run_id: str) -> None:
         result = self._unwritten.pop(run_id, None)
@@ -91,5 +108,5 @@ class Results:
             run_id, (at, result) = next(iter(self._written.items()))
             if now - at < DOUBTED_S and held <= self._kept_bytes:
                 return
-            del self._written[run_id]
+            self.forget(run_id)
             held -= len(result.output_payload)
