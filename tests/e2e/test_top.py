@@ -87,6 +87,14 @@ def test_a_terminal_may_be_the_shells_meanwhile_and_need_not_speak_utf_8(tmp_pat
             screen.until("these keys")
 
 
+def test_a_locale_that_knows_no_lines_and_marks_does_not_spoil_the_screen(tmp_path: Path) -> None:
+    with serving(tmp_path, module="hanging", devices="cpu:1") as server:
+        poor = ["env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"]
+        top = [*poor, *GEN_WORKER, "top", "--socket", str(server.control)]
+        with emulator(tmp_path, *top, env=environment(tmp_path), columns=80, rows=24) as screen:
+            screen.until("○ idle", "♥", "━", gone=["\\u"])
+
+
 def test_a_terminal_that_cannot_be_drawn_on_is_refused_in_words(tmp_path: Path) -> None:
     with terminal([*GEN_WORKER, "top"], tmp_path, {**environment(tmp_path), "TERM": "dumb"}) as shown:
         told = shown.end()

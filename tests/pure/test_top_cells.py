@@ -32,6 +32,11 @@ def test_what_could_steer_a_terminal_is_spelt_out() -> None:
 
 def test_what_reorders_or_hides_text_is_spelt_out() -> None:
     assert clean("a\u202eb\u200bc\u2028") == "a\\u202eb\\u200bc\\u2028"
+    assert clean("\u3164\u1160\U000e0100") == "\\u3164\\u1160\\U000e0100"
+
+
+def test_what_terminals_give_different_widths_is_spelt_out() -> None:
+    assert clean("\u2764\ufe0f 1\ufe0f\u20e3") == "\u2764\\ufe0f 1\\ufe0f\u20e3"
 
 
 def test_markup_and_wide_characters_are_text_like_any_other() -> None:

@@ -45,6 +45,11 @@ def test_stopping_a_job_names_the_job_its_child_and_what_is_lost_by_a_kill() -> 
         assert told in asked, asked
 
 
+def test_a_child_that_is_slow_is_not_said_to_hang() -> None:
+    slow = msgspec.structs.replace(HUNG, state="busy", hang="unmeasurable")
+    assert "pid 4181, busy, silent for 47.0s" in said(ask_restart(status(RUNS), slow))
+
+
 def test_what_nobody_knows_is_not_estimated() -> None:
     asked = said(ask_stop(status(RUNS), RUNS, History()))
     assert "Its models load again. " in asked  # of one of them the size is unknown

@@ -105,6 +105,38 @@ def test_a_device_without_a_job_says_why() -> None:
     assert row(document(device("failed", reason="it dies at once")))["JOB"] == "it dies at once"
 
 
+def test_what_is_slow_and_does_not_hang_is_shown_as_what_it_does() -> None:
+    loads = device("loading", loading="painter", hang="loading_slow")
+    assert row(document(loads))["JOB"] == "loads painter loading_slow"
+    assert device_rows.hang_of(loads) == (("loading_slow", "yellow"),)
+    unseen = device(job="r1", hang="unmeasurable")
+    assert row(document(unseen, jobs=[job()]))["JOB"] == "r1 render"
+    assert row(document(unseen, jobs=[job()]), WIDE)["STATE"] == "● busy unmeasurable"
+    assert attention(document(loads, unseen)) == ""
+
+
+@pytest.mark.parametrize("room", range(30, NARROW, 5))
+def test_a_table_that_is_too_narrow_does_without_what_tells_least(room: int) -> None:
+    status = document(device(temp=50, job="r1"), jobs=[job()])
+    cells, jobs = row(status, room), job_row(status, room)
+    assert list(cells)[:3] == ["", "GPU", "STATE"]
+    assert cells["JOB"] == "r1 render"
+    assert list(jobs)[:2] == ["ID", "FUNCTION"]
+    assert "STATUS" in jobs
+    for columns in (
+        device_rows.columns_for([row for _, row in device_rows.device_rows(status, History())], room),
+        job_rows.columns_for([row for _, row in job_rows.job_rows(status, History())], room),
+    ):
+        assert sum(column.least + GAP for column in columns) - GAP <= room
+
+
+def test_both_tables_call_a_device_the_same_whether_a_job_runs_there_or_not() -> None:
+    for names, head in ((["cuda:0", "cuda:1"], "GPU"), (["cpu:0"], "DEVICE")):
+        for jobs in ([], [job("queued", gpu=None)], [job(gpu=names[0])]):
+            rows = [row for _, row in job_rows.job_rows(document(jobs=jobs), History())]
+            assert [column.head for column in job_rows.columns_for(rows, 80, names)][2] == head
+
+
 def test_what_no_device_tells_has_no_column() -> None:
     slot = DeviceStatus(None, None, "cpu:0", 1, "idle", rss=400 << 20)
     assert list(row(document(slot))) == ["", "DEVICE", "STATE", "MEMORY", "JOB", "TIME/MAX", "♥", "↻"]
@@ -118,11 +150,24 @@ def test_the_time_of_a_job_is_told_with_its_limit() -> None:
         return device_rows.time_of(job(elapsed_s=spent, deadline_s=left), None if left is None else spent + left)
 
     assert time(10, None) == (("10s", "text"),)
-    assert time(10, 50) == (("10s", "text"), ("/1m00s", "dim"))
-    assert time(50, 10) == (("50s", "yellow"), ("/1m00s", "yellow"))
+    assert time(10, 50) == (("10s", "text"), ("/1m", "dim"))
+    assert time(50, 10) == (("50s", "yellow"), ("/1m", "yellow"))
+    assert time(50, 7150) == (("50s", "text"), ("/2h", "dim"))
+    assert time(50, 7240) == (("50s", "text"), ("/2h01m", "dim"))
     late = job(elapsed_s=362, deadline_s=0.0)
-    assert device_rows.time_of(late, 300) == (("6m02s/5m00s", "red"),)
+    assert device_rows.time_of(late, 300) == (("6m02s/5m", "red"),)
     assert device_rows.time_of(late, None) == (("6m02s/over", "red"),)
+
+
+@pytest.mark.parametrize("room", [NARROW, MEDIUM, WIDE])
+def test_a_time_is_whole_however_long_it_is(room: int) -> None:
+    long = job(elapsed_s=3541.0, deadline_s=29.0)
+    status = document(device(job="r1"), jobs=[long])
+    assert row(status, room)["TIME/MAX"] == "59m01s/59m30s"
+    assert job_row(status)["TIME/MAX"] == "59m01s/59m30s"
+    rows = [row for _, row in device_rows.device_rows(status, History())]
+    time = next(column for column in device_rows.columns_for(rows, room) if column.head == "TIME/MAX")
+    assert time.least == len("59m01s/59m30s")
 
 
 def test_a_sign_of_life_that_is_late_is_yellow_and_then_red() -> None:

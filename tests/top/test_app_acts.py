@@ -125,7 +125,9 @@ def test_a_frozen_picture_stays_and_one_without_its_supervisor_says_so_until_the
             server.signal(signal.SIGSTOP)
             await seen.press("s")
             await seen.sees("asking its child")
-            await seen.press("escape")  # the answer finds nobody who waits for it
+            await seen.press("escape", "l")  # the answer finds nobody who waits for it
+            await seen.sees("Log of cpu:0", "no line so far")
+            await seen.press("escape")
             server.signal(signal.SIGCONT)
             await seen.until(lambda: not any(each.name == "gen-worker-errand" for each in threading.enumerate()))
             await seen.sees("1 done")

@@ -77,6 +77,14 @@ def test_eight_gpus_nine_jobs_and_the_footer_fit_a_small_terminal() -> None:
     assert len(lines) == 24
 
 
+def test_a_very_small_terminal_shows_how_each_device_is_and_its_job() -> None:
+    lines = screen(samples.eight_gpus(), (40, 10)).splitlines()
+    assert lines[2].split() == ["GPU", "STATE", "JOB"]
+    assert lines[3].split()[:6] == ["▌", "0", "●", "busy", "6d13", "generate.image"]
+    assert "2 need attention" in screen(samples.eight_gpus(), (64, 10))
+    assert lines[7].split()[:3] == ["ID", "FUNCTION", "STATUS"]
+
+
 def test_a_small_terminal_shows_one_panel_and_the_digits_choose_it() -> None:
     async def play(stage: Stage, pilot: Pilot[None]) -> list[str]:
         stage.board.show(samples.eight_gpus())

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -80,6 +81,13 @@ def _draw(interval_s: float, readonly: bool, socket_: str | None) -> int:
         with Feed(socket_, interval_s, client) as feed:  # the first document comes while Textual is imported
             from gen_worker.top.app import Top
 
+            _speak_utf_8()
             top = Top(feed, Settings.load().run_dir, readonly=readonly)
             top.run()
             return top.return_code or OK
+
+
+def _speak_utf_8() -> None:
+    """Have the screen drawn in UTF-8: terminals speak it whatever a container's locale says."""
+    if isinstance(sys.__stderr__, TextIOWrapper):
+        sys.__stderr__.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -177,7 +177,7 @@ class Board(Container):
         return device_rows.columns_for([row for _, row in self._shown], room)
 
     def _job_columns(self, room: int) -> list[Column[JobRow]]:
-        return job_rows.columns_for(self._shown_jobs, room)
+        return job_rows.columns_for(self._shown_jobs, room, [name for name, _ in self._shown])
 
     def _device_named(self, name: str | None) -> DeviceStatus | None:
         return next((row.device for key, row in self._shown if key == name), None)

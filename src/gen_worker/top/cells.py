@@ -3,6 +3,7 @@
 Widths are columns of the terminal, not characters: wide characters take two, combining ones none.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -16,6 +17,9 @@ Span: TypeAlias = tuple[str, Tone]
 Line: TypeAlias = tuple[Span, ...]
 
 ELLIPSIS = "…"
+_HIDDEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""What is printable and not seen: fillers, and variation selectors, of whose width each terminal thinks differently."""
+
 LEAST_PIECE = 8  # columns of a row that goes on: with less a text would run down the screen
 _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"))
 
@@ -26,11 +30,13 @@ _UNITS = ((1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"))
 def clean(text: str) -> str:
     """Return a text that cannot steer a terminal, nor reorder, hide or join what stands beside it."""
     spelt = printable(text.replace("\t", " "))
-    return spelt if spelt.isprintable() else "".join(map(_seen, spelt))
+    if spelt.isascii() or (spelt.isprintable() and not _HIDDEN.search(spelt)):
+        return spelt
+    return "".join(map(_seen, spelt))
 
 
 def _seen(character: str) -> str:
-    if character.isprintable():
+    if character.isprintable() and not _HIDDEN.match(character):
         return character
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 

@@ -20,6 +20,16 @@ class Column(NamedTuple, Generic[Thing]):
     right: bool = False
 
 
+def fitting(columns: Sequence[Column[Thing]], room: int, spare: Sequence[str]) -> list[Column[Thing]]:
+    """Return the columns without as many of the spare ones, the first first, as it takes for the others to fit."""
+    kept = list(columns)
+    for head in spare:
+        if sum(column.least + GAP for column in kept) - GAP <= room:
+            break
+        kept = [column for column in kept if column.head != head]
+    return kept
+
+
 def widths(columns: Sequence[Column[Thing]], room: int) -> list[int]:
     """Return the width of each column: at least its least, and all of the room where some of them take shares."""
     found = [column.least for column in columns]

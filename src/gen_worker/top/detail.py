@@ -16,7 +16,17 @@ from gen_worker.top.cells import (
     sparkline,
     uptime,
 )
-from gen_worker.top.device_rows import beat, label, model_bytes, progress_of, short_product, state, telling, time_of
+from gen_worker.top.device_rows import (
+    beat,
+    hang_of,
+    label,
+    model_bytes,
+    progress_of,
+    short_product,
+    state,
+    telling,
+    time_of,
+)
 from gen_worker.top.history import KEPT, History
 from gen_worker.top.panels import event_lines
 from gen_worker.top.tables import Drawn, Fluid
@@ -83,7 +93,7 @@ def _condition(device: DeviceStatus, room: int) -> Iterator[Drawn]:
     yield _fixed(joined([((f"{look.glyph} {look.word}", look.tone),), pid, age, (("♥", "dim"),), beat(device)]))
     if device.hang is not None:
         silent = "" if device.silent_s is None else f", nothing new for {duration(device.silent_s)}"
-        yield _fixed(((clean(device.hang), "red"), (silent, "text")))
+        yield _fixed((*hang_of(device), (silent, "text")))
         yield from (_fixed(((piece, "dim"),)) for piece in wrap(HANGS.get(device.hang, ""), max(20, room - 2)))
     if device.health != "ok" or device.reason:
         yield _fixed(((clean(device.health), "yellow"), (f" {clean(device.reason or '')}", "text")))

@@ -1,6 +1,6 @@
 """The table of devices: a row for each, in three sets of columns. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from gen_worker.cli.table import size
@@ -18,7 +18,7 @@ from gen_worker.top.cells import (
     sparkline,
     width_of,
 )
-from gen_worker.top.columns import Column
+from gen_worker.top.columns import Column, fitting
 from gen_worker.top.history import History, spent_s
 from gen_worker.top.theme import DEVICES, EDGE, Look, Tone, look_of
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
@@ -33,6 +33,9 @@ LAST_S = 30
 LEAST_BAR, LEAST_STAGE = 6, 12  # columns, where a bar and the name of a stage stand side by side
 WARM, HOT = 80.0, 90.0  # °C; an H100 slows itself down at 87
 NOTHING: Line = (("—", "dim"),)
+TIME_ROOM, LONGEST_TIME_ROOM = 11, 13  # columns: `4m05s/10m`, `59m01s/59m30s`
+SPARE = ("°C", "↻", "UTIL", "VRAM", "MEMORY", "♥", "TIME/MAX")
+"""The heads of columns that a table does without where it is too narrow, the first to go first."""
 
 
 class DeviceRow(NamedTuple):
@@ -72,6 +75,11 @@ def ails(device: DeviceStatus) -> bool:
     return look_of(DEVICES, state(device)).alarming or device.health != "ok"
 
 
+def hang_of(device: DeviceStatus) -> Line:
+    """Return how a device hangs; yellow is what is said of one that does not, such as that it is slow."""
+    return () if device.hang is None else ((clean(device.hang), "red" if device.state == "hung" else "yellow"),)
+
+
 def matches(row: DeviceRow, text: str) -> bool:
     """Whether any word of a row has this text in it, however it is written."""
     device, job = row.device, row.job
@@ -96,7 +104,14 @@ def columns_for(rows: Sequence[DeviceRow], room: int) -> list[Column[DeviceRow]]
         "product": any(device.product for device in devices),
     }
     tier = _WIDE if room >= WIDE else _MEDIUM if room >= MEDIUM else _NARROW
-    return [_EDGE, name, *(column for needs, column in tier if known.get(needs, True))]
+    time = _TIME._replace(least=time_room(_time(row, 0) for row in rows))
+    told = [time if column is _TIME else column for needs, column in tier if known.get(needs, True)]
+    return fitting([_EDGE, name, *told], room, SPARE)
+
+
+def time_room(times: Iterable[Line]) -> int:
+    """Return how wide the column of these times is."""
+    return min(LONGEST_TIME_ROOM, max([TIME_ROOM, *map(width_of, times)]))
 
 
 # --- the cells --------------------------------------------------------------------------------------------------------
@@ -133,12 +148,11 @@ def _pid(row: DeviceRow, _room: int) -> Line:
 
 def _state(row: DeviceRow, room: int) -> Line:
     look, device = _look(row), row.device
-    spans: list[Span] = [(f"{look.glyph} {look.word}", look.tone)]
-    if device.hang is not None and room > 12:
-        spans.append((f" {clean(device.hang)}", "red"))
-    elif device.health != "ok" and device.health != device.state and room > 12:
-        spans.append((f" {clean(device.health)}", "yellow"))
-    return tuple(spans)
+    named: Line = ((f"{look.glyph} {look.word}", look.tone),)
+    if room <= 12:
+        return named
+    ill: Line = ((clean(device.health), "yellow"),) if device.health not in ("ok", device.state) else ()
+    return joined([named, hang_of(device) or ill])
 
 
 def _memory(row: DeviceRow, room: int) -> Line:
@@ -211,7 +225,7 @@ def named_together(names: Sequence[str], room: int) -> str:
 
 def _job(row: DeviceRow, room: int) -> Line:
     """Return what a device is at: its job, how it hangs, or why it has none."""
-    hang: Line = () if row.device.hang is None else ((clean(row.device.hang), "red"),)
+    hang = hang_of(row.device) if row.device.state == "hung" else ()
     return _jobless(row.device) if row.device.job is None else _named(row, hang, room)
 
 
@@ -232,10 +246,12 @@ def _jobless(device: DeviceStatus) -> Line:
     reason = clean(device.reason or "")
     if device.restart_in_s is not None:
         return ((f"in {brief(device.restart_in_s)} {reason or _died(device)}".rstrip(), "yellow"),)
+    loads: Line = () if device.loading is None else ((f"loads {clean(device.loading)}{_share(device)}", "cyan"),)
     if device.hang is not None:
-        return ((clean(device.hang), "red"),)
-    if device.loading is not None:
-        return ((f"loads {clean(device.loading)}{_share(device)}", "cyan"),)
+        hang = hang_of(device)
+        return joined([hang, loads] if device.state == "hung" else [loads, hang])
+    if loads:
+        return loads
     if reason:
         return ((reason, "yellow" if device.health == "ok" else "red"),)
     return NOTHING
@@ -261,11 +277,16 @@ def time_of(job: JobStatus, limit_s: float | None) -> Line:
     """Return how long a job has taken of how long it may."""
     spent = spent_s(job)
     if job.deadline_s is not None and job.deadline_s <= 0.0:
-        return ((f"{brief(spent)}/{'over' if limit_s is None else brief(limit_s)}", "red"),)
+        return ((f"{brief(spent)}/{'over' if limit_s is None else _limit(limit_s)}", "red"),)
     if limit_s is None:
         return ((brief(spent), "text"),)
     tone: Tone = "yellow" if spent >= NEARLY * limit_s else "text"
-    return ((brief(spent), tone), (f"/{brief(limit_s)}", "dim" if tone == "text" else tone))
+    return ((brief(spent), tone), (f"/{_limit(limit_s)}", "dim" if tone == "text" else tone))
+
+
+def _limit(seconds: float) -> str:
+    """Return a length of time that is often a whole number of minutes or hours, and then told as such: `10m`, `2h`."""
+    return brief(seconds).removesuffix("00s").removesuffix("00m")
 
 
 def progress_of(job: JobStatus, room: int, tone: Tone = "green") -> Line:
@@ -311,7 +332,7 @@ _BEAT: Column[DeviceRow] = Column("♥", _beat, 5, right=True)
 _RESTARTS: Column[DeviceRow] = Column("↻", _restarts, 2, right=True)
 _UTIL: Column[DeviceRow] = Column("UTIL", _util, 4, right=True)
 _TEMP: Column[DeviceRow] = Column("°C", _temp, 2, right=True)
-_TIME: Column[DeviceRow] = Column("TIME/MAX", _time, 11)
+_TIME: Column[DeviceRow] = Column("TIME/MAX", _time, TIME_ROOM)
 
 Tier = tuple[tuple[str, Column[DeviceRow]], ...]  # what must be known for a column, and the column
 _NARROW: Tier = (

@@ -55,7 +55,8 @@ LEAVE = Choice("escape", "Esc", "", "leave it")
 def ask_stop(status: Status, job: JobStatus, history: History) -> Ask:
     """Ask how a job is to end."""
     device = next((each for each in status.gpus if each.name == job.gpu), None)
-    cancel = Choice("c", "c", "cancel", "cancel: ask it to stop; models stay loaded if it does")
+    asks = "cancel: ask it to stop; models stay loaded if it does, else its child is ended"
+    cancel = Choice("c", "c", "cancel", asks)
     if device is None or device.pid is None:
         facts = [("waits", _spent(job, history)), *_present("stage", job.stage)]
         drop = cancel._replace(means="cancel: take it out of the queue")
@@ -135,7 +136,7 @@ def _progress(job: JobStatus) -> str:
 
 
 def _child(device: DeviceStatus) -> str:
-    hang = f", hung: {device.hang}" if device.hang else f", {device.state}"
+    hang = f", hung: {device.hang}" if device.state == "hung" and device.hang else f", {device.state}"
     silent_s = device.heartbeat_age_s if device.silent_s is None else device.silent_s
     silence = "" if silent_s is None or silent_s < 2 else f", silent for {duration(silent_s)}"
     return f"pid {device.pid}{hang}{silence}"

@@ -68,11 +68,11 @@ def _apart(left: Line, right: Line, room: int) -> Line:
 def _identity(seen: Seen, room: int) -> Line:
     status = seen.status
     parts: list[Line] = [((" gen-worker ", "brand"),), ((cut(clean(status.host), HOST_ROOM), "bold"),)]
+    if seen.alarm and (told := attention(status)):
+        parts.append(((told, "alarm"),))
     if room >= ROOMY:
         parts += [((f"v{clean(status.version)}  pid {status.pid}", "dim"),)]
     parts.append(((f"up {uptime(status.uptime_s)}", "dim"),))
-    if seen.alarm and (told := attention(status)):
-        parts.append(((told, "alarm"),))
     if seen.rests:
         parts.append(((f"‖ {seen.rests}", "yellow"),))
     if seen.filter:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gen_worker.top.cells import Line, clean, cut_front, width_of
-from gen_worker.top.columns import Column
-from gen_worker.top.device_rows import label, progress_of, time_of
+from gen_worker.top.columns import Column, fitting
+from gen_worker.top.device_rows import label, progress_of, time_of, time_room
 from gen_worker.top.history import History
 from gen_worker.top.theme import JOBS, Look, look_of
 from gen_worker.wire.hangs import HANGS
@@ -15,6 +15,8 @@ FOR_TENANTS = 76  # columns of a table that has room for whose jobs they are
 ROOMY = 110  # and of one that has room for long ids
 NAME_ROOM = 14  # columns; names of functions that are longer take part in what is spare
 NO_HANG = ("loading_slow", "unmeasurable")
+SPARE = ("PROGRESS", "GPU", "DEVICE", "TIME/MAX")
+"""The heads of columns that a table does without where it is too narrow, the first to go first."""
 
 
 class JobRow(NamedTuple):
@@ -59,23 +61,26 @@ def matches(row: JobRow, text: str) -> bool:
     return any(text in word.lower() for word in words)
 
 
-def columns_for(rows: Sequence[JobRow], room: int) -> list[Column[JobRow]]:
-    """Return the columns for a table of so much room; without tenants there is none for them."""
+def columns_for(rows: Sequence[JobRow], room: int, devices: Sequence[str] = ()) -> list[Column[JobRow]]:
+    """Return the columns for a table of so much room; without tenants there is none for them.
+
+    `devices` are the names of all, whether a job runs there or not.
+    """
     jobs = [row.job for row in rows]
     ids = max((len(clean(job.id)) for job in jobs), default=4)
     names = max((width_of(_function(row, 0)) for row in rows), default=8)
-    labels = max((len(label(job.gpu)) for job in jobs if job.gpu is not None), default=3)
+    labels = max((len(label(name)) for name in (*devices, *(job.gpu for job in jobs)) if name), default=3)
     found = [
         Column("ID", _id, max(4, min(ids, 16 if room >= ROOMY else 8))),
         Column("FUNCTION", _function, max(8, min(names, NAME_ROOM)), share=2 if names > NAME_ROOM else 0),
         Column("GPU" if labels <= 3 else "DEVICE", _device, 3 if labels <= 3 else max(6, labels)),
         Column("STATUS", _status, 9),
         Column("PROGRESS", _progress, 10, share=3),
-        Column("TIME/MAX", _time, 11),
+        Column("TIME/MAX", _time, time_room(_time(row, 0) for row in rows)),
     ]
     if room >= FOR_TENANTS and any(job.tenant for job in jobs):
         found.append(Column("TENANT", _tenant, 8, share=1))
-    return found
+    return fitting(found, room, SPARE)
 
 
 def _look(row: JobRow) -> Look:

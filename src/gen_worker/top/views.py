@@ -59,6 +59,7 @@ class Page(Screen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "app.pop_screen", show=False)]
     keys = "↑ ↓ PgUp PgDn scroll · Esc back"
+    empty = ""  # what is said while there is no line
 
     def __init__(self, title: str, *, follows: bool = False) -> None:
         super().__init__()
@@ -116,7 +117,10 @@ class Page(Screen[None]):
             return
         box = self.query_one(Lines)
         room = max(8, box.size.width - 1)
-        box.show([row for kept in self._lines if self.wants(kept.line) for row in kept.rows(room)])
+        shown = [kept for kept in self._lines if self.wants(kept.line)]
+        if not self._lines and self.empty:
+            shown = [Kept(((self.empty, "dim"),))]
+        box.show([row for kept in shown for row in kept.rows(room)])
 
 
 class StackPage(Page):
@@ -148,6 +152,7 @@ class LogPage(Page):
     ]
     DEFAULT_CSS = "LogPage > Input { dock: bottom; height: 1; border: none; padding: 0 1; display: none; }"
     keys = "/ search · ↑ ↓ PgUp PgDn End scroll · Esc back"
+    empty = "no line so far"
 
     def __init__(self, title: str, follow: Callable[["LogPage"], Tail]) -> None:
         super().__init__(title, follows=True)
