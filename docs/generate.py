@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, TypeAlias, TypeVar, get_args
@@ -211,7 +212,7 @@ def proofs_by_promise() -> dict[int, list[tuple[Path, str]]]:
     """Return the tests that prove each promise, by file and name; a whole file goes by what it says of itself."""
     found: defaultdict[int, list[tuple[Path, str]]] = defaultdict(list)
     for file in sorted(TESTS.rglob("test_*.py")):
-        module = ast.parse(file.read_text())
+        module = _module(file)
         for node in module.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
                 named = f"all: {_doc(module).partition('.')[0]}"
@@ -411,7 +412,7 @@ def _told(field: str, default: object) -> str:
 def reserved() -> str:
     """Which variables never reach the author's code."""
     names = {}
-    for node in ast.parse((SOURCE / "environment.py").read_text()).body:
+    for node in _module(SOURCE / "environment.py").body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             names[node.targets[0].id] = [str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant)]
     listed = {name: ", ".join(f"`{value}`" for value in values) for name, values in names.items()}
@@ -435,7 +436,7 @@ def exports() -> str:
 
 def _export(name: str) -> str:
     if name == "io":
-        module = ast.parse((SOURCE / "io.py").read_text())
+        module = _module(SOURCE / "io.py")
         functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
         return f"### io\n\n{_doc(module)}\n\n" + _members(
             [f for f in functions if f.name != "resample"], "io.", method=False
@@ -605,16 +606,21 @@ def _definition(name: str) -> ast.ClassDef | ast.FunctionDef:
 
 def _top_level(name: str) -> list[ast.ClassDef | ast.FunctionDef]:
     """Every definition of a name in the modules of `gen_worker.api`."""
-    files = [ast.parse(file.read_text()) for file in sorted((SOURCE / "api").glob("*.py"))]
-    nodes = [node for file in files for node in file.body]
+    files = sorted((SOURCE / "api").glob("*.py"))
+    nodes = [node for file in files for node in _module(file).body]
     return [node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name]
 
 
 # --- common -----------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _module(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def _classes(file: Path) -> list[ast.ClassDef]:
-    return [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+    return [node for node in _module(file).body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
