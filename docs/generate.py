@@ -538,9 +538,13 @@ def _client_class(node: ast.ClassDef, inherited: Sequence[ast.stmt], *, call: bo
     if call:
         made = next(each for each in functions if each.name == "__init__")
         parts.insert(1, f"```text\n{node.name}{_signature(made, method=True)}\n```")
-    if public := [each for each in functions if each.name[0] != "_"]:
+    if public := [each for each in functions if each.name[0] != "_" and not _is_overload(each)]:
         parts.append(_members(public, "", method=True))
     return "\n\n".join(parts)
+
+
+def _is_overload(node: Function) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
 
 
 def _members(functions: Iterable[Function], prefix: str, *, method: bool) -> str:

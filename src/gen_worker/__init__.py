@@ -131,21 +131,23 @@ _EARLIER = {
 """Names of the earlier API: they are had, and not listed."""
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+if not TYPE_CHECKING:  # else a type checker takes every misspelt name for one that is there
 
-    if name == "__version__":
-        value = importlib.import_module("importlib.metadata").version("gen-worker")
-    elif name == "io":
-        value = importlib.import_module("gen_worker.io")
-    elif (home := _BESIDE.get(name) or _EARLIER.get(name)) is not None:
-        value = getattr(importlib.import_module(home), name)
-    elif name in __all__:
-        value = getattr(importlib.import_module(_HOMES.get(name, "gen_worker.api")), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name == "__version__":
+            value = importlib.import_module("importlib.metadata").version("gen-worker")
+        elif name == "io":
+            value = importlib.import_module("gen_worker.io")
+        elif (home := _BESIDE.get(name) or _EARLIER.get(name)) is not None:
+            value = getattr(importlib.import_module(home), name)
+        elif name in __all__:
+            value = getattr(importlib.import_module(_HOMES.get(name, "gen_worker.api")), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

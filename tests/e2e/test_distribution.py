@@ -129,3 +129,18 @@ def test_a_function_runs_from_the_installed_wheel(clean: Path, tmp_path: Path) -
     (tmp_path / "tiny.py").write_text(ENDPOINT)
     printed = run(clean / "gen-worker", "run", "--module", "tiny", "name=world", cwd=tmp_path)
     assert json.loads(printed) == {"event": "result", "value": {"text": "hello world"}}
+
+
+def test_a_project_is_made_with_what_is_missing_here_said(clean: Path, tmp_path: Path) -> None:
+    """Nothing but what gen-worker itself requires is there: neither pytest nor what `serve --reload` watches with."""
+    told = run(clean / "gen-worker", "new", "my-endpoint", cwd=tmp_path)
+    assert "  pip install watchfiles pytest    # for the next two\n  gen-worker serve --reload\n" in told
+    assert "hello Ada" in run(clean / "gen-worker", "run", "--method", "greet", "Ada", cwd=tmp_path / "my-endpoint")
+
+
+def test_a_users_project_is_type_checked_against_the_installed_wheel(clean: Path, tmp_path: Path) -> None:
+    code = (ROOT / "tests" / "typing" / "authors.py").read_text()
+    (tmp_path / "authors.py").write_text(code)
+    (tmp_path / "pyproject.toml").write_text("[tool.mypy]\nstrict = true\ndisallow_any_decorated = true\n")
+    command = (sys.executable, "-m", "mypy", "--python-executable", clean / "python", "authors.py")
+    assert "no issues found in 1 source file" in run(*command, cwd=tmp_path)

@@ -44,7 +44,7 @@ def test_the_package_exports_27_names_and_no_more() -> None:
     assert set(dir(gen_worker)) >= NAMES
     assert gen_worker.__version__
     with pytest.raises(AttributeError, match="no attribute 'is_canceled'"):
-        _ = gen_worker.is_canceled
+        _ = gen_worker.is_canceled  # type: ignore[attr-defined]
 
 
 def test_the_api_has_the_names_that_are_no_contexts_and_some_more() -> None:
@@ -63,4 +63,4 @@ def test_discovery_has_every_name_that_it_exports() -> None:
     for name in gen_worker.discovery.__all__:
         assert getattr(gen_worker.discovery, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = gen_worker.discovery.nothing
+        _ = gen_worker.discovery.nothing  # type: ignore[attr-defined]

@@ -9,6 +9,9 @@ from typing import Any, assert_type
 
 import msgspec
 
+import gen_worker.client
+import gen_worker.testing
+import gen_worker.trainer
 from gen_worker import (
     HF,
     Asset,
@@ -22,6 +25,7 @@ from gen_worker import (
     io,
 )
 from gen_worker.api import Binding, Tensors
+from gen_worker.earlier.context import ActionContext
 from gen_worker.testing import Client, FakeModel, Result, fake_model
 
 
@@ -135,3 +139,35 @@ def stand_ins() -> Callable[..., Any]:
         assert_type(client, Client)
     Client(Painter, models=["weights"])  # type: ignore[arg-type]
     return fake
+
+
+# --- clients of a server ----------------------------------------------------------------------------------------------
+
+
+def calls(client: gen_worker.client.Client) -> Answer:
+    assert_type(client.call("ask", question), Any)
+    assert_type(next(client.stream("stream", question)), Any)
+    assert_type(client.call("ask", question, type=Answer, timeout_s=1), Answer)
+    assert_type(client.call("ask", question, type=dict[str, str]), dict[str, str])
+    assert_type(list(client.stream("stream", question, type=Answer)), list[Answer])
+    client.call("ask", question, type=Answer, timeout="1")  # type: ignore[call-overload]
+    client.stream("stream", question, tenant=3)  # type: ignore[call-overload]
+    return client.call("ask", {"text": "why?"}, type=Answer)
+
+
+async def async_calls(client: gen_worker.client.AsyncClient) -> Answer:
+    assert_type(await client.call("ask", question), Any)
+    assert_type([item async for item in client.stream("stream", question, type=Answer)], list[Answer])
+    return await client.call("ask", question, type=Answer, tenant="ada")
+
+
+# --- a misspelt name is none ------------------------------------------------------------------------------------------
+
+misspelt = (
+    gen_worker.RequestContxt,  # type: ignore[attr-defined]
+    gen_worker.client.Clinet,  # type: ignore[attr-defined]
+    gen_worker.testing.Clinet,  # type: ignore[attr-defined]
+    gen_worker.trainer.TrainerPlugn,  # type: ignore[attr-defined]
+)
+assert_type(gen_worker.__version__, str)
+assert_type(gen_worker.ActionContext, type[ActionContext])

@@ -121,5 +121,9 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 def _next_steps(folder: Path, words: dict[str, str]) -> str:
     steps = [f"cd {folder}"] if folder.resolve() != Path.cwd() else []
-    steps += [f"gen-worker run {words['example']}", "gen-worker serve --reload", "python -m pytest"]
+    steps += [f"gen-worker run {words['example']}"]
+    missing = [name for name in ("watchfiles", "pytest") if find_spec(name) is None]
+    if missing:
+        steps += [f"pip install {' '.join(missing)}    # for the next two"]
+    steps += ["gen-worker serve --reload", "python -m pytest"]
     return "\n".join([f"made `{words['name']}`; next:", *(f"  {step}" for step in steps)])

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient", "AsyncJob", "Client", "Job", "JobError", "SeveralSupervisors", "SupervisorUnreachable"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("AsyncClient", "AsyncJob"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from gen_worker.client import asynchronous  # asyncio is only for who uses it
+if not TYPE_CHECKING:  # else a type checker takes every misspelt name for one that is there
 
-    return getattr(asynchronous, name)
+    def __getattr__(name: str) -> Any:
+        if name not in ("AsyncClient", "AsyncJob"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gen_worker.client import asynchronous  # asyncio is only for who uses it
+
+        return getattr(asynchronous, name)

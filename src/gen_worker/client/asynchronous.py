@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import msgspec
 
 from gen_worker.client.conversation import Answer, Asked, Conversation, Errand, JobError, Question, RemoteJob
 from gen_worker.client.handle import Handle, OnEvent
 from gen_worker.client.link import connected, gone, seconds, silent
+from gen_worker.client.options import JobOptions, Output
 from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Outgoing
@@ -95,6 +96,16 @@ class AsyncClient:
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
+    @overload
+    async def call(
+        self, function: str, payload: object = ..., *, type: type[Output], **options: Unpack[JobOptions]
+    ) -> Output: ...
+
+    @overload
+    async def call(
+        self, function: str, payload: object = ..., *, type: Any = ..., **options: Unpack[JobOptions]
+    ) -> Any: ...
+
     async def call(
         self,
         function: str,
@@ -110,7 +121,7 @@ class AsyncClient:
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
-        Of a function that streams it is the list of its items, each decoded as `type`.
+        Of a function that streams it is the list of its items, each decoded as `type`; `stream` has them typed so.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
         Among the waiting jobs of a function a higher `priority`, -100 to 100, goes first, and tenants take turns.
         `traceparent` is of the caller's span, as W3C Trace Context writes it: the job's span is in the same trace.
@@ -127,6 +138,16 @@ class AsyncClient:
             on_event=on_event,
         )
         return await job.result()
+
+    @overload
+    def stream(
+        self, function: str, payload: object = ..., *, type: type[Output], **options: Unpack[JobOptions]
+    ) -> AsyncGenerator[Output, None]: ...
+
+    @overload
+    def stream(
+        self, function: str, payload: object = ..., *, type: Any = ..., **options: Unpack[JobOptions]
+    ) -> AsyncGenerator[Any, None]: ...
 
     async def stream(
         self,

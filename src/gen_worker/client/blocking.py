@@ -15,13 +15,14 @@ from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import msgspec
 
 from gen_worker.client.conversation import Answer, Asked, Conversation, Errand, JobError, Question, RemoteJob
 from gen_worker.client.handle import Handle, OnEvent
 from gen_worker.client.link import connected, gone, seconds, silent
+from gen_worker.client.options import JobOptions, Output
 from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire import control
 from gen_worker.wire.attachments import Outgoing
@@ -71,6 +72,14 @@ class Client:
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
+    @overload
+    def call(
+        self, function: str, payload: object = ..., *, type: type[Output], **options: Unpack[JobOptions]
+    ) -> Output: ...
+
+    @overload
+    def call(self, function: str, payload: object = ..., *, type: Any = ..., **options: Unpack[JobOptions]) -> Any: ...
+
     def call(
         self,
         function: str,
@@ -86,7 +95,7 @@ class Client:
     ) -> Any:
         """Run a function and return its output, decoded as `type`, else as plain values; raise `JobError`.
 
-        Of a function that streams it is the list of its items, each decoded as `type`.
+        Of a function that streams it is the list of its items, each decoded as `type`; `stream` has them typed so.
         `timeout_s` is the job's deadline, time in the queue included; the supervisor holds it. `inf` is none.
         Among the waiting jobs of a function a higher `priority`, -100 to 100, goes first, and tenants take turns.
         `traceparent` is of the caller's span, as W3C Trace Context writes it: the job's span is in the same trace.
@@ -103,6 +112,16 @@ class Client:
             on_event=on_event,
         )
         return job.result()
+
+    @overload
+    def stream(
+        self, function: str, payload: object = ..., *, type: type[Output], **options: Unpack[JobOptions]
+    ) -> Generator[Output, None, None]: ...
+
+    @overload
+    def stream(
+        self, function: str, payload: object = ..., *, type: Any = ..., **options: Unpack[JobOptions]
+    ) -> Generator[Any, None, None]: ...
 
     def stream(
         self,

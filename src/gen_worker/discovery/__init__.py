@@ -51,11 +51,13 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: the supervisor and the CLI need the light ones only."""
-    import importlib
+if not TYPE_CHECKING:  # else a type checker takes every misspelt name for one that is there
 
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import a name when it is first used: the supervisor and the CLI need the light ones only."""
+        import importlib
+
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -82,14 +82,16 @@ _HOMES = {
 """Where names are that are not in `contracts`."""
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+if not TYPE_CHECKING:  # else a type checker takes every misspelt name for one that is there
 
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'contracts')}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'contracts')}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
