@@ -90,12 +90,16 @@ class InputsCame(msgspec.Struct):
 
 
 class InputsRefused(msgspec.Struct):
-    """A file that a job's payload names cannot be had; `invalid`: its caller named what is not allowed."""
+    """A file that a job's payload names cannot be had.
+
+    `invalid`: its caller named what is not allowed; `unauthorized`: the token that came with it is not taken.
+    """
 
     job: Job
     message: str
     retryable: bool = False
     invalid: bool = False
+    unauthorized: bool = False
 
 
 class UnloadAsked(msgspec.Struct):

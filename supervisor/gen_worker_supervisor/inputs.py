@@ -155,7 +155,8 @@ class Inputs:
         """Tell whether a job has its files, or why not."""
         if isinstance(report, InputFailed):
             self._stop(order)
-            self._on(InputsRefused(order.job, report.message, report.retryable, report.kind == "invalid"))
+            invalid, unauthorized = report.kind == "invalid", report.kind == "unauthorized"
+            self._on(InputsRefused(order.job, report.message, report.retryable, invalid, unauthorized))
             return
         files = [file for file in order.files if file is not None]
         if len(files) == len(order.assets):

@@ -447,7 +447,9 @@ def _of_inputs(fleet: Fleet, happening: InputsCame | InputsRefused, now: float) 
         return []  # it has ended meanwhile, or waits for something else by now
     if isinstance(happening, InputsRefused):
         kind: ErrorKind = "invalid" if happening.invalid else "retryable" if happening.retryable else "internal"
-        return [end_job(fleet, job, failure(kind, happening.message, retryable=happening.retryable))]
+        outcome = failure(kind, happening.message, retryable=happening.retryable)
+        outcome.raised = ("AuthError",) if happening.unauthorized else ()
+        return [end_job(fleet, job, outcome)]
     refusal = stands_against(fleet, job, now)
     if refusal is not None:
         return [end_job(fleet, job, refusal)]

@@ -71,7 +71,7 @@ def test_a_file_comes_once_and_each_run_has_its_own_copy(grpc_awake: None, tmp_p
         assert store.asked() == ["HEAD", "HEAD"]
 
         stream.run("look", {"asset": {"ref": "inputs/words.txt"}}, run_id="who", **{**store.run, "file_token": "other"})
-        assert stream.result("who").error_type == "validation"  # what is here is for who may have it
+        assert stream.result("who").error_type == "auth"  # what is here is for who may have it
         assert store.asked() == ["HEAD"]
 
         cached.write_text("damaged")
@@ -127,5 +127,5 @@ def test_a_file_that_is_too_long_is_refused_and_what_no_run_says_stands_in_the_e
         assert (result.error_type, result.retryable) == ("validation", False)
         assert result.error_message.endswith("has 1001 bytes, the limit is 1000")
         stream.run("look", {"asset": {"ref": "long"}}, run_id="elsewhere", file_base_url=store.api.url)
-        assert stream.result("elsewhere").error_type == "validation"  # the worker's token is for its own place only
+        assert stream.result("elsewhere").error_type == "auth"  # the worker's token is for its own place only
         assert "file-token" not in worker.log()

@@ -495,6 +495,25 @@ def test_a_length_that_is_no_number_says_nothing(site: Site, get: Get) -> None:
         assert get("cat", api.trusted(Limits()), how={"api": api}).size_bytes == len(PNG)
 
 
+def test_a_file_that_is_not_as_long_as_its_api_says_is_another_one(site: Site, get: Get, tmp_path: Path) -> None:
+    api = FileApi(Destination(site.url, "token", "r", 1, file_api=True))
+    for length in (len(PNG) - 1, len(PNG) + 1, 0):
+        site.put("/api/v1/file/cat", PNG, X_Cozy_Size_Bytes=str(length))
+        with refused(tmp_path, "is not the one it describes", retryable=True):
+            get("cat", api.trusted(Limits()), how={"api": api})
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_a_file_api_does_not_take_is_told_apart_from_a_wrong_ref(
+    site: Site, get: Get, status: int
+) -> None:
+    api = FileApi(Destination(site.url, "token", "r", 1, file_api=True))
+    site.answers["/api/v1/file/cat"] = Answer(status, "cat")
+    with pytest.raises(InputError, match=f"it answers {status}") as told:
+        get("cat", api.trusted(Limits()), how={"api": api})
+    assert (told.value.kind, told.value.retryable) == ("unauthorized", False)
+
+
 @pytest.mark.parametrize("host", [f"{'a' * 70}.example.org", "a..b"])
 def test_a_name_that_nobody_knows_may_be_asked_for_again(get: Get, tmp_path: Path, host: str) -> None:
     with refused(tmp_path, "cannot be reached", retryable=True):

@@ -277,7 +277,7 @@ class InputFailed(_Message):
     """The file cannot be had, or must not be. `invalid`: the caller named what is not allowed."""
 
     number: int
-    kind: Literal["invalid", "unreachable", "canceled"]
+    kind: Literal["invalid", "unauthorized", "unreachable", "canceled"]
     message: str
     retryable: bool
 

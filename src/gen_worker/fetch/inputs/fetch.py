@@ -59,11 +59,14 @@ _OTHER_NAMES = {
 }
 
 
-Kind: TypeAlias = Literal["invalid", "unreachable", "canceled"]
+Kind: TypeAlias = Literal["invalid", "unauthorized", "unreachable", "canceled"]
 
 
 class InputError(Exception):
-    """The file cannot be had; `invalid`: whoever named it asks for what is not allowed. Never shows a URL's query."""
+    """The file cannot be had; `invalid`: whoever named it asks for what is not allowed. Never shows a URL's query.
+
+    `unauthorized`: a file API does not take the token that came with the run.
+    """
 
     def __init__(self, kind: Kind, message: str, *, hint: str = "", retryable: bool = False) -> None:
         super().__init__(message)
@@ -235,7 +238,9 @@ def _failed(error: Exception, wish: _Wish, tries: int) -> InputError:
     who = f"whoever `{wish.host}` redirects to" if error.redirected else f"`{wish.host}`"
     if passes(error):
         return InputError("unreachable", f"{who} answers {error.status}, {tries} times", retryable=True)
-    return InputError("invalid", f"{who} does not give the file of the payload: it answers {error.status}")
+    refused = wish.api is not None and not error.redirected and error.status in (401, 403)
+    text = f"{who} does not give the file of the payload: it answers {error.status}"
+    return InputError("unauthorized" if refused else "invalid", text)
 
 
 def _refusal(error: ModelError, wish: _Wish, cancel: Cancel, limit_s: float) -> InputError:
@@ -258,6 +263,7 @@ class _Told(NamedTuple):
 
     sha256: str = ""
     mime_type: str = ""
+    size: int | None = None
     vouched: bool = False  # it says so itself, and not somebody whom it redirects to
 
 
@@ -280,12 +286,14 @@ def _described(wish: _Wish, transport: Transport, cancel: Cancel) -> _Told:
     """Ask what a file is; refuse one that is too long."""
     with transport.once(str(wish.url), headers=wish.headers, cancel=cancel, method="HEAD") as response:
         told = response.headers
-        size = told.get("x-cozy-size-bytes", "")
-        if size.isascii() and size.isdigit() and len(size) < 20:  # else it says nothing
-            _check_size(int(size), wish)
+        text = told.get("x-cozy-size-bytes", "").strip()
+        size = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # else it says nothing
+        if size is not None:
+            _check_size(size, wish)
         mime_type = told.get("x-cozy-mime-type") or told.get("content-type", "")
         vouched = response.status == 200 and response.url.origin == wish.url.origin
-        return _Told(told.get("x-cozy-sha256", "").strip().lower().removeprefix("sha256:"), mime_type, vouched)
+        sha256 = told.get("x-cozy-sha256", "").strip().lower().removeprefix("sha256:")
+        return _Told(sha256, mime_type, size, vouched)
 
 
 def _from_cache(wish: _Wish, told: _Told, cache: InputCache) -> InputFile | None:
@@ -328,7 +336,7 @@ def _written(
     path = wish.path.with_name(wish.path.name + _suffix(kind, wish))
     with _new_file(path) as file:
         size = _copy(read, file, chunk, began, wish)
-        if told.sha256 and told.sha256 != _sha256(file):
+        if told.size not in (None, size) or (told.sha256 and told.sha256 != _sha256(file)):
             raise _OtherFileError
         _check_dimensions(file, kind, wish)
         if cache is not None:
