@@ -123,6 +123,6 @@ def secret_values(environment: Mapping[str, str], settings: Settings) -> tuple[s
     values: list[str] = [value for value in msgspec.structs.astuple(settings) if isinstance(value, Secret)]
     values += [value for name, value in environment.items() if name.upper().endswith(_SECRET_ENDINGS)]
     headers = [header for name in COLLECTOR_KEYS for header in environment.get(name, "").split(",")]
-    values += [header.partition("=")[2] for header in headers]
+    values += [header.partition("=")[2] or header for header in headers]  # one that is not well formed may be told of
     secrets = {line.strip() for value in values for line in value.splitlines()}
     return tuple(sorted((each for each in secrets if len(each) >= _LEAST_SECRET), key=lambda each: (-len(each), each)))

@@ -35,8 +35,9 @@ _encode = msgspec.msgpack.Encoder().encode
 def is_wanted(environment: Mapping[str, str]) -> bool:
     """Whether the standard variables name a collector, and nothing says that no spans are to be sent."""
     off = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    exporter = environment.get("OTEL_TRACES_EXPORTER", "otlp").strip() or "otlp"
-    return not off and exporter == "otlp" and any(environment.get(name, "").strip() for name in _ENDPOINTS)
+    exporters = [name.strip() for name in environment.get("OTEL_TRACES_EXPORTER", "").split(",")]
+    chosen = exporters == [""] or "otlp" in exporters
+    return not off and chosen and any(environment.get(name, "").strip() for name in _ENDPOINTS)
 
 
 def missing() -> list[str]:

@@ -113,6 +113,20 @@ def test_a_collector_that_takes_nothing_is_told_of_once_and_so_is_the_end_of_tha
         assert "401" in told[0]
 
 
+def test_settings_of_the_exporter_that_do_not_fit_are_told_once_and_cost_no_key(serve: Serve) -> None:
+    with collecting() as collector:
+        mistaken = {"OTEL_BSP_MAX_QUEUE_SIZE": "1", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+        server = serve(variables=variables(collector, OTEL_EXPORTER_OTLP_HEADERS=CANARY, **mistaken))
+        until(lambda: "[otlp] no spans are sent: the `OTEL_*` variables do not fit: " in server.log())
+        pid = exporter(server)
+        server.client.call("echo")
+        assert exporter(server) == pid, "nothing is tried again"
+        log = server.log()
+        assert "[otlp] spans are sent as `http/protobuf`, whatever `OTEL_EXPORTER_OTLP_PROTOCOL` says: grpc" in log
+        assert "Header values in environment variables must be URL encoded" in log
+        assert CANARY not in log
+
+
 def next_exporter(server: Server, before: int) -> int:
     """Return the pid of the exporter that took another's place, 0 while there is none."""
     for pid in server.processes():

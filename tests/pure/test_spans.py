@@ -20,6 +20,9 @@ def test_spans_are_sent_where_the_standard_variables_name_a_collector(name: str)
     assert not is_wanted({name: URL, "OTEL_SDK_DISABLED": "True"})
     assert not is_wanted({name: URL, "OTEL_TRACES_EXPORTER": "none"})
     assert is_wanted({name: URL, "OTEL_TRACES_EXPORTER": "otlp"})
+    assert is_wanted({name: URL, "OTEL_TRACES_EXPORTER": ""})
+    assert is_wanted({name: URL, "OTEL_TRACES_EXPORTER": "console, otlp"})
+    assert not is_wanted({name: URL, "OTEL_TRACES_EXPORTER": "console"})
 
 
 def test_the_exporter_sees_its_own_settings_and_no_key_of_anybody() -> None:

@@ -8,11 +8,13 @@ import argparse
 import os
 import signal
 import socket
+from collections.abc import Mapping
 
 from gen_worker.environment import close_memory
 from gen_worker.oom_score import FETCHER, go_before
 
 LAST_S = 5  # for what is left, once the supervisor has gone
+SPOKEN = "http/protobuf"
 
 
 def main() -> None:
@@ -40,14 +42,29 @@ def _export(sock: socket.socket) -> None:
 
     os.environ.update(msgspec.msgpack.decode(sock.recv(KEYS_LIMIT), type=dict[str, str]))
     os.environ.setdefault("OTEL_SERVICE_NAME", "gen-worker")
-    resource = Resource.create()
-    processor = BatchSpanProcessor(Taking(OTLPSpanExporter()))
+    _tell_of_protocol(os.environ)
+    try:
+        resource = Resource.create()
+        processor = BatchSpanProcessor(Taking(OTLPSpanExporter()))
+    except ValueError as error:  # another start would find the same settings
+        print(f"no spans are sent: the `OTEL_*` variables do not fit: {error}", flush=True)
+        while sock.recv(SPAN_LIMIT):
+            pass
+        return
     decode = msgspec.msgpack.Decoder(JobSpan).decode
     while frame := sock.recv(SPAN_LIMIT):
         for span in spans_of(decode(frame), resource):
             processor.on_end(span)
     signal.alarm(LAST_S)
     processor.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _tell_of_protocol(environment: Mapping[str, str]) -> None:
+    """Say that another protocol than the one that is spoken was asked for: it has another port."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    name = next((each for each in names if environment.get(each)), None)
+    if name is not None and environment[name] != SPOKEN:
+        print(f"spans are sent as `{SPOKEN}`, whatever `{name}` says: {environment[name]}", flush=True)
 
 
 if __name__ == "__main__":
