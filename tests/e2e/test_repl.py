@@ -63,7 +63,9 @@ def test_piped_lines_are_a_script_without_a_prompt(tmp_path: Path) -> None:
 
 
 def test_a_failed_line_ends_nothing_and_the_last_one_decides_the_exit_code(tmp_path: Path) -> None:
-    done = script(tmp_path, "leave", "refuse", "grete", "greet 'open", "greet txet=1", "greet -", "greet Ada")
+    done = script(
+        tmp_path, "leave", "refuse", "grete", "greet 'open", "greet txet=1", "greet -", "greet text@-", "greet Ada"
+    )
     assert done.returncode == 2
     assert json.loads(done.stdout) == {"text": "hello Ada"}
     errors = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
@@ -77,8 +79,7 @@ def test_a_failed_line_ends_nothing_and_the_last_one_decides_the_exit_code(tmp_p
         "hint: a `'` or `\"` is left open",
         "error: no field `txet`; the fields are `text`, `times`",
         "hint: did you mean `text`?",
-        "error: `-` is stdin, which the lines come from",
-        "hint: `@payload.json` is a payload from a file",
+        *("error: `-` is stdin, which the lines come from", "hint: `@payload.json` is a payload from a file") * 2,
     ]
 
 

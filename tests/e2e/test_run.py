@@ -253,6 +253,53 @@ def test_fields_go_over_the_payload_from_a_file_or_stdin(root: Path) -> None:
     assert result(run("--payload", '{"text": "d"}', cwd=root)) == {"text": "d"}
 
 
+LOOK = """
+import msgspec
+from gen_worker import Asset, RequestContext, endpoint, io
+
+class In(msgspec.Struct):
+    text: str = ""
+    data: bytes = b""
+    files: list[Asset] = []
+
+class Out(msgspec.Struct):
+    found: list[str]
+
+@endpoint
+def look(ctx: RequestContext, payload: In) -> Out:
+    return Out([payload.text, payload.data.decode(), *(io.read_bytes(file).decode() for file in payload.files)])
+"""
+
+
+def test_a_field_takes_stdin_and_pipes_as_it_takes_files(tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(LOOK)
+    for word, found in (
+        ("text@-", ["piped", ""]),
+        ("data@-", ["", "piped"]),
+        ("files@-", ["", "", "piped"]),
+        ("files@/dev/stdin", ["", "", "piped"]),
+    ):
+        assert result(run("--module", "look", word, cwd=tmp_path, stdin="piped")) == {"found": found}
+
+
+def test_a_file_asset_may_come_from_what_only_the_command_has_open(tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(LOOK)
+    (tmp_path / "notes.txt").write_text("written")
+    with open(tmp_path / "notes.txt", "rb") as file:
+        command = [*GEN_WORKER, "run", "--module", "look", f"files@/dev/fd/{file.fileno()}"]
+        done = subprocess.run(
+            command, cwd=tmp_path, pass_fds=[file.fileno()], capture_output=True, text=True, timeout=60
+        )
+    assert result(done) == {"found": ["", "", "written"]}
+
+
+def test_stdin_is_given_to_one_field_only(tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(LOOK)
+    done = run("--module", "look", "text@-", "data@-", cwd=tmp_path, stdin="piped")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: stdin can be read once, by `text@-` or by `data@-`" in done.stderr
+
+
 def test_the_only_word_can_be_the_whole_payload(root: Path) -> None:
     (root / "it.json").write_text('{"text": "a"}')
     assert result(run("--method", "mine", "@it.json", cwd=root)) == {"text": "a"}

@@ -357,6 +357,6 @@ def test_a_field_for_weights_takes_a_file_and_sends_none_elsewhere(tmp_path: Pat
     schema = msgspec.json.schema(Styled)
     expected = {"ref": "local/ink.safetensors", "local_path": str(file), "size_bytes": 5}
     assert payload_from([f"lora@{file}"], over={}, schema=schema, files=LocalFiles()) == {"lora": expected}
-    with pytest.raises(Failure, match="takes weights, which go to a server of this machine only") as caught:
+    with pytest.raises(Failure, match="takes weights, which are files of the machine that the server is on") as caught:
         payload_from([f"lora@{file}"], over={}, schema=schema, files=LocalFiles(inline=True))
     assert caught.value.hint == "name them by a URL: `lora.ref=https://…`"

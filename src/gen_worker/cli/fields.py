@@ -15,6 +15,8 @@ from gen_worker.cli.failure import Failure, nearest
 from gen_worker.cli.json_texts import NOT_JSON, decode
 from gen_worker.cli.schema import Place, Schema
 
+STDIN = "-"  # as the path of a file
+
 _TOKEN = re.compile(r"([A-Za-z_][\w.]*)(:=|@|=)(.*)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _TRUE = frozenset(("true", "1", "yes", "y", "on"))
@@ -48,6 +50,7 @@ def payload_from(words: Sequence[str], *, over: dict[str, Any], schema: Schema |
     payload = over
     bare: str | None = None
     given: dict[str, str] = {}
+    _refuse_stdin_twice([word for word in words if take_apart(word, schema)[1:] == ("@", STDIN)])
     for word in words:
         token = take_apart(word, schema)
         if not token.key:
@@ -72,6 +75,11 @@ def _refuse_spaces(words: Sequence[str], schema: Schema | None) -> None:
         if name in known and word.startswith("="):
             value = word[1:] or "".join(words[number + 2 : number + 3]) or "value"
             raise Failure(f"`{name}` and `{word}` are two words", f"write `{name}={value}`, without spaces")
+
+
+def _refuse_stdin_twice(words: Sequence[str]) -> None:
+    if len(words) > 1:
+        raise Failure(f"stdin can be read once, by `{words[0]}` or by `{words[1]}`", "put one into a file")
 
 
 def _files_at(payload: dict[str, Any], token: Token) -> list[Any]:
@@ -179,7 +187,7 @@ def _file(token: Token, place: Place, files: Files) -> dict[str, Any]:
     given, fields = files.asset(token.value), place.fields()
     if "inline_bytes" in given and "inline_bytes" not in fields:
         hint = f"name them by a URL: `{token.key}.ref=https://…`"
-        raise Failure(f"`{token.key}` takes weights, which go to a server of this machine only", hint)
+        raise Failure(f"`{token.key}` takes weights, which are files of the machine that the server is on", hint)
     return {name: value for name, value in given.items() if name in fields}
 
 

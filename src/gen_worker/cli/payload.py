@@ -2,6 +2,7 @@
 
 import base64
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,20 +12,26 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gen_worker.cli.failure import Failure, nearest
-from gen_worker.cli.fields import payload_from, take_apart
+from gen_worker.cli.fields import STDIN, payload_from, take_apart
 from gen_worker.cli.json_texts import NOT_JSON, decode
 from gen_worker.cli.schema import Schema
 
+_OF_THIS_PROCESS = ("/dev/stdin", "/dev/fd/", "/proc/self/")
+
 
 class LocalFiles(NamedTuple):
-    """The files of this machine. Whoever gets a payload reads them from here, or has them `inline` in it."""
+    """The files of this machine, and stdin as `-`. Whoever gets a payload reads them, or has them `inline` in it.
+
+    What only this process can read, as stdin and other pipes, is in the payload always.
+    """
 
     inline: bool = False
+    stdin: bool = True  # whether it is the caller's to give
 
     def read(self, path: str) -> bytes:
         """Return a file's content; raise `Failure` when it cannot be read."""
         try:
-            return Path(path).read_bytes()
+            return self._from_stdin() if path == STDIN else Path(path).read_bytes()
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from None
 
@@ -32,16 +39,44 @@ class LocalFiles(NamedTuple):
         """Return what stands for a file in a payload; raise `Failure` when it cannot be read."""
         from gen_worker.filetypes import HEAD_BYTES, mime_type
 
-        try:
-            with open(path, "rb") as file:
-                head = file.read(HEAD_BYTES)
-                size = os.fstat(file.fileno()).st_size
-                whole = head + file.read() if self.inline else b""
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
-        place = {"inline_bytes": base64.b64encode(whole).decode()} if self.inline else {"local_path": _absolute(path)}
-        kind = mime_type(head, path)
-        return {"ref": f"local/{Path(path).name}", **place, "size_bytes": size} | ({"mime_type": kind} if kind else {})
+        if self.inline or path == STDIN or _is_for_us_alone(path):
+            content = self.read(path)
+            head, size = content[:HEAD_BYTES], len(content)
+            place = {"inline_bytes": base64.b64encode(content).decode()}
+        else:
+            head, size = _begin(path, HEAD_BYTES)
+            place = {"local_path": _absolute(path)}
+        name = "stdin" if path == STDIN else Path(path).name
+        kind = mime_type(head, name)
+        return {"ref": f"local/{name}", **place, "size_bytes": size} | ({"mime_type": kind} if kind else {})
+
+    def _from_stdin(self) -> bytes:
+        if not self.stdin:
+            raise Failure("`-` is stdin, which the lines come from", "`@payload.json` is a payload from a file")
+        return _stdin()
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise Failure("stdin is closed, and `-` stands for it")
+    return sys.stdin.buffer.read()
+
+
+def _is_for_us_alone(path: str) -> bool:
+    """Tell whether another process would find something else there, as in a pipe, or in `/dev/fd/63` of a shell."""
+    with suppress(OSError, ValueError):  # reading it says so
+        mode = os.stat(path).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISREG(mode) and path.startswith(_OF_THIS_PROCESS))
+    return False
+
+
+def _begin(path: str, most: int) -> tuple[bytes, int]:
+    """Return the first bytes of a file and its size."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(most), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: str, error: OSError | ValueError) -> Failure:
@@ -75,6 +110,7 @@ def payload_of(
     words: Sequence[str], schema: Schema | None, *, start: dict[str, Any] | None = None, files: LocalFiles | None = None
 ) -> dict[str, Any]:
     """Return the payload that the words after a command mean: a whole one, or `start` with their fields put in."""
+    files = files or LocalFiles()
     for word in words:
         if take_apart(word, schema).key or not _is_whole(word):
             continue
@@ -85,24 +121,25 @@ def payload_of(
             raise Failure(
                 f"`--payload` or `--payload-file`, and `{word}`, which is a whole payload", "give one of them"
             )
-        return payload_in(word.removeprefix("@")) if word.startswith(("-", "@")) else parse_payload(word, word)
-    return payload_from(words, over=start or {}, schema=schema, files=files or LocalFiles())
+        if word.startswith(("-", "@")):
+            return payload_in(word.removeprefix("@"), files)
+        return parse_payload(word, word)
+    return payload_from(words, over=start or {}, schema=schema, files=files)
 
 
 def _is_whole(word: str) -> bool:
-    if word == "-" or word.startswith("@"):
+    if word == STDIN or word.startswith("@"):
         return True
     with suppress(*NOT_JSON):
         return isinstance(decode(word), dict)
     return False
 
 
-def payload_in(path: str) -> dict[str, Any]:
+def payload_in(path: str, files: LocalFiles | None = None) -> dict[str, Any]:
     """Return the payload that a file holds, or stdin for `-`."""
     if not path:
         raise Failure("no file is named", "`@payload.json` is a payload from a file, `-` one from stdin")
-    source, content = ("stdin", sys.stdin.buffer.read()) if path == "-" else (path, LocalFiles().read(path))
-    return parse_payload(content, source)
+    return parse_payload((files or LocalFiles()).read(path), "stdin" if path == STDIN else path)
 
 
 def parse_payload(text: bytes | str, source: str) -> dict[str, Any]:

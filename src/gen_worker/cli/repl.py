@@ -187,9 +187,7 @@ class Session:
                 return OK
         self._server = self._find()
         name, words = self._function(words)
-        if "-" in words:
-            raise Failure("`-` is stdin, which the lines come from", "`@payload.json` is a payload from a file")
-        files = LocalFiles(inline=self._server.is_remote)
+        files = LocalFiles(inline=self._server.is_remote, stdin=False)
         schema = schema_in(self._server.function(name))
         payload = payload_of(words, schema, files=files)
         with advised(payload, schema):

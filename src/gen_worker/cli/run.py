@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 _HELP = """Run one function once, in this process, and print its output.
 
 FIELD=VALUE fills one field of the payload: `steps=20`, `text@notes.txt` (the content of a file), `sizes:=[1,2]`
-(JSON), `style.name=oil`; `image@cat.png` passes the file itself to a field for one. A word without a field name fills
-the first text field. The only word can be the whole payload: JSON, `@payload.json`, or `-` for stdin.
+(JSON), `style.name=oil`; `image@cat.png` passes the file itself to a field for one, and `image@-` stdin. A word without
+a field name fills the first text field. The only word can be the whole payload: JSON, `@payload.json`, or `-` for
+stdin.
 
 Models of the function that are not on this machine are fetched first; `gen-worker prefetch` has them here before.
 
