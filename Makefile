@@ -17,7 +17,7 @@ PB := src/gen_worker/pb
 PROTO_DIR ?= $(PB)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-repeat chaos soak check bench docs pictures proto clean
+.PHONY: help setup demo test test-repeat explore chaos soak check bench docs pictures proto clean
 
 help: ## print this
 	@echo "usage: make COMMAND"
@@ -47,6 +47,9 @@ test: $(STAMP) ## run the whole test suite; torch must be there
 
 test-repeat: $(STAMP) ## run the process tests twenty times in a row (REPEAT=20)
 	$(BIN)/python -m pytest tests/process --count $(REPEAT) --repeat-scope session -x
+
+explore: $(STAMP) ## draw other examples, at random, than those of every run, twenty times (REPEAT=20)
+	for _ in $$(seq $(REPEAT)); do $(BIN)/python -m pytest tests/pure -m hypothesis --hypothesis-profile=default -x || exit; done
 
 chaos: $(STAMP) ## break a supervisor in every way, under load, and print what came of it
 	$(BIN)/python -m pytest tests/chaos

@@ -143,5 +143,5 @@ def test_what_needs_an_absent_module_skips_with_the_reason_and_fails_where_all_i
 
 def test_help_names_every_command_of_the_makefile() -> None:
     done = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True, timeout=10)
-    for command in ("help", "setup", "demo", "test", "test-repeat", "check", "bench"):
+    for command in ("help", "setup", "demo", "test", "test-repeat", "explore", "check", "bench"):
         assert f"\n  {command} " in done.stdout
