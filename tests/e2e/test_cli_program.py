@@ -271,6 +271,28 @@ def test_a_shell_is_told_the_models_of_the_server_here(tmp_path: Path) -> None:
         assert done.stdout == words
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("gen-worker serve --module ", ["voice", "painter", "painter.main"]),
+        ("gen-worker run --module painter.", ["painter.main"]),
+        ("gen-worker validate --module v", ["voice"]),
+        ("gen-worker serve --devices c", ["cpu", "cpu:2"]),
+        ("gen-worker serve --device a", ["auto"]),
+        ("gen-worker up --devices c", ["cpu", "cpu:2"]),
+        ("gen-worker orchestrator --devices c", ["cpu", "cpu:2"]),
+    ],
+)
+def test_a_shell_is_told_the_modules_and_the_devices_of_this_machine(
+    tmp_path: Path, line: str, words: list[str]
+) -> None:
+    (tmp_path / "src" / "painter").mkdir(parents=True)
+    for name in ("voice.py", "conftest.py", "no-module.py", "src/painter/__init__.py", "src/painter/main.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')\n")
+    done = gen_worker(_GEN_WORKER_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD="3", cwd=tmp_path)
+    assert [each.partition(",")[2] for each in done.stdout.splitlines()] == words
+
+
 def test_what_a_program_reads_or_a_wide_terminal_shows_is_not_cut(tmp_path: Path) -> None:
     request = "invoke-" + "0123456789" * 2
     death = told(jobs=[Held(request, "paint", "started", ended_for="deadline", became="fatal")])

@@ -63,6 +63,18 @@ def complete_path(_ctx: click.Context, _parameter: click.Parameter, begun: str) 
     return _items(files(begun))
 
 
+def complete_module(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the modules of this folder and of its `src`, and those of the packages there."""
+    return _items(name for root in (Path(), Path("src")) for name in modules(root, begun))
+
+
+def complete_place(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return what a child can be served from here: the GPUs that the driver shows, and CPU slots."""
+    gpus = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+    words = ["auto", *map(str, gpus), "cpu", "cpu:2"]
+    return _items(word for word in words if word.startswith(begun))
+
+
 def complete_ref(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Return where models come from, and the models of the server here."""
     from gen_worker.models.refs import PREFIXES
@@ -188,6 +200,27 @@ def files(begun: str, wanted: Callable[[Path], bool] = lambda _path: True) -> li
             elif wanted(Path(entry.path)):
                 found.append(f"{prefix}{entry.name}")
     return found
+
+
+def modules(root: Path, begun: str) -> list[str]:
+    """Return the names of modules under `root` that begin so, each package with what it holds."""
+    package, dot, start = begun.rpartition(".")
+    names = [name for name in _modules_in(root.joinpath(*package.split("."))) if name.startswith(start)]
+    found = []
+    for name in names:
+        whole = f"{package}{dot}{name}"
+        found += [whole, *(f"{whole}.{each}" for each in _modules_in(root.joinpath(*whole.split("."))))]
+    return found
+
+
+def _modules_in(folder: Path) -> list[str]:
+    return sorted(
+        path.stem
+        for path in folder.glob("*")
+        if path.stem.isidentifier()
+        and path.stem not in ("__init__", "conftest")
+        and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    )
 
 
 def _items(words: Iterable[str]) -> list[CompletionItem]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_path
+from gen_worker.cli.completing import complete_path, complete_place
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, nearest
 from gen_worker.cli.numbers import Amount
 from gen_worker.cli.project import find_project, survey_of
@@ -95,7 +95,12 @@ def _state_option(function: Any) -> Any:
     shell_complete=complete_path,
     help="Start a worker for this project, and again when it fails; repeatable.",
 )
-@click.option("--devices", metavar="DEVICES", help="The devices of each `--worker`, as `auto`, `cpu:2` or `0,1`.")
+@click.option(
+    "--devices",
+    metavar="DEVICES",
+    shell_complete=complete_place,
+    help="The devices of each `--worker`, as `auto`, `cpu:2` or `0,1`.",
+)
 @click.option(
     "--model",
     "models",

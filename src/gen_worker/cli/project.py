@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 import msgspec
 
-from gen_worker.cli.completing import complete_path
+from gen_worker.cli.completing import complete_module, complete_path
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.servers import functions_in
 from gen_worker.discovery.errors import DiscoveryError
@@ -34,7 +34,12 @@ class Project(NamedTuple):
 def project_options(function: Function) -> Function:
     """Add the options that say which endpoint is meant."""
     for option in (
-        click.option("--module", metavar="MODULE", help="The module that declares the endpoint, instead of a project."),
+        click.option(
+            "--module",
+            metavar="MODULE",
+            shell_complete=complete_module,
+            help="The module that declares the endpoint, instead of a project.",
+        ),
         click.option(
             "--config",
             metavar="PATH",

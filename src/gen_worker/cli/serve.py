@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
+from gen_worker.cli.completing import complete_place
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.numbers import Amount
 from gen_worker.cli.project import Project, find_project, project_options, survey_of
@@ -99,9 +100,10 @@ GIGABYTES = Amount("a number of GB", above=True, hint="as 24 or 0.5")
 @click.option(
     "--devices",
     metavar="DEVICES",
+    shell_complete=complete_place,
     help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas; `0+1` is a group.  [default: auto]",
 )
-@click.option("--device", metavar="DEVICE", help="The same for a single device.")
+@click.option("--device", metavar="DEVICE", shell_complete=complete_place, help="The same for a single device.")
 @click.option(
     "--function",
     "functions",

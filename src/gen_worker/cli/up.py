@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_path
+from gen_worker.cli.completing import complete_path, complete_place
 from gen_worker.cli.failure import MEANINGS, OK, USAGE, USER_CODE, Failure
 from gen_worker.cli.project import find_project, project_options
 from gen_worker.cli.serve import GIGABYTES, refuse_other_systems
@@ -57,6 +57,7 @@ class _Up(Command):
 @click.option(
     "--devices",
     metavar="DEVICES",
+    shell_complete=complete_place,
     help="One child each: `auto`, `cpu:N`, or GPU indices or UUIDs with commas; `0+1` is a group.  [default: auto]",
 )
 @click.option(

@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
+from gen_worker.cli.completing import complete_module, complete_path
 from gen_worker.cli.failure import OK, USAGE, Failure, say
 from gen_worker.cli.project import refuse_odd, show_stack
 from gen_worker.discovery.command import located
@@ -36,8 +37,10 @@ gen-worker validate --json"""
 
 
 @click.command("validate", cls=Command, help=_HELP, codes=(OK, USAGE))
-@click.argument("path", default=".", metavar="[PATH]")
-@click.option("--module", metavar="MODULE", help="Check this module, which needs no project.")
+@click.argument("path", default=".", metavar="[PATH]", shell_complete=complete_path)
+@click.option(
+    "--module", metavar="MODULE", shell_complete=complete_module, help="Check this module, which needs no project."
+)
 @click.option("--require-uv-lock", is_flag=True, help="A missing `uv.lock` is an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a document.")
 def command(path: str, module: str | None, require_uv_lock: bool, as_json: bool) -> int:
