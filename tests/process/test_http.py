@@ -76,7 +76,7 @@ def test_every_route_answers(server: Server) -> None:
     families = {family.name for family in text_string_to_metric_families(get(port, "/metrics").body.decode())}
     assert {"genworker_jobs", "genworker_job_duration_seconds", "genworker_child_up"} <= families
     assert (get(port, "/nothing").status, get(port, "/health", "POST").status) == (404, 405)
-    until(lambda: (server.folder / "ready").exists(), within_s=2, what="the ready file")
+    until(lambda: (server.folder / "ready").exists(), what="the ready file")
 
 
 def test_what_is_shown_is_fresh_and_has_the_jobs_that_wait(server: Server) -> None:
@@ -89,7 +89,7 @@ def test_what_is_shown_is_fresh_and_has_the_jobs_that_wait(server: Server) -> No
         def listed() -> list[str]:
             return [job["id"] for job in get(port, "/status").json()["jobs"]]
 
-        until(lambda: len(listed()) == 4, within_s=2, what="the jobs in /status")
+        until(lambda: len(listed()) == 4, within_s=5, what="the jobs in /status")
         assert len(get(port, "/status?jobs=1").json()["jobs"]) == 2
         server.open("fresh")
         connection.frames(4)
@@ -180,12 +180,12 @@ def test_a_supervisor_that_stands_still_is_not_healthy_and_one_that_goes_on_is(s
     port = port_of(server)
     os.kill(server.pid, signal.SIGSTOP)
     try:
-        until(lambda: get(port, "/health").status == 503, within_s=6, what="/health saying so")
+        until(lambda: get(port, "/health").status == 503, what="/health saying so")
         assert [get(port, path).status for path in ("/ready", "/metrics", "/health-check")] == [503, 503, 200]
         assert get(port, "/status").status == 503
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    until(lambda: get(port, "/health").status == 200, within_s=6, what="/health being well again")
+    until(lambda: get(port, "/health").status == 200, what="/health being well again")
 
 
 @pytest.mark.promise(7)
@@ -195,12 +195,12 @@ def test_a_child_that_hangs_is_named_and_fails_no_health_probe(tmp_path: Path) -
         until(lambda: get(port, "/ready").status == 200, what="/ready")
         connection.send("hold-the-interpreter", "held")
         server.until_running("held")
-        until(lambda: get(port, "/ready").status == 503, within_s=5, what="/ready saying so")
+        until(lambda: get(port, "/ready").status == 503, what="/ready saying so")
         assert get(port, "/ready").json()["reason"] == "no child takes jobs: cpu:0: hung"
         assert b'genworker_child_up{gpu="cpu:0"} 0.0' in get(port, "/metrics").body
         assert get(port, "/health").status == 200
         server.client.kill("held", now=True)
-        until(lambda: get(port, "/ready").status == 200, within_s=10, what="/ready")
+        until(lambda: get(port, "/ready").status == 200, what="/ready")
         assert b'genworker_child_restarts_total{gpu="cpu:0",reason="kill"} 1.0' in get(port, "/metrics").body
 
 
@@ -208,11 +208,11 @@ def test_drained_devices_take_no_jobs_until_that_is_undone(server: Server) -> No
     port = port_of(server)
     until(lambda: get(port, "/ready").status == 200, what="/ready")
     server.client.drain()
-    until(lambda: get(port, "/ready").status == 503, within_s=3, what="/ready saying so")
+    until(lambda: get(port, "/ready").status == 503, what="/ready saying so")
     assert get(port, "/ready").json()["reason"] == "no child takes jobs: cpu:0 is drained"
     until(lambda: not (server.folder / "ready").exists(), what="the end of the ready file")
     server.client.drain(undo=True)
-    until(lambda: get(port, "/ready").status == 200, within_s=3, what="/ready")
+    until(lambda: get(port, "/ready").status == 200, what="/ready")
     until(lambda: (server.folder / "ready").exists(), what="the ready file")
 
 
@@ -250,7 +250,7 @@ def test_a_server_that_drains_is_not_ready_and_its_end_ends_the_process(tmp_path
             connection.send("swallow-everything", "stubborn")
             server.until_running("stubborn")
             server.signal(signal.SIGTERM)
-            until(lambda: get(port, "/ready").status == 503, within_s=5, what="/ready saying so")
+            until(lambda: get(port, "/ready").status == 503, what="/ready saying so")
             assert get(port, "/ready").json()["reason"].startswith("it drains")
             assert get(port, "/health").status == 200
             until(lambda: not ready.exists(), what="the end of the ready file")
