@@ -356,6 +356,7 @@ def test_a_peer_that_speaks_faster_than_its_handler_listens_loses_nothing(shop: 
     stream.say(*(RealtimeFrame(session_id="fast", data=b"x" * 1000) for _ in range(500)))
     worker.open("ear")
     stream.say(RealtimeCloseCommand(session_id="fast", reason="done"))
+    stream.say(RealtimeFrame(session_id="fast", data=b"after its end"), RealtimeCloseCommand(session_id="fast"))
     answer = stream.hear(RealtimeFrame, lambda frame: frame.session_id == "fast")
     assert (answer.is_text, msgspec.json.decode(answer.data)) == (True, {"heard": 500_000})
     assert hear_close(stream, "fast") == "completed"

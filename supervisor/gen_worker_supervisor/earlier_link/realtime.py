@@ -53,7 +53,9 @@ class Session:
     # --- the peer speaks ---
 
     def heard(self, frame: RealtimeFrame, now: float) -> None:
-        """Pass a message of the peer on, or keep it until there is room."""
+        """Pass a message of the peer on, or keep it until there is room; who has left says nothing more."""
+        if self._hung_up:
+            return
         self._waiting.append(frame)
         self._bytes += len(frame.data)
         self._go_on()
@@ -65,7 +67,7 @@ class Session:
 
     def hang_up(self, reason: str) -> None:
         """The peer is gone: its handler hears what it has said, and then the end."""
-        self._hung_up = reason[:REASON_CHARS] or "closed"
+        self._hung_up = self._hung_up or reason[:REASON_CHARS] or "closed"
         self._go_on()
 
     def took(self, messages: int) -> None:
