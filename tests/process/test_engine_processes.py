@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.runtimes.launching import LIFELINE
 from gen_worker.runtimes.server import ServerBootError, ServerHandle, ServerProcess, free_port
 from gen_worker.testing.engine import install_engine
 from tests.served import alive, until
@@ -75,6 +77,28 @@ def test_a_server_that_ends_at_once_is_told_at_once_with_what_it_printed(engine:
         engine("--crash-at-boot", "--workers", "1", "--strays", "1").start()
     assert "RuntimeError: engine core initialization failed" in ended.value.lines
     assert time.monotonic() - began < 5
+
+
+def test_a_server_that_ends_before_its_start_is_told_is_not_waited_for() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"\n")
+    os.set_blocking(write, True)
+    words = [sys.executable, "-I", "-S", str(LIFELINE), str(os.getpid()), str(write), "true"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=(write,)) as lifeline:
+        os.close(write)
+        until(lambda: has_ended_child(lifeline.pid), what="the end of the server")
+        with os.fdopen(read, "rb") as told:
+            assert told.read().split()[-2:] == [b"ended", b"0"]
+        assert lifeline.wait(10) == 0
+
+
+def has_ended_child(pid: int) -> bool:
+    """Whether a process has a child that ended and was not waited for."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z" for child in children)
 
 
 @pytest.mark.parametrize("program", ["a-folder", "no-program", "missing"])
@@ -196,8 +220,6 @@ if os.fork() == 0:  # a copy of the starter that lives on, as a loader's worker 
     os._exit(0)
 os._exit(0)
 """
-    import subprocess
-
     subprocess.run([sys.executable, "-c", code], timeout=20, stderr=subprocess.DEVNULL, check=True)
     until(lambda: processes(tmp_path) == [], 1.0, what="the end of every process of the engine")
 

@@ -31,6 +31,7 @@ class Lifeline:
         self._parent = parent
         self._status_fd = status_fd
         self._told_to_end = False
+        self._process: subprocess.Popen[bytes] | None = None
         self._engine = 0
         self._ended: int | None = None  # how: an exit status, or a signal's number below zero
 
@@ -100,6 +101,7 @@ class Lifeline:
         except OSError as error:
             self._tell(f"failed {(error.strerror or str(error)).lower()}")
             return False
+        self._process = engine  # kept: when it goes it reaps an engine that has ended already, unseen by `_reap`
         self._engine = engine.pid
         self._tell(f"started {engine.pid}")
         return True
