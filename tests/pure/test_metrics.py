@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -159,6 +160,17 @@ def test_names_that_dashboards_know_are_there() -> None:
         "genworker_orchestrator_connected",
         "genworker_build_info",
     } <= {family.name for family in FAMILIES}
+
+
+def test_what_docs_and_files_for_containers_ask_for_is_told() -> None:
+    root = Path(__file__).parents[2]
+    texts = [file.read_text() for folder in ("docs", "docker") for file in (root / folder).rglob("*.*ml")]
+    texts += [file.read_text() for file in (root / "docs").rglob("*.md")]
+    asked = {name for text in texts for name in re.findall(r"genworker_[a-z_]+", text)}
+    parts = {"histogram": ("", "_bucket", "_count", "_sum"), "counter": ("",), "gauge": ("",)}
+    told = {family.name + part for family in FAMILIES for part in parts[family.kind]}
+    assert asked
+    assert asked <= told
 
 
 def test_ten_thousand_jobs_of_a_thousand_tenants_add_no_series() -> None:
