@@ -65,10 +65,35 @@ def test_a_server_that_takes_its_time_is_waited_for_and_asked_ever_less_often(en
 
 
 def test_a_server_that_is_not_up_in_time_is_told_and_gone(engine: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ServerBootError, match=r"was not up within 0.6 s: no answer from http://127") as late:
+    with pytest.raises(ServerBootError, match=r"was not up within 0.6 s: http://127.*/health answers 503") as late:
         engine("--boot-s", "60", "--workers", "2", "--deaf", boot_timeout_s=0.6).start()
     assert late.value.lines[0].startswith("vllm: loading")
     assert "[vllm] vllm: loading" in capfd.readouterr().err
+
+
+SILENT = "import time; time.sleep(60)"
+TRICKLING = """
+import socket, sys, time
+listening = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    with listening.accept()[0] as caller:
+        try:
+            while True:
+                caller.send(b"H")
+                time.sleep(0.05)
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("code", [SILENT, TRICKLING], ids=["silent", "trickling"])
+def test_a_server_without_a_whole_answer_costs_no_more_than_its_time(code: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", code, str(port)]
+    began = time.monotonic()
+    with pytest.raises(ServerBootError, match=r"was not up within 0.5 s: no answer from http://127"):
+        ServerProcess(command, health_url=f"http://127.0.0.1:{port}/", boot_timeout_s=0.5).start()
+    assert time.monotonic() - began < 4
 
 
 def test_a_server_that_ends_at_once_is_told_at_once_with_what_it_printed(engine: Make) -> None:

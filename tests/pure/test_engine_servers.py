@@ -87,9 +87,19 @@ def test_the_base_url_is_the_beginning_of_the_health_url(health: str, base: str,
     assert (server.base_url, server.port) == (base, port)
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1/health", "127.0.0.1:80/health", "", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://127.0.0.1/health",
+        "127.0.0.1:80/health",
+        "",
+        "http://",
+        "http://localhost:99999/",
+        "http://localhost:0/",
+    ],
+)
 def test_a_url_that_cannot_be_asked_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ValueError, match="must be a URL like"):
+    with pytest.raises(ValueError, match="`health_url` (must be a URL like|has no port)"):
         ServerProcess(["x"], health_url=url)
 
 

@@ -34,6 +34,8 @@ BOOT_TIMEOUT_S = 600.0
 GRACE_S = 10.0
 FIRST_LOOK_S, LOOKS_SLOW_BY, LONGEST_LOOK_S = 0.25, 1.5, 2.0
 ANSWER_S = 5.0  # what an answer about its health may take
+LONGEST_STATUS_BYTES = 1024
+_STATUS = re.compile(rb"HTTP/\S+\s+(\d{3})\b")
 _URL = re.compile(r"http://(?P<host>\[[^]/]+\]|[^:/?#]+)(?::(?P<port>\d+))?(?P<target>/[^#]*)?")
 
 
@@ -124,10 +126,13 @@ class ServerProcess:
         self.name = Path(self.command[0]).name
         self.health_url = health_url
         self._host, self.port = found["host"].strip("[]"), int(found["port"] or 80)
+        if not 0 < self.port <= 65535:
+            raise ValueError(f"`health_url` has no port from 1 to 65535: {health_url!r}")
         self._target = found["target"] or "/"
         self.base_url = base_url or health_url[: found.start("target") if found["target"] else len(health_url)]
         self.boot_timeout_s = boot_timeout_s
         self.env = dict(env or {})
+        self._status = 0  # what it answered last about its health; 0: nothing
         self.on_look: Callable[[Launched], None] = lambda launched: None
         """Called before each look at whether it is up."""
 
@@ -176,10 +181,14 @@ class ServerProcess:
             if launched.ended.wait(max(0.0, min(pause_s, left_s))):
                 raise self._ended(launched)
             self.on_look(launched)
-            if self._is_up() and not launched.ended.is_set():
+            left_s = deadline - time.monotonic()
+            if self._is_up(min(ANSWER_S, max(FIRST_LOOK_S, left_s))) and not launched.ended.is_set():
                 return
             if time.monotonic() >= deadline:
-                text = f"`{self.name}` was not up within {self.boot_timeout_s:g} s: no answer from {self.health_url}"
+                answer = (
+                    f"{self.health_url} answers {self._status}" if self._status else f"no answer from {self.health_url}"
+                )
+                text = f"`{self.name}` was not up within {self.boot_timeout_s:g} s: {answer}"
                 raise ServerBootError(text, lines=launched.last_lines())
             pause_s = min(LONGEST_LOOK_S, pause_s * LOOKS_SLOW_BY)
 
@@ -189,16 +198,28 @@ class ServerProcess:
         text = f"`{self.name}` ended before it was up: {how(launched.status)}"
         return ServerBootError(text, lines=launched.last_lines())
 
-    def _is_up(self) -> bool:
+    def _is_up(self, within_s: float = ANSWER_S) -> bool:
+        self._status = self._asked(time.monotonic() + within_s)
+        return 200 <= self._status < 300
+
+    def _asked(self, deadline: float) -> int:
+        """Return the status that it answers with, 0 where it does not, or not in time."""
         request = f"GET {self._target} HTTP/1.0\r\nHost: {self._host}:{self.port}\r\nConnection: close\r\n\r\n"
+        answer = b""
         try:
-            with socket.create_connection((self._host, self.port), ANSWER_S) as sock:
+            with socket.create_connection((self._host, self.port), deadline - time.monotonic()) as sock:
                 sock.sendall(request.encode("latin-1"))
-                with sock.makefile("rb") as answer:
-                    words = answer.readline(1024).split(None, 2)
+                while b"\n" not in answer and len(answer) < LONGEST_STATUS_BYTES:
+                    if (left_s := deadline - time.monotonic()) <= 0:
+                        return 0
+                    sock.settimeout(left_s)
+                    if not (part := sock.recv(LONGEST_STATUS_BYTES)):
+                        break
+                    answer += part
         except OSError:
-            return False
-        return len(words) > 1 and words[0].startswith(b"HTTP/") and words[1].startswith(b"2")
+            return 0
+        found = _STATUS.match(answer)
+        return int(found[1]) if found is not None else 0
 
 
 def program(name: str, environment: Mapping[str, str]) -> str | None:
