@@ -55,7 +55,8 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     """Judge what a death means for its jobs, its device and the next child."""
     device = child.device
     wanted = child.retiring or child.ending is not None or fleet.draining
-    noted = not (fleet.finished or (wanted and death.exit_code == 0))
+    meant = (wanted and death.exit_code == 0) or (child.forgone and death.signal == "SIGKILL")
+    noted = not (fleet.finished or meant)
     burial = Burial(fleet, child, death, now) if noted else None
     child.move(Phase.SETTLING)
     fleet.placed += 1

@@ -3,7 +3,7 @@
 Pure, like everything that `apply` and `decide` are made of.
 """
 
-from gen_worker.wire.messages import Load, Unload
+from gen_worker.wire.messages import Load, LoadFailed, Unload
 from gen_worker_supervisor.actions import Action, Note, Send
 from gen_worker_supervisor.endings import end_asked
 from gen_worker_supervisor.fates import prepare_child, spawn_child
@@ -139,14 +139,22 @@ def succeed(fleet: Fleet, device: Device, child: Child, coming: Child, now: floa
     return [note, *([] if child.retiring else retire_child(fleet, child, now))]
 
 
-def coming_failed(fleet: Fleet, child: Child, text: str, now: float, *, crowded: bool) -> list[Action]:
+def coming_failed(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> list[Action]:
     """What was to be a device's next child cannot load what the present one holds.
 
     Where it only lacks room, that one goes first; else it stays.
     """
     device = child.device
     actions = forgo_coming(fleet, device, now)
+    crowded = message.kind == "out_of_memory" or message.reason == "insufficient_vram"
     if crowded and device.child is not None and not device.child.retiring:
         note = Note("info", device.name, f"there is no room for two children: child {device.child.pid} goes first")
         return [*actions, note, *retire_child(fleet, device.child, now)]
-    return [*actions, Note("error", device.name, f"the child stays, the next one fails: {text}")]
+    text = f"the present child stays: in the next one {failed_setup(message)}"
+    return [*actions, Note("error", device.name, text, tuple(message.stack))]
+
+
+def failed_setup(message: LoadFailed) -> str:
+    """Say what failed, and why."""
+    why = f"{message.reason}: {message.message}" if message.reason else message.message
+    return f"setup of `{message.instance}` failed: {why}"

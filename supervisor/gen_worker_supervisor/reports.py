@@ -40,7 +40,7 @@ from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, Input
 from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.outcomes import body_length, ended_outcome, failure, too_large
 from gen_worker_supervisor.phases import JobState, ModelState, Phase
-from gen_worker_supervisor.replacing import coming_failed, recycle_if_due
+from gen_worker_supervisor.replacing import coming_failed, failed_setup, recycle_if_due
 from gen_worker_supervisor.state import Child, Fleet, Function, Job, Outcome
 from gen_worker_supervisor.steps import (
     after_leave,
@@ -317,8 +317,7 @@ def _judge_load(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> 
     """What a failed load means for its instance."""
     over = _load_over(fleet, child, message.instance)
     if child is child.device.coming:
-        crowded = message.kind == "out_of_memory" or message.reason == "insufficient_vram"
-        return [over, *coming_failed(fleet, child, message.message, now, crowded=crowded)]
+        return [over, *coming_failed(fleet, child, message, now)]
     if message.instance in fleet.loads and (message.kind == "out_of_memory" or message.reason == "insufficient_vram"):
         fleet.loads[message.instance] = "oom"
     if message.reason == "insufficient_vram" and (child.leased or child.device.held):  # of what runs now, which ends
@@ -327,8 +326,7 @@ def _judge_load(fleet: Fleet, child: Child, message: LoadFailed, now: float) -> 
     if message.kind == "model" and fleet.catalog.damaged(fleet.slots_of(message.instance), now):
         text = f"`{message.instance}` cannot be loaded, its files are verified: {message.message}"
         return [over, Note("warning", child.device.name, text)]
-    why = f"{message.reason}: {message.message}" if message.reason else message.message
-    text = f"setup of `{message.instance}` failed: {why}"
+    text = failed_setup(message)
     stack = tuple(message.stack)
     note = Note("error", child.device.name, text, stack)
     verdict = verdict_of(message.kind, message.reason, message.hint, message.axes)

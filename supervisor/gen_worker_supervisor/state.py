@@ -239,6 +239,7 @@ class Child:
     reserved: Job | None = None
     retiring: bool = False
     spoilt: bool = False  # an interrupt or a CUDA error may have broken anything in it
+    forgone: bool = False  # it was to come into a device's place, and is not wanted there any more
     replaced: bool = False  # another one is in the place that it had
     pinned: frozenset[str] = frozenset()  # instances that it was told to let go of for no other
     going: set[str] = field(default_factory=set)  # instances that go once their jobs here have ended

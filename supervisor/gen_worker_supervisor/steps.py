@@ -175,7 +175,7 @@ def forgo_coming(fleet: Fleet, device: Device, now: float) -> list[Action]:
     child = device.coming
     if child is None:
         return []
-    device.coming = None
+    device.coming, child.forgone = None, True
     device.leaving.append(child)
     device.replace_at = now + REPLACE_AGAIN_S
     return kill_child(fleet, child, now)
