@@ -99,7 +99,7 @@ def test_the_base_url_is_the_beginning_of_the_health_url(health: str, base: str,
     ],
 )
 def test_a_url_that_cannot_be_asked_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ValueError, match="`health_url` (must be a URL like|has no port)"):
+    with pytest.raises(ValueError, match=r"`health_url` (must be a URL like|has no port)"):
         ServerProcess(["x"], health_url=url)
 
 
