@@ -193,6 +193,7 @@ class Host:
         )
         self.reporter = Reporter(self.supervisor, plan.address, lambda: self._host_watch.facts)
         self._control.verbs = Verbs(self.supervisor, loop, self.reporter)
+        self._watching.on_hang = self._control.verbs.show_now
 
     def _supervisor(self, plan: HostPlan) -> Supervisor:
         """Return the supervisor, which keeps what its settings say of deaths and jobs."""

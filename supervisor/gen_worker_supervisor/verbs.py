@@ -58,6 +58,7 @@ class Verbs:
         self._reporter = reporter
         self._models = ModelVerbs(supervisor, hide=lambda text: redacted(supervisor.log.hide(text)))
         self._documents: dict[int, tuple[float, bytes]] = {}
+        self._subscriptions: set[Subscription] = set()
         self.turns = Turns(loop)  # who watches may want a document each
         self._stacks = Stacks(supervisor, loop)
         self._tail = Tail(supervisor.log.ring, loop)
@@ -94,7 +95,19 @@ class Verbs:
     def watch(self, asker: Asker, every_ms: int, jobs: int) -> "Subscription":
         """Send the status document again and again until the subscription is closed."""
         waiting = min(max(0, jobs), sys.maxsize)
-        return Subscription(self, self._loop, asker, max(LEAST_EVERY_S, every_ms / 1000), waiting)
+        made = Subscription(self, self._loop, asker, max(LEAST_EVERY_S, every_ms / 1000), waiting)
+        self._subscriptions.add(made)
+        return made
+
+    def show_now(self) -> None:
+        """Send the document to whoever watches without waiting for their intervals: something is wrong."""
+        self._documents.clear()
+        for subscription in self._subscriptions:
+            subscription.hurry()
+
+    def close(self, subscription: "Subscription") -> None:
+        """Somebody watches no more."""
+        self._subscriptions.discard(subscription)
 
     def document(self, jobs: int) -> bytes:
         """Return the document with so many waiting jobs of each queue at most; many who watch cost what one does."""
@@ -188,14 +201,23 @@ class Subscription:
     def _show(self) -> None:
         """Send the document to a client that has taken the last one, and come back when the next is due."""
         if self._asker.closed:
+            self.close()
             return
         if self._asker.caught_up:
             self._asker.send_body(self._verbs.document(self._jobs), wire.Seen)
         self._due = max(self._due + self._every_s, self._loop.time())
         self._timer = self._loop.call_at(self._due, self._verbs.turns.soon, self._show)
 
+    def hurry(self) -> None:
+        """Send the document next, and the following ones at their interval from there."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = self._loop.time()
+        self._verbs.turns.soon(self._show)
+
     def close(self) -> None:
         """Send nothing more."""
+        self._verbs.close(self)
         self._verbs.turns.forgo(self._show)
         if self._timer is not None:
             self._timer.cancel()

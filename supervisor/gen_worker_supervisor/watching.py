@@ -7,13 +7,14 @@ import asyncio
 import queue
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
 from typing import NamedTuple
 
 from gen_worker_supervisor.evidence import Evidence
 from gen_worker_supervisor.happenings import Watched
-from gen_worker_supervisor.naming import loop_is_held, quiet_s, work_of
+from gen_worker_supervisor.naming import is_hung, loop_is_held, quiet_s, work_of
 from gen_worker_supervisor.phases import Phase
 from gen_worker_supervisor.proc import Sight, Stat, Subject, processes
 from gen_worker_supervisor.process import ChildProcess
@@ -57,6 +58,7 @@ class Watching:
         self._orders: queue.SimpleQueue[list[Target] | None] = queue.SimpleQueue()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self.on_hang: Callable[[], None] = lambda: None  # called when a child has begun to hang
         self._thread = threading.Thread(target=self._look, name="gen-worker-watch", daemon=True)
 
     def start(self) -> None:
@@ -121,7 +123,10 @@ class Watching:
         ]
         if any(_beats_late(child, look) for child, look in looks):
             self._look_again_in(DOUBTFUL_S)
+        hung = {child.generation for child, _ in looks if is_hung(child)}
         self._supervisor.handle(Watched(looks))
+        if any(is_hung(child) and child.generation not in hung for child, _ in looks):
+            self.on_hang()
 
     def _look_again_in(self, pause_s: float) -> None:
         if self._timer is not None:

@@ -117,6 +117,21 @@ def test_documents_come_at_their_interval_and_a_second_subscription_replaces_the
         assert not select.select([watcher.sock], [], [], 0.3)[0]
 
 
+@pytest.mark.promise(7)
+def test_whoever_watches_sees_at_once_that_a_child_hangs_however_seldom_documents_come(serve: Serve) -> None:
+    server = serve(devices="cpu:2")
+    with server.connect() as connection, Client(str(server.control)) as gone:
+        documents, left = server.client.watch(3600.0, jobs=0), gone.watch(3600.0, jobs=0)
+        assert all(json.loads(next(each))["jobs"] == [] for each in (documents, left))
+        gone.close()
+        connection.send("hold-the-interpreter", "hung")
+        server.until_running("hung")
+        hung = [device for device in json.loads(next(documents))["gpus"] if device["state"] == "hung"]
+        assert [(device["hang"], device["job"]) for device in hung] == [("gil_held", "hung")]
+        documents.close()
+        server.client.kill("hung", now=True)
+
+
 @pytest.mark.promise(12)
 def test_watchers_that_stop_reading_miss_documents_cost_nothing_and_see_the_present_when_they_come_back(
     serve: Serve,

@@ -94,7 +94,8 @@ class Pardon(_Message):
 class Watch(_Message):
     """Have the status document sent, as `Seen`, every so many milliseconds; one subscription each connection.
 
-    None is sent while anything that was sent before is unread: who is slow misses documents, and gets the latest.
+    When a child begins to hang the next one comes at once, and the others at their interval from there. None is sent
+    while anything that was sent before is unread: who is slow misses documents, and gets the latest.
     """
 
     every_ms: int  # at least 100; 0 ends it
