@@ -23,7 +23,7 @@ from gen_worker_supervisor.earlier_link.jobs import sendable
 from gen_worker_supervisor.earlier_link.outbox import EarlierOutbox
 from gen_worker_supervisor.earlier_link.registration import model_id, versions
 from gen_worker_supervisor.earlier_link.required import NotRequirableError, described_models, required
-from gen_worker_supervisor.earlier_link.results import DOUBTED_S, Results
+from gen_worker_supervisor.earlier_link.results import CROSSING_S, DOUBTED_S, Results
 from gen_worker_supervisor.link.dialing import UNHEARD, Dial, Ended, Fatal
 from gen_worker_supervisor.link.refs import wanted_of
 from gen_worker_supervisor.link.target import Target, parse_target
@@ -113,11 +113,11 @@ def result(run_id: str, size: int = 0) -> TaskExecutionResult:
 def test_a_result_waits_until_it_is_written_and_is_doubted_for_a_while() -> None:
     results = Results()
     results.add(result("a"))
-    assert results.waits("a")
+    assert results.waits("a", 0, 1.0)
     results.written(result("a"), 0.0)
     assert results.all_written
     assert results.doubted(DOUBTED_S - 1) == [result("a")]
-    assert results.waits("a")
+    assert results.waits("a", 0, 1.0)
     results.written(result("a"), 0.0)
     assert results.doubted(DOUBTED_S) == []
     assert results.all_written
@@ -127,9 +127,9 @@ def test_a_run_that_is_asked_for_again_while_its_result_leaves_is_not_passed_ove
     results = Results()
     results.add(result("a"))
     results.leaving("a")
-    assert not results.waits("a")
+    assert not results.waits("a", 0, 1.0)
     results.disconnected()
-    assert results.waits("a")
+    assert results.waits("a", 0, 1.0)
 
 
 def test_a_run_that_comes_again_is_another_one() -> None:
@@ -140,27 +140,33 @@ def test_a_run_that_comes_again_is_another_one() -> None:
     assert results.doubted(1.0) == []
 
 
-def test_a_run_that_is_asked_again_before_its_output_arrived_is_not_run_again() -> None:
+def test_a_run_that_is_asked_for_over_a_new_connection_while_its_output_arrives_is_not_run_again() -> None:
     results = Results()
     results.add(result("a", 5), request=1)
     results.leaving("a")
-    assert results.waits("a", 1)
-    assert not results.waits("a", 2)
+    assert not results.waits("a", 1, 9.0), "over a connection that lasts nobody asks for what is on its way"
+    results.disconnected()
+    assert results.doubted(10.0) == []
+    results.leaving("a")
+    assert results.waits("a", 1, 10.0)
+    assert not results.waits("a", 2, 10.0)
     results.written(result("a", 5), 10.0)
-    assert results.written_for("a", 1, 11.0) == result("a", 5)
-    assert results.written_for("a", 2, 11.0) is None
-    assert results.written_for("a", 1, 10.0 + DOUBTED_S) is None
+    assert results.crossed_with("a", 1, 11.0) == result("a", 5)
+    assert results.crossed_with("a", 2, 11.0) is None, "other words are another run"
+    assert results.crossed_with("a", 1, 10.0 + CROSSING_S) is None
     assert results.add(result("a", 5), request=1) == []
     results.written(result("a", 5), 12.0)
     results.forget("a")
-    assert results.written_for("a", 1, 12.0) is None
+    assert results.crossed_with("a", 1, 12.0) is None
 
 
 def test_a_failure_answers_only_the_request_that_failed() -> None:
     results = Results()
+    results.disconnected()
+    results.doubted(9.0)
     results.add(refused("a", "retryable", "the child died"), request=1)
     results.written(refused("a", "retryable", "the child died"), 10.0)
-    assert results.written_for("a", 1, 10.0) is None
+    assert results.crossed_with("a", 1, 10.0) is None
 
 
 def test_of_outputs_that_cannot_all_be_kept_the_oldest_are_asked_for_again() -> None:

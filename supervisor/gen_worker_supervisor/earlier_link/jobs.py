@@ -142,10 +142,10 @@ class EarlierJobs:
 
     def request(self, run: TaskExecutionRequest) -> None:
         """Run a function, unless that run is under way or its result has yet to be sent."""
-        asked = fingerprint(run)
-        if run.run_id in self._clients or self.results.waits(run.run_id, asked):
+        asked, now = fingerprint(run), time.monotonic()
+        if run.run_id in self._clients or self.results.waits(run.run_id, asked, now):
             return
-        if again := self.results.written_for(run.run_id, asked, time.monotonic()):
+        if again := self.results.crossed_with(run.run_id, asked, now):
             self._ship(again, asked)
             return
         self.results.forget(run.run_id)
@@ -160,7 +160,7 @@ class EarlierJobs:
             self._ship(refused(run.run_id, "validation", str(error)))
             return
         facts = self.facts(run.tenant_id, run.user_id, run.timeout_ms)
-        client = self._clients[run.run_id] = EarlierJob(self, run, function, facts, time.monotonic())
+        client = self._clients[run.run_id] = EarlierJob(self, run, function, facts, now)
         if model_ids:
             client.wish = self.models.have(model_ids, partial(self._stocked, client))
         else:

@@ -1,7 +1,7 @@
 """The results that may not have arrived yet: kept until they were written to a live stream, and for a while after.
 
-Pure. Runs have no attempts on this wire: a run that was answered may come again, and is another run then. But one that
-has an output, and is asked for again in the same words a moment later, was asked for before that output arrived.
+Pure. Runs have no attempts on this wire: a run that was answered may come again, and is another run then. But who asks
+again over a new connection for what it misses, in the same words, has asked before the output that crossed with that.
 """
 
 from collections import OrderedDict
@@ -10,6 +10,7 @@ from gen_worker.wire.earlier import TaskExecutionResult
 from gen_worker_supervisor.earlier_link.answers import refused
 
 DOUBTED_S = 60.0  # a result that was written so shortly before a connection was lost may not have arrived
+CROSSING_S = 10.0  # after a connection was lost: how long requests on the next one may cross with outputs
 KEPT_BYTES = 256 << 20  # of outputs that were not written; above it the oldest are asked for again
 
 
@@ -22,6 +23,8 @@ class Results:
         self._written: OrderedDict[str, tuple[float, TaskExecutionResult]] = OrderedDict()
         self._leaving: set[str] = set()  # those of them that are being written: they may have arrived
         self._requests: dict[str, int] = {}  # what runs were asked whose outputs answer the same once more
+        self._crossing_until = 0.0
+        self._lost = False  # a connection was, and there is no other one yet
         self._bytes = 0  # of the unwritten
 
     @property
@@ -29,14 +32,14 @@ class Results:
         """Whether nothing waits to be written."""
         return not self._unwritten
 
-    def waits(self, run_id: str, request: int | None = None) -> bool:
+    def waits(self, run_id: str, request: int, now: float) -> bool:
         """Whether a run's result has yet to leave, so that nobody can have asked for the run again."""
-        return run_id in self._unwritten and (run_id not in self._leaving or self._answers(run_id, request))
+        return run_id in self._unwritten and (run_id not in self._leaving or self._crosses(run_id, request, now))
 
-    def written_for(self, run_id: str, request: int, now: float) -> TaskExecutionResult | None:
-        """Return the output that was written for this request a moment ago, if there was one."""
-        at, result = self._written.get(run_id, (0.0, None))
-        return result if now - at < DOUBTED_S and self._answers(run_id, request) else None
+    def crossed_with(self, run_id: str, request: int, now: float) -> TaskExecutionResult | None:
+        """Return the output that was written while it was asked for, if there was one."""
+        _, result = self._written.get(run_id, (0.0, None))
+        return result if self._crosses(run_id, request, now) else None
 
     def leaving(self, run_id: str) -> None:
         """A result is being written from now on."""
@@ -45,6 +48,7 @@ class Results:
     def disconnected(self) -> None:
         """What was being written goes over another connection."""
         self._leaving.clear()
+        self._lost = True
 
     def add(self, result: TaskExecutionResult, request: int | None = None) -> list[TaskExecutionResult]:
         """Keep a result until it is written; return what is to be written in place of those that had to go for it.
@@ -83,6 +87,8 @@ class Results:
         Until they are, they wait like any other: an orchestrator that missed one asks for its run once more.
         """
         self._forget(now)
+        self._crossing_until = now + CROSSING_S if self._lost else 0.0
+        self._lost = False
         doubted = {run_id: result for run_id, (_, result) in self._written.items()}
         self._written.clear()
         self._bytes += sum(len(result.output_payload) for result in doubted.values())
@@ -94,8 +100,8 @@ class Results:
         self._written.pop(run_id, None)
         self._requests.pop(run_id, None)
 
-    def _answers(self, run_id: str, request: int | None) -> bool:
-        return request is not None and self._requests.get(run_id) == request
+    def _crosses(self, run_id: str, request: int, now: float) -> bool:
+        return now < self._crossing_until and self._requests.get(run_id) == request
 
     def _drop(self, run_id: str) -> None:
         result = self._unwritten.pop(run_id, None)
