@@ -8,7 +8,8 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -96,6 +97,19 @@ def keep_within(folder: Path, limit_bytes: int) -> int:
             path.unlink(missing_ok=True)
             taken -= size
     return taken
+
+
+def wait_until_written(files: Sequence[LineFile], within_s: float) -> None:
+    """Return when no supervisor writes these files any more, or after so many seconds."""
+
+    def wait() -> None:
+        for each in files:
+            with suppress(OSError), _opened(each.path) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+
+    waiting = threading.Thread(target=wait, name="gen-worker-line-files", daemon=True)
+    waiting.start()
+    waiting.join(within_s)
 
 
 def is_written(path: Path) -> bool:

@@ -33,6 +33,10 @@ class Failure(Exception):
         self.code = code
 
 
+class NobodyReads(BaseException):
+    """Stdout's reader is gone while a command waits; it ends as one that writes there. No `OSError`: that is caught."""
+
+
 def say(what: Literal["error", "warning", "hint"], text: str) -> None:
     """Print one line to stderr in the form that all commands use."""
     mark = f"{what}:"

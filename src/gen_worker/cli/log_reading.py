@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from gen_worker.cli.failure import Failure
-from gen_worker.line_files import LineFileError, boot_of, files_in, lines_of
+from gen_worker.line_files import LineFileError, boot_of, files_in, lines_of, wait_until_written
 from gen_worker.log_files import LEVELS, Line, decode, folder_in
 from gen_worker.rundir import live_supervisors
 from gen_worker.wire.messages import Level
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PAGE = 5000
 WAIT_S = 30.0
+LAST_WORDS_S = 5.0  # what a supervisor that ends takes to write its last lines; longer only where its disk hangs
 
 
 class Meant(NamedTuple):
@@ -134,6 +135,18 @@ def kept(run_dir: Path, meant: Meant, boot_id: str = "", before: Line | None = N
     except LineFileError as error:
         raise Failure(str(error), "`GEN_WORKER_RUN_DIR` says which run directory is read") from None
     return sorted(found, key=lambda told: told.line.ts)
+
+
+def last_words(run_dir: Path, meant: Meant, boot_id: str, after: int) -> list[Told]:
+    """Return what a supervisor that ends, or has ended, told after a line, as far as its files have it."""
+    folder, boot = folder_in(run_dir), boot_of(boot_id)
+    try:
+        wait_until_written([file for file in files_in(folder) if file.boot == boot], LAST_WORDS_S)
+        own = [file for file in files_in(folder) if file.boot == boot]
+        found = [told for file in own for told in parsed(lines_of(file))]
+    except LineFileError:  # whoever asked for it says that the supervisor is gone, which is worse
+        return []
+    return [told for told in found if told.line.seq > after and meant.fits(told.line)]
 
 
 def limited(found: list[Told], last: int | None) -> list[Told]:

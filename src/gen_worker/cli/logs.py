@@ -14,14 +14,15 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_target
 from gen_worker.cli.devices import named, names_of
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest, say
-from gen_worker.cli.log_reading import Asked, Meant, Told, kept, limited
+from gen_worker.cli.log_reading import Asked, Meant, Told, kept, last_words, limited
 from gen_worker.cli.numbers import Count
+from gen_worker.cli.readers import while_somebody_reads
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.since import clock, since_option
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.line_files import LineFileError
 from gen_worker.log_files import Line, folder_in
-from gen_worker.rundir import live_supervisors
+from gen_worker.rundir import SupervisorUnreachable, live_supervisors
 from gen_worker.terminal import Style, colours, paint, printable
 from gen_worker.wire.messages import Level
 from gen_worker.wire.status import Status
@@ -97,7 +98,7 @@ def show(wanted: Wanted) -> int:
             _must_be_known(meant.request_id, client.list(), run_dir)
         show_lines(found, wanted.as_json)
         if wanted.follow:
-            _follow(asked, wanted.as_json)
+            _follow(asked, meant, run_dir, client.supervisor.boot_id, as_json=wanted.as_json)
     return OK
 
 
@@ -111,11 +112,17 @@ def _with_older(asked: Asked, client: "Client", run_dir: Path, meant: Meant) -> 
     return kept(run_dir, meant, client.supervisor.boot_id, oldest) + found
 
 
-def _follow(asked: Asked, as_json: bool) -> None:
-    for found in asked.coming():
-        if asked.left_out:
-            say("warning", f"{asked.left_out} lines are missing: they came faster than they were read")
-        show_lines(found, as_json)
+def _follow(asked: Asked, meant: Meant, run_dir: Path, boot_id: str, *, as_json: bool) -> None:
+    """Show lines as they come; of a supervisor that ends those, too, that it tells when its socket is closed."""
+    with while_somebody_reads():
+        try:
+            for found in asked.coming():
+                if asked.left_out:
+                    say("warning", f"{asked.left_out} lines are missing: they came faster than they were read")
+                show_lines(found, as_json)
+        except SupervisorUnreachable:
+            show_lines(last_words(run_dir, meant, boot_id, asked.last), as_json)
+            raise
 
 
 def _show_kept(wanted: Wanted, run_dir: Path) -> int:
@@ -136,9 +143,12 @@ def _show_kept(wanted: Wanted, run_dir: Path) -> int:
 
 
 def _aimed(of: str, meant: Meant, status: Status) -> Meant:
-    """Return what is meant with the device or the request that a person named."""
+    """Return what is meant with the device or the request that a person named, which `kill` may list as `link/id`."""
     device = named(of, status.gpus)
-    return meant._replace(request_id=of) if device is None else meant._replace(device=device.name)
+    if device is not None:
+        return meant._replace(device=device.name)
+    linked = {f"{job.link}/{job.id}": job.id for job in status.jobs}
+    return meant._replace(request_id=linked.get(of, of))
 
 
 def _must_be_known(request_id: str, status: Status, run_dir: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, nearest, say, say_error
+from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, Failure, NobodyReads, nearest, say, say_error
 
 BROKEN_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -146,7 +146,7 @@ def execute(arguments: Sequence[str]) -> int:
         code = _run(list(arguments))
         if not sys.stdout.closed:  # the endpoint's code can have closed it
             sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, NobodyReads):
         _forget_stdout()
         return BROKEN_PIPE
     except OSError as error:

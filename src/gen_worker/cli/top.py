@@ -10,6 +10,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, UNREACHABLE, USAGE, Failure
 from gen_worker.cli.numbers import Amount, Count
 from gen_worker.cli.ps import show
+from gen_worker.cli.readers import while_somebody_reads
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.settings import Settings
 
@@ -54,7 +55,7 @@ def command(interval: float, readonly: bool, once: bool, as_json: bool, number: 
 
 def _print(interval_s: float, number: int | None, socket_: str | None) -> int:
     """Print documents until there were enough of them, or nobody reads them any more."""
-    with connected(socket_, "gen-worker top") as client:
+    with connected(socket_, "gen-worker top") as client, while_somebody_reads():
         for count, document in enumerate(client.watch(interval_s), 1):
             click.echo(document)
             if count == number:
