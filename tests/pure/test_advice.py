@@ -29,6 +29,10 @@ class Order(msgspec.Struct):
     mode: Literal["fast", "slow"] = "fast"
 
 
+class Source(msgspec.Struct):
+    ref: str
+
+
 SCHEMA = msgspec.json.schema(Order)
 GOOD: dict[str, Any] = {"prompt": "a", "steps": 1}
 
@@ -67,14 +71,25 @@ def test_what_is_wrong_in_a_payload_is_told_as_the_words_that_mend_it(payload: d
     assert advice(refusal(payload), payload, SCHEMA) == told
 
 
-def test_a_missing_list_or_object_is_written_as_json() -> None:
-    several = msgspec.defstruct("Several", [("sizes", list[int]), ("style", dict[str, int]), ("images", list[Asset])])
+def test_a_missing_list_is_written_as_json_and_an_object_by_its_first_member() -> None:
+    several = msgspec.defstruct(
+        "Several",
+        [
+            ("sizes", list[int]),
+            ("style", dict[str, int]),
+            ("images", list[Asset]),
+            ("source", Source),
+            ("layer", Layer),
+        ],
+    )
     schema = msgspec.json.schema(several)
     given: dict[str, Any] = {}
     for field, value, told in (
         ("sizes", [], "write `sizes:=[…]`"),
         ("style", {}, "write `style:={…}`"),
         ("images", [], "write `images@PATH`, a file"),
+        ("source", {"ref": "a/b"}, "write `source.ref=…`"),
+        ("layer", {"mask": {"ref": "a"}}, "write `layer.mask@PATH`, a file"),
     ):
         assert advice(refusal(given, several), given, schema) == told
         given = given | {field: value}

@@ -397,6 +397,28 @@ def test_a_payload_that_is_no_struct_is_told_how_it_becomes_one(types: str, payl
     assert refused(text).hint == hint
 
 
+@pytest.mark.parametrize(
+    ("kind", "context", "hint"),
+    [
+        ("inference", "ConversionContext", 'write `@endpoint(kind="conversion")`, or `ctx: RequestContext`'),
+        ("dataset", "TrainingContext", 'write `@endpoint(kind="training")`'),
+    ],
+)
+def test_a_context_of_another_kind_is_refused(kind: str, context: str, hint: str) -> None:
+    handler = f"def f(ctx: {context}, payload: Input) -> Output: ..."
+    text = f"from gen_worker import {context}\n@endpoint(kind='{kind}')\n{handler}"
+    error = refused(text)
+    assert f"`f` takes a `{context}`, which its endpoint's kind does not give: {kind}" in error.message
+    assert error.hint == hint
+
+
+@pytest.mark.parametrize("context", ["RequestContext", "DatasetContext", "'Unknown'", "Any"])
+def test_a_handler_may_leave_open_which_context_it_gets(context: str) -> None:
+    handler = f"def f(ctx: {context}, payload: Input) -> Output: ..."
+    text = f"from gen_worker import DatasetContext\n@endpoint(kind='dataset')\n{handler}"
+    assert list(in_memory(text)) == ["f"]
+
+
 def test_an_alias_of_a_type_stands_for_it(project: Any) -> None:
     text = """
         from collections.abc import Iterator

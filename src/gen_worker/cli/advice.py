@@ -66,12 +66,21 @@ def _of_missing(name: str, path: str, payload: Mapping[str, Any], whole: Place) 
     inner = place.below(name)
     if inner is None or above is None or path.endswith("]"):
         return ""
-    key, inner = f"{above}.{name}".removeprefix("."), inner.resolved()
-    if inner.is_asset() or inner.item(0).is_asset():
-        return f"write `{key}@PATH`, a file"
-    forms = {"array": f"{key}:=[…]", "object": f"{key}:={{…}}"}
-    kinds = inner.kinds() - {"null"}
-    return f"write `{forms.get(kinds.pop(), f'{key}=…') if len(kinds) == 1 else f'{key}=…'}`"
+    return f"write {_form(f'{above}.{name}'.removeprefix('.'), inner.resolved())}"
+
+
+def _form(key: str, place: Place, *, whole: bool = True) -> str:
+    """Return how a field is written; of an object, the first member that it must have."""
+    if place.is_asset() or place.item(0).is_asset():
+        return f"`{key}@PATH`, a file"
+    kinds = place.kinds() - {"null"}
+    if kinds == {"array"}:
+        return f"`{key}:=[…]`"
+    if kinds != {"object"}:
+        return f"`{key}=…`"
+    member = next(iter(place.here.get("required", ())), None)
+    inner = None if member is None else place.below(member)
+    return _form(f"{key}.{member}", inner.resolved(), whole=False) if whole and inner else f"`{key}:={{…}}`"
 
 
 def _of_value(path: str, payload: Mapping[str, Any], whole: Place) -> str:

@@ -40,6 +40,8 @@ _STREAMS: dict[Any, Shape] = {
     AsyncGenerator: "async_generator",
 }
 
+_CONTEXTS = {"ConversionContext": "conversion", "DatasetContext": "dataset", "TrainingContext": "training"}
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -107,6 +109,25 @@ def check_types(label: str, function: Callable[..., Any], payload: Any, output: 
     for type_ in (payload, output):
         _check_schema(label, function, type_)
     _check_marks(label, function, payload, output)
+
+
+def check_context(label: str, function: Callable[..., Any], kind: str, *, method: bool) -> None:
+    """Raise DiscoveryError for a handler that wants the context of another kind than its endpoint is."""
+    from gen_worker.api.context import RequestContext
+
+    try:
+        annotation = resolve(function, parameters(function, method=method)[0].name)
+    except UnresolvedAnnotationError:  # it may be there for type checkers only
+        return
+    if not (isinstance(annotation, type) and issubclass(annotation, RequestContext)):
+        return
+    wanted = _CONTEXTS.get(annotation.__name__, kind)
+    if wanted != kind:
+        raise DiscoveryError(
+            f"{place(function)}: `{label}` takes a `{annotation.__name__}`, which its endpoint's kind does not give: "
+            f"{kind}",
+            f'write `@endpoint(kind="{wanted}")`' + (", or `ctx: RequestContext`" if kind == "inference" else ""),
+        )
 
 
 def check_slots(label: str, function: Callable[..., Any], slots: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ from gen_worker.api.variants import check_variant_field
 from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.function_spec import FunctionSpec
 from gen_worker.discovery.names import slugify_name
-from gen_worker.discovery.signatures import check_slots, place, read_signature
+from gen_worker.discovery.signatures import check_context, check_slots, place, read_signature
 from gen_worker.discovery.walk import marked_objects
 from gen_worker.earlier.functions import is_earlier
 
@@ -150,6 +150,7 @@ def _spec(target: Any, record: EndpointRecord, top: str, route: _Route) -> Funct
     if owner is not None:
         _check_class(owner)
     signature = read_signature(label, route.function, method=owner is not None, batch=record.batch is not None)
+    check_context(label, route.function, record.kind, method=owner is not None)
     bindings = record.models if route.bindings is None else route.bindings
     if record.variants:
         _check_variants(label, route, record)
