@@ -27,7 +27,7 @@ from gen_worker.http.metrics import FAMILIES
 from gen_worker.models.errors import MEANINGS as MODEL_ERRORS
 from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
-from gen_worker.wire import control, hangs, messages
+from gen_worker.wire import control, hangs, messages, status
 from gen_worker.wire.status import Status
 from gen_worker_supervisor import fates, ladder, phases, steps, tally, verdicts
 
@@ -57,9 +57,7 @@ def cli() -> str:
 
 
 def _command(name: str, command: click.Command) -> str:
-    arguments = [
-        str(each.metavar or (each.name or "").upper()) for each in command.params if each.param_type_name == "argument"
-    ]
+    arguments = [_positional(each) for each in command.params if isinstance(each, click.Argument)]
     usage = " ".join(["gen-worker", name, "[OPTIONS]", *arguments])
     options = [each for each in command.params if isinstance(each, click.Option)]
     parts = [f"## gen-worker {name}", f"```text\n{usage}\n```", _help(inspect.cleandoc(command.help or ""))]
@@ -70,6 +68,12 @@ def _command(name: str, command: click.Command) -> str:
         meanings: Mapping[int, str] = getattr(command, "meanings", MEANINGS)
         parts.append("Exit codes: " + "; ".join(f"**{code}** {meanings[code]}" for code in codes) + ".")
     return "\n\n".join(parts)
+
+
+def _positional(argument: click.Argument) -> str:
+    """An argument as the usage names it: in brackets where it may be left out."""
+    named = str(argument.metavar or (argument.name or "").upper())
+    return named if argument.required or named.startswith("[") else f"[{named}]"
 
 
 def _help(text: str) -> str:
@@ -322,8 +326,11 @@ def status_fields() -> str:
 
 
 def status_schema() -> str:
-    """The JSON schema of the status document."""
-    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Status)), indent=2).decode() + "\n"
+    """The JSON schema of the status document; what was added within its number is not required."""
+    schema = msgspec.json.schema(Status)
+    schema["$defs"]["Status"]["properties"]["schema"] = {"const": status.SCHEMA}
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode() + "\n"
 
 
 def settings() -> str:

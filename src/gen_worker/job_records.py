@@ -86,6 +86,17 @@ class JobRecord(msgspec.Struct, omit_defaults=True, gc=False):
     """The record of its child's death."""
 
 
+_UNKNOWN = {"tenant": "", "link": "", "trace": "", "peak_vram": 0, "peak_rss": 0}  # what is kept of what nobody said
+
+
+def whole(record: JobRecord) -> dict[str, object]:
+    """Return a record with every field, for programs: null for what is not known of it."""
+    return {
+        name: None if name in _UNKNOWN and value == _UNKNOWN[name] else value
+        for name, value in msgspec.structs.asdict(record).items()
+    }
+
+
 encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(JobRecord).decode
 

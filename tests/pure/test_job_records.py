@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gen_worker.cli.jobs import listed
-from gen_worker.job_records import JobRecord, encode_lines, folder_in, read
+from gen_worker.job_records import JobRecord, encode_lines, folder_in, read, whole
 from gen_worker.line_files import name_of
 from gen_worker.tracing import Span
 from gen_worker.wire.messages import ErrorDetail, Lane
@@ -149,3 +149,13 @@ def test_a_death_that_ended_a_job_was_not_followed_by_another_try(
 
 def test_a_record_names_the_trace_that_its_job_was_in() -> None:
     assert record(span=Span("4b" * 16, "5c" * 8, "", True)).trace == "4b" * 16
+
+
+def test_a_record_for_programs_has_every_field_and_null_for_what_is_not_known() -> None:
+    bare = whole(JobRecord(NOW, "r1", "paint", "ok"))
+    assert list(bare) == list(JobRecord.__struct_fields__)
+    unknown = {"device", "tenant", "link", "cause", "hang", "peak_vram", "peak_rss", "trace", "postmortem"}
+    assert {name for name, value in bare.items() if value is None} == unknown
+    assert (bare["attempt"], bare["deaths"], bare["priority"], bare["device_s"]) == (1, 0, 0, 0.0)
+    told = JobRecord(NOW, "r1", "paint", "ok", tenant="acme", link="serve", peak_vram=1, peak_rss=2, trace="t")
+    assert (whole(told)["tenant"], whole(told)["peak_vram"], whole(told)["peak_rss"]) == ("acme", 1, 2)

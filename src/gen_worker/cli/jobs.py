@@ -16,7 +16,7 @@ from gen_worker.cli.numbers import Count
 from gen_worker.cli.settings import read_settings
 from gen_worker.cli.since import clock, since_option
 from gen_worker.cli.table import WIDTH, duration, room, size, table
-from gen_worker.job_records import JobRecord, folder_in, read
+from gen_worker.job_records import JobRecord, folder_in, read, whole
 from gen_worker.line_files import LineFileError
 
 SHOWN = 20
@@ -61,7 +61,7 @@ def command(
     number = SHOWN if last is None and since is None else last
     shown = found if number is None else found[-number:]
     if as_json:
-        click.echo(msgspec.json.encode(shown))
+        click.echo(msgspec.json.encode([whole(each) for each in shown]))
     elif not shown:
         click.echo(f"no such job has ended, as far as `{folder}` says")
     else:
