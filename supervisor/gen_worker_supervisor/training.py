@@ -67,6 +67,7 @@ class TrainingOptions(NamedTuple):
     """An encoded `gen_worker.fetch.config.FetchConfig`, with the tokens."""
 
     devices_option: str = "GEN_WORKER_DEVICES"
+    folder_option: str = "GEN_WORKER_TRAINING_DIR"
 
 
 class TrainingReport(msgspec.Struct, kw_only=True):
@@ -88,7 +89,7 @@ def train(options: TrainingOptions, settings: Settings, environment: Mapping[str
     look = stderr_look(settings.log_format, settings.log_level, environment, secrets)
     survey = survey_of(spec, options.paths)
     with ExitStack() as ends:
-        folder = ends.enter_context(_Folder(settings.training_dir))
+        folder = ends.enter_context(_Folder(settings.training_dir, options.folder_option))
         device = _own_device(settings.devices or "auto", survey, environment, options, ends)
         http = start.open_http(settings.http)
         if http is not None:
@@ -170,8 +171,9 @@ def _plan(
 class _Folder:
     """The files of a training, which no other training of this machine touches meanwhile."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, option: str) -> None:
         self._path = path
+        self._option = option
         self._lock = -1
 
     def __enter__(self) -> "_Folder":
@@ -181,11 +183,11 @@ class _Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.__exit__()
-            hint = "wait for its end, or set `GEN_WORKER_TRAINING_DIR` to another folder"
+            hint = f"wait for its end, or name another folder by `{self._option}`"
             raise StartError(f"another training uses `{self._path}`", hint) from None
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            hint = "set `GEN_WORKER_TRAINING_DIR` to a folder of yours"
+            hint = f"name a folder of yours by `{self._option}`"
             raise StartError(f"the training cannot keep its files in `{self._path}`: {reason}", hint) from None
         return self
 
@@ -232,7 +234,7 @@ class _Folder:
             return self._hand_over(spec)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            hint = "make room there, or set `GEN_WORKER_TRAINING_DIR` to another folder"
+            hint = f"make room there, or name another folder by `{self._option}`"
             raise StartError(f"the training cannot keep its files in `{self._path}`: {reason}", hint) from None
 
     def _hand_over(self, spec: TrainingSpec) -> Path:

@@ -531,6 +531,11 @@ def test_a_cancel_file_ends_it_in_order_and_another_training_waits_for_its_folde
             check=False,
         )
         assert (other.returncode, "another training uses" in other.stderr) == (1, True)
+        assert "hint: wait for its end, or name another folder by `GEN_WORKER_TRAINING_DIR`" in other.stderr
+        command = [str(Path(sys.executable).with_name("gen-worker")), "train", "job.json", "--output-dir", "out"]
+        by_hand = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+        assert by_hand.returncode == 2
+        assert "hint: wait for its end, or name another folder by `--output-dir`" in by_hand.stderr
         cancel.touch()
         assert training.end(worker) == 130, training.said
     (failed,) = training.events("failed")

@@ -113,6 +113,7 @@ def test_a_name_that_is_nearly_one_of_a_job_spec_is_told_and_others_are_those_of
         ({"dataset": {"batch_size": 0}}, "startup.invalid_job_spec"),
         ({"dataset": {"parquet_paths": ["a"]}}, "startup.invalid_job_spec"),
         ({"early_stop": {"mode": "up"}}, "startup.invalid_job_spec"),
+        ({"early_stop": {"metric": ""}}, "startup.invalid_job_spec"),
         ({"gpu_count": 0}, "startup.invalid_job_spec"),
     ],
 )
@@ -129,6 +130,9 @@ def test_what_is_wrong_with_a_job_spec_has_a_code(changed: dict[str, Any], code:
         ({"max_steps": None}, "the job spec has no `max_steps`"),
         ({"max_steps": "many"}, "`max_steps` takes a whole number, not a text"),
         ({"dataset": {"parquet_paths": "x"}}, "`dataset.parquet_paths` takes a list, not a text"),
+        ({"hyperparams": {"seed": "abc"}}, "`hyperparams.seed` takes a whole number of 64 bits, not 'abc'"),
+        ({"early_stop": {"patience": 0}}, "`patience` of `early_stop` takes 1 or more, not 0"),
+        ({"early_stop": {"min_delta": -1}}, "`min_delta` of `early_stop` takes 0 or more, not -1"),
         ({"sample_prompts": [5]}, "`sample_prompts[0]` takes a text or an object, not a whole number"),
     ],
 )

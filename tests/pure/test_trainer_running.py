@@ -65,6 +65,10 @@ class Handed:
         ctx = TrainingContext(request_id="r", emitter=self.told.append, local_output_dir=self.folder / "outputs")
         return train_as_ordered(ctx, TrainingOrder(contract_path=str(self.folder / "contract.json"), resume=resume))
 
+    def logged(self) -> list[str]:
+        """What the log was told."""
+        return [each["payload"]["message"] for each in self.told if "message" in each.get("payload", ())]
+
     def state(self, step: int) -> Any:
         """What was kept of a step."""
         return json.loads((self.folder / f"checkpoints/step-{step:08d}.json").read_text())["state"]
@@ -112,9 +116,14 @@ def test_what_is_complete_completes_at_once_and_what_is_not_goes_on_from_the_hig
     assert end.final_checkpoint_sha256
     again = handed.train(resume=True, max_steps=4)
     assert (again.step, again.final_checkpoint) == (4, end.final_checkpoint)
+    said = "the training was complete after step 4: nothing is trained again"
+    assert said in handed.logged()
+    assert handed.train(resume=True, max_steps=9).step == 4
+    more = "; for more steps begin another one, with the last checkpoint as `resume_checkpoint_path`"
+    assert said + more in handed.logged()
     events = [json.loads(line) for line in (folder / "metrics/events.jsonl").read_text().splitlines()]
     assert [each.get("resumed_from") for each in events if each["event"] == "started"] == [None, 2]
-    assert [each["step"] for each in events if each["event"] == "completed"] == [3, 4, 4]
+    assert [each["step"] for each in events if each["event"] == "completed"] == [3, 4, 4, 4]
     assert [each["seq"] for each in events] == [*range(1, len(events) + 1)]
 
 

@@ -75,7 +75,8 @@ def command(
     if resume:
         spec = msgspec.structs.replace(spec, resume_from_latest=True)
     try:
-        report = supervised(spec, settings, environment, devices_option="--device")
+        options = {"devices_option": "--device", "folder_option": "--output-dir"}
+        report = supervised(spec, settings, environment, **options)
     except StartError as error:
         raise Failure(str(error), error.hint, code=error.code) from None
     if as_json:

@@ -37,8 +37,12 @@ class EarlyStop:
     mode: Literal["min", "max"] = "min"
 
     def __post_init__(self) -> None:
-        if not self.metric or self.patience < 1 or not (isfinite(self.min_delta) and self.min_delta >= 0):
-            raise ValueError("`early_stop` takes a metric, a `patience` of 1 or more and a `min_delta` of 0 or more")
+        if not self.metric:
+            raise ValueError("`metric` of `early_stop` is empty")
+        if self.patience < 1:
+            raise ValueError(f"`patience` of `early_stop` takes 1 or more, not {self.patience}")
+        if not (isfinite(self.min_delta) and self.min_delta >= 0):
+            raise ValueError(f"`min_delta` of `early_stop` takes 0 or more, not {self.min_delta:g}")
         if self.mode not in ("min", "max"):
             raise ValueError(f"`mode` of `early_stop` is `min` or `max`, not {self.mode!r}")
 

@@ -28,10 +28,18 @@ def lacks_room(error: BaseException, folder: Path) -> bool:
 def no_room(path: Path, needed_bytes: int) -> NoRoomError:
     """Return the error for a file, or a checkpoint, that takes at least so much."""
     free, most = free_bytes(path.parent), _longest_file_bytes()
-    limit = f"{free} are free" if free < needed_bytes or most is None else f"a file may have {most} (`ulimit -f`)"
-    error = NoRoomError(f"no room for `{path}`: it takes {needed_bytes} bytes or more, {limit}")
+    error = NoRoomError(f"no room for `{path}`: {_what_lacks(needed_bytes, free, most)}")
     error.errno = errno.ENOSPC
     return error
+
+
+def _what_lacks(needed: int, free: int, most: int | None) -> str:
+    """Say what there is too little of: files take whole blocks and inodes, and there may be a quota."""
+    if free < needed:
+        return f"it takes {needed} bytes or more, {free} are free"
+    if most is not None:
+        return f"it takes {needed} bytes or more, a file may have {most} (`ulimit -f`)"
+    return f"it takes {needed} bytes or more; blocks, inodes or a quota are used up, although {free} bytes are free"
 
 
 def _longest_file_bytes() -> int | None:

@@ -115,6 +115,7 @@ class _Training:
         final = read_final(self._checkpoints, self._spec.request_id, self._warn) if self._order.resume else None
         if final is None:
             return None
+        self._ctx.log(_complete_already(final.step, self._spec.max_steps))
         if final.checkpoint is not None:
             try:
                 self._uploader.upload_checkpoint(local_path=final.checkpoint, step=final.step)
@@ -245,6 +246,12 @@ class _Training:
             final_checkpoint_ref=str(stored.get("file_ref") or ""),
             final_checkpoint_sha256=str(sha256),
         )
+
+
+def _complete_already(step: int, max_steps: int) -> str:
+    text = f"the training was complete after step {step}: nothing is trained again"
+    more = "; for more steps begin another one, with the last checkpoint as `resume_checkpoint_path`"
+    return text + more if step < max_steps else text
 
 
 def checkpoint_at(path: Path, complain: Callable[[str], None], *, loads: bool) -> Resume:

@@ -35,6 +35,7 @@ def supervised(
     environment: Mapping[str, str],
     *,
     devices_option: str = "GEN_WORKER_DEVICES",
+    folder_option: str = "GEN_WORKER_TRAINING_DIR",
 ) -> "TrainingReport":
     """Run a training under supervision; raise `StartError` where it cannot begin."""
     import msgspec
@@ -43,5 +44,5 @@ def supervised(
     from gen_worker_supervisor.training import TrainingOptions, train
 
     fetching = msgspec.msgpack.encode(FetchConfig.of(settings, env=environment))
-    options = TrainingOptions(spec, [os.getcwd()], fetching, devices_option)
+    options = TrainingOptions(spec, [os.getcwd()], fetching, devices_option, folder_option)
     return train(options, settings, environment)

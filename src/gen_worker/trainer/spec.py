@@ -271,11 +271,21 @@ def _check(spec: TrainingSpec) -> None:
         raise ValueError(f"`keep_checkpoints` takes 0 or more, not {spec.keep_checkpoints}")
     if not spec.upload_patience_seconds >= 0:
         raise ValueError(f"`upload_patience_seconds` takes 0 or more, not {spec.upload_patience_seconds}")
+    _check_seed(spec.hyperparams.get("seed", 0))
     if spec.gpu_count < 1:
         raise ValueError(f"`gpu_count` takes 1 or more, not {spec.gpu_count}")
     has_rows = bool(spec.dataset and spec.dataset.parquet_paths) or bool(spec.inputs.dataset_parquet_refs)
     if has_rows and spec.mock_batches:
         raise ValueError("`mock_batches` and a data set exclude each other")
+
+
+def _check_seed(seed: Any) -> None:
+    try:
+        fits = -(2**63) <= int(seed) < 2**64  # as torch has it
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"`hyperparams.seed` takes a whole number of 64 bits, not {seed!r}")
 
 
 def asks_to_cancel(path: str | os.PathLike[str]) -> bool:
