@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tests.terminal import terminal
 from tests.tmux import Emulator, emulator, needs_tmux
 
 pytestmark = [pytest.mark.process, needs_tmux]
+SHOWN_S = 3.0
+LOOKED_AT_S = 0.3  # a screen is asked for, and compared
+ACT_S = 10.0
 
 
 def restored(screen: Emulator) -> bool:
@@ -28,7 +32,8 @@ def test_a_hung_child_is_shown_with_its_class_its_stack_and_ended_by_a_key(tmp_p
         with emulator(tmp_path, *top, env=environment(tmp_path)) as screen:
             screen.until("Devices 2", "idle")
             job = server.client.submit("sleep-with-the-interpreter", request_id="stuck")
-            screen.until("HUNG", "gil_held", "1 needs attention", within_s=5.0)
+            began = time.monotonic()
+            screen.until("HUNG", "gil_held", "1 needs attention", within_s=SHOWN_S + LOOKED_AT_S)
 
             screen.press("s")
             screen.until("Stack of cpu:0", "sleep_with_the_interpreter")
@@ -39,6 +44,7 @@ def test_a_hung_child_is_shown_with_its_class_its_stack_and_ended_by_a_key(tmp_p
             screen.until("Stop job stuck", "hung: gil_held", "Other devices go on")
             screen.press("K")
             screen.until("stuck was killed", "idle", gone=["HUNG"])
+            assert time.monotonic() - began < ACT_S
             with pytest.raises(JobError, match="killed"):
                 job.result(5.0)
             assert server.devices()["cpu:0"].restarts == 1
