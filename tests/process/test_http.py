@@ -3,12 +3,13 @@
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,6 +148,22 @@ def test_what_is_no_request_costs_nobody_anything_and_fills_no_log(server: Serve
             client.sendall(sent)
             assert client.recv(32).startswith(b"HTTP/1.1 ")
     assert (get(port, "/health").status, front_of(server), server.log()) == (200, front, told)
+
+
+def test_a_burst_of_connections_takes_no_descriptor_that_is_not_there_and_fills_no_log(server: Server) -> None:
+    port, front = port_of(server), front_of(server)
+    resource.prlimit(front, resource.RLIMIT_NOFILE, (640, 640))
+    before = server.log().count("[http]")
+    with ExitStack() as stack:
+        os.kill(front, signal.SIGSTOP)
+        for _ in range(800):
+            each = stack.enter_context(socket.socket())
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        os.kill(front, signal.SIGCONT)
+        assert get(port, "/health").status == 200
+    assert server.log().count("[http]") == before
+    assert get(port, "/health").status == 200
 
 
 def test_a_request_with_an_endless_head_is_refused(server: Server) -> None:
