@@ -91,8 +91,9 @@ def test_an_output_or_an_item_of_another_type_is_told() -> None:
 
 
 def test_a_function_that_is_not_there_is_told_with_those_that_are(client: Client) -> None:
-    with pytest.raises(LookupError, match=r"no function `gret`.*`greet`"):
+    with pytest.raises(LookupError, match=r"no function `gret`.*`greet`") as caught:
         client.run("gret")
+    assert caught.value.__notes__ == ["hint: did you mean `greet`?"]
     with pytest.raises(LookupError, match="is no handler of"):
         client.run(tried.count_down)
 
@@ -165,6 +166,15 @@ def test_a_path_in_a_payload_stands_for_the_asset_that_is_that_file(tmp_path: Pa
         assert client.run("read", assets=[tmp_path / "a.txt", plain]).output.text == "one,two"
         with pytest.raises(FileNotFoundError, match="cannot read"):
             client.run("read", assets=[tmp_path / "none.txt"])
+        with pytest.raises(ValidationError, match="`read` does not take this payload") as caught:
+            client.run("read", assets=[str(tmp_path / "a.txt")])
+        assert caught.value.__notes__ == ["hint: a file is given as a `pathlib.Path`, a struct as itself or as a dict"]
+
+
+def test_a_test_is_shown_the_hint_of_a_module_that_cannot_be_read() -> None:
+    with pytest.raises(DiscoveryError, match="no module `nowhere`") as caught:
+        Client("nowhere.main")
+    assert caught.value.__notes__ == [f"hint: {caught.value.hint}"]
 
 
 def test_models_are_replaced_by_objects_and_by_folders(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ class DiscoveryError(ValueError):
         self, message: str, hint: str = "", stack: Iterable[str] = (), problems: "Sequence[DiscoveryError]" = ()
     ) -> None:
         super().__init__(message)
+        if hint:
+            self.add_note(f"hint: {hint}")  # where nobody catches it
         self.message = message
         self.hint = hint
         self.stack = list(stack)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from gen_worker.api.context import CancelFlag
+from gen_worker.api.errors import ValidationError
 from gen_worker.testing.results import Event
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def _asset(value: object) -> object:
         except Failure as failure:
             raise FileNotFoundError(str(failure)) from None
     raise TypeError(f"a payload is made of plain values, structs and paths, got a {type(value).__name__}")
+
+
+def refused(call: Call, error: msgspec.ValidationError) -> ValidationError:
+    """Return what a call ends with whose function does not take its payload."""
+    refusal = ValidationError(f"`{call.spec.name}` does not take this payload: {error}")
+    if "Expected `object`, got `str`" in str(error):
+        refusal.add_note("hint: a file is given as a `pathlib.Path`, a struct as itself or as a dict")
+    return refusal
 
 
 def decoded(call: Call, value: Any, body: bytes | None = None) -> Any:

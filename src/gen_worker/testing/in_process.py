@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gen_worker.api.context import DEVICE_VARIABLE, RequestContext
-from gen_worker.api.errors import CanceledError, ValidationError
+from gen_worker.api.errors import CanceledError
 from gen_worker.api.producers import begin, context_class
 from gen_worker.outputs import FolderSink, SavedFile
 from gen_worker.settings import Settings
-from gen_worker.testing.calls import Call
+from gen_worker.testing.calls import Call, refused
 from gen_worker.testing.results import Event
 from gen_worker.testing.target import Endpoint
 from gen_worker.wire.messages import Resident, SlotModel
@@ -80,7 +80,7 @@ class InProcess:
             payload = executor.decode(spec, call.body, "json")
             bindings = executor.models_of(spec, call.body, "json")
         except msgspec.ValidationError as error:
-            raise ValidationError(f"`{spec.name}` does not take this payload: {error}") from None
+            raise refused(call, error) from None
         slots = self._slots(bindings)
         instance = self._set_up(call, bindings, slots)
         context = self._context(call, slots)

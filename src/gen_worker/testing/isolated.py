@@ -13,7 +13,7 @@ from gen_worker.api.errors import CanceledError, RetryableError, ValidationError
 from gen_worker.api.overrides import KEY as MODELS
 from gen_worker.client import Client as Connection
 from gen_worker.client import Job, JobError
-from gen_worker.testing.calls import Call
+from gen_worker.testing.calls import Call, refused
 from gen_worker.testing.results import Event
 from gen_worker.testing.target import Endpoint
 from gen_worker.wire.status import Status
@@ -125,7 +125,7 @@ def _payload(call: Call) -> object:
     try:
         payload = msgspec.json.decode(call.body, type=call.spec.payload_type)
     except msgspec.ValidationError as error:
-        raise ValidationError(f"`{call.spec.name}` does not take this payload: {error}") from None
+        raise refused(call, error) from None
     plain = msgspec.json.decode(call.body)
     return plain if MODELS in plain else payload
 

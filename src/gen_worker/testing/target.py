@@ -22,6 +22,8 @@ class Endpoint(NamedTuple):
 
     def spec(self, function: "str | Callable[..., Any]") -> "FunctionSpec":
         """Return the function of a name, in either spelling, or that a handler makes; raise `LookupError`."""
+        from difflib import get_close_matches
+
         from gen_worker.discovery.names import slugify_name
 
         if not isinstance(function, str):
@@ -33,7 +35,10 @@ class Endpoint(NamedTuple):
         slug = slugify_name(function)
         found = [spec for spec in self.specs if spec.name == slug]
         if not found:
-            raise LookupError(f"no function `{function}` in `{self.module}`; there are {self._names()}")
+            error = LookupError(f"no function `{function}` in `{self.module}`; there are {self._names()}")
+            if near := get_close_matches(slug, [spec.name for spec in self.specs], n=1):
+                error.add_note(f"hint: did you mean `{near[0]}`?")
+            raise error
         return found[0]
 
     def _names(self) -> str:
