@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.cli.patience import told_when_long
 from gen_worker.discovery.process import ask
 from tests.served import until
 
@@ -54,3 +55,12 @@ def test_an_import_that_takes_long_is_told_of_and_shows_where_it_is(
     gate.touch()
     asking.join(10)
     assert b'"f"' in answers[0]
+
+
+def test_who_waits_for_run_to_import_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with told_when_long("importing `slow`", notice_s=0.05):
+        until(lambda: capfd.readouterr().err == "still importing `slow`\nhint: Ctrl-C ends it\n", what="the notice")
+    with told_when_long("importing `quick`", notice_s=60):
+        pass
+    assert [each.name for each in threading.enumerate() if isinstance(each, threading.Timer) and each.is_alive()] == []
+    assert capfd.readouterr().err == ""

@@ -18,6 +18,7 @@ from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Fai
 from gen_worker.cli.inputs import with_inputs
 from gen_worker.cli.interrupts import announce, interrupts
 from gen_worker.cli.loading import gpu_devices, has_gpu_device, open_models, slot_models
+from gen_worker.cli.patience import told_when_long
 from gen_worker.cli.payload import parse_payload, payload_in, payload_of
 from gen_worker.cli.project import Project, find_project, project_options, show_stack, survey_of, where_raised
 from gen_worker.cli.results import Results
@@ -186,7 +187,8 @@ def _import(project: Project) -> "tuple[list[FunctionSpec], ModuleType]":
 
     skipped: list[DiscoveryError] = []
     try:
-        modules = import_modules(project.module, project.paths)
+        with told_when_long(f"importing `{project.module}`"):
+            modules = import_modules(project.module, project.paths)
         specs = collect(*modules, skipped=skipped, passed_over=skipped)
         for problem in skipped:
             say_error(f"skipped: {problem.message}", problem.hint)
