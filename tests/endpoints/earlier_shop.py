@@ -51,6 +51,8 @@ def wait_for(gate: str, ctx: ActionContext | None = None) -> None:
 def greet_all(ctx: ActionContext, payload: Order) -> Answer:
     ctx.progress(0.5, "half")
     ctx.log("greeting", level="warning")
+    ctx.emit("shop.greeted", {"whom": payload.text})
+    ctx.emit("output.completed", {"whom": payload.text})
     return Answer(f"hello {payload.text} of {ctx.tenant_id}")
 
 

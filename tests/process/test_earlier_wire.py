@@ -172,9 +172,11 @@ def test_a_function_runs_under_either_of_its_names_and_says_how_far_it_is(shop: 
     _, stream = shop
     stream.run(name, {"text": "ada"}, run_id=name, tenant_id="acme")
     assert unpacked(stream.result(name)) == {"text": "hello ada of acme", "ref": ""}
-    told = dict(pieces(stream, name))
-    assert told["job.progress"] == {"progress": 0.5, "stage": "half"}
-    assert told["job.log"] == {"message": "greeting", "level": "warning"}
+    progress, log, own, disguised = pieces(stream, name)
+    assert progress == ("job.progress", {"progress": 0.5, "stage": "half"})
+    assert log == ("job.log", {"message": "greeting", "level": "warning"})
+    assert own == ("shop.greeted", {"whom": "ada"})
+    assert disguised[0] == "job.log", "what a function returns nobody else tells of"
 
 
 def test_a_function_of_the_other_api_answers_over_this_wire(shop: tuple[Shop, Stream]) -> None:

@@ -34,6 +34,7 @@ OUTPUT_BYTES = (
 )  # the longest output, and the longest piece of one, so that all of its message stays below the wire's limit
 LINK = "scheduler"
 OVERDUE = "deadline exceeded"
+RESERVED = ("output.", "request.")  # types of the wire's own, and of the worker's
 TRUNCATED = b'{"truncated":true}'
 
 
@@ -97,7 +98,11 @@ class EarlierJob:
         """Send what came of an event, if anything."""
         if value is not None:
             event = msgspec.json.decode(value, type=_Told)
-            self._tell(f"job.{event.event}", bytes(event.value))
+            own = msgspec.json.decode(event.value, type=_Own)
+            if own.type and not own.type.startswith(RESERVED):
+                self._tell(own.type, bytes(own.payload))
+            else:
+                self._tell(f"job.{event.event}", bytes(event.value))
 
     def rerun(self, job: Job) -> None:
         """It goes to another child: it had not begun, so there is nothing to forget."""
@@ -109,6 +114,13 @@ class EarlierJob:
 class _Told(msgspec.Struct):
     event: str
     value: msgspec.Raw
+
+
+class _Own(msgspec.Struct):
+    """An event of a type that a function of the earlier API has chosen; no type: one that everybody knows."""
+
+    type: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class EarlierJobs:

@@ -16,7 +16,6 @@ from gen_worker.wire.earlier import (
 )
 
 BOUND = 1024  # messages that wait
-TOLD = ("job.progress", "job.log")
 
 
 class EarlierOutbox:
@@ -32,7 +31,8 @@ class EarlierOutbox:
 
     def put(self, message: Report) -> bool:
         """Add a message; return whether it was taken."""
-        if isinstance(message, WorkerEvent) and message.event_type in TOLD and len(self._waiting) >= self._bound:
+        told = isinstance(message, WorkerEvent) and not message.event_type.startswith("output.")
+        if told and len(self._waiting) >= self._bound:
             return False
         if isinstance(message, WorkerRegistration):  # a newer one replaces the one that waits
             self._waiting = deque(each for each in self._waiting if not isinstance(each, WorkerRegistration))
