@@ -110,6 +110,17 @@ def choose(socket_option: str | None, folder: Path) -> Path:
     return Path(wanted)
 
 
+def no_answer(path: str, error: OSError, folder: Path) -> SupervisorUnreachable:
+    """Return what it means that nobody can be reached at a path, and where else supervisors of a run directory are."""
+    reason = (error.strerror or str(error)).lower()
+    elsewhere = ", ".join(f"`{file.serve or file.control}`" for file in live_supervisors(folder))
+    if isinstance(error, PermissionError):
+        hint = "be the user who runs it"
+    else:
+        hint = f"there are supervisors at {elsewhere}" if elsewhere else "start one with `gen-worker serve`"
+    return SupervisorUnreachable(f"no supervisor answers at `{path}`: {reason}", hint)
+
+
 def connect(path: str | Path, kind: socket.SocketKind, timeout_s: float | None) -> socket.socket:
     """Return a connected Unix socket, however long its path; raise `OSError` as `connect` does."""
     sock = socket.socket(socket.AF_UNIX, kind)
@@ -196,5 +207,4 @@ def _refuse_unless_control(path: str, folder: Path) -> None:
                 f"`{path}` takes requests, but no supervisor in `{folder}` says that it is its socket",
                 "set GEN_WORKER_RUN_DIR as it was for `serve`, or name the control socket",
             ) from None
-        reason = error.strerror or str(error)
-        raise SupervisorUnreachable(f"no supervisor answers at `{path}`: {reason.lower()}") from None
+        raise no_answer(path, error, folder) from None

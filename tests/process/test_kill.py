@@ -118,3 +118,13 @@ def test_a_kill_that_has_to_interrupt_replaces_the_child(serve: Serve) -> None:
 
 def assert_no_death_was_reported(server: Server) -> None:
     assert not [event for event in server.events() if " died: " in event]
+
+
+@pytest.mark.parametrize("command", ["kill", "cancel"])
+def test_a_name_that_would_draw_on_a_terminal_is_spelt_out(serve: Serve, command: str) -> None:
+    server = serve()
+    with server.connect() as connection:
+        connection.send("gated_async", "\x1b[31mred", gate="never")
+        server.until_running("\x1b[31mred")
+        done = server.run(command, "\x1b[31mred")
+    assert (done.returncode, "\\x1b[31mred" in done.stdout, "\x1b" in done.stdout + done.stderr) == (0, True, False)

@@ -146,6 +146,20 @@ def test_without_a_supervisor_the_hint_says_how_to_start_one(folder: Path) -> No
     assert caught.value.hint == "start one with `gen-worker serve`"
 
 
+def refused(path: Path, folder: Path) -> SupervisorUnreachable:
+    with pytest.raises(SupervisorUnreachable, match=f"no supervisor answers at `{path}`: ") as raised:
+        choose(str(path), folder)
+    return raised.value
+
+
+def test_a_socket_that_nobody_answers_at_is_told_with_where_supervisors_are(folder: Path, stack: ExitStack) -> None:
+    assert refused(folder / "nowhere", folder).hint == "start one with `gen-worker serve`"
+    supervisor(stack, folder, 7, serve="/here/.gen-worker.sock")
+    supervisor(stack, folder, 8)
+    hint = f"there are supervisors at `/here/.gen-worker.sock`, `{folder}/8/control.sock`"
+    assert refused(folder / "nowhere", folder).hint == hint
+
+
 def test_a_supervisor_can_be_named_by_either_of_its_sockets(
     folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,10 @@ import msgspec
 from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_request
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, say
-from gen_worker.cli.kill import meant
+from gen_worker.cli.kill import no_request
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
+from gen_worker.terminal import printable
 
 if TYPE_CHECKING:
     from gen_worker.client import Client
@@ -52,9 +53,9 @@ def command(request: str, as_json: bool, socket_: str | None) -> int:
         document = {"request": request, "canceled": canceled, "seconds": round(seconds, 3)}
         click.echo(msgspec.json.encode(document))
     elif canceled:
-        click.echo(f"canceled `{request}` after {duration(seconds)}")
+        click.echo(f"canceled `{printable(request)}` after {duration(seconds)}")
     else:
-        click.echo(f"`{request}` finished by itself after {duration(seconds)}: the cancel had no effect")
+        click.echo(f"`{printable(request)}` finished by itself after {duration(seconds)}: the cancel had no effect")
     return OK
 
 
@@ -66,9 +67,7 @@ def _find(client: "Client", request: str) -> None:
         listed = ", ".join(f"`{each}`" for each in named)
         raise Failure(f"`{request}` may mean {listed}", "name one of them", code=USAGE)
     if not named:
-        near = meant(request, list(known.values()))
-        hint = f"did you mean `{near}`?" if near else "it has ended, or never was; `gen-worker ps` shows what runs"
-        raise Failure(f"no request `{request}`", hint, code=NOT_FOUND)
+        raise no_request(request, list(known.values()))
 
 
 def _asked(client: "Client", request: str) -> bool:
@@ -76,6 +75,6 @@ def _asked(client: "Client", request: str) -> bool:
     try:
         return client.cancel(request, timeout_s=_PATIENCE_S)
     except TimeoutError:
-        sys.stderr.write(f"waiting for `{request}` to end: it has not looked at its cancellation\n")
+        sys.stderr.write(f"waiting for `{printable(request)}` to end: it has not looked at its cancellation\n")
         say("hint", f"`gen-worker kill {request}` ends it whatever it does")
         return client.cancel(request)

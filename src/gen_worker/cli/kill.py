@@ -11,6 +11,7 @@ from gen_worker.cli.completing import complete_request
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
+from gen_worker.terminal import printable
 from gen_worker.wire.control import Killed
 
 _RUNGS = {
@@ -48,7 +49,7 @@ def command(request: str, now: bool, as_json: bool, socket_: str | None) -> int:
         known = [job.id for job in client.list().jobs]
         named = [name for name in known if request == name or request.endswith(f"/{name}")]
         if len(named) == 1 and not as_json:
-            sys.stderr.write(f"waiting for `{request}` to end\n")
+            sys.stderr.write(f"waiting for `{printable(request)}` to end\n")
         try:
             killed = client.kill(request, now)
         except KeyboardInterrupt:
@@ -60,7 +61,7 @@ def command(request: str, now: bool, as_json: bool, socket_: str | None) -> int:
         document = {"request": request, "outcome": killed.outcome, "rung": killed.rung, "stack": killed.stack}
         click.echo(msgspec.json.encode({**document, "seconds": round(killed.seconds, 3)}))
     else:
-        click.echo(describe(request, killed))
+        click.echo(printable(describe(request, killed), lines=True))
     return OK
 
 
@@ -76,9 +77,14 @@ def _refuse(request: str, killed: Killed, known: list[str]) -> NoReturn:
     if killed.outcome == "ambiguous":
         listed = ", ".join(f"`{each}`" for each in killed.candidates)
         raise Failure(f"`{request}` may mean {listed}", "name one of them", code=USAGE)
+    raise no_request(request, known)
+
+
+def no_request(request: str, known: list[str]) -> Failure:
+    """Return what to raise for a request that is not among those known."""
     near = meant(request, known)
-    hint = f"did you mean `{near}`?" if near else "it has ended, or never was; `gen-worker ps` shows what runs"
-    raise Failure(f"no request `{request}`", hint, code=NOT_FOUND)
+    where = "it has ended, or never was: `gen-worker ps` shows what runs, `gen-worker jobs` what ended"
+    return Failure(f"no request `{request}`", f"did you mean `{near}`?" if near else where, code=NOT_FOUND)
 
 
 def meant(request: str, known: list[str]) -> str | None:

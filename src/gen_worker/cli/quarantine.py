@@ -102,7 +102,7 @@ def _where(charge: Charged) -> str:
 @click.argument("function", required=False, default="", shell_complete=complete_charged)
 @click.option("--digest", default="", metavar="D", help="The payload, as `ls` names it, or what that begins with.")
 @click.option("--all", "everything", is_flag=True, help="Everything, of every function.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @_json_option
 @socket_option
 def clear(function: str, digest: str, everything: bool, yes: bool, as_json: bool, socket_: str | None) -> int:

@@ -6,7 +6,7 @@ import socket
 from math import inf
 from pathlib import Path
 
-from gen_worker.rundir import SupervisorUnreachable, choose, connect
+from gen_worker.rundir import SupervisorUnreachable, choose, connect, no_answer
 from gen_worker.settings import Settings
 
 LONGEST_S = 24 * 86400.0  # of a wait: `poll` takes no more milliseconds
@@ -26,8 +26,7 @@ def connected(path: str | Path | None, timeout_s: float | None) -> socket.socket
             return connect(chosen, socket.SOCK_SEQPACKET, timeout_s)
         except OSError as error:
             if error.errno != errno.EPROTOTYPE:  # else it takes requests, and another socket is the one to speak to
-                reason = error.strerror or str(error)
-                raise SupervisorUnreachable(f"no supervisor answers at `{chosen}`: {reason.lower()}") from error
+                raise no_answer(chosen, error, Settings.load().run_dir) from error
     return connect(choose(chosen, Settings.load().run_dir), socket.SOCK_SEQPACKET, timeout_s)
 
 
