@@ -29,6 +29,7 @@ Format: TypeAlias = Literal["text", "json"]
 BACKLOG_BYTES = 1 << 20  # of what is ready for a reader
 WAITING_BYTES = 16 << 20  # of what nobody has looked at yet: a burst of 45 000 lines
 TOLD_BYTES = 300  # what a line that nobody has looked at yet takes beside its text
+DROPPED_EVERY_S = 1.0  # between two lines that say how many are missing, while lines come too fast
 AT_ONCE = 32  # lines that are made ready before others get their turn: half a millisecond
 EVENTS = 256
 NAMES_KEPT = 256  # of sources and jobs, as they are shown
@@ -138,6 +139,7 @@ class Log:
         self._waiting: deque[_Told] = deque()
         self._bytes = 0
         self._dropped = 0
+        self._dropped_told_at = 0.0
         self._change = threading.Condition()
         self._open = True
         self.ring = Ring()
@@ -212,12 +214,22 @@ class Log:
                     return
                 batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
                 self._bytes -= sum(map(_size, batch))
-                dropped, self._dropped = self._dropped, 0
+                dropped = self._dropped_by_now()
             if dropped:
                 text = f"{dropped} older lines dropped: they came faster than they could be kept"
                 batch.insert(0, _Told(Line(time.time(), "info", "log", text), shown=True))
             self._keep(batch)
             time.sleep(0)  # the loop's turn
+
+    def _dropped_by_now(self) -> int:
+        """Return how many lines are missing that nobody was told of, 0 where that was told of just now."""
+        now = time.monotonic()
+        if self._waiting and now < self._dropped_told_at + DROPPED_EVERY_S:
+            return 0
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._dropped_told_at = now
+        return dropped
 
     def _keep(self, batch: list[_Told]) -> None:
         kept: list[bytes] = []
