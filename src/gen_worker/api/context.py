@@ -154,7 +154,9 @@ class RequestContext:
         if wanted and wanted.partition(":")[0] != "cuda":
             raise RuntimeError(f"`{DEVICE_VARIABLE}` must be `cpu`, `cuda` or `cuda:N`, not `{wanted}`")
         if not torch.cuda.is_available():
-            raise RuntimeError(f"`{DEVICE_VARIABLE}` is `{wanted}`, but torch finds no CUDA device")
+            raise RuntimeError(
+                f"the device of `--device` or `{DEVICE_VARIABLE}` is `{wanted}`, but torch finds no CUDA device"
+            )
         return torch.device(wanted) if ":" in wanted else torch.device("cuda", torch.cuda.current_device())
 
     def generator(self, seed: int | None = None) -> "torch.Generator":
