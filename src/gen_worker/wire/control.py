@@ -53,7 +53,7 @@ class Submit(_Message):
     timeout_ms: int = 0  # its deadline, time in the queue included; 0: none
     tenant: str = ""  # for whom: tenants take turns
     priority: int = 0  # a higher one goes first among the waiting jobs of its function, -100 to 100
-    traceparent: str = ""  # of the caller's span, as W3C Trace Context writes it; goes on to uploads and webhooks
+    traceparent: str = ""  # of the caller's span, as W3C Trace Context writes it; goes on to the handler and to uploads
 
 
 class Cancel(_Message):
