@@ -240,7 +240,12 @@ def test_a_tag_that_cannot_be_given_is_refused(tag: str) -> None:
         producer().publish_repo_revision(destination_repo="a/b", destination_repo_tags=[tag])
 
 
-@pytest.mark.parametrize("repo", ["", "a", "a/b/c", "/b", "a/..", "a/"])
+def test_a_producer_that_is_told_no_destination_says_who_names_one() -> None:
+    with pytest.raises(ValidationError, match="give it to the call, or the request a `destination`"):
+        producer().publish_repo_revision(destination_repo=" ")
+
+
+@pytest.mark.parametrize("repo", ["a", "a/b/c", "/b", "a/..", "a/"])
 def test_a_destination_that_is_no_repository_is_refused(repo: str) -> None:
     with pytest.raises(ValidationError, match="is no `owner/name`"):
         producer().publish_repo_revision(destination_repo=repo)

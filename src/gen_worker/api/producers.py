@@ -539,6 +539,8 @@ def _hint(hints: Mapping[str, object], names: Sequence[str]) -> str:
 
 def _repo(ref: str) -> str:
     """Return `owner/name` of a ref; raise `ValidationError` for what is none."""
+    if not ref.strip():
+        raise ValidationError("no `owner/name` is named: give it to the call, or the request a `destination`")
     bare = ref.strip().removeprefix("cozy:").partition("#")[0].partition("@")[0].partition(":")[0]
     owner, slash, name = bare.partition("/")
     if not (slash and owner and name) or "/" in name or {owner, name} & {".", ".."}:

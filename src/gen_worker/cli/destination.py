@@ -14,6 +14,6 @@ def local_destination(settings: Settings, request_id: str, *, publishes: bool) -
         return Destination("", "", request_id, 1)
     url, token = settings.cozy_hub_url or settings.tensorhub_public_url, settings.cozy_hub_token
     if not url or not token:
-        lacks = "`COZY_HUB_URL`" if not url else "`COZY_HUB_TOKEN`"
-        raise Failure("`--allow-publish` without a platform to publish to", f"set {lacks}: its address and its token")
+        lacks = "`COZY_HUB_URL`: its address" if not url else "`COZY_HUB_TOKEN`: its token"
+        raise Failure("`--allow-publish` without a platform to publish to", f"set {lacks}")
     return Destination(url, str(token), request_id, 1)
