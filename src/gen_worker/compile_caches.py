@@ -114,7 +114,10 @@ def compiled(root: Path) -> list[Compiled]:
         folders = [each for each in root.iterdir() if each.is_dir()]
     except OSError:
         return []
-    found = [Compiled(each.name, _bytes(each), each.stat().st_mtime, _in_use(each)) for each in folders]
+    found = []
+    for each in folders:
+        with suppress(FileNotFoundError):  # another supervisor has just tidied it away
+            found.append(Compiled(each.name, _bytes(each), each.stat().st_mtime, _in_use(each)))
     return sorted(found, key=lambda each: each.last_used)
 
 

@@ -1,5 +1,7 @@
 """Folders for what compilers make: whose they are, what they are called, and which go when there is no room."""
 
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,18 @@ def test_what_a_supervisor_holds_stays_until_it_ends(root: Path) -> None:
     holding.close()
     assert tidy(root, 0) == [key_of("90")]
     assert compiled(root) == []
+
+
+def test_folders_that_another_supervisor_removes_meanwhile_are_passed_over(root: Path) -> None:
+    passing = [root / f"passing-{number}" for number in range(200)]
+
+    def remove_all() -> None:
+        for each in passing:
+            shutil.rmtree(each, ignore_errors=True)
+
+    for each in passing:
+        each.mkdir()
+    other = threading.Thread(target=remove_all)
+    other.start()
+    assert {each.key for each in compiled(root)} >= {key_of("90"), key_of("89")}
+    other.join()
