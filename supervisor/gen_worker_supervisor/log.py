@@ -165,8 +165,8 @@ class Log:
         return self._look.hide_cut(text)
 
     def say(self, message: str, level: Level = "info") -> None:
-        """Write a line of the supervisor's own; never blocks."""
-        line = Line(time.time(), level, "serve", message)
+        """Write a line of the supervisor's own, which `ps` does not show; never blocks."""
+        line = Line(time.time(), level, "serve", message, event=True)
         self._put(_Told(line, self._look.shows(level), bare=True, marked=level != "info"))
 
     def printed(self, child: str, job: str | None, message: str) -> None:
