@@ -118,9 +118,13 @@ def _verdict(name: str, errors: list[Finding], warnings: list[Finding], function
 
 def _name(root: Path) -> str:
     try:
-        return load_project_config(root).name or root.absolute().name
+        return load_project_config(root).name or _folder(root)
     except (ValueError, OSError):
-        return root.absolute().name
+        return _folder(root)
+
+
+def _folder(root: Path) -> str:
+    return root.absolute().name or str(root.absolute())  # of `/` the name is empty
 
 
 def _count(things: list[Any], what: str) -> str:
