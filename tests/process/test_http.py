@@ -193,6 +193,18 @@ def test_a_killed_process_is_replaced_on_its_port_and_no_job_notices(tmp_path: P
         assert server.runs()["through"] == 1
 
 
+def test_who_removes_the_control_socket_fails_no_probe(tmp_path: Path) -> None:
+    with serving(tmp_path, variables={"GEN_WORKER_HTTP": "0"}) as server:
+        port = port_of(server)
+        until(lambda: get(port, "/ready").status == 200, what="ready")
+        (control,) = (tmp_path / "run").rglob("control.sock")
+        control.unlink()
+        time.sleep(2 * FRESH_S)  # what was asked for before is not given any more
+        assert get(port, "/ready").json() == {"ready": True}
+        assert b"genworker_ready 1.0\n" in get(port, "/metrics").body
+        assert get(port, "/status").status == 503
+
+
 def test_a_supervisor_that_stands_still_is_not_healthy_and_one_that_goes_on_is(server: Server) -> None:
     port = port_of(server)
     os.kill(server.pid, signal.SIGSTOP)

@@ -12,6 +12,7 @@ from gen_worker.wire.status import Status
 
 EVERY_S = 1.0  # between the documents that come by themselves
 STALE_S = 5.0  # after so long without one the supervisor is taken to hang
+LATE_S = 2.0  # one that comes by itself says how it is, where none can be asked for
 FRESH_S = 0.2  # a document so young is given to the next who asks, too
 ANSWER_S = 3.0  # for a document that was asked for
 AGAIN_S = 0.25  # until the control socket is tried again
@@ -74,13 +75,20 @@ class View:
         """Return a document that is at most `FRESH_S` old, with so many waiting jobs of each queue.
 
         Raises `SupervisorUnreachable` where there is no answer in `ANSWER_S`. All who ask at once get the same one.
+        Where the control socket cannot be reached, its file gone, who asks for no jobs gets what came by itself.
         """
         found, asking = self._fresh.get(jobs), self._asking.get(jobs)
         if found is not None and found.age_s <= FRESH_S:
             return found
         if asking is None or asking.done():
             asking = self._asking[jobs] = asyncio.create_task(self._ask(jobs))
-        return await asyncio.shield(asking)
+        try:
+            return await asyncio.shield(asking)
+        except SupervisorUnreachable:
+            told = self._latest
+            if jobs or told is None or told.age_s > LATE_S:
+                raise
+            return told
 
     async def _ask(self, jobs: int) -> Document:
         try:
