@@ -196,6 +196,7 @@ class Child:
         self._executor = Executor(specs, partial(self._open_models, boot))
         self._executor.hand_over = self._hand_over
         self._engines = self._executor.instances.engines
+        self._engine_deaths = threading.Lock()  # one that is told of is known here
         self._engines.report = self._channel.send
         self._engines.on_death = self._engine_died
         self._beat_s = boot.beat_s
@@ -440,14 +441,17 @@ class Child:
 
     def _engine_died(self, instance: str, death: str, printed: Sequence[str]) -> None:
         """An instance has lost its engine: no job comes any more, those that run end, and it is let go of."""
-        self._channel.send(Unloaded(instance, death, list(printed)))  # first: jobs that are given back go elsewhere
-        self._engines.dead.add(instance)
+        with self._engine_deaths:
+            self._channel.send(Unloaded(instance, death, list(printed)))  # first: jobs that are given back go elsewhere
+            self._engines.dead.add(instance)
         self._jobs.lose(instance)
         self._hand_over(partial(self._clear, instance))
 
     def _clear(self, instance: str) -> None:
         """Let go of an instance whose engine has died, unless that is done."""
-        if instance in self._engines.dead:
+        with self._engine_deaths:  # whoever has heard of its death may have ordered it anew already
+            is_dead = instance in self._engines.dead
+        if is_dead:
             self._executor.instances.unload(instance, self._report_shutdown)
 
     def _unload(self, instance: str, reason: str = "") -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,23 @@ def test_an_idle_engine_that_dies_is_back_without_a_request(engined: Engined) ->
     until(lambda: any(e.state == "up" and e.pid != first for d in server.status().gpus for e in d.engines))
     assert any("is set up anew: its engine `vllm` died: exit status 0" in event for event in server.events())
     assert value(server.ask("chat", text="again"))["text"] == "again"
+
+
+def has_another(server: Server, engine: int) -> bool:
+    return any(each.pid not in (0, engine) for device in server.status().gpus for each in device.engines)
+
+
+def test_an_engine_that_dies_in_a_busy_child_is_back_each_time(
+    engined: Engined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINED_IS_BUSY", "yes")
+    server = engined()
+    for number in range(8):
+        assert value(server.ask("chat", text=f"time {number}"))["text"] == f"time {number}"
+        engine = main_of(server)
+        os.kill(engine, signal.SIGKILL)
+        until(partial(has_another, server, engine), what="another engine")
+    assert value(server.ask("chat", text="last"))["text"] == "last"
 
 
 def test_an_engine_that_dies_with_every_job_makes_its_function_unavailable_for_a_while(engined: Engined) -> None:
