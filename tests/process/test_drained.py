@@ -1,5 +1,6 @@
 """A device that an operator drains while everybody wants it: no job is lost, and none begins there."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,25 @@ def test_one_that_waits_is_answered_when_another_undoes_it(serve: Serve) -> None
         job.result()
     assert server.client.drain("cpu:7").outcome == "not_found"
     assert alive(server.pid)
+
+
+def test_a_drain_that_waits_for_nothing_goes_well_where_nothing_runs_and_fails_where_something_does(
+    serve: Serve,
+) -> None:
+    server = serve()
+    with server.connect() as connection:
+        idle = server.run("drain", "cpu:0", "--timeout", "0", "--json")
+        assert (idle.returncode, idle.stderr) == (0, "")
+        assert json.loads(idle.stdout)["devices"] == ["cpu:0"]
+        assert server.run("undrain", "cpu:0").returncode == 0
+        connection.send("gated", "running", gate="go")
+        server.until_running("running")
+        busy = server.run("drain", "cpu:0", "--timeout", "0")
+        assert busy.returncode == 1
+        assert "error: 1 request of `cpu:0` has not ended after 0.0s" in busy.stderr
+        assert states(server) == {"cpu:0": "drain"}
+        server.open("go")
+        connection.frame()
 
 
 @pytest.fixture

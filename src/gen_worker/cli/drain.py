@@ -16,7 +16,7 @@ from gen_worker.cli.numbers import Amount
 from gen_worker.cli.supervisors import connected, socket_option
 from gen_worker.cli.table import duration
 from gen_worker.wire.control import Drained
-from gen_worker.wire.status import DeviceStatus, Status
+from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 
 if TYPE_CHECKING:
     from gen_worker.client import Client
@@ -77,7 +77,9 @@ def command(
             sys.stderr.write(f"no longer waiting; the drain goes on: `{_undo(device, meant)}` ends it\n")
             raise
         except TimeoutError:
-            raise _too_late(client, device, meant, timeout_s) from None
+            if left := running_on(meant, client.list().jobs):
+                raise _too_late(left, device, meant, timeout_s) from None
+            drained = client.drain(_name(device, meant))  # with nothing there the answer was only on its way
     if drained.outcome == "undrained":
         raise Failure(f"{_listed(meant)}: somebody has undone the drain meanwhile", code=USER_CODE)
     return tell(drained, as_json)
@@ -126,8 +128,9 @@ def tell(drained: Drained, as_json: bool) -> int:
     return OK
 
 
-def _too_late(client: "Client", device: str | None, meant: Sequence[DeviceStatus], timeout_s: float | None) -> Failure:
-    running = running_on(meant, client.list().jobs)
+def _too_late(
+    running: list[JobStatus], device: str | None, meant: Sequence[DeviceStatus], timeout_s: float | None
+) -> Failure:
     have = "has" if len(running) == 1 else "have"
     text = f"{counted(running)} of {_listed(meant)} {have} not ended after {duration(timeout_s)}"
     hint = f"the drain goes on; `gen-worker kill` ends a request, `{_undo(device, meant)}` the drain"
