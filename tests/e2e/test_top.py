@@ -78,6 +78,30 @@ def test_ctrl_c_and_a_lost_terminal_end_it_and_leave_nothing(tmp_path: Path) -> 
         until(lambda: not alive(pid), what="the end of what lost its terminal")
 
 
+def test_keys_that_come_all_at_once_go_where_the_first_of_them_leads(tmp_path: Path) -> None:
+    with serving(tmp_path, module="hanging", devices="cpu:2") as server:
+        top = [*GEN_WORKER, "top", "--socket", str(server.control)]
+        with emulator(tmp_path, *top, env=environment(tmp_path), columns=80, rows=24) as screen:
+            for name in ("first", "second"):
+                server.client.submit("sleep-without-the-interpreter", request_id=name)
+                screen.until(name)
+            screen.type(b"/drk?q")
+            screen.until("/drk?q")
+            screen.press("Escape")
+            screen.until("first", "second", "q Quit")
+            screen.type(b"1\x1b[Bk")
+            screen.until("Stop job second")
+            screen.press("Escape")
+            screen.until("q Quit", gone=["Stop a job"])
+            screen.type(b"l")
+            screen.until("Log of job second")
+            screen.type(b"/qs")
+            screen.until("qs", "Log of job second")
+        for name in ("first", "second"):
+            server.client.kill(name, now=True)
+        assert not any(device.drained for device in server.devices().values())
+
+
 def test_a_terminal_may_be_the_shells_meanwhile_and_need_not_speak_utf_8(tmp_path: Path) -> None:
     with serving(tmp_path, module="hanging", devices="cpu:1") as server:
         top = [*GEN_WORKER, "top", "--socket", str(server.control)]

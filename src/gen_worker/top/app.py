@@ -94,6 +94,13 @@ class Top(App[None]):
         """End by Ctrl-C."""
         self.exit(return_code=INTERRUPTED)
 
+    def on_key(self, event: events.Key) -> None:
+        """Type what came so soon after `/` that it went to another widget first."""
+        box = self.focused
+        if isinstance(box, Input) and event.is_printable and event.character is not None:
+            event.prevent_default()
+            box.insert_text_at_cursor(event.character)
+
     def on_app_focus(self, _event: events.AppFocus) -> None:
         """Go on: somebody looks."""
         self._looked_at = True
@@ -177,7 +184,7 @@ class Home(Screen[None]):
         """Show the board above the keys."""
         yield self.board
         yield Static(_footer(readonly=self._readonly), id="keys")
-        yield Input(placeholder="filter", compact=True)
+        yield Input(placeholder="filter", compact=True, select_on_focus=False)
 
     def show(self, seen: Seen, stale_s: float | None, *, rests: str) -> None:
         """Draw what was seen; `rests`: why nothing newer is asked for."""
@@ -345,9 +352,7 @@ class Home(Screen[None]):
         if typing:
             self._before = self.focused
         box.display, keys.display = typing, not typing
-        back = box if typing else self._before
-        if back is not None:
-            back.focus()
+        self.set_focus(box if typing else self._before)  # at once: what was typed with this key goes there
         self._show_keys(box.value)
 
     def _show_keys(self, filtered: str) -> None:

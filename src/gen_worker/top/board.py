@@ -116,7 +116,7 @@ class Board(Container):
         self._panel = number
         self._arrange()
         self._draw()
-        (self._jobs, self._downloads, self._events)[number - 1].focus()
+        self._hand_keyboard((self._jobs, self._downloads, self._events)[number - 1])
 
     @property
     def selected_device(self) -> DeviceStatus | None:
@@ -138,7 +138,17 @@ class Board(Container):
 
     def focus_devices(self) -> None:
         """Hand the keyboard to the devices."""
-        self._devices.focus()
+        self._hand_keyboard(self._devices)
+
+    def _hand_keyboard(self, panel: Widget) -> None:
+        """Have the next key go there: it may have come with this one, and `focus` would be too late for it."""
+        self.screen.set_focus(panel)
+        self._keyboard_is_at(panel)
+
+    def _keyboard_is_at(self, panel: Widget) -> None:
+        if panel in (self._devices, self._jobs):
+            self._acting = panel
+            self._show_detail()
 
     # --- drawing ---
 
@@ -209,9 +219,7 @@ class Board(Container):
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Remember which table keys act on."""
-        if event.widget in (self._devices, self._jobs):
-            self._acting = event.widget
-            self._show_detail()
+        self._keyboard_is_at(event.widget)
 
     def on_table_selected(self, message: Table.Selected) -> None:
         """Tell of another device."""

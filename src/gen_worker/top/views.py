@@ -163,7 +163,7 @@ class LogPage(Page):
     def compose(self) -> ComposeResult:
         """Show the lines, and a place to type what is searched."""
         yield from super().compose()
-        yield Input(placeholder="search", compact=True)
+        yield Input(placeholder="search", compact=True, select_on_focus=False)
 
     def begin(self) -> None:
         """Begin to follow."""
@@ -186,7 +186,7 @@ class LogPage(Page):
         """Ask what to search."""
         box = self.query_one(Input)
         box.display = True
-        box.focus()
+        self.set_focus(box)  # at once: what was typed with this key goes there
 
     def action_back(self) -> None:
         """End the search, or the page."""
@@ -196,7 +196,7 @@ class LogPage(Page):
             return
         box.value = ""
         box.display = False
-        self.query_one(Lines).focus()
+        self.set_focus(self.query_one(Lines))
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search while it is typed."""
@@ -206,7 +206,7 @@ class LogPage(Page):
     def on_input_submitted(self, _event: Input.Submitted) -> None:
         """Keep what is searched, and let the lines scroll."""
         self.query_one(Input).display = False
-        self.query_one(Lines).focus()
+        self.set_focus(self.query_one(Lines))
 
 
 def _described(line: log_files.Line | str) -> list[Line]:
