@@ -196,7 +196,7 @@ class Child:
         self._executor = Executor(specs, partial(self._open_models, boot))
         self._executor.hand_over = self._hand_over
         self._engines = self._executor.instances.engines
-        self._engine_deaths = threading.Lock()  # one that is told of is known here
+        self._engine_deaths = threading.Lock()  # of one that is told of all is known here, and its jobs are told to end
         self._engines.report = self._channel.send
         self._engines.on_death = self._engine_died
         self._beat_s = boot.beat_s
@@ -444,7 +444,7 @@ class Child:
         with self._engine_deaths:
             self._channel.send(Unloaded(instance, death, list(printed)))  # first: jobs that are given back go elsewhere
             self._engines.dead.add(instance)
-        self._jobs.lose(instance)
+            self._jobs.lose(instance)
         self._hand_over(partial(self._clear, instance))
 
     def _clear(self, instance: str) -> None:
