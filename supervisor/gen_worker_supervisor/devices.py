@@ -23,6 +23,15 @@ _NO_GPU = ("", "-1", "none", "void", "NoDevFiles")  # of either variable: CUDA's
 class DeviceError(ValueError):
     """The devices asked for are not to be had; the text says which there are."""
 
+    hint = ""
+    """What to do about it, where that is not to ask for others."""
+
+
+class DriverError(DeviceError):
+    """The driver does not say what there is."""
+
+    hint = "`gen-worker doctor` looks at the driver; CPU slots, as `cpu:1`, need none"
+
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
@@ -46,8 +55,7 @@ def list_gpus(limit_s: float = LIMIT_S) -> Gpus:
     try:
         return answer.result(limit_s)
     except TimeoutError:
-        reason = f"the NVIDIA driver has not said for {limit_s:g} s which GPUs there are: `nvidia-smi` may hang, too"
-        raise DeviceError(reason) from None
+        raise DriverError(f"the NVIDIA driver has not said for {limit_s:g} s which GPUs there are") from None
 
 
 def _answer(answer: "Future[Gpus]") -> None:
@@ -65,13 +73,13 @@ def _listed_by_driver() -> Gpus:
     except pynvml.NVMLError as error:
         if error.value in (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED):
             return Gpus([], [])
-        raise DeviceError(f"the NVIDIA driver does not say which GPUs there are: {_told(error)}") from None
+        raise DriverError(f"the NVIDIA driver does not say which GPUs there are: {_told(error)}") from None
     found = Gpus([], [], {})
     try:
         for index in range(pynvml.nvmlDeviceGetCount()):
             _measure(pynvml, index, found)
     except pynvml.NVMLError as error:
-        raise DeviceError(f"the NVIDIA driver does not say which GPUs there are: {_told(error)}") from None
+        raise DriverError(f"the NVIDIA driver does not say which GPUs there are: {_told(error)}") from None
     finally:
         pynvml.nvmlShutdown()
     return found
@@ -94,7 +102,7 @@ def _measure(nvml: Any, index: int, found: Gpus) -> None:
         ]
     except nvml.NVMLError as error:
         if error.value not in lost_codes(nvml):
-            raise DeviceError(f"GPU {index} cannot be measured: {_told(error)}") from None
+            raise DriverError(f"GPU {index} cannot be measured: {_told(error)}") from None
         found.hidden[name] = f"the driver says: {_told(error)}"
         found.notices.append(f"GPU {index} is left out: the driver says: {_told(error)}")
         return

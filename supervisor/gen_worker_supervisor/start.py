@@ -99,7 +99,7 @@ def own_devices(
     except devices.DeviceError as error:
         locks.close()
         takes = "`auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs, as `0,1`; `0+1` is a group"
-        raise StartError(str(error), f"`{option}` takes {takes}") from None
+        raise StartError(str(error), error.hint or f"`{option}` takes {takes}") from None
     except BaseException:
         locks.close()
         raise

@@ -242,6 +242,13 @@ def test_a_start_that_a_hung_driver_holds_up_can_be_ended(world: World, tmp_path
     process.wait(5)
 
 
+def test_a_driver_that_fails_at_the_start_is_named_with_what_tells_more(world: World, tmp_path: Path) -> None:
+    there = world(1)
+    there.gpus[0].error = 999
+    told = refused(tmp_path / "failing", there)
+    assert "error: GPU 0 cannot be measured: unknown error\nhint: `gen-worker doctor` looks at the driver" in told
+
+
 def test_of_a_gpu_whose_driver_hangs_nothing_is_told_that_was_true_before_and_the_others_are_read_on(
     serve: Serve, world: World
 ) -> None:
