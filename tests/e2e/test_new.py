@@ -47,6 +47,19 @@ def test_the_commands_of_a_made_readme_work(tmp_path: Path) -> None:
     assert "hello hello Ada" in tool(project, "gen_worker.cli", *words)
 
 
+@pytest.mark.needs("torch", "diffusers", "PIL")
+@pytest.mark.timeout(300)  # two processes import torch
+def test_a_made_model_runs_without_a_network_as_its_readme_says(tmp_path: Path) -> None:
+    new(tmp_path, "my-painter", "--kind", "model")
+    project = tmp_path / "my-painter"
+    (line,) = [line for line in (project / "README.md").read_text().splitlines() if "testing.hub" in line]
+    own = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "TENSORHUB_CACHE_DIR": str(tmp_path / "models")}
+    env = environment(tmp_path) | own
+    done = subprocess.run(line.strip(), shell=True, cwd=project, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert '"image/webp"' in done.stdout
+
+
 def test_the_dockerfile_of_a_made_project_is_the_one_of_every_endpoint() -> None:
     def steps(text: str) -> str:
         return text[text.index("ARG BASE_IMAGE") :]

@@ -23,16 +23,24 @@ _FILES = {
     "src/@package@/main.py": "@kind@.main",
     "tests/test_main.py": "@kind@.test",
 }
+_STAND_IN = """
+The first run downloads the model, several gigabytes. Without a GPU or a network a tiny one with random
+weights stands for it:
+
+    python -m gen_worker.testing.hub --tiny sdxl:fp16=stabilityai/sdxl-turbo -- gen-worker run "a cat in the snow"
+"""
 _WORDS = {
     "plain": {
         "gen_worker": "gen-worker",
         "example": "--method greet Ada times=2",
         "invoked": "greet Ada",
+        "stand_in": "",
     },
     "model": {
         "gen_worker": "gen-worker[torch,images]",
         "example": '"a cat in the snow"',
         "invoked": 'paint "a cat in the snow"',
+        "stand_in": _STAND_IN,
     },
 }
 _TAKEN = frozenset(("gen_worker", "gen_worker_supervisor", "gen_worker_child", "test", "tests", "src"))
