@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -426,8 +427,14 @@ def test_a_training_that_is_stopped_before_it_begins_is_not_complete(
             return False
 
         until(reads, what="a worker that reads its job spec")
+        until(partial(sleeps, worker.pid), what="one that waits for what stands there")
         worker.send_signal(number)
         assert training.end(worker) == code, training.said
+
+
+def sleeps(pid: int) -> bool:
+    """Whether a process waits in the kernel: there a signal wakes it, just before it may be noticed only afterwards."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def goes_on_elsewhere(folder: Path, kept: StoredFile, final: Path, dataset: dict[str, Any]) -> None:
