@@ -16,6 +16,9 @@ PROTO_TOOLS := grpcio-tools==1.80.*
 PB := src/gen_worker/pb
 PROTO_DIR ?= $(PB)
 
+# What Python compiles is kept, whatever the shell says: else each process that collects the tests compiles them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-repeat explore chaos soak check bench docs pictures proto clean
 

@@ -15,7 +15,7 @@ from gen_worker.client import Client
 from gen_worker.testing import LoopbackHub
 
 GEN_WORKER = Path(sys.executable).with_name("gen-worker")
-READY_S = 60.0
+READY_S = 150.0  # torch and diffusers are imported from a cold disk, beside other tests
 STOP_S = 20.0
 
 
@@ -89,7 +89,7 @@ class Server:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=READY_S,
             check=False,
         )
 
@@ -124,7 +124,7 @@ make_tiny("sdxl", sdxl)
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder of tiny models: `sd15`, in fp32 and bf16, and `sdxl`, in bf16."""
     folder = tmp_path_factory.mktemp("tiny-models")
-    subprocess.run([sys.executable, "-c", MAKE_TINY, str(folder)], check=True, timeout=100, capture_output=True)
+    subprocess.run([sys.executable, "-c", MAKE_TINY, str(folder)], check=True, timeout=READY_S, capture_output=True)
     return folder
 
 

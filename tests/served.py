@@ -19,6 +19,7 @@ from gen_worker.wire.status import DeviceStatus, JobStatus, Status
 GEN_WORKER = [str(Path(sys.executable).with_name("gen-worker"))]
 ENDPOINTS = Path(__file__).parent / "endpoints"
 PATIENCE_S = 20.0
+STARTING_S = 100.0  # for a server whose endpoint imports torch and diffusers from a cold disk, beside other tests
 
 Serve = Callable[..., "Server"]
 Found = TypeVar("Found")
@@ -234,9 +235,13 @@ class Server:
         """Return a job that has not ended."""
         return next((job for job in self.status().jobs if job.id == request_id), None)
 
+    def idle(self) -> bool:
+        """Whether every child has nothing to do."""
+        return all(device.state == "idle" for device in self.status().gpus)
+
     def until_idle(self) -> None:
         """Wait until every child has nothing to do."""
-        until(lambda: all(device.state == "idle" for device in self.status().gpus), what="every child being idle")
+        until(self.idle, what="every child being idle")
 
     def events(self) -> list[str]:
         """Return the messages of its recent events."""
@@ -367,9 +372,9 @@ def serving(folder: Path, *arguments: str, **options: Any) -> Iterator[Server]:
     listen, token = options.get("listen"), options.get("token")
     server = Server(launch(folder, *arguments, **options), folder, listen=listen, token=token)
     try:
-        until(lambda: server.sidecar.exists() or server.process.poll() is not None, what="the sidecar")
+        until(lambda: server.sidecar.exists() or server.process.poll() is not None, STARTING_S, what="the sidecar")
         assert server.process.poll() is None, server.log()
-        server.until_idle()
+        until(server.idle, STARTING_S, what="every child being idle")
         yield server
     finally:
         server.close()

@@ -31,6 +31,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.ports import documented_ports
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MEASURED = ROOT / "docs" / "benchmarks.md"  # its commands take minutes, and have tests of their own
@@ -42,6 +44,7 @@ _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*?))? -->\n\Z")
 _USES = re.compile(r"<!-- uses: (\S+) -->")
 _NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 _ID = r"invoke-[0-9a-f]{8}|\d{8}-\d{6}-[a-z0-9]+-[0-9a-f]{4}|127\.0\.0\.1:[1-9]\d*"
+_PORT = re.compile(r"\b(?:808\d|18081)\b|gen-worker orchestrator")
 _LOOSE = re.compile(rf"\n\.\.\.(?=\n|\Z)|\.\.\.|{_ID}|\d+(?:\.\d+)?(?= ?(?:s|ms|KiB|MiB|GiB)\b)|\d{{4,}}|[ ]+")
 
 
@@ -143,7 +146,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
         assert not strict or done.returncode == 0, done.stdout
@@ -237,6 +240,8 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != MEASURED], ids=name_of)
 def test_what_a_page_shows_happens(page: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
+        if _PORT.search(page.read_text()):
+            stack.enter_context(documented_ports())
         reader = Reader(tmp_path, stack)
         for used in _USES.findall(page.read_text()):
             for block in blocks_of(page.parent / used):

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.ports import documented_ports
 from tests.served import GEN_WORKER, alive, until
 
 pytestmark = pytest.mark.process
@@ -418,6 +419,7 @@ def test_with_tls_and_tokens_only_those_get_in_who_show_one(project: Path, tmp_p
         assert made.stdout.count(".") == 2
 
 
+@pytest.mark.timeout(300)  # torch and diffusers are imported from a cold disk
 @pytest.mark.needs("torch", "diffusers", "transformers", "PIL")
 def test_the_quickstart_of_the_readme_ends_with_a_picture(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
@@ -431,14 +433,15 @@ def test_the_quickstart_of_the_readme_ends_with_a_picture(tmp_path: Path) -> Non
     }
     serving = serving.replace("orchestrator", f"orchestrator --state {tmp_path}/state", 1)
     asking = asking.replace("cat.png", f"{tmp_path}/cat.png")
-    with (tmp_path / "log").open("wb") as log:
-        platform = subprocess.Popen(
-            serving.split(), cwd=ROOT, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-    try:
-        until(lambda: "\nready\n" in (tmp_path / "log").read_text(), 60, what="ready")
-        subprocess.run(["bash", "-c", asking], cwd=ROOT, check=True, capture_output=True, timeout=60)
-        assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
-    finally:
-        platform.terminate()
-        platform.wait(40)
+    with documented_ports():
+        with (tmp_path / "log").open("wb") as log:
+            platform = subprocess.Popen(
+                serving.split(), cwd=ROOT, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            until(lambda: "\nready\n" in (tmp_path / "log").read_text(), 100, what="ready")
+            subprocess.run(["bash", "-c", asking], cwd=ROOT, check=True, capture_output=True, timeout=100)
+            assert (tmp_path / "cat.png").read_bytes().startswith(b"\x89PNG")
+        finally:
+            platform.terminate()
+            platform.wait(40)

@@ -135,7 +135,7 @@ def run(*arguments: str, cwd: Path, hub: LoopbackHub | None, **more: str) -> sub
         env=environment(cwd, hub, **more),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         stdin=subprocess.DEVNULL,
     )
 

@@ -21,7 +21,7 @@ raise SystemExit(7)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*HUB, *arguments], capture_output=True, text=True, timeout=100)
+    return subprocess.run([*HUB, *arguments], capture_output=True, text=True, timeout=200)
 
 
 def test_a_command_finds_the_hub_in_its_environment_and_its_status_is_the_status(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ sys.modules.update(dict.fromkeys(("torch", "transformers", "diffusers")))  # as 
 from gen_worker.testing.hub import main
 sys.exit(main(["--tiny", "sdxl=acme/it"]))
 """
-    done = subprocess.run([sys.executable, "-c", absent], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", absent], capture_output=True, text=True, timeout=150)
     assert (done.returncode, done.stderr) == (
         2,
         "error: a tiny model needs `torch`, `transformers`, `diffusers`, not installed\n"
@@ -87,7 +87,7 @@ for name, seed in (("one", 1), ("two", 1), ("other", 2)):
     make_tiny("flux", Path({str(tmp_path)!r}, name), seed=seed, shards=3)
 assert torch.equal(before, torch.random.get_rng_state())
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
     weights = {
         name: {file.name: file.read_bytes() for file in (tmp_path / name / "transformer").glob("*.safetensors")}
         for name in ("one", "two", "other")

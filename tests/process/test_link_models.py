@@ -14,6 +14,7 @@ import pytest
 from tests.scripted.blobs import Blobs
 from tests.scripted.entrypoint import Driven, driven
 from tests.scripted.orchestrator import FATAL, INVALID, OK, RETRYABLE
+from tests.served import until
 
 pytestmark = [pytest.mark.process, pytest.mark.needs("grpc_tools")]
 
@@ -163,7 +164,7 @@ def test_a_model_is_loaded_refused_to_be_unloaded_while_it_is_used_and_unloaded(
     snapshot = shared.described("loaded")
     shared.operate(LOAD, "acme/first", snapshot)
     shared.event("acme/first", IN_RAM)
-    assert "first" in shared.available()
+    until(lambda: "first" in shared.available(), what="the function being available")
     gate = tmp_path / "gate"
     running = shared.driven.connection.run("first", {"wait_for": str(gate)})
     running.accepted()

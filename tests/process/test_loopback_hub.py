@@ -83,7 +83,7 @@ def in_fresh_process(hub: LoopbackHub, folder: Path, program: str, token: str = 
     env = {**os.environ, **hub.variables(), "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     env |= {"HF_TOKEN": token} if token else {}
     command = [sys.executable, "-c", f"import json\n{program}"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -79,7 +79,7 @@ print(json.dumps(told))
 @pytest.mark.process
 @pytest.mark.needs("torch", "transformers")
 def test_a_models_text_streams_stops_when_cancelled_and_fails_aloud(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert all(told.values()), told

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import grpc
 
 from tests.scripted.orchestrator import PATIENCE_S, Asked, Connection, ScriptedOrchestrator
-from tests.served import descriptors
+from tests.served import STARTING_S, descriptors
 
 ENDPOINT = Path(__file__).with_name("endpoint")
 PROJECT = '[project]\nname = "wired"\nversion = "0"\n\n[tool.gen_worker]\nmain = "wired"\n'
@@ -237,19 +237,19 @@ def driven(
         yield made
 
 
-def until_state(connection: Connection, condition: Callable[[Any], bool], what: str) -> Any:
+def until_state(connection: Connection, condition: Callable[[Any], bool], what: str, within: float = PATIENCE_S) -> Any:
     """Wait until a condition holds for what the worker said last of its state, and return that."""
 
     def state() -> Any:
         states = [connection.hello.state, *(each.message for each in connection.told("state_delta"))]
         return states[-1] if condition(states[-1]) else None
 
-    return connection.orchestrator.until(state, PATIENCE_S, f"not {what}")
+    return connection.orchestrator.until(state, within, f"not {what}")
 
 
 def until_ready(connection: Connection) -> None:
     """Wait until the worker says that it is ready, in its Hello or later."""
-    until_state(connection, lambda state: state.phase == READY and not state.loading_functions, "ready")
+    until_state(connection, lambda state: state.phase == READY and not state.loading_functions, "ready", STARTING_S)
 
 
 def until_draining(connection: Connection) -> None:

@@ -24,7 +24,7 @@ make_tiny("text", Path(sys.argv[1]))
 
 @pytest.fixture
 def chat_hub(tmp_path: Path) -> Iterator[LoopbackHub]:
-    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path / "chat")], check=True, timeout=60, capture_output=True)
+    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path / "chat")], check=True, timeout=150, capture_output=True)
     with LoopbackHub() as hub:
         hub.add_repo("acme/tiny-chat", tmp_path / "chat")
         yield hub

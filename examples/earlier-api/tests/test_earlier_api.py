@@ -54,5 +54,5 @@ def test_run_gives_the_same_as_a_server(hub: LoopbackHub, tmp_path: Path) -> Non
     places = {"TENSORHUB_CACHE_DIR": str(tmp_path), "GEN_WORKER_LOCAL_OUTPUT_DIR": str(tmp_path / "outputs")}
     command: list[str | Path] = [Path(sys.executable).with_name("gen-worker"), "run", "--method", "read", "model=notes"]
     environment = {**os.environ, **with_notes(hub).variables(), **places}
-    ran = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert values(ran) == [{"model": "cozy:acme/notes:latest", "text": "buy milk"}]

@@ -55,7 +55,7 @@ def test_run_needs_no_network_the_second_time(hub: LoopbackHub, tmp_path: Path) 
             env={**os.environ, **hub.variables(), **places},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
         )
 
     missing = run("--offline")
