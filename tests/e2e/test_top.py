@@ -29,7 +29,8 @@ def restored(screen: Emulator) -> bool:
 def test_a_hung_child_is_shown_with_its_class_its_stack_and_ended_by_a_key(tmp_path: Path) -> None:
     with serving(tmp_path, module="hanging", devices="cpu:2") as server:
         top = [*GEN_WORKER, "top", "--socket", str(server.control)]
-        with emulator(tmp_path, *top, env=environment(tmp_path)) as screen:
+        elsewhere = {"GEN_WORKER_RUN_DIR": str(tmp_path / "elsewhere")}
+        with emulator(tmp_path, *top, env=environment(tmp_path) | elsewhere) as screen:
             screen.until("Devices 2", "idle")
             job = server.client.submit("sleep-with-the-interpreter", request_id="stuck")
             began = time.monotonic()
@@ -49,6 +50,10 @@ def test_a_hung_child_is_shown_with_its_class_its_stack_and_ended_by_a_key(tmp_p
                 job.result(5.0)
             assert server.devices()["cpu:0"].restarts == 1
             assert server.devices()["cpu:1"].restarts == 0
+            screen.press("e")
+            screen.until("The last death of cpu:0", "gil_held")
+            screen.press("Escape")
+            screen.until("Devices 2")
 
             screen.resize(80, 24)
             shown = screen.until("1 Jobs 0+0", "cpu:0", "q Quit", gone=["╭─ Jobs"])
@@ -107,14 +112,31 @@ def test_a_terminal_may_be_the_shells_meanwhile_and_need_not_speak_utf_8(tmp_pat
         top = [*GEN_WORKER, "top", "--socket", str(server.control)]
         with emulator(tmp_path, *top, env=environment(tmp_path), columns=80, rows=24) as screen:
             screen.until("idle")
-            os.kill(screen.pid, signal.SIGTSTP)
+            screen.press("C-z")
             until(lambda: restored(screen), what="a terminal for the shell")
             os.kill(screen.pid, signal.SIGCONT)
             screen.until("idle", "DEVICE STATE", "1 Jobs 0+0", "q Quit")
 
-            screen.type(b"\xe4\xff")  # as a terminal that is not set to UTF-8 sends letters
-            screen.press("?")
+            screen.type(b"\xe4\xff?")  # as a terminal that is not set to UTF-8 sends letters
             screen.until("these keys")
+            screen.press("Escape")
+            screen.until("1 Jobs 0+0", gone=["these keys"])
+
+
+def test_a_program_that_somebody_has_stopped_and_let_go_on_draws_and_ends_as_before(tmp_path: Path) -> None:
+    with serving(tmp_path, module="hanging", devices="cpu:1") as server:
+        top = [*GEN_WORKER, "top", "--socket", str(server.control)]
+        with emulator(tmp_path, *top, env=environment(tmp_path), columns=80, rows=24) as screen:
+            screen.until("idle")
+            threads = Path(f"/proc/{screen.pid}/task")
+            before = len(list(threads.iterdir()))
+            for number in (signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT):
+                os.kill(screen.pid, number)
+            screen.until("idle", "q Quit")
+            until(lambda: len(list(threads.iterdir())) == before, what="one thread for the keys")
+            os.kill(screen.pid, signal.SIGTERM)
+            assert screen.ended() == 143
+            assert restored(screen)
 
 
 def test_a_locale_that_knows_no_lines_and_marks_does_not_spoil_the_screen(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from io import TextIOWrapper
+from pathlib import Path
 
 import click
 
@@ -12,6 +13,7 @@ from gen_worker.cli.numbers import Amount, Count
 from gen_worker.cli.ps import show
 from gen_worker.cli.readers import while_somebody_reads
 from gen_worker.cli.supervisors import connected, socket_option
+from gen_worker.rundir import CONTROL
 from gen_worker.settings import Settings
 
 _HELP = """Watch a supervisor's devices, jobs, downloads and events, and act on them.
@@ -83,9 +85,15 @@ def _draw(interval_s: float, readonly: bool, socket_: str | None) -> int:
             from gen_worker.top.app import Top
 
             _speak_utf_8()
-            top = Top(feed, Settings.load().run_dir, readonly=readonly)
+            top = Top(feed, _run_dir(socket_), readonly=readonly)
             top.run()
             return top.return_code or OK
+
+
+def _run_dir(socket_: str | None) -> Path:
+    """Return the run directory of the supervisor that is looked at: it need not be the one of this user."""
+    control = Path(socket_ or "")
+    return control.parent.parent if control.name == CONTROL else Settings.load().run_dir
 
 
 def _speak_utf_8() -> None:

@@ -4,6 +4,7 @@ Nothing here waits for the supervisor: what does is in threads, and comes back a
 """
 
 import asyncio
+import os
 import signal
 import time
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from textual import events
+from textual._xterm_parser import XTermParser
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -40,15 +42,43 @@ _POSTMORTEMS = 64  # the latest ones, in which a device's last is looked for
 
 
 class Terminal(LinuxDriver):
-    """The terminal; what comes from its keyboard and is no UTF-8 is no key."""
+    """The terminal; what comes from its keyboard and is no UTF-8 is no key. It may be the shell's meanwhile."""
+
+    _ours = False
+
+    def start_application_mode(self) -> None:
+        """Take the terminal; and have the loop take the signals, which may else come while it holds what they need."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTSTP, self._leave)
+        loop.add_signal_handler(signal.SIGCONT, self._come_back)
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+        self._ours = True
+
+    def suspend_application_mode(self) -> None:
+        """Hand the terminal to the shell."""
+        super().suspend_application_mode()
+        self._ours = False
+
+    def _leave(self) -> None:
+        """Hand the terminal to the shell, and stop."""
+        self.suspend_application_mode()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _come_back(self) -> None:
+        """Take the terminal again; it is still ours where it was a SIGSTOP, or nothing, that stopped us."""
+        if self._ours:
+            self.suspend_application_mode()
+        self._must_signal_resume = True
+        self.resume_application_mode()
 
     def run_input_thread(self) -> None:
         """Read keys until the end, which such bytes are not."""
         while True:
             try:
                 return super().run_input_thread()
-            except UnicodeDecodeError:
-                continue  # what came with them is lost, too
+            except UnicodeDecodeError as error:
+                for event in XTermParser().feed(error.object.decode(errors="ignore")):
+                    self.process_message(event)
 
 
 class Top(App[None]):
@@ -56,7 +86,10 @@ class Top(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     CSS = "Toast { padding: 0 1; margin-top: 0; width: auto; max-width: 60; }"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c", "interrupt", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
+    ]
 
     def __init__(self, feed: Feed, run_dir: Path, *, readonly: bool = False) -> None:
         super().__init__(Terminal)
