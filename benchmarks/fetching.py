@@ -20,10 +20,10 @@ from gen_worker.fetch.config import FetchConfig
 from gen_worker.models.wanted import Wanted
 from gen_worker.wire.channel import close_all
 from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, FetchReport
-from gen_worker_supervisor.fetching import FetcherProcess
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.files.fetching import FetcherProcess
+from gen_worker_supervisor.logs.log import Log
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.poller import Poller
 
 SHOWS = "fetching: the supervisor's loop while its fetcher brings a model over the loopback"
 FLOOR = "the same loop with nothing to do"

@@ -21,9 +21,9 @@ from gen_worker.fetch.cancel import Cancel
 from gen_worker.fetch.holding import hold
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
-from gen_worker_supervisor.host_memory import HostMemory
-from gen_worker_supervisor.keeping import Keeper
-from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.memory.host_memory import HostMemory
+from gen_worker_supervisor.memory.keeping import Keeper
+from gen_worker_supervisor.processes.reaper import Reaper
 
 SHOWS = "loading: how soon weights are where they are used"
 ROUNDS = 3  # of 2 GB each

@@ -29,7 +29,8 @@ from gen_worker.models.errors import RETRYABLE
 from gen_worker.settings import CONTAINER, LOCAL, MODELS, Settings, Variable
 from gen_worker.wire import control, hangs, messages, status
 from gen_worker.wire.status import Status
-from gen_worker_supervisor import fates, ladder, phases, steps, tally, verdicts
+from gen_worker_supervisor.core import fates, ladder, phases, steps, verdicts
+from gen_worker_supervisor.history import tally
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "gen_worker"

@@ -34,10 +34,10 @@ from gen_worker.wire.fetching import (
     HoldFailed,
     Noted,
 )
-from gen_worker_supervisor.fetching import FetcherProcess
-from gen_worker_supervisor.log import Log, Look
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.files.fetching import FetcherProcess
+from gen_worker_supervisor.logs.log import Log, Look
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.poller import Poller
 
 PATIENCE_S = 20.0
 QUICK = Patience(tries=5, first_delay_s=0.01, longest_delay_s=0.05, longest_retry_after_s=0.1, quiet_s=2.0)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gen_worker_supervisor.host_memory import HostMemory, free_bytes_now
-from gen_worker_supervisor.keeping import Keeper
-from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.memory.host_memory import HostMemory, free_bytes_now
+from gen_worker_supervisor.memory.keeping import Keeper
+from gen_worker_supervisor.processes.reaper import Reaper
 from tests.served import until
 
 

@@ -24,7 +24,7 @@ from gen_worker.wire.scheduler import (
 from gen_worker_supervisor.link.config import LinkConfig
 from gen_worker_supervisor.link.connection import Pace
 from gen_worker_supervisor.link.stream import Link
-from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.logs.log import Log
 
 PATIENCE_S = 10.0
 PACE = Pace()

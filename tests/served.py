@@ -358,7 +358,7 @@ _WITH_LIMITS = """
 import json, os, sys
 from gen_worker.settings import Settings
 from gen_worker.wire.address import parse_address
-from gen_worker_supervisor.line_socket import Limits
+from gen_worker_supervisor.sockets.line_socket import Limits
 from gen_worker_supervisor.serve import Options, serve
 module, path, devices, address, limits = sys.argv[1:]
 options = Options(module=module, paths=[path], devices=devices, address=parse_address(address))

@@ -16,7 +16,7 @@ from gen_worker.fetch.uploading.uploader import Uploader
 from gen_worker.testing import LoopbackStore
 from gen_worker.wire.fetching import Destination, FetchReport, Upload, Uploaded, UploadFailed, Uploading
 from gen_worker.wire.messages import Stored
-from gen_worker_supervisor.uploads import Uploads
+from gen_worker_supervisor.files.uploads import Uploads
 from tests.fetchers import Supervisor, config_for
 
 REF = "outputs/r-1/film.bin"

@@ -11,10 +11,10 @@ import msgspec
 
 from gen_worker.environment import author_environment
 from gen_worker.wire.survey import Look
-from gen_worker_supervisor.companion import Companion, spawned
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.logs.log import Log
+from gen_worker_supervisor.processes.companion import Companion, spawned
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.poller import Poller
 
 SOURCE = "reload"
 _READ_BYTES = 1 << 16

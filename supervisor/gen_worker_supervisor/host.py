@@ -30,42 +30,42 @@ from gen_worker.wire.channel import close_all
 from gen_worker.wire.fetching import FetchReport, Keep, PlatformAnswered, TokenRenewed
 from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
-from gen_worker_supervisor import predecessors
-from gen_worker_supervisor.blame import Blame
-from gen_worker_supervisor.catalog import Catalog
+from gen_worker_supervisor.clients.control import STALLED_S, ControlServer
+from gen_worker_supervisor.clients.verbs import Verbs
 from gen_worker_supervisor.code_watch import CodeWatch
-from gen_worker_supervisor.control import STALLED_S, ControlServer
-from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.fetching import FetcherProcess
-from gen_worker_supervisor.gpu_watch import GpuWatch
-from gen_worker_supervisor.guard import default_reserve, doubts, needed_bytes
-from gen_worker_supervisor.happenings import DeviceFault, GpusRead, MemoryRead
-from gen_worker_supervisor.host_facts import Disk, HostWatch
-from gen_worker_supervisor.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
+from gen_worker_supervisor.core.blame import Blame
+from gen_worker_supervisor.core.catalog import Catalog
+from gen_worker_supervisor.core.evidence import MemoryReading
+from gen_worker_supervisor.core.guard import default_reserve, doubts, needed_bytes
+from gen_worker_supervisor.core.happenings import DeviceFault, GpusRead, MemoryRead
+from gen_worker_supervisor.core.state import Device, Fleet, Function, Recycling
+from gen_worker_supervisor.devices.gpu_watch import GpuWatch
+from gen_worker_supervisor.files.fetching import FetcherProcess
+from gen_worker_supervisor.files.inputs import Inputs
+from gen_worker_supervisor.files.platform import PlatformCalls
+from gen_worker_supervisor.files.saving import Saver
+from gen_worker_supervisor.files.storing import Storing
+from gen_worker_supervisor.files.uploads import Uploads
+from gen_worker_supervisor.history.postmortems import Graveyard
+from gen_worker_supervisor.history.records import Records
+from gen_worker_supervisor.history.spans import Spans, is_wanted, missing
 from gen_worker_supervisor.http_front import HttpFront, HttpPort
-from gen_worker_supervisor.inputs import Inputs
-from gen_worker_supervisor.keeping import Keeper
-from gen_worker_supervisor.log import Log, Look
-from gen_worker_supervisor.log_files import LineFiles
-from gen_worker_supervisor.memory import ended_together, tightest
-from gen_worker_supervisor.memory_watch import MemoryWatch
-from gen_worker_supervisor.platform import PlatformCalls
-from gen_worker_supervisor.poller import LINGER_S, Poller
-from gen_worker_supervisor.postmortems import Graveyard
-from gen_worker_supervisor.readiness import ReadyFile, is_ready
-from gen_worker_supervisor.reaper import Reaper, become_subreaper
-from gen_worker_supervisor.records import Records
-from gen_worker_supervisor.report import Reporter
-from gen_worker_supervisor.rounds import Rounds
-from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.sockets import ListenError, SocketInUseError, bind_unix
-from gen_worker_supervisor.spans import Spans, is_wanted, missing
+from gen_worker_supervisor.logs.log import Log, Look
+from gen_worker_supervisor.logs.log_files import LineFiles
+from gen_worker_supervisor.loop.rounds import Rounds
+from gen_worker_supervisor.memory.host_memory import FOLDER, LAST_BYTES, HostMemory, default_budget
+from gen_worker_supervisor.memory.keeping import Keeper
+from gen_worker_supervisor.memory.usage import ended_together, tightest
+from gen_worker_supervisor.memory.watch import MemoryWatch
+from gen_worker_supervisor.processes import predecessors
+from gen_worker_supervisor.processes.reaper import Reaper, become_subreaper
+from gen_worker_supervisor.sockets.listening import ListenError, SocketInUseError, bind_unix
+from gen_worker_supervisor.sockets.poller import LINGER_S, Poller
 from gen_worker_supervisor.start import StartError
-from gen_worker_supervisor.state import Device, Fleet, Function, Recycling
-from gen_worker_supervisor.storing import Storing
+from gen_worker_supervisor.status.host_facts import Disk, HostWatch
+from gen_worker_supervisor.status.readiness import ReadyFile, is_ready
+from gen_worker_supervisor.status.report import Reporter
 from gen_worker_supervisor.supervisor import Supervisor
-from gen_worker_supervisor.uploads import Uploads
-from gen_worker_supervisor.verbs import Verbs
 from gen_worker_supervisor.watching import Watching
 
 READY_LOOK_S = 0.5  # whether the ready file says what is

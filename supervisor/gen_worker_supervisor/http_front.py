@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from gen_worker.extras import installed_by
 from gen_worker.wire.address import TcpAddress
-from gen_worker_supervisor.companion import Companion, spawned
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper
-from gen_worker_supervisor.sockets import ListenError, bind_tcp
+from gen_worker_supervisor.logs.log import Log
+from gen_worker_supervisor.processes.companion import Companion, spawned
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.listening import ListenError, bind_tcp
+from gen_worker_supervisor.sockets.poller import Poller
 
 SOURCE = "http"
 NEEDED = ("starlette", "uvicorn", "prometheus_client")

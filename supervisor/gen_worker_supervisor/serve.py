@@ -21,20 +21,20 @@ from gen_worker.wire.messages import Producing
 from gen_worker.wire.survey import Look as CodeLook
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
+from gen_worker_supervisor.clients.ndjson import NdjsonServer
 from gen_worker_supervisor.code_watch import CodeWatch
-from gen_worker_supervisor.devices import group_hint
-from gen_worker_supervisor.gate import Gate
-from gen_worker_supervisor.happenings import CodeChanged
+from gen_worker_supervisor.core.happenings import CodeChanged
+from gen_worker_supervisor.core.state import holds, unheld
+from gen_worker_supervisor.devices.ownership import group_hint
 from gen_worker_supervisor.host import Host, HostPlan, reason_of
 from gen_worker_supervisor.http_front import HttpPort
 from gen_worker_supervisor.idle import IdleClock
-from gen_worker_supervisor.line_socket import Limits
-from gen_worker_supervisor.log import Log, Look, stderr_look
-from gen_worker_supervisor.ndjson import NdjsonServer
-from gen_worker_supervisor.sockets import Acceptor, OwnFile
+from gen_worker_supervisor.logs.log import Log, Look, stderr_look
+from gen_worker_supervisor.sockets.gate import Gate
+from gen_worker_supervisor.sockets.line_socket import Limits
+from gen_worker_supervisor.sockets.listening import Acceptor, OwnFile
+from gen_worker_supervisor.sockets.stdio import End, StandardStreams
 from gen_worker_supervisor.start import Listener, StartError
-from gen_worker_supervisor.state import holds, unheld
-from gen_worker_supervisor.stdio import End, StandardStreams
 
 PROTOCOL_VERSION = 1
 OK, FAILED = 0, 1

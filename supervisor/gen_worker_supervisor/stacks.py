@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple
 
 from gen_worker.wire.messages import Stack, Stacked
 from gen_worker.wire.page import Reading
-from gen_worker_supervisor.deaths import read_dump
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.proc import Threads, threads_of, waits_of
-from gen_worker_supervisor.process import ChildProcess
-from gen_worker_supervisor.state import Child, Device
+from gen_worker_supervisor.core.deaths import read_dump
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child, Device
+from gen_worker_supervisor.processes.proc import Threads, threads_of, waits_of
+from gen_worker_supervisor.processes.process import ChildProcess
 from gen_worker_supervisor.supervisor import Supervisor
 
 ANSWER_S = 0.3  # what a child has to answer by itself; measured: 1 to 10 ms

@@ -13,12 +13,14 @@ from gen_worker.discovery.errors import DiscoveryError
 from gen_worker.discovery.process import survey_of_module
 from gen_worker.wire.address import Address, TcpAddress, UnixAddress, parse_port
 from gen_worker.wire.survey import NoFunctionError, Survey
-from gen_worker_supervisor import cuda_probe, devices, http_front
-from gen_worker_supervisor.actions import Note
-from gen_worker_supervisor.gpu_lock import GpuLockError, GpuLocks, GpuTakenError
+from gen_worker_supervisor import http_front
+from gen_worker_supervisor.core.actions import Note
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.devices import cuda_probe
+from gen_worker_supervisor.devices import ownership as devices
+from gen_worker_supervisor.devices.gpu_lock import GpuLockError, GpuLocks, GpuTakenError
 from gen_worker_supervisor.http_front import HttpPort
-from gen_worker_supervisor.sockets import ListenError, OwnFile, bind_tcp, bind_unix
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.sockets.listening import ListenError, OwnFile, bind_tcp, bind_unix
 
 
 class StartError(Exception):

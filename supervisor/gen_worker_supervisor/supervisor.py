@@ -52,7 +52,7 @@ from gen_worker.wire.messages import Submit as SubmitFrame
 from gen_worker.wire.page import Reading
 from gen_worker.wire.regions import RegionError
 from gen_worker.wire.survey import Survey
-from gen_worker_supervisor.actions import (
+from gen_worker_supervisor.core.actions import (
     Action,
     Answer,
     Bury,
@@ -73,11 +73,11 @@ from gen_worker_supervisor.actions import (
     TakeCode,
     Tell,
 )
-from gen_worker_supervisor.bodies import InlinePayload, OutputBody, Payload
-from gen_worker_supervisor.decide import changes_nothing, decide
-from gen_worker_supervisor.drains import at_work
-from gen_worker_supervisor.fleet import apply, start
-from gen_worker_supervisor.happenings import (
+from gen_worker_supervisor.core.bodies import InlinePayload, OutputBody, Payload
+from gen_worker_supervisor.core.decide import changes_nothing, decide
+from gen_worker_supervisor.core.drains import at_work
+from gen_worker_supervisor.core.fleet import apply, start
+from gen_worker_supervisor.core.happenings import (
     Began,
     DeviceDrainAsked,
     Died,
@@ -95,28 +95,28 @@ from gen_worker_supervisor.happenings import (
     Vanished,
     Weighed,
 )
-from gen_worker_supervisor.inputs import Inputs
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.memory import family_bytes
-from gen_worker_supervisor.memory_watch import OomKills
-from gen_worker_supervisor.models import ModelSupply
-from gen_worker_supervisor.nursery import Nursery
-from gen_worker_supervisor.pinning import pinned_keys
-from gen_worker_supervisor.platform import PlatformCalls
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.postmortems import Graveyard
-from gen_worker_supervisor.process import ChildProcess
-from gen_worker_supervisor.pulse import Pulse
-from gen_worker_supervisor.reaper import Reaper
-from gen_worker_supervisor.records import Records, record_of
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.reports import MOST_SECONDS
-from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.spans import Spans
-from gen_worker_supervisor.state import Child, Client, Death, Device, Fleet, Function, Job, Outcome, unloaded
-from gen_worker_supervisor.storing import Storing
-from gen_worker_supervisor.tally import Tally
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.pinning import pinned_keys
+from gen_worker_supervisor.core.reports import MOST_SECONDS
+from gen_worker_supervisor.core.state import Child, Client, Death, Device, Fleet, Function, Job, Outcome, unloaded
+from gen_worker_supervisor.files.inputs import Inputs
+from gen_worker_supervisor.files.models import ModelSupply
+from gen_worker_supervisor.files.platform import PlatformCalls
+from gen_worker_supervisor.files.saving import Saver
+from gen_worker_supervisor.files.storing import Storing
+from gen_worker_supervisor.history.postmortems import Graveyard
+from gen_worker_supervisor.history.records import Records, record_of
+from gen_worker_supervisor.history.spans import Spans
+from gen_worker_supervisor.history.tally import Tally
+from gen_worker_supervisor.logs.log import Log
+from gen_worker_supervisor.logs.redaction import redacted
+from gen_worker_supervisor.loop.pulse import Pulse
+from gen_worker_supervisor.memory.usage import family_bytes
+from gen_worker_supervisor.memory.watch import OomKills
+from gen_worker_supervisor.processes.nursery import Nursery
+from gen_worker_supervisor.processes.process import ChildProcess
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.poller import Poller
 
 REMEMBERED_JOBS = 256
 INLINE_BESIDE_INPUTS = INLINE_LIMIT // 2  # of a payload whose frame also names files: 32 paths may take 30 KiB

@@ -30,13 +30,13 @@ from gen_worker.wire.messages import Call, Called, Event, Producing
 from gen_worker.wire.platform import PostJson, encoded
 from gen_worker.wire.survey import Survey, SurveyedFunction
 from gen_worker_supervisor import start
-from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.state import Device, Job, Outcome
 from gen_worker_supervisor.host import Host, HostPlan
 from gen_worker_supervisor.http_front import HttpPort
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.log import Look, stderr_look
+from gen_worker_supervisor.logs.log import Look, stderr_look
 from gen_worker_supervisor.start import StartError
-from gen_worker_supervisor.state import Device, Job, Outcome
 from gen_worker_supervisor.training_rules import Again, Ended, Record, Status, hint, judge
 
 MODULE, FUNCTION = "gen_worker.trainer.job", "train"

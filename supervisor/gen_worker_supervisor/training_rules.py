@@ -7,7 +7,7 @@ import re
 from typing import Literal, NamedTuple, TypeAlias
 
 from gen_worker.trainer.contracts import FAILURE_CATEGORIES
-from gen_worker_supervisor.state import Outcome
+from gen_worker_supervisor.core.state import Outcome
 
 DEATHS = 3  # in a row without a checkpoint between them
 RAISED = "FatalError: "  # what the child's error has before its category

@@ -12,14 +12,14 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import NamedTuple
 
-from gen_worker_supervisor.evidence import Evidence
-from gen_worker_supervisor.happenings import Watched
-from gen_worker_supervisor.naming import is_hung, loop_is_held, quiet_s, work_of
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.proc import Sight, Stat, Subject, processes
-from gen_worker_supervisor.process import ChildProcess
-from gen_worker_supervisor.rounds import Rounds
-from gen_worker_supervisor.state import Child
+from gen_worker_supervisor.core.evidence import Evidence
+from gen_worker_supervisor.core.happenings import Watched
+from gen_worker_supervisor.core.naming import is_hung, loop_is_held, quiet_s, work_of
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child
+from gen_worker_supervisor.loop.rounds import Rounds
+from gen_worker_supervisor.processes.proc import Sight, Stat, Subject, processes
+from gen_worker_supervisor.processes.process import ChildProcess
 from gen_worker_supervisor.supervisor import Supervisor
 
 EVERY_S = 1.0

@@ -18,7 +18,7 @@ from gen_worker.settings import Settings
 from gen_worker.wire.status import LinkStatus
 from gen_worker.wire.survey import Survey
 from gen_worker_supervisor import start
-from gen_worker_supervisor.actions import Note
+from gen_worker_supervisor.core.actions import Note
 from gen_worker_supervisor.earlier_link.dialing import Patience
 from gen_worker_supervisor.earlier_link.registration import host_of
 from gen_worker_supervisor.earlier_link.required import described_models
@@ -31,7 +31,7 @@ from gen_worker_supervisor.link.renewals import Renewals
 from gen_worker_supervisor.link.resources import resources
 from gen_worker_supervisor.link.stream import Link
 from gen_worker_supervisor.link.worker import Worker
-from gen_worker_supervisor.log import stderr_look
+from gen_worker_supervisor.logs.log import stderr_look
 
 OK, FAILED = 0, 1
 STOCK_S = 5.0  # for the fetcher to say what lies on the disk; a cache that takes longer is told of model by model

@@ -9,10 +9,10 @@ pytestmark = pytest.mark.process
 
 WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource
-from gen_worker_supervisor.companion import Companion, spawned
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper
+from gen_worker_supervisor.processes.companion import Companion, spawned
+from gen_worker_supervisor.logs.log import Log
+from gen_worker_supervisor.sockets.poller import Poller
+from gen_worker_supervisor.processes.reaper import Reaper
 
 async def main():
     loop, log = asyncio.get_running_loop(), Log()

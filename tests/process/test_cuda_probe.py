@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.cuda_probe import unusable
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.devices.cuda_probe import unusable
 from gen_worker_supervisor.start import StartError, without_unusable
-from gen_worker_supervisor.state import Device
 
 pytestmark = pytest.mark.process
 

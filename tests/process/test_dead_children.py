@@ -6,10 +6,10 @@ import weakref
 
 import pytest
 
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.process import ChildProcess
-from gen_worker_supervisor.reaper import Reaper
-from gen_worker_supervisor.state import Child, Death, Device
+from gen_worker_supervisor.core.state import Child, Death, Device
+from gen_worker_supervisor.processes.process import ChildProcess
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.poller import Poller
 
 pytestmark = pytest.mark.process
 

@@ -60,7 +60,7 @@ def test_nothing_of_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name / "__init__.py").write_text("raise SystemExit(7)")
     monkeypatch.chdir(tmp_path)
     assert program.module("gen_worker.doctor.gpu_probe", limit_s=10).code != 7
-    assert program.module("gen_worker_supervisor.cuda_probe", limit_s=10).code != 7
+    assert program.module("gen_worker_supervisor.devices.cuda_probe", limit_s=10).code != 7
 
 
 def test_the_kernel_of_this_host_does_what_supervisors_ask_of_it() -> None:

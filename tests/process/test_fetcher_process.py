@@ -18,7 +18,7 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.testing import LoopbackHub, Slow, Stall, Status
 from gen_worker.wire.channel import MAX_DESCRIPTORS
 from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching, Hold, Keep, Noted
-from gen_worker_supervisor.fetching import fetcher_environment
+from gen_worker_supervisor.files.fetching import fetcher_environment
 from tests.fetchers import Bare, Supervisor, config_for, contents, repository, size_of, supervising, visible
 from tests.served import alive, until
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.cuda_probe import unusable
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.devices.cuda_probe import unusable
 from tests.nvml.simulated import DOUBLE_BIT_ECC, GIB, GPU_IS_LOST, Simulated, World
 from tests.served import ENDPOINTS, GEN_WORKER, Serve, Server, alive, environment, launch, serving, text_of, until
 

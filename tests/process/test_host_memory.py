@@ -17,8 +17,8 @@ from gen_worker.fetch.holding import FILES_LIMIT, hold
 from gen_worker.models.errors import ModelError
 from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
-from gen_worker_supervisor.host_memory import HostMemory
-from gen_worker_supervisor.keeping import Keeper
+from gen_worker_supervisor.memory.host_memory import HostMemory
+from gen_worker_supervisor.memory.keeping import Keeper
 from tests.keeping import Kept, host_memory
 from tests.served import alive, descriptors, until
 

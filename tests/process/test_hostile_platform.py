@@ -38,7 +38,7 @@ from gen_worker.wire.scheduler import (
     TokenRefresh,
     WorkerPhase,
 )
-from gen_worker_supervisor.ring import RING_BYTES
+from gen_worker_supervisor.logs.ring import RING_BYTES
 from tests.orchestrated import worker
 from tests.scripted.entrypoint import Driven, driven
 from tests.scripted.orchestrator import OK

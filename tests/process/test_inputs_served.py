@@ -13,7 +13,7 @@ from gen_worker.scratch import PREFIX
 from gen_worker.testing.contents import Content
 from gen_worker.testing.faults import Faults, Stall
 from gen_worker.testing.origin import Answer, Origin, Request
-from gen_worker_supervisor.inputs import OF_ONE_ORIGIN
+from gen_worker_supervisor.files.inputs import OF_ONE_ORIGIN
 from tests.served import Serve, Server, until
 
 pytestmark = pytest.mark.process

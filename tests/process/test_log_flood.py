@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.log import DROPPED_EVERY_S, Log
+from gen_worker_supervisor.logs.log import DROPPED_EVERY_S, Log
 
 pytestmark = [pytest.mark.process, pytest.mark.quiet]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gen_worker_supervisor.memory import tightest
+from gen_worker_supervisor.memory.usage import tightest
 from tests.served import Serve, Server, alive, text_of, until
 
 pytestmark = pytest.mark.process

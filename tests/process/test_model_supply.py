@@ -11,13 +11,13 @@ from gen_worker.models.snapshot import Snapshot, SnapshotEntry
 from gen_worker.models.wanted import Wanted
 from gen_worker.wire.fetching import Fetch, Fetched, FetchFailed, Held, Hold, HoldFailed
 from gen_worker.wire.messages import SlotModel
-from gen_worker_supervisor.catalog import Model
-from gen_worker_supervisor.happenings import Happening
-from gen_worker_supervisor.host_memory import HostMemory
-from gen_worker_supervisor.keeping import Keeper
-from gen_worker_supervisor.log import Log, Look
-from gen_worker_supervisor.models import LISTED_FILES, ModelSupply
-from gen_worker_supervisor.phases import ModelState
+from gen_worker_supervisor.core.catalog import Model
+from gen_worker_supervisor.core.happenings import Happening
+from gen_worker_supervisor.core.phases import ModelState
+from gen_worker_supervisor.files.models import LISTED_FILES, ModelSupply
+from gen_worker_supervisor.logs.log import Log, Look
+from gen_worker_supervisor.memory.host_memory import HostMemory
+from gen_worker_supervisor.memory.keeping import Keeper
 from tests.fetchers import Supervisor, config_for
 from tests.keeping import host_memory
 from tests.served import alive

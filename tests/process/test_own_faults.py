@@ -9,15 +9,15 @@ import msgspec
 import pytest
 
 from gen_worker.wire.survey import Survey
-from gen_worker_supervisor.bodies import InlinePayload, OutputBody
-from gen_worker_supervisor.happenings import Died, EndAsked
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.log import Log, Look
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.poller import Poller
-from gen_worker_supervisor.reaper import Reaper
-from gen_worker_supervisor.saving import Saver
-from gen_worker_supervisor.state import Child, Device, Fleet, Job, Outcome
+from gen_worker_supervisor.core.bodies import InlinePayload, OutputBody
+from gen_worker_supervisor.core.happenings import Died, EndAsked
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import JobState, Phase
+from gen_worker_supervisor.core.state import Child, Device, Fleet, Job, Outcome
+from gen_worker_supervisor.files.saving import Saver
+from gen_worker_supervisor.logs.log import Log, Look
+from gen_worker_supervisor.processes.reaper import Reaper
+from gen_worker_supervisor.sockets.poller import Poller
 from gen_worker_supervisor.supervisor import Supervisor
 from tests.pure.host import KILLED, Caller, function
 

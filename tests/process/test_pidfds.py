@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gen_worker_supervisor.reaper import ends_within
+from gen_worker_supervisor.processes.reaper import ends_within
 
 pytestmark = pytest.mark.process
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gen_worker.postmortem import folder_in, names, read
-from gen_worker_supervisor.actions import Bury
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.postmortems import WAITING, Graveyard
-from gen_worker_supervisor.state import Child, Death, Device, Fleet
+from gen_worker_supervisor.core.actions import Bury
+from gen_worker_supervisor.core.state import Child, Death, Device, Fleet
+from gen_worker_supervisor.history.postmortems import WAITING, Graveyard
+from gen_worker_supervisor.logs.log import Log
 from tests.served import until
 
 pytestmark = pytest.mark.process

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.proc import Sight, Subject, processes, stat_of
+from gen_worker_supervisor.processes.proc import Sight, Subject, processes, stat_of
 from tests.served import until
 
 pytestmark = pytest.mark.process

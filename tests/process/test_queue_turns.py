@@ -7,7 +7,7 @@ import pytest
 
 from gen_worker.client import JobError
 from gen_worker.client.handle import MORE_AFTER_S
-from gen_worker_supervisor.control import STALLED_S
+from gen_worker_supervisor.clients.control import STALLED_S
 from tests.process.test_control_by_hand import Link
 from tests.served import Connection, Serve, text_of, until
 

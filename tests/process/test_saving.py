@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gen_worker.wire.messages import Save, Saved
-from gen_worker_supervisor.saving import THREADS, Saver
-from gen_worker_supervisor.storing import OF_ONE_JOB
+from gen_worker_supervisor.files.saving import THREADS, Saver
+from gen_worker_supervisor.files.storing import OF_ONE_JOB
 from tests.storing import memory
 
 pytestmark = pytest.mark.process

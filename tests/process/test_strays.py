@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from gen_worker.doctor import limits
-from gen_worker_supervisor.reaper import children_of_this_process
+from gen_worker_supervisor.processes.reaper import children_of_this_process
 from tests.served import Serve, alive, text_of, until
 
 pytestmark = pytest.mark.process

@@ -9,8 +9,8 @@ import pytest
 
 from gen_worker.testing import LoopbackStore, Stall
 from gen_worker.wire.messages import Save, Saved
-from gen_worker_supervisor.storing import OF_ONE_JOB
-from gen_worker_supervisor.storing import Storing as Saves
+from gen_worker_supervisor.files.storing import OF_ONE_JOB
+from gen_worker_supervisor.files.storing import Storing as Saves
 from tests.storing import Storing, destination, memory, storing
 
 pytestmark = pytest.mark.process

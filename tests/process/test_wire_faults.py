@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.memory import tightest
+from gen_worker_supervisor.memory.usage import tightest
 from tests.scripted.entrypoint import CANARY, Driven, driven, until_ready
 from tests.scripted.orchestrator import CANCELED, FATAL, OK, RETRYABLE
 from tests.served import alive

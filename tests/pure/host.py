@@ -30,11 +30,11 @@ from gen_worker.wire.messages import (
     Started,
 )
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.actions import Action, Answer, Finish, OrderFetch, Run, Send, Signal, Spawn
-from gen_worker_supervisor.bodies import InlinePayload, OutputBody
-from gen_worker_supervisor.decide import changes_nothing, decide
-from gen_worker_supervisor.fleet import apply, start
-from gen_worker_supervisor.happenings import (
+from gen_worker_supervisor.core.actions import Action, Answer, Finish, OrderFetch, Run, Send, Signal, Spawn
+from gen_worker_supervisor.core.bodies import InlinePayload, OutputBody
+from gen_worker_supervisor.core.decide import changes_nothing, decide
+from gen_worker_supervisor.core.fleet import apply, start
+from gen_worker_supervisor.core.happenings import (
     Died,
     DrainAsked,
     EndAsked,
@@ -45,9 +45,9 @@ from gen_worker_supervisor.happenings import (
     Submitted,
     Ticked,
 )
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Child, Death, Device, Fleet, Function, Job, Outcome
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child, Death, Device, Fleet, Function, Job, Outcome
 
 Message = TypeVar("Message")
 CREDITS: dict[Lane, int] = {"device": 1, "loop": 64}

@@ -17,11 +17,11 @@ from gen_worker.wire.scheduler import (
     WorkerFrame,
 )
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.actions import Action
-from gen_worker_supervisor.catalog import Model
-from gen_worker_supervisor.happenings import Happening
+from gen_worker_supervisor.core.actions import Action
+from gen_worker_supervisor.core.catalog import Model
+from gen_worker_supervisor.core.happenings import Happening
+from gen_worker_supervisor.core.state import Child, Device, Fleet, Function, Job
 from gen_worker_supervisor.link.models import LinkModels
-from gen_worker_supervisor.state import Child, Device, Fleet, Function, Job
 from tests.pure.host import Host, runs
 
 MIB = 1 << 20

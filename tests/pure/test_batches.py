@@ -13,7 +13,7 @@ from gen_worker.discovery.documents import describe, manifest
 from gen_worker.discovery.signatures import read_signature
 from gen_worker.discovery.specs import specs_of
 from gen_worker_child.executor import Executor
-from gen_worker_supervisor.state import Function
+from gen_worker_supervisor.core.state import Function
 from tests.pure.host import Host, function
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_worker.wire.messages import FRAME_LIMIT
-from gen_worker_supervisor.blame import BREAKER_PAYLOADS, HASHED_WHOLE, QUARANTINE_S, Blame, charges_told, digest
-from gen_worker_supervisor.fates import backoff_s
+from gen_worker_supervisor.core.blame import BREAKER_PAYLOADS, HASHED_WHOLE, QUARANTINE_S, Blame, charges_told, digest
+from gen_worker_supervisor.core.fates import backoff_s
 
 
 def charge(blame: Blame, payload: bytes, *, now: float = 0.0, function: str = "f", times: int = 1) -> None:

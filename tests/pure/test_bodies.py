@@ -7,7 +7,7 @@ import pytest
 
 from gen_worker.wire.messages import REGION_LIMIT, Region, Release, Unmap
 from gen_worker.wire.regions import RegionError
-from gen_worker_supervisor.bodies import (
+from gen_worker_supervisor.core.bodies import (
     GRANT_LIMIT,
     KEPT_FREE,
     KEPT_FREE_BYTES,

@@ -4,7 +4,7 @@ import pytest
 
 from gen_worker.models.broken_context import breaks_context
 from gen_worker.wire.messages import LoadFailed
-from gen_worker_supervisor.phases import JobState, Phase
+from gen_worker_supervisor.core.phases import JobState, Phase
 from tests.pure.host import Host, function
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later"

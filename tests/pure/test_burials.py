@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_worker.postmortem import Moment, is_name
-from gen_worker_supervisor.actions import Bury, Note
-from gen_worker_supervisor.burials import MOST_JOBS, name_of
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.postmortems import MOMENTS, Curve, hidden
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Child, Death, Device, Fleet
+from gen_worker_supervisor.core.actions import Bury, Note
+from gen_worker_supervisor.core.burials import MOST_JOBS, name_of
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.state import Child, Death, Device, Fleet
+from gen_worker_supervisor.history.postmortems import MOMENTS, Curve, hidden
+from gen_worker_supervisor.logs.redaction import redacted
 from tests.pure.host import KILLED, Host, function, held_by
 from tests.pure.test_postmortem_files import told
 

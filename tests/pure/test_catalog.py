@@ -5,14 +5,14 @@ import pytest
 from gen_worker.models.wanted import Slot, Wanted, overridden_instance
 from gen_worker.wire.fetching import Abort, Fetch, Fetching
 from gen_worker.wire.messages import Load, Loaded, LoadFailed, LoadFailure, Resident, Returned, Unload, Unloaded, Wants
-from gen_worker_supervisor.actions import LetGo, LoadOver, OrderFetch
-from gen_worker_supervisor.catalog import RETRY_S, Catalog
-from gen_worker_supervisor.decide import SWAP_PATIENCE
-from gen_worker_supervisor.happenings import FetcherLost, FetcherReported, Vanished
-from gen_worker_supervisor.phases import JobState, ModelState, Phase
-from gen_worker_supervisor.reports import ROOM_S
-from gen_worker_supervisor.state import NAMED_KEPT, Device, Job
-from gen_worker_supervisor.verdicts import UNAVAILABLE_S
+from gen_worker_supervisor.core.actions import LetGo, LoadOver, OrderFetch
+from gen_worker_supervisor.core.catalog import RETRY_S, Catalog
+from gen_worker_supervisor.core.decide import SWAP_PATIENCE
+from gen_worker_supervisor.core.happenings import FetcherLost, FetcherReported, Vanished
+from gen_worker_supervisor.core.phases import JobState, ModelState, Phase
+from gen_worker_supervisor.core.reports import ROOM_S
+from gen_worker_supervisor.core.state import NAMED_KEPT, Device, Job
+from gen_worker_supervisor.core.verdicts import UNAVAILABLE_S
 from tests.pure.host import Host, finishes, function, held_by, runs, sent, signals, snapshot
 
 

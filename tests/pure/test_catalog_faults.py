@@ -2,9 +2,9 @@
 
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.fetching import Abort, Fetch, Fetched, FetchFailed, Fetching
-from gen_worker_supervisor.actions import OrderFetch
-from gen_worker_supervisor.catalog import DEADLY, RETRY_S, VERIFIED_S, Catalog, Model
-from gen_worker_supervisor.phases import ModelState
+from gen_worker_supervisor.core.actions import OrderFetch
+from gen_worker_supervisor.core.catalog import DEADLY, RETRY_S, VERIFIED_S, Catalog, Model
+from gen_worker_supervisor.core.phases import ModelState
 from tests.pure.host import Host, function, snapshot
 
 WANTED = Wanted("hf", "a/m")

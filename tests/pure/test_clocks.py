@@ -10,12 +10,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = ["supervisor/gen_worker_supervisor", "child/gen_worker_child", "src/gen_worker/fetch", "src/gen_worker/api"]
 TOLD = {
     "supervisor/gen_worker_supervisor/code_watch.py": "since when files may have changed",
-    "supervisor/gen_worker_supervisor/log.py": "when a line was written",
-    "supervisor/gen_worker_supervisor/postmortems.py": "when a child died, and how old its file is",
-    "supervisor/gen_worker_supervisor/records.py": "when a job ended",
-    "supervisor/gen_worker_supervisor/report.py": "when a status was made",
+    "supervisor/gen_worker_supervisor/logs/log.py": "when a line was written",
+    "supervisor/gen_worker_supervisor/history/postmortems.py": "when a child died, and how old its file is",
+    "supervisor/gen_worker_supervisor/history/records.py": "when a job ended",
+    "supervisor/gen_worker_supervisor/status/report.py": "when a status was made",
     "supervisor/gen_worker_supervisor/serve.py": "since when a server is ready",
-    "supervisor/gen_worker_supervisor/spans.py": "when a job came, started and ended",
+    "supervisor/gen_worker_supervisor/history/spans.py": "when a job came, started and ended",
     "supervisor/gen_worker_supervisor/worker.py": "how long a link is as it is",
     "supervisor/gen_worker_supervisor/link/redialing.py": "since when a link is as it is",
     "src/gen_worker/api/context.py": "a deadline as unix time, for authors who ask for it",

@@ -10,8 +10,8 @@ import pytest
 
 from gen_worker.wire.fetching import Fetch
 from gen_worker.wire.messages import Load, Loaded, Resident, Unloaded
-from gen_worker_supervisor.actions import OrderFetch, Run, Send
-from gen_worker_supervisor.state import Child, Job
+from gen_worker_supervisor.core.actions import OrderFetch, Run, Send
+from gen_worker_supervisor.core.state import Child, Job
 from tests.pure.host import Host, function
 
 LOAD_S, RUN_S = 0.4, 0.1

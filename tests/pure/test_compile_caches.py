@@ -17,8 +17,8 @@ from gen_worker.compile_caches import (
     tidy,
     variables,
 )
-from gen_worker_supervisor.environment import child_environment
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.processes.environment import child_environment
 
 NAMES = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 CUDA = {"CUDA_CACHE_PATH", "CUDA_CACHE_MAXSIZE"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gen_worker_supervisor.cuda_probe import ALLOCATED_BYTES, CudaError, allocate
+from gen_worker_supervisor.devices.cuda_probe import ALLOCATED_BYTES, CudaError, allocate
 
 
 class Driver:

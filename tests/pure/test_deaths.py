@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.deaths import LINE_CHARS, STACK_LINES, death, read_dump, stack_of
-from gen_worker_supervisor.state import Death
+from gen_worker_supervisor.core.deaths import LINE_CHARS, STACK_LINES, death, read_dump, stack_of
+from gen_worker_supervisor.core.state import Death
 
 PROGRAM = """
 import ctypes, faulthandler, os, signal, sys, threading

@@ -1,9 +1,9 @@
 """Which child runs the next job: stories on the pure core."""
 
 from gen_worker.wire.messages import Load, Recall
-from gen_worker_supervisor.decide import CROWDED, STUCK_BEHIND_S
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import LEASED_AHEAD, Device, Job
+from gen_worker_supervisor.core.decide import CROWDED, STUCK_BEHIND_S
+from gen_worker_supervisor.core.phases import JobState, Phase
+from gen_worker_supervisor.core.state import LEASED_AHEAD, Device, Job
 from tests.pure.host import Host, function, held_by, runs, sent
 
 

@@ -7,11 +7,11 @@ import pytest
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.fetching import Fetched, FetchFailed, Fetching
 from gen_worker.wire.page import Reading
-from gen_worker_supervisor.catalog import Catalog
-from gen_worker_supervisor.deaths import counted_as
-from gen_worker_supervisor.ladder import Ending, Reason
-from gen_worker_supervisor.report import vram_ours
-from gen_worker_supervisor.state import Child, Death, Device
+from gen_worker_supervisor.core.catalog import Catalog
+from gen_worker_supervisor.core.deaths import counted_as
+from gen_worker_supervisor.core.ladder import Ending, Reason
+from gen_worker_supervisor.core.state import Child, Death, Device
+from gen_worker_supervisor.status.report import vram_ours
 from tests.pure.host import KILLED, Host, snapshot
 
 GPU = Device("cuda:0", "cuda")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gen_worker_supervisor.devices import DeviceError, Gpus, choose, list_gpus, visible
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.devices.ownership import DeviceError, Gpus, choose, list_gpus, visible
 
 
 def gpus(count: int = 2) -> Gpus:

@@ -22,7 +22,7 @@ from gen_worker.doctor.gpu_probe import Gpu
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.settings import Secret, Settings
 from gen_worker.wire.survey import Survey, SurveyedFunction
-from gen_worker_supervisor.predecessors import here
+from gen_worker_supervisor.processes.predecessors import here
 from tests.pure.test_doctor_host import is_told
 from tests.pure.test_predecessors import killed
 

@@ -3,12 +3,12 @@
 import pytest
 
 from gen_worker.wire.messages import Load, Recall
-from gen_worker_supervisor.actions import Action, Note
-from gen_worker_supervisor.drains import at_work
-from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.happenings import DeviceDrainAsked, MemoryRead, RestartAsked
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import LEASED_AHEAD, unloaded
+from gen_worker_supervisor.core.actions import Action, Note
+from gen_worker_supervisor.core.drains import at_work
+from gen_worker_supervisor.core.evidence import MemoryReading
+from gen_worker_supervisor.core.happenings import DeviceDrainAsked, MemoryRead, RestartAsked
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import LEASED_AHEAD, unloaded
 from tests.pure.host import Host, function, held_by, sent
 
 GIB = 1 << 30

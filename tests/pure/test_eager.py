@@ -3,13 +3,13 @@
 import pytest
 
 from gen_worker.wire.messages import Load, Unloaded
-from gen_worker_supervisor.actions import Note, Spawn
-from gen_worker_supervisor.catalog import REFUSED_S, RETRY_S
-from gen_worker_supervisor.fates import BOOT_TRIES
-from gen_worker_supervisor.happenings import DeviceFault, RestartAsked
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Device, unloaded
-from gen_worker_supervisor.verdicts import LOAD_TRIES
+from gen_worker_supervisor.core.actions import Note, Spawn
+from gen_worker_supervisor.core.catalog import REFUSED_S, RETRY_S
+from gen_worker_supervisor.core.fates import BOOT_TRIES
+from gen_worker_supervisor.core.happenings import DeviceFault, RestartAsked
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Device, unloaded
+from gen_worker_supervisor.core.verdicts import LOAD_TRIES
 from tests.pure.host import Host, finishes, function, sent
 
 

@@ -17,6 +17,9 @@ from gen_worker.wire.earlier import (
     WorkerResources,
 )
 from gen_worker.wire.survey import SurveyedFunction, SurveyedInjection
+from gen_worker_supervisor.core.outcomes import failure
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Outcome
 from gen_worker_supervisor.earlier_link.answers import close_reason, error_type, failed, refused, safe_text
 from gen_worker_supervisor.earlier_link.dialing import UNHEARD_TRIES, EarlierDialing, Patience
 from gen_worker_supervisor.earlier_link.jobs import sendable
@@ -27,9 +30,6 @@ from gen_worker_supervisor.earlier_link.results import CROSSING_S, DOUBTED_S, Re
 from gen_worker_supervisor.link.dialing import UNHEARD, Dial, Ended, Fatal
 from gen_worker_supervisor.link.refs import wanted_of
 from gen_worker_supervisor.link.target import Target, parse_target
-from gen_worker_supervisor.outcomes import failure
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Outcome
 
 LOST = Ended("UNAVAILABLE", "gone", 5.0, acknowledged=True)
 REFUSED = Ended("UNAVAILABLE", "refused")

@@ -3,12 +3,12 @@
 import pytest
 
 from gen_worker.wire.messages import Engine, Load, Loaded, Resident, Returned, Unloaded
-from gen_worker_supervisor.evidence import Evidence, MemoryReading
-from gen_worker_supervisor.happenings import MemoryRead, Watched
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.replacing import has_room_for_two
-from gen_worker_supervisor.state import Device, Job
-from gen_worker_supervisor.verdicts import LOAD_TRIES, UNAVAILABLE_S
+from gen_worker_supervisor.core.evidence import Evidence, MemoryReading
+from gen_worker_supervisor.core.happenings import MemoryRead, Watched
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.replacing import has_room_for_two
+from gen_worker_supervisor.core.state import Device, Job
+from gen_worker_supervisor.core.verdicts import LOAD_TRIES, UNAVAILABLE_S
 from tests.pure.host import Host, function, sent
 
 DIED = Unloaded("e", "its engine `vllm` died: SIGKILL", ["CUDA error", "bye"])

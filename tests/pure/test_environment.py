@@ -6,8 +6,8 @@ import pytest
 
 from gen_worker.environment import author_environment, secret_values
 from gen_worker.settings import VARIABLES, Secret, Settings
-from gen_worker_supervisor.environment import child_environment
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.processes.environment import child_environment
 
 SECRET = [
     *("WORKER_JWT", "WORKER_TOKEN", "AUTH_TOKEN", "GEN_WORKER_TOKEN", "COZY_HUB_TOKEN", "FILE_API_TOKEN"),

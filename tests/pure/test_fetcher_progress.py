@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gen_worker.fetch.progress import Ongoing, Progress
-from gen_worker_supervisor.companion import LONGEST_PAUSE_S, pause_before
+from gen_worker_supervisor.processes.companion import LONGEST_PAUSE_S, pause_before
 
 A, B, C = Path("a"), Path("b"), Path("c")
 Told = list[tuple[int, int | None, int]]

@@ -25,13 +25,13 @@ from gen_worker.wire.messages import (
     Returned,
     Started,
 )
-from gen_worker_supervisor.actions import Answer, Deliver, Discard, Note, Spawn
-from gen_worker_supervisor.fates import BOOT_LIMIT_S
-from gen_worker_supervisor.happenings import Began, Misbehaved, Reported, RestartAsked, Spawned
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import TIMERS_KEPT, Child, Death, Device, Job
-from gen_worker_supervisor.verdicts import UNAVAILABLE_S
+from gen_worker_supervisor.core.actions import Answer, Deliver, Discard, Note, Spawn
+from gen_worker_supervisor.core.fates import BOOT_LIMIT_S
+from gen_worker_supervisor.core.happenings import Began, Misbehaved, Reported, RestartAsked, Spawned
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import Health, JobState, Phase
+from gen_worker_supervisor.core.state import TIMERS_KEPT, Child, Death, Device, Job
+from gen_worker_supervisor.core.verdicts import UNAVAILABLE_S
 from tests.pure.host import (
     CREDITS,
     KILLED,

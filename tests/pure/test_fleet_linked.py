@@ -3,11 +3,11 @@
 import pytest
 
 from gen_worker.wire.messages import Done, Drain, Loaded, Resident
-from gen_worker_supervisor.blame import QUARANTINE_S
-from gen_worker_supervisor.happenings import DrainAsked
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Death, Device
+from gen_worker_supervisor.core.blame import QUARANTINE_S
+from gen_worker_supervisor.core.happenings import DrainAsked
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Death, Device
 from tests.pure.host import Host, function, held_by, runs, sent, signals
 
 SEGV = Death("SIGSEGV", signal="SIGSEGV", stack=("File main.py",))

@@ -44,7 +44,8 @@ from gen_worker.wire.messages import (
     Wants,
     Warned,
 )
-from gen_worker_supervisor.actions import (
+from gen_worker_supervisor.clients.model_verbs import ModelVerbs
+from gen_worker_supervisor.core.actions import (
     Action,
     Answer,
     Deliver,
@@ -56,9 +57,9 @@ from gen_worker_supervisor.actions import (
     Signal,
     Spawn,
 )
-from gen_worker_supervisor.bodies import InlinePayload
-from gen_worker_supervisor.evidence import Evidence, MemoryReading
-from gen_worker_supervisor.happenings import (
+from gen_worker_supervisor.core.bodies import InlinePayload
+from gen_worker_supervisor.core.evidence import Evidence, MemoryReading
+from gen_worker_supervisor.core.happenings import (
     Began,
     DeviceDrainAsked,
     Died,
@@ -78,10 +79,9 @@ from gen_worker_supervisor.happenings import (
     Unsent,
     Watched,
 )
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.model_verbs import ModelVerbs
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import (
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import JobState, Phase
+from gen_worker_supervisor.core.state import (
     LEASED_AHEAD,
     Child,
     Death,
@@ -91,7 +91,7 @@ from gen_worker_supervisor.state import (
     Recycling,
     drained_away,
 )
-from gen_worker_supervisor.tenants import Held
+from gen_worker_supervisor.core.tenants import Held
 from tests.pure.host import CREDITS, KILLED, Caller, Host, function, snapshot
 
 FUNCTIONS = ("plain", "loop", "classy", "stream", "one", "other", "together")

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 from msgspec.structs import replace
 
-from gen_worker_supervisor.devices import partition
-from gen_worker_supervisor.evidence import GpuReading
-from gen_worker_supervisor.happenings import DeviceFault, GpusRead
-from gen_worker_supervisor.phases import Health, Phase
-from gen_worker_supervisor.state import Device, Function
+from gen_worker_supervisor.core.evidence import GpuReading
+from gen_worker_supervisor.core.happenings import DeviceFault, GpusRead
+from gen_worker_supervisor.core.phases import Health, Phase
+from gen_worker_supervisor.core.state import Device, Function
+from gen_worker_supervisor.devices.ownership import partition
 from tests.pure.test_fleet_model import LEAVING, Fleets
 
 MIB = 1 << 20

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from gen_worker.wire.messages import Need, Release, Report, Save, Took
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Child
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child
 from tests.pure.host import Host, function
 
 NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 5, -1, 2**31, 2**63 - 1, -(2**63)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gen_worker_supervisor.gate import KNOWN_ADDRESSES, SHUT_OUT_S, WRONG_A_SECOND, Gate
+from gen_worker_supervisor.sockets.gate import KNOWN_ADDRESSES, SHUT_OUT_S, WRONG_A_SECOND, Gate
 
 
 @pytest.mark.promise(41)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.gpu_lock import GpuLockError, GpuLocks, GpuTakenError, shared_folder
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.core.state import Device
+from gen_worker_supervisor.devices.gpu_lock import GpuLockError, GpuLocks, GpuTakenError, shared_folder
 
 GPU = Device("cuda:0", "cuda", index=0, uuid="GPU-abc")
 NAME = "gen-worker-GPU-abc.lock"

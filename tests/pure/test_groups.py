@@ -12,16 +12,16 @@ from gen_worker.settings import Settings
 from gen_worker.top.detail import detail_lines, title
 from gen_worker.top.history import History
 from gen_worker.wire.status import DeviceStatus, MemberStatus, Status
-from gen_worker_supervisor.devices import DeviceError, Gpus, choose, group, group_hint, partition
-from gen_worker_supervisor.environment import child_environment
-from gen_worker_supervisor.evidence import GpuReading
-from gen_worker_supervisor.fates import SETTLE_S
-from gen_worker_supervisor.happenings import DeviceDrainAsked, DeviceFault, GpusRead
+from gen_worker_supervisor.core.evidence import GpuReading
+from gen_worker_supervisor.core.fates import SETTLE_S
+from gen_worker_supervisor.core.happenings import DeviceDrainAsked, DeviceFault, GpusRead
+from gen_worker_supervisor.core.phases import Health, Phase
+from gen_worker_supervisor.core.settling import SPARE_BYTES
+from gen_worker_supervisor.core.state import Device, Function, holds, unheld
+from gen_worker_supervisor.devices.ownership import DeviceError, Gpus, choose, group, group_hint, partition
 from gen_worker_supervisor.link.availability import availability
 from gen_worker_supervisor.link.resources import resources
-from gen_worker_supervisor.phases import Health, Phase
-from gen_worker_supervisor.settling import SPARE_BYTES
-from gen_worker_supervisor.state import Device, Function, holds, unheld
+from gen_worker_supervisor.processes.environment import child_environment
 from tests.pure.host import Host, function, held_by, spawned
 
 MIB, GIB = 1 << 20, 1 << 30

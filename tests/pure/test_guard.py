@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.actions import Action, FreeMemory, Note
-from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.guard import cause_known, default_reserve, doubts, most_over, needed_bytes
-from gen_worker_supervisor.happenings import MemoryRead, RestartAsked, Weighed
-from gen_worker_supervisor.memory import Room
-from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.state import Child, Death, Device, Job
+from gen_worker_supervisor.core.actions import Action, FreeMemory, Note
+from gen_worker_supervisor.core.evidence import MemoryReading, Room
+from gen_worker_supervisor.core.guard import cause_known, default_reserve, doubts, most_over, needed_bytes
+from gen_worker_supervisor.core.happenings import MemoryRead, RestartAsked, Weighed
+from gen_worker_supervisor.core.phases import Health, JobState, Phase
+from gen_worker_supervisor.core.state import Child, Death, Device, Job
 from tests.pure.host import Caller, Host, function, signals
 
 MIB, GIB = 1 << 20, 1 << 30

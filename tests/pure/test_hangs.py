@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from gen_worker.wire.hangs import HANGS
 from gen_worker.wire.messages import Event, Hello, Loading, Started
-from gen_worker_supervisor.actions import Action, Note
-from gen_worker_supervisor.evidence import Evidence, Hang
-from gen_worker_supervisor.happenings import Reported, Spawned, Watched
-from gen_worker_supervisor.naming import stall_limit_s
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.report import _hang as hang_told
-from gen_worker_supervisor.report import _state as state_of
-from gen_worker_supervisor.state import Child, Device
+from gen_worker_supervisor.core.actions import Action, Note
+from gen_worker_supervisor.core.evidence import Evidence, Hang
+from gen_worker_supervisor.core.happenings import Reported, Spawned, Watched
+from gen_worker_supervisor.core.naming import stall_limit_s
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child, Device
+from gen_worker_supervisor.status.report import _hang as hang_told
+from gen_worker_supervisor.status.report import _state as state_of
 from tests.pure.host import Host, finishes, function, held_by, signals
 
 BOTH = (signal.SIGUSR2, signal.SIGTERM)

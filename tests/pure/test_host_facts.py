@@ -6,9 +6,9 @@ import shutil
 import threading
 from pathlib import Path
 
-from gen_worker_supervisor.host_facts import Cores, Disk, HostWatch, Memory, Quota, tightest_quota
-from gen_worker_supervisor.log import Log, Look
-from gen_worker_supervisor.rounds import Rounds
+from gen_worker_supervisor.logs.log import Log, Look
+from gen_worker_supervisor.loop.rounds import Rounds
+from gen_worker_supervisor.status.host_facts import Cores, Disk, HostWatch, Memory, Quota, tightest_quota
 from tests.served import until
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.host_memory import Cost, default_budget, dropped_for
+from gen_worker_supervisor.memory.host_memory import Cost, default_budget, dropped_for
 
 GB = 1 << 30
 PLENTY = 1000

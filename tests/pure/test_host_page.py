@@ -6,10 +6,10 @@ from typing import get_args
 
 from gen_worker.wire.messages import ErrorKind
 from gen_worker.wire.scheduler import EVENT_TYPE, INLINE_ASSET_BYTES, INLINE_RESULT_BYTES, JobStatus
+from gen_worker_supervisor.clients.ndjson import Request
+from gen_worker_supervisor.core.outcomes import failure
 from gen_worker_supervisor.link.answers import STATUS
 from gen_worker_supervisor.link.jobs import MESSAGE_LIMIT
-from gen_worker_supervisor.ndjson import Request
-from gen_worker_supervisor.outcomes import failure
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "host-integration.md").read_text()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gen_worker.scratch import PREFIX, claimed_folder, remove_abandoned
-from gen_worker_supervisor.input_folders import InputFolders
+from gen_worker_supervisor.files.input_folders import InputFolders
 from tests.served import until
 
 

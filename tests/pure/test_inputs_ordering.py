@@ -11,10 +11,10 @@ import pytest
 from gen_worker.scratch import PREFIX
 from gen_worker.wire.fetching import Abort, FetchInput, FetchOrder, InputFailed, InputFetched
 from gen_worker.wire.messages import InputAsset, InputFile
-from gen_worker_supervisor.happenings import Happening, InputsCame, InputsRefused
-from gen_worker_supervisor.input_folders import safe
-from gen_worker_supervisor.inputs import AT_ONCE, FETCHERS, LIMIT_S, OF_ONE_JOB, OF_ONE_ORIGIN, Inputs
-from gen_worker_supervisor.state import Job
+from gen_worker_supervisor.core.happenings import Happening, InputsCame, InputsRefused
+from gen_worker_supervisor.core.state import Job
+from gen_worker_supervisor.files.input_folders import safe
+from gen_worker_supervisor.files.inputs import AT_ONCE, FETCHERS, LIMIT_S, OF_ONE_JOB, OF_ONE_ORIGIN, Inputs
 from tests.pure.host import Host
 from tests.served import until
 

@@ -3,11 +3,11 @@
 import pytest
 
 from gen_worker.wire.messages import MOST_INPUTS, InputAsset, InputFile, NeedsInputs, Recall
-from gen_worker_supervisor.actions import Action, OrderInputs
-from gen_worker_supervisor.happenings import InputsCame, InputsRefused
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.state import Job
+from gen_worker_supervisor.core.actions import Action, OrderInputs
+from gen_worker_supervisor.core.happenings import InputsCame, InputsRefused
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import JobState, Phase
+from gen_worker_supervisor.core.state import Job
 from tests.pure.host import Host, function, held_by, runs, sent, signals
 
 ASSETS = [InputAsset("https://example.org/cat.png"), InputAsset("https://example.org/dog.png")]

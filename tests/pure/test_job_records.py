@@ -11,12 +11,12 @@ from gen_worker.line_files import name_of
 from gen_worker.tracing import Span
 from gen_worker.wire.messages import ErrorDetail, Lane
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.bodies import InlinePayload
-from gen_worker_supervisor.ladder import Ending, Reason
-from gen_worker_supervisor.outcomes import failure
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.records import AT_A_WRITE, Lines, hide_in, record_of
-from gen_worker_supervisor.state import Child, Device, Function, Job, Outcome
+from gen_worker_supervisor.core.bodies import InlinePayload
+from gen_worker_supervisor.core.ladder import Ending, Reason
+from gen_worker_supervisor.core.outcomes import failure
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Child, Device, Function, Job, Outcome
+from gen_worker_supervisor.history.records import AT_A_WRITE, Lines, hide_in, record_of
 from gen_worker_supervisor.supervisor import ANSWERED
 
 NOW = 1_795_370_187.0

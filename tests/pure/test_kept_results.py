@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, cast
 
 from gen_worker.wire import control as wire
-from gen_worker_supervisor.control import KEPT_BYTES, KEPT_RESULTS, ControlServer, Ticket
+from gen_worker_supervisor.clients.control import KEPT_BYTES, KEPT_RESULTS, ControlServer, Ticket
 
 NOBODY: Any = None
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.ladder import Ending, Reason, Rung
+from gen_worker_supervisor.core.ladder import Ending, Reason, Rung
 
 BEGAN = 100.0
 

@@ -5,10 +5,10 @@ import signal
 import pytest
 
 from gen_worker.wire.messages import Cancel, ErrorDetail, Failed, InputAsset, InputFile, Interrupt, NeedsInputs
-from gen_worker_supervisor.happenings import InputsCame
-from gen_worker_supervisor.ladder import GRACE_S, Reason, Rung
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Death
+from gen_worker_supervisor.core.happenings import InputsCame
+from gen_worker_supervisor.core.ladder import GRACE_S, Reason, Rung
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Death
 from tests.pure.host import Host, function, held_by, sent, signals
 
 TERMINATED = Death("SIGTERM", signal="SIGTERM", stack=("File x, line 1 in f",))

@@ -5,10 +5,10 @@ import pytest
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.bodies import InlinePayload, OutputBody
-from gen_worker_supervisor.decide import decide
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import LEASED_AHEAD, Child, Device, Fleet, Function, Job, Outcome
+from gen_worker_supervisor.core.bodies import InlinePayload, OutputBody
+from gen_worker_supervisor.core.decide import decide
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import LEASED_AHEAD, Child, Device, Fleet, Function, Job, Outcome
 
 SLOT = Slot("slot", Wanted("hf", "one/m"), ("*",))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gen_worker.line_files import LineFileError, files_in, is_written, keep_within, lines_of, name_of
-from gen_worker_supervisor.log_files import LineFiles
+from gen_worker_supervisor.logs.log_files import LineFiles
 
 BOOT = "0123456789abcdef"
 

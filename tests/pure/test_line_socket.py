@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.line_socket import Budget, Limits, LineSocket, Pool
-from gen_worker_supervisor.poller import Poller
+from gen_worker_supervisor.sockets.line_socket import Budget, Limits, LineSocket, Pool
+from gen_worker_supervisor.sockets.poller import Poller
 
 
 class Recorder(LineSocket):

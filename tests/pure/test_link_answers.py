@@ -6,12 +6,12 @@ import pytest
 
 from gen_worker.wire.messages import FRAME_LIMIT, ErrorDetail, ErrorKind
 from gen_worker.wire.scheduler import JobStatus
+from gen_worker_supervisor.core.outcomes import failure
+from gen_worker_supervisor.core.phases import ENDED, JobState
+from gen_worker_supervisor.core.state import Outcome
 from gen_worker_supervisor.link.answers import STATUS, TEXT_CHARS, metrics, safe_message
-from gen_worker_supervisor.log import Look
-from gen_worker_supervisor.outcomes import failure
-from gen_worker_supervisor.phases import ENDED, JobState
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Outcome
+from gen_worker_supervisor.logs.log import Look
+from gen_worker_supervisor.logs.redaction import redacted
 from tests.pure.host import Host
 
 

@@ -8,12 +8,12 @@ import pytest
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import ImportFailed, LoadFailed
 from gen_worker.wire.scheduler import FnUnavailable, WorkerPhase
-from gen_worker_supervisor.blame import BREAKER_PAYLOADS, QUARANTINE_DEATHS
-from gen_worker_supervisor.fates import BOOT_TRIES
-from gen_worker_supervisor.happenings import DeviceDrainAsked, Reported
+from gen_worker_supervisor.core.blame import BREAKER_PAYLOADS, QUARANTINE_DEATHS
+from gen_worker_supervisor.core.fates import BOOT_TRIES
+from gen_worker_supervisor.core.happenings import DeviceDrainAsked, Reported
+from gen_worker_supervisor.core.state import Device, Fleet, Function
+from gen_worker_supervisor.core.verdicts import LOAD_TRIES, UNAVAILABLE_S
 from gen_worker_supervisor.link.availability import Availability, availability
-from gen_worker_supervisor.state import Device, Fleet, Function
-from gen_worker_supervisor.verdicts import LOAD_TRIES, UNAVAILABLE_S
 from tests.pure.host import Host, function
 
 GIB = 1 << 30

@@ -9,12 +9,12 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.wire.fetching import Fetch, FetchFailed, Fetching, Stocked
 from gen_worker.wire.messages import Load, LoadFailed, Unload, Wants
 from gen_worker.wire.scheduler import HelloAck, ModelOpKind, ModelResidency, ResidencyTier, Snapshot
-from gen_worker_supervisor.actions import LetGo, OrderFetch
-from gen_worker_supervisor.catalog import DIGESTS_KEPT
-from gen_worker_supervisor.happenings import FetcherLost, FetcherReported
+from gen_worker_supervisor.core.actions import LetGo, OrderFetch
+from gen_worker_supervisor.core.catalog import DIGESTS_KEPT
+from gen_worker_supervisor.core.happenings import FetcherLost, FetcherReported
+from gen_worker_supervisor.core.phases import JobState, ModelState
+from gen_worker_supervisor.core.state import Function
 from gen_worker_supervisor.link.residency import error_of
-from gen_worker_supervisor.phases import JobState, ModelState
-from gen_worker_supervisor.state import Function
 from tests.pure.host import KILLED, held_by, runs, sent
 from tests.pure.linked import MIB, A, B, Worker, bound, described, gpu, hub
 

@@ -8,11 +8,11 @@ import pytest
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.wire.messages import LoadFailed, LoadFailure
 from gen_worker.wire.scheduler import HelloAck, ModelEvent, ModelOpKind, ModelState, Snapshot
-from gen_worker_supervisor.actions import Run
-from gen_worker_supervisor.happenings import FetcherLost
-from gen_worker_supervisor.phases import JobState, Phase
-from gen_worker_supervisor.phases import ModelState as Coming
-from gen_worker_supervisor.state import Function, Job
+from gen_worker_supervisor.core.actions import Run
+from gen_worker_supervisor.core.happenings import FetcherLost
+from gen_worker_supervisor.core.phases import JobState, Phase
+from gen_worker_supervisor.core.phases import ModelState as Coming
+from gen_worker_supervisor.core.state import Function, Job
 from tests.pure.host import Host
 from tests.pure.linked import Worker, bound, described, gpu, hub
 

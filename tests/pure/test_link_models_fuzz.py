@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gen_worker.models.wanted import SnapshotFile
 from gen_worker.wire.scheduler import HelloAck, ModelEvent, ModelOpKind, Snapshot
-from gen_worker_supervisor.state import Function
+from gen_worker_supervisor.core.state import Function
 from tests.pure.linked import Worker, bound, gpu, hub
 
 TEXTS = st.text(max_size=80) | st.sampled_from(["acme/m", "acme/m:prod", "acme/vae#fp8", "hf:a/b", "42", "a" * 100_000])

@@ -10,9 +10,9 @@ import pytest
 from gen_worker.entrypoint import Identity, identity
 from gen_worker.settings import Settings
 from gen_worker.wire.scheduler import WorkerResources
+from gen_worker_supervisor.core.phases import Health
+from gen_worker_supervisor.core.state import Device
 from gen_worker_supervisor.link.resources import resources
-from gen_worker_supervisor.phases import Health
-from gen_worker_supervisor.state import Device
 
 
 def load(**variables: str) -> Settings:

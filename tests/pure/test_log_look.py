@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gen_worker.log_files import Line
 from gen_worker.wire.messages import Level
-from gen_worker_supervisor.log import HIDDEN, Format, Log, Look, format_of
+from gen_worker_supervisor.logs.log import HIDDEN, Format, Log, Look, format_of
 
 
 def shown(look: Look, message: str, level: Level = "info", job: str | None = None) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from gen_worker.log_files import Line
 from gen_worker.wire.messages import Level
-from gen_worker_supervisor.ring import ENTRY_BYTES, LOOKED_AT, PAGE_BYTES, Filter, Page, Ring
+from gen_worker_supervisor.logs.ring import ENTRY_BYTES, LOOKED_AT, PAGE_BYTES, Filter, Page, Ring
 
 ALL = Filter()
 

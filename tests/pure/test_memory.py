@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.memory import (
-    Room,
+from gen_worker_supervisor.core.evidence import Room
+from gen_worker_supervisor.memory.usage import (
     ended_together,
     families,
     family_bytes,
@@ -14,7 +14,7 @@ from gen_worker_supervisor.memory import (
     rooms,
     tightest,
 )
-from gen_worker_supervisor.memory_watch import HURRIED_S, LASTING_S, LONGEST_S, SHORTEST_S, OomKills, Pace, pause
+from gen_worker_supervisor.memory.watch import HURRIED_S, LASTING_S, LONGEST_S, SHORTEST_S, OomKills, Pace, pause
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -183,6 +183,6 @@ def test_ten_thousand_jobs_of_a_thousand_tenants_add_no_series() -> None:
 
 
 def test_bounds_grow() -> None:
-    from gen_worker_supervisor.tally import BOUNDS
+    from gen_worker_supervisor.history.tally import BOUNDS
 
     assert all(lower < upper for lower, upper in pairwise(BOUNDS))

@@ -8,14 +8,14 @@ from gen_worker.wire.control import Model as Frame
 from gen_worker.wire.control import Modeled
 from gen_worker.wire.messages import Load, Loaded, LoadFailed, Pin, Resident, Unload
 from gen_worker.wire.scheduler import ModelOpKind, ModelState
-from gen_worker_supervisor.actions import Action, Send
-from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.happenings import Happening, MemoryRead
-from gen_worker_supervisor.model_report import host_models, resident_models
-from gen_worker_supervisor.model_verbs import ModelVerbs
-from gen_worker_supervisor.pinning import meant, pinned_keys
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Child, Device, Function, Recycling
+from gen_worker_supervisor.clients.model_verbs import ModelVerbs
+from gen_worker_supervisor.core.actions import Action, Send
+from gen_worker_supervisor.core.evidence import MemoryReading
+from gen_worker_supervisor.core.happenings import Happening, MemoryRead
+from gen_worker_supervisor.core.pinning import meant, pinned_keys
+from gen_worker_supervisor.core.state import Child, Device, Function, Recycling
+from gen_worker_supervisor.logs.redaction import redacted
+from gen_worker_supervisor.status.model_report import host_models, resident_models
 from tests.pure.host import Host, function, sent
 from tests.pure.linked import Worker, gpu, hub
 from tests.pure.linked import bound as wired

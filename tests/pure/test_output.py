@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_worker_supervisor.output import LINE_BYTES, OutputPipe
+from gen_worker_supervisor.processes.output import LINE_BYTES, OutputPipe
 
 
 @contextmanager

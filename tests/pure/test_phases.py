@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gen_worker_supervisor.phases import (
+from gen_worker_supervisor.core.phases import (
     ENDED,
     NEXT_HEALTH,
     NEXT_JOB,

@@ -9,7 +9,7 @@ import pytest
 
 from gen_worker.wire.fetching import Abort, CallPlatform, Destination, EndPlatform, PlatformAnswered
 from gen_worker.wire.messages import Call, Called
-from gen_worker_supervisor.platform import PlatformCalls
+from gen_worker_supervisor.files.platform import PlatformCalls
 
 
 class Fetcher:

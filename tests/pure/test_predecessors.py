@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gen_worker.rundir import CONTROL, SupervisorFile
-from gen_worker_supervisor.predecessors import here, mark_of, surely_gone
+from gen_worker_supervisor.processes.predecessors import here, mark_of, surely_gone
 
 MARK = "0123456789abcdef0123456789abcdef"
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gen_worker_supervisor.pulse import INTERVAL_S, Pulse
+from gen_worker_supervisor.loop.pulse import INTERVAL_S, Pulse
 
 
 @pytest.mark.promise(33)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Job, Outcome
-from gen_worker_supervisor.verdicts import SETUP_FAILED
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Job, Outcome
+from gen_worker_supervisor.core.verdicts import SETUP_FAILED
 from tests.pure.host import Host, function
 
 

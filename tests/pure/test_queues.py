@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gen_worker_supervisor.queues import AGEING_S, Queue
+from gen_worker_supervisor.core.queues import AGEING_S, Queue
 
 numbers = count(1)
 

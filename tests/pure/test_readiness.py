@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from gen_worker_supervisor.evidence import Hang
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.readiness import ReadyFile, is_ready
-from gen_worker_supervisor.state import Child, Device, Fleet
+from gen_worker_supervisor.core.evidence import Hang
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child, Device, Fleet
+from gen_worker_supervisor.status.readiness import ReadyFile, is_ready
 
 
 def fleet(*phases: Phase, booting: bool = False) -> Fleet:

@@ -20,11 +20,11 @@ from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
 from gen_worker_child import jobs
 from gen_worker_child.main import CREDITS, WATCH_S
-from gen_worker_supervisor import blame, ladder, state, verdicts
-from gen_worker_supervisor import control as kept
-from gen_worker_supervisor.line_socket import Limits
-from gen_worker_supervisor.outcomes import STATE_OF
-from gen_worker_supervisor.phases import JobState
+from gen_worker_supervisor.clients import control as kept
+from gen_worker_supervisor.core import blame, ladder, state, verdicts
+from gen_worker_supervisor.core.outcomes import STATE_OF
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.sockets.line_socket import Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -1,11 +1,11 @@
 """Changed code takes over on all devices at once when children of it are ready, or not at all."""
 
 from gen_worker.wire.messages import Hello, Load, Ready
-from gen_worker_supervisor.actions import TakeCode
-from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.happenings import CodeChanged, MemoryRead, Reported, Spawned
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Child, Function
+from gen_worker_supervisor.core.actions import TakeCode
+from gen_worker_supervisor.core.evidence import MemoryReading
+from gen_worker_supervisor.core.happenings import CodeChanged, MemoryRead, Reported, Spawned
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Child, Function
 from tests.pure.host import CREDITS, Host, function, sent
 
 GIB = 1 << 30

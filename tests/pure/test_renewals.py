@@ -11,8 +11,8 @@ from gen_worker.orchestrator.offered import OfferedModels
 from gen_worker.orchestrator.signing import Signer
 from gen_worker.orchestrator.transfers import PlaneFiles
 from gen_worker.wire.fetching import Destination, TokenRenewed
+from gen_worker_supervisor.core.state import Job
 from gen_worker_supervisor.link.renewals import LEAST_PAUSE_S, LOOK_S, Renewals, again_at, due_at, end_of
-from gen_worker_supervisor.state import Job
 from tests.pure.host import Host
 
 HOUR = 3600.0

@@ -3,14 +3,14 @@
 import pytest
 
 from gen_worker.wire.messages import Drain, Hello, Load, LoadFailed, Ready, Recall, Unload
-from gen_worker_supervisor.actions import Note, Signal
-from gen_worker_supervisor.evidence import MemoryReading
-from gen_worker_supervisor.happenings import MemoryRead, Misbehaved, Reported, RestartAsked, Spawned, UnloadAsked
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.replacing import WARM_JOBS
-from gen_worker_supervisor.state import Child, Recycling
-from gen_worker_supervisor.steps import REPLACE_AGAIN_S
+from gen_worker_supervisor.core.actions import Note, Signal
+from gen_worker_supervisor.core.evidence import MemoryReading
+from gen_worker_supervisor.core.happenings import MemoryRead, Misbehaved, Reported, RestartAsked, Spawned, UnloadAsked
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import Health, JobState, Phase
+from gen_worker_supervisor.core.replacing import WARM_JOBS
+from gen_worker_supervisor.core.state import Child, Recycling
+from gen_worker_supervisor.core.steps import REPLACE_AGAIN_S
 from tests.pure.host import CREDITS, Host, function, sent, signals, spawned
 
 GIB = 1 << 30

@@ -3,8 +3,8 @@
 import asyncio
 import os
 
-from gen_worker_supervisor.log import Log
-from gen_worker_supervisor.rounds import Rounds
+from gen_worker_supervisor.logs.log import Log
+from gen_worker_supervisor.loop.rounds import Rounds
 
 
 def rounds_of(*errors: Exception) -> tuple[int, list[str]]:

@@ -5,14 +5,14 @@ import signal
 import pytest
 
 from gen_worker.wire.messages import ErrorDetail
-from gen_worker_supervisor.actions import Action, LookAtGpus, Note
-from gen_worker_supervisor.evidence import GpuReading
-from gen_worker_supervisor.fates import BACKOFF_LIMIT_S, SETTLE_S
-from gen_worker_supervisor.happenings import DeviceFault, GpusRead, Misbehaved
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import Health, JobState, Phase
-from gen_worker_supervisor.settling import SPARE_BYTES
-from gen_worker_supervisor.state import Death, Device
+from gen_worker_supervisor.core.actions import Action, LookAtGpus, Note
+from gen_worker_supervisor.core.evidence import GpuReading
+from gen_worker_supervisor.core.fates import BACKOFF_LIMIT_S, SETTLE_S
+from gen_worker_supervisor.core.happenings import DeviceFault, GpusRead, Misbehaved
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import Health, JobState, Phase
+from gen_worker_supervisor.core.settling import SPARE_BYTES
+from gen_worker_supervisor.core.state import Death, Device
 from tests.pure.host import Host, finishes, function, runs, signals, spawned
 
 MIB, GIB = 1 << 20, 1 << 30

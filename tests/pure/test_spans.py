@@ -3,9 +3,9 @@
 import pytest
 
 from gen_worker.tracing import Span
-from gen_worker_supervisor.records import record_of
-from gen_worker_supervisor.spans import exporter_environment, is_wanted, job_span
-from gen_worker_supervisor.state import Job
+from gen_worker_supervisor.core.state import Job
+from gen_worker_supervisor.history.records import record_of
+from gen_worker_supervisor.history.spans import exporter_environment, is_wanted, job_span
 from tests.pure.host import Host, function
 
 SPAN = Span("4b" * 16, "0f" * 8, "", True)

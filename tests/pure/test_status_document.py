@@ -9,11 +9,11 @@ import pytest
 from gen_worker.models.wanted import Slot, Wanted
 from gen_worker.wire.messages import Event
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.bodies import InlinePayload, OutputBody
-from gen_worker_supervisor.log import HIDDEN, Look
-from gen_worker_supervisor.report import _download, _functions, _job, _jobs
-from gen_worker_supervisor.state import Device, Fleet, Function, Job, Outcome
-from gen_worker_supervisor.tally import Tally
+from gen_worker_supervisor.core.bodies import InlinePayload, OutputBody
+from gen_worker_supervisor.core.state import Device, Fleet, Function, Job, Outcome
+from gen_worker_supervisor.history.tally import Tally
+from gen_worker_supervisor.logs.log import HIDDEN, Look
+from gen_worker_supervisor.status.report import _download, _functions, _job, _jobs
 from tests.pure.host import Host, function
 
 

@@ -14,7 +14,7 @@ from gen_worker.wire.status import (
     ModelStatus,
     Status,
 )
-from gen_worker_supervisor.report import EVENTS_SENT, _jobs, _left_out
+from gen_worker_supervisor.status.report import EVENTS_SENT, _jobs, _left_out
 from tests.pure.host import Host
 
 ROOT = Path(__file__).parents[2]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from gen_worker_supervisor.blame import BREAKER_PAYLOADS
-from gen_worker_supervisor.happenings import DeviceFault
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Death, Device, Job
+from gen_worker_supervisor.core.blame import BREAKER_PAYLOADS
+from gen_worker_supervisor.core.happenings import DeviceFault
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Death, Device, Job
 from tests.pure.host import Host, function, held_by
 
 SEGV = Death("SIGSEGV", signal="SIGSEGV", stack=('File "main.py", line 3 in f',))

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from gen_worker.log_files import Line
 from gen_worker.wire import control as wire
-from gen_worker_supervisor.bodies import OutputBody
-from gen_worker_supervisor.ring import Ring
-from gen_worker_supervisor.tailing import TICK_S, Tail
+from gen_worker_supervisor.clients.tailing import TICK_S, Tail
+from gen_worker_supervisor.core.bodies import OutputBody
+from gen_worker_supervisor.logs.ring import Ring
 
 
 @dataclass(eq=False)

@@ -3,13 +3,13 @@
 import pytest
 
 from gen_worker.wire.survey import SurveyedFunction
-from gen_worker_supervisor.bodies import InlinePayload
-from gen_worker_supervisor.outcomes import failure
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.records import record_of
-from gen_worker_supervisor.state import Function, Job, Outcome
+from gen_worker_supervisor.core.bodies import InlinePayload
+from gen_worker_supervisor.core.outcomes import failure
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Function, Job, Outcome
+from gen_worker_supervisor.history.records import record_of
+from gen_worker_supervisor.history.tally import BOUNDS, Tally
 from gen_worker_supervisor.supervisor import ANSWERED
-from gen_worker_supervisor.tally import BOUNDS, Tally
 
 
 def job(*, submitted: float = 100.0, started: float | None = None, tenant: str = "") -> Job:

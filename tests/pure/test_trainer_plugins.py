@@ -11,9 +11,9 @@ import pytest
 from gen_worker.trainer import load_trainer_plugin
 from gen_worker.trainer.spec import SpecError, asks_to_cancel, checked, misspelt, read_spec
 from gen_worker.wire.messages import ErrorDetail
-from gen_worker_supervisor.outcomes import failure
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.state import Outcome
+from gen_worker_supervisor.core.outcomes import failure
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Outcome
 from gen_worker_supervisor.training_rules import Again, Ended, Record, hint, judge
 
 HOOKS = """

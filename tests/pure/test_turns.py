@@ -4,7 +4,7 @@ import asyncio
 import time
 from itertools import pairwise
 
-from gen_worker_supervisor.turns import TURN_S, Turns
+from gen_worker_supervisor.loop.turns import TURN_S, Turns
 
 CALLS = 30
 

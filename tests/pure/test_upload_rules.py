@@ -23,7 +23,7 @@ from gen_worker.fetch.uploading.source import Digests
 from gen_worker.fetch.uploading.store import refusal_code
 from gen_worker.wire.fetching import Destination, RenewToken, Uploaded, UploadFailed
 from gen_worker.wire.messages import Save, Saved, Stored
-from gen_worker_supervisor.storing import saved
+from gen_worker_supervisor.files.storing import saved
 
 
 def jwt(payload: object) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gen_worker_supervisor.xids import NOTED, RETIRES, SPOILS, of_xid
+from gen_worker_supervisor.core.xids import NOTED, RETIRES, SPOILS, of_xid
 
 
 @pytest.mark.parametrize("number", [48, 62, 64, 74, 79, 95, 119, 120, 143, 154])

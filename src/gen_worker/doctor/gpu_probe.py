@@ -112,7 +112,7 @@ def _text(value: str | bytes | None) -> str:
 
 def taken(seen: Driver) -> None:
     """Note what supervisors would make of it, with what the environment hides."""
-    from gen_worker_supervisor.devices import DeviceError, list_gpus, visible
+    from gen_worker_supervisor.devices.ownership import DeviceError, list_gpus, visible
 
     try:
         found = visible(list_gpus(), os.environ)

@@ -102,7 +102,7 @@ def holder_of(uuid: str, folder: Path | None = None) -> str:
     """Return which supervisor has a GPU, by the lock that it holds; an empty text for none that can be seen."""
     import fcntl
 
-    from gen_worker_supervisor.gpu_lock import shared_folder
+    from gen_worker_supervisor.devices.gpu_lock import shared_folder
 
     path = (folder or shared_folder()) / f"gen-worker-{uuid}.lock"
     try:
@@ -128,7 +128,7 @@ def usable(gpus: Sequence[Gpu], env: Mapping[str, str], limit_s: float = CONTEXT
 
     def tried(gpu: Gpu) -> program.Told:
         seen = {**env, "CUDA_VISIBLE_DEVICES": gpu.uuid}
-        return program.module("gen_worker_supervisor.cuda_probe", limit_s=limit_s, env=seen)
+        return program.module("gen_worker_supervisor.devices.cuda_probe", limit_s=limit_s, env=seen)
 
     with ThreadPoolExecutor(max(1, len(gpus))) as pool:
         answers = list(pool.map(tried, gpus))

@@ -32,7 +32,7 @@ def is_stopped(pid: int) -> bool:
 
 def leftovers(run_dir: Path) -> Finding:
     """Which folders in the run directory are of supervisors of this host that were killed."""
-    from gen_worker_supervisor.predecessors import surely_gone
+    from gen_worker_supervisor.processes.predecessors import surely_gone
 
     if not _may_look(run_dir):
         return skipped("leftovers", f"`{run_dir}` is not for this user to look into")

@@ -10,7 +10,7 @@ LITTLE_BYTES = 2 << 30
 
 def memory(root: Path = ROOT) -> Finding:
     """How much is free under the limit that counts."""
-    from gen_worker_supervisor.memory import tightest
+    from gen_worker_supervisor.memory.usage import tightest
 
     room = tightest(root)
     if room is None:
@@ -24,7 +24,7 @@ def memory(root: Path = ROOT) -> Finding:
 
 def free_bytes(root: Path = ROOT) -> int | None:
     """Return what is free under the limit that counts; None where the kernel does not say."""
-    from gen_worker_supervisor.memory import tightest
+    from gen_worker_supervisor.memory.usage import tightest
 
     room = tightest(root)
     return None if room is None else room.free
@@ -32,7 +32,7 @@ def free_bytes(root: Path = ROOT) -> int | None:
 
 def killing(root: Path, reserve: int | None) -> Finding:
     """What the kernel ends for lack of memory; `reserve` is the setting of what stays free of it."""
-    from gen_worker_supervisor.memory import ended_together, oom_kills
+    from gen_worker_supervisor.memory.usage import ended_together, oom_kills
 
     kills = oom_kills(root) or 0
     counted = f"; it has ended {kills} processes so far" if kills else ""

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 
 from gen_worker.wire.earlier import TaskExecutionResult
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Outcome
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Outcome
+from gen_worker_supervisor.logs.redaction import redacted
 
 TEXT_CHARS = 4096
 SAFE_CHARS = 500

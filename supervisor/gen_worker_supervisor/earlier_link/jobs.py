@@ -19,14 +19,14 @@ from gen_worker.wire.earlier import (
 )
 from gen_worker.wire.fetching import Destination
 from gen_worker.wire.messages import REQUEST_ID_CHARS, TENANT_CHARS, EarlierRun, Event
-from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.state import Function, Job, Outcome, drained_away
 from gen_worker_supervisor.earlier_link.answers import BUSY, error_type, failed, refused
 from gen_worker_supervisor.earlier_link.models import EarlierModels
 from gen_worker_supervisor.earlier_link.required import Missing, NotRequirableError, Wish, required
 from gen_worker_supervisor.earlier_link.results import Results
-from gen_worker_supervisor.ladder import Reason
 from gen_worker_supervisor.link.events import Events
-from gen_worker_supervisor.state import Function, Job, Outcome, drained_away
 from gen_worker_supervisor.supervisor import Supervisor
 
 OUTPUT_BYTES = (

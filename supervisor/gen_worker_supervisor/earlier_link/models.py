@@ -7,12 +7,12 @@ from gen_worker.models.refs import RefError
 from gen_worker.wire.earlier import LoadModelCommand, LoadModelResult, Report, UnloadModelCommand, UnloadModelResult
 from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.scheduler import ModelEvent, ModelOp, ModelOpKind, ModelState, WorkerFrame
-from gen_worker_supervisor.catalog import Model
+from gen_worker_supervisor.core.catalog import Model
+from gen_worker_supervisor.core.phases import ModelState as Coming
 from gen_worker_supervisor.earlier_link.registration import hot_names, model_id
 from gen_worker_supervisor.earlier_link.required import Missing, Wish, canonical
 from gen_worker_supervisor.link.models import LinkModels
 from gen_worker_supervisor.link.residency import binders, residency
-from gen_worker_supervisor.phases import ModelState as Coming
 from gen_worker_supervisor.supervisor import Supervisor
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from gen_worker.wire.earlier import RealtimeCloseCommand, RealtimeFrame, RealtimeOpenCommand, Report
 from gen_worker.wire.messages import MESSAGES_AHEAD, REQUEST_ID_CHARS, TENANT_CHARS, EarlierRun, Event
 from gen_worker.wire.regions import RegionError
-from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.state import Function, Job, Outcome
 from gen_worker_supervisor.earlier_link.answers import close_reason
 from gen_worker_supervisor.earlier_link.jobs import LINK, EarlierJobs, release, sendable
 from gen_worker_supervisor.earlier_link.required import Missing, NotRequirableError, Wish
-from gen_worker_supervisor.ladder import Reason
-from gen_worker_supervisor.state import Function, Job, Outcome
 
 MESSAGES_WAITING = 64  # of one session, beside those that are with the child
 BYTES_WAITING = 16 << 20

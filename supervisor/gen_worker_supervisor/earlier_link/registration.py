@@ -10,8 +10,8 @@ from gen_worker.models.wanted import Wanted
 from gen_worker.settings import Settings
 from gen_worker.wire.earlier import FunctionSchema, WorkerResources
 from gen_worker.wire.survey import Survey, SurveyedFunction
+from gen_worker_supervisor.core.state import Device, Fleet
 from gen_worker_supervisor.link.residency import held
-from gen_worker_supervisor.state import Device, Fleet
 
 
 class Versions(NamedTuple):

@@ -13,7 +13,7 @@ from gen_worker_supervisor.link.connection import Credentials, Pace
 from gen_worker_supervisor.link.dialing import Chance, Dial, Ended, Fatal
 from gen_worker_supervisor.link.redialing import Redialing
 from gen_worker_supervisor.link.target import Target
-from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.logs.log import Log
 
 HEARTBEAT_S = 10.0
 

@@ -25,7 +25,7 @@ from gen_worker_supervisor.earlier_link.jobs import EarlierJobs, Files, Limits
 from gen_worker_supervisor.earlier_link.models import EarlierModels
 from gen_worker_supervisor.earlier_link.realtime import Sessions
 from gen_worker_supervisor.earlier_link.registration import Host, resources, schemas
-from gen_worker_supervisor.inputs import Inputs
+from gen_worker_supervisor.files.inputs import Inputs
 from gen_worker_supervisor.link.availability import Availability, availability
 from gen_worker_supervisor.supervisor import Supervisor
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from gen_worker.wire.scheduler import JobMetrics, JobStatus
-from gen_worker_supervisor.phases import JobState
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Job, Outcome
+from gen_worker_supervisor.core.phases import JobState
+from gen_worker_supervisor.core.state import Job, Outcome
+from gen_worker_supervisor.logs.redaction import redacted
 
 TEXT_CHARS = 1024
 _OF_DEATHS = ("child_died", "quarantined")  # what ends otherwise has a text that orchestrators know

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from gen_worker.models.wanted import Slot
 from gen_worker.wire.scheduler import FnUnavailable, StateDelta, WorkerPhase
-from gen_worker_supervisor.phases import Health, ModelState
-from gen_worker_supervisor.state import (
+from gen_worker_supervisor.core.phases import Health, ModelState
+from gen_worker_supervisor.core.state import (
     Device,
     Fleet,
     Function,
@@ -22,7 +22,7 @@ from gen_worker_supervisor.state import (
     too_small,
     unheld,
 )
-from gen_worker_supervisor.verdicts import INSUFFICIENT_DISK
+from gen_worker_supervisor.core.verdicts import INSUFFICIENT_DISK
 
 FREE_STEP = 20  # free memory is told in so many steps of all there is, so that a byte less is no news
 DESCRIBED = "tensorhub"  # the provider whose models the orchestrator describes, with the addresses of their files

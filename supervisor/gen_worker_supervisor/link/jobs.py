@@ -27,17 +27,17 @@ from gen_worker.wire.scheduler import (
     WorkerFrame,
 )
 from gen_worker.wire.survey import only_spoken_with
-from gen_worker_supervisor.bodies import InlinePayload, Output, OutputBody
-from gen_worker_supervisor.ladder import Reason
+from gen_worker_supervisor.core.bodies import InlinePayload, Output, OutputBody
+from gen_worker_supervisor.core.ladder import Reason
+from gen_worker_supervisor.core.outcomes import ended_outcome
+from gen_worker_supervisor.core.state import Device, Function, Job, Outcome, drained_away, takes
+from gen_worker_supervisor.files.uploads import Uploads
 from gen_worker_supervisor.link.answers import STATUS, metrics, safe_message
 from gen_worker_supervisor.link.events import Events
 from gen_worker_supervisor.link.ledger import Coming, Held, Ledger
 from gen_worker_supervisor.link.renewals import Renewals
-from gen_worker_supervisor.outcomes import ended_outcome
-from gen_worker_supervisor.redaction import redacted
-from gen_worker_supervisor.state import Device, Function, Job, Outcome, drained_away, takes
+from gen_worker_supervisor.logs.redaction import redacted
 from gen_worker_supervisor.supervisor import Supervisor
-from gen_worker_supervisor.uploads import Uploads
 
 MESSAGE_LIMIT = 48 << 20  # what a message may carry of an output, so that all of it stays below the wire's limit
 LINK = "orchestrator"

@@ -27,13 +27,13 @@ from gen_worker.wire.scheduler import (
     Snapshot,
     WorkerFrame,
 )
-from gen_worker_supervisor.catalog import DIGESTS_KEPT, Model
-from gen_worker_supervisor.happenings import Happening, UnloadAsked
+from gen_worker_supervisor.core.catalog import DIGESTS_KEPT, Model
+from gen_worker_supervisor.core.happenings import Happening, UnloadAsked
+from gen_worker_supervisor.core.phases import ModelState as Coming
+from gen_worker_supervisor.core.pinning import kept_by_pins
+from gen_worker_supervisor.core.state import Fleet, Function, holds
 from gen_worker_supervisor.link.refs import digest_of, providers, wanted_of
 from gen_worker_supervisor.link.residency import binders, binds, current, error_of, held, in_use, residency
-from gen_worker_supervisor.phases import ModelState as Coming
-from gen_worker_supervisor.pinning import kept_by_pins
-from gen_worker_supervisor.state import Fleet, Function, holds
 
 DOWNLOADING_S = 5.0  # between two events on how far a model is
 _STATES = {

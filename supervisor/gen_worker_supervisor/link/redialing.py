@@ -15,7 +15,7 @@ from gen_worker_supervisor.link.config import LinkConfig
 from gen_worker_supervisor.link.connection import Talk
 from gen_worker_supervisor.link.dialing import UNHEARD, Dial, Ended, Fatal
 from gen_worker_supervisor.link.target import Target
-from gen_worker_supervisor.log import HIDDEN, Log
+from gen_worker_supervisor.logs.log import HIDDEN, Log
 
 UNHEARD_REASON = "the orchestrator ended the stream while something was being written, so its reason was not heard"
 QUIET_S = 60.0  # the same trouble is told of once in so long

@@ -12,7 +12,7 @@ import msgspec
 
 from gen_worker.auth import claims
 from gen_worker.wire.fetching import Destination, TokenRenewed
-from gen_worker_supervisor.state import Job
+from gen_worker_supervisor.core.state import Job
 
 RENEW_AT = 0.8  # of the time that is left of a token when it comes
 LOOK_S = 0.5

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from gen_worker.models.errors import ModelErrorKind
 from gen_worker.wire.fetching import FetchFailed
 from gen_worker.wire.scheduler import ModelResidency, ResidencyTier
-from gen_worker_supervisor.catalog import Model
-from gen_worker_supervisor.phases import Phase
-from gen_worker_supervisor.state import Child, Fleet, Function
+from gen_worker_supervisor.core.catalog import Model
+from gen_worker_supervisor.core.phases import Phase
+from gen_worker_supervisor.core.state import Child, Fleet, Function
 
 _GONE = (Phase.DYING, Phase.SETTLING, Phase.BACKOFF)
 _TOLD: frozenset[ModelErrorKind] = frozenset(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from gen_worker.settings import Settings
 from gen_worker.wire.scheduler import WorkerResources
-from gen_worker_supervisor.state import Device
+from gen_worker_supervisor.core.state import Device
 
 
 def resources(devices: Sequence[Device], libraries: Iterable[str], settings: Settings) -> WorkerResources:

@@ -19,7 +19,7 @@ from gen_worker_supervisor.link.outbox import Outbox
 from gen_worker_supervisor.link.redialing import LinkStatus, Redialing
 from gen_worker_supervisor.link.session import Session
 from gen_worker_supervisor.link.target import Target
-from gen_worker_supervisor.log import Log
+from gen_worker_supervisor.logs.log import Log
 
 
 class Link(Redialing):

@@ -18,12 +18,12 @@ from gen_worker.wire.scheduler import (
     WorkerFrame,
     WorkerResources,
 )
-from gen_worker_supervisor.inputs import Inputs
+from gen_worker_supervisor.files.inputs import Inputs
+from gen_worker_supervisor.files.uploads import Uploads
 from gen_worker_supervisor.link.availability import Availability, availability
 from gen_worker_supervisor.link.jobs import LinkJobs
 from gen_worker_supervisor.link.models import LinkModels
 from gen_worker_supervisor.supervisor import Supervisor
-from gen_worker_supervisor.uploads import Uploads
 
 LOOK_S = 0.1  # how late a change of what this worker can do may be told
 

@@ -1,0 +1,1 @@
+"""Devices: which are ours, whether they can be used, and how they are."""

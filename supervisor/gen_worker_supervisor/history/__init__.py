@@ -1,0 +1,1 @@
+"""What is kept of what has been: jobs, deaths, counts, spans."""

@@ -1,0 +1,1 @@
+"""What the supervisor's loop and the threads beside it need to stay on time."""

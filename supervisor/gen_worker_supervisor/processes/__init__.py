@@ -1,0 +1,1 @@
+"""Processes: how they are made, watched and reaped, what they print and what they leave."""

@@ -1,0 +1,1 @@
+"""Sockets that are listened on, and the bounds on what comes in by them."""
