@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -133,14 +134,25 @@ def settled(look: Callable[[], frozenset[T]]) -> frozenset[T]:
 def processes() -> frozenset[psutil.Process]:
     """Processes that we started, or that were started by one we started, even if that one is gone."""
     mark = f"{SESSION}={os.environ[SESSION]}".encode()
-    found = set(psutil.Process().children(recursive=True))
+    pids = descendants(os.getpid())
     for pid in psutil.pids():
-        try:
+        with suppress(OSError):  # it ended meanwhile, or is another user's
             if pid != os.getpid() and mark in Path(f"/proc/{pid}/environ").read_bytes():
-                found.add(psutil.Process(pid))
-        except (OSError, psutil.NoSuchProcess):  # it ended meanwhile, or is another user's
-            continue
+                pids.add(pid)
+    found = set()
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found.add(psutil.Process(pid))
     return frozenset(found)
+
+
+def descendants(pid: int) -> set[int]:
+    """Pids below a process; twice for each test, so without a look at everything else that runs."""
+    below: set[int] = set()
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            below |= {int(child) for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()}
+    return below.union(*map(descendants, below))
 
 
 def described(process: psutil.Process) -> str:
