@@ -58,6 +58,7 @@ from gen_worker_supervisor.memory.keeping import Keeper
 from gen_worker_supervisor.memory.usage import ended_together, tightest
 from gen_worker_supervisor.memory.watch import MemoryWatch
 from gen_worker_supervisor.processes import predecessors
+from gen_worker_supervisor.processes.environment import threads_of_each
 from gen_worker_supervisor.processes.reaper import Reaper, become_subreaper
 from gen_worker_supervisor.sockets.listening import ListenError, SocketInUseError, bind_unix
 from gen_worker_supervisor.sockets.poller import LINGER_S, Poller
@@ -206,7 +207,12 @@ class Host:
             reaper=self._reaper,
             log=self.log,
             saver=self._saver,
-            environment={**plan.environment, SUPERVISOR: self._boot_id, **self._compile_caches()},
+            environment={
+                **plan.environment,
+                SUPERVISOR: self._boot_id,
+                **threads_of_each(plan.environment, plan.owned, len(os.sched_getaffinity(0))),
+                **self._compile_caches(),
+            },
             margin_bytes=int(settings.vram_margin_gb * (1 << 30)),
             derived=str(settings.cache_dir / "cas/derived"),
         )

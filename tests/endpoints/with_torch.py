@@ -15,9 +15,10 @@ class Size(msgspec.Struct):
 class Sum(msgspec.Struct):
     value: float
     pid: int
+    threads: int
 
 
 @endpoint
 def multiply(ctx: RequestContext, payload: Size) -> Sum:
     ones = torch.ones(payload.rows, payload.rows)
-    return Sum(float((ones @ ones).sum()), os.getpid())
+    return Sum(float((ones @ ones).sum()), os.getpid(), torch.get_num_threads())

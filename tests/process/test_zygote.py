@@ -181,6 +181,12 @@ def test_a_forked_child_shares_the_memory_of_what_the_zygote_imported(torch_serv
     assert statistics.median(map(private_bytes, torch_server.pids().values())) < 12 * MIB
 
 
+@pytest.mark.needs("torch")
+def test_children_share_the_cores_and_have_no_thread_of_torch_for_every_core_each(torch_server: Server) -> None:
+    (event,) = torch_server.ask("multiply")["events"]
+    assert event["value"]["threads"] == max(1, len(os.sched_getaffinity(torch_server.pid)) // 2)
+
+
 @pytest.mark.promise(4)
 @pytest.mark.needs("torch")
 def test_the_supervisor_stays_small_and_never_loads_torch(torch_server: Server) -> None:

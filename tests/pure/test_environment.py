@@ -1,13 +1,14 @@
 """What of the worker's environment the author's code sees, and what a log must not show."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from gen_worker.environment import author_environment, secret_values
 from gen_worker.settings import VARIABLES, Secret, Settings
 from gen_worker_supervisor.core.state import Device
-from gen_worker_supervisor.processes.environment import child_environment
+from gen_worker_supervisor.processes.environment import child_environment, threads_of_each
 
 SECRET = [
     *("WORKER_JWT", "WORKER_TOKEN", "AUTH_TOKEN", "GEN_WORKER_TOKEN", "COZY_HUB_TOKEN", "FILE_API_TOKEN"),
@@ -48,6 +49,22 @@ def test_a_child_sees_its_own_gpu_only() -> None:
 def test_a_child_on_the_cpu_sees_no_gpu() -> None:
     seen = child_environment({"CUDA_VISIBLE_DEVICES": "0,1"}, Device("cpu:0", "cpu"))
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["GEN_WORKER_LOCAL_DEVICE"]) == ("", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "cores", "threads"),
+    [
+        (["cpu"], 8, {}),
+        (["cpu", "cpu"], 8, {"OMP_NUM_THREADS": "4"}),
+        (["cpu"] * 16, 8, {"OMP_NUM_THREADS": "1"}),
+        (["cuda", "cuda", "cpu"], 96, {"OMP_NUM_THREADS": "48"}),
+        (["cuda", "cpu"], 96, {}),
+    ],
+)
+def test_children_share_the_cores(kinds: list[Literal["cpu", "cuda"]], cores: int, threads: dict[str, str]) -> None:
+    devices = [Device(f"{kind}:{number}", kind) for number, kind in enumerate(kinds)]
+    assert threads_of_each({}, devices, cores) == threads
+    assert threads_of_each({"OMP_NUM_THREADS": "3"}, devices, cores) == {}
 
 
 def test_no_secret_of_the_settings_passes() -> None:
