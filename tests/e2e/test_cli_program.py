@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,26 @@ def test_a_command_imports_no_event_loop_before_it_works(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("imported", ["click", "msgspec"])
+@pytest.mark.parametrize("program", [[GEN_WORKER], [sys.executable, "-m", "gen_worker"]])
+def test_ctrl_c_ends_a_command_without_a_word_while_it_is_imported(
+    tmp_path: Path, program: list[str], imported: str
+) -> None:
+    (tmp_path / f"{imported}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    with subprocess.Popen(
+        [*program, "ps"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
