@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -556,6 +556,20 @@ def test_jobs_are_listed_page_by_page(plane: Plane) -> None:
     assert "output" not in first["jobs"][0]
     second = plane.ask("GET", f"/v1/jobs?limit=2&status=ok&after={first['next']}").document
     assert second["jobs"][0]["request_id"] == "page-0"
+
+
+def test_a_burst_of_connections_takes_no_descriptor_that_is_not_there_and_fills_no_log(tmp_path: Path) -> None:
+    with orchestrator(tmp_path, by=["prlimit", "--nofile=640:640"]) as plane, ExitStack() as stack:
+        told = (tmp_path / "log").read_text()
+        plane.process.send_signal(signal.SIGSTOP)
+        for _ in range(800):
+            each = stack.enter_context(socket.socket())
+            each.setblocking(False)
+            with suppress(BlockingIOError):
+                each.connect((urlsplit(plane.url).hostname, urlsplit(plane.url).port))
+        plane.process.send_signal(signal.SIGCONT)
+        assert plane.ask("GET", "/health").status == 200
+        assert (tmp_path / "log").read_text() == told
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------------

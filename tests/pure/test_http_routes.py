@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message
 
 from gen_worker.http.app import app_of, shortened, unready
-from gen_worker.http.serving import most_connections
+from gen_worker.http.connections import most_connections
 from gen_worker.http.view import STALE_S, Document, View
 from gen_worker.rundir import SupervisorUnreachable
 from gen_worker.wire.status import DeviceStatus, JobStatus, Status
@@ -152,6 +152,6 @@ def test_a_document_that_is_old_does_not_count() -> None:
     assert view.latest is not None
 
 
-@pytest.mark.parametrize(("descriptors", "connections"), [(1 << 20, 256), (1024, 256), (512, 224), (64, 8)])
+@pytest.mark.parametrize(("descriptors", "connections"), [(1 << 20, 256), (512, 256), (480, 224), (64, 8)])
 def test_no_more_connections_are_held_than_there_are_descriptors_for(descriptors: int, connections: int) -> None:
-    assert most_connections(descriptors) == connections
+    assert most_connections(256, descriptors) == connections

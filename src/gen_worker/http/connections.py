@@ -9,9 +9,19 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST = 2048
+QUEUED = 64  # connections that the kernel holds, and asyncio takes at once
+COMING = 4 * QUEUED  # that are taken before those that give way to them are closed
 KEPT_S = 75  # without a request
 QUIET_S = 60.0  # what comes, or is taken, more slowly than `SLOW_BYTES` in this time is given up
 SLOW_BYTES = 64 << 10
+
+
+def most_connections(wanted: int, descriptors: int) -> int:
+    """Return how many connections are held at once by a process that has so many descriptors for them. Pure.
+
+    Where they run out asyncio logs each connection that it cannot take, and the log would be anybody's to fill.
+    """
+    return max(8, min(wanted, descriptors - COMING))
 
 
 class LoopServer(uvicorn.Server):

@@ -7,12 +7,10 @@ import socket
 import uvicorn
 
 from gen_worker.http.app import app_of
-from gen_worker.http.connections import Connection, LoopServer
+from gen_worker.http.connections import QUEUED, Connection, LoopServer, most_connections
 from gen_worker.http.view import View
 
 CONNECTIONS = 256  # one more takes the place of the one that has been idle for the longest
-QUEUED = 64  # connections that the kernel holds, and asyncio takes at once
-COMING = 4 * QUEUED  # that are taken before those that give way to them are closed
 SPARE = 32  # descriptors for everything but connections
 HEAD_BYTES = 16 << 10  # of a request
 KEPT_S = 15  # an idle connection
@@ -23,14 +21,6 @@ class Brief(Connection):
 
     head_s = 5.0
     quiet_s = 10.0
-
-
-def most_connections(descriptors: int) -> int:
-    """Return how many connections are held at once by a process that may have so many descriptors. Pure.
-
-    Where they run out asyncio logs each connection that it cannot take, and the log would be anybody's to fill.
-    """
-    return max(8, min(CONNECTIONS, descriptors - COMING - SPARE))
 
 
 def serve(listening: int, control: str) -> None:
@@ -50,7 +40,7 @@ async def _serve(listening: socket.socket, control: str) -> None:
         log_level="error",  # whoever sends garbage is told so, and nobody else: else the log would be theirs to fill
         access_log=False,
         server_header=False,
-        limit_concurrency=most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        limit_concurrency=most_connections(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE),
         backlog=QUEUED,
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=KEPT_S,

@@ -35,6 +35,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 SWEEP_S = 60.0
 CONNECTIONS_END_S = 5
 MOST_DESCRIPTORS = 16384
+SPARE_DESCRIPTORS = 192  # for workers' streams, files, databases and the processes of workers of this host
 _SECRET = "files.key"
 
 Said = Callable[[str, Mapping[str, object]], None]
@@ -288,7 +289,7 @@ def _listening(address: str) -> Iterator[socket.socket]:
         except OSError as error:
             text = f"cannot listen on `{address}`: {(error.strerror or str(error)).lower()}"
             raise StartError(text, "another one may be running: `--http` takes another address") from None
-        listening.listen(512)
+        listening.listen(connections.QUEUED)
         yield listening
     finally:
         listening.close()
@@ -313,7 +314,10 @@ async def _serving(web: Web, listening: socket.socket, tls: tuple[Path, Path] | 
         log_level="error",  # whoever sends garbage is told so, and nobody else: else the log would be theirs to fill
         access_log=False,
         server_header=False,
-        limit_concurrency=connections.MOST,
+        limit_concurrency=connections.most_connections(
+            connections.MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
+        ),
+        backlog=connections.QUEUED,
         timeout_keep_alive=connections.KEPT_S,
         timeout_graceful_shutdown=CONNECTIONS_END_S,
         ssl_certfile=certificate,
