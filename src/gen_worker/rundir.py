@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ DESCRIPTION = "supervisor.json"
 DEFAULT_SOCKET = "./.gen-worker.sock"  # where `serve` listens, and what a command in the same folder talks to
 PROBE_TIMEOUT_S = 2.0  # a supervisor that does not take a connection in this time is not one to choose
 _ADDRESS_LIMIT = 107  # bytes of a Unix socket's address
+_PEER = struct.Struct("3i")  # the pid, uid and gid of who listens
 
 
 class SupervisorUnreachable(Exception):
@@ -134,6 +136,20 @@ def connect(path: str | Path, kind: socket.SocketKind, timeout_s: float | None) 
         sock.close()
         raise
     return sock
+
+
+def other_owner(sock: socket.socket) -> str:
+    """Return which other user listens at the other end of a Unix socket and serves only its own, as `user 1000`.
+
+    An empty text where it is this user, who is root, or where that cannot be told.
+    """
+    if not hasattr(socket, "SO_PEERCRED") or sock.family != socket.AF_UNIX or os.geteuid() == 0:
+        return ""
+    try:
+        _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    except OSError:  # it is closed
+        return ""
+    return "" if uid == os.geteuid() else f"user {uid}"
 
 
 def _connect_from_its_folder(sock: socket.socket, path: Path) -> None:

@@ -127,6 +127,7 @@ class Call:
                 sys.stderr.write(f"still waiting for `{self._function}`; `gen-worker ps` shows what it does\n")
                 continue
             if line is None:
+                self._lines.refuse_others()
                 hint = f"it ended, or was ended: {self._server.log} may say why"
                 raise Failure("the server closed the connection before its answer", hint, code=USER_CODE)
             if line.error is not None:

@@ -9,7 +9,7 @@ import msgspec
 
 from gen_worker.cli.failure import Failure
 from gen_worker.cli.json_texts import NOT_JSON
-from gen_worker.rundir import connect, live_supervisors
+from gen_worker.rundir import connect, live_supervisors, other_owner
 from gen_worker.settings import Settings
 from gen_worker.wire.address import Address, AddressError, TcpAddress, parse_address
 from gen_worker.wire.messages import ErrorDetail
@@ -104,7 +104,13 @@ class Lines:
         try:
             self._connection.sendall(line)
         except OSError as error:
+            self.refuse_others()
             raise Failure(f"the server is gone: {(error.strerror or str(error)).lower()}") from None
+
+    def refuse_others(self) -> None:
+        """Raise `Failure` where it was hung up because the server is another user's."""
+        if owner := other_owner(self._connection):
+            raise Failure(f"the server is another user's, {owner}: it hung up", "be that user, or root")
 
     def receive(self, deadline: float | None) -> Line | None:
         """Return the next line, None at the end; raise `NoAnswerInTime` when none comes before the deadline."""

@@ -377,10 +377,10 @@ class AsyncClient:
             except BlockingIOError:
                 break
             except (OSError, ProtocolError) as error:
-                return self._end(gone(error))
+                return self._end(gone(error, self._sock))
             if not length:
                 close_all(descriptors)
-                return self._end(SupervisorUnreachable("the supervisor is gone: it closed the connection"))
+                return self._end(gone(ConnectionError("it closed the connection"), self._sock))
             concerned = self._talk.heard(self._buffer[:length], descriptors)
             if self._talk.broken is not None:
                 return self._end(self._talk.broken)
@@ -403,7 +403,7 @@ class AsyncClient:
                 self._loop.add_writer(self._sock, self._on_writable)
                 return
             except OSError as error:
-                self._end(gone(error))
+                self._end(gone(error, self._sock))
                 return
             outgoing.popleft()
         if not outgoing:

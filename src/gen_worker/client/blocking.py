@@ -337,8 +337,9 @@ class Client:
             except IndexError:  # another thread was faster, or it is all over
                 return
             except OSError as error:
-                self._end(gone(error))
-                raise gone(error) from error
+                lost = gone(error, self._socket.sock)
+                self._end(lost)
+                raise lost from error
 
     def _wait(self, errand: Errand, deadline: float | None) -> None:
         """Return when there is news of an errand; raise `TimeoutError` when there is none before the deadline."""
@@ -401,7 +402,7 @@ class Client:
         except TimeoutError:
             raise
         except (OSError, ProtocolError) as error:
-            self._end(gone(error))
+            self._end(gone(error, self._socket.sock))
 
     def _wake(self, errand: Errand | None) -> None:
         if self._talk.broken is not None:

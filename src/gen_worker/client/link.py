@@ -6,7 +6,7 @@ import socket
 from math import inf
 from pathlib import Path
 
-from gen_worker.rundir import SupervisorUnreachable, choose, connect, no_answer
+from gen_worker.rundir import SupervisorUnreachable, choose, connect, no_answer, other_owner
 from gen_worker.settings import Settings
 
 LONGEST_S = 24 * 86400.0  # of a wait: `poll` takes no more milliseconds
@@ -30,8 +30,10 @@ def connected(path: str | Path | None, timeout_s: float | None) -> socket.socket
     return connect(choose(chosen, Settings.load().run_dir), socket.SOCK_SEQPACKET, timeout_s)
 
 
-def gone(error: Exception) -> SupervisorUnreachable:
-    """Return what a failed send or receive means."""
+def gone(error: Exception, sock: socket.socket) -> SupervisorUnreachable:
+    """Return what a failed send or receive means; a supervisor hangs up on other users without a word."""
+    if owner := other_owner(sock):
+        return SupervisorUnreachable(f"the supervisor is another user's, {owner}: it hung up", "be that user, or root")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return SupervisorUnreachable(f"the supervisor is gone: {reason.lower()}")
 
