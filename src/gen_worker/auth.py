@@ -2,13 +2,20 @@
 
 import base64
 import binascii
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from joserfc.jwk import RSAKey
 
 KEYS_BYTES = 1 << 20  # the longest set of keys that is read
 KEYS_TIMEOUT_S = 10.0
 LEEWAY_S = 30  # between two clocks
+YEARS_S = 10 * 365 * 24 * 3600.0  # what differs by more is no clock
+SHOWN_KEYS = 8  # of those that a token is none of
+RENEW = "ask whoever runs the orchestrator for a new `WORKER_JWT`"
 
 
 class TokenError(Exception):
@@ -19,13 +26,22 @@ class TokenError(Exception):
         self.hint = hint
 
 
+class _KeySet(msgspec.Struct):
+    keys: list[Any]
+
+
 def claims(token: str) -> dict[str, Any]:
     """Return what a JWT claims, without checking who signed it; nothing for what is no JWT."""
     parts = token.split(".")
     if len(parts) != 3:
         return {}
+    return _document(parts[1])
+
+
+def _document(text: str) -> dict[str, Any]:
+    """Return a part of a JWT; nothing for what is none."""
     try:
-        told = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        told = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
@@ -70,28 +86,75 @@ def _keys(url: str, ca_bundle: str) -> bytes:
 
 def _check(token: str, keys: bytes, issuer: str, audience: str) -> None:
     from joserfc import jwt
-    from joserfc.errors import ClaimError, ExpiredTokenError, JoseError
-    from joserfc.jwk import KeySet
+    from joserfc.errors import ClaimError, ExpiredTokenError
 
     rules = jwt.JWTClaimsRegistry(leeway=LEEWAY_S, exp={"essential": True})
     for name, value in (("iss", issuer), ("aud", audience)):
         if value:
             rules.options[name] = {"essential": True, "value": value}
+    claimed = _signed_claims(token, _signing_keys(keys))
     try:
-        key_set = KeySet.import_key_set(msgspec.json.decode(keys))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, JoseError, ValueError, TypeError, KeyError):
-        raise TokenError(
-            "what `SCHEDULER_JWKS_URL` leads to is no JSON Web Key Set", "see what is served there"
-        ) from None
-    renew = "ask whoever runs the orchestrator for a new `WORKER_JWT`"
-    try:
-        rules.validate(jwt.decode(token, key_set, algorithms=["RS256"]).claims)
+        rules.validate(claimed)
     except ExpiredTokenError:
-        raise TokenError("the worker's token has expired", renew) from None
+        raise TokenError(f"the worker's token has expired{_off(claimed.get('exp'))}", RENEW) from None
     except ClaimError as error:
+        if error.claim in ("iat", "nbf"):
+            text = f"the worker's token is not good yet{_off(claimed.get(error.claim))}"
+            raise TokenError(text, "set this machine's clock right, or start the worker later") from None
         named = {"iss": " (`SCHEDULER_JWT_ISSUER`)", "aud": " (`SCHEDULER_JWT_AUDIENCE`)"}.get(error.claim, "")
-        raise TokenError(f"the worker's token has the wrong `{error.claim}`{named}", renew) from None
-    except (JoseError, ValueError, TypeError):
-        raise TokenError(
-            "the worker's token is not signed with one of the keys of `SCHEDULER_JWKS_URL`", renew
-        ) from None
+        raise TokenError(f"the worker's token has the wrong `{error.claim}`{named}", RENEW) from None
+
+
+def _off(at: object) -> str:
+    """Return how far a point is from now, by a clock that need not be that of whoever made the token."""
+    seconds = at - time.time() if isinstance(at, int | float) else 0.0
+    if not 1 <= abs(seconds) < YEARS_S:
+        return ""
+    when = f"in {seconds:.0f} s" if seconds > 0 else f"{-seconds:.0f} s ago"
+    return f": {when}, by this machine's clock"
+
+
+def _signing_keys(content: bytes) -> "list[RSAKey]":
+    """Return the keys of a set that may have signed a token; those of other kinds, or broken, are passed over."""
+    from joserfc.errors import JoseError
+    from joserfc.jwk import RSAKey
+
+    try:
+        listed = msgspec.json.decode(content, type=_KeySet).keys
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        listed = []
+    keys = []
+    for each in listed:
+        if not isinstance(each, dict) or each.get("kty") != "RSA" or each.get("use", "sig") != "sig":
+            continue
+        try:
+            keys.append(RSAKey.import_key(each))
+        except (JoseError, ValueError, TypeError, KeyError):  # the others are good all the same
+            continue
+    if not keys:
+        text = "what `SCHEDULER_JWKS_URL` leads to is no JSON Web Key Set with an RSA key"
+        raise TokenError(text, "see what is served there")
+    return keys
+
+
+def _signed_claims(token: str, keys: "list[RSAKey]") -> dict[str, Any]:
+    """Return what a token claims that one of the keys signed.
+
+    A token that names its key was signed by that one, or by one without a name; any other, by any.
+    """
+    from joserfc import jwt
+    from joserfc.errors import JoseError
+
+    kid = _header(token).get("kid")
+    for key in [key for key in keys if kid is None or key.kid in (kid, None)]:
+        try:
+            return dict(jwt.decode(token, key, algorithms=["RS256"]).claims)
+        except (JoseError, ValueError, TypeError):
+            continue
+    names = ", ".join(f"`{key.kid}`" for key in keys[:SHOWN_KEYS] if key.kid)
+    which = f"; it names `{str(kid)[:100]}`, and there are: {names}" if kid is not None and names else ""
+    raise TokenError(f"the worker's token is not signed with one of the keys of `SCHEDULER_JWKS_URL`{which}", RENEW)
+
+
+def _header(token: str) -> dict[str, Any]:
+    return _document(token.partition(".")[0])

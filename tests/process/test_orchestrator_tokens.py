@@ -2,16 +2,20 @@ import base64
 import json
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 
 import pytest
 
 from gen_worker.auth import TokenError as OwnTokenError
 from gen_worker.auth import check_own_token, claims
 from gen_worker.orchestrator.tokens import AUDIENCE, ISSUER, KEY_FILE, TokenError, Tokens
+from gen_worker.testing.contents import Content
+from gen_worker.testing.faults import Faults
+from gen_worker.testing.origin import Answer, Origin
 
 pytestmark = pytest.mark.process
 
@@ -120,6 +124,83 @@ def test_a_worker_says_what_is_wrong_with_its_own_token(tokens: Tokens, keys: st
         assert refused.value.hint
         assert "hidden" not in str(refused.value)
         assert good not in str(refused.value)
+
+
+class SignedWith(NamedTuple):
+    """A token, and the keys that are there while its own is about to be replaced."""
+
+    token: str
+    keys: list[object]
+
+
+@pytest.fixture(scope="module")
+def rotating() -> Callable[..., SignedWith]:
+    """Return tokens of a key that another one follows."""
+    from joserfc import jwt
+    from joserfc.jwk import RSAKey
+
+    ours, other = (RSAKey.generate_key(2048) for _ in range(2))
+
+    def rotated(
+        kid: str | None, *named: str | None, beside: object = None, gone: bool = False, **at: float
+    ) -> SignedWith:
+        header = {"alg": "RS256"} | ({} if kid is None else {"kid": kid})
+        claims = {"exp": time.time() + 600} | {name: time.time() + seconds for name, seconds in at.items()}
+        keys: list[object] = [beside]
+        for key, name in zip([other] if gone else [other, ours], named, strict=True):
+            keys.append({**key.as_dict(private=False)} | ({} if name is None else {"kid": name}))
+        return SignedWith(jwt.encode(header, claims, ours), keys)
+
+    return rotated
+
+
+def read_from(signed: SignedWith) -> None:
+    content = Content(json.dumps({"keys": signed.keys}).encode())
+    origin = Origin("keys", 0, Faults(), lambda request: Answer(200, "jwks", {}, content))
+    try:
+        check_own_token(signed.token, f"{origin.url}/jwks")
+    finally:
+        origin.close()
+
+
+@pytest.mark.parametrize(
+    ("kid", "named"), [("b", ("a", "b")), (None, ("a", "b")), ("b", (None, None)), ("b", ("b", "b"))]
+)
+def test_a_token_is_good_while_its_key_is_replaced_whatever_keys_are_called(
+    rotating: Callable[..., SignedWith], kid: str | None, named: tuple[str | None, str | None]
+) -> None:
+    read_from(rotating(kid, *named))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"kty": "OKP", "crv": "X9", "x": "abc", "kid": "b"},
+        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "abc"},
+        {"kty": "RSA", "kid": "b"},
+        {"kty": "oct", "k": "AAAA", "kid": "b"},
+        "b",
+    ],
+)
+def test_keys_of_other_kinds_do_not_hide_the_one_that_signed(
+    rotating: Callable[..., SignedWith], beside: object
+) -> None:
+    read_from(rotating("b", "a", "b", beside=beside))
+
+
+def test_a_token_whose_key_is_gone_is_told_with_the_keys_that_are_there(rotating: Callable[..., SignedWith]) -> None:
+    with pytest.raises(OwnTokenError, match=r"it names `old`, and there are: `new`$"):
+        read_from(rotating("old", "new", gone=True))
+
+
+def test_a_clock_that_differs_from_the_makers_is_told_with_by_how_much(rotating: Callable[..., SignedWith]) -> None:
+    read_from(rotating("b", "a", "b", iat=20, nbf=20))
+    read_from(rotating("b", "a", "b", exp=-20))
+    with pytest.raises(OwnTokenError, match=r"not good yet: in (99|100) s, by this machine's clock") as early:
+        read_from(rotating("b", "a", "b", iat=100))
+    assert "clock" in early.value.hint
+    with pytest.raises(OwnTokenError, match=r"has expired: (99|10\d) s ago, by this machine's clock"):
+        read_from(rotating("b", "a", "b", exp=-100))
 
 
 def test_keys_that_cannot_be_reached_are_said(tokens: Tokens) -> None:
