@@ -53,9 +53,9 @@ class Watching:
 
 
 def test_a_token_says_until_when_it_is_good_or_nothing() -> None:
-    assert end_of(token(exp=5000)) == 5000.0
+    assert end_of(token(exp=5000), 0.0) == 5000.0
     assert [
-        end_of(each) for each in (token(), token(exp="soon"), token(exp=True), token(exp=10**400), "opaque", "")
+        end_of(each, 0.0) for each in (token(), token(exp="soon"), token(exp=True), token(exp=10**400), "opaque", "")
     ] == [None] * 6
     assert due_at(None, 0.0) == again_at(None, 0.0) == float("inf")
 
@@ -124,6 +124,33 @@ def test_a_platform_whose_clock_is_behind_is_not_asked_with_every_look() -> None
     assert watching.at(1000 + 1.1 * LEAST_PAUSE_S) == 2
 
 
+@pytest.mark.parametrize("off_s", [-3 * HOUR, -HOUR / 2, 0.0, HOUR / 2])
+def test_a_token_that_says_when_it_was_made_is_renewed_in_time_by_any_clock(off_s: float) -> None:
+    now = 10**6 + off_s  # by this machine's clock, as the platform's is at 10**6
+    watching = Watching(token(iat=10**6, exp=10**6 + HOUR))
+    watching.at(now)
+    asked = next(second for second in range(0, int(2 * HOUR), 30) if watching.at(now + second))
+    assert asked < 0.85 * HOUR, "before it has run out on the platform"
+    made, came = 10**6 + asked, now + asked
+    watching.answer(token=token(iat=made, exp=made + HOUR))
+    again = next(second for second in range(0, int(2 * HOUR), 30) if watching.at(came + second) == 2)
+    assert again < 0.85 * HOUR
+
+
+def test_a_clock_that_goes_ahead_has_a_platform_asked_once_and_not_for_ever() -> None:
+    watching = Watching(token(iat=1000, exp=1000 + HOUR))
+    ahead = 1000 + 5 * HOUR
+    assert watching.at(ahead) == 1
+    watching.answer(token=token(iat=1000, exp=1000 + HOUR))
+    assert watching.at(ahead + 0.79 * HOUR) == 1
+    assert watching.at(ahead + 0.81 * HOUR) == 2
+
+
+@pytest.mark.parametrize("begin", [True, "now", 0, -5, 5000, 10**400])
+def test_a_token_that_says_nothing_sensible_of_its_beginning_is_good_until_its_end(begin: object) -> None:
+    assert end_of(token(iat=begin, exp=5000), 1000.0) == 5000.0
+
+
 def test_a_refusal_for_good_is_told_and_of_a_job_that_has_ended_meanwhile_not_even_that() -> None:
     watching = Watching(token(exp=1100))
     watching.at(1000)
@@ -157,5 +184,6 @@ def test_a_jobs_token_is_good_for_as_long_as_work_of_its_kind_may_take(kind: str
         files.kind_of = {"f": kind}.__getitem__
         claims = signer.claims(files.capability("r", 2, "acme", "f"), 1000.0)
         assert (claims.request_id, claims.attempt, claims.owner, claims.exp) == ("r", 2, "acme", 1000 + hours * 3600)
+        assert claims.iat == 1000, "so that a worker whose clock differs knows for how long"
     finally:
         models.close()

@@ -29,6 +29,7 @@ class JobClaims(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     attempt: int
     exp: int
+    iat: int = 0
     owner: str = ""
     max_total_bytes: int = 0
     max_bytes_per_file: int = 0

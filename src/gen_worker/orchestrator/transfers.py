@@ -67,8 +67,9 @@ class PlaneFiles:
 
     def capability(self, request_id: str, attempt: int, tenant: str, function: str) -> str:
         """Return the token with which a worker stores the files of one attempt at a function."""
-        exp = int(self._clock() + TOKEN_S.get(self.kind_of(function), TOKEN_S["training"]))
-        return self.signer.token(JobClaims(request_id=request_id, attempt=attempt, owner=tenant, exp=exp))
+        now = self._clock()
+        exp = int(now + TOKEN_S.get(self.kind_of(function), TOKEN_S["training"]))
+        return self.signer.token(JobClaims(request_id=request_id, attempt=attempt, owner=tenant, iat=int(now), exp=exp))
 
 
 class Transfers:

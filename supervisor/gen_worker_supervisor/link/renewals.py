@@ -22,13 +22,32 @@ Ask: TypeAlias = Callable[[Destination, str, Callable[[TokenRenewed], None]], No
 """Takes whose token is to be renewed, the worker's own token, and what to call with the answer."""
 
 
-def end_of(token: str) -> float | None:
-    """Return the unix time until which a token is good; None for one that does not say."""
-    end = claims(token).get("exp")
-    if not isinstance(end, int | float) or isinstance(end, bool):
+def end_of(token: str, now: float) -> float | None:
+    """Return the unix time until which a token that has come now is good; None for one that does not say.
+
+    It is no longer good than from its beginning to its end, whatever this machine's clock says of either.
+    """
+    told = claims(token)
+    end, begin = _time_of(told.get("exp")), _time_of(told.get("iat"))
+    if end is None or begin is None or not 0 < begin < end:
+        return end
+    return min(end, now + end - begin)
+
+
+def end_of_fresh(token: str, now: float) -> float | None:
+    """Return the same of a token that was made now: one that is over as it comes is so by a clock that goes ahead."""
+    told = claims(token)
+    end, begin = _time_of(told.get("exp")), _time_of(told.get("iat"))
+    if end is None or begin is None or not 0 < begin < end or end > now:
+        return end_of(token, now)
+    return now + end - begin
+
+
+def _time_of(claim: object) -> float | None:
+    if not isinstance(claim, int | float) or isinstance(claim, bool):
         return None
     try:
-        return float(end)
+        return float(claim)
     except OverflowError:  # beyond all time
         return None
 
@@ -94,7 +113,7 @@ class Renewals:
                 continue
             watched = before.get(job.number)
             if watched is None:
-                end = end_of(to.token)
+                end = end_of(to.token, now)
                 watched = _Watched(end, due_at(end, now))
             self._watched[job.number] = watched
             if now >= watched.due and to.base_url not in self._cannot:
@@ -108,7 +127,7 @@ class Renewals:
             if renewed.token:
                 if job.destination is not None:
                     job.destination = msgspec.structs.replace(job.destination, token=renewed.token)
-                watched.end = end_of(renewed.token)
+                watched.end = end_of_fresh(renewed.token, now)
                 watched.due = next_at(watched.end, now)
             elif not renewed.known:
                 self._say_once(to.base_url)
