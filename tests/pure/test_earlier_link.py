@@ -1,16 +1,21 @@
 """What a worker decides towards an orchestrator of the earlier generation."""
 
 import re
+import sys
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from gen_worker.models.wanted import Slot, Wanted
+from gen_worker.pb.convert_earlier import decode, encode
 from gen_worker.settings import Settings
 from gen_worker.wire.earlier import (
     MESSAGE_BYTES,
     DeploymentModelConfig,
     RealtimeFrame,
     Report,
+    TaskExecutionRequest,
     TaskExecutionResult,
     WorkerEvent,
     WorkerRegistration,
@@ -19,17 +24,18 @@ from gen_worker.wire.earlier import (
 from gen_worker.wire.survey import SurveyedFunction, SurveyedInjection
 from gen_worker_supervisor.core.outcomes import failure
 from gen_worker_supervisor.core.phases import JobState
-from gen_worker_supervisor.core.state import Outcome
+from gen_worker_supervisor.core.state import Function, Outcome
 from gen_worker_supervisor.earlier_link.answers import close_reason, error_type, failed, refused, safe_text
 from gen_worker_supervisor.earlier_link.dialing import UNHEARD_TRIES, EarlierDialing, Patience
-from gen_worker_supervisor.earlier_link.jobs import sendable
+from gen_worker_supervisor.earlier_link.jobs import COMPARED_BYTES, fingerprint, sendable
 from gen_worker_supervisor.earlier_link.outbox import EarlierOutbox
-from gen_worker_supervisor.earlier_link.registration import model_id, versions
+from gen_worker_supervisor.earlier_link.registration import Host, Versions, model_id, resources, versions
 from gen_worker_supervisor.earlier_link.required import NotRequirableError, described_models, required
 from gen_worker_supervisor.earlier_link.results import CROSSING_S, DOUBTED_S, Results
 from gen_worker_supervisor.link.dialing import UNHEARD, Dial, Ended, Fatal
 from gen_worker_supervisor.link.refs import wanted_of
 from gen_worker_supervisor.link.target import Target, parse_target
+from tests.pure import host as fleet
 
 LOST = Ended("UNAVAILABLE", "gone", 5.0, acknowledged=True)
 REFUSED = Ended("UNAVAILABLE", "refused")
@@ -160,6 +166,41 @@ def test_a_run_that_is_asked_for_over_a_new_connection_while_its_output_arrives_
     assert results.crossed_with("a", 1, 12.0) is None
 
 
+def test_an_input_that_is_too_long_to_be_compared_on_the_loop_is_no_other_ones() -> None:
+    run = TaskExecutionRequest(run_id="a", function_name="f", input_payload=bytes(COMPARED_BYTES))
+    longer = msgspec.structs.replace(run, input_payload=bytes(COMPARED_BYTES + 1))
+    assert fingerprint(run) == fingerprint(msgspec.structs.replace(run, run_id="b"))
+    assert fingerprint(longer) is None
+    results = Results()
+    results.add(result("a"), request=None)
+    results.disconnected()
+    results.doubted(9.0)
+    results.written(result("a"), 10.0)
+    assert results.crossed_with("a", None, 10.0) is None
+
+
+def test_outputs_of_a_worker_that_idles_are_kept_no_longer_than_they_may_be_asked_for() -> None:
+    results = Results()
+    results.add(output := result("a", 5), request=1)
+    results.written(output, 0.0)
+    kept = sys.getrefcount(output)
+    results.tick(DOUBTED_S - 1)
+    assert sys.getrefcount(output) == kept
+    results.tick(DOUBTED_S)
+    assert sys.getrefcount(output) < kept
+
+
+def test_of_outputs_that_were_written_only_so_many_bytes_are_kept() -> None:
+    results = Results(kept_bytes=10)
+    for run_id in ("a", "b", "b", "c"):
+        results.add(result(run_id, 5))
+        results.written(result(run_id, 5), 0.0)
+    assert results.doubted(1.0) == [result("b", 5), result("c", 5)]
+    for run_id in ("b", "c"):
+        results.written(result(run_id, 5), 1.0)
+    assert results.doubted(2.0) == [result("b", 5), result("c", 5)]
+
+
 def test_a_failure_answers_only_the_request_that_failed() -> None:
     results = Results()
     results.disconnected()
@@ -284,6 +325,26 @@ def test_models_are_called_as_the_earlier_generation_writes_them(wanted: Wanted,
 def test_nothing_is_sent_that_the_wire_would_drop(limit: int) -> None:
     assert sendable(limit) < MESSAGE_BYTES
     assert limit != 100 or sendable(limit) == 100
+
+
+def test_figures_that_the_wire_cannot_carry_are_the_most_that_it_can() -> None:
+    variables = {
+        "WORKER_MAX_CONCURRENCY": "1000000000000",
+        "WORKER_FAKE_GPU_COUNT": "10000000000",
+        "WORKER_FAKE_GPU_MEMORY_BYTES": str(10**17),
+    }
+    settings = Settings.load(env=variables, folder=Path("/nowhere"), root=Path("/nowhere"))
+    asked = Function(msgspec.structs.replace(fleet.function().own, max_concurrency=1 << 31))
+    host = Host("w", cpu_cores=4, memory_bytes=1 << 34, gpu_driver="", versions=Versions())
+    told = resources(
+        fleet.Host(asked).fleet, host, settings, available=(), schemas=(), hot=(), warm=(), free_vram_bytes=0
+    )
+    found = decode(encode(WorkerRegistration(resources=told)))
+    assert isinstance(found, WorkerRegistration)
+    most = found.resources
+    counts = (most.max_concurrency, most.gpu_count, *dict(most.function_concurrency).values())
+    assert counts == ((1 << 31) - 1,) * 3
+    assert most.gpu_memory_bytes == most.gpu_memory_free_bytes == (1 << 63) - 1
 
 
 def test_versions_are_those_that_are_set_before_those_that_are_found() -> None:

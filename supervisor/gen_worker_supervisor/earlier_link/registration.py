@@ -13,6 +13,8 @@ from gen_worker.wire.survey import Survey, SurveyedFunction
 from gen_worker_supervisor.core.state import Device, Fleet
 from gen_worker_supervisor.link.residency import held
 
+COUNT, SIZE = (1 << 31) - 1, (1 << 63) - 1  # the most that this wire can say of anything
+
 
 class Versions(NamedTuple):
     """Which libraries the host has; "" for one that it has not."""
@@ -91,7 +93,7 @@ def resources(
     functions = fleet.functions.values()
     named = {function.name: registered_name(function.own) for function in functions}
     told = {
-        registered_name(function.own): function.own.max_concurrency
+        registered_name(function.own): min(function.own.max_concurrency, COUNT)
         for function in functions
         if function.own.max_concurrency
     }
@@ -105,7 +107,7 @@ def resources(
         supports_model_loading=any(function.own.slots for function in functions),
         deployment_id=settings.deployment_id,
         runpod_pod_id=settings.runpod_pod_id,
-        max_concurrency=settings.max_concurrency,
+        max_concurrency=min(settings.max_concurrency, COUNT),
         function_concurrency=told,
         function_schemas=schemas,
         cuda_version=host.versions.cuda,
@@ -119,9 +121,9 @@ def resources(
 def _gpu_facts(devices: Sequence[Device], host: Host, settings: Settings, free_bytes: int) -> dict[str, Any]:
     busy = any(device.child is not None and bool(device.child.used["device"]) for device in devices)
     if settings.fake_gpu_count:
-        total = settings.fake_gpu_count * settings.fake_gpu_memory_bytes
+        total = min(settings.fake_gpu_count * settings.fake_gpu_memory_bytes, SIZE)
         return {
-            "gpu_count": settings.fake_gpu_count,
+            "gpu_count": min(settings.fake_gpu_count, COUNT),
             "gpu_memory_bytes": total,
             "gpu_memory_free_bytes": total,
             "gpu_name": settings.fake_gpu_name,

@@ -26,17 +26,18 @@ class Results:
         self._crossing_until = 0.0
         self._lost = False  # a connection was, and there is no other one yet
         self._bytes = 0  # of the unwritten
+        self._written_bytes = 0
 
     @property
     def all_written(self) -> bool:
         """Whether nothing waits to be written."""
         return not self._unwritten
 
-    def waits(self, run_id: str, request: int, now: float) -> bool:
+    def waits(self, run_id: str, request: int | None, now: float) -> bool:
         """Whether a run's result has yet to leave, so that nobody can have asked for the run again."""
         return run_id in self._unwritten and (run_id not in self._leaving or self._crosses(run_id, request, now))
 
-    def crossed_with(self, run_id: str, request: int, now: float) -> TaskExecutionResult | None:
+    def crossed_with(self, run_id: str, request: int | None, now: float) -> TaskExecutionResult | None:
         """Return the output that was written while it was asked for, if there was one."""
         _, result = self._written.get(run_id, (0.0, None))
         return result if self._crosses(run_id, request, now) else None
@@ -78,41 +79,47 @@ class Results:
         if self._unwritten.get(result.run_id, result) != result:
             return  # the run was run again meanwhile: its next result has yet to leave
         self._drop(result.run_id)
+        self._take_written(result.run_id)
         self._written[result.run_id] = now, result
-        self._forget(now)
+        self._written_bytes += len(result.output_payload)
+        self.tick(now)
 
     def doubted(self, now: float) -> list[TaskExecutionResult]:
         """Take back the results that were written only a moment ago; return them, to be written again.
 
         Until they are, they wait like any other: an orchestrator that missed one asks for its run once more.
         """
-        self._forget(now)
+        self.tick(now)
         self._crossing_until = now + CROSSING_S if self._lost else 0.0
         self._lost = False
         doubted = {run_id: result for run_id, (_, result) in self._written.items()}
         self._written.clear()
-        self._bytes += sum(len(result.output_payload) for result in doubted.values())
+        self._bytes, self._written_bytes = self._bytes + self._written_bytes, 0
         self._unwritten = OrderedDict({**doubted, **self._unwritten})
         return list(doubted.values())
 
     def forget(self, run_id: str) -> None:
         """A run has come again: what it ended with before is of no interest any more."""
-        self._written.pop(run_id, None)
+        self._take_written(run_id)
         self._requests.pop(run_id, None)
 
-    def _crosses(self, run_id: str, request: int, now: float) -> bool:
-        return now < self._crossing_until and self._requests.get(run_id) == request
+    def tick(self, now: float) -> None:
+        """Keep no output for longer than it may be asked for."""
+        while self._written:
+            run_id, (at, _) = next(iter(self._written.items()))
+            if now - at < DOUBTED_S and self._written_bytes <= self._kept_bytes:
+                return
+            self.forget(run_id)
+
+    def _take_written(self, run_id: str) -> None:
+        _, result = self._written.pop(run_id, (0.0, None))
+        if result is not None:
+            self._written_bytes -= len(result.output_payload)
+
+    def _crosses(self, run_id: str, request: int | None, now: float) -> bool:
+        return request is not None and now < self._crossing_until and self._requests.get(run_id) == request
 
     def _drop(self, run_id: str) -> None:
         result = self._unwritten.pop(run_id, None)
         if result is not None:
             self._bytes -= len(result.output_payload)
-
-    def _forget(self, now: float) -> None:
-        held = sum(len(result.output_payload) for _, result in self._written.values())
-        while self._written:
-            run_id, (at, result) = next(iter(self._written.items()))
-            if now - at < DOUBTED_S and held <= self._kept_bytes:
-                return
-            self.forget(run_id)
-            held -= len(result.output_payload)
