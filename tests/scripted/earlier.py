@@ -23,6 +23,7 @@ from gen_worker.wire.earlier import Message, Order, TaskExecutionRequest, TaskEx
 from tests.scripted.certificates import Certificate
 
 PATIENCE_S = 20.0
+START_S = 60.0  # for a worker that is just started: it imports gRPC and its code, on a host with much to do
 OPTIONS = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)]
 F = TypeVar("F")
 
@@ -111,7 +112,10 @@ class EarlierOrchestrator:
 
     def stream(self) -> Stream:
         """Return the next connection, once its worker has registered itself."""
-        stream = self._streams.get(timeout=PATIENCE_S)
+        try:
+            stream = self._streams.get(timeout=START_S)
+        except queue.Empty:
+            raise AssertionError(f"nobody connected within {START_S:.0f} s") from None
         stream.hear(WorkerRegistration, lambda told: not told.is_heartbeat)
         return stream
 
