@@ -11,7 +11,8 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -436,10 +437,18 @@ def reserved() -> str:
 
 
 def exports() -> str:
-    """Every name of `gen_worker.__all__`."""
+    """What new endpoints import from `gen_worker`."""
     import gen_worker
 
-    return "\n\n".join(_export(name) for name in gen_worker.__all__)
+    return "\n\n".join(_export(name) for name in [*gen_worker.__all__, *gen_worker._BESIDE])
+
+
+def earlier() -> str:
+    """What functions of the earlier API import from `gen_worker`."""
+    import gen_worker
+
+    rows = [row for name in gen_worker._EARLIER for row in _listed(gen_worker, name)]
+    return _table(("name", "what it is"), rows)
 
 
 def _export(name: str) -> str:
@@ -454,12 +463,14 @@ def _export(name: str) -> str:
         typed = _overload(name) or node
         return f"### {name}\n\n```text\n{name}{_signature(typed, method=False)}\n```\n\n{_doc(node)}"
     parts = [f"### {name}", " ".join([_doc(node), *_based(node)])]
+    family = [*_untold(node), node]
     if fields := _fields(node):
         rows = [(f"`{field}`", f"`{kind}`", f"`{default}`" if default else "") for field, kind, default in fields]
         parts.append(_table(("field", "type", "default"), rows))
-    methods = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"]
-    if methods:
-        parts.append(_members(methods, "", method=True))
+    methods = [each for one in family for each in one.body if isinstance(each, Function) and each.name[0] != "_"]
+    told = [each for each in methods if ast.get_docstring(each)]  # a setter is told with its property
+    if members := [*(row for one in family for row in _slots(one)), *_member_rows(told, "", method=True)]:
+        parts.append(_table(("member", "what it does"), members))
     return "\n\n".join(parts)
 
 
@@ -472,26 +483,27 @@ ELSEWHERE = (
     "gen_worker.capability",
     "gen_worker.discovery",
     "gen_worker.runtimes.server",
+    "gen_worker.runtimes.ar_tts",
+    "gen_worker.models.memory",
+    "gen_worker.utils.lora",
     "gen_worker.trainer",
     "gen_worker.injection",
-    "gen_worker.earlier.functions",
-    "gen_worker.earlier.context",
-    "gen_worker.earlier.realtime",
-    "gen_worker.earlier.managers",
+    "gen_worker.testing",
 )
 
 
 def elsewhere() -> str:
-    """What is public and is not in `gen_worker.__all__`, module by module."""
+    """What is public and is imported from other modules than `gen_worker`, module by module."""
     import gen_worker
 
-    told = set(gen_worker.__all__)
+    told = {*gen_worker.__all__, *gen_worker._BESIDE} | (set(gen_worker._EARLIER) - set(gen_worker.api.__all__))
     parts = []
     for module in ELSEWHERE:
         names = [name for name in public(module) if name not in told]
         told |= set(names)
         home = importlib.import_module(module)
-        parts.append(f"### {module}\n\n" + _table(("name", "what it is"), [_listed(home, name) for name in names]))
+        rows = [row for name in names for row in _listed(home, name)]
+        parts.append(f"### {module}\n\n" + _table(("name", "what it is"), rows))
     return "\n\n".join(parts)
 
 
@@ -503,18 +515,39 @@ def public(module: str) -> list[str]:
     return list(getattr(home, "__all__", ())) or [n for n in found if vars(home)[n].__module__ == module]
 
 
-def _listed(home: ModuleType, name: str) -> tuple[str, str]:
+def _listed(home: ModuleType, name: str) -> list[tuple[str, str]]:
+    """Return what a name of a module is, and below it the members of a class."""
     value = getattr(home, name)
     if not isinstance(value, type | FunctionType):
-        return f"`{name}`", f"`{_aliased(value)}`"
-    text = inspect.getdoc(value) or ""
-    told = " ".join(text.partition("\n\n")[0].split())
+        return [(f"`{name}`", f"`{_aliased(value)}`")]
     is_error = isinstance(value, type) and issubclass(value, Exception) and "__init__" not in vars(value)
-    if is_error or getattr(value, "_is_protocol", False):
-        return f"`{name}`", told
-    taken = [each.replace(annotation=each.empty) for each in inspect.signature(value).parameters.values()]
+    if is_error or getattr(value, "_is_protocol", False) or (isinstance(value, type) and issubclass(value, Enum)):
+        return [(f"`{name}`", _promise(value))]
+    rows = [(f"`{name}{_call(value)}`", _promise(value))]
+    return rows + (list(_members_of(value)) if isinstance(value, type) else [])
+
+
+def _members_of(kind: type) -> Iterator[tuple[str, str]]:
+    """Yield the methods and properties of a class, and of what it is based on that is not told by itself."""
+    own = [each for each in kind.__mro__ if each is kind or each.__name__.startswith("_")]
+    members = {name: member for each in reversed(own) for name, member in vars(each).items() if name[0] != "_"}
+    for name, member in members.items():
+        if isinstance(member, property):
+            yield f"`{kind.__name__}.{name}`", _promise(member)
+        elif isinstance(member, FunctionType | classmethod | staticmethod):
+            call = _call(getattr(kind, name), bound=isinstance(member, FunctionType))
+            yield f"`{kind.__name__}.{name}{call}`", _promise(member)
+
+
+def _promise(value: object) -> str:
+    return " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
+
+
+def _call(value: Callable[..., object], *, bound: bool = False) -> str:
+    """Return what something takes, eight arguments of it at most."""
+    taken = [each.replace(annotation=each.empty) for each in inspect.signature(value).parameters.values()][bound:]
     call = str(inspect.Signature(taken[:8])).replace("'", '"').replace("<factory>", "…")
-    return f"`{name}{call}`" if len(taken) <= 8 else f"`{name}{call[:-1]}, …)`", told
+    return call if len(taken) <= 8 else f"{call[:-1]}, …)"
 
 
 def _aliased(value: object) -> str:
@@ -555,7 +588,19 @@ def _is_overload(node: Function) -> bool:
     return any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
 
 
+def _slots(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Yield the attributes of a class of which its `__slots__` say what they are."""
+    for each in node.body:
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Dict):
+            told = ast.literal_eval(each.value) if ast.unparse(each.targets[0]) == "__slots__" else {}
+            yield from ((f"`{name}`", meaning) for name, meaning in told.items() if meaning)
+
+
 def _members(functions: Iterable[Function], prefix: str, *, method: bool) -> str:
+    return _table(("member", "what it does"), _member_rows(functions, prefix, method=method))
+
+
+def _member_rows(functions: Iterable[Function], prefix: str, *, method: bool) -> list[tuple[str, str]]:
     rows = []
     for node in functions:
         is_property = any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list)
@@ -563,7 +608,7 @@ def _members(functions: Iterable[Function], prefix: str, *, method: bool) -> str
         iterates = node.returns is not None and _type(node.returns).startswith("AsyncGenerator")
         awaited = "await " if isinstance(node, ast.AsyncFunctionDef) and not iterates else ""
         rows.append((f"`{awaited}{prefix}{node.name}{call}`", _doc(node)))
-    return _table(("member", "what it does"), rows)
+    return rows
 
 
 def _signature(node: Function, *, method: bool) -> str:
@@ -601,12 +646,18 @@ def _overload(name: str) -> ast.FunctionDef | None:
 
 def _based(node: ast.ClassDef) -> list[str]:
     """Say what a class is based on, where an author knows that."""
-    base = ast.unparse(node.bases[0]) if node.bases else ""
-    if base.startswith("_"):
-        (private,) = _top_level(base)
-        assert isinstance(private, ast.ClassDef)
-        return _based(private)
+    top = next(iter(_untold(node)), node)
+    base = ast.unparse(top.bases[0]) if top.bases else ""
     return [] if base in ("", "Exception") or "." in base else [f"Based on `{base}`."]
+
+
+def _untold(node: ast.ClassDef) -> list[ast.ClassDef]:
+    """Return the classes above one that nobody imports, the uppermost first: what they have is told of this one."""
+    base = ast.unparse(node.bases[0]) if node.bases else ""
+    above = [
+        each for each in _top_level(base) if isinstance(each, ast.ClassDef) and base not in public("gen_worker.api")
+    ]
+    return [*_untold(above[0]), *above] if above and base != "RequestContext" else []
 
 
 def _definition(name: str) -> ast.ClassDef | ast.FunctionDef:
@@ -686,6 +737,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "model-settings": model_settings,
     "reserved": reserved,
     "exports": exports,
+    "earlier": earlier,
     "elsewhere": elsewhere,
     "client": client,
 }

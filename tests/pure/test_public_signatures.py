@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 TABLE = Path(__file__).resolve().parents[1] / "public_names.txt"
+REFERENCE = TABLE.parents[1] / "docs" / "reference" / "python.md"
 MEMBERS = 15  # of `RequestContext`, and no more, but for the trace that a call belongs to
 
 
@@ -76,6 +78,13 @@ def test_a_public_name_is_as_it_is_documented(row: Row) -> None:
         assert problems(row.node.args, found, method=bool(row.owner)) == []
     elif row.owner and ast.unparse(row.node.annotation) == "property":  # type: ignore[attr-defined]
         assert not callable(found)
+
+
+def test_every_public_name_is_told_in_the_reference() -> None:
+    reference = REFERENCE.read_text()
+    names = {row.name for row in ROWS if row.name != "__init__"}
+    told = set(re.findall(r"^(?:### |\| `(?:await )?(?:\w+\.)?)(\w+)", reference, re.MULTILINE))
+    assert names - told == set()
 
 
 def problems(written: ast.arguments, found: Any, *, method: bool) -> list[str]:

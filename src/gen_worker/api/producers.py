@@ -52,19 +52,19 @@ Kept = TypeVar("Kept")
 class ProducerContext(RequestContext):
     """The part that all producers share."""
 
-    __slots__ = (
-        "__weakref__",
-        "_contents",
-        "_platform",
-        "_publishes",
-        "_remote",
-        "_repo_spec",
-        "compute",
-        "destination",
-        "hf_token",
-        "source",
-        "source_path",
-    )
+    __slots__ = {
+        "__weakref__": None,
+        "_contents": None,
+        "_platform": None,
+        "_publishes": None,
+        "_remote": None,
+        "_repo_spec": None,
+        "compute": "The machine that the job was given, as far as whoever sent it says.",
+        "destination": "The payload's `destination`, as a dict: what is published to where nothing else is named.",
+        "hf_token": "The token of `HF_TOKEN` in `run` and `serve`; empty on a platform.",
+        "source": "The payload's `source`, as a dict.",
+        "source_path": "Where the source lies on this machine; None without one.",
+    }
 
     def __init__(
         self,

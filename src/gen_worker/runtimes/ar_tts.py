@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+__all__ = ["ARTTSModelSpec", "lookup"]
+
 
 class ARTTSModelSpec(NamedTuple):
     """One kind of model that speaks in tokens of a codec."""

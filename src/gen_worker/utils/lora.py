@@ -20,6 +20,8 @@ from gen_worker.api.errors import ValidationError
 from gen_worker.api.requirements import require
 from gen_worker.api.types import Tensors
 
+__all__ = ["Lora", "load_loras"]
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _METADATA = "lora_adapter_metadata"  # what diffusers' trainers write beside the weights: JSON
 _MISFITS = (LookupError, RuntimeError, TypeError, ValueError, AttributeError)  # of what diffusers and peft raise
