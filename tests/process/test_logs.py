@@ -1,6 +1,7 @@
 """The log and the records of jobs: who follows slows nobody, what is kept outlives the supervisor and has no secret."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -145,6 +146,22 @@ def test_with_0_bytes_for_them_nothing_of_the_log_and_the_jobs_is_kept(serve: Se
     server.signal(signal.SIGTERM)
     assert server.process.wait(20) == 0, server.log()
     assert not any((server.folder / "run").iterdir()), server.log()
+
+
+def test_a_request_whose_lines_were_pushed_out_is_not_told_to_have_said_nothing(serve: Serve) -> None:
+    server = serve(variables={"GEN_WORKER_LOG_BYTES": "0"})
+    server.ask("talk", "talker", text="T")
+    server.ask("echo", "silent", text="T")
+    records(server, 2)
+    assert server.run("logs", "silent").stderr == "hint: `silent` has told nothing\n"
+    server.ask("chatter", "flood", times=20_000)
+    server.ask("echo", "late", text="T")
+    records(server, 4)
+    done = server.run("logs", "talker")
+    gone = r"hint: `talker` has told nothing since [-:. \d]+Z; what it told before that is not kept any more\n"
+    assert (done.stdout, bool(re.fullmatch(gone, done.stderr))) == ("", True), done.stderr
+    assert server.run("logs", "late").stderr == "hint: `late` has told nothing\n"
+    assert server.run("logs", "late", "--grep", "x").stderr == "hint: `late` has told nothing that is meant here\n"
 
 
 def test_files_that_cannot_be_written_cost_nothing_but_a_warning_each(serve: Serve, tmp_path: Path) -> None:

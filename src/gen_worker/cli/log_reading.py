@@ -133,8 +133,25 @@ def kept(run_dir: Path, meant: Meant, boot_id: str = "", before: Line | None = N
                 if not newer and meant.fits(told.line):
                     found.append(told)
     except LineFileError as error:
-        raise Failure(str(error), "`GEN_WORKER_RUN_DIR` says which run directory is read") from None
+        raise _unreadable(error) from None
     return sorted(found, key=lambda told: told.line.ts)
+
+
+def goes_back_to(run_dir: Path, oldest: Line | None) -> float | None:
+    """Return the moment of the oldest line in the files, or of the oldest that a supervisor remembers; None: no line.
+
+    Raises `Failure` where the files cannot be read.
+    """
+    try:
+        firsts = [next(parsed(lines_of(file)), None) for file in files_in(folder_in(run_dir))]
+    except LineFileError as error:
+        raise _unreadable(error) from None
+    moments = [told.line.ts for told in firsts if told is not None]
+    return min(moments if oldest is None else [*moments, oldest.ts], default=None)
+
+
+def _unreadable(error: LineFileError) -> Failure:
+    return Failure(str(error), "`GEN_WORKER_RUN_DIR` says which run directory is read")
 
 
 def last_words(run_dir: Path, meant: Meant, boot_id: str, after: int) -> list[Told]:

@@ -14,7 +14,7 @@ from gen_worker.cli.command import Command
 from gen_worker.cli.completing import complete_target
 from gen_worker.cli.devices import named, names_of
 from gen_worker.cli.failure import CANCELED, MEANINGS, NOT_FOUND, OK, UNREACHABLE, USAGE, Failure, nearest, say
-from gen_worker.cli.log_reading import Asked, Meant, Told, kept, last_words, limited
+from gen_worker.cli.log_reading import Asked, Meant, Told, goes_back_to, kept, last_words, limited
 from gen_worker.cli.numbers import Count
 from gen_worker.cli.readers import while_somebody_reads
 from gen_worker.cli.settings import read_settings
@@ -95,7 +95,7 @@ def show(wanted: Wanted) -> int:
         asked = Asked(client, meant)
         found = limited(_with_older(asked, client, run_dir, meant), meant.last)
         if not found and meant.request_id:
-            _must_be_known(meant.request_id, client.list(), run_dir)
+            _explain(asked, meant, client.list(), run_dir)
         show_lines(found, wanted.as_json)
         if wanted.follow:
             _follow(asked, meant, run_dir, client.supervisor.boot_id, as_json=wanted.as_json)
@@ -151,23 +151,34 @@ def _aimed(of: str, meant: Meant, status: Status) -> Meant:
     return meant._replace(request_id=linked.get(of, of))
 
 
-def _must_be_known(request_id: str, status: Status, run_dir: Path) -> None:
-    """Raise `Failure` for a request that nobody has heard of; say of another one that nothing is told of it."""
-    jobs = [job.id for job in status.jobs]
-    if request_id in jobs or _has_ended(request_id, run_dir):
-        say("hint", f"`{request_id}` has told nothing that is meant here")
-        return
-    raise _unknown(request_id, {*jobs, *(name for device in status.gpus for name in names_of(device))})
+def _explain(asked: Asked, meant: Meant, status: Status, run_dir: Path) -> None:
+    """Say why there is no line of a request; raise `Failure` for one that nobody has heard of."""
+    now = time.time()
+    began = _began(meant.request_id, status, run_dir, now)
+    if began is None:
+        names = {name for device in status.gpus for name in names_of(device)}
+        raise _unknown(meant.request_id, {*(job.id for job in status.jobs), *names})
+    narrowed = meant != Meant(request_id=meant.request_id, last=meant.last) or meant.last == 0
+    told = f"`{printable(meant.request_id)}` has told nothing" + (" that is meant here" if narrowed else "")
+    oldest = goes_back_to(run_dir, asked.oldest())
+    if oldest is not None and began < oldest:
+        told += f" since {clock(oldest, now)}; what it told before that is not kept any more"
+    say("hint", told)
 
 
-def _has_ended(request_id: str, run_dir: Path) -> bool:
+def _began(request_id: str, status: Status, run_dir: Path, now: float) -> float | None:
+    """Return when a request began to run, last; None for one that nobody has heard of."""
     from gen_worker.job_records import folder_in as records_in
     from gen_worker.job_records import read
 
+    running = [now - job.elapsed_s for job in status.jobs if job.id == request_id]
+    if running:
+        return running[0]
     try:
-        return any(record.request_id == request_id for record in read(records_in(run_dir)))
+        ended = [record for record in read(records_in(run_dir)) if record.request_id == request_id]
     except LineFileError:
-        return False
+        return None
+    return ended[-1].ts - ended[-1].run_s if ended else None
 
 
 def _unknown(of: str, names: Iterable[str]) -> Failure:
