@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell has it ignored by what it starts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[SESSION] = f"{os.getpid()}-{time.time_ns()}"
+    if WORKER in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests side by side share the cores
     if "GEN_WORKER_RUN_DIR" not in os.environ or WORKER in os.environ:
         run_dir = tempfile.mkdtemp(prefix="gw-tests-")  # short: a Unix socket's path has 107 bytes
         os.environ["GEN_WORKER_RUN_DIR"] = run_dir

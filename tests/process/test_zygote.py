@@ -168,8 +168,10 @@ def test_a_module_that_only_the_zygote_cannot_import_is_left_out_and_that_is_sai
 @pytest.fixture(scope="module")
 def torch_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of an endpoint that imports torch; its children have run nothing yet."""
-    with serving(tmp_path_factory.mktemp("torch"), module="with_torch", devices="cpu:2") as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        with serving(tmp_path_factory.mktemp("torch"), module="with_torch", devices="cpu:2") as server:
+            yield server
 
 
 @pytest.mark.needs("torch")
