@@ -52,6 +52,39 @@ def test_a_server_ends_in_order_where_nothing_can_be_written_any_more(serve: Ser
     assert traces(server) == []
 
 
+SLOW = """
+import pathlib, time
+from gen_worker import RequestContext, endpoint
+from msgspec import Struct
+class In(Struct):
+    pass
+@endpoint
+def nothing(ctx: RequestContext, payload: In) -> In:
+    return payload
+surveyed = pathlib.Path(__file__).with_name("surveyed")
+if surveyed.exists():
+    print("the child imports it", flush=True)
+    time.sleep(3600)
+surveyed.touch()
+"""
+
+
+@pytest.mark.promise(14)
+def test_a_child_that_is_ended_while_it_still_imports_is_no_death(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    with launch(tmp_path, module="slow", cwd=tmp_path) as process:
+        server = Server(process, tmp_path)
+        try:
+            until(lambda: "the child imports it" in server.log(), what="the import")
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+    assert "died" not in server.log()
+    assert server.log().endswith("stopped\n")
+    assert not (tmp_path / "run" / "postmortems").exists()
+
+
 @pytest.mark.promise(14)
 def test_requests_that_come_after_the_signal_are_refused(serve: Serve) -> None:
     server = serve()

@@ -778,6 +778,29 @@ def test_a_child_that_does_not_go_when_drained_is_ended() -> None:
     assert signals(host.passes(1.0)) == [signal.SIGKILL]
 
 
+def notes_of_deaths(host: Host) -> list[str]:
+    return [action.message for action in host.actions if isinstance(action, Note) and "died" in action.message]
+
+
+@pytest.mark.parametrize(("up", "told"), [(False, 0), (True, 1)])
+def test_a_child_that_is_ended_for_a_drain_is_no_death_where_it_still_started(up: bool, told: int) -> None:
+    host = Host(up=up)
+    if not up:
+        host.reports(host.child(), Hello(1))
+    host.drains()
+    assert signals(host.passes(5.0)) == [signal.SIGTERM]
+    assert finishes(host.dies(host.child(), Death("SIGTERM", signal="SIGTERM"))) == [0]
+    assert len(notes_of_deaths(host)) == told
+
+
+def test_a_child_that_dies_by_itself_while_it_starts_and_is_drained_is_a_death() -> None:
+    host = Host(up=False)
+    host.reports(host.child(), Hello(1))
+    host.drains()
+    host.dies(host.child(), Death("SIGSEGV", signal="SIGSEGV"))
+    assert len(notes_of_deaths(host)) == 1
+
+
 @pytest.mark.promise(8)
 def test_a_drain_does_not_wait_for_an_unkillable_child() -> None:
     host = Host(devices=2)

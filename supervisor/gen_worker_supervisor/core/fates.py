@@ -55,7 +55,7 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
     """Judge what a death means for its jobs, its device and the next child."""
     device = child.device
     wanted = child.retiring or child.ending is not None or fleet.draining
-    meant = (wanted and death.exit_code == 0) or (child.forgone and death.signal == "SIGKILL")
+    meant = (wanted and death.exit_code == 0) or (child.forgone and death.signal == "SIGKILL") or _cut_short(child)
     noted = not (fleet.finished or meant)
     burial = Burial(fleet, child, death, now) if noted else None
     child.move(Phase.SETTLING)
@@ -92,6 +92,11 @@ def child_died(fleet: Fleet, child: Child, death: Death, now: float) -> list[Act
         fleet.untidy = True
         return actions
     return actions + _plan_respawn(fleet, child, death, wanted, now)
+
+
+def _cut_short(child: Child) -> bool:
+    """Whether a child was ended while it still started, which no fault of it is: imports hear nobody."""
+    return child.retiring and not child.ready and not child.doom and child.phase is Phase.DYING
 
 
 def _for_others(fleet: Fleet, child: Child) -> bool:
