@@ -29,12 +29,13 @@ LINE_CHARS = 400
 
 
 @dataclass(slots=True)
-class _Running:
-    """One engine that came up."""
+class Running:
+    """One engine that came up, to its end."""
 
     handle: "ServerHandle"
     launched: "Launched"
     settled: bool = False  # its instance is set up, and others know of it
+    lost: bool = False  # it died, and its instance is of no use any more: the owner of `on_death` says so
     death: str = ""
     lines: list[str] = field(default_factory=list)  # what it printed last
     died: "Future[None]" = field(default_factory=Future)
@@ -47,13 +48,10 @@ class Engines:
         self.report: Callable[[Engine], None] = lambda report: None
         """Is told what engines are at, again and again while they boot."""
 
-        self.on_death: Callable[[str, str, Sequence[str]], None] = lambda instance, death, lines: None
-        """Called with an instance whose engine died under it, how it died, and what it printed last."""
+        self.on_death: Callable[[str, Running], None] = lambda instance, engine: None
+        """Called with an instance whose engine died under it, and with that engine."""
 
-        self.dead: set[str] = set()
-        """Instances that are of no use any more; the owner of `on_death` puts them here."""
-
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._booting: Launched | None = None
         self._leaving = False
         self._lock = threading.Lock()
@@ -78,7 +76,7 @@ class Engines:
             self._booting = None
         launched = handle.launched
         assert launched is not None
-        running = self._running[instance] = _Running(handle, launched)
+        running = self._running[instance] = Running(handle, launched)
         launched.on_end = partial(self._ended, instance, running)
         if launched.ended.is_set():
             self._ended(instance, running)
@@ -113,7 +111,6 @@ class Engines:
     def stop(self, instance: str) -> None:
         """End the engine of an instance, if it has one."""
         running = self._running.pop(instance, None)
-        self.dead.discard(instance)
         if running is not None:
             running.handle.stop(grace_s=GRACE_S)
             self.report(Engine(instance, running.launched.name, "gone"))
@@ -126,7 +123,7 @@ class Engines:
 
     # --- deaths ---
 
-    def _ended(self, instance: str, running: _Running) -> None:
+    def _ended(self, instance: str, running: Running) -> None:
         lines = [line[:LINE_CHARS] for line in running.launched.last_lines(LAST_LINES_S)]
         with self._lock:
             if running.died.done():
@@ -138,9 +135,14 @@ class Engines:
                 return
         self._tell(instance, running)
 
-    def _tell(self, instance: str, running: _Running) -> None:
+    def _tell(self, instance: str, running: Running) -> None:
         if self._running.get(instance) is running:
-            self.on_death(instance, running.death, running.lines)
+            self.on_death(instance, running)
+
+    def lost(self, instance: str) -> bool:
+        """Whether the engine that an instance has just now is lost: it may have had another before."""
+        running = self._running.get(instance)
+        return running is not None and running.lost
 
     def loss(self, job: int, instance: str, error: BaseException) -> Failed | None:
         """Return the end of a job that failed on an instance whose engine died; None where that is not why."""
@@ -160,7 +162,7 @@ class Engines:
                 await asyncio.wait([asyncio.wrap_future(running.died)], timeout=NEWS_S)
         return _lost(job, running)
 
-    def _concerned(self, instance: str, error: BaseException) -> _Running | None:
+    def _concerned(self, instance: str, error: BaseException) -> Running | None:
         return None if isinstance(error, ValidationError) else self._running.get(instance)
 
 
@@ -168,7 +170,7 @@ def _may_be_news(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, CanceledError)
 
 
-def _lost(job: int, running: _Running) -> Failed | None:
+def _lost(job: int, running: Running) -> Failed | None:
     if not running.died.done():
         return None
     detail = ErrorDetail(cause="engine_died", stderr=running.lines or None)
@@ -180,7 +182,7 @@ def _lost(job: int, running: _Running) -> Failed | None:
     return Failed(job, "retryable", running.death, True, 0.0, detail=detail)
 
 
-def _how(running: _Running) -> str:
+def _how(running: Running) -> str:
     from gen_worker.runtimes.launching import how
 
     return how(running.launched.status)

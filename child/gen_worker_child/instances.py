@@ -114,7 +114,7 @@ class Instances:
 
     def holds(self, instance: str) -> bool:
         """Whether an instance is set up here."""
-        return not instance or (instance in self._held and instance not in self.engines.dead)
+        return not instance or (instance in self._held and not self.engines.lost(instance))
 
     def lease(self, instance: str) -> AbstractContextManager[object]:
         """Keep an instance's models on the device inside the block; raise `KeyError` when it is not set up here."""

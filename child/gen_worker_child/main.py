@@ -73,6 +73,7 @@ from gen_worker_child.peaks import device_use
 from gen_worker_child.stacks import stacks
 
 if TYPE_CHECKING:
+    from gen_worker_child.engines import Running
     from gen_worker_child.models.plane import Models
 
 WATCH_S = 0.002  # how late an order may reach a child whose job has just begun
@@ -439,19 +440,21 @@ class Child:
             self._channel.send(Loaded(instance, time.monotonic() - began, residents, rung))
             self._engines.settled(instance)
 
-    def _engine_died(self, instance: str, death: str, printed: Sequence[str]) -> None:
+    def _engine_died(self, instance: str, engine: "Running") -> None:
         """An instance has lost its engine: no job comes any more, those that run end, and it is let go of."""
         with self._engine_deaths:
-            self._channel.send(Unloaded(instance, death, list(printed)))  # first: jobs that are given back go elsewhere
-            self._engines.dead.add(instance)
+            self._channel.send(
+                Unloaded(instance, engine.death, engine.lines)
+            )  # first: what is given back goes elsewhere
+            engine.lost = True
             self._jobs.lose(instance)
         self._hand_over(partial(self._clear, instance))
 
     def _clear(self, instance: str) -> None:
         """Let go of an instance whose engine has died, unless that is done."""
         with self._engine_deaths:  # whoever has heard of its death may have ordered it anew already
-            is_dead = instance in self._engines.dead
-        if is_dead:
+            is_lost = self._engines.lost(instance)
+        if is_lost:
             self._executor.instances.unload(instance, self._report_shutdown)
 
     def _unload(self, instance: str, reason: str = "") -> None:

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.discovery.specs import collect
 from gen_worker.runtimes.launching import LIFELINE
 from gen_worker.runtimes.server import ServerBootError, ServerHandle, ServerProcess, free_port
 from gen_worker.testing.engine import install_engine
+from gen_worker.wire.messages import SlotModel
+from gen_worker_child.engines import Engines, Running
+from tests.endpoints import engined
 from tests.served import alive, until
 
 pytestmark = pytest.mark.process
@@ -231,6 +235,37 @@ def test_its_death_is_heard_of_at_once_and_once(engine: Make) -> None:
     assert deaths == [-signal.SIGKILL]
     assert launched.last_lines()[0].startswith("vllm: loading")
     assert handle.process.returncode == -signal.SIGKILL
+
+
+def test_the_death_of_an_engine_that_is_let_go_of_meanwhile_says_nothing_of_the_next_one(
+    engine: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    spec = next(each for each in collect(engined) if each.name == "chat")
+    slots = [SlotModel("model", "acme/m", str(tmp_path / "m"), "key")]
+    (tmp_path / "m").mkdir()
+    engines = Engines()
+    letting_go = threading.Thread(target=engines.stop, args=("chat",))
+    told: list[str] = []
+
+    def on_death(instance: str, dead: Running) -> None:
+        letting_go.start()  # by another thread, just now
+        until(lambda: engines.loss(1, instance, ConnectionError()) is None, what="that it is let go of")
+        dead.lost = True
+        told.append(dead.death)
+
+    engines.on_death = on_death
+    handle = engines.start("chat", spec, slots)
+    engines.settled("chat")
+    assert handle.launched is not None
+    os.kill(handle.launched.pid, signal.SIGKILL)
+    until(lambda: bool(told), what="its death")
+    letting_go.join(10)
+    assert told == ["its engine `vllm` died: SIGKILL"]
+    assert engines.start("chat", spec, slots).alive
+    assert not engines.lost("chat")
+    engines.stop("chat")
 
 
 def test_one_whose_starter_just_ends_is_gone(engine: Make, tmp_path: Path) -> None:

@@ -319,6 +319,24 @@ def test_the_next_child_waits_until_every_member_has_its_memory_back() -> None:
     assert host.child().phase is Phase.FORKING
 
 
+def test_members_that_are_read_one_by_one_are_waited_for_like_those_that_are_read_together() -> None:
+    host = Host(needing("two", 2), devices=[pair()])
+    host.dies(host.child())
+    uses(host, g1=BASELINE)
+    assert host.child().phase is Phase.SETTLING
+    uses(host, g0=BASELINE)
+    assert host.child().phase is Phase.FORKING
+
+
+def test_of_a_group_nobody_knows_what_is_in_use_while_the_driver_is_silent_of_a_member() -> None:
+    host = Host(needing("two", 2), devices=[pair()])
+    (device,) = host.fleet.devices
+    uses(host, g0=BASELINE, g1=BASELINE)
+    known = [device.vram_used]
+    host.happens(GpusRead([], ["cuda:1"]))
+    assert [*known, device.vram_used, device.members[0].vram_used] == [2 * BASELINE, None, BASELINE]
+
+
 def test_memory_that_stays_away_is_named_with_its_gpu() -> None:
     host = Host(needing("two", 2), devices=[pair()])
     host.fleet.devices[0].budget_bytes = 40 * GIB

@@ -207,7 +207,7 @@ class ServerProcess:
         request = f"GET {self._target} HTTP/1.0\r\nHost: {self._host}:{self.port}\r\nConnection: close\r\n\r\n"
         answer = b""
         try:
-            with socket.create_connection((self._host, self.port), deadline - time.monotonic()) as sock:
+            with socket.create_connection((self._host, self.port), max(0.0, deadline - time.monotonic())) as sock:
                 sock.sendall(request.encode("latin-1"))
                 while b"\n" not in answer and len(answer) < LONGEST_STATUS_BYTES:
                     if (left_s := deadline - time.monotonic()) <= 0:

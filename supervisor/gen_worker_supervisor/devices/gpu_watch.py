@@ -39,6 +39,7 @@ class GpuWatch:
         note: Note,
         settles: Callable[[], bool],
         rounds: Rounds,
+        silent_s: float = SILENT_S,
     ) -> None:
         """`tell`, `note` and `settles` are called on the loop; the last says whether some memory has to come back."""
         self._devices = [device for device in devices if device.kind == "cuda"]
@@ -46,6 +47,7 @@ class GpuWatch:
         self._free = {gpu.name: (gpu.vram_total or 0) - (gpu.vram_used or 0) for gpu in self._gpus}
         self._tell, self._note, self._settles = tell, note, settles
         self._rounds = rounds
+        self._silent_s = silent_s
         self._loop = loop
         self._every_s = EVERY_S
         self._turns: list[_Turns] = []
@@ -56,7 +58,7 @@ class GpuWatch:
         """Look from now on, if there is a GPU."""
         if self._gpus:
             self._read_in_turn(self._gpus)
-            self._loop.call_later(EVERY_S, self._look_for_silence)
+            self._loop.call_later(min(EVERY_S, self._silent_s / 4), self._look_for_silence)
             threading.Thread(target=self._listen, name="gen-worker-gpu-faults", daemon=True).start()
 
     def _read_in_turn(self, gpus: Sequence[Device]) -> None:
@@ -128,9 +130,9 @@ class GpuWatch:
         """Tell of GPUs whose driver does not answer, once for each silence; another thread reads the others."""
         if self._closing.is_set():
             return
-        self._loop.call_later(EVERY_S, self._look_for_silence)
+        self._loop.call_later(min(EVERY_S, self._silent_s / 4), self._look_for_silence)
         for turns in list(self._turns):
-            held = turns.held(SILENT_S)
+            held = turns.held(self._silent_s)
             if not held:
                 self._silent.difference_update(gpu.name for gpu in turns.gpus)
                 continue
@@ -138,7 +140,8 @@ class GpuWatch:
             self._silent.update(gpu.name for gpu in new)
             for gpu in new:
                 self._free[gpu.name] = 0
-                self._tell(DeviceFault(gpu.name, f"its driver has not answered for {SILENT_S:g} s", fatal=False))
+                reason = f"its driver has not answered for {self._silent_s:g} s"
+                self._tell(DeviceFault(gpu.name, reason, fatal=False))
             if new:
                 self._tell(GpusRead([], [gpu.name for gpu in new]))
             if others := turns.leave(held):
