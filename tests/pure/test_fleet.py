@@ -779,7 +779,7 @@ def test_a_child_that_does_not_go_when_drained_is_ended() -> None:
 
 
 def notes_of_deaths(host: Host) -> list[str]:
-    return [action.message for action in host.actions if isinstance(action, Note) and "died" in action.message]
+    return [action.message for action in host.actions if isinstance(action, Note) and action.level == "error"]
 
 
 @pytest.mark.parametrize(("up", "told"), [(False, 0), (True, 1)])
