@@ -27,6 +27,7 @@ EVERY_MS = 100
 CROWD = 50
 WAITING = 200
 LAG_S = 0.05
+LOOKS_S = 2.5  # in which each child is looked at twice at least
 _decode = msgspec.msgpack.Decoder(control.ServerFrame).decode
 
 
@@ -129,6 +130,13 @@ def test_whoever_watches_sees_at_once_that_a_child_hangs_however_seldom_document
         hung = [device for device in json.loads(next(documents))["gpus"] if device["state"] == "hung"]
         assert [(device["hang"], device["job"]) for device in hung] == [("gil_held", "hung")]
         documents.close()
+        with Watcher(server) as watcher:
+            watcher.watch(3_600_000)
+            heard = 0
+            while select.select([watcher.sock], [], [], LOOKS_S)[0]:
+                watcher.document()
+                heard += 1
+                assert heard < 8, "that it hangs on is no news"
         server.client.kill("hung", now=True)
 
 
