@@ -10,6 +10,7 @@ from blake3 import blake3
 from gen_worker.orchestrator.files import FileStore, Upload
 from gen_worker.orchestrator.refusal import Refusal
 from gen_worker.orchestrator.repositories import (
+    OPEN_S,
     Checkpoint,
     Commit,
     Finalizing,
@@ -159,6 +160,24 @@ def test_a_revision_that_was_stored_into_is_visible_whole_once_it_is_finalized_a
         assert found is not None
         assert {path: store.read(file) for path, file in found.files.items()} == {"a": b"one", "b": b"two"}
         assert found.digest == made.digest
+
+
+def test_a_revision_of_a_job_is_open_as_long_as_that_lives_and_one_of_a_caller_for_a_day(tmp_path: Path) -> None:
+    now = 1000.0
+    caller = JobClaims(request_id="", attempt=0, exp=0)
+    files = closing(FileStore(tmp_path / "files"))
+    with files as store, closing(Repositories(tmp_path / "repos.sqlite", store, clock=lambda: now)) as repos:
+        ours = stored(store, repos, OURS, a=b"one")
+        theirs, _ = repos.begin(caller, "we/words", commit(b=b"two"))
+        now += OPEN_S - 1
+        repos.give_up(lambda request_id, attempt: True)
+        with pytest.raises(Refusal, match="did not come"):
+            repos.finalize(caller, "we/words", theirs)
+        now += 7 * 24 * 3600
+        repos.give_up(lambda request_id, attempt: (request_id, attempt) == (OURS.request_id, OURS.attempt))
+        assert repos.finalize_opened(OURS, "us/words", ours, Finalizing(["trained"]))
+        with pytest.raises(Refusal, match="no such commit"):
+            repos.finalize(caller, "we/words", theirs)
 
 
 def test_each_flavor_of_a_revision_is_found_by_its_name_and_one_of_them_without(tmp_path: Path) -> None:

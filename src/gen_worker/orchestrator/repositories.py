@@ -22,7 +22,7 @@ from gen_worker.orchestrator.signing import JobClaims
 
 DEFAULT_TAG, NEWEST_TAG = "prod", "latest"
 FILES = 10_000  # of one revision
-OPEN_S = 24 * 3600.0  # after so long an unfinished commit is given up
+OPEN_S = 24 * 3600.0  # after so long an unfinished commit of a caller is given up; that of a job lives as long as it
 _TAG_LENGTH = 63
 _TAG_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 _SCHEMA = """
@@ -333,14 +333,13 @@ class Repositories:
                 self._drop(repo, revision)
 
     def give_up(self, is_live: Callable[[str, int], bool]) -> None:
-        """Let go of commits whose jobs are over, and of those that are too old."""
+        """Let go of commits whose jobs are over, and of those of callers that are too old."""
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, repo, request_id, attempt, created FROM revisions WHERE digest = ''"
             ).fetchall()
         for revision, repo, request_id, attempt, created in rows:
-            over = bool(request_id) and not is_live(request_id, attempt)
-            if over or created < self._clock() - OPEN_S:
+            if not is_live(request_id, attempt) if request_id else created < self._clock() - OPEN_S:
                 self._drop(repo, revision)
 
     def _show(self, made: Revision, commit: Commit, tags: set[str]) -> None:
