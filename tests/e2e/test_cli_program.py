@@ -301,6 +301,9 @@ def test_a_shell_is_told_the_models_of_the_server_here(tmp_path: Path) -> None:
         ("gen-worker serve --devices c", ["cpu", "cpu:2"]),
         ("gen-worker serve --device a", ["auto"]),
         ("gen-worker up --devices c", ["cpu", "cpu:2"]),
+        ("gen-worker repl --devices c", ["cpu", "cpu:2"]),
+        ("gen-worker train --device c", ["cpu"]),
+        ("gen-worker run --device cp", ["cpu"]),
         ("gen-worker orchestrator --devices c", ["cpu", "cpu:2"]),
     ],
 )

@@ -69,9 +69,25 @@ def complete_module(_ctx: click.Context, _parameter: click.Parameter, begun: str
 
 
 def complete_place(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Return what a child can be served from here: the GPUs that the driver shows, and CPU slots."""
-    gpus = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
-    words = ["auto", *map(str, gpus), "cpu", "cpu:2"]
+    """Return what children can be served from here: the GPUs that the driver shows, and CPU slots."""
+    return _begun_so(["auto", *map(str, _gpus()), "cpu", "cpu:2"], begun)
+
+
+def complete_one_place(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return what one child can run on here."""
+    return _begun_so(["auto", *map(str, _gpus()), "cpu"], begun)
+
+
+def complete_torch_device(_ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return what torch may call a device here."""
+    return _begun_so(["cpu", "cuda", *(f"cuda:{number}" for number in _gpus())], begun)
+
+
+def _gpus() -> list[int]:
+    return sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())
+
+
+def _begun_so(words: Iterable[str], begun: str) -> list[CompletionItem]:
     return _items(word for word in words if word.startswith(begun))
 
 

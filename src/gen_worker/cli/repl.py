@@ -14,7 +14,7 @@ import click
 from gen_worker.cli.advice import advised
 from gen_worker.cli.calls import Call
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_address, fields, marker
+from gen_worker.cli.completing import complete_address, complete_place, fields, marker
 from gen_worker.cli.events import events_on_stderr
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, nearest, say_error
 from gen_worker.cli.invoke import timeout_option
@@ -72,7 +72,12 @@ style.name=oil      a nested field     "a cat"             the first text field
     help=f"The server to talk to, a path or tcp://host:port.  [default: {DEFAULT_SOCKET}, else a private server]",
 )
 @project_options
-@click.option("--devices", metavar="DEVICES", help="What a private server serves from, as for `serve`.")
+@click.option(
+    "--devices",
+    metavar="DEVICES",
+    shell_complete=complete_place,
+    help="What a private server serves from, as for `serve`.",
+)
 @timeout_option
 @click.option("--pretty", is_flag=True, help="Indent the JSON.")
 @log_format_option

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_method, complete_path, complete_run_fields
+from gen_worker.cli.completing import complete_method, complete_path, complete_run_fields, complete_torch_device
 from gen_worker.cli.events import Events, events_on_stderr, prints_beside
 from gen_worker.cli.failure import CANCELED, NO_MODEL, OK, USAGE, USER_CODE, Failure, say, say_error
 from gen_worker.cli.inputs import with_inputs
@@ -66,7 +66,12 @@ gen-worker run --list"""
 )
 @project_options
 @click.option("--offline", is_flag=True, help="Use only what local caches hold.")
-@click.option("--device", metavar="DEVICE", help="What `ctx.device` is: `cpu`, `cuda` or `cuda:N`.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    shell_complete=complete_torch_device,
+    help="What `ctx.device` is: `cpu`, `cuda` or `cuda:N`.",
+)
 @click.option(
     "--source-path",
     metavar="DIR",

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from gen_worker.cli.command import Command
-from gen_worker.cli.completing import complete_path
+from gen_worker.cli.completing import complete_one_place, complete_path
 from gen_worker.cli.failure import CANCELED, MEANINGS, OK, USAGE, USER_CODE, Failure, say
 from gen_worker.cli.serve import refuse_other_systems
 from gen_worker.cli.settings import read_settings
@@ -44,7 +44,12 @@ class _Train(Command):
     metavar="FOLDER",
     help="Where the training keeps its files.  [default: .gen-worker-run/training/REQUEST]",
 )
-@click.option("--device", metavar="DEVICE", help="`auto`, `cpu`, or the index or UUID of a GPU.  [default: auto]")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    shell_complete=complete_one_place,
+    help="`auto`, `cpu`, or the index or UUID of a GPU.  [default: auto]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print how it ended as JSON.")
 @click.option(
     "--log-format",
