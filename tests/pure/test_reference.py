@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -101,6 +102,24 @@ def test_every_command_is_documented() -> None:
         assert command is not None
         for option in [each for each in command.params if isinstance(each, click.Option)]:
             assert f"`{', '.join(option.opts)}" in page
+
+
+def every_option() -> Iterator[click.Option]:
+    context = click.Context(commands)
+    for name in commands.list_commands(context):
+        command = commands.get_command(context, name)
+        assert command is not None
+        for each in [command, *getattr(command, "commands", {}).values()]:
+            yield from (option for option in each.params if isinstance(option, click.Option))
+
+
+def test_an_option_has_the_same_letter_in_every_command() -> None:
+    letters: dict[str, set[frozenset[str]]] = {}
+    for option in every_option():
+        short = frozenset(name for name in option.opts if not name.startswith("--"))
+        for name in set(option.opts) - short:
+            letters.setdefault(name, set()).add(short)
+    assert {name: sorted(map(sorted, found)) for name, found in letters.items() if len(found) > 1} == {}
 
 
 def test_every_name_that_an_author_imports_is_documented() -> None:

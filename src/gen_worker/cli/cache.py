@@ -56,7 +56,7 @@ def command() -> None:
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print a document.")
-_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+_yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 _refs_argument = click.argument("refs", nargs=-1, metavar="[REF]...", shell_complete=complete_model)
 _some_refs_argument = click.argument("refs", nargs=-1, required=True, metavar="REF...", shell_complete=complete_model)
 

@@ -60,7 +60,7 @@ class _Command(Command):
 
 @click.command("postmortem", cls=_Command, help=_HELP, codes=(OK, USAGE, NOT_FOUND))
 @click.argument("id_", metavar="[ID]", required=False, shell_complete=complete_postmortem)
-@click.option("--last", type=Count(1), metavar="N", help=f"List so many; {LISTED} when it is not given.")
+@click.option("-n", "--last", type=Count(1), metavar="N", help=f"List so many; {LISTED} when it is not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document, or a list of them.")
 def command(id_: str | None, last: int | None, as_json: bool) -> int:
     """Say what children died of."""
