@@ -100,7 +100,7 @@ def own_devices(
             _take(chosen, locks, option)
     except devices.DeviceError as error:
         locks.close()
-        takes = "`auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs, as `0,1`; `0+1` is a group"
+        takes = "`auto`, `cpu`, `cpu:N`, or GPU indices or UUIDs, as `0,1`; `0+1` and `cpu:0+1` are groups"
         raise StartError(str(error), error.hint or f"`{option}` takes {takes}") from None
     except BaseException:
         locks.close()

@@ -348,6 +348,13 @@ def test_what_hung_is_told_with_the_limit_and_its_post_mortem(server: Server) ->
     ("reason", "hint"),
     [
         ("insufficient_vram: it declares 24 GB, the largest", "have it served where a device has more memory, or with"),
+        ("missing_cuda_library: not installed here: `vllm`", "install it where the server runs, then start the server"),
+        (
+            "insufficient_gpus: it needs 2 GPUs in one group, and",
+            "have it served with such a group, as `--devices 0+1`",
+        ),
+        ("cuda_unavailable: it needs a GPU", "have it served where a GPU is; `--devices cpu`"),
+        ("compute_capability_unmet: it declares 9, the", "have it served where a newer GPU is\n"),
         ("setup failed; tried again in 30 s", "it may go well if you try again\n"),
         ("2 different payloads of it killed children; refused for 60 s more", "`gen-worker quarantine clear f`"),
         ("cuda:0 is retired", "it stays so until the server is started again\n"),

@@ -177,6 +177,9 @@ def test_auto_without_a_gpu_has_cpu_slots_stand_for_the_largest_group() -> None:
         ("cpu:0+x", "`x` is not the number of a CPU slot"),
         ("cpu:0+1,1", "has CPU slot 1 twice"),
         ("cpu:0+256", "`256` is not the number of a CPU slot, 0 to 255"),
+        ("cpu:0+", "lacks the number of a CPU slot"),
+        ("cpu:0+1,cpu:", "lacks the number of a CPU slot"),
+        ("cpu:", "and `cpu:` says no number"),
         ("cpu:0,1", "takes 1 to 256 slots, not `0,1`"),
     ],
 )

@@ -163,6 +163,15 @@ _FOR_A_WHILE = "tried again in"  # of what is unavailable: what ends by itself
 _FOR_AN_OPERATOR = "drained by an operator"
 _FOR_ITS_PAYLOADS = "payloads of it killed children"
 
+_REMEDIES = {
+    "missing_cuda_library": "install it where the server runs, then start the server again",
+    "cuda_unavailable": "have it served where a GPU is; `--devices cpu` has a CPU stand for one",
+    "insufficient_gpus": "have it served with such a group, as `--devices 0+1`; CPU slots stand for it: `cpu:2`",
+    "compute_capability_unmet": "have it served where a newer GPU is",
+    InsufficientVRAMError.reason: "have it served where a device has more memory, or with a larger `--vram-budget`",
+}
+"""What helps where the host of a server lacks what a function needs."""
+
 _HINTS = {
     "usage": "`gen-worker run --list` shows what it takes",
     "child_died": "{log} has the rest of what the child said",
@@ -209,9 +218,8 @@ def _hint_of_trying(error: WireError, function: str) -> str:
         return f"`gen-worker quarantine clear {function}` lets it run again"
     if _FOR_AN_OPERATOR in error.message:
         return "`gen-worker undrain` ends that"
-    if InsufficientVRAMError.reason in error.message:
-        return "have it served where a device has more memory, or with a larger `--vram-budget` than now"
-    return "it stays so until the server is started again"
+    named = (remedy for reason, remedy in _REMEDIES.items() if f"unavailable: {reason}: " in error.message)
+    return next(named, "it stays so until the server is started again")
 
 
 def _says(message: str, name: str, value: object) -> bool:

@@ -248,13 +248,16 @@ def _slots(wanted: str, gpu_counts: Collection[int]) -> list[Device]:
         return _numbered(wanted)
     found = _CPU.fullmatch(wanted)
     if found is None or not 1 <= int(found[1] or 1) <= MOST_CPU_SLOTS:
-        raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, not `{wanted[4:]}`")
+        given = f"not `{wanted[4:]}`" if wanted[4:] else "and `cpu:` says no number"
+        raise DeviceError(f"`cpu:N` takes 1 to {MOST_CPU_SLOTS} slots, {given}")
     return partition([cpu(index) for index in range(int(found[1] or 1))], gpu_counts)
 
 
 def _numbered(wanted: str) -> list[Device]:
     parts = [[name.strip().removeprefix("cpu:") for name in entry.split("+")] for entry in names_in(wanted)]
     for name in (names := [name for part in parts for name in part]):
+        if not name:
+            raise DeviceError(f"`{wanted}` lacks the number of a CPU slot beside a `+` or after `cpu:`")
         if not (name.isascii() and name.isdecimal() and int(name) < MOST_CPU_SLOTS):
             raise DeviceError(f"`{wanted}`: `{name}` is not the number of a CPU slot, 0 to {MOST_CPU_SLOTS - 1}")
         if names.count(name) > 1:
