@@ -187,8 +187,8 @@ def has_another(server: Server, engine: int) -> bool:
     return any(each.pid not in (0, engine) for device in server.status().gpus for each in device.engines)
 
 
-def test_an_engine_that_dies_in_a_busy_child_is_back_each_time(
-    engined: Engined, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_dies_in_a_busy_child_is_back_each_time_after_the_shutdown_of_what_had_it(
+    engined: Engined, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ENGINED_IS_BUSY", "yes")
     server = engined()
@@ -198,6 +198,7 @@ def test_an_engine_that_dies_in_a_busy_child_is_back_each_time(
         os.kill(engine, signal.SIGKILL)
         until(partial(has_another, server, engine), what="another engine")
     assert value(server.ask("chat", text="last"))["text"] == "last"
+    assert hooks(tmp_path) == [*["setup", "shutdown"] * 8, "setup"]
 
 
 def test_an_engine_that_dies_with_every_job_makes_its_function_unavailable_for_a_while(engined: Engined) -> None:

@@ -168,12 +168,14 @@ def test_as_many_threads_read_as_gpus_have_been_silent_and_each_gpu_is_read_by_o
             await falls_silent(driver, watched, index)
         readers = [thread for thread in threading.enumerate() if thread.name == "gen-worker-gpus"]
         assert len(readers) == 4
-        driver.gates[3].clear()
-        await watched.until(lambda: sorted(driver.asking) == [0, 1, 2, 3])
         for gate in driver.gates.values():
             gate.set()
         await watched.until(lambda: all(watched.used[f"cuda:{index}"] == GIB for index in range(4)))
-        assert len([thread for thread in threading.enumerate() if thread.name == "gen-worker-gpus"]) == 4
+        for gate in driver.gates.values():
+            gate.clear()
+        await watched.until(lambda: len(driver.asking) == 4)
+        assert sorted(driver.asking) == [0, 1, 2, 3]
+        assert [thread for thread in threading.enumerate() if thread.name == "gen-worker-gpus"] == readers
 
     watching(4, story)
 
