@@ -33,6 +33,11 @@ class Clock:
         heapq.heappush(self._later, (when, len(self._later), handle))
         return handle
 
+    @property
+    def due(self) -> int:
+        """How many calls are to come."""
+        return sum(not handle.cancelled() for _, _, handle in self._later)
+
     def passes(self, seconds: float) -> None:
         """Let so much time pass, and do what becomes due."""
         end = self.now + seconds
@@ -51,6 +56,7 @@ class Watcher:
 
     def __init__(self, clock: Clock) -> None:
         self.caught_up, self.closed = True, False
+        self.breaks = False
         self.got: list[tuple[float, bytes]] = []
         self._clock = clock
 
@@ -58,6 +64,7 @@ class Watcher:
 
     def send_body(self, body: OutputBody, frame_of: Callable[[wire.Value], wire.ServerFrame]) -> None:
         assert isinstance(body, bytes)
+        self.closed = self.breaks
         self.got.append((round(self._clock.now, 3), body))
 
     @property
@@ -131,3 +138,14 @@ def test_who_is_slow_gets_what_is_shown_at_once_with_their_next_document() -> No
     watcher.caught_up = True
     watched.clock.passes(1)
     assert watcher.got == [(0.0, b"1"), (1.5, b"2")]
+
+
+def test_who_is_found_gone_as_a_document_is_sent_is_not_held_on_to_until_the_next() -> None:
+    watched = Watched()
+    watcher, _ = watched.watcher(3_600_000)
+    watched.clock.passes(1)
+    assert watched.clock.due == 1
+    watcher.breaks = True
+    watched.verbs.show_now()
+    watched.clock.passes(1)
+    assert watched.clock.due == 0

@@ -200,11 +200,11 @@ class Subscription:
 
     def _show(self) -> None:
         """Send the document to a client that has taken the last one, and come back when the next is due."""
-        if self._asker.closed:
+        if not self._asker.closed and self._asker.caught_up:
+            self._asker.send_body(self._verbs.document(self._jobs), wire.Seen)
+        if self._asker.closed:  # which may just have been found
             self.close()
             return
-        if self._asker.caught_up:
-            self._asker.send_body(self._verbs.document(self._jobs), wire.Seen)
         self._due = max(self._due + self._every_s, self._loop.time())
         self._timer = self._loop.call_at(self._due, self._verbs.turns.soon, self._show)
 
