@@ -544,10 +544,10 @@ def _promise(value: object) -> str:
 
 
 def _call(value: Callable[..., object], *, bound: bool = False) -> str:
-    """Return what something takes, eight arguments of it at most."""
+    """Return what something takes, sixteen arguments of it at most."""
     taken = [each.replace(annotation=each.empty) for each in inspect.signature(value).parameters.values()][bound:]
-    call = str(inspect.Signature(taken[:8])).replace("'", '"').replace("<factory>", "…")
-    return call if len(taken) <= 8 else f"{call[:-1]}, …)"
+    call = str(inspect.Signature(taken[:16])).replace("'", '"').replace("<factory>", "…")
+    return call if len(taken) <= 16 else f"{call[:-1]}, …)"
 
 
 def _aliased(value: object) -> str:
