@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,12 @@ def test_every_command_is_documented() -> None:
         assert command is not None
         for option in [each for each in command.params if isinstance(each, click.Option)]:
             assert f"`{', '.join(option.opts)}" in page
+
+
+def test_every_extra_is_told() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", (DOCS / "local-dev.md").read_text(), re.MULTILINE)
+    assert set(extras) - {"dev"} <= {name for row in told for name in re.findall(r"\w+", row)}
 
 
 def every_option() -> Iterator[click.Option]:
