@@ -17,6 +17,7 @@ from gen_worker.api.context import RequestContext
 from gen_worker.api.errors import FatalError
 from gen_worker.api.overrides import named_models, overridden, takes_overrides, without_models
 from gen_worker.discovery.function_spec import FunctionSpec
+from gen_worker.earlier.refs import refuse_others
 from gen_worker.wire.messages import EarlierRun, Encoding, Resident, SlotModel
 from gen_worker_child.checks import OnItem, Stream, all_checked, checked
 from gen_worker_child.inputs import InputFiles
@@ -135,7 +136,10 @@ class Executor:
             payload = self.decode(spec, body, encoding) if spec.earlier.asks else None
             return spec.earlier.bindings(spec.earlier.ids(payload, run))
         named = named_models(body, encoding) if takes_overrides(spec.payload_type, spec.bindings) else msgspec.UNSET
-        return overridden(spec.bindings, named)
+        chosen = overridden(spec.bindings, named)
+        if run is not None and chosen != spec.bindings:
+            refuse_others(run.model_ids, {slot: each for slot, each in chosen.items() if each != spec.bindings[slot]})
+        return chosen
 
     def encode(self, value: Any, encoding: Encoding) -> bytes:
         """Encode an output or a stream item."""

@@ -586,7 +586,7 @@ class Supervisor:
         left = None if job.deadline is None else job.deadline - time.monotonic()
         earlier, tables = _NOTHING_EARLIER
         if job.earlier is not None:
-            earlier, tables = packed(job.earlier, names_models=bool(job.function.own.injections))
+            earlier, tables = packed(job.earlier, names_models=job.function.own.names_models)
         instance = job.instance
         order = SubmitFrame(
             job.number,

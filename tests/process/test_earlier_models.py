@@ -65,6 +65,26 @@ def test_a_deployments_table_says_which_models_functions_get(grpc_awake: None, t
             assert "is not one of this deployment's" in refused.error_message
 
 
+def test_a_request_names_no_model_for_an_endpoint_that_is_none_of_the_deployments(
+    grpc_awake: None, tmp_path: Path
+) -> None:
+    with LoopbackHub() as hub:
+        for name in ("free", "second", "third"):
+            hub.add_snapshot(f"acme/{name}", {"weights.txt": name.encode()}, tag="prod")
+        with working(tmp_path, "hubbed", GEN_WORKER_DEVICES="cpu:1", **hub.variables()) as (_, stream):
+            stream.run("free", {"_models": {"weights": "acme/third"}}, run_id="any")
+            assert unpacked(stream.result("any"))["text"] == "third"
+            stream.say(DeploymentModelConfig(supported_model_ids=("cozy:acme/second:prod",)))
+            for run_id, named in (("other", "acme/third"), ("supported", "acme/second"), ("own", "acme/free")):
+                stream.run("free", {"_models": {"weights": named}}, run_id=run_id)
+            refused = stream.result("other")
+            assert (refused.error_type, refused.retryable) == ("validation", False)
+            told = "the model `cozy:acme/third:prod` for `weights` is not one of this deployment's"
+            assert told in refused.error_message
+            assert unpacked(stream.result("supported"))["text"] == "second"
+            assert unpacked(stream.result("own"))["text"] == "free", "the one that its author has bound"
+
+
 def on_disk(stream: Stream, model_id: str) -> bool:
     told = [each for each in stream.heard if isinstance(each, WorkerRegistration)]
     return model_id in told[-1].resources.disk_models

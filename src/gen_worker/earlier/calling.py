@@ -13,7 +13,7 @@ from gen_worker.api.overrides import OverrideError
 from gen_worker.earlier.context import ActionContext
 from gen_worker.earlier.injection import Injection, ModelRefSource
 from gen_worker.earlier.realtime import RealtimeSocket
-from gen_worker.earlier.refs import binding_of, spelt
+from gen_worker.earlier.refs import binding_of, refuse_others
 from gen_worker.earlier.surroundings import surroundings
 from gen_worker.earlier.values import Values, is_built
 
@@ -49,11 +49,8 @@ class EarlierFunction:
         """
         keys = {**self.models, **(run.model_keys if run else {})}
         chosen = {each: keys.get(key := _key(each, payload), key) for each in self.injections}
-        if run is not None and run.model_ids:
-            allowed = {spelt(each) for each in run.model_ids}
-            for each, model_id in chosen.items():
-                if spelt(model_id) not in allowed:
-                    raise OverrideError(f"the model `{model_id}` for `{each.param}` is not one of this deployment's")
+        if run is not None:
+            refuse_others(run.model_ids, {each.param: model_id for each, model_id in chosen.items()})
         return chosen
 
     def bindings(self, ids: Mapping[Injection, str]) -> "dict[str, Binding]":

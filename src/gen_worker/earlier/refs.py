@@ -1,6 +1,9 @@
 """Ids of models as the earlier API writes them, `cozy:org/repo:tag` and `hf:org/repo@revision`, as bindings."""
 
+from collections.abc import Collection, Mapping
+
 from gen_worker.api.bindings import HF, Binding, Hub
+from gen_worker.api.overrides import OverrideError
 from gen_worker.models.refs import RefError, parse_ref
 from gen_worker.models.wanted import Wanted
 
@@ -10,9 +13,12 @@ def canonical(text: str) -> str:
 
     Raises ValueError for what is no ref of the hub or of Hugging Face.
     """
-    wanted = _parsed(text)
-    if wanted.provider == "hf":
-        return f"hf:{wanted.ref}"
+    return _spelling(_parsed(text))
+
+
+def _spelling(wanted: Wanted) -> str:
+    if wanted.provider != "tensorhub":
+        return f"{wanted.provider}:{wanted.ref}"
     at = f"@{wanted.digest}" if wanted.digest else f":{wanted.tag}"
     return f"cozy:{wanted.repo}{at}{f'#{wanted.flavor}' if wanted.flavor else ''}"
 
@@ -34,6 +40,18 @@ def binding_of(model_id: str) -> Binding | None:
     if wanted.provider == "hf":
         return HF(wanted.repo, revision=wanted.revision)
     return Hub(wanted.repo, tag=wanted.tag, flavor=wanted.flavor, digest=wanted.digest)
+
+
+def refuse_others(allowed: Collection[str], chosen: Mapping[str, "str | Binding"]) -> None:
+    """Raise `OverrideError` where one of the models, by where they go, is none of a deployment's; without any, all are.
+
+    A binding is meant by its id.
+    """
+    known = {spelt(each) for each in allowed}
+    for place, model in chosen.items() if known else ():
+        model_id = model if isinstance(model, str) else _spelling(model.wanted)
+        if spelt(model_id) not in known:
+            raise OverrideError(f"the model `{model_id}` for `{place}` is not one of this deployment's")
 
 
 def _parsed(text: str) -> Wanted:

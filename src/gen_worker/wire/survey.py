@@ -47,6 +47,11 @@ class SurveyedFunction(msgspec.Struct, frozen=True):
         return [slot.wanted.ref for slot in self.slots]
 
     @property
+    def names_models(self) -> bool:
+        """Whether a payload may say which model is meant, or which one is meant depends on who asks."""
+        return bool(self.injections) or any(slot.overrides for slot in self.slots)
+
+    @property
     def streams(self) -> bool:
         """Whether the handler yields items."""
         return self.shape in ("generator", "async_generator", "websocket")
