@@ -108,6 +108,13 @@ class Engines:
         if late:
             self._tell(instance, running)
 
+    def release(self, instance: str) -> None:
+        """Tell of no death any more: what lets go of an instance may end its engine, too."""
+        running = self._running.get(instance)
+        if running is not None:
+            with self._lock:
+                running.settled = False
+
     def stop(self, instance: str) -> None:
         """End the engine of an instance, if it has one."""
         running = self._running.pop(instance, None)

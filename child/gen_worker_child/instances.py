@@ -177,6 +177,7 @@ class Instances:
             return
         for key in [key for key in self._handlers if key[1] == instance]:
             del self._handlers[key]
+        self.engines.release(instance)
         if held.made is not None:
             try:
                 self._call_hook(held.made, "shutdown", {})

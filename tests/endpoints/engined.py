@@ -74,6 +74,9 @@ class Chat(Proxy):
 
     def shutdown(self) -> None:
         note(f"shutdown {self.engine.alive}")
+        if os.environ.get("ENGINED_ENDS_IT"):
+            self.engine.process.terminate()
+            self.engine.process.wait()
 
     def chat(self, ctx: RequestContext, payload: Ask) -> Said:
         return Said(self._say(payload), self.model)

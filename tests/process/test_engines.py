@@ -201,6 +201,16 @@ def test_an_engine_that_dies_in_a_busy_child_is_back_each_time_after_the_shutdow
     assert hooks(tmp_path) == [*["setup", "shutdown"] * 8, "setup"]
 
 
+def test_an_engine_that_its_shutdown_ends_has_not_died(engined: Engined, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINED_ENDS_IT", "yes")
+    server = engined()
+    assert value(server.ask("chat", text="up"))["text"] == "up"
+    assert server.run("restart", "cpu:0").returncode == 0
+    assert value(server.ask("chat", text="again"))["text"] == "again"
+    server.close()
+    assert "died" not in server.log()
+
+
 def test_an_engine_that_dies_with_every_job_makes_its_function_unavailable_for_a_while(engined: Engined) -> None:
     server = engined("--die-after", "1")
     kinds = [server.ask("chat", f"r{number}", text=f"words {number}")["error"]["kind"] for number in range(4)]
