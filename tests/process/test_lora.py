@@ -96,6 +96,8 @@ second = lora("second", weights(2), adapter_name="style")
 with load_loras(pipeline, [one, second], "r1") as names:
     told["names"] = names
     both = paint()
+with load_loras(pipeline, [lora("second", weights(2), adapter_name="lora_1"), one]) as names:
+    told["names beside a usual one"] = names == ["lora_1", "lora_2"]
 told["two add up"] = not same(both, with_one)
 
 for name, error in (("canceled", CanceledError("canceled")), ("failed", ZeroDivisionError())):

@@ -389,12 +389,24 @@ BOX = "T = typing.TypeVar('T')\nclass Box(msgspec.Struct, typing.Generic[T]):\n 
         ("class Mine(typing.TypedDict):\n    text: str", "Mine", ONE),
         ("", "Input | Output", "put it into a field: `class Input(msgspec.Struct)` with `item: Input | Output`"),
         (BOX, "Box[int]", "give it a name: `class Named(Box[int]): ...`"),
+        (
+            "import pathlib",
+            "pathlib.Path",
+            "declare `class Input(msgspec.Struct)` and write `payload: Input`; a field of the type `Asset` is a file",
+        ),
         ("", "dict", "declare `class Input(msgspec.Struct)` and write `payload: Input`"),
     ],
 )
 def test_a_payload_that_is_no_struct_is_told_how_it_becomes_one(types: str, payload: str, hint: str) -> None:
     text = f"import dataclasses, typing\n{types}\n@endpoint\ndef f(ctx, payload: {payload}) -> Output: ...\n"
     assert refused(text).hint == hint
+
+
+@pytest.mark.parametrize("returned", ["bytes", "pathlib.Path", "fractions.Fraction"])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_handler_that_returns_what_is_a_file_is_told_of_assets(kind: str, returned: str) -> None:
+    text = f"import fractions, pathlib\n@endpoint\n{kind} f(ctx, payload: Input) -> {returned}: ...\n"
+    assert refused(text).hint.startswith("write `-> Asset` for a file, which `ctx.save_image`, `save_file` and")
 
 
 @pytest.mark.parametrize(

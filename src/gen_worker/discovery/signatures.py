@@ -12,7 +12,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -71,32 +71,48 @@ def read_signature(label: str, function: Callable[..., Any], *, method: bool, ba
         raise DiscoveryError(
             f"{place(function)}: the payload `{payload_name}` of `{label}` must be annotated with a `msgspec.Struct` "
             f"subclass, it is {_told(payload)}",
-            _payload_hint(payload_name, payload),
+            _payload_hint(payload_name, payload, function),
         )
     shape, output = _read_batch_output(label, function) if batch else _read_output(label, function)
     check_types(label, function, payload, output)
     return Signature(shape, payload, output)
 
 
-def _payload_hint(name: str, annotation: object) -> str:
+def _payload_hint(name: str, annotation: object, function: Callable[..., Any]) -> str:
     from gen_worker.api.context import RequestContext
 
     if isinstance(annotation, type) and issubclass(annotation, RequestContext):
         return "the context comes first: `(ctx: RequestContext, payload: Input)`"
-    if remedy := _to_a_struct(annotation):
+    if remedy := _to_a_struct(annotation, function):
         return remedy
+    if _is_of_a_library(annotation):
+        return f"declare `class Input(msgspec.Struct)` and write `{name}: Input`; a field of the type `Asset` is a file"
     return f"declare `class Input(msgspec.Struct)` and write `{name}: Input`"
 
 
-def _to_a_struct(annotation: Any) -> str:
+def _to_a_struct(annotation: Any, function: Callable[..., Any]) -> str:
     """Say how an author's own type becomes a struct; an empty text for what is no such type."""
     if get_origin(annotation) in (Union, UnionType) and all(map(_is_struct, get_args(annotation))):
         return f"put it into a field: `class Input(msgspec.Struct)` with `item: {_short(annotation)}`"
     if _is_struct(get_origin(annotation)):
         return f"give it a name: `class Named({_short(annotation)}): ...`"
-    if isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing", "collections"):
+    if isinstance(annotation, type) and (_has_fields(annotation) or _is_beside(annotation, function)):
         return f"make it one: `class {annotation.__name__}(msgspec.Struct)`, with the same fields"
     return ""
+
+
+def _has_fields(annotation: type) -> bool:
+    """Tell whether a class is of a kind that does what structs do: a dataclass, a named tuple, a model of pydantic."""
+    return is_dataclass(annotation) or hasattr(annotation, "_fields") or hasattr(annotation, "model_fields")
+
+
+def _is_beside(annotation: type, function: Callable[..., Any]) -> bool:
+    """Tell whether a class is of the package of a handler, and so its author's."""
+    return annotation.__module__.partition(".")[0] == function.__module__.partition(".")[0]
+
+
+def _is_of_a_library(annotation: object) -> bool:
+    return isinstance(annotation, type) and annotation.__module__ not in ("builtins", "typing", "collections")
 
 
 def _short(annotation: Any) -> str:
@@ -217,7 +233,9 @@ _REMEDIES: dict[Shape, str] = {
 
 
 def _wrong_return(label: str, function: Callable[..., Any], annotation: Any, actual: Shape) -> DiscoveryError:
-    remedy = _to_a_struct(annotation) if actual in ("sync", "async") else ""
+    remedy = _to_a_struct(annotation, function) if actual in ("sync", "async") else ""
+    if not remedy and actual in ("sync", "async") and (annotation is bytes or _is_of_a_library(annotation)):
+        remedy = "write `-> Asset` for a file, which `ctx.save_image`, `save_file` and the like return, or a struct"
     return DiscoveryError(
         f"{place(function)}: `{label}` cannot be served with its return annotation: {_told(annotation)}",
         remedy or _REMEDIES[actual],

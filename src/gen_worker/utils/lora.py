@@ -99,7 +99,8 @@ def _adapters(pipeline: Any) -> set[str]:
 
 
 def _names(specs: Sequence[Any], request_id: str, own: Collection[str] = ()) -> list[str]:
-    free = (name for number in count() if (name := f"lora_{number}") not in own)
+    taken = {*own, *(getattr(spec, "adapter_name", None) for spec in specs)}
+    free = (name for number in count() if (name := f"lora_{number}") not in taken)
     names = []
     for spec, usual in zip(specs, free, strict=False):
         name = getattr(spec, "adapter_name", None) or usual
