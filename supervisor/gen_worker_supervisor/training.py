@@ -206,13 +206,20 @@ class _Folder:
         """Keep what the training before this one left under other names, in the place of that of the one before.
 
         Returns the spec with the place where a checkpoint is found then, if it is one of those that are set aside.
+        Raises `StartError` where that cannot be.
         """
         spec = self._with_checkpoint_at_hand(spec)
         for name in FOLDERS:
             there, before = self._path / name, self._path / f"{name}{BEFORE}"
-            if there.exists():
-                shutil.rmtree(before, ignore_errors=True)
+            if not there.exists():
+                continue
+            shutil.rmtree(before, ignore_errors=True)
+            try:
                 there.rename(before)
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                hint = f"remove both, or name another folder by `{self._option}`"
+                raise StartError(f"`{there}` cannot be set aside as `{before.name}`: {reason}", hint) from None
         return spec
 
     def _with_checkpoint_at_hand(self, spec: TrainingSpec) -> TrainingSpec:

@@ -518,6 +518,30 @@ def test_a_checkpoint_that_has_no_room_costs_no_other_one_and_with_room_the_trai
     assert state(tmp_path) == state(tmp_path / "roomy")
 
 
+@pytest.mark.parametrize(
+    ("obstacle", "told"),
+    [
+        (
+            "checkpoints.before",
+            "error: `{out}/checkpoints` cannot be set aside as `checkpoints.before`: not a directory\n"
+            "hint: remove both, or name another folder by `GEN_WORKER_TRAINING_DIR`\n",
+        ),
+        (
+            "job.json/x",
+            "error: the training cannot keep its files in `{out}`: is a directory\n"
+            "hint: make room there, or name another folder by `GEN_WORKER_TRAINING_DIR`\n",
+        ),
+    ],
+)
+def test_what_stands_in_the_way_of_its_files_is_told_before_it_begins(tmp_path: Path, obstacle: str, told: str) -> None:
+    training, out = Training(tmp_path), tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / obstacle).parent.mkdir(exist_ok=True)
+    (out / obstacle).touch()
+    assert training.run() == 1
+    assert training.said.endswith(told.format(out=out)), training.said
+
+
 def test_a_cancel_file_ends_it_in_order_and_another_training_waits_for_its_folder(tmp_path: Path) -> None:
     cancel = tmp_path / "cancel"
     training = Training(tmp_path, cancel_file_path=str(cancel), hyperparams={"at": {"wait": [3]}})
