@@ -18,6 +18,7 @@ from gen_worker.cli import calls
 from gen_worker.cli.program import commands
 from gen_worker.models.errors import MEANINGS, ModelErrorKind
 from gen_worker.settings import VARIABLES
+from gen_worker.top.keys import KEYS
 from gen_worker.wire import control, messages
 from gen_worker.wire.messages import ErrorDetail, ErrorKind
 from gen_worker_child import jobs
@@ -103,6 +104,13 @@ def test_every_command_is_documented() -> None:
         assert command is not None
         for option in [each for each in command.params if isinstance(each, click.Option)]:
             assert f"`{', '.join(option.opts)}" in page
+
+
+def test_every_key_of_top_is_told() -> None:
+    guide = (DOCS / "guides" / "run-a-multi-gpu-host.md").read_text()
+    cells = " ".join(re.findall(r"^\| (.*?) \|", guide, re.MULTILINE)).lower().replace("`", "")
+    words = {word for key in KEYS for word in key.shown.split() if word != "/"} - {"2"}  # `1` to `3`
+    assert words - set(re.split(r"[ ,]+", cells)) == set()
 
 
 def test_every_extra_is_told() -> None:
