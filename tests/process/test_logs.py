@@ -16,7 +16,7 @@ from gen_worker.client import Client
 from gen_worker.job_records import JobRecord, folder_in, read
 from gen_worker.rundir import SupervisorUnreachable
 from tests.process.test_control_by_hand import Link
-from tests.served import GEN_WORKER, Serve, Server, environment, text_of, until
+from tests.served import GEN_WORKER, Serve, Server, environment, serving, text_of, until
 
 pytestmark = pytest.mark.process
 
@@ -162,6 +162,36 @@ def test_a_request_whose_lines_were_pushed_out_is_not_told_to_have_said_nothing(
     assert (done.stdout, bool(re.fullmatch(gone, done.stderr))) == ("", True), done.stderr
     assert server.run("logs", "late").stderr == "hint: `late` has told nothing\n"
     assert server.run("logs", "late", "--grep", "x").stderr == "hint: `late` has told nothing that is meant here\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["silent"], 0, "hint: `silent` has told nothing\n"),
+        (["talker", "--level", "error"], 0, "hint: `talker` has told nothing that is meant here\n"),
+        (["cpu:0", "--grep", "nowhere"], 0, "hint: `cpu:0` has told nothing that is meant here\n"),
+        (["talkr"], 5, "error: no device and no request `talkr`\nhint: did you mean `talker`?\n"),
+    ],
+)
+def test_what_has_told_nothing_is_known_after_its_supervisor_has_ended(
+    ended: Server, arguments: list[str], code: int, told: str
+) -> None:
+    done = subprocess.run(
+        [*GEN_WORKER, "logs", *arguments], env=environment(ended.folder), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server that has ended, with what it left."""
+    with serving(tmp_path_factory.mktemp("ended")) as server:
+        server.ask("talk", "talker", text="T")
+        server.ask("echo", "silent", text="T")
+        records(server, 2)
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    return server
 
 
 def test_files_that_cannot_be_written_cost_nothing_but_a_warning_each(serve: Serve, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -133,11 +133,9 @@ def _show_kept(wanted: Wanted, run_dir: Path) -> int:
         text = f"no supervisor is alive in `{run_dir}`, and no log of one is kept"
         raise Failure(text, "start one with `gen-worker serve`", code=UNREACHABLE)
     if of is not None:
-        about = [told for told in found if of in (told.line.child, told.line.source, told.line.job)]
-        if not about:
-            names = {each for told in found for each in (told.line.child, told.line.job) if each}
-            raise _unknown(of, names)
-        found = about
+        found = [told for told in found if of in _names(told.line)]
+        if not found:
+            _explain_kept(of, meant, run_dir)
     show_lines(limited(found, meant.last), wanted.as_json)
     return OK
 
@@ -153,27 +151,41 @@ def _aimed(of: str, meant: Meant, status: Status) -> Meant:
 
 def _explain(asked: Asked, meant: Meant, status: Status, run_dir: Path) -> None:
     """Say why there is no line of a request; raise `Failure` for one that nobody has heard of."""
-    now = time.time()
-    began = _began(meant.request_id, status, run_dir, now)
+    running = {job.id: time.time() - job.elapsed_s for job in status.jobs}
+    began = _began(meant.request_id, running, run_dir)
     if began is None:
-        names = {name for device in status.gpus for name in names_of(device)}
-        raise _unknown(meant.request_id, {*(job.id for job in status.jobs), *names})
+        raise _unknown(meant.request_id, {*running, *(name for device in status.gpus for name in names_of(device))})
+    _say_nothing_told(meant.request_id, meant, began, goes_back_to(run_dir, asked.oldest()))
+
+
+def _explain_kept(of: str, meant: Meant, run_dir: Path) -> None:
+    """Say why nothing that is kept is of a device or a request; raise `Failure` where nothing ever was."""
+    lines = [told.line for told in kept(run_dir, Meant())]
+    began = _began(of, {}, run_dir)
+    if began is None and not any(of in _names(line) for line in lines):
+        raise _unknown(of, {name for line in lines for name in (line.child, line.job) if name})
+    _say_nothing_told(of, meant, began, goes_back_to(run_dir, None))
+
+
+def _say_nothing_told(of: str, meant: Meant, began: float | None, oldest: float | None) -> None:
     narrowed = meant != Meant(request_id=meant.request_id, last=meant.last) or meant.last == 0
-    told = f"`{printable(meant.request_id)}` has told nothing" + (" that is meant here" if narrowed else "")
-    oldest = goes_back_to(run_dir, asked.oldest())
-    if oldest is not None and began < oldest:
-        told += f" since {clock(oldest, now)}; what it told before that is not kept any more"
+    told = f"`{printable(of)}` has told nothing" + (" that is meant here" if narrowed else "")
+    if oldest is not None and began is not None and began < oldest:
+        told += f" since {clock(oldest, time.time())}; what it told before that is not kept any more"
     say("hint", told)
 
 
-def _began(request_id: str, status: Status, run_dir: Path, now: float) -> float | None:
+def _names(line: Line) -> tuple[str | None, ...]:
+    return line.child, line.source, line.job
+
+
+def _began(request_id: str, running: Mapping[str, float], run_dir: Path) -> float | None:
     """Return when a request began to run, last; None for one that nobody has heard of."""
     from gen_worker.job_records import folder_in as records_in
     from gen_worker.job_records import read
 
-    running = [now - job.elapsed_s for job in status.jobs if job.id == request_id]
-    if running:
-        return running[0]
+    if request_id in running:
+        return running[request_id]
     try:
         ended = [record for record in read(records_in(run_dir)) if record.request_id == request_id]
     except LineFileError:
