@@ -144,6 +144,24 @@ def test_a_driver_that_says_nothing_delays_one_child_and_no_other() -> None:
     assert host.fleet.devices[0].health is Health.OK
 
 
+def test_a_driver_that_was_silent_at_a_death_is_believed_again_when_it_speaks() -> None:
+    host = gpus()
+    device = host.fleet.devices[0]
+    host.dies(host.child())
+    uses(host, BASELINE + 2 * GIB)
+    host.passes(SETTLE_S)
+    host.boot()
+    host.happens(GpusRead([], ["cuda:0"]))
+    host.dies(host.child())
+    host.passes(SETTLE_S)
+    host.boot()
+    assert device.health is Health.DIRTY
+    uses(host, BASELINE)
+    assert (device.health, device.unattributed) == (Health.OK, 0)
+    host.dies(host.child())
+    assert host.child().phase is Phase.SETTLING
+
+
 def test_a_pause_after_several_deaths_is_kept_when_the_memory_is_back_before() -> None:
     host = gpus()
     host.dies(host.child())

@@ -121,7 +121,8 @@ def _unwedge(device: Device) -> None:
 def _must_settle(fleet: Fleet, child: Child, death: Death) -> bool:
     """Whether the next child waits for the memory of this one: nobody else here has any of the device's."""
     device = child.device
-    if fleet.draining or device.lost or device.vram_baseline is None or death.unborn:
+    measured = device.vram_baseline is not None and device.vram_used is not None
+    if fleet.draining or device.lost or not measured or death.unborn:
         return False
     return child is device.child and device.coming is None and not device.leaving
 

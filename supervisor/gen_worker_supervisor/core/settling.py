@@ -73,9 +73,7 @@ def settle_over(fleet: Fleet, device: Device, now: float) -> list[Action]:
     if device.settle_by is None or now < device.settle_by:
         return []  # of an earlier death
     if device.vram_used is None:
-        for gpu in (device, *device.members):
-            gpu.vram_baseline = None
-        text = f"its driver has not said for {SETTLE_S:.0f} s how much memory is in use: that is not waited for again"
+        text = f"its driver has not said for {SETTLE_S:.0f} s how much memory is in use: nobody waits until it does"
         return [Note("warning", device.name, text), *_settled(fleet, device, now)]
     for gpu in device.gpus:
         gpu.unattributed = _in_excess(gpu)
