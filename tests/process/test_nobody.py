@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gen_worker.client import Client
+from gen_worker.rundir import SupervisorUnreachable
 from tests.served import serving
 
 pytestmark = [pytest.mark.process, pytest.mark.root]
@@ -57,3 +59,24 @@ def test_a_supervisor_of_another_user_is_told_as_such(tmp_path: Path, asked: lis
     what = "server" if asked[0] == "invoke" else "supervisor"
     told = f"error: the {what} is another user's, user 0: it hung up\nhint: be that user, or root\n"
     assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+HANG_UP = f"""
+import os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+    listening.bind(sys.argv[1])
+    os.setuid({NOBODY})
+    listening.listen()
+    print("ready", flush=True)
+    listening.accept()[0].close()
+"""
+
+
+def test_root_which_every_supervisor_takes_is_told_that_one_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "control"
+    command = [sys.executable, "-c", HANG_UP, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(SupervisorUnreachable, match="the supervisor is gone: "):
+            Client(path)

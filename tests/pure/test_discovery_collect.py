@@ -387,6 +387,7 @@ BOX = "T = typing.TypeVar('T')\nclass Box(msgspec.Struct, typing.Generic[T]):\n 
     [
         ("@dataclasses.dataclass\nclass Mine:\n    text: str", "Mine", ONE),
         ("class Mine(typing.TypedDict):\n    text: str", "Mine", ONE),
+        ("import urllib.parse", "urllib.parse.SplitResult", ONE.replace("Mine", "SplitResult")),
         ("", "Input | Output", "put it into a field: `class Input(msgspec.Struct)` with `item: Input | Output`"),
         (BOX, "Box[int]", "give it a name: `class Named(Box[int]): ...`"),
         (
