@@ -131,6 +131,7 @@ def test_what_is_wrong_with_a_job_spec_has_a_code(changed: dict[str, Any], code:
         ({"max_steps": "many"}, "`max_steps` takes a whole number, not a text"),
         ({"dataset": {"parquet_paths": "x"}}, "`dataset.parquet_paths` takes a list, not a text"),
         ({"hyperparams": {"seed": "abc"}}, "`hyperparams.seed` takes a whole number of 64 bits, not 'abc'"),
+        ({"hyperparams": {"seed": 1.5}}, "`hyperparams.seed` takes a whole number of 64 bits, not 1.5"),
         ({"early_stop": {"patience": 0}}, "`patience` of `early_stop` takes 1 or more, not 0"),
         ({"early_stop": {"min_delta": -1}}, "`min_delta` of `early_stop` takes 0 or more, not -1"),
         ({"sample_prompts": [5]}, "`sample_prompts[0]` takes a text or an object, not a whole number"),

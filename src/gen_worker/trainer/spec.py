@@ -281,7 +281,8 @@ def _check(spec: TrainingSpec) -> None:
 
 def _check_seed(seed: Any) -> None:
     try:
-        fits = -(2**63) <= int(seed) < 2**64  # as torch has it
+        whole = not isinstance(seed, float) or seed.is_integer()
+        fits = whole and -(2**63) <= int(seed) < 2**64  # as torch has it
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
