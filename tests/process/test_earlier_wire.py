@@ -397,6 +397,32 @@ def test_a_session_ends_with_its_child_and_what_that_had_taken_is_not_said_again
         assert worker.log().count(" died: ") == 1
 
 
+def test_a_session_that_was_cut_says_nothing_over_the_next_connection_where_its_name_is_free_again(
+    grpc_awake: None, tmp_path: Path
+) -> None:
+    with working(tmp_path, GEN_WORKER_DEVICES="cpu:1") as (worker, stream):
+        stream.say(RealtimeOpenCommand(session_id="s", function_name="echo_back"))
+        stream.say(RealtimeFrame(session_id="s", data=b"first"))
+        assert stream.hear(RealtimeFrame).data == b"first"
+        stream.cut()
+        again = worker.orchestrator.stream()
+
+        def answered() -> bool:
+            before = len(again.heard)
+            again.say(RealtimeOpenCommand(session_id="s", function_name="echo_back"))
+            again.say(RealtimeFrame(session_id="s", data=b"second"))
+            kinds = (RealtimeFrame, RealtimeCloseCommand)
+            first, *_ = until(lambda: [each for each in again.heard[before:] if isinstance(each, kinds)])
+            return isinstance(first, RealtimeFrame)
+
+        until(answered)
+        again.say(RealtimeCloseCommand(session_id="s"))
+        again.hear(RealtimeCloseCommand, lambda told: told.reason == "completed")
+        said = [each for each in again.heard if isinstance(each, RealtimeFrame | RealtimeCloseCommand)]
+        assert {each.data for each in said if isinstance(each, RealtimeFrame)} == {b"second"}
+        assert {each.reason for each in said if isinstance(each, RealtimeCloseCommand)} <= {"worker_busy", "completed"}
+
+
 WORDS, LINES = "hf:acme/words", "cozy:acme/lines:beta"
 
 

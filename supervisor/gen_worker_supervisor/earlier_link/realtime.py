@@ -42,6 +42,7 @@ class Session:
         self.job: Job | None = None  # once the models that it requires are here
         self.wish: Wish | None = None
         self.reason = ""  # why it ends, where that is not its handler's doing
+        self.gone = False  # the connection that its peer spoke over is: nothing of it is for the next one
         self._sessions = sessions
         self._waiting: deque[RealtimeFrame] = deque()
         self._sent: deque[RealtimeFrame] = deque()  # with the child, in case it dies before it begins
@@ -107,6 +108,8 @@ class Session:
         """Send the peer a message."""
         data = bytes(body.view()) if isinstance(body, Output) else body
         release(body)
+        if self.gone:
+            return
         limit = self._sessions.frame_bytes
         if len(data) > limit:
             self._sessions.end(self, "frame_too_large")
@@ -138,7 +141,10 @@ class Sessions:
 
     def open(self, order: RealtimeOpenCommand) -> None:
         """Begin a session; one that cannot be is closed at once."""
-        if order.session_id in self._sessions:
+        before = self._sessions.get(order.session_id)
+        if before is not None:
+            if before.gone:  # it still ends
+                self._close(order.session_id, "worker_busy")
             return
         if len(order.session_id) > REQUEST_ID_CHARS:
             self._close(order.session_id, "session_id_too_long")
@@ -213,6 +219,7 @@ class Sessions:
     def disconnected(self) -> None:
         """The stream that the peers speak over is gone, and with it they are."""
         for session in list(self._sessions.values()):
+            session.gone = True
             self.end(session, "disconnected")
 
     def tick(self) -> None:
@@ -252,7 +259,8 @@ class Sessions:
     def over(self, session: Session, reason: str) -> None:
         """A session's job has ended."""
         self._sessions.pop(session.session_id, None)
-        self._close(session.session_id, reason)
+        if not session.gone:
+            self._close(session.session_id, reason)
         self.jobs.note_settled()
 
     def _close(self, session_id: str, reason: str) -> None:
