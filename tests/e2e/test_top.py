@@ -1,7 +1,12 @@
 """`gen-worker top` on a terminal: a child that hangs is seen, looked into and ended, and the terminal is as before."""
 
+import fcntl
 import os
+import pty
 import signal
+import struct
+import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -137,6 +142,23 @@ def test_a_program_that_somebody_has_stopped_and_let_go_on_draws_and_ends_as_bef
             os.kill(screen.pid, signal.SIGTERM)
             assert screen.ended() == 143
             assert restored(screen)
+
+
+def test_it_ends_with_its_terminal_although_no_signal_says_so(tmp_path: Path) -> None:
+    with serving(tmp_path, module="hanging", devices="cpu:1") as server:
+        ours, theirs = pty.openpty()  # it is in nobody's session
+        fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        command = [*GEN_WORKER, "top", "--socket", str(server.control)]
+        env = {**environment(tmp_path), "TERM": "xterm"}
+        with subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+        ) as top:
+            os.close(theirs)
+            shown = b""
+            while b"idle" not in shown:
+                shown += os.read(ours, 65536)
+            os.close(ours)
+            assert top.wait(20) == 128 + signal.SIGHUP
 
 
 def test_a_locale_that_knows_no_lines_and_marks_does_not_spoil_the_screen(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Nothing here waits for the supervisor: what does is in threads, and comes back a
 
 import asyncio
 import os
+import select
 import signal
 import time
 from functools import partial
@@ -70,6 +71,13 @@ class Terminal(LinuxDriver):
             self.suspend_application_mode()
         self._must_signal_resume = True
         self.resume_application_mode()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody is at the other end any more; no signal says so where it is not the terminal of our session."""
+        look = select.poll()
+        look.register(self.fileno, 0)
+        return any(event & select.POLLHUP for _, event in look.poll(0))
 
     def run_input_thread(self) -> None:
         """Read keys until the end, which such bytes are not."""
@@ -165,6 +173,8 @@ class Top(App[None]):
             self.call_later(self.news)
 
     def _tick(self) -> None:
+        if isinstance(self._driver, Terminal) and self._driver.is_gone:
+            self.exit(return_code=128 + signal.SIGHUP)
         if self.feed.stale_s() is not None and not self._rests:
             self.news()
 
