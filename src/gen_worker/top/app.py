@@ -74,7 +74,7 @@ class Terminal(LinuxDriver):
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody is at the other end any more; no signal says so where it is not the terminal of our session."""
+        """Whether the other end is closed; no signal says so of a terminal that is not our session's."""
         look = select.poll()
         look.register(self.fileno, 0)
         return any(event & select.POLLHUP for _, event in look.poll(0))
