@@ -378,6 +378,25 @@ def test_a_base_class_may_mark_its_methods_too(project: Any) -> None:
     assert [spec.name for spec in collect(main)] == ["paint"]
 
 
+def test_classes_beside_an_endpoint_may_be_of_any_kind(project: Any) -> None:
+    text = """
+        class Row(typing.TypedDict):
+            text: str
+        class Speaks(typing.Protocol):
+            volume: int
+        class Odd(type):
+            def __subclasscheck__(cls, other): raise TypeError("not to be asked")
+            def __eq__(cls, other): raise TypeError("not to be compared")
+            __hash__ = None
+        class Own(metaclass=Odd): ...
+        @endpoint
+        class Painter:
+            def paint(self, ctx, payload: Input) -> Output: ...
+    """
+    main = import_main("mine.main", project(main=PREAMBLE + "import typing\n" + textwrap.dedent(text)))
+    assert [spec.name for spec in collect(main)] == ["paint"]
+
+
 ONE = "make it one: `class Mine(msgspec.Struct)`, with the same fields"
 BOX = "T = typing.TypeVar('T')\nclass Box(msgspec.Struct, typing.Generic[T]):\n    item: T"
 

@@ -107,12 +107,12 @@ def _marked(module: ModuleType) -> Iterator[Any]:
 def _marked_methods(modules: Sequence[ModuleType], top: str, found: Sequence[Any]) -> Iterator[DiscoveryError]:
     """Yield an error for each class of which methods are marked and not the class: nothing would be served of it."""
     classes = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, type)}
-    for cls in classes.values():
-        served = any(isinstance(other, type) and issubclass(other, cls) for other in found)
+    served = {id(base) for other in found if isinstance(other, type) for base in other.__mro__}
+    for key, cls in classes.items():
         methods = [
             name for name, value in vars(cls).items() if isinstance(value, FunctionType) and RECORD in vars(value)
         ]
-        if methods and not served and _within(cls.__module__, top):
+        if methods and key not in served and _within(cls.__module__, top):
             code = inspect.unwrap(vars(cls)[methods[0]]).__code__
             yield DiscoveryError(
                 f"{code.co_filename}:{code.co_firstlineno}: `{cls.__name__}.{methods[0]}` is marked, its class is not",
